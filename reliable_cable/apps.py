@@ -1,0 +1,21 @@
+"""The Django app."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+
+class ReliableCableConfig(AppConfig):
+    """Finds the channels of every installed app, and registers the system checks."""
+
+    name = "reliable_cable"
+    verbose_name = "Reliable cable"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Import every installed app's `cable` module, as Django's admin does with `admin`."""
+        from django.utils.module_loading import autodiscover_modules
+
+        from . import checks  # noqa: F401 - registers them
+
+        autodiscover_modules("cable")

@@ -1,0 +1,38 @@
+"""Every error this package raises has one root, `CableError`."""
+
+from __future__ import annotations
+
+
+class CableError(Exception):
+    """Root of this package's errors."""
+
+
+class ProtocolError(CableError):
+    """A client sent something that the protocol does not allow."""
+
+
+class BroadcastError(CableError):
+    """A broadcast was refused, or could not be stored: nothing was sent to anybody."""
+
+
+class BroadcastUncertain(BroadcastError):
+    """Whether a broadcast was stored is unknown (the answer was lost).
+
+    Repeating it with the same `idempotency_key` is safe.
+    """
+
+
+class InvalidStreamName(CableError, ValueError):
+    """A stream's name is not a non-empty string of at most 255 printable characters."""
+
+
+class InvalidPayload(BroadcastError, ValueError):
+    """A payload cannot be broadcast: falsy, not serialisable as JSON, or too large."""
+
+
+class ChannelError(CableError):
+    """A channel class is used or declared in a way that cannot work."""
+
+
+class StoreError(CableError):
+    """A store could not be read."""

@@ -1,0 +1,135 @@
+"""Recovery as pure functions: what may go out next, what is a repeat, and what is missing.
+
+A reader's position moves only through `judge` and `advance`. Whatever order live messages, pages of history, trims and
+new epochs come in, the messages these let through are those of the stream, in offset order, none twice; where some can
+no longer be had, `Step.lost` says so before anything after the gap goes out (PROTOCOL.md, 4, 8, 9 and 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from .positions import HistoryRequest, StreamPosition
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntry:
+    """A kept message of a stream.
+
+    Args:
+        offset: its place, from 1.
+        data: the payload as JSON text.
+        exclude: the session id that must not receive it, or `""`.
+    """
+
+    offset: int
+    data: str
+    exclude: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPage:
+    """A part of a stream's history, and the stream's state when it was read.
+
+    Args:
+        epoch: the stream's epoch; `""` if the stream does not exist.
+        tail: the offset of its newest message, kept or not; 0 if it never had any.
+        low: the offset of the oldest message that is kept; `tail + 1` if none is.
+        entries: kept messages in offset order.
+    """
+
+    epoch: str
+    tail: int
+    low: int
+    entries: Sequence[StreamEntry] = ()
+
+
+class Verdict(Enum):
+    """What a live message is to a reader at some position."""
+
+    NEXT = "next"  #: exactly what comes next
+    REPEAT = "repeat"  #: had already
+    GAP = "gap"  #: something before it is missing, or the epoch is another one: read the store
+
+
+def judge(position: StreamPosition, epoch: str, offset: int) -> Verdict:
+    """Say what a live message `(epoch, offset)` is to a reader that stands at `position`."""
+    if epoch == position.epoch:
+        if offset == position.offset + 1:
+            return Verdict.NEXT
+        return Verdict.REPEAT if offset <= position.offset else Verdict.GAP
+    # A reader that waits on a stream without any message yet has no epoch: the first message gives it one.
+    return Verdict.NEXT if position.epoch == "" and offset == 1 else Verdict.GAP
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a page takes a reader.
+
+    Args:
+        entries: what to send now, in this order.
+        position: where the reader then stands.
+        lost: messages between the old position and the first entry can no longer be had: say so before sending.
+    """
+
+    entries: Sequence[StreamEntry]
+    position: StreamPosition
+    lost: bool = False
+
+
+def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = None) -> Step:
+    """Take a reader from `position` as far as `page` allows.
+
+    Args:
+        position: where the reader stands.
+        page: what the store returned when it was read after `position.offset`.
+        upto: the greatest offset to send; None: all of the page. Applies to the page's epoch.
+
+    A page of another epoch, a page that no longer holds the next message, and a tail that lies before the reader all
+    lose the reader's place: it starts anew at the page's oldest message.
+    """
+    if not page.epoch:
+        # The stream is gone (forgotten), or never was; only a reader that has seen something lost its place.
+        return Step((), StreamPosition("", 0), lost=position.offset > 0)
+    start = position.offset
+    lost = position.epoch not in (page.epoch, "") or position.offset > page.tail or page.low > position.offset + 1
+    if lost:
+        start = page.low - 1 if position.epoch != page.epoch else max(page.low - 1, 0)
+    sent: list[StreamEntry] = []
+    last = start
+    for entry in page.entries:
+        if entry.offset <= last:
+            continue
+        if entry.offset != last + 1 or (upto is not None and entry.offset > upto):
+            break
+        sent.append(entry)
+        last = entry.offset
+    return Step(sent, StreamPosition(page.epoch, last), lost)
+
+
+def recoverable(position: StreamPosition, page: StreamPage) -> bool:
+    """Say whether a reader at `position` can be given all that came after it.
+
+    A position equal to the tail is satisfied with nothing, whatever expired; `low - 1` is still complete.
+    """
+    if not page.epoch:
+        return position.epoch == "" and position.offset == 0
+    if position.epoch not in (page.epoch, ""):
+        return False
+    return page.low - 1 <= position.offset <= page.tail
+
+
+def requested_position(request: HistoryRequest, names: Sequence[str]) -> StreamPosition | None:
+    """Return the position a request holds for a stream that the client may know under several stream ids.
+
+    Args:
+        request: what the client sent.
+        names: the stream's ids for this identifier, the most specific one first.
+    """
+    streams: Mapping[str, StreamPosition] = request.streams
+    for name in names:
+        if name in streams:
+            return streams[name]
+    return None

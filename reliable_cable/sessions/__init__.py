@@ -1,0 +1,1 @@
+"""What a dropped connection needs to be resumed."""

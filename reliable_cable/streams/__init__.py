@@ -1,0 +1,1 @@
+"""The stream store: append, read, position, subscribe."""

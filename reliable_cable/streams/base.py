@@ -1,0 +1,204 @@
+"""What a stream store is: it numbers, keeps and announces the messages of streams."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from django.db import transaction
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import StreamPage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something to be broadcast.
+
+    Args:
+        data: the payload as JSON text.
+        exclude: the session id that must not receive it, or `""`.
+        idempotency_key: a repeated append with the same key, to the same stream, stores nothing and returns the
+            first one's position while the first one is kept; `""`: none.
+    """
+
+    data: str
+    exclude: str = ""
+    idempotency_key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Announces a numbered message. It may come late, twice, in disorder, or not at all."""
+
+    stream: str
+    epoch: str
+    offset: int
+    data: str
+    exclude: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Transient:
+    """Announces a message without a position: to be delivered now or never."""
+
+    stream: str
+    data: str
+    exclude: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """Announces that a stream may have moved on: read it."""
+
+    stream: str
+
+
+StreamEvent = Published | Transient | Advanced
+
+
+class StreamListener(ABC):
+    """One hub's ear at a store. Made by `StreamStore.listen()`; used from one event loop."""
+
+    @abstractmethod
+    async def subscribe(self, stream: str) -> None:
+        """Announce this stream's events from now on.
+
+        Whatever is appended after this returned is announced, or found by reading once `Advanced` is announced.
+        """
+
+    @abstractmethod
+    async def unsubscribe(self, stream: str) -> None:
+        """Announce this stream's events no more."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything this listener holds (tasks, connections)."""
+
+
+class StreamStore(ABC):
+    """Numbers, keeps and announces messages.
+
+    Every kept message of a stream gets the next offset: 1, 2, 3, … without holes, in one epoch. An epoch never gives
+    one offset twice. Times are seconds since 1970 by the injected clock; a stream's entry times never decrease.
+
+    Sync methods may be called from any thread, the a-prefixed twins from any event loop. An implementation provides
+    the sync methods and `_run`, or overrides the twins where it can do better.
+
+    Args:
+        settings: sizes and times of history, by stream (`settings.policy(stream)`).
+        clock: tells the time, in seconds since 1970.
+    """
+
+    #: Whether streams marked `durable` are kept as their setting promises.
+    supports_durable: bool = False
+
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
+        self.settings = settings
+        self.clock = clock
+
+    @abstractmethod
+    def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        """Store messages, all or none, in this order, and announce them; return their positions.
+
+        A stream whose policy has a history size of 0 takes none: use `publish_transient`.
+
+        Raises:
+            BroadcastError: nothing was stored.
+            BroadcastUncertain: the answer was lost; repeat with the same idempotency key.
+        """
+
+    def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
+        """Store messages when the transaction that is open on database `using` commits; never if it does not.
+
+        Here: appended after the commit, so that a crash between the two loses them. A store that shares the
+        transaction's database does better.
+        """
+        items = tuple(items)
+        transaction.on_commit(lambda: self.append(items) and None, using=using)
+
+    @abstractmethod
+    def publish_transient(self, stream: str, message: Message) -> None:
+        """Announce a message that is not kept, to every process."""
+
+    @abstractmethod
+    def whisper(self, stream: str, message: Message) -> None:
+        """Announce a client's whisper: as `publish_transient`, but cheap: it may stay in this process."""
+
+    @abstractmethod
+    def read(self, stream: str, *, after: int, limit: int) -> StreamPage:
+        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
+
+        The entries are in offset order; if `after + 1` is no longer kept they begin with the oldest that is.
+        Entries past the stream's history TTL are not returned. A stream that does not exist has the epoch `""`.
+        """
+
+    @abstractmethod
+    def offset_since(self, stream: str, since: float) -> int | None:
+        """Return the offset after which lies everything appended at or after `since`.
+
+        None if some of that was trimmed or has expired. 0 for a stream that does not exist.
+        """
+
+    def position(self, stream: str) -> StreamPosition:
+        """Return the position of the stream's newest message: `("", 0)` if it never had any."""
+        page = self.read(stream, after=0, limit=0)
+        return StreamPosition(page.epoch, page.tail)
+
+    @abstractmethod
+    def forget(self, stream: str) -> None:
+        """Delete a stream's history and end its epoch; the next message begins another one at offset 1."""
+
+    @abstractmethod
+    def prune(self, *, limit: int = 1000) -> int:
+        """Delete up to about `limit` entries that are past their stream's size or TTL; return how many went."""
+
+    @abstractmethod
+    def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
+        """Return a listener that hands events to `deliver`, on the event loop that calls this.
+
+        `deliver` is always called on that loop, in a callback of its own, never from inside another call here.
+        """
+
+    @abstractmethod
+    async def _run(self, call: Callable[[], T]) -> T:
+        """Run a sync method of this store without blocking the event loop."""
+
+    async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        """Async twin of `append`."""
+        return await self._run(partial(self.append, items))
+
+    async def apublish_transient(self, stream: str, message: Message) -> None:
+        """Async twin of `publish_transient`."""
+        await self._run(partial(self.publish_transient, stream, message))
+
+    async def awhisper(self, stream: str, message: Message) -> None:
+        """Async twin of `whisper`."""
+        await self._run(partial(self.whisper, stream, message))
+
+    async def aread(self, stream: str, *, after: int, limit: int) -> StreamPage:
+        """Async twin of `read`."""
+        return await self._run(partial(self.read, stream, after=after, limit=limit))
+
+    async def aoffset_since(self, stream: str, since: float) -> int | None:
+        """Async twin of `offset_since`."""
+        return await self._run(partial(self.offset_since, stream, since))
+
+    async def aposition(self, stream: str) -> StreamPosition:
+        """Async twin of `position`."""
+        return await self._run(partial(self.position, stream))
+
+    async def aforget(self, stream: str) -> None:
+        """Async twin of `forget`."""
+        await self._run(partial(self.forget, stream))
+
+    async def aprune(self, *, limit: int = 1000) -> int:
+        """Async twin of `prune`."""
+        return await self._run(partial(self.prune, limit=limit))
