@@ -1,3 +1,106 @@
-"""Reliable real-time streams for Django Channels."""
+"""Reliable real-time streams for Django Channels: no gap, no repeat, in order, across dropped connections."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .broadcasting import (
+        abroadcast,
+        abroadcast_batch,
+        aforget,
+        ahistory,
+        aposition,
+        broadcast,
+        broadcast_batch,
+        forget,
+        history,
+        position,
+    )
+    from .channel import Channel, action, state
+    from .consumer import CableConsumer
+    from .exceptions import (
+        BroadcastError,
+        BroadcastUncertain,
+        CableError,
+        ChannelError,
+        InvalidPayload,
+        InvalidStreamName,
+        StoreError,
+    )
+    from .presence.service import presence_for
+    from .protocol.positions import StreamPosition
+    from .signing import signed_stream_name
 
 __version__ = "0.1.0"
+
+#: The public names, by the module that has them: imported when first used, so that Django's settings are there.
+_NAMES = {
+    **dict.fromkeys(
+        [
+            "abroadcast",
+            "abroadcast_batch",
+            "aforget",
+            "ahistory",
+            "aposition",
+            "broadcast",
+            "broadcast_batch",
+            "forget",
+            "history",
+            "position",
+        ],
+        "broadcasting",
+    ),
+    **dict.fromkeys(["Channel", "action", "state"], "channel"),
+    "CableConsumer": "consumer",
+    **dict.fromkeys(
+        [
+            "BroadcastError",
+            "BroadcastUncertain",
+            "CableError",
+            "ChannelError",
+            "InvalidPayload",
+            "InvalidStreamName",
+            "StoreError",
+        ],
+        "exceptions",
+    ),
+    "presence_for": "presence.service",
+    "StreamPosition": "protocol.positions",
+    "signed_stream_name": "signing",
+}
+
+__all__ = [
+    "BroadcastError",
+    "BroadcastUncertain",
+    "CableConsumer",
+    "CableError",
+    "Channel",
+    "ChannelError",
+    "InvalidPayload",
+    "InvalidStreamName",
+    "StoreError",
+    "StreamPosition",
+    "abroadcast",
+    "abroadcast_batch",
+    "action",
+    "aforget",
+    "ahistory",
+    "aposition",
+    "broadcast",
+    "broadcast_batch",
+    "forget",
+    "history",
+    "position",
+    "presence_for",
+    "signed_stream_name",
+    "state",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _NAMES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{module}", __name__), name)

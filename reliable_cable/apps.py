@@ -19,3 +19,4 @@ class ReliableCableConfig(AppConfig):
         from . import checks  # noqa: F401 - registers them
 
         autodiscover_modules("cable")
+        from . import pubsub  # noqa: F401 - registers `$pubsub`

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from channels.db import DatabaseSyncToAsync
+from channels.db import DatabaseSyncToAsync, aclose_old_connections
 
 from .conf import get_settings
 
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 #: Threads that read and write a store's tables for the event loops of this process.
 STORE_THREADS = 2
+
+#: Seconds between checks of the connections that async handlers share.
+REFRESH_INTERVAL = 1.0
 
 _pools: dict[tuple[int, str, int], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
@@ -42,6 +46,18 @@ async def run_store(call: Callable[..., T], *args: Any) -> T:
     """Run a store's sync method, apart from the handlers, so that a slow handler delays no delivery."""
     size = STORE_THREADS if get_settings().handler_threads else 0
     return await _run("stores", size, call, *args)
+
+
+_refreshed = 0.0
+
+
+async def refresh_connections() -> None:
+    """Close the database connections of async handlers that have become unusable; cheap when called often."""
+    global _refreshed
+    now = time.monotonic()
+    if now - _refreshed > REFRESH_INTERVAL:
+        _refreshed = now
+        await aclose_old_connections()
 
 
 async def _run(kind: str, size: int, call: Callable[..., T], *args: Any) -> T:

@@ -96,7 +96,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
     start = position.offset
     lost = position.epoch not in (page.epoch, "") or position.offset > page.tail or page.low > position.offset + 1
     if lost:
-        start = page.low - 1 if position.epoch != page.epoch else max(page.low - 1, 0)
+        start = page.low - 1
     sent: list[StreamEntry] = []
     last = start
     for entry in page.entries:

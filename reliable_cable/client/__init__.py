@@ -1,0 +1,1 @@
+"""The browser's side: the pinned npm client, and what bundles it into this package's static files."""

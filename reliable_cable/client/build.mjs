@@ -1,0 +1,86 @@
+// Bundles cable.js into the folder that is given:
+//   cable.js      for a plain <script>; its names are in the global `AnyCable`
+//   cable.mjs     an ES module
+//   LICENSES.txt  the licences of every package that is in them
+import { mkdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+import { build } from 'esbuild'
+
+const here = path.dirname(fileURLToPath(import.meta.url))
+const [target] = process.argv.slice(2)
+if (!target) throw new Error('usage: node build.mjs FOLDER')
+
+const MIT = `Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated documentation
+files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use,
+copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom
+the Software is furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
+Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
+WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
+COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+`
+
+// The folders of the packages that a bundle is made of.
+function packageFolders(metafile) {
+  const folders = Object.keys(metafile.inputs)
+    .map(input => input.match(/^.*node_modules\/(?:@[^/]+\/)?[^/]+/)?.[0])
+    .filter(Boolean)
+  return [...new Set(folders)].sort().map(folder => path.join(here, folder))
+}
+
+async function readPackage(folder) {
+  return JSON.parse(await readFile(path.join(folder, 'package.json'), 'utf8'))
+}
+
+// Some packages state their licence in package.json only.
+async function licence(folder) {
+  const file = ['LICENSE', 'LICENSE.md', 'LICENSE.txt', 'LICENCE'].map(name => path.join(folder, name)).find(existsSync)
+  if (file) return readFile(file, 'utf8')
+  const { name, license, author } = await readPackage(folder)
+  if (license !== 'MIT') throw new Error(`${name} has no licence file, and its licence is ${license}`)
+  return `The MIT License (MIT)\n\nCopyright (c) ${author.name ?? author}\n\n${MIT}`
+}
+
+async function licences(folders) {
+  const parts = []
+  for (const folder of folders) {
+    const { name, version } = await readPackage(folder)
+    parts.push(`${name} ${version}\n${'='.repeat(name.length + version.length + 1)}\n\n${(await licence(folder)).trim()}\n`)
+  }
+  return parts.join('\n\n')
+}
+
+const { version } = await readPackage(path.join(here, 'node_modules/@anycable/web'))
+const options = {
+  absWorkingDir: here,
+  entryPoints: ['cable.js'],
+  bundle: true,
+  minify: true,
+  metafile: true,
+  write: false,
+  platform: 'browser',
+  target: 'es2020',
+  banner: { js: `/*! @anycable/web ${version}; licences: LICENSES.txt beside this file */` }
+}
+const script = await build({ ...options, format: 'iife', globalName: 'AnyCable' })
+const module = await build({ ...options, format: 'esm' })
+
+const files = {
+  'LICENSES.txt': await licences(packageFolders(script.metafile)),
+  'cable.mjs': module.outputFiles[0].text,
+  'cable.js': script.outputFiles[0].text
+}
+await mkdir(target, { recursive: true })
+for (const [name, content] of Object.entries(files)) {
+  // Renamed into place: a server that runs meanwhile never serves half a file.
+  const draft = path.join(target, `.${name}.${process.pid}`)
+  await writeFile(draft, content)
+  await rename(draft, path.join(target, name))
+}

@@ -1,0 +1,221 @@
+"""`CableConsumer`: the only place with ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+from urllib.parse import parse_qs
+
+from channels.consumer import AsyncConsumer, get_handler_name
+from channels.exceptions import StopConsumer
+from channels.layers import get_channel_layer
+from django.db.models import Model
+
+from .conf import CableSettings, get_settings
+from .engine import Engine, get_engine
+from .hub import Hub
+from .protocol import messages
+from .protocol.constants import (
+    CLOSE_NORMAL,
+    PING_INTERVAL_MAX,
+    PING_INTERVAL_MIN,
+    SESSION_HEADER,
+    SESSION_PARAMETER,
+    DisconnectReason,
+    negotiate,
+)
+from .servers import recognise
+from .servers.drain import Drain
+from .session import CableSession
+from .threads import run_handler
+
+logger = logging.getLogger("reliable_cable")
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
+_drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.WeakKeyDictionary()
+
+
+def get_hub() -> Hub:
+    """Return the hub of the running event loop, for the settings in force."""
+    loop = asyncio.get_running_loop()
+    engine: Engine = get_engine()
+    settings: CableSettings = get_settings()
+    hub = _hubs.get(loop)
+    if hub is None or hub.engine is not engine:
+        for other in [other for other in _hubs if other.is_closed()]:
+            del _hubs[other]
+        hub = _hubs[loop] = Hub(engine, settings)
+    return hub
+
+
+class CableConsumer(AsyncConsumer):  # type: ignore[misc] - Channels is untyped
+    """A Channels consumer that speaks the extended Action Cable protocol; subclass it to authenticate connections.
+
+    `connect` may set attributes (`self.user = …`), which channels read as `self.connection.user`, or refuse by
+    `self.reject_connection()`. A subclass that names a `channel_layer_alias` gets its messages as any consumer does.
+    """
+
+    #: The attributes that name whose connection this is: a session is restored only for the same ones.
+    identified_by: ClassVar[tuple[str, ...]] = ("user",)
+    #: None: no channel layer, at no cost.
+    channel_layer_alias: str | None = None
+
+    scope: dict[str, Any]
+    user: Any = None
+
+    def __init__(self) -> None:
+        self.session: CableSession | None = None
+        self._rejected = False
+
+    # -- for subclasses -----------------------------------------------------------------------------------------------
+
+    def connect(self) -> Any:
+        """A client connects (`def` or `async def`): set what identifies it, or refuse it."""
+
+    def disconnect(self, code: int) -> Any:
+        """The connection has gone (`def` or `async def`); every subscription's `unsubscribed` was called."""
+
+    def reject_connection(self) -> None:
+        """Refuse the connection: the client is told `unauthorized` and stays away."""
+        self._rejected = True
+
+    # -- ASGI ---------------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        self.scope = scope
+        self.base_send = send
+        self.user = scope.get("user")
+        message = await receive()
+        if message["type"] != "websocket.connect":
+            return
+        session = await self._accept(send)
+        if session is None:
+            return
+        self.session = session
+        layer_task = await self._join_channel_layer()
+        code = 1006
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "websocket.receive":
+                    session.receive(message.get("text"))
+                elif message["type"] == "websocket.disconnect":
+                    code = message.get("code") or code
+                    break
+        finally:
+            if layer_task is not None:
+                layer_task.cancel()
+            # A server that stops cancels us: what a restore needs is kept all the same.
+            await asyncio.shield(session.hub.spawn(self._end(session, code)))
+
+    async def _accept(self, send: Send) -> CableSession | None:
+        subprotocol = negotiate(self.scope.get("subprotocols") or ())
+        hub = get_hub()
+        if subprotocol is None or hub.draining:
+            await send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            return None
+        await _run(self.connect)
+        await send({"type": "websocket.accept", "subprotocol": str(subprotocol)})
+        if self._rejected:
+            text = messages.disconnect(DisconnectReason.UNAUTHORIZED, reconnect=False)
+            await send({"type": "websocket.send", "text": text})
+            await send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            return None
+        connection = recognise(send)
+        if connection.drainable:
+            _install_drain()
+        query = parse_qs(self.scope.get("query_string", b"").decode("latin1"))
+        session = CableSession(
+            hub,
+            self,
+            send,
+            subprotocol=subprotocol,
+            user=self._identity(),
+            ping_interval=_ping_interval(query, hub.settings),
+            connection=connection,
+        )
+        await session.start(self._session_to_restore(query))
+        return session
+
+    async def _end(self, session: CableSession, code: int) -> None:
+        await session.end()
+        await _run(self.disconnect, code)
+
+    def _session_to_restore(self, query: dict[str, list[str]]) -> str | None:
+        for name, value in self.scope.get("headers", ()):
+            if name.lower() == SESSION_HEADER:
+                return str(value.decode("latin1"))
+        return query.get(SESSION_PARAMETER, [None])[0]
+
+    def _identity(self) -> str:
+        return "|".join(f"{name}={_identify(getattr(self, name, None))}" for name in self.identified_by)
+
+    # -- channel layer ------------------------------------------------------------------------------------------------
+
+    async def _join_channel_layer(self) -> asyncio.Task[None] | None:
+        if self.channel_layer_alias is None:
+            return None
+        self.channel_layer = get_channel_layer(self.channel_layer_alias)
+        if self.channel_layer is None:
+            raise ValueError(
+                f"{type(self).__name__}.channel_layer_alias: there is no {self.channel_layer_alias!r} layer."
+            )
+        self.channel_name = await self.channel_layer.new_channel()
+        return asyncio.get_running_loop().create_task(self._receive_from_layer())
+
+    async def _receive_from_layer(self) -> None:
+        while True:
+            message = await self.channel_layer.receive(self.channel_name)
+            try:
+                handler = getattr(self, get_handler_name(message), None)
+                if handler is None:
+                    raise ValueError(f"No handler for message type {message['type']}")
+                await handler(message)
+            except StopConsumer:
+                return
+            except Exception:
+                logger.exception("A channel layer message failed.")
+
+
+async def _run(method: Callable[..., Any], *args: Any) -> None:
+    if getattr(method, "__func__", None) is getattr(CableConsumer, method.__name__):
+        return
+    if inspect.iscoroutinefunction(method):
+        await method(*args)
+    else:
+        await run_handler(method, *args)
+
+
+def _install_drain() -> None:
+    loop = asyncio.get_running_loop()
+    if loop not in _drains:
+        drain = _drains[loop] = Drain(get_hub, loop)
+        if not drain.install():
+            logger.debug("Connections will not be drained before shutdown: this is not the main thread.")
+
+
+def _ping_interval(query: dict[str, list[str]], settings: CableSettings) -> float:
+    try:
+        asked = float(query["pi"][0])
+    except (KeyError, ValueError):
+        return settings.ping_interval
+    if not PING_INTERVAL_MIN <= asked <= PING_INTERVAL_MAX:  # also where it is not a number
+        return settings.ping_interval if asked != asked else min(max(asked, PING_INTERVAL_MIN), PING_INTERVAL_MAX)
+    return asked
+
+
+def _identify(value: Any) -> str:
+    """Name a connection identifier's value, the same in every process."""
+    if value is None or getattr(value, "is_anonymous", False) is True:
+        return ""
+    if isinstance(value, Model) or (hasattr(value, "_meta") and hasattr(value, "pk")):
+        return f"{value._meta.label_lower}:{value.pk}"
+    return f"{type(value).__name__}:{value}"

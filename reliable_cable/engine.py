@@ -1,0 +1,111 @@
+"""The stores in force: chosen by the settings, one set a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from .conf import ENGINE_PARTS, CableSettings, get_settings
+from .presence.base import PresenceStore
+from .sessions.base import SessionStore
+from .streams.base import StreamStore
+
+_PACKAGE = __package__
+ENGINE_CLASSES: Mapping[str, Mapping[str, str]] = {
+    "memory": {
+        "streams": f"{_PACKAGE}.streams.memory.MemoryStreamStore",
+        "presence": f"{_PACKAGE}.presence.memory.MemoryPresenceStore",
+        "sessions": f"{_PACKAGE}.sessions.memory.MemorySessionStore",
+    },
+    "database": {
+        "streams": f"{_PACKAGE}.streams.model.ModelStreamStore",
+        "presence": f"{_PACKAGE}.presence.memory.MemoryPresenceStore",
+        "sessions": f"{_PACKAGE}.sessions.model.ModelSessionStore",
+    },
+}
+_INTERFACES: Mapping[str, type] = {"streams": StreamStore, "presence": PresenceStore, "sessions": SessionStore}
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What keeps streams, presence and sessions."""
+
+    streams: StreamStore
+    presence: PresenceStore
+    sessions: SessionStore
+
+
+def engine_paths(settings: CableSettings) -> Mapping[str, str]:
+    """Return the dotted path of each part's class.
+
+    Raises:
+        ImproperlyConfigured: the engine is not there.
+    """
+    if isinstance(settings.engine, Mapping):
+        return settings.engine
+    try:
+        return ENGINE_CLASSES[settings.engine]
+    except KeyError:
+        raise ImproperlyConfigured(
+            f"This version has no {settings.engine!r} engine; leave REDIS_URL out, or set RELIABLE_CABLE['ENGINE'] to "
+            f"one of {', '.join(map(repr, ENGINE_CLASSES))}."
+        ) from None
+
+
+def engine_classes(settings: CableSettings) -> dict[str, Any]:
+    """Return the class of each part.
+
+    Raises:
+        ImproperlyConfigured: one cannot be imported, or is of another kind.
+    """
+    classes: dict[str, Any] = {}
+    paths = engine_paths(settings)
+    for part in ENGINE_PARTS:
+        try:
+            found = import_string(paths[part])
+        except ImportError as error:
+            raise ImproperlyConfigured(f"RELIABLE_CABLE['ENGINE'][{part!r}] cannot be imported: {error}.") from error
+        wanted = _INTERFACES[part]
+        if not (isinstance(found, type) and issubclass(found, wanted)):
+            raise ImproperlyConfigured(
+                f"RELIABLE_CABLE['ENGINE'][{part!r}] is {paths[part]!r}; it must be a subclass of "
+                f"{wanted.__module__}.{wanted.__qualname__}."
+            )
+        classes[part] = found
+    return classes
+
+
+_current: dict[int, tuple[CableSettings, Engine]] = {}
+_lock = threading.Lock()
+
+
+def get_engine() -> Engine:
+    """Return the stores of this process; a forked child gets its own."""
+    settings = get_settings()
+    pid = os.getpid()
+    current = _current.get(pid)
+    if current is not None and current[0] is settings:
+        return current[1]
+    with _lock:
+        current = _current.get(pid)
+        if current is None or current[0] is not settings:
+            parts = {part: cls(settings) for part, cls in engine_classes(settings).items()}
+            current = (settings, Engine(**parts))
+            _current.clear()
+            _current[pid] = current
+    return current[1]
+
+
+def _reset(*, setting: str, **kwargs: Any) -> None:
+    if setting in ("RELIABLE_CABLE", "SECRET_KEY", "DATABASES"):
+        _current.clear()
+
+
+setting_changed.connect(_reset, dispatch_uid="reliable_cable.engine")

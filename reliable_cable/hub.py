@@ -1,0 +1,415 @@
+"""Fan-out in one process: stream -> identifier -> readers. Order, gap repair, and one encode per stream and identifier.
+
+A reader is *live* when it stands where the hub stands in its stream: it gets what the hub delivers, as the hub delivers
+it. Otherwise it is *behind*: nothing is kept for it, what it misses is read from the store (PROTOCOL.md, 4 and 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .conf import CableSettings
+from .engine import Engine
+from .outbox import Outbox
+from .presence.base import PresenceEvent
+from .presence.service import PresenceService
+from .protocol import messages
+from .protocol.positions import StreamPosition
+from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
+from .sessions.service import SessionService
+from .streams.base import Advanced, Published, StreamEvent, Transient
+
+if TYPE_CHECKING:
+    from .session import CableSession
+
+logger = logging.getLogger("reliable_cable")
+
+#: Entries that are read from the store at once.
+PAGE_SIZE = 200
+
+#: Seconds until a store that failed is asked again.
+RETRY_DELAY = 0.5
+
+
+class Reader:
+    """One identifier of one connection on one stream.
+
+    Args:
+        outbox: of the connection.
+        identifier: the subscription's.
+        stream_id: the stream's name as this client knows it; None for a base client, which gets no positions.
+        sids: the session ids by which a broadcast can exclude this connection.
+        lost: called when messages to a live reader are missing for good.
+        presence: whether the stream's joins and leaves are for this reader.
+    """
+
+    __slots__ = (
+        "announced",
+        "identifier",
+        "live",
+        "lost",
+        "outbox",
+        "position",
+        "presence",
+        "sids",
+        "stream",
+        "stream_id",
+    )
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        identifier: str,
+        stream_id: str | None,
+        sids: frozenset[str],
+        lost: Callable[[], None],
+        *,
+        presence: bool = False,
+    ) -> None:
+        self.outbox = outbox
+        self.identifier = identifier
+        self.stream_id = stream_id
+        self.sids = sids
+        self.lost = lost
+        self.presence = presence
+        #: Whether the client knows the subscription, so that presence events make sense to it.
+        self.announced = False
+        self.live = False
+        self.stream: HubStream | None = None
+        self.position = StreamPosition("", 0)
+
+
+class Group:
+    """The readers for whom a message of a stream is the same frame."""
+
+    __slots__ = ("_encode", "_epoch", "identifier", "readers", "stream_id")
+
+    def __init__(self, identifier: str, stream_id: str | None) -> None:
+        self.identifier = identifier
+        self.stream_id = stream_id
+        self.readers: dict[Reader, None] = {}
+        self._epoch = ""
+        self._encode: Callable[[int, str], str] | None = None
+
+    def encode(self, epoch: str, offset: int, data: str) -> str:
+        """Return a numbered message as a frame."""
+        if self.stream_id is None:
+            return messages.transmission(self.identifier, data)
+        if self._encode is None or epoch != self._epoch:
+            self._encode = messages.broadcast_encoder(self.identifier, self.stream_id, epoch)
+            self._epoch = epoch
+        return self._encode(offset, data)
+
+
+class HubStream:
+    """A stream that has readers here, and how far the hub has delivered it."""
+
+    __slots__ = ("again", "groups", "name", "opening", "position", "repair", "uses")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.position: StreamPosition | None = None
+        self.groups: dict[tuple[str, str | None], Group] = {}
+        self.uses = 0
+        self.opening: asyncio.Task[None] | None = None
+        self.repair: asyncio.Task[None] | None = None
+        self.again = False
+
+    def group(self, reader: Reader) -> Group:
+        """Return the group that a reader belongs to."""
+        key = (reader.identifier, reader.stream_id)
+        group = self.groups.get(key)
+        if group is None:
+            group = self.groups[key] = Group(*key)
+        return group
+
+    def send(self, entry: StreamEntry, epoch: str) -> None:
+        """Send a numbered message to every live reader; the hub then stands behind it."""
+        self.position = StreamPosition(epoch, entry.offset)
+        for group in self.groups.values():
+            frame = ""
+            for reader in group.readers:
+                if not reader.live:
+                    continue
+                reader.position = self.position
+                if entry.exclude and entry.exclude in reader.sids:
+                    continue
+                frame = frame or group.encode(epoch, entry.offset, entry.data)
+                reader.outbox.push(frame)
+
+    def send_transient(self, event: Transient) -> None:
+        """Send a message without a position to every live reader."""
+        for group in self.groups.values():
+            frame = ""
+            for reader in group.readers:
+                if reader.live and not (event.exclude and event.exclude in reader.sids):
+                    frame = frame or messages.transmission(group.identifier, event.data)
+                    reader.outbox.push(frame)
+
+    def send_presence(self, message: str) -> None:
+        """Send a join or leave to every reader that presence is for."""
+        for group in self.groups.values():
+            frame = messages.presence_event(group.identifier, message)
+            for reader in group.readers:
+                if reader.presence and reader.announced:
+                    reader.outbox.push(frame)
+
+    def move(self, position: StreamPosition) -> None:
+        """Start over at another position: live readers have lost something, and are told."""
+        self.position = position
+        for group in self.groups.values():
+            for reader in list(group.readers):
+                if reader.live:
+                    reader.position = position
+                    reader.lost()
+
+
+class Hub:
+    """All streams, presence and sessions that the connections of one event loop share.
+
+    Args:
+        engine: the stores.
+        settings: in force when it was made.
+    """
+
+    def __init__(self, engine: Engine, settings: CableSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.draining = False
+        #: Connections by session id, extended and base ones.
+        self.connections: dict[str, CableSession] = {}
+        self.presence = PresenceService(engine.presence)
+        self.sessions = SessionService(engine.sessions)
+        self._streams: dict[str, HubStream] = {}
+        self._closing: dict[str, asyncio.Task[None]] = {}
+        self._listener = engine.streams.listen(self.deliver)
+        self._unlisten = engine.presence.listen(self._deliver_presence)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._idle: asyncio.Future[None] | None = None
+
+    # -- readers ------------------------------------------------------------------------------------------------
+
+    async def add(self, reader: Reader, stream: str) -> None:
+        """Put a reader on a stream, behind, at the stream's present end.
+
+        Raises:
+            StoreError: the stream's position could not be read.
+        """
+        found = await self._open(stream)
+        reader.stream = found
+        if found.position is not None:
+            reader.position = found.position
+        found.group(reader).readers[reader] = None
+
+    def remove(self, reader: Reader) -> None:
+        """Take a reader off its stream; whatever is under way for it ends."""
+        found, reader.stream, reader.live = reader.stream, None, False
+        if found is None:
+            return
+        group = found.group(reader)
+        group.readers.pop(reader, None)
+        if not group.readers:
+            found.groups.pop((reader.identifier, reader.stream_id), None)
+        self._release(found)
+
+    def go_live(self, reader: Reader) -> None:
+        """Let a reader that stands where the hub stands have what comes next."""
+        reader.live = reader.stream is not None
+
+    def is_behind(self, reader: Reader) -> bool:
+        """Whether there is something to be read for a reader before it can go live."""
+        return reader.stream is not None and reader.position != reader.stream.position
+
+    async def send_page(self, reader: Reader, page: StreamPage | None = None) -> bool:
+        """Send what a reader misses, as far as one page goes, and wait until the socket took it.
+
+        Args:
+            reader: not live.
+            page: read after the reader's position, if that was done already.
+
+        Returns:
+            False if messages are missing for good: the reader then stands where the hub stands.
+        """
+        found = reader.stream
+        if found is None or found.position is None:
+            return True
+        if page is None:
+            page = await self.engine.streams.aread(found.name, after=reader.position.offset, limit=PAGE_SIZE)
+        if reader.stream is not found:
+            return True
+        if page.epoch != found.position.epoch or page.tail < found.position.offset:
+            # The hub has not seen this epoch yet, or the page is older than what the hub delivered.
+            await self._repaired(found)
+            return True
+        step = advance(reader.position, page, upto=found.position.offset)
+        if step.lost:
+            reader.position = found.position
+            return False
+        group = found.group(reader)
+        for entry in step.entries:
+            if not (entry.exclude and entry.exclude in reader.sids):
+                reader.outbox.push(group.encode(page.epoch, entry.offset, entry.data))
+        reader.position = step.position
+        await reader.outbox.drained()
+        return True
+
+    # -- events -------------------------------------------------------------------------------------------------
+
+    def deliver(self, event: StreamEvent) -> None:
+        """Take an event from the store's listener."""
+        found = self._streams.get(event.stream)
+        if found is None:
+            return
+        if isinstance(event, Transient):
+            found.send_transient(event)
+        elif found.position is None:
+            pass  # being opened: its position will be read after this
+        elif isinstance(event, Advanced):
+            self._repair(found)
+        else:
+            self._deliver_published(found, found.position, event)
+
+    def _deliver_published(self, found: HubStream, position: StreamPosition, event: Published) -> None:
+        verdict = judge(position, event.epoch, event.offset)
+        if verdict is Verdict.NEXT:
+            found.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
+        elif verdict is Verdict.GAP:
+            self._repair(found)
+
+    def _deliver_presence(self, event: PresenceEvent) -> None:
+        found = self._streams.get(event.stream)
+        if found is None:
+            return
+        if event.type == "join":
+            found.send_presence(messages.presence_join(event.id, event.info))
+        else:
+            found.send_presence(messages.presence_leave(event.id))
+
+    # -- repair -------------------------------------------------------------------------------------------------
+
+    def _repair(self, found: HubStream) -> None:
+        found.again = True
+        if found.repair is None:
+            found.repair = asyncio.get_running_loop().create_task(self._run_repair(found))
+
+    async def _repaired(self, found: HubStream) -> None:
+        self._repair(found)
+        if found.repair is not None:
+            await asyncio.shield(found.repair)
+
+    async def _run_repair(self, found: HubStream) -> None:
+        """Read the store until the hub stands at the stream's end."""
+        failed = False
+        try:
+            while found.again and found.uses and found.position is not None:
+                found.again = False
+                asked = found.position
+                try:
+                    page = await self.engine.streams.aread(found.name, after=asked.offset, limit=PAGE_SIZE)
+                except Exception:
+                    # Nothing is lost: the hub stays where it is, and asks again.
+                    log = logger.debug if failed else logger.exception
+                    log("The stream %r could not be read; trying again.", found.name)
+                    failed = found.again = True
+                    await asyncio.sleep(RETRY_DELAY)
+                    continue
+                if found.position != asked and (
+                    page.epoch != found.position.epoch or page.tail < found.position.offset
+                ):
+                    # Live messages overtook the page.
+                    found.again = True
+                    continue
+                self._apply(found, page)
+        finally:
+            found.repair = None
+
+    def _apply(self, found: HubStream, page: StreamPage) -> None:
+        assert found.position is not None  # noqa: S101 - for the type checker; an open stream has one
+        step = advance(found.position, page)
+        if step.lost:
+            first = step.entries[0].offset - 1 if step.entries else step.position.offset
+            found.move(StreamPosition(step.position.epoch, first))
+        else:
+            found.position = step.position if not step.entries else found.position
+        for entry in step.entries:
+            found.send(entry, page.epoch)
+        # A page that was full, or read after an offset that means nothing any more, is not all there is.
+        found.again = found.again or step.lost or len(page.entries) == PAGE_SIZE
+
+    # -- opening and closing ------------------------------------------------------------------------------------
+
+    async def _open(self, name: str) -> HubStream:
+        found = self._streams.get(name)
+        if found is None:
+            found = self._streams[name] = HubStream(name)
+            found.opening = asyncio.get_running_loop().create_task(self._start(found))
+        found.uses += 1
+        try:
+            if found.opening is not None:
+                await asyncio.shield(found.opening)
+        except BaseException:
+            self._release(found)
+            raise
+        return found
+
+    async def _start(self, found: HubStream) -> None:
+        closing = self._closing.get(found.name)
+        if closing is not None:
+            await asyncio.wait([closing])
+        try:
+            await self._listener.subscribe(found.name)
+            if self.settings.policy(found.name).history_size:
+                found.position = await self.engine.streams.aposition(found.name)
+            else:
+                found.position = StreamPosition("", 0)
+            found.opening = None
+        except BaseException:
+            # Whoever comes next tries anew.
+            if self._streams.get(found.name) is found:
+                del self._streams[found.name]
+            raise
+
+    def _release(self, found: HubStream) -> None:
+        found.uses -= 1
+        if found.uses == 0 and self._streams.get(found.name) is found:
+            del self._streams[found.name]
+            task = asyncio.get_running_loop().create_task(self._listener.unsubscribe(found.name))
+            self._closing[found.name] = task
+            task.add_done_callback(partial(self._closed, found.name))
+
+    def _closed(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._closing.get(name) is task:
+            del self._closing[name]
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("The stream %r could not be left.", name, exc_info=task.exception())
+
+    # -- connections --------------------------------------------------------------------------------------------
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something of a connection's that may outlive it, and keep a reference to it."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def forget(self, session: CableSession) -> None:
+        """A connection has ended."""
+        self.connections.pop(session.sid, None)
+        if not self.connections and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def idle(self) -> None:
+        """Wait until every connection has ended."""
+        while self.connections:
+            if self._idle is None or self._idle.done():
+                self._idle = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._idle)
+
+    async def close(self) -> None:
+        """Release what the hub holds; its loop is about to end, or its settings have changed."""
+        self._unlisten()
+        await self._listener.close()

@@ -1,0 +1,174 @@
+"""What goes out on one connection: written at once while the socket takes it, kept back, within bounds, while not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class _Resumed:
+    """Awaits the rest of a coroutine that was started by hand and waits for `waited`."""
+
+    __slots__ = ("_coroutine", "_waited")
+
+    def __init__(self, coroutine: Generator[Any, Any, None], waited: Any) -> None:
+        self._coroutine = coroutine
+        self._waited = waited
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waited = self._waited
+        while True:
+            try:
+                value = yield waited
+            except BaseException as error:  # handed on to the coroutine
+                step: Callable[[], Any] = lambda error=error: self._coroutine.throw(error)  # noqa: E731
+            else:
+                step = lambda value=value: self._coroutine.send(value)  # noqa: E731
+            try:
+                waited = step()
+            except StopIteration:
+                return
+
+
+class Outbox:
+    """Frames to one client, in order.
+
+    A fan-out never waits for a socket: `push` drives the server's `send` once, and if that suspends, a task of this
+    connection's own finishes it while further frames queue here. So do frames while the server says, through `pause`,
+    that its buffer is full.
+
+    Args:
+        send: the ASGI `send`.
+        limit: how much may queue here, in characters; more calls `overflow`, once.
+        overflow: called when the client turns out to be too slow.
+    """
+
+    __slots__ = (
+        "_blocked",
+        "_closed",
+        "_drained",
+        "_limit",
+        "_overflow",
+        "_paused",
+        "_queue",
+        "_send",
+        "_size",
+        "_task",
+    )
+
+    def __init__(self, send: Send, *, limit: int, overflow: Callable[[], None]) -> None:
+        self._send = send
+        self._limit = limit
+        self._overflow = overflow
+        self._queue: deque[str] = deque()
+        self._size = 0
+        self._paused = False
+        self._blocked = False
+        self._closed = False
+        self._task: asyncio.Task[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is sent any more."""
+        return self._closed
+
+    def push(self, text: str) -> None:
+        """Send a frame as soon as the socket takes it, after those before it."""
+        if self._closed:
+            return
+        if not self._blocked:
+            self._write({"type": "websocket.send", "text": text})
+            return
+        self._queue.append(text)
+        self._size += len(text)
+        if self._size > self._limit:
+            self.abandon()
+            self._overflow()
+
+    def pause(self) -> None:
+        """Keep frames here from now on: the server's buffer is full."""
+        self._paused = self._blocked = True
+
+    def resume(self) -> None:
+        """Send what was kept: the server's buffer has room."""
+        self._paused = False
+        if self._blocked and self._task is None and not self._closed:
+            self._task = asyncio.get_running_loop().create_task(self._flush())
+
+    async def drained(self) -> None:
+        """Wait until nothing is kept back here."""
+        while self._blocked and not self._closed:
+            if self._drained is None:
+                self._drained = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._drained)
+
+    async def close(self, code: int, *, timeout: float) -> bool:  # noqa: ASYNC109 - bounds a farewell
+        """Send what was kept, for at most `timeout` seconds, then end the connection with a close code.
+
+        Returns:
+            False if the socket took no close: the connection is to be aborted.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self.drained()
+                if self._closed:
+                    return False
+                self._closed = True
+                await self._send({"type": "websocket.close", "code": code})
+        except Exception:
+            # Timed out, or whatever a server raises when the socket has gone.
+            return False
+        else:
+            return True
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Send nothing any more, and forget what was kept."""
+        self._closed = True
+        self._queue.clear()
+        self._size = 0
+        if self._task is not None:
+            self._task.cancel()
+        self._wake()
+
+    def _write(self, message: dict[str, Any]) -> None:
+        coroutine: Any = self._send(message)
+        try:
+            waited = coroutine.send(None)
+        except StopIteration:
+            return
+        except Exception:
+            # The socket has gone; the server tells the application through `receive`.
+            self._closed = True
+            return
+        self._blocked = True
+        self._task = asyncio.get_running_loop().create_task(self._flush(_Resumed(coroutine, waited)))
+
+    async def _flush(self, first: _Resumed | None = None) -> None:
+        try:
+            if first is not None:
+                await first
+            while self._queue and not self._paused:
+                text = self._queue.popleft()
+                self._size -= len(text)
+                await self._send({"type": "websocket.send", "text": text})
+        except Exception:
+            self._closed = True
+            self._queue.clear()
+        finally:
+            self._task = None
+            if not self._paused or self._closed:
+                self._blocked = False
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._drained is not None:
+            if not self._drained.done():
+                self._drained.set_result(None)
+            self._drained = None

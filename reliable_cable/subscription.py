@@ -1,0 +1,388 @@
+"""One subscription of one connection: its streams, what of them was missed, and its presence."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .channel import Channel, PresenceJoin, Reply, StreamStart
+from .hub import PAGE_SIZE, RETRY_DELAY, Reader
+from .protocol import messages
+from .protocol.commands import PresenceClaim
+from .protocol.constants import MessageType
+from .protocol.positions import HistoryRequest, StreamPosition
+from .protocol.recovery import StreamPage, recoverable, requested_position
+
+if TYPE_CHECKING:
+    from .session import CableSession
+
+logger = logging.getLogger("reliable_cable")
+
+#: How long before a drop members may have left unseen by the client, in seconds: the dead are noticed late.
+PRESENCE_MARGIN = 60.0
+
+
+def stream_alias(stream: str, identifier: str) -> str:
+    """Return the stream id of the second and further identifiers of a connection on one stream (PROTOCOL.md, 4)."""
+    digest = hashlib.blake2b(f"{stream}\0{identifier}".encode(), digest_size=9).hexdigest()
+    return f"{stream}#{digest}"
+
+
+class Subscription:
+    """What one identifier of one connection receives.
+
+    Args:
+        session: the connection's.
+        identifier: as the client wrote it.
+        channel: the application's object.
+    """
+
+    def __init__(self, session: CableSession, identifier: str, channel: Channel) -> None:
+        self.session = session
+        self.hub = session.hub
+        self.identifier = identifier
+        self.channel = channel
+        #: Whether the client was sent a confirmation on this connection.
+        self.confirmed = False
+        #: Whether the client asked who is there, and so keeps a list that must become right after a restore.
+        self.watching = False
+        self.member: tuple[str, Any] | None = None
+        digest = hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest()
+        self.presence_key = f"{session.sid}:{digest}"
+        #: Runs out if a restored identifier's `history` does not come.
+        self.deadline: asyncio.TimerHandle | None = None
+        self.readers: dict[str, Reader] = {}
+        self._starts: dict[str, StreamStart] = {}
+        #: Where the subscription first stood in each stream; a restore begins there if the client received nothing.
+        self._firsts: dict[str, StreamPosition] = {}
+        self._replay: asyncio.Task[None] | None = None
+        #: When a restored session was left, and the presence key it had then.
+        self._left: tuple[float, str] | None = None
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    @property
+    def presence_stream(self) -> str | None:
+        """The stream that presence is kept on: the marked one, or the first."""
+        marked = next((name for name, start in self._starts.items() if start.presence), None)
+        return marked or next(iter(self._starts), None)
+
+    @property
+    def whisper_stream(self) -> str | None:
+        """The stream that the client's whispers go to."""
+        return next((name for name, start in self._starts.items() if start.whisper), None)
+
+    async def apply_streams(self, reply: Reply, request: HistoryRequest | None = None) -> None:
+        """Start and stop the streams that a handler asked for; new ones are behind until `settle` or `replay`.
+
+        Raises:
+            StoreError: a stream could not be opened; those before it are.
+        """
+        if not reply.streams:
+            return
+        presence_stream = self.presence_stream
+        for op in reply.streams:
+            if isinstance(op, StreamStart):
+                await self._start(op, request)
+            else:
+                for name in list(self._starts) if op.name is None else [op.name]:
+                    self._stop(name)
+        if self.member is not None and presence_stream is not None and self.presence_stream != presence_stream:
+            member, self.member = self.member, None
+            await self._leave_stream(presence_stream)
+            await self.join(*member)
+        self._mark_presence()
+
+    async def _start(self, start: StreamStart, request: HistoryRequest | None, stream_id: str | None = None) -> None:
+        known = self.readers.get(start.name)
+        self._starts[start.name] = start
+        if known is not None:
+            return
+        if stream_id is None:
+            stream_id = self.session.claim_stream_id(start.name, self.identifier, request)
+        reader = Reader(self.session.outbox, self.identifier, stream_id, self.session.sids, self._lost)
+        self.readers[start.name] = reader
+        try:
+            await self.hub.add(reader, start.name)
+        except BaseException:
+            self._stop(start.name)
+            raise
+        if self.session.closed:
+            # The connection went while the stream was being opened, and took its subscriptions along.
+            self.hub.remove(reader)
+        reader.announced = self.confirmed
+        self._firsts[start.name] = reader.position
+
+    def _stop(self, name: str) -> None:
+        self._starts.pop(name, None)
+        self._firsts.pop(name, None)
+        reader = self.readers.pop(name, None)
+        if reader is not None:
+            self.hub.remove(reader)
+            self.session.release_stream_id(name, self.identifier)
+
+    def _mark_presence(self) -> None:
+        stream = self.presence_stream
+        for name, reader in self.readers.items():
+            reader.presence = self.session.extended and name == stream
+
+    def _lost(self) -> None:
+        """Messages to a live reader are missing for good: say so, in the way that the client understands (10)."""
+        if self.session.extended:
+            self._acknowledge(MessageType.REJECT_HISTORY)
+        else:
+            self.session.restart()
+
+    def _acknowledge(self, type_: MessageType) -> None:
+        self.session.outbox.push(messages.acknowledgement(type_, self.identifier))
+
+    def end(self) -> None:
+        """Leave all streams; whatever is under way ends. Presence stays."""
+        self.cancel_deadline()
+        if self._replay is not None:
+            self._replay.cancel()
+        for name in list(self.readers):
+            reader = self.readers[name]
+            self.hub.remove(reader)
+            self.session.release_stream_id(name, self.identifier)
+
+    def cancel_deadline(self) -> None:
+        """The history of a restored identifier was asked for."""
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+    # -- history ----------------------------------------------------------------------------------------------------
+
+    def confirm(self) -> None:
+        """Send the confirmation."""
+        self.confirmed = True
+        self._acknowledge(MessageType.CONFIRM_SUBSCRIPTION)
+        for reader in self.readers.values():
+            reader.announced = True
+
+    def settle(self, request: HistoryRequest | None = None, joins: Sequence[PresenceClaim | PresenceJoin] = ()) -> None:
+        """Send what is missing, acknowledge history if it was asked for, join presence, then go live."""
+        if self.deadline is not None and request is None:
+            return  # restored: the client's own request settles all
+        readers = list(self.readers.values())
+        if request is None and not joins and not any(self.hub.is_behind(reader) for reader in readers):
+            for reader in readers:
+                self.hub.go_live(reader)
+            return
+        for reader in readers:
+            reader.live = reader.live and request is None
+        previous = self._replay
+        self._replay = self.hub.spawn(self._run(previous, request, joins))
+
+    async def _run(
+        self,
+        previous: asyncio.Task[None] | None,
+        request: HistoryRequest | None,
+        joins: Sequence[PresenceClaim | PresenceJoin],
+    ) -> None:
+        try:
+            if previous is not None and not previous.done():
+                await asyncio.wait([previous])
+            if request is not None:
+                await self._send_history(request)
+            if self._left is not None:
+                await self._send_presence_changes(*self._left)
+                self._left = None
+            for join in joins:
+                await self.join(join.id, join.info)
+            # The join reaches the client before live messages do.
+            await asyncio.sleep(0)
+            await self._catch_up()
+            self.session.changed()
+        except Exception:
+            # Live messages would now leave a gap: the client has to come back.
+            logger.exception("The history of %s could not be sent.", self.identifier)
+            self.session.restart()
+
+    async def _send_history(self, request: HistoryRequest) -> None:
+        readers = [reader for name, reader in self.readers.items() if self._kept(name)]
+        complete = False
+        try:
+            pages = await self._rewind(request)
+            if pages is not None:
+                complete = await self._send_pages(readers, pages)
+        except Exception:
+            logger.exception("The history of %s could not be read.", self.identifier)
+        if not complete:
+            for name, reader in self.readers.items():
+                if reader.stream is not None and reader.stream.position is not None:
+                    reader.position = reader.stream.position
+                    self._firsts[name] = reader.position
+        self._acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
+
+    def _kept(self, name: str) -> bool:
+        return self.session.settings.policy(name).history_size > 0
+
+    async def _rewind(self, request: HistoryRequest) -> dict[Reader, StreamPage] | None:
+        """Put every reader where the client stands; return each one's first page, None if one has lost its place."""
+        store = self.hub.engine.streams
+        pages: dict[Reader, StreamPage] = {}
+        starts: dict[str, StreamPosition] = {}
+        restored = self._left is not None
+        for name, reader in list(self.readers.items()):
+            if not self._kept(name):
+                continue
+            position = requested_position(request, (stream_alias(name, self.identifier), name))
+            if position is None and restored:
+                position = self._firsts[name]
+            elif position is None and request.since is None:
+                continue
+            if position is None:
+                assert request.since is not None  # noqa: S101 - for the type checker
+                since = self.session.server_since(request.since)
+                offset = await store.aoffset_since(name, since)
+                if offset is None:
+                    return None
+                page = await store.aread(name, after=offset, limit=PAGE_SIZE)
+                position = StreamPosition(page.epoch, offset)
+            else:
+                page = await store.aread(name, after=position.offset, limit=PAGE_SIZE)
+            if not recoverable(position, page):
+                return None
+            starts[name] = position
+            pages[reader] = page
+        for name, position in starts.items():
+            if name in self.readers:
+                self.readers[name].position = self._firsts[name] = position
+        return pages
+
+    async def _send_pages(self, readers: Sequence[Reader], pages: dict[Reader, StreamPage]) -> bool:
+        complete = True
+        while behind := [reader for reader in readers if self.hub.is_behind(reader)]:
+            for reader in behind:
+                complete = await self.hub.send_page(reader, pages.pop(reader, None)) and complete
+        return complete
+
+    async def _catch_up(self) -> None:
+        """Bring all readers to where the hub stands, and let them go live together."""
+        while True:
+            readers = list(self.readers.values())
+            behind = [reader for reader in readers if not reader.live and self.hub.is_behind(reader)]
+            if not behind:
+                break
+            for reader in behind:
+                try:
+                    if not await self.hub.send_page(reader):
+                        self._lost()
+                except Exception:
+                    logger.exception("A stream of %s could not be read; trying again.", self.identifier)
+                    await asyncio.sleep(RETRY_DELAY)
+        for reader in readers:
+            self.hub.go_live(reader)
+
+    # -- presence ---------------------------------------------------------------------------------------------------
+
+    async def apply_presence(self, reply: Reply) -> None:
+        """Join and leave as a handler asked for."""
+        for op in reply.presence:
+            if isinstance(op, PresenceJoin):
+                await self.join(op.id, op.info)
+            else:
+                await self.leave()
+
+    async def join(self, id_: str, info: Any) -> None:
+        """Join the presence stream, or update what is known of the member."""
+        stream = self.presence_stream
+        if stream is None or self.session.closed:
+            return
+        self.member = (id_, info)
+        self.hub.presence.hold(stream, self.presence_key)
+        await self.hub.engine.presence.ajoin(stream, self.presence_key, id_, info)
+        self.session.changed()
+
+    async def leave(self) -> None:
+        """Leave the presence stream."""
+        if self.member is not None and self.presence_stream is not None:
+            self.member = None
+            await self._leave_stream(self.presence_stream)
+            self.session.changed()
+
+    async def _leave_stream(self, stream: str) -> None:
+        self.hub.presence.release(stream, self.presence_key)
+        await self.hub.engine.presence.aleave(stream, self.presence_key)
+
+    def release_presence(self) -> None:
+        """The connection went: the member stays until its time is over, or it comes back."""
+        if self.member is not None and self.presence_stream is not None:
+            self.hub.presence.release(self.presence_stream, self.presence_key)
+
+    async def send_presence_info(self, *, return_records: bool) -> None:
+        """Answer who is there; always (14)."""
+        message = messages.presence_error()
+        stream = self.presence_stream
+        if stream is not None:
+            self.watching = True
+            self.session.changed()
+            try:
+                info = await self.hub.engine.presence.ainfo(stream, records=return_records)
+                message = messages.presence_info(
+                    info.total, list(info.records.items()) if info.records is not None else None
+                )
+            except Exception:
+                logger.exception("The presence of %r could not be read.", stream)
+        self.session.outbox.push(messages.presence_event(self.identifier, message))
+
+    async def _send_presence_changes(self, left_at: float, old_key: str) -> None:
+        """After a restore: take the member over, and make the client's list right by joins and leaves (14)."""
+        stream = self.presence_stream
+        if stream is None:
+            return
+        presence = self.hub.engine.presence
+        if self.member is not None:
+            await self.join(*self.member)
+        if old_key != self.presence_key:
+            await presence.aleave(stream, old_key)
+        if self.watching:
+            gone = await presence.aleft_since(stream, left_at - PRESENCE_MARGIN)
+            info = await presence.ainfo(stream)
+            frames = [messages.presence_leave(id_) for id_ in gone or ()]
+            frames += [messages.presence_join(id_, value) for id_, value in (info.records or {}).items()]
+            for frame in frames:
+                self.session.outbox.push(messages.presence_event(self.identifier, frame))
+        for reader in self.readers.values():
+            reader.announced = True
+
+    # -- restore ----------------------------------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any]:
+        """Return what a restore needs, as JSON values."""
+        return {
+            "identifier": self.identifier,
+            "state": self.channel.dump_state(),
+            "streams": [
+                {
+                    "name": name,
+                    "id": self.readers[name].stream_id,
+                    "first": [self._firsts[name].epoch, self._firsts[name].offset],
+                    "whisper": start.whisper,
+                    "presence": start.presence,
+                }
+                for name, start in self._starts.items()
+                if name in self._firsts
+            ],
+            "member": list(self.member) if self.member is not None else None,
+            "watching": self.watching,
+            "key": self.presence_key,
+        }
+
+    async def restore(self, data: Mapping[str, Any], left_at: float) -> None:
+        """Take the streams and the member back; the readers stay behind until the client asks for its history."""
+        for stream in data["streams"]:
+            name = stream["name"]
+            self.session.take_stream_id(name, self.identifier, stream["id"])
+            start = StreamStart(name, stream["whisper"], stream["presence"])
+            await self._start(start, None, stream["id"])
+            self._firsts[name] = StreamPosition(*stream["first"])
+        self._mark_presence()
+        self.watching = data["watching"]
+        self.member = tuple(data["member"]) if data["member"] is not None else None
+        self._left = (left_at, data["key"])

@@ -1,0 +1,149 @@
+"""What clients send is read leniently where the protocol says so, and refused with a reason elsewhere."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reliable_cable.exceptions import ProtocolError
+from reliable_cable.protocol.commands import (
+    History,
+    Join,
+    Leave,
+    Perform,
+    Ping,
+    Pong,
+    Presence,
+    PresenceClaim,
+    Subscribe,
+    UnansweredSubscribeError,
+    Unsubscribe,
+    Whisper,
+    parse,
+    parse_identifier,
+)
+from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
+
+
+def read(**frame: Any) -> Any:
+    return parse(json.dumps(frame))
+
+
+class TestCommands:
+    def test_every_command_is_read(self) -> None:
+        assert read(command="subscribe", identifier="I") == Subscribe("I")
+        assert read(command="unsubscribe", identifier="I") == Unsubscribe("I")
+        assert read(command="message", identifier="I", data='{"action":"a"}') == Perform("I", {"action": "a"})
+        assert read(command="history", identifier="I") == History("I", HistoryRequest())
+        assert read(command="whisper", identifier="I", data={"a": 1}) == Whisper("I", '{"a":1}')
+        assert read(command="join", identifier="I", presence={"id": 42, "info": 1}) == Join("I", PresenceClaim("42", 1))
+        assert read(command="leave", identifier="I") == Leave("I")
+        assert read(command="leave", identifier="I", presence={"id": "1"}) == Leave("I")
+        assert read(command="presence", identifier="I") == Presence("I")
+        assert read(command="presence", identifier="I", data={"return_records": False}) == Presence("I", False)
+        assert read(command="ping") == Ping()
+        assert read(command="pong") == Pong()
+
+    def test_the_identifier_is_kept_byte_for_byte(self) -> None:
+        identifier = '{ "channel" :"C","é":"\\u00e9"}'
+        assert read(command="unsubscribe", identifier=identifier).identifier == identifier
+
+    def test_a_subscribe_carries_history_and_presence(self) -> None:
+        frame = read(
+            command="subscribe",
+            identifier="I",
+            history={"since": 17, "streams": {"s": {"epoch": "e", "offset": 5}}},
+            presence={"id": "7"},
+        )
+        assert frame == Subscribe("I", HistoryRequest(17, {"s": StreamPosition("e", 5)}), PresenceClaim("7"))
+
+    @pytest.mark.parametrize(
+        ("history", "read_as"),
+        [
+            ({"since": False, "streams": {}}, HistoryRequest()),
+            ({"streams": {}, "since": 3.5}, HistoryRequest(3.5)),
+            ({}, HistoryRequest()),
+            ({"since": "x", "streams": []}, HistoryRequest()),
+            ({"streams": {"s": {"epoch": "e"}, "t": 4, "u": {"epoch": 1, "offset": 1}}}, HistoryRequest()),
+            ({"streams": {"s": {"epoch": "e", "offset": -3}}}, HistoryRequest(None, {"s": StreamPosition("e", 0)})),
+        ],
+    )
+    def test_odd_history_asks_for_nothing_but_is_no_error(self, history: Any, read_as: HistoryRequest) -> None:
+        assert read(command="history", identifier="I", history=history).history == read_as
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "x",
+            "[]",
+            "null",
+            '{"command":"dance","identifier":"I"}',
+            '{"command":["subscribe"],"identifier":"I"}',
+            '{"command":"subscribe"}',
+            '{"command":"subscribe","identifier":5}',
+            '{"command":"message","identifier":"I","data":"x"}',
+            '{"command":"message","identifier":"I","data":"[]"}',
+            '{"command":"message","identifier":"I"}',
+            '{"command":"join","identifier":"I"}',
+            '{"command":"whisper","identifier":"I","data":NaN}',
+            '{"command":"whisper","identifier":"I","data":1e999}',
+            '{"command":"whisper","identifier":"I","data":"\\ud800"}',
+            '{"command":"subscribe","identifier":"\\ud800"}',
+            "[" * 100_000,
+            "1" * 10_000,
+        ],
+    )
+    def test_are_protocol_errors_with_a_reason(self, text: str) -> None:
+        with pytest.raises(ProtocolError, match=r"\w+ \w+"):
+            parse(text)
+
+    def test_a_subscribe_that_cannot_be_read_keeps_its_identifier_for_the_answer(self) -> None:
+        with pytest.raises(UnansweredSubscribeError) as caught:
+            parse('{"command":"subscribe","identifier":"I","presence":{"id":"1","info":1e999}}')
+        assert caught.value.identifier == "I"
+
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+        )
+    )
+    def test_any_json_is_read_or_refused(self, value: Any) -> None:
+        try:
+            parse(json.dumps(value))
+        except ProtocolError:
+            return
+
+    @given(
+        st.sampled_from(["subscribe", "unsubscribe", "message", "history", "whisper", "join", "leave", "presence"]),
+        st.dictionaries(
+            st.sampled_from(["data", "history", "presence"]),
+            st.recursive(
+                st.none() | st.integers() | st.floats() | st.text(),
+                lambda x: (
+                    st.lists(x) | st.dictionaries(st.sampled_from(["since", "streams", "id", "info", "epoch", "s"]), x)
+                ),
+            ),
+        ),
+    )
+    def test_any_body_of_a_command_is_read_or_refused(self, command: str, body: dict[str, Any]) -> None:
+        try:
+            read(command=command, identifier="I", **body)
+        except ProtocolError:
+            return
+
+
+class TestIdentifier:
+    def test_names_a_channel_with_params(self) -> None:
+        assert parse_identifier('{"channel":"C","room":1}') == ("C", {"room": 1})
+
+    @pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"channel":""}', '{"channel":7}', "[" * 100_000])
+    def test_or_is_refused(self, text: str) -> None:
+        with pytest.raises(ProtocolError):
+            parse_identifier(text)

@@ -1,0 +1,202 @@
+"""Whatever comes, in whatever order: what goes out is gapless and ordered, or says that it is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
+from reliable_cable.protocol.recovery import (
+    StreamEntry,
+    StreamPage,
+    Verdict,
+    advance,
+    judge,
+    recoverable,
+    requested_position,
+)
+
+
+def page(epoch: str, low: int, tail: int, *, after: int = 0, limit: int = 100) -> StreamPage:
+    """A page as a store gives it that keeps `low` to `tail`."""
+    offsets = range(max(low, after + 1), tail + 1)[:limit]
+    return StreamPage(epoch, tail, low, [StreamEntry(offset, str(offset)) for offset in offsets])
+
+
+class TestJudge:
+    @pytest.mark.parametrize(
+        ("position", "message", "verdict"),
+        [
+            (("a", 3), ("a", 4), Verdict.NEXT),
+            (("a", 3), ("a", 3), Verdict.REPEAT),
+            (("a", 3), ("a", 1), Verdict.REPEAT),
+            (("a", 3), ("a", 5), Verdict.GAP),
+            (("a", 3), ("b", 4), Verdict.GAP),
+            (("a", 3), ("b", 1), Verdict.GAP),
+            (("", 0), ("a", 1), Verdict.NEXT),
+            (("", 0), ("a", 2), Verdict.GAP),
+        ],
+    )
+    def test_says_what_a_live_message_is(
+        self, position: tuple[str, int], message: tuple[str, int], verdict: Verdict
+    ) -> None:
+        assert judge(StreamPosition(*position), *message) is verdict
+
+
+class TestRecoverable:
+    def test_the_tail_is_satisfied_with_nothing_even_if_all_expired(self) -> None:
+        assert recoverable(StreamPosition("a", 7), page("a", 8, 7))
+
+    def test_the_position_before_the_oldest_entry_is_complete(self) -> None:
+        assert recoverable(StreamPosition("a", 4), page("a", 5, 9))
+        assert not recoverable(StreamPosition("a", 3), page("a", 5, 9))
+
+    def test_a_position_beyond_the_tail_is_not(self) -> None:
+        assert not recoverable(StreamPosition("a", 10), page("a", 5, 9))
+
+    def test_another_epoch_is_not(self) -> None:
+        assert not recoverable(StreamPosition("b", 9), page("a", 5, 9))
+
+    def test_nothing_of_a_stream_that_is_gone(self) -> None:
+        assert not recoverable(StreamPosition("a", 9), page("", 1, 0))
+        assert recoverable(StreamPosition("", 0), page("", 1, 0))
+
+
+class TestAdvance:
+    def test_skips_what_was_had_and_stops_where_told(self) -> None:
+        step = advance(StreamPosition("a", 2), page("a", 1, 9), upto=5)
+        assert [entry.offset for entry in step.entries] == [3, 4, 5]
+        assert step.position == StreamPosition("a", 5)
+        assert not step.lost
+
+    def test_a_trimmed_page_is_a_loss_and_goes_on_behind_it(self) -> None:
+        step = advance(StreamPosition("a", 2), page("a", 6, 9))
+        assert step.lost
+        assert [entry.offset for entry in step.entries] == [6, 7, 8, 9]
+
+    def test_another_epoch_is_a_loss_and_starts_over(self) -> None:
+        step = advance(StreamPosition("a", 5), page("b", 1, 2))
+        assert step.lost
+        assert step.position == StreamPosition("b", 2)
+
+    def test_a_hole_within_a_page_is_never_jumped(self) -> None:
+        entries = [StreamEntry(3, "3"), StreamEntry(5, "5")]
+        step = advance(StreamPosition("a", 2), StreamPage("a", 5, 3, entries))
+        assert [entry.offset for entry in step.entries] == [3]
+
+    @given(
+        st.integers(0, 30),
+        st.integers(1, 30),
+        st.integers(0, 30),
+        st.one_of(st.none(), st.integers(0, 30)),
+        st.sampled_from("ab"),
+    )
+    def test_what_it_lets_through_is_contiguous(
+        self, offset: int, low: int, tail: int, upto: int | None, epoch: str
+    ) -> None:
+        low = min(low, tail + 1)
+        position = StreamPosition("a", offset)
+        step = advance(position, page(epoch, low, tail, after=offset), upto=upto)
+        offsets = [entry.offset for entry in step.entries]
+        assert all(right == left + 1 for left, right in pairwise(offsets))
+        if offsets:
+            assert step.position == StreamPosition(epoch, offsets[-1])
+        if offsets and not step.lost:
+            assert offsets[0] == offset + 1
+        if not step.lost and position != step.position:
+            assert step.position.offset > offset
+
+
+class TestRequestedPosition:
+    def test_the_most_specific_name_wins(self) -> None:
+        request = HistoryRequest(None, {"s": StreamPosition("a", 9), "s#1": StreamPosition("a", 4)})
+        assert requested_position(request, ["s#1", "s"]) == StreamPosition("a", 4)
+        assert requested_position(request, ["s#2", "s"]) == StreamPosition("a", 9)
+        assert requested_position(request, ["other"]) is None
+
+
+@dataclass
+class FakeStream:
+    """A stream as the store keeps it."""
+
+    epoch: str = "e0"
+    epochs: int = 0
+    low: int = 1
+    tail: int = 0
+    announced: list[tuple[str, int]] = field(default_factory=list)
+
+
+class ReaderMachine(RuleBasedStateMachine):
+    """A reader, its store, and an unreliable announcer between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = FakeStream()
+        self.position = StreamPosition("", 0)
+        self.pages: list[StreamPage] = []
+        #: What the reader got: (epoch, offset), or None where it was told of a loss.
+        self.log: list[tuple[str, int] | None] = []
+
+    @rule(count=st.integers(1, 4))
+    def broadcast(self, count: int) -> None:
+        for _ in range(count):
+            self.stream.tail += 1
+            self.stream.announced.append((self.stream.epoch, self.stream.tail))
+
+    @rule(count=st.integers(1, 5))
+    def trim(self, count: int) -> None:
+        self.stream.low = min(self.stream.low + count, self.stream.tail + 1)
+
+    @rule()
+    def new_epoch(self) -> None:
+        self.stream.epochs += 1
+        self.stream.epoch, self.stream.low, self.stream.tail = f"e{self.stream.epochs}", 1, 0
+
+    @precondition(lambda self: self.stream.announced)
+    @rule(data=st.data(), keep=st.booleans())
+    def live_message(self, data: st.DataObject, keep: bool) -> None:
+        """A message arrives: any one, late, again, or after others were lost."""
+        index = data.draw(st.integers(0, len(self.stream.announced) - 1))
+        epoch, offset = self.stream.announced[index]
+        if not keep:
+            del self.stream.announced[index]
+        if judge(self.position, epoch, offset) is Verdict.NEXT:
+            self.log.append((epoch, offset))
+            self.position = StreamPosition(epoch, offset)
+
+    @rule(limit=st.integers(1, 5))
+    def read(self, limit: int) -> None:
+        """The reader reads the store, and applies the page at once."""
+        stream = self.stream
+        self.apply(page(stream.epoch, stream.low, stream.tail, after=self.position.offset, limit=limit))
+
+    def apply(self, found: StreamPage) -> None:
+        step = advance(self.position, found)
+        if step.lost:
+            self.log.append(None)
+        self.log += [(found.epoch, entry.offset) for entry in step.entries]
+        self.position = step.position
+
+    @invariant()
+    def gapless_or_told(self) -> None:
+        for left, right in pairwise(self.log):
+            if left is not None and right is not None:
+                assert right == (left[0], left[1] + 1), self.log
+
+    def teardown(self) -> None:
+        """At rest, reading brings the reader to the end of the stream, with everything that is kept."""
+        for _ in range(self.stream.tail + 3):
+            self.read(5)
+        assert self.position == StreamPosition(self.stream.epoch, self.stream.tail)
+        kept = [(self.stream.epoch, offset) for offset in range(self.stream.low, self.stream.tail + 1)]
+        got = [item for item in self.log if item is not None]
+        assert got[len(got) - len(kept) :] == kept
+
+
+ReaderMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestReader = ReaderMachine.TestCase
