@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 from django.conf import settings as django_settings
@@ -15,6 +17,7 @@ from django.utils.crypto import salted_hmac
 
 NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 ENGINE_PARTS = ("streams", "presence", "sessions")
 
 
@@ -64,21 +67,34 @@ class CableSettings:
 
     def policy(self, stream: str) -> StreamPolicy:
         """Return how much of a stream is kept: the first pattern of `STREAMS` that matches its name decides."""
-        for pattern, options in self.streams.items():
+        for pattern in self.streams:
             if fnmatchcase(stream, pattern):
-                return StreamPolicy(
-                    options.get("history_size", self.history_size),
-                    options.get("history_ttl", self.history_ttl),
-                    options.get("durable", False),
-                )
+                return self.policy_of(pattern)
         return StreamPolicy(self.history_size, self.history_ttl)
 
+    def policy_of(self, pattern: str) -> StreamPolicy:
+        """Return what a pattern of `STREAMS` says; what it leaves out is as for all streams."""
+        options = self.streams[pattern]
+        return StreamPolicy(
+            options.get("history_size", self.history_size),
+            options.get("history_ttl", self.history_ttl),
+            options.get("durable", False),
+        )
 
-def _fail(key: str, value: object, allowed: str) -> ImproperlyConfigured:
-    return ImproperlyConfigured(f"{NAME}[{key!r}] is {value!r}; it must be {allowed}.")
+
+def derived_secret(secret_key: str | bytes) -> str:
+    """Return the application secret that a `SECRET_KEY` stands for, where none is set."""
+    return salted_hmac("reliable_cable", "secret", secret=secret_key, algorithm="sha256").hexdigest()
 
 
-Check = Callable[[str, Any], None]
+def _fail(key: str | tuple[str, ...], value: object, allowed: str) -> ImproperlyConfigured:
+    """Make the error; a tuple of keys leads to a value inside the one that the first names."""
+    keys = (key,) if isinstance(key, str) else key
+    path = "".join(f"[{part!r}]" for part in keys)
+    return ImproperlyConfigured(f"{NAME}{path} is {value!r}; it must be {allowed}.")
+
+
+Check = Callable[[str | tuple[str, ...], Any], None]
 
 
 def _number(low: float, *, whole: bool = False, above: bool = False, none: bool = False) -> Check:
@@ -86,26 +102,31 @@ def _number(low: float, *, whole: bool = False, above: bool = False, none: bool 
     allowed = f"{kind} {'greater than' if above else 'of at least'} {low}{' or None' if none else ''}"
     types = (int,) if whole else (int, float)
 
-    def check(key: str, value: Any) -> None:
+    def check(key: str | tuple[str, ...], value: Any) -> None:
         if none and value is None:
             return
-        if isinstance(value, bool) or not isinstance(value, types) or not (value > low if above else value >= low):
+        if isinstance(value, bool) or not isinstance(value, types) or value in (math.inf, -math.inf):
+            raise _fail(key, value, allowed)
+        if not (value > low if above else value >= low):
             raise _fail(key, value, allowed)
 
     return check
 
 
-def _instance(kind: type, allowed: str, *, none: bool = False, filled: bool = False) -> Check:
-    def check(key: str, value: Any) -> None:
-        if none and value is None:
-            return
+def _instance(kind: type, allowed: str, *, filled: bool = False) -> Check:
+    def check(key: str | tuple[str, ...], value: Any) -> None:
         if not isinstance(value, kind) or (filled and not value):
             raise _fail(key, value, allowed)
 
     return check
 
 
-def _check_engine(key: str, value: Any) -> None:
+def _check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and value.startswith(REDIS_SCHEMES)):
+        raise _fail(key, value, f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}")
+
+
+def _check_engine(key: str | tuple[str, ...], value: Any) -> None:
     allowed = (
         f"one of {', '.join(map(repr, ENGINES))}, or a dict that gives a dotted path for each of "
         f"{', '.join(map(repr, ENGINE_PARTS))}"
@@ -126,28 +147,26 @@ STREAM_OPTIONS: Mapping[str, Check] = {
 }
 
 
-def _check_streams(key: str, value: Any) -> None:
+def _check_streams(key: str | tuple[str, ...], value: Any) -> None:
     if not isinstance(value, Mapping):
         raise _fail(key, value, "a dict of stream patterns")
     for pattern, options in value.items():
         if not isinstance(pattern, str) or not pattern:
-            raise _fail(key, pattern, "keyed by stream patterns such as 'chat:*'")
+            raise ImproperlyConfigured(f"{NAME}[{key!r}] has the key {pattern!r}; keys are patterns such as 'chat:*'.")
         if not isinstance(options, Mapping):
-            raise ImproperlyConfigured(
-                f"{NAME}[{key!r}][{pattern!r}] is {options!r}; it must be a dict with {', '.join(STREAM_OPTIONS)}."
-            )
+            raise _fail(("STREAMS", pattern), options, f"a dict with any of {', '.join(STREAM_OPTIONS)}")
         for name, option in options.items():
             if name not in STREAM_OPTIONS:
                 raise ImproperlyConfigured(
                     f"{NAME}[{key!r}][{pattern!r}] has the unknown key {name!r}; allowed: {', '.join(STREAM_OPTIONS)}."
                 )
-            STREAM_OPTIONS[name](f"{key}[{pattern}].{name}", option)
+            STREAM_OPTIONS[name](("STREAMS", pattern, name), option)
 
 
 _TEXT = "a non-empty string"
 _SWITCH = _instance(bool, "True or False")
 CHECKS: Mapping[str, Check] = {
-    "REDIS_URL": _instance(str, "a URL (redis://, rediss://, unix://) or None", none=True, filled=True),
+    "REDIS_URL": _check_redis_url,
     "REDIS_OPTIONS": _instance(Mapping, "a dict"),
     "ENGINE": _check_engine,
     "HISTORY_SIZE": _number(0, whole=True),
@@ -190,26 +209,49 @@ def read_settings(values: Any) -> CableSettings:
     given.setdefault("engine", "redis" if given.get("redis_url") else "database")
     if given["engine"] == "redis" and not given.get("redis_url"):
         raise _fail("ENGINE", "redis", "used with REDIS_URL")
-    if given["engine"] == "database" or isinstance(given["engine"], Mapping):
+    if given["engine"] == "database" or "database" in given:
         alias = given.get("database", "default")
         if alias not in django_settings.DATABASES:
             raise _fail("DATABASE", alias, f"one of {', '.join(map(repr, django_settings.DATABASES))}")
     if "secret" not in given:
-        given["secret"] = salted_hmac("reliable_cable", "secret", algorithm="sha256").hexdigest()
+        given["secret"] = derived_secret(django_settings.SECRET_KEY)
     given.setdefault("streams_secret", given["secret"])
-    assert set(given) <= {f.name for f in fields(CableSettings)}  # noqa: S101 - CHECKS and the fields are kept in step
-    return CableSettings(**given)
+    settings = CableSettings(**{key: _frozen(value) for key, value in given.items()})
+    for pattern in settings.streams:
+        policy = settings.policy_of(pattern)
+        if policy.durable and policy.history_size == 0:
+            raise _fail(("STREAMS", pattern, "history_size"), 0, "at least 1, since the streams are durable")
+    return settings
 
 
-@lru_cache(maxsize=1)
+def _frozen(value: Any) -> Any:
+    """Return a dict's copy that nobody can change, all the way down; other values as they are."""
+    if isinstance(value, Mapping):
+        return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
+    return value
+
+
+_current: CableSettings | None = None
+_lock = threading.Lock()
+
+
 def get_settings() -> CableSettings:
     """Return the settings in force; they are read at the first call, and again after a change in a test."""
-    return read_settings(getattr(django_settings, NAME, {}))
+    global _current
+    settings = _current
+    if settings is None:
+        # One object for all threads: the engine knows by it whether it is still the right one.
+        with _lock:
+            settings = _current
+            if settings is None:
+                settings = _current = read_settings(getattr(django_settings, NAME, {}))
+    return settings
 
 
 def _reset(*, setting: str, **kwargs: Any) -> None:
+    global _current
     if setting in (NAME, "SECRET_KEY", "DATABASES"):
-        get_settings.cache_clear()
+        _current = None
 
 
 setting_changed.connect(_reset, dispatch_uid="reliable_cable.conf")

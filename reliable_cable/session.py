@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import random
 import secrets
@@ -15,16 +14,17 @@ from typing import Any
 
 from .channel import Channel, Reply, find_channel
 from .exceptions import ProtocolError
+from .handlers import REFUSED, invoke, run_recorded
 from .hub import Hub
 from .outbox import Outbox, Send
 from .protocol import commands, messages
 from .protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
-from .protocol.positions import HistoryRequest
+from .restore import restore
 from .servers.base import Connection
 from .sessions.base import SessionRecord
+from .stream_ids import StreamIds
 from .streams.base import Message
-from .subscription import Subscription, stream_alias
-from .threads import refresh_connections, run_handler
+from .subscription import Subscription
 
 logger = logging.getLogger("reliable_cable")
 
@@ -36,10 +36,6 @@ MAX_PENDING_COMMANDS = 1024
 HISTORY_DEADLINE = 10.0
 #: Seconds that a farewell may take to be written.
 CLOSE_TIMEOUT = 2.0
-#: How many of its former ids a session is still known by, to be left out of broadcasts "to others".
-MAX_SIDS = 8
-#: What a handler's check that said no amounts to.
-REFUSED = Reply(rejected=True)
 
 
 class CableSession:
@@ -86,8 +82,8 @@ class CableSession:
         self._worker: asyncio.Task[None] | None = None
         #: Identifiers whose `subscribe` is waiting or being handled.
         self._subscribing: set[str] = set()
-        self._stream_owners: dict[str, str] = {}
-        self._resumable = self.extended and hub.sessions.enabled
+        self.stream_ids = StreamIds(extended=self.extended)
+        self.resumable = self.extended and hub.sessions.enabled
         self._closing = False
 
     # -- beginning --------------------------------------------------------------------------------------------------
@@ -97,65 +93,18 @@ class CableSession:
         loop = asyncio.get_running_loop()
         self._connection.attach(self.outbox.pause, self.outbox.resume)
         transmissions: list[str] = []
-        restored = await self._restore(sid, transmissions) if sid and self._resumable else None
+        restored = await restore(self, sid, transmissions) if sid and self.resumable else None
         self.hub.connections[self.sid] = self
         self.outbox.push(messages.welcome(self.sid, restored) if self.extended else messages.base_welcome())
         for text in transmissions:
             self.outbox.push(text)
-        if self._resumable:
+        if self.resumable:
             self.hub.sessions.add(self)
             self.changed()
         for subscription in self.subscriptions.values():
             subscription.deadline = loop.call_later(HISTORY_DEADLINE, self.restart)
         first = self._ping_interval * random.uniform(0.5, 1.5)  # noqa: S311 - spreads pings, no secret
         self._ping_timer = loop.call_later(first, self._ping)
-
-    async def _restore(self, sid: str, transmissions: list[str]) -> list[str] | None:
-        """Take over what session `sid` was subscribed to; None if there is no such session of this user."""
-        old = self.hub.connections.get(sid)
-        try:
-            record = old.record() if old is not None and old._resumable else await self.hub.sessions.load(sid)
-        except Exception:
-            logger.exception("A session could not be loaded.")
-            return None
-        if record is None or record.user != self.user:
-            return None
-        if old is not None:
-            old.supersede()
-        data = record.data
-        self.sids = frozenset([self.sid, sid, *data["sids"]][:MAX_SIDS])
-        restored: list[str] = []
-        for item in data["subscriptions"]:
-            if item["watching"] and data["presence"] != self.hub.engine.presence.incarnation:
-                continue  # its list of members cannot be made right: let it start afresh
-            if await self._restore_one(item, data["left_at"], transmissions):
-                restored.append(item["identifier"])
-        # The old record stays until it expires: a client that never hears this welcome comes back with the old id.
-        return restored
-
-    async def _restore_one(self, item: dict[str, Any], left_at: float, transmissions: list[str]) -> bool:
-        identifier = item["identifier"]
-        channel = self._make_channel(identifier)
-        if channel is None:
-            return False
-        subscription = Subscription(self, identifier, channel)
-        channel.load_state(item["state"])
-        try:
-            await subscription.restore(item, left_at)
-            reply = await self._call(channel, "resubscribed", channel.resubscribed, channel.before_subscribe)
-            if reply is not None and not reply.rejected:
-                await subscription.apply_streams(reply)
-                for op in reply.presence:
-                    subscription.member = (op.id, op.info) if hasattr(op, "id") else None
-        except Exception:
-            logger.exception("The subscription %s could not be restored.", identifier)
-            reply = None
-        if reply is None or reply.rejected:
-            subscription.end()
-            return False
-        transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
-        self.subscriptions[identifier] = subscription
-        return True
 
     def record(self) -> SessionRecord:
         """Return what a restore needs, as of now."""
@@ -171,7 +120,7 @@ class CableSession:
 
     def changed(self) -> None:
         """What a restore needs has changed."""
-        if self._resumable:
+        if self.resumable:
             self.hub.sessions.changed(self)
 
     # -- reading ----------------------------------------------------------------------------------------------------
@@ -283,14 +232,14 @@ class CableSession:
             if known.confirmed:
                 return  # a second confirmation would make the client unsubscribe (1)
             await self._unsubscribe(known)
-        channel = self._make_channel(identifier)
+        channel = self.make_channel(identifier)
         if channel is None or len(self.subscriptions) >= self.settings.max_subscriptions:
             if channel is not None:
                 logger.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
             return self._reject(identifier)
         subscription = Subscription(self, identifier, channel)
         request = command.history if self.extended else None
-        reply = await self._call(channel, "subscribed", channel.subscribed, channel.before_subscribe)
+        reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe)
         joins: list[Any] = []
         if reply is not None and not reply.rejected:
             try:
@@ -318,7 +267,7 @@ class CableSession:
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
         self.changed()
-        await self._call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
+        await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
 
     async def _perform(self, subscription: Subscription, command: commands.Perform) -> None:
         channel = subscription.channel
@@ -332,7 +281,7 @@ class CableSession:
 
         attribute, takes_data = method
         data = dict(command.data)
-        reply = await self._call(
+        reply = await self.call(
             channel,
             str(name),
             partial(getattr(channel, attribute), *((data,) if takes_data else ())),
@@ -358,12 +307,12 @@ class CableSession:
             logger.warning("%s lets no client join presence.", type(subscription.channel).__name__)
             return False
         try:
-            return bool(await _invoke(partial(authorize, claim.id, claim.info)))
+            return bool(await invoke(partial(authorize, claim.id, claim.info)))
         except Exception:
             logger.exception("%s.authorize_presence failed.", type(subscription.channel).__name__)
             return False
 
-    def _make_channel(self, identifier: str) -> Channel | None:
+    def make_channel(self, identifier: str) -> Channel | None:
         try:
             name, params = commands.parse_identifier(identifier)
         except ProtocolError as error:
@@ -375,28 +324,15 @@ class CableSession:
             return None
         return cls(self.consumer, params, identifier)
 
-    async def _call(
+    async def call(
         self, channel: Channel, name: str, handler: Callable[[], Any], check: Callable[[], Any] | None = None
     ) -> Reply | None:
         """Run a handler after its check; return what it recorded, REFUSED if the check said no, None if one raised."""
-        saved = channel.begin()
-        try:
-            if check is not None and await _invoke(check) is False:
-                channel.undo(saved)
-                return REFUSED
-            await _invoke(handler)
-            channel.dump_state()
-            return channel.reply
-        except Exception as error:
-            logger.exception("%s: %s failed.", type(channel).__name__, name)
-            channel.undo(saved)
-            try:
-                await _invoke(partial(channel.handle_error, error, name))
-            except Exception:
-                logger.exception("%s.handle_error failed.", type(channel).__name__)
-            else:
-                self._transmit(channel.identifier, channel.reply)
+        reply, failed = await run_recorded(channel, name, handler, check)
+        if failed:
+            self._transmit(channel.identifier, reply)
             return None
+        return reply
 
     def _transmit(self, identifier: str, reply: Reply) -> None:
         for data in reply.transmissions:
@@ -404,33 +340,6 @@ class CableSession:
 
     def _reject(self, identifier: str) -> None:
         self.outbox.push(messages.acknowledgement(MessageType.REJECT_SUBSCRIPTION, identifier))
-
-    # -- stream ids -------------------------------------------------------------------------------------------------
-
-    def claim_stream_id(self, stream: str, identifier: str, request: HistoryRequest | None) -> str | None:
-        """Return the stream id that an identifier gets (PROTOCOL.md, 4).
-
-        The first identifier on a stream gets its plain name, unless its client already knows the stream by an id of
-        this identifier's own: under the plain one it may hold another identifier's position.
-        """
-        if not self.extended:
-            return None
-        alias = stream_alias(stream, identifier)
-        if request is not None and alias in request.streams:
-            return alias
-        if self._stream_owners.setdefault(stream, identifier) == identifier:
-            return stream
-        return alias
-
-    def take_stream_id(self, stream: str, identifier: str, stream_id: str) -> None:
-        """Keep the stream id that a restored subscription had."""
-        if stream_id == stream:
-            self._stream_owners[stream] = identifier
-
-    def release_stream_id(self, stream: str, identifier: str) -> None:
-        """Let the next identifier have the plain name."""
-        if self._stream_owners.get(stream) == identifier:
-            del self._stream_owners[stream]
 
     def server_since(self, since: float) -> float:
         """Return a client's `since` by a clock that is not ahead of ours (PROTOCOL.md, 7)."""
@@ -477,7 +386,7 @@ class CableSession:
     def supersede(self) -> None:
         """The client came back before this connection was noticed dead: never two alive."""
         self._closing = True
-        self._resumable = False
+        self.resumable = False
         self.hub.sessions.discard(self)
         self.outbox.abandon()
         self._connection.abort()
@@ -492,8 +401,8 @@ class CableSession:
             self._connection.abort()
 
     def _forget(self) -> None:
-        if self._resumable:
-            self._resumable = False
+        if self.resumable:
+            self.resumable = False
             self.hub.sessions.discard(self)
             self.hub.spawn(self.hub.sessions.delete(self.sid))
 
@@ -507,22 +416,11 @@ class CableSession:
             self._ping_timer.cancel()
         if self._worker is not None:
             await asyncio.wait([self._worker])
-        if self._resumable:
+        if self.resumable:
             await self.hub.sessions.drop(self)
         self.hub.forget(self)
         for subscription in self.subscriptions.values():
             subscription.end()
             subscription.release_presence()
         for subscription in self.subscriptions.values():
-            await self._call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
-
-
-async def _invoke(call: Callable[..., Any]) -> Any:
-    """Run a handler, sync or async, where it belongs; one that was not overridden costs nothing."""
-    target = call.func if isinstance(call, partial) else call
-    if getattr(target, "__func__", None) is getattr(Channel, getattr(target, "__name__", ""), None):
-        return None
-    if inspect.iscoroutinefunction(call):
-        await refresh_connections()
-        return await call()
-    return await run_handler(call)
+            await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)

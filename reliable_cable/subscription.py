@@ -15,6 +15,7 @@ from .protocol.commands import PresenceClaim
 from .protocol.constants import MessageType
 from .protocol.positions import HistoryRequest, StreamPosition
 from .protocol.recovery import StreamPage, recoverable, requested_position
+from .stream_ids import stream_alias
 
 if TYPE_CHECKING:
     from .session import CableSession
@@ -23,12 +24,6 @@ logger = logging.getLogger("reliable_cable")
 
 #: How long before a drop members may have left unseen by the client, in seconds: the dead are noticed late.
 PRESENCE_MARGIN = 60.0
-
-
-def stream_alias(stream: str, identifier: str) -> str:
-    """Return the stream id of the second and further identifiers of a connection on one stream (PROTOCOL.md, 4)."""
-    digest = hashlib.blake2b(f"{stream}\0{identifier}".encode(), digest_size=9).hexdigest()
-    return f"{stream}#{digest}"
 
 
 class Subscription:
@@ -102,7 +97,7 @@ class Subscription:
         if known is not None:
             return
         if stream_id is None:
-            stream_id = self.session.claim_stream_id(start.name, self.identifier, request)
+            stream_id = self.session.stream_ids.claim(start.name, self.identifier, request)
         reader = Reader(self.session.outbox, self.identifier, stream_id, self.session.sids, self._lost)
         self.readers[start.name] = reader
         try:
@@ -122,7 +117,7 @@ class Subscription:
         reader = self.readers.pop(name, None)
         if reader is not None:
             self.hub.remove(reader)
-            self.session.release_stream_id(name, self.identifier)
+            self.session.stream_ids.release(name, self.identifier)
 
     def _mark_presence(self) -> None:
         stream = self.presence_stream
@@ -147,7 +142,7 @@ class Subscription:
         for name in list(self.readers):
             reader = self.readers[name]
             self.hub.remove(reader)
-            self.session.release_stream_id(name, self.identifier)
+            self.session.stream_ids.release(name, self.identifier)
 
     def cancel_deadline(self) -> None:
         """The history of a restored identifier was asked for."""
@@ -378,7 +373,7 @@ class Subscription:
         """Take the streams and the member back; the readers stay behind until the client asks for its history."""
         for stream in data["streams"]:
             name = stream["name"]
-            self.session.take_stream_id(name, self.identifier, stream["id"])
+            self.session.stream_ids.take(name, self.identifier, stream["id"])
             start = StreamStart(name, stream["whisper"], stream["presence"])
             await self._start(start, None, stream["id"])
             self._firsts[name] = StreamPosition(*stream["first"])

@@ -9,10 +9,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from channels.db import DatabaseSyncToAsync, aclose_old_connections
+from django.db import close_old_connections
 
 from .conf import get_settings
 
@@ -46,6 +47,19 @@ async def run_store(call: Callable[..., T], *args: Any) -> T:
     """Run a store's sync method, apart from the handlers, so that a slow handler delays no delivery."""
     size = STORE_THREADS if get_settings().handler_threads else 0
     return await _run("stores", size, call, *args)
+
+
+def submit_store(call: Callable[[], T]) -> Future[T]:
+    """Run a store's sync method in the store threads, from sync code: on a connection of its own."""
+
+    def run() -> T:
+        close_old_connections()
+        try:
+            return call()
+        finally:
+            close_old_connections()
+
+    return _pool("stores", STORE_THREADS).submit(run)
 
 
 _refreshed = 0.0

@@ -1,0 +1,61 @@
+"""Runs what application code wrote, where it belongs, and keeps what it recorded only if it did not raise."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from .channel import Channel, Reply
+from .threads import refresh_connections, run_handler
+
+logger = logging.getLogger("reliable_cable")
+
+#: What a handler's check that said no amounts to.
+REFUSED = Reply(rejected=True)
+
+
+async def invoke(call: Callable[..., Any]) -> Any:
+    """Run a handler, sync or async; one that was not overridden costs nothing."""
+    target = call.func if isinstance(call, partial) else call
+    if getattr(target, "__func__", None) is getattr(Channel, getattr(target, "__name__", ""), None):
+        return None
+    if inspect.iscoroutinefunction(call):
+        await refresh_connections()
+        return await call()
+    return await run_handler(call)
+
+
+async def run_recorded(
+    channel: Channel, name: str, handler: Callable[[], Any], check: Callable[[], Any] | None
+) -> tuple[Reply, bool]:
+    """Run a handler after its check.
+
+    Args:
+        channel: whose handler it is.
+        name: the handler's, for the log and for `handle_error`.
+        handler: called with nothing.
+        check: called before; if it returns False, the handler is not called and the reply is `REFUSED`.
+
+    Returns:
+        What is to be applied, and whether one of them raised: then it is what `handle_error` recorded.
+    """
+    saved = channel.begin()
+    try:
+        if check is not None and await invoke(check) is False:
+            channel.undo(saved)
+            return REFUSED, False
+        await invoke(handler)
+        channel.dump_state()
+    except Exception as error:
+        logger.exception("%s: %s failed.", type(channel).__name__, name)
+        channel.undo(saved)
+        try:
+            await invoke(partial(channel.handle_error, error, name))
+        except Exception:
+            logger.exception("%s.handle_error failed.", type(channel).__name__)
+            channel.undo(saved)
+        return channel.reply, True
+    return channel.reply, False

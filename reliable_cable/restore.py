@@ -1,0 +1,79 @@
+"""Gives a client that came back the subscriptions of the session that it left (PROTOCOL.md, 5, 6 and 18)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .channel import PresenceJoin
+from .protocol import messages
+from .subscription import Subscription
+
+if TYPE_CHECKING:
+    from .session import CableSession
+
+logger = logging.getLogger("reliable_cable")
+
+#: How many of its former ids a session is still known by, to be left out of broadcasts "to others".
+MAX_SIDS = 8
+
+
+async def restore(session: CableSession, sid: str, transmissions: list[str]) -> list[str] | None:
+    """Take over what session `sid` was subscribed to.
+
+    Args:
+        session: the new one; its connection has been authenticated.
+        sid: what the client claims to have been.
+        transmissions: takes the frames to be sent after the welcome.
+
+    Returns:
+        The identifiers that are back; None if there is no such session of this user.
+    """
+    old = session.hub.connections.get(sid)
+    try:
+        record = old.record() if old is not None and old.resumable else await session.hub.sessions.load(sid)
+    except Exception:
+        logger.exception("A session could not be loaded.")
+        return None
+    if record is None or record.user != session.user:
+        return None
+    if old is not None:
+        old.supersede()
+    data = record.data
+    session.sids = frozenset([session.sid, sid, *data["sids"]][:MAX_SIDS])
+    restored: list[str] = []
+    for item in data["subscriptions"]:
+        if item["watching"] and data["presence"] != session.hub.engine.presence.incarnation:
+            continue  # its list of members cannot be made right: let it start afresh
+        if await _restore_one(session, item, data["left_at"], transmissions):
+            restored.append(item["identifier"])
+    # The old record stays until it expires: a client that never hears the welcome comes back with the old id.
+    return restored
+
+
+async def _restore_one(
+    session: CableSession, item: Mapping[str, Any], left_at: float, transmissions: list[str]
+) -> bool:
+    identifier = item["identifier"]
+    channel = session.make_channel(identifier)
+    if channel is None:
+        return False
+    subscription = Subscription(session, identifier, channel)
+    channel.load_state(item["state"])
+    try:
+        await subscription.restore(item, left_at)
+        reply = await session.call(channel, "resubscribed", channel.resubscribed, channel.before_subscribe)
+        if reply is not None and not reply.rejected:
+            await subscription.apply_streams(reply)
+            for op in reply.presence:
+                subscription.member = (op.id, op.info) if isinstance(op, PresenceJoin) else None
+    except Exception:
+        logger.exception("The subscription %s could not be restored.", identifier)
+        reply = None
+    if reply is None or reply.rejected:
+        subscription.end()
+        return False
+    transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
+    session.subscriptions[identifier] = subscription
+    return True

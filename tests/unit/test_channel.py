@@ -1,0 +1,199 @@
+"""Channels record what they want: they run without a loop, a database or a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+
+from reliable_cable import Channel, ChannelError, InvalidStreamName, action, state
+from reliable_cable.channel import (
+    PresenceJoin,
+    PresenceLeave,
+    StreamStart,
+    StreamStop,
+    duplicate_channels,
+    find_channel,
+    registry,
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, classes in list(registry.items()):
+        monkeypatch.setitem(registry, name, list(classes))
+    before = set(registry)
+    yield
+    for name in set(registry) - before:
+        del registry[name]
+
+
+class TestNames:
+    def test_clients_know_a_channel_by_its_class_name_or_by_the_given_one(self) -> None:
+        class NewsChannel(Channel):
+            pass
+
+        class Other(Channel):
+            name = "news.other"
+
+        assert find_channel("NewsChannel") is NewsChannel
+        assert find_channel("news.other") is Other
+        assert find_channel("Other") is None
+
+    def test_an_abstract_channel_is_not_found(self) -> None:
+        class AbstractChannel(Channel, abstract=True):
+            pass
+
+        assert find_channel("AbstractChannel") is None
+
+    def test_two_classes_of_one_name_are_reported(self) -> None:
+        class First(Channel):
+            name = "same"
+
+        class Second(Channel):
+            name = "same"
+
+        path = f"{__name__}.TestNames.test_two_classes_of_one_name_are_reported.<locals>"
+        assert ("same", [f"{path}.First", f"{path}.Second"]) in duplicate_channels()
+
+    def test_a_subclass_has_a_name_of_its_own(self) -> None:
+        class Parent(Channel):
+            name = "parent"
+
+        class Child(Parent):
+            pass
+
+        assert Child.name == "Child"
+
+
+class TestActions:
+    def test_only_marked_methods_can_be_called(self) -> None:
+        class C(Channel, abstract=True):
+            @action
+            def speak(self, data: dict[str, Any]) -> None: ...
+
+            @action(name="send")
+            async def deliver(self) -> None: ...
+
+            def private(self, data: dict[str, Any]) -> None: ...
+
+        assert C.action_names() == ["send", "speak"]
+        assert C.find_action("speak") == ("speak", True)
+        assert C.find_action("send") == ("deliver", False)
+        assert C.find_action("private") is None
+        assert C.find_action("subscribed") is None
+
+    def test_they_are_inherited(self) -> None:
+        class Parent(Channel, abstract=True):
+            @action
+            def speak(self) -> None: ...
+
+        class Child(Parent, abstract=True):
+            @action
+            def shout(self) -> None: ...
+
+        assert Child.action_names() == ["shout", "speak"]
+        assert Parent.action_names() == ["speak"]
+
+
+class TestReply:
+    def test_records_streams_in_order(self) -> None:
+        channel = Channel(None)
+        channel.stream_from("a", whisper=True)
+        channel.stop_stream_from("a")
+        channel.stream_for("b", presence=True)
+        channel.stop_all_streams()
+        assert channel.reply.streams == [
+            StreamStart("a", whisper=True),
+            StreamStop("a"),
+            StreamStart("Channel:b", presence=True),
+            StreamStop(None),
+        ]
+
+    def test_records_transmissions_as_json(self) -> None:
+        channel = Channel(None)
+        channel.transmit({"é": [1, None]})
+        channel.transmit([])
+        assert channel.reply.transmissions == ['{"é":[1,null]}', "[]"]
+
+    @pytest.mark.parametrize("data", [None, False, 0, 0.0, ""])
+    def test_refuses_what_clients_drop(self, data: Any) -> None:
+        with pytest.raises(ChannelError, match="clients drop falsy messages"):
+            Channel(None).transmit(data)
+
+    @pytest.mark.parametrize("data", [object(), float("nan"), "\ud800"])
+    def test_refuses_what_json_has_not(self, data: Any) -> None:
+        with pytest.raises(ChannelError, match="is not JSON"):
+            Channel(None).transmit(data)
+
+    def test_records_presence_with_ids_as_strings(self) -> None:
+        channel = Channel(None)
+        channel.presence.join(42, info={"name": "x"})
+        channel.presence.leave()
+        assert channel.reply.presence == [PresenceJoin("42", {"name": "x"}), PresenceLeave()]
+        with pytest.raises(ChannelError, match="needs an id"):
+            channel.presence.join("")
+
+    def test_refuses_bad_stream_names_at_the_call(self) -> None:
+        with pytest.raises(InvalidStreamName):
+            Channel(None).stream_from("")
+
+    def test_begins_anew_and_undoes(self) -> None:
+        class C(Channel, abstract=True):
+            items: state[list[int]] = state(default=[])
+
+        channel = C(None)
+        channel.items.append(1)
+        saved = channel.begin()
+        channel.items.append(2)
+        channel.reject()
+        channel.undo(saved)
+        assert channel.items == [1]
+        assert not channel.reply.rejected
+
+
+class TestState:
+    def test_is_kept_for_each_channel_object(self) -> None:
+        class C(Channel, abstract=True):
+            count = state(default=0)
+            seen: state[list[str]] = state(default=[])
+
+        one, two = C(None), C(None)
+        one.count += 1
+        one.seen.append("x")
+        assert (one.count, two.count, two.seen) == (1, 0, [])
+        two.load_state({**one.dump_state(), "gone": 1})
+        assert two.dump_state() == {"count": 1, "seen": ["x"]}
+
+    def test_holds_json_only(self) -> None:
+        class C(Channel, abstract=True):
+            value = state(default=None)
+
+        channel = C(None)
+        channel.value = {1, 2}  # type: ignore[assignment]
+        with pytest.raises(ChannelError, match="JSON values only"):
+            channel.dump_state()
+
+
+class TestBroadcastingFor:
+    def test_names_the_stream_of_a_model_instance(self) -> None:
+        class ChatChannel(Channel, abstract=True):
+            pass
+
+        assert ChatChannel.broadcasting_for(User(pk=7)) == "ChatChannel:auth.user:7"
+        assert ChatChannel.broadcasting_for("lobby") == "ChatChannel:lobby"
+        assert ChatChannel.broadcasting_for([User(pk=7), "x", 3]) == "ChatChannel:auth.user:7:x:3"
+
+    @pytest.mark.parametrize("target", [User(), None, "", [], True, object()])
+    def test_refuses_what_names_none(self, target: Any) -> None:
+        with pytest.raises(ChannelError):
+            Channel.broadcasting_for(target)
+
+
+def test_the_user_is_the_connections() -> None:
+    user = User(username="ada")
+    assert Channel(SimpleNamespace(user=user)).user is user
+    assert Channel(SimpleNamespace()).user is None

@@ -1,0 +1,256 @@
+"""However unreliable the announcements are, live readers get the stream: in order, none twice, none skipped, or told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reliable_cable.conf import CableSettings, read_settings
+from reliable_cable.engine import Engine
+from reliable_cable.exceptions import StoreError
+from reliable_cable.hub import Hub, Reader
+from reliable_cable.outbox import Outbox
+from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.sessions.memory import MemorySessionStore
+from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent, StreamListener, Transient
+from reliable_cable.streams.memory import MemoryStreamStore
+
+
+class UnreliableStore(MemoryStreamStore):
+    """Announces only what `announce` is told to; reads fail while `broken`."""
+
+    broken = False
+
+    def __init__(self, settings: CableSettings) -> None:
+        super().__init__(settings)
+        self.deliver: Callable[[StreamEvent], None] = lambda event: None
+
+    def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
+        self.deliver = deliver
+        return super().listen(lambda event: None)
+
+    async def aread(self, stream: str, *, after: int, limit: int) -> StreamPage:
+        await asyncio.sleep(0)  # a read takes its time: live messages overtake it
+        if self.broken:
+            raise StoreError("broken")
+        page = self.read(stream, after=after, limit=limit)
+        await asyncio.sleep(0)
+        return page
+
+
+class Harness:
+    """A hub with one stream, `s`, and readers whose frames are kept."""
+
+    def __init__(self, **options: Any) -> None:
+        self.settings = read_settings({"ENGINE": "memory", **options})
+        self.store = UnreliableStore(self.settings)
+        engine = Engine(self.store, MemoryPresenceStore(self.settings), MemorySessionStore(self.settings))
+        self.hub = Hub(engine, self.settings)
+
+    async def reader(self, identifier: str = "I", stream_id: str | None = "s") -> tuple[Reader, list[Any]]:
+        """Return a live reader and the list of what it gets; "lost" where it is told of a loss."""
+        log: list[Any] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            log.append(json.loads(message["text"]))
+
+        outbox = Outbox(send, limit=10**6, overflow=lambda: None)
+        reader = Reader(outbox, identifier, stream_id, frozenset(["sid"]), lambda: log.append("lost"))
+        await self.hub.add(reader, "s")
+        assert not self.hub.is_behind(reader)
+        self.hub.go_live(reader)
+        return reader, log
+
+    def append(self, data: str = "1", exclude: str = "") -> Published:
+        """Store a message without announcing it."""
+        position = self.store.append([("s", Message(data, exclude))])[0]
+        return Published("s", position.epoch, position.offset, data, exclude)
+
+    async def settled(self) -> None:
+        """Wait until every repair is over."""
+        while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
+            await asyncio.wait(tasks)
+
+
+def offsets(log: list[Any]) -> list[Any]:
+    return [frame if frame == "lost" else frame["offset"] for frame in log]
+
+
+async def test_messages_go_out_at_once_encoded_once_for_each_identifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness()
+    _, one = await harness.reader("A")
+    _, two = await harness.reader("A")
+    _, other = await harness.reader("B", "s#1")
+    _, base = await harness.reader("A", None)
+    calls: list[int] = []
+    for group in harness.hub._streams["s"].groups.values():
+        encode = group.encode
+        monkeypatch.setattr(
+            type(group), "encode", lambda self, *args, encode=encode: calls.append(1) or encode.__func__(self, *args)
+        )
+        break
+    event = harness.append('{"x":1}')
+    harness.hub.deliver(event)
+    frame = {"identifier": "A", "message": {"x": 1}, "stream_id": "s", "epoch": event.epoch, "offset": 1}
+    assert one == two == [frame]
+    assert other == [{**frame, "identifier": "B", "stream_id": "s#1"}]
+    assert base == [{"identifier": "A", "message": {"x": 1}}]
+    assert len(calls) == 3
+
+
+async def test_a_repeat_is_dropped_and_a_gap_is_filled_from_the_store() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    events = [harness.append() for _ in range(4)]
+    harness.hub.deliver(events[0])
+    harness.hub.deliver(events[0])
+    harness.hub.deliver(events[3])
+    await harness.settled()
+    harness.hub.deliver(events[1])
+    assert offsets(log) == [1, 2, 3, 4]
+
+
+async def test_a_lost_announcement_is_found_by_a_hint() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    harness.append()
+    harness.hub.deliver(Advanced("s"))
+    await harness.settled()
+    assert offsets(log) == [1]
+
+
+async def test_trimmed_messages_are_told_of_and_the_rest_follows() -> None:
+    harness = Harness(HISTORY_SIZE=2)
+    _, log = await harness.reader()
+    events = [harness.append() for _ in range(5)]
+    harness.hub.deliver(events[4])
+    await harness.settled()
+    assert offsets(log) == ["lost", 4, 5]
+
+
+async def test_a_new_epoch_is_told_of_and_starts_over() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    for _ in range(3):
+        harness.hub.deliver(harness.append())
+    harness.store.forget("s")
+    harness.hub.deliver(harness.append())
+    await harness.settled()
+    assert offsets(log) == [1, 2, 3, "lost", 1]
+
+
+async def test_a_store_that_fails_delays_but_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reliable_cable.hub.RETRY_DELAY", 0.001)
+    harness = Harness()
+    _, log = await harness.reader()
+    events = [harness.append() for _ in range(3)]
+    harness.store.broken = True
+    harness.hub.deliver(events[2])
+    await asyncio.sleep(0.01)
+    assert log == []
+    harness.store.broken = False
+    await harness.settled()
+    assert offsets(log) == [1, 2, 3]
+
+
+async def test_excluded_sessions_are_left_out_and_stay_in_order() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    for exclude in ("", "sid", ""):
+        harness.hub.deliver(harness.append(exclude=exclude))
+    assert offsets(log) == [1, 3]
+
+
+async def test_transient_messages_have_no_position() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    harness.hub.deliver(Transient("s", '"now"'))
+    harness.hub.deliver(Transient("s", '"not you"', exclude="sid"))
+    assert log == [{"identifier": "I", "message": "now"}]
+
+
+async def test_a_stream_without_readers_is_left() -> None:
+    harness = Harness()
+    reader, log = await harness.reader()
+    harness.hub.remove(reader)
+    harness.hub.deliver(harness.append())
+    assert log == []
+    again, log = await harness.reader()
+    harness.hub.deliver(harness.append())
+    assert offsets(log) == [2]
+    harness.hub.remove(again)
+
+
+async def catch_up(harness: Harness, reader: Reader) -> bool:
+    complete = True
+    while harness.hub.is_behind(reader):
+        complete = await harness.hub.send_page(reader) and complete
+    harness.hub.go_live(reader)
+    return complete
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(3, 100))
+def test_storms(seed: int, size: int) -> None:
+    """Announcements are lost, repeated and reordered, the store trims and forgets, readers fall behind and return."""
+
+    async def storm() -> None:
+        rng = random.Random(seed)
+        harness = Harness(HISTORY_SIZE=size)
+        truth: list[tuple[str, int]] = []
+        announced: list[Published] = []
+        readers = [await harness.reader() for _ in range(2)]
+        for _ in range(80):
+            step = rng.random()
+            if step < 0.5:
+                event = harness.append(str(len(truth) + 1))
+                truth.append((event.epoch, event.offset))
+                announced.append(event)
+                if rng.random() < 0.7:
+                    harness.hub.deliver(event)
+            elif step < 0.75:
+                if announced:
+                    harness.hub.deliver(rng.choice(announced))
+            elif step < 0.9:
+                await asyncio.sleep(0)
+            elif step < 0.97:
+                reader, log = rng.choice(readers)
+                reader.live = False
+                for _ in range(rng.randrange(3)):
+                    await asyncio.sleep(0)
+                if not await catch_up(harness, reader):
+                    log.append("lost")
+            else:
+                harness.store.forget("s")
+        harness.hub.deliver(Advanced("s"))
+        await harness.settled()
+        for reader, log in readers:
+            if not await catch_up(harness, reader):
+                log.append("lost")
+            got = [frame if frame == "lost" else (frame["epoch"], frame["offset"]) for frame in log]
+            check(got, truth)
+            harness.hub.remove(reader)
+
+    asyncio.run(storm())
+
+
+def check(got: list[Any], truth: list[tuple[str, int]]) -> None:
+    """Between two signals of a loss, what was got is a gapless part of the truth; at the end it is the end."""
+    previous = 0
+    told = True
+    for item in got:
+        if item == "lost":
+            told = True
+            continue
+        index = truth.index(item)
+        assert index == previous or (told and index >= previous), (got, truth)
+        previous, told = index + 1, False
+    assert previous == len(truth) or told or not truth, (got, truth)

@@ -1,0 +1,141 @@
+"""A fan-out never waits for one socket; what a slow one costs is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from reliable_cable.outbox import Outbox
+
+
+class Socket:
+    """A socket whose `send` waits while its gate is shut."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if self.error is not None:
+            raise self.error
+        await self.gate.wait()
+        self.sent.append(message.get("text", message["type"]))
+
+
+class Overflow:
+    """Counts calls."""
+
+    calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+
+
+def make(socket: Socket, limit: int = 100) -> tuple[Outbox, Overflow]:
+    overflow = Overflow()
+    return Outbox(socket.send, limit=limit, overflow=overflow), overflow
+
+
+async def test_an_open_socket_is_written_at_once_without_a_task() -> None:
+    socket = Socket()
+    outbox, _ = make(socket)
+    tasks = asyncio.all_tasks()
+    outbox.push("a")
+    outbox.push("b")
+    assert socket.sent == ["a", "b"]
+    assert asyncio.all_tasks() == tasks
+
+
+async def test_a_full_socket_keeps_order_and_drains() -> None:
+    socket = Socket()
+    outbox, overflow = make(socket)
+    socket.gate.clear()
+    for text in "abcde":
+        outbox.push(text)
+    assert socket.sent == []
+    socket.gate.set()
+    await outbox.drained()
+    outbox.push("f")
+    assert "".join(socket.sent) == "abcdef"
+    assert overflow.calls == 0
+
+
+async def test_what_waits_is_bounded() -> None:
+    socket = Socket()
+    outbox, overflow = make(socket, limit=10)
+    socket.gate.clear()
+    for _ in range(20):
+        outbox.push("xxxx")
+    assert overflow.calls == 1
+    assert outbox.closed
+    socket.gate.set()
+    await asyncio.sleep(0)
+    assert socket.sent == []
+
+
+async def test_a_servers_full_buffer_keeps_frames_here() -> None:
+    socket = Socket()
+    outbox, _ = make(socket)
+    outbox.pause()
+    outbox.push("a")
+    outbox.push("b")
+    assert socket.sent == []
+    outbox.resume()
+    outbox.push("c")
+    await outbox.drained()
+    assert socket.sent == ["a", "b", "c"]
+
+
+async def test_a_pause_while_draining_stops_it() -> None:
+    socket = Socket()
+    outbox, _ = make(socket)
+    outbox.pause()
+    for text in "ab":
+        outbox.push(text)
+    send = socket.send
+
+    async def send_one_then_pause(message: dict[str, Any]) -> None:
+        await send(message)
+        outbox.pause()
+
+    outbox._send = send_one_then_pause
+    outbox.resume()
+    while not socket.sent:
+        await asyncio.sleep(0)
+    assert socket.sent == ["a"]
+    outbox._send = send
+    outbox.resume()
+    await outbox.drained()
+    assert socket.sent == ["a", "b"]
+
+
+async def test_a_socket_that_has_gone_is_left_alone() -> None:
+    socket = Socket()
+    outbox, _ = make(socket)
+    socket.error = OSError("gone")
+    outbox.push("a")
+    assert outbox.closed
+    await outbox.drained()
+
+
+async def test_close_sends_what_waits_first() -> None:
+    socket = Socket()
+    outbox, _ = make(socket)
+    outbox.pause()
+    outbox.push("a")
+    closing = asyncio.ensure_future(outbox.close(1000, timeout=5))
+    await asyncio.sleep(0)
+    outbox.resume()
+    assert await closing
+    assert socket.sent == ["a", "websocket.close"]
+
+
+async def test_close_gives_up_on_a_socket_that_takes_nothing() -> None:
+    socket = Socket()
+    outbox, _ = make(socket)
+    outbox.pause()
+    outbox.push("a")
+    assert not await outbox.close(1000, timeout=0.01)
+    assert outbox.closed
