@@ -10,8 +10,8 @@
 | `reliable_cable.W002` | `runserver` serves no WebSockets |
 | `reliable_cable.W003` | streams are public, in production |
 
-An invalid setting hides the checks that need the settings. W001 on WAL needs a connection, so it runs where Django checks
-databases: `migrate` and `check --database default`.
+An invalid setting hides the checks that need the settings. W001 on WAL needs a connection, so it runs where Django
+checks databases: `migrate` and `check --database default`.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class Hub:
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
-        self._unlisten = engine.presence.listen(self._deliver_presence)
+        engine.presence.listen(self._deliver_presence)
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Future[None] | None = None
 
@@ -371,6 +371,7 @@ class Hub:
             # Whoever comes next tries anew.
             if self._streams.get(found.name) is found:
                 del self._streams[found.name]
+            await self._listener.unsubscribe(found.name)
             raise
 
     def _release(self, found: HubStream) -> None:
@@ -408,8 +409,3 @@ class Hub:
             if self._idle is None or self._idle.done():
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
-
-    async def close(self) -> None:
-        """Release what the hub holds; its loop is about to end, or its settings have changed."""
-        self._unlisten()
-        await self._listener.close()

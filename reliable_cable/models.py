@@ -39,6 +39,8 @@ class StreamEntry(models.Model):
             models.UniqueConstraint(fields=["stream", "offset"], name="reliable_cable_entry_offset"),
             models.UniqueConstraint(fields=["stream", "idempotency_key"], name="reliable_cable_entry_key"),
         ]
+        # What has not expired, and what came since some time.
+        indexes: ClassVar = [models.Index(fields=["stream", "created", "offset"], name="reliable_cable_entry_time")]
 
     def __str__(self) -> str:
         return f"{self.stream_id}@{self.offset}"

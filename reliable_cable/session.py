@@ -95,7 +95,7 @@ class CableSession:
         transmissions: list[str] = []
         restored = await restore(self, sid, transmissions) if sid and self.resumable else None
         self.hub.connections[self.sid] = self
-        self.outbox.push(messages.welcome(self.sid, restored) if self.extended else messages.base_welcome())
+        self.outbox.push(messages.welcome(self.sid, restored))
         for text in transmissions:
             self.outbox.push(text)
         if self.resumable:
@@ -132,7 +132,7 @@ class CableSession:
         try:
             if text is None:
                 raise ProtocolError("binary frames are not part of this subprotocol")
-            if len(text) > self.settings.max_message_size:
+            if len(text.encode()) > self.settings.max_message_size:
                 raise ProtocolError(f"the frame is longer than MAX_MESSAGE_SIZE ({self.settings.max_message_size})")
             command = commands.parse(text)
         except commands.UnansweredSubscribeError as error:
@@ -271,7 +271,8 @@ class CableSession:
 
     async def _perform(self, subscription: Subscription, command: commands.Perform) -> None:
         channel = subscription.channel
-        name = command.data.get("action")
+        # As in Rails, data that names no action is for `receive`.
+        name = command.data.get("action", "receive")
         method = channel.find_action(name) if isinstance(name, str) else None
         if method is None:
             known = ", ".join(channel.action_names()) or "none"

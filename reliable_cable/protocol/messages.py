@@ -15,16 +15,11 @@ def dumps(value: Any) -> str:
 
 
 def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
-    """Greet an extended client; `restored_ids` where a session was restored, also when empty (6)."""
+    """Greet a client; `restored_ids` where a session was restored, also when empty (6)."""
     message: dict[str, Any] = {"type": MessageType.WELCOME, "sid": sid}
     if restored_ids is not None:
         message |= {"restored": True, "restored_ids": list(restored_ids)}
     return dumps(message)
-
-
-def base_welcome() -> str:
-    """Greet a base client, which has no session."""
-    return dumps({"type": MessageType.WELCOME})
 
 
 def ping(now: float) -> str:

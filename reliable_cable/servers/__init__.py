@@ -23,7 +23,7 @@ def recognise(send: Any) -> Connection:
                 return found
             wrapped += _wrapped(candidate)
         seen = wrapped
-    return Connection()
+    return Connection(send)
 
 
 def _wrapped(send: Any) -> list[Any]:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
+from typing import Any
+
+from reliable_cable.protocol.constants import CLOSE_NORMAL
 
 
 class Connection:
-    """A connection of a server that is not known: the session has only ASGI."""
+    """A connection of a server that is not known: the session has only ASGI.
+
+    Args:
+        send: the ASGI `send`.
+    """
 
     #: Whether the server is one whose shutdown can be drained.
     drainable = False
+
+    def __init__(self, send: Any) -> None:
+        self._send = send
+        self._closing: asyncio.Task[None] | None = None
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Call `pause` when the transport's buffer fills, and `resume` when it has drained.
@@ -18,4 +31,10 @@ class Connection:
         """
 
     def abort(self) -> None:
-        """Drop the connection at once, with whatever its buffer holds."""
+        """Drop the connection at once, with whatever its buffer holds; here, only ask for its end."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+
+    async def _close(self) -> None:
+        with contextlib.suppress(Exception):  # whatever a server raises when the socket has gone
+            await self._send({"type": "websocket.close", "code": CLOSE_NORMAL})

@@ -34,6 +34,7 @@ class DaphneConnection(Connection):
     drainable = True
 
     def __init__(self, protocol: Any) -> None:
+        super().__init__(None)
         self._protocol = protocol
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:

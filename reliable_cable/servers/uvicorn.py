@@ -17,6 +17,7 @@ class UvicornConnection(Connection):
     drainable = True
 
     def __init__(self, protocol: Any) -> None:
+        super().__init__(None)
         self._protocol = protocol
 
     def abort(self) -> None:

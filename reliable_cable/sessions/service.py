@@ -41,6 +41,8 @@ class SessionService:
         self._saving: asyncio.Task[None] | None = None
         self._touching: asyncio.TimerHandle | None = None
         self._touches: set[asyncio.Task[None]] = set()
+        #: One save at a time: an older record must not be written over a newer one.
+        self._lock = asyncio.Lock()
 
     def add(self, session: LiveSession) -> None:
         """Keep a session's record alive from now on."""
@@ -92,7 +94,8 @@ class SessionService:
 
     async def _save(self, records: dict[str, SessionRecord]) -> None:
         try:
-            await self.store.asave(records)
+            async with self._lock:
+                await self.store.asave(records)
         except Exception:
             # Without its record a client is not restored: it subscribes afresh, with its positions.
             logger.exception("%d session records could not be saved.", len(records))

@@ -17,6 +17,9 @@ from reliable_cable.protocol.recovery import StreamPage
 
 T = TypeVar("T")
 
+#: Seconds for which a stream's epoch and tail outlive its newest message: 30 days (PROTOCOL.md, 8).
+IDLE_STREAM_TTL = 30 * 86400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -122,7 +125,11 @@ class StreamStore(ABC):
         transaction's database does better.
         """
         items = tuple(items)
-        transaction.on_commit(lambda: self.append(items) and None, using=using)
+
+        def append() -> None:
+            self.append(items)
+
+        transaction.on_commit(append, using=using)
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from reliable_cable.broadcasting import abroadcast
 
 from reliable_cable import CableConsumer, Channel, action, state
-from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 
@@ -72,6 +71,10 @@ class Room(Channel, abstract=True):
         self.count = 99
         self.transmit({"never": "sent"})
         raise ValueError("no")
+
+    @action
+    def receive(self, data: dict[str, Any]) -> None:
+        self.transmit({"received": data})
 
     @action
     def leave_stream(self) -> None:
@@ -187,6 +190,12 @@ class TestActions:
             await client.perform(ROOM, "thread")
             assert (await client.receive())["message"]["thread"].startswith("cable-handlers")
 
+    async def test_data_without_an_action_is_for_receive(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.send("message", ROOM, data='{"text":"x"}')
+            assert (await client.receive())["message"] == {"received": {"text": "x"}}
+
     async def test_unknown_ones_are_bad_frames(self, caplog: pytest.LogCaptureFixture) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
@@ -257,7 +266,7 @@ class TestRestore:
                 assert (await again.receive())["type"] == "confirm_history"
                 await abroadcast("room", 1)
                 assert (await again.receive())["message"] == 1
-                assert await client.communicator.receive_nothing(0.01)
+                assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
     async def test_is_for_the_same_user_only(self) -> None:
         async with Client(scope={"user": "ada"}) as client:
@@ -289,12 +298,14 @@ class TestRestore:
             await again.send("history", ROOM, history={"streams": streams})
             assert [frame.get("message") for frame in await again.receive_many(2)] == [3, None]
 
-    async def test_base_clients_have_none(self) -> None:
+    async def test_base_clients_have_none_though_they_send_the_id(self) -> None:
         async with Client(protocol=BASE) as client:
-            assert client.welcome == {"type": "welcome"}
+            assert set(client.welcome) == {"type", "sid"}
             await client.subscribe(ROOM)
             await abroadcast("room", 1)
             assert await client.receive() == {"identifier": ROOM, "message": 1}
+        async with Client(client.sid, protocol=BASE) as again:
+            assert set(again.welcome) == {"type", "sid"}
 
 
 class TestStreamIds:
@@ -404,5 +415,3 @@ class TestConsumer:
             frame = await client.receive()
             assert frame["type"] == "ping"
             assert isinstance(frame["message"], int)
-
-

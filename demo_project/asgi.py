@@ -1,0 +1,25 @@
+"""The ASGI application: pages by Django, the cable by `AppConsumer`."""
+
+from __future__ import annotations
+
+import os
+
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.core.asgi import get_asgi_application
+from django.urls import path
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "demo_project.settings")
+django_application = get_asgi_application()  # before the imports below, which need the apps to be loaded
+
+from demo_project.chat.consumers import AppConsumer  # noqa: E402
+
+application = ProtocolTypeRouter(
+    {
+        "http": django_application,
+        "websocket": AllowedHostsOriginValidator(
+            AuthMiddlewareStack(URLRouter([path("cable", AppConsumer.as_asgi())])),
+        ),
+    }
+)

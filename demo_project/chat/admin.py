@@ -1,0 +1,41 @@
+"""The admin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from django.contrib import admin
+
+from .models import Answer, Message, Room
+
+if TYPE_CHECKING:
+    RoomBase = admin.ModelAdmin[Room]
+    MessageBase = admin.ModelAdmin[Message]
+    AnswerBase = admin.ModelAdmin[Answer]
+else:
+    RoomBase = MessageBase = AnswerBase = admin.ModelAdmin
+
+
+@admin.register(Room)
+class RoomAdmin(RoomBase):
+    """Rooms and who may enter them."""
+
+    list_display = ("name", "topic", "is_private")
+    filter_horizontal = ("members",)
+
+
+@admin.register(Message)
+class MessageAdmin(MessageBase):
+    """What was said."""
+
+    list_display = ("created", "room", "author_name", "text")
+    list_filter = ("room",)
+    list_select_related = ("room", "author")
+
+
+@admin.register(Answer)
+class AnswerAdmin(AnswerBase):
+    """What the assistant answered."""
+
+    list_display = ("created", "user", "prompt", "status")
+    list_filter = ("status",)

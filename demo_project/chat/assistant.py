@@ -1,0 +1,150 @@
+"""The assistant: a task writes an answer and broadcasts it piece by piece; no connection owns it.
+
+The events on a user's stream, each with `answer_id`:
+
+    {"type": "started", "prompt": …}
+    {"type": "chunk", "index": 0, "text": …}
+    {"type": "complete", "chunks": 12, "status": "complete" | "stopped"}
+    {"type": "error", "message": …}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import timedelta
+from typing import Any
+
+from channels.db import database_sync_to_async
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from reliable_cable import abroadcast
+
+from . import background
+from .generators import GeneratorError, get_generator
+from .models import Answer
+
+logger = logging.getLogger(__name__)
+
+#: Seconds: how often a running answer is saved, when one that was not saved counts as dead, how long one may take.
+SAVE_INTERVAL = 0.5
+DEAD_AFTER = 10.0
+TIME_LIMIT = 120.0
+
+SERVER_STOPPED = "The server stopped while it was answering."
+
+
+def stream_of(user: User) -> str:
+    """Return the name of a user's stream."""
+    return f"assistant:{user.pk}"
+
+
+async def ask(user: User, prompt: str) -> bool:
+    """Start an answer; return False if another one of the user's is still being written."""
+    answer = await database_sync_to_async(_create)(user, prompt)
+    if answer is None:
+        return False
+    background.start(_write(answer, stream_of(user)))
+    return True
+
+
+async def stop(user: User, answer_id: Any) -> None:
+    """Stop an answer, in whichever process its task runs: that one notices when it next saves."""
+    await fail_if_dead(user, answer_id)
+    await database_sync_to_async(_request_stop)(user, answer_id)
+
+
+async def fail_if_dead(user: User, answer_id: Any) -> None:
+    """End an answer whose task has died with its server, and tell the user's pages."""
+    if await database_sync_to_async(_fail_dead)(user, answer_id):
+        await abroadcast(stream_of(user), _error(answer_id, SERVER_STOPPED))
+
+
+async def _write(answer: Answer, stream: str) -> None:
+    """Write an answer to its end, whatever happens."""
+    chunks: list[str] = []
+    status, error = Answer.Status.COMPLETE, ""
+    await abroadcast(stream, {"type": "started", "answer_id": answer.pk, "prompt": answer.prompt})
+    try:
+        async with asyncio.timeout(TIME_LIMIT):
+            if not await _write_chunks(answer, stream, chunks):
+                status = Answer.Status.STOPPED
+    except TimeoutError:
+        status, error = Answer.Status.ERROR, "The answer took too long."
+    except GeneratorError as failure:
+        status, error = Answer.Status.ERROR, str(failure)
+    except Exception:
+        logger.exception("The assistant failed.")
+        status, error = Answer.Status.ERROR, "Something went wrong."
+    await database_sync_to_async(_finish)(answer, "".join(chunks), status, error)
+    if status == Answer.Status.ERROR:
+        await abroadcast(stream, _error(answer.pk, error))
+    else:
+        await abroadcast(
+            stream, {"type": "complete", "answer_id": answer.pk, "chunks": len(chunks), "status": str(status)}
+        )
+
+
+async def _write_chunks(answer: Answer, stream: str, chunks: list[str]) -> bool:
+    """Broadcast the pieces as they come, and save now and then; return False if the answer was stopped."""
+    pieces = aiter(get_generator().generate(answer.prompt))
+    piece = asyncio.ensure_future(anext(pieces, None))
+    saved = time.monotonic()
+    try:
+        while True:
+            # A model may think for long: meanwhile this task shows that it lives, and notices a stop.
+            await asyncio.wait([piece], timeout=SAVE_INTERVAL)
+            if time.monotonic() - saved >= SAVE_INTERVAL:
+                if not await database_sync_to_async(_save)(answer, "".join(chunks)):
+                    return False
+                saved = time.monotonic()
+            if piece.done():
+                text = piece.result()
+                if text is None:
+                    return True
+                await abroadcast(stream, {"type": "chunk", "answer_id": answer.pk, "index": len(chunks), "text": text})
+                chunks.append(text)
+                piece = asyncio.ensure_future(anext(pieces, None))
+    finally:
+        piece.cancel()
+
+
+def _error(answer_id: int, message: str) -> dict[str, Any]:
+    return {"type": "error", "answer_id": answer_id, "message": message}
+
+
+def _running(user: User) -> Any:
+    return Answer.objects.filter(user=user, status=Answer.Status.RUNNING)
+
+
+def _create(user: User, prompt: str) -> Answer | None:
+    alive = timezone.now() - timedelta(seconds=DEAD_AFTER)
+    if _running(user).filter(updated__gte=alive).exists():
+        return None
+    return Answer.objects.create(user=user, prompt=prompt)
+
+
+def _save(answer: Answer, text: str) -> bool:
+    """Save what there is, unless the answer has been stopped."""
+    return bool(
+        Answer.objects.filter(pk=answer.pk, status=Answer.Status.RUNNING).update(text=text, updated=timezone.now())
+    )
+
+
+def _finish(answer: Answer, text: str, status: str, error: str) -> None:
+    Answer.objects.filter(pk=answer.pk).update(text=text, status=status, error=error, updated=timezone.now())
+
+
+def _request_stop(user: User, answer_id: Any) -> None:
+    if isinstance(answer_id, int):
+        _running(user).filter(pk=answer_id).update(status=Answer.Status.STOPPED)
+
+
+def _fail_dead(user: User, answer_id: Any) -> bool:
+    if not isinstance(answer_id, int):
+        return False
+    dead = timezone.now() - timedelta(seconds=DEAD_AFTER)
+    ended = _running(user).filter(pk=answer_id, updated__lt=dead)
+    return bool(ended.update(status=Answer.Status.ERROR, error=SERVER_STOPPED))

@@ -1,0 +1,114 @@
+"""Rooms, their messages, and the assistant's answers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from django.conf import settings
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import models
+from django.db.models import Q
+from django.urls import reverse
+
+
+class RoomQuerySet(models.QuerySet["Room"]):
+    """Rooms."""
+
+    def open_to(self, user: User | AnonymousUser) -> Self:
+        """Return the rooms that a user may enter."""
+        if not user.is_authenticated:
+            return self.none()
+        return self.filter(Q(is_private=False) | Q(members=user)).distinct()
+
+
+class Room(models.Model):
+    """A room: open to every user, or private to its members."""
+
+    slug = models.SlugField(unique=True)
+    name = models.CharField(max_length=80)
+    topic = models.CharField(max_length=200, blank=True)
+    is_private = models.BooleanField(default=False)
+    members = models.ManyToManyField(settings.AUTH_USER_MODEL, blank=True, related_name="rooms")
+
+    objects = RoomQuerySet.as_manager()
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def get_absolute_url(self) -> str:
+        """Return the room's page."""
+        return reverse("room", args=[self.slug])
+
+
+class Message(models.Model):
+    """What was said in a room. No author: the robot said it."""
+
+    MAX_LENGTH = 2000
+
+    room = models.ForeignKey(Room, on_delete=models.CASCADE, related_name="messages")
+    author = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, blank=True)
+    text = models.TextField(max_length=MAX_LENGTH)
+    #: Chosen by the author's page, so that sending again after a lost connection says nothing twice.
+    client_id = models.CharField(max_length=64)
+    created = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["room", "author", "client_id"], name="chat_message_said_once"),
+        ]
+
+    def __str__(self) -> str:
+        return self.text[:50]
+
+    @property
+    def author_name(self) -> str:
+        """Who said it."""
+        return self.author.username if self.author else "robot"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the event that pages are sent."""
+        return {
+            "type": "message",
+            "id": self.pk,
+            "author": self.author_name,
+            "text": self.text,
+            "client_id": self.client_id,
+            "created": self.created,
+        }
+
+
+class Answer(models.Model):
+    """One answer of the assistant to a user's prompt."""
+
+    MAX_PROMPT = 1000
+
+    class Status(models.TextChoices):
+        """How far it is."""
+
+        RUNNING = "running"
+        COMPLETE = "complete"
+        STOPPED = "stopped"
+        ERROR = "error"
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="answers")
+    prompt = models.CharField(max_length=MAX_PROMPT)
+    text = models.TextField(blank=True)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.RUNNING)
+    error = models.CharField(max_length=200, blank=True)
+    created = models.DateTimeField(auto_now_add=True)
+    #: The task that writes the answer touches this every few moments: an old one means that the task is dead.
+    updated = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        ordering: ClassVar = ["pk"]
+
+    def __str__(self) -> str:
+        return self.prompt[:50]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the answer as saved."""
+        return {"id": self.pk, "prompt": self.prompt, "text": self.text, "status": self.status, "error": self.error}

@@ -1,0 +1,22 @@
+"""A robot that talks, so that there is something to miss while the connection is cut."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+from channels.db import database_sync_to_async
+
+from .cable import post_message
+from .models import Room
+
+MAX_LINES = 500
+
+
+async def talk(room: Room, count: int, interval: float = 0.0) -> None:
+    """Say `count` numbered lines in a room, `interval` seconds apart."""
+    run = uuid.uuid4().hex
+    for number in range(1, count + 1):
+        await database_sync_to_async(post_message)(room, None, f"Line {number} of {count}", f"{run}-{number}")
+        if interval and number < count:
+            await asyncio.sleep(interval)

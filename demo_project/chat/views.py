@@ -1,0 +1,146 @@
+"""The pages. What is live on them comes over the cable; HTTP renders what is there already, and starts things."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.models import User
+from django.contrib.staticfiles import finders
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import aget_object_or_404, get_object_or_404, render
+from django.utils import timezone
+from django.views.decorators.http import require_GET, require_POST
+
+from reliable_cable import broadcast
+
+from . import background
+from .models import Answer, Message, Room
+from .robot import MAX_LINES, talk
+
+#: Messages on a fresh page; messages in one reply to a page that lost its place.
+PAGE_SIZE = 50
+CATCH_UP_SIZE = 200
+
+#: The boxes of "Coming from Action Cable": topic, title, what it says about it. Each has a script of its topic's name.
+BOXES = (
+    ("consumer", "createConsumer", "Rails' own way, from @anycable/web: change the import, keep the code."),
+    ("classes", "A Channel class", "Params in, messages out: a class for each kind of subscription."),
+    ("extended", "The extended protocol", "One option more, and nothing is lost any more across a broken connection."),
+    ("signed", "A signed stream", "No channel class at all: the page holds a name that the server has signed."),
+    ("public", "A public stream", "For what everybody may read. Off, unless PUBLIC_STREAMS is on."),
+)
+
+
+def _user(request: HttpRequest) -> User:
+    """Return the user of a view that is behind `login_required`."""
+    if not isinstance(request.user, User):
+        raise Http404
+    return request.user
+
+
+def _room(request: HttpRequest, slug: str) -> Room:
+    return get_object_or_404(Room.objects.open_to(request.user), slug=slug)
+
+
+@require_GET
+@login_required
+def rooms(request: HttpRequest) -> HttpResponse:
+    """List the rooms that the user may enter."""
+    return render(request, "chat/rooms.html", {"rooms": Room.objects.open_to(request.user)})
+
+
+@require_GET
+@login_required
+def room(request: HttpRequest, slug: str) -> HttpResponse:
+    """Show a room with its latest messages."""
+    here = _room(request, slug)
+    read_at = timezone.now()
+    latest = here.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
+    context = {
+        "room": here,
+        "rooms": Room.objects.open_to(request.user),
+        "chat_messages": list(reversed(latest)),
+        "read_at": read_at,
+        "max_length": Message.MAX_LENGTH,
+        "max_lines": MAX_LINES,
+    }
+    return render(request, "chat/room.html", context)
+
+
+@require_GET
+@login_required
+def room_messages(request: HttpRequest, slug: str) -> JsonResponse:
+    """Return the messages after an id, oldest first: for a page whose place in the stream is no longer kept."""
+    try:
+        after = int(request.GET.get("after", "0"))
+    except ValueError:
+        return JsonResponse({"error": "`after` must be a message's id."}, status=400)
+    found = list(_room(request, slug).messages.filter(pk__gt=after).select_related("author")[: CATCH_UP_SIZE + 1])
+    more = len(found) > CATCH_UP_SIZE
+    return JsonResponse({"messages": [message.as_dict() for message in found[:CATCH_UP_SIZE]], "more": more})
+
+
+@require_POST
+@login_required
+async def robot(request: HttpRequest, slug: str) -> HttpResponse:
+    """Let the robot say `count` lines, `interval` milliseconds apart, whoever is connected."""
+    user = await request.auser()
+    here = await aget_object_or_404(Room.objects.open_to(user), slug=slug)  # type: ignore[arg-type]
+    try:
+        count, interval = int(request.POST.get("count", "10")), int(request.POST.get("interval", "0"))
+    except ValueError:
+        return HttpResponse("`count` and `interval` must be whole numbers.", status=400)
+    if not (1 <= count <= MAX_LINES and 0 <= interval <= 1000):
+        return HttpResponse(f"`count` must be 1 to {MAX_LINES}, `interval` 0 to 1000.", status=400)
+    background.start(talk(here, count, interval / 1000))
+    return HttpResponse(status=202)
+
+
+@require_GET
+@login_required
+def assistant(request: HttpRequest) -> HttpResponse:
+    """Show the conversation with the assistant."""
+    # An answer that is being written is shown from its beginning, out of the stream's history.
+    since = timezone.now()
+    answers = list(reversed(_user(request).answers.order_by("-pk")[:20]))
+    since = min([since, *(answer.created for answer in answers if answer.status == Answer.Status.RUNNING)])
+    context = {"answers": answers, "since": since, "max_length": Answer.MAX_PROMPT}
+    return render(request, "chat/assistant.html", context)
+
+
+@require_GET
+@login_required
+def answer(request: HttpRequest, pk: int) -> JsonResponse:
+    """Return one of the user's answers as saved: for a page whose place in the stream is no longer kept."""
+    return JsonResponse(get_object_or_404(_user(request).answers, pk=pk).as_dict())
+
+
+@require_GET
+@login_required
+def migrations(request: HttpRequest) -> HttpResponse:
+    """Show how code for Action Cable works here; the code shown is the code that runs."""
+    boxes = [
+        {"topic": topic, "title": title, "text": text, "code": _source(f"chat/migrations/{topic}.js")}
+        for topic, title, text in BOXES
+    ]
+    return render(request, "chat/migrations.html", {"boxes": boxes, "signed_name": "news:signed"})
+
+
+@require_POST
+@login_required
+def migrations_broadcast(request: HttpRequest, topic: str) -> HttpResponse:
+    """Broadcast to one of the boxes, or to `all` of them."""
+    topics = [box[0] for box in BOXES]
+    if topic not in [*topics, "all"]:
+        raise Http404
+    for name in topics if topic == "all" else [topic]:
+        broadcast(f"news:{name}", {"text": f"Hello from {_user(request).username}", "at": timezone.now()})
+    return HttpResponse(status=204)
+
+
+def _source(name: str) -> str:
+    path = finders.find(name)
+    if not isinstance(path, str):
+        raise Http404(name)
+    return Path(path).read_text(encoding="utf-8")

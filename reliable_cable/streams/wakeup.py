@@ -1,0 +1,157 @@
+"""Wake-ups between processes over a shared channel layer: hints that polling need not wait. Best effort throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from channels.layers import InMemoryChannelLayer, get_channel_layer
+
+logger = logging.getLogger("reliable_cable")
+
+GROUP = "reliable_cable"
+MESSAGE_TYPE = "cable.wake"
+
+#: Streams named by one message.
+MAX_STREAMS = 500
+#: Seconds after which a message that could not be sent is given up.
+SEND_TIMEOUT = 5.0
+#: Seconds given to leaving the group.
+DISCARD_TIMEOUT = 1.0
+#: Seconds between attempts to listen to a layer that fails.
+RETRY_INTERVAL = 5.0
+#: Seconds between renewals of the group membership, which layers let expire.
+RENEW_INTERVAL = 3600.0
+
+
+def shared_layer() -> Any:
+    """Return the default channel layer if it reaches other processes, else None."""
+    layer = get_channel_layer()
+    return None if layer is None or isinstance(layer, InMemoryChannelLayer) else layer
+
+
+class _Sender:
+    """One thread with one event loop, which lives as long as the process: layers keep connections by loop."""
+
+    def __init__(self) -> None:
+        self._pending: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
+        self._due = asyncio.Event()
+        self._closing = False
+        self._failing = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="cable-wakeups", daemon=True)
+        self._thread.start()
+
+    def send(self, origin: str, streams: Iterable[str]) -> None:
+        with self._lock:
+            self._pending.setdefault(origin, set()).update(streams)
+        self._loop.call_soon_threadsafe(self._due.set)
+
+    def close(self) -> None:
+        self._closing = True
+        self._loop.call_soon_threadsafe(self._due.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._serve())
+        finally:
+            self._loop.close()
+
+    async def _serve(self) -> None:
+        while not self._closing:
+            await self._due.wait()
+            self._due.clear()
+            with self._lock:
+                pending, self._pending = self._pending, {}
+            for origin, streams in pending.items():
+                await self._send(origin, sorted(streams))
+
+    async def _send(self, origin: str, streams: list[str]) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                layer = shared_layer()
+                for start in range(0, len(streams) if layer else 0, MAX_STREAMS):
+                    names = streams[start : start + MAX_STREAMS]
+                    await layer.group_send(GROUP, {"type": MESSAGE_TYPE, "origin": origin, "streams": names})
+            self._failing = False
+        except Exception:
+            if not self._failing:
+                logger.warning("Other processes could not be woken; they will poll.", exc_info=True)
+            self._failing = True
+
+
+class Waker:
+    """Tells other processes which streams moved on. Never raises, never waits; works after a fork."""
+
+    def __init__(self) -> None:
+        self._senders: dict[int, _Sender] = {}
+        self._lock = threading.Lock()
+
+    def wake(self, origin: str, streams: Iterable[str]) -> None:
+        """Wake the other listeners of these streams, if a shared channel layer is configured."""
+        try:
+            if shared_layer() is None:
+                return
+            pid = os.getpid()
+            sender = self._senders.get(pid)
+            if sender is None:
+                with self._lock:
+                    sender = self._senders.get(pid)
+                    if sender is None:
+                        sender = self._senders[pid] = _Sender()
+            sender.send(origin, streams)
+        except Exception:
+            logger.warning("Other processes could not be woken; they will poll.", exc_info=True)
+
+    def close(self) -> None:
+        """End the thread of this process, if there is one."""
+        sender = self._senders.pop(os.getpid(), None)
+        if sender is not None:
+            sender.close()
+
+
+async def hear_wakeups(origin: str, woken: Callable[[list[str]], None]) -> None:
+    """Call `woken` with the streams that others named, until cancelled; whatever fails is tried again.
+
+    Args:
+        origin: wake-ups that carry it are one's own, and skipped.
+        woken: called on this event loop.
+    """
+    failing = False
+    while True:
+        try:
+            layer = shared_layer()
+            if layer is None:
+                return
+            await _hear(layer, origin, woken)
+        except Exception:
+            if not failing:
+                logger.warning("The channel layer cannot be heard; streams are polled.", exc_info=True)
+            failing = True
+            await asyncio.sleep(RETRY_INTERVAL)
+
+
+async def _hear(layer: Any, origin: str, woken: Callable[[list[str]], None]) -> None:
+    channel = await layer.new_channel()
+    try:
+        while True:
+            await layer.group_add(GROUP, channel)
+            try:
+                async with asyncio.timeout(RENEW_INTERVAL):
+                    while True:
+                        message = await layer.receive(channel)
+                        if message.get("type") == MESSAGE_TYPE and message.get("origin") != origin:
+                            woken(message["streams"])
+            except TimeoutError:
+                continue
+    finally:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(DISCARD_TIMEOUT):
+                await layer.group_discard(GROUP, channel)

@@ -1,0 +1,73 @@
+"""What tests can have done inside a server's process, and in another process beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django.db import transaction
+
+import reliable_cable
+from reliable_cable import StreamPosition
+from tests.integration.project.gates import gates
+
+
+def flood(stream: str, count: int, size: int) -> None:
+    """Broadcast `count` messages that are numbered from 1 and about `size` bytes long."""
+    for number in range(1, count + 1):
+        reliable_cable.broadcast(stream, {"n": number, "fill": "x" * size})
+
+
+def count_up(stream: str, first: int, last: int, writer: str = "") -> None:
+    """Broadcast the numbers from `first` to `last`, each on its own."""
+    for number in range(first, last + 1):
+        reliable_cable.broadcast(stream, {"n": number, "writer": writer})
+
+
+class _Undo(Exception):  # noqa: N818 - no error: it ends a transaction
+    """Rolls a transaction back."""
+
+
+def broadcast_in_transaction(stream: str, data: Any, *, commit: bool, **options: Any) -> StreamPosition | None:
+    """Broadcast inside `atomic()`, and commit it or roll it back."""
+    position = None
+    try:
+        with transaction.atomic():
+            position = reliable_cable.broadcast(stream, data, **options)
+            if not commit:
+                raise _Undo
+    except _Undo:
+        pass
+    return position
+
+
+def open_gate(name: str) -> int:
+    """Open a gate; return how many handlers have come to it."""
+    return gates[name].open()
+
+
+def wait_at_gate(name: str, count: int) -> int:
+    """Wait until `count` handlers have come to a gate; return how many it were."""
+    return gates[name].wait_for(count)
+
+
+CALLS: Mapping[str, Callable[..., Any]] = {
+    "broadcast": reliable_cable.broadcast,
+    "broadcast_in_transaction": broadcast_in_transaction,
+    "count_up": count_up,
+    "flood": flood,
+    "forget": reliable_cable.forget,
+    "open_gate": open_gate,
+    "position": reliable_cable.position,
+    "wait_at_gate": wait_at_gate,
+}
+
+
+def perform(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the call that a request names; positions are answered as dicts."""
+    try:
+        result = CALLS[request["call"]](*request.get("args", ()), **request.get("kwargs", {}))
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"result": dataclasses.asdict(result) if isinstance(result, StreamPosition) else result}

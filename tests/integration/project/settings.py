@@ -1,0 +1,53 @@
+"""Settings of the project behind the servers under test; the environment says which database and which limits."""
+
+from __future__ import annotations
+
+import json
+import os
+
+SECRET_KEY = "servers under test"
+DEBUG = False
+ALLOWED_HOSTS = ["127.0.0.1"]
+USE_TZ = True
+ROOT_URLCONF = "tests.integration.project.urls"
+ASGI_APPLICATION = "tests.integration.project.asgi.application"
+INSTALLED_APPS = [
+    "daphne",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "channels",
+    "reliable_cable",
+    "tests.integration.project",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "reliable_cable.middleware.SocketIdMiddleware",
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+# Passwords of test users need no protection, and tests no slow hashing.
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ["CABLE_TEST_DATABASE"],
+        "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 10, "init_command": "PRAGMA journal_mode=WAL;"},
+    }
+}
+RELIABLE_CABLE = {
+    "SECRET": "a secret that tests can sign with",
+    "STREAMS": {
+        "small:*": {"history_size": 5},
+        "brief:*": {"history_ttl": 0.3},
+        "large:*": {"history_size": 5000},
+        "cursor:*": {"history_size": 0},
+    },
+    **json.loads(os.environ.get("RELIABLE_CABLE", "{}")),
+}
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {"reliable_cable": {"handlers": ["console"], "level": "INFO"}},
+}

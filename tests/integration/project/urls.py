@@ -1,0 +1,26 @@
+"""HTTP beside the cable: signing in, and calls inside the server's process."""
+
+from __future__ import annotations
+
+import json
+
+from django.contrib.auth import get_user_model, login
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import path
+
+from tests.integration.project.calls import perform
+
+
+def sign_in(request: HttpRequest) -> HttpResponse:
+    """Make a user if need be, and give the client a session of theirs."""
+    user, _ = get_user_model().objects.get_or_create(username=request.POST["username"])
+    login(request, user)
+    return JsonResponse({"id": user.pk})
+
+
+def call(request: HttpRequest) -> HttpResponse:
+    """Make a call inside this process."""
+    return JsonResponse(perform(json.loads(request.body)))
+
+
+urlpatterns = [path("sign-in", sign_in), path("call", call)]

@@ -1,0 +1,200 @@
+"""What is built for users: the bundle is in it, and neither pip nor an installed copy needs Node."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.node import require_node
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = {f"reliable_cable/static/reliable_cable/{name}" for name in ("LICENSES.txt", "cable.js", "cable.mjs")}
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a fresh clone has of the package: no bundle, no node_modules."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    ignore = shutil.ignore_patterns("node_modules", "__pycache__", "static")
+    shutil.copytree(ROOT / "reliable_cable", folder / "reliable_cable", ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def build(project: Path, kind: str, out: Path, *, path: str | None = None) -> Path:
+    """Build a wheel or an sdist with the packages of this environment; `path` replaces PATH."""
+    done = run(
+        [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(project)],
+        cwd=out.parent,
+        path=path,
+    )
+    assert done.returncode == 0, done.stdout
+    (archive,) = out.iterdir()
+    return archive
+
+
+def run(command: list[str], *, cwd: Path, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command as a user's shell would, without what this test run put into the environment."""
+    environment: Mapping[str, str] = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTHON", "DJANGO", "PYTEST", "COV")) and name != "VIRTUAL_ENV"
+    }
+    if path is not None:
+        environment = {**environment, "PATH": path}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that was built from a fresh clone, with Node."""
+    require_node()
+    return build(clone, "wheel", tmp_path_factory.mktemp("wheel") / "out")
+
+
+@pytest.fixture
+def no_node(tmp_path: Path) -> str:
+    """A PATH without Node."""
+    (tmp_path / "bin").mkdir()
+    return str(tmp_path / "bin")
+
+
+@pytest.fixture(scope="session")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that was empty, and into which pip installed the wheel.
+
+    The dependencies are this environment's own, by a path file: what an editable install put there is not found so.
+    """
+    folder = tmp_path_factory.mktemp("environment") / "venv"
+    venv.create(folder)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    done = run(pip, cwd=folder)
+    assert done.returncode == 0, done.stdout
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+PROBE = """
+import json
+import django
+from django.conf import settings
+settings.configure(INSTALLED_APPS=["django.contrib.staticfiles", "reliable_cable"], STATIC_URL="/static/")
+django.setup()
+from django.contrib.staticfiles.finders import find
+from django.core.management import call_command
+import reliable_cable
+call_command("cable_client", verbosity=0)
+names = ["reliable_cable/cable.js", "reliable_cable/cable.mjs", "reliable_cable/LICENSES.txt"]
+print(json.dumps([reliable_cable.__file__, *map(find, names)]))
+"""
+
+
+def test_an_empty_environment_finds_the_bundle_in_the_installed_wheel(
+    installed: Path, tmp_path: Path, no_node: str
+) -> None:
+    done = run([str(installed), "-c", PROBE], cwd=tmp_path, path=no_node)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout.splitlines()[-1])
+    environment = installed.parents[1].resolve()
+    assert len(found) == 4
+    for name in found:
+        assert name is not None
+        assert Path(name).resolve().is_relative_to(environment)
+        assert Path(name).stat().st_size
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {
+        *BUNDLE,
+        "reliable_cable/py.typed",
+        "reliable_cable/templatetags/__init__.py",
+        "reliable_cable/migrations/0001_initial.py",
+        "reliable_cable/management/commands/cable_client.py",
+    } <= names
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "reliable_cable").rglob("*.py")}
+    not_shipped = {"reliable_cable/client/hatch_build.py"}
+    shipped = {name for name in names if name.startswith("reliable_cable/")}
+    kept = {name for name in sources if "/node_modules/" not in name} - not_shipped
+    assert {name for name in shipped if name.endswith(".py")} == kept
+    assert {name.split("/")[0] for name in names - shipped} == {
+        wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"
+    }
+    assert [name for name in names if "node_modules" in name or "package" in name.split("/")[-1]] == []
+
+
+def test_the_wheel_names_the_licences_of_what_it_bundles(wheel: Path) -> None:
+    text = zipfile.ZipFile(wheel).read("reliable_cable/static/reliable_cable/LICENSES.txt").decode()
+    lock = json.loads((ROOT / "reliable_cable/client/package-lock.json").read_text())["packages"]
+    for name in ("@anycable/core", "@anycable/web", "nanoevents"):
+        assert f"{name} {lock[f'node_modules/{name}']['version']}\n" in text
+    assert text.count("Permission is hereby granted") == text.count('THE SOFTWARE IS PROVIDED "AS IS"') == 3
+    assert "esbuild" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "script"),
+    [
+        ("cable.js", "vm.runInThisContext(fs.readFileSync('cable.js', 'utf8')); const names = globalThis.AnyCable"),
+        ("cable.mjs", "const names = await import(path.resolve('cable.mjs'))"),
+    ],
+)
+def test_both_forms_of_the_bundle_give_the_clients_names(wheel: Path, tmp_path: Path, name: str, script: str) -> None:
+    (tmp_path / name).write_bytes(zipfile.ZipFile(wheel).read(f"reliable_cable/static/reliable_cable/{name}"))
+    program = f"""
+        import fs from 'node:fs'; import path from 'node:path'; import vm from 'node:vm'
+        {script}
+        console.log(JSON.stringify(Object.keys(names).sort()))
+    """
+    done = run([require_node(), "--input-type=module", "-e", program], cwd=tmp_path)
+    assert done.stdout == '["Channel","createCable","createConsumer","fetchTokenFromHTML"]\n'
+
+
+def test_a_source_archive_holds_the_bundle_and_needs_no_node(
+    clone: Path, wheel: Path, tmp_path: Path, no_node: str
+) -> None:
+    archive = build(clone, "sdist", tmp_path / "sdist")
+    (tmp_path / "source").mkdir()
+    assert run(["tar", "-xzf", str(archive)], cwd=tmp_path / "source").returncode == 0
+    (source,) = (tmp_path / "source").iterdir()
+    assert not list(source.rglob("node_modules"))
+    again = build(source, "wheel", tmp_path / "again", path=no_node)
+    assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_a_wheel_without_bundle_and_node_is_refused_with_a_reason(clone: Path, tmp_path: Path, no_node: str) -> None:
+    shutil.copytree(clone, tmp_path / "project", ignore=shutil.ignore_patterns("static", "node_modules"))
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tmp_path / "project")]
+    done = run(command, cwd=tmp_path, path=no_node)
+    assert done.returncode != 0
+    assert "node was not found: install Node.js" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_an_editable_install_needs_no_node(clone: Path, tmp_path: Path, no_node: str) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(clone, project, ignore=shutil.ignore_patterns("static", "node_modules"))
+    program = "import hatchling.build, sys; print(hatchling.build.build_editable(sys.argv[1]))"
+    done = run([sys.executable, "-c", program, str(tmp_path)], cwd=project, path=no_node)
+    assert done.returncode == 0, done.stdout
+    assert not (project / "reliable_cable" / "static").exists()
+    (editable,) = tmp_path.glob("*.whl")
+    (path_file,) = [name for name in zipfile.ZipFile(editable).namelist() if name.endswith(".pth")]
+    assert zipfile.ZipFile(editable).read(path_file).decode().strip() == str(project)

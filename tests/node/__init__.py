@@ -1,0 +1,33 @@
+"""The npm clients, unmodified, in Node: at the versions that package.json pins."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reliable_cable.client.build import install
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def require_node() -> str:
+    """Return the path of Node; without Node and npm skip the test, or fail it where `CABLE_REQUIRE` is set."""
+    node = shutil.which("node")
+    if node is None or shutil.which("npm") is None:
+        if os.environ.get("CABLE_REQUIRE"):
+            pytest.fail("Node and npm are missing")
+        pytest.skip("needs Node and npm")
+    return node
+
+
+def node_modules() -> Path:
+    """Return the folder of the npm packages; they are installed once for each state of package-lock.json.
+
+    Processes that call this at the same time wait for the first one. Scripts find the packages when they lie in this
+    folder, or with `NODE_PATH` set to it (CommonJS only).
+    """
+    require_node()
+    return install(FOLDER)

@@ -1,0 +1,310 @@
+"""Each system check, with something to say and with nothing to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Tags, run_checks
+from django.core.management import get_commands
+from django.db import connections
+from django.test import override_settings
+
+from reliable_cable import Channel, checks
+from reliable_cable.channel import registry
+
+PACKAGE = "reliable_cable"
+MEMORY = {
+    "streams": f"{PACKAGE}.streams.memory.MemoryStreamStore",
+    "presence": f"{PACKAGE}.presence.memory.MemoryPresenceStore",
+    "sessions": f"{PACKAGE}.sessions.memory.MemorySessionStore",
+}
+SESSIONS_IN_MODELS = {**MEMORY, "sessions": f"{PACKAGE}.sessions.model.ModelSessionStore"}
+SQLITE = {"ENGINE": "django.db.backends.sqlite3", "NAME": "x.sqlite3", "OPTIONS": {"transaction_mode": "IMMEDIATE"}}
+
+
+def ids(messages: list[CheckMessage]) -> list[str]:
+    return [str(message.id).removeprefix("reliable_cable.") for message in messages]
+
+
+def configured(**values: Any) -> override_settings:
+    return override_settings(RELIABLE_CABLE=values)
+
+
+@contextmanager
+def database(alias: str = "extra", **values: Any) -> Iterator[str]:
+    """Have one more database; its name and options are Django's defaults unless given."""
+    connections.settings[alias] = {**SQLITE, **values}
+    connections.configure_settings(connections.settings)
+    try:
+        with mock.patch.object(django_settings, "DATABASES", connections.settings):
+            yield alias
+    finally:
+        if hasattr(connections._connections, alias):
+            connections[alias].close()
+            del connections[alias]
+        del connections.settings[alias]
+
+
+def test_they_run_with_djangos_own() -> None:
+    with configured(HISTORY_SIZE=-1):
+        assert "E001" in ids(run_checks())
+        assert ids(run_checks(tags=["reliable_cable"])) == ["E001"]
+
+
+def test_the_tests_own_settings_are_clean() -> None:
+    assert run_checks(tags=["reliable_cable"]) == []
+
+
+class TestSettings:
+    def test_an_invalid_setting_is_an_error_with_the_settings_own_words(self) -> None:
+        with configured(HISTORY_SIZ=1):
+            (message,) = checks.check_settings()
+        assert ids([message]) == ["E001"]
+        assert "unknown key 'HISTORY_SIZ'" in message.msg
+
+    def test_valid_settings_are_none(self) -> None:
+        with configured(HISTORY_SIZE=1):
+            assert checks.check_settings() == []
+
+    def test_an_invalid_setting_leaves_the_others_silent(self) -> None:
+        with configured(HISTORY_SIZE=-1, PUBLIC_STREAMS=True, STREAMS={"a": {"durable": True}}, ENGINE="memory"):
+            assert ids(run_checks(tags=["reliable_cable"])) == ["E001"]
+            assert checks.check_journal_mode(databases=["default"]) == []
+
+
+class TestChannelNames:
+    @pytest.fixture(autouse=True)
+    def own_registry(self) -> Iterator[None]:
+        with mock.patch.dict(registry, clear=True):
+            yield
+
+    def test_two_channels_of_one_name_are_an_error_that_names_both(self) -> None:
+        class FirstChannel(Channel):
+            name = "Chat"
+
+        class SecondChannel(Channel):
+            name = "Chat"
+
+        (message,) = checks.check_channel_names()
+        assert ids([message]) == ["E002"]
+        for word in ("'Chat'", f"{__name__}.{FirstChannel.__qualname__}", f"{__name__}.{SecondChannel.__qualname__}"):
+            assert word in message.msg
+
+    def test_channels_of_different_names_are_none(self) -> None:
+        class FirstChannel(Channel):
+            pass
+
+        class SecondChannel(FirstChannel):
+            pass
+
+        assert set(registry) == {FirstChannel.name, SecondChannel.name}
+        assert checks.check_channel_names() == []
+
+
+class TestEngine:
+    def test_redis_is_not_in_this_version(self) -> None:
+        with configured(REDIS_URL="redis://localhost"):
+            (message,) = checks.check_engine()
+        assert ids([message]) == ["E003"]
+        assert "no 'redis' engine" in message.msg
+
+    @pytest.mark.parametrize(
+        "path", ["nowhere.Store", f"{PACKAGE}.presence.memory.Nothing", f"{PACKAGE}.sessions.memory.MemorySessionStore"]
+    )
+    def test_a_part_that_is_not_there_or_of_another_kind(self, path: str) -> None:
+        with configured(ENGINE={**MEMORY, "presence": path}):
+            (message,) = checks.check_engine()
+        assert ids([message]) == ["E003"]
+        assert "'presence'" in message.msg
+
+    @pytest.mark.parametrize("engine", ["memory", MEMORY])
+    def test_durable_streams_need_an_engine_that_keeps_them(self, engine: Any) -> None:
+        streams = {"chat:*": {"durable": True}, "cursor:*": {"durable": False}, "log:*": {}}
+        with configured(ENGINE=engine, STREAMS=streams):
+            (message,) = checks.check_engine()
+        assert ids([message]) == ["E003"]
+        assert "'chat:*'" in message.msg
+
+    def test_what_is_there_and_can_do_it(self) -> None:
+        for values in (
+            {"ENGINE": "memory"},
+            {"ENGINE": MEMORY, "STREAMS": {"chat:*": {"durable": False}}},
+            {"ENGINE": "database", "STREAMS": {"chat:*": {"durable": True}}},
+        ):
+            with configured(**values):
+                assert checks.check_engine() == []
+
+
+class TestDatabase:
+    def test_a_good_one(self) -> None:
+        with database() as alias, configured(DATABASE=alias):
+            assert checks.check_database() == []
+
+    def test_an_unknown_alias_where_only_a_part_needs_it(self) -> None:
+        with (
+            mock.patch.object(connections, "settings", {"main": SQLITE}),
+            configured(ENGINE=SESSIONS_IN_MODELS),
+        ):
+            (message,) = checks.check_database()
+        assert ids([message]) == ["E004"]
+        assert "'default'" in message.msg
+
+    def test_a_kind_that_the_models_do_not_work_on(self) -> None:
+        with database() as alias, configured(DATABASE=alias):
+            with mock.patch.object(connections[alias], "vendor", "mysql"):
+                (message,) = checks.check_database()
+        assert ids([message]) == ["E004"]
+        assert "mysql" in message.msg
+
+    def test_one_whose_driver_is_missing(self) -> None:
+        with database(ENGINE="nowhere.backend") as alias, configured(DATABASE=alias):
+            (message,) = checks.check_database()
+        assert ids([message]) == ["E004"]
+        assert "cannot be used" in message.msg
+
+    def test_one_in_the_memory_of_one_thread(self) -> None:
+        with database(NAME=":memory:") as alias, configured(DATABASE=alias):
+            assert ids(checks.check_database()) == ["E004"]
+
+    def test_one_in_memory_that_threads_share_as_in_tests(self) -> None:
+        with database(NAME="file:x?mode=memory&cache=shared") as alias, configured(DATABASE=alias):
+            assert checks.check_database() == []
+
+    def test_one_that_the_routers_keep_the_tables_from(self) -> None:
+        class Router:
+            def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool:
+                return db != "extra"
+
+        with (
+            database() as alias,
+            configured(DATABASE=alias),
+            mock.patch("reliable_cable.checks.router.routers", [Router()]),
+        ):
+            (message,) = checks.check_database()
+        assert ids([message]) == ["E004"]
+        assert "DATABASE_ROUTERS" in message.msg
+
+    def test_one_that_nothing_is_kept_in_does_not_matter(self) -> None:
+        with database(NAME=":memory:") as alias, configured(ENGINE="memory", DATABASE=alias):
+            assert checks.check_database() == []
+
+
+class TestSqlite:
+    @pytest.mark.parametrize("options", [{}, {"transaction_mode": None}, {"transaction_mode": "deferred"}])
+    def test_deferred_transactions_are_warned_of(self, options: dict[str, Any]) -> None:
+        with database(OPTIONS=options) as alias, configured(DATABASE=alias):
+            (message,) = checks.check_database()
+        assert ids([message]) == ["W001"]
+        assert "'transaction_mode': 'IMMEDIATE'" in str(message.hint)
+        assert "DATABASES['extra']" in str(message.hint)
+
+    @pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])
+    def test_others_are_not(self, mode: str) -> None:
+        with database(OPTIONS={"transaction_mode": mode}) as alias, configured(DATABASE=alias):
+            assert checks.check_database() == []
+
+    def test_postgresql_has_no_such_mode(self) -> None:
+        with database(ENGINE="django.db.backends.postgresql", OPTIONS={}) as alias, configured(DATABASE=alias):
+            assert checks.check_database() == []
+
+    @pytest.mark.parametrize(("mode", "expected"), [("wal", []), ("delete", ["W001"]), ("truncate", ["W001"])])
+    def test_the_journal_mode_is_asked_for(
+        self, mode: str, expected: list[str], tmp_path: Path, django_db_blocker: pytest.FixtureRequest
+    ) -> None:
+        values = {"NAME": str(tmp_path / "x.sqlite3"), "OPTIONS": {"init_command": f"PRAGMA journal_mode={mode};"}}
+        with database(**values) as alias, configured(DATABASE=alias), django_db_blocker.unblock():  # type: ignore[attr-defined]
+            assert ids(checks.check_journal_mode(databases=[alias])) == expected
+            assert ids(run_checks(tags=[Tags.database], databases=[alias])) == expected
+
+    def test_the_journal_mode_is_asked_for_only_of_the_database_in_use_and_only_where_django_may_connect(
+        self, tmp_path: Path
+    ) -> None:
+        # A connection would be refused here: the test has no access to databases.
+        with database(NAME=str(tmp_path / "x.sqlite3")) as alias:
+            with configured(DATABASE=alias):
+                assert checks.check_journal_mode(databases=["default"]) == []
+                assert checks.check_journal_mode(databases=None) == []
+            with configured(DATABASE=alias, ENGINE="memory"):
+                assert checks.check_journal_mode(databases=[alias]) == []
+
+    def test_a_database_in_memory_has_no_journal(self, django_db_blocker: pytest.FixtureRequest) -> None:
+        with (
+            database(NAME="file:y?mode=memory&cache=shared") as alias,
+            configured(DATABASE=alias),
+            django_db_blocker.unblock(),  # type: ignore[attr-defined]
+        ):
+            assert checks.check_journal_mode(databases=[alias]) == []
+
+
+class TestRunserver:
+    @pytest.fixture(autouse=True)
+    def fresh_commands(self) -> Iterator[None]:
+        get_commands.cache_clear()
+        yield
+        get_commands.cache_clear()
+
+    @staticmethod
+    def apps(*first: str, without: tuple[str, ...] = ()) -> list[str]:
+        return [*first, *(app for app in django_settings.INSTALLED_APPS if app not in (*first, *without))]
+
+    def test_daphnes_with_an_application_serves_websockets(self) -> None:
+        with override_settings(DEBUG=True, ASGI_APPLICATION="project.asgi.application"):
+            assert checks.check_runserver() == []
+
+    def test_daphnes_without_an_application_does_not(self) -> None:
+        with override_settings(DEBUG=True, ASGI_APPLICATION=None):
+            (message,) = checks.check_runserver()
+        assert ids([message]) == ["W002"]
+        assert "ASGI_APPLICATION" in str(message.hint)
+
+    def test_without_daphne_it_is_djangos_own(self) -> None:
+        for without in (("daphne",), ("daphne", "django.contrib.staticfiles")):
+            with override_settings(
+                DEBUG=True,
+                ASGI_APPLICATION="project.asgi.application",
+                INSTALLED_APPS=self.apps(without=without),
+            ):
+                get_commands.cache_clear()
+                (message,) = checks.check_runserver()
+            assert ids([message]) == ["W002"]
+            assert "'daphne'" in str(message.hint)
+
+    def test_daphne_after_staticfiles_is_too_late(self) -> None:
+        with override_settings(
+            DEBUG=True,
+            ASGI_APPLICATION="project.asgi.application",
+            INSTALLED_APPS=self.apps("django.contrib.staticfiles", "daphne"),
+        ):
+            assert ids(checks.check_runserver()) == ["W002"]
+
+    def test_without_debug_nobody_uses_it(self) -> None:
+        with override_settings(DEBUG=False, INSTALLED_APPS=self.apps(without=("daphne",))):
+            assert checks.check_runserver() == []
+
+
+class TestPublicStreams:
+    def test_they_are_warned_of_in_production(self) -> None:
+        with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=True):
+            assert ids(checks.check_public_streams()) == ["W003"]
+
+    def test_they_are_fine_while_developing(self) -> None:
+        with override_settings(DEBUG=True), configured(PUBLIC_STREAMS=True):
+            assert checks.check_public_streams() == []
+
+    def test_without_them_there_is_nothing_to_say(self) -> None:
+        with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=False):
+            assert checks.check_public_streams() == []
+
+
+def test_the_table_of_ids_is_complete() -> None:
+    source = Path(checks.__file__).read_text()
+    documented = set(checks.__doc__.split("`")) if checks.__doc__ else set()
+    used = {part.partition('"')[0] for part in source.split('id="')[1:]}
+    assert used
+    assert used == {name for name in documented if name.startswith("reliable_cable.")}

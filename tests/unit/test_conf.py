@@ -1,0 +1,279 @@
+"""What `RELIABLE_CABLE` may hold, and what is said where it holds something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from reliable_cable.conf import CHECKS, CableSettings, StreamPolicy, derived_secret, get_settings, read_settings
+
+PATHS = {"streams": "a.B", "presence": "a.C", "sessions": "a.D"}
+
+GOOD: dict[str, list[Any]] = {
+    "REDIS_URL": [None, "redis://localhost:6379/0", "rediss://cache", "unix:///run/redis.sock"],
+    "REDIS_OPTIONS": [{}, {"socket_timeout": 1}],
+    "ENGINE": ["memory", "database", PATHS],
+    "HISTORY_SIZE": [0, 1, 10_000],
+    "HISTORY_TTL": [0.5, 86400],
+    "STREAMS": [{}, {"chat:*": {}}, {"chat:*": {"history_size": 0}, "x": {"history_ttl": 1.5, "durable": True}}],
+    "SESSIONS_TTL": [0, 0.5, 300],
+    "PRESENCE_TTL": [0.5, 15],
+    "SECRET": ["s"],
+    "STREAMS_SECRET": ["s"],
+    "PUBLIC_STREAMS": [True, False],
+    "SIGNED_STREAMS_WHISPER": [True, False],
+    "PING_INTERVAL": [0.5, 3],
+    "PONG_TIMEOUT": [None, 6],
+    "MAX_MESSAGE_SIZE": [1024, 65536],
+    "MAX_PENDING_SIZE": [1024, 65536],
+    "MAX_SUBSCRIPTIONS": [1, 100],
+    "MAX_BROADCAST_SIZE": [1024, 65536],
+    "POLL_INTERVAL": [0.01, 1],
+    "BROADCAST_KEY": ["k"],
+    "API_KEY": ["k"],
+    "KEY_PREFIX": ["cable"],
+    "DATABASE": ["default"],
+    "HANDLER_THREADS": [0, 8],
+}
+
+#: Never right, whatever the number is for.
+NO_NUMBERS = ["3", None, True, -1, [], math.nan, math.inf, -math.inf, {}]
+NO_WHOLE_NUMBERS = [*NO_NUMBERS, 1.5, 3.0]
+NO_TEXT = ["", None, 3, b"secret", ["x"]]
+NO_SWITCH = ["yes", 1, 0, None, ""]
+
+BAD: dict[str, list[Any]] = {
+    "REDIS_URL": ["", "localhost:6379", "http://localhost", 6379, b"redis://localhost"],
+    "REDIS_OPTIONS": [None, "", [("socket_timeout", 1)]],
+    "ENGINE": [
+        "",
+        None,
+        "Memory",
+        "a.B",
+        {},
+        {"streams": "a.B"},
+        {**PATHS, "more": "a.E"},
+        {**PATHS, "streams": "B"},
+        {**PATHS, "streams": None},
+    ],
+    "HISTORY_SIZE": NO_WHOLE_NUMBERS,
+    "HISTORY_TTL": [*NO_NUMBERS, 0],
+    "STREAMS": [None, [], "chat:*", {"": {}}, {1: {}}, {"chat:*": None}, {"chat:*": 100}],
+    "SESSIONS_TTL": NO_NUMBERS,
+    "PRESENCE_TTL": [*NO_NUMBERS, 0],
+    "SECRET": NO_TEXT,
+    "STREAMS_SECRET": NO_TEXT,
+    "PUBLIC_STREAMS": NO_SWITCH,
+    "SIGNED_STREAMS_WHISPER": NO_SWITCH,
+    "PING_INTERVAL": [*NO_NUMBERS, 0],
+    "PONG_TIMEOUT": [*(value for value in NO_NUMBERS if value is not None), 0],
+    "MAX_MESSAGE_SIZE": [*NO_WHOLE_NUMBERS, 1023],
+    "MAX_PENDING_SIZE": [*NO_WHOLE_NUMBERS, 1023],
+    "MAX_SUBSCRIPTIONS": [*NO_WHOLE_NUMBERS, 0],
+    "MAX_BROADCAST_SIZE": [*NO_WHOLE_NUMBERS, 1023],
+    "POLL_INTERVAL": [*NO_NUMBERS, 0],
+    "BROADCAST_KEY": NO_TEXT,
+    "API_KEY": NO_TEXT,
+    "KEY_PREFIX": NO_TEXT,
+    "DATABASE": [*NO_TEXT, "nowhere"],
+    "HANDLER_THREADS": NO_WHOLE_NUMBERS,
+}
+
+
+def each(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+    return [(key, value) for key, values in table.items() for value in values]
+
+
+def test_the_tables_here_hold_every_key() -> None:
+    names = {field.name.upper() for field in dataclasses.fields(CableSettings)}
+    assert names == set(CHECKS) == set(GOOD) == set(BAD)
+
+
+@pytest.mark.parametrize(("key", "value"), each(GOOD))
+def test_good_values_are_taken_as_they_are(key: str, value: Any) -> None:
+    assert getattr(read_settings({key: value}), key.lower()) == value
+
+
+@pytest.mark.parametrize(("key", "value"), each(BAD))
+def test_bad_values_are_errors_that_name_the_key_the_value_and_what_is_allowed(key: str, value: Any) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        read_settings({key: value})
+    text = str(caught.value)
+    assert text.startswith(f"RELIABLE_CABLE['{key}']")
+    assert "must be" in text or "keys are" in text
+
+
+@pytest.mark.parametrize("values", [None, [], "redis://localhost", 1])
+def test_the_setting_itself_is_a_dict(values: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"RELIABLE_CABLE is .*; it must be a dict"):
+        read_settings(values)
+
+
+@pytest.mark.parametrize("key", ["HISTORY_SIZ", "history_size", "", 1, None])
+def test_an_unknown_key_is_an_error_that_lists_the_known_ones(key: Any) -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        read_settings({key: 1})
+    assert f"unknown key {key!r}" in str(caught.value)
+    assert "HISTORY_SIZE" in str(caught.value)
+
+
+def test_every_key_has_a_default() -> None:
+    settings = read_settings({})
+    assert settings == CableSettings(engine="database", secret=settings.secret, streams_secret=settings.secret)
+
+
+class TestEngine:
+    def test_a_redis_url_chooses_redis(self) -> None:
+        assert read_settings({"REDIS_URL": "redis://localhost"}).engine == "redis"
+
+    def test_no_redis_url_chooses_the_database(self) -> None:
+        assert read_settings({"REDIS_URL": None}).engine == "database"
+
+    def test_the_key_has_the_last_word(self) -> None:
+        assert read_settings({"REDIS_URL": "redis://localhost", "ENGINE": "memory"}).engine == "memory"
+
+    def test_redis_needs_a_url(self) -> None:
+        with pytest.raises(ImproperlyConfigured, match=r"'ENGINE'.*REDIS_URL"):
+            read_settings({"ENGINE": "redis"})
+
+
+class TestDatabase:
+    @mock.patch.object(django_settings, "DATABASES", {})
+    def test_none_is_needed_by_engines_that_use_none(self) -> None:
+        assert read_settings({"ENGINE": "memory"}).engine == "memory"
+        assert read_settings({"ENGINE": PATHS}).engine == PATHS
+
+    @mock.patch.object(django_settings, "DATABASES", {"main": {}, "other": {}})
+    def test_an_unknown_alias_is_told_the_known_ones(self) -> None:
+        assert read_settings({"DATABASE": "other"}).database == "other"
+        with pytest.raises(ImproperlyConfigured, match=r"'DATABASE'.*'default'.*'main', 'other'"):
+            read_settings({})
+
+
+class TestStreams:
+    @pytest.mark.parametrize(
+        ("option", "value"), [("history_size", -1), ("history_size", 1.0), ("history_ttl", 0), ("durable", 1)]
+    )
+    def test_an_options_error_names_the_pattern_and_the_option(self, option: str, value: Any) -> None:
+        with pytest.raises(ImproperlyConfigured) as caught:
+            read_settings({"STREAMS": {"chat:*": {option: value}}})
+        assert str(caught.value).startswith(f"RELIABLE_CABLE['STREAMS']['chat:*']['{option}'] is {value!r}; it must be")
+
+    def test_an_unknown_option_is_told_the_known_ones(self) -> None:
+        with pytest.raises(ImproperlyConfigured) as caught:
+            read_settings({"STREAMS": {"chat:*": {"size": 1}}})
+        for word in ("chat:*", "'size'", "history_size", "history_ttl", "durable"):
+            assert word in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"STREAMS": {"chat:*": {"history_size": 0, "durable": True}}},
+            {"STREAMS": {"chat:*": {"durable": True}}, "HISTORY_SIZE": 0},
+        ],
+    )
+    def test_durable_streams_cannot_keep_nothing(self, values: dict[str, Any]) -> None:
+        with pytest.raises(ImproperlyConfigured, match=r"\['STREAMS'\]\['chat:\*'\]\['history_size'\] is 0.*durable"):
+            read_settings(values)
+
+    def test_the_first_pattern_that_matches_decides(self) -> None:
+        settings = read_settings(
+            {
+                "HISTORY_SIZE": 50,
+                "HISTORY_TTL": 60,
+                "STREAMS": {
+                    "chat:vip:*": {"history_size": 1000},
+                    "chat:*": {"history_ttl": 5, "durable": True},
+                    "chat:vip:1": {"history_size": 1},
+                },
+            }
+        )
+        assert settings.policy("chat:vip:1") == StreamPolicy(1000, 60)
+        assert settings.policy("chat:2") == StreamPolicy(50, 5, durable=True)
+        assert settings.policy("other") == StreamPolicy(50, 60)
+
+    def test_patterns_match_the_whole_name_with_its_case(self) -> None:
+        settings = read_settings({"STREAMS": {"Chat:?": {"history_size": 1}}})
+        assert [settings.policy(name).history_size for name in ("Chat:1", "chat:1", "Chat:12", "xChat:1")] == [
+            1,
+            100,
+            100,
+            100,
+        ]
+
+
+class TestSecrets:
+    def test_they_are_derived_from_the_secret_key(self) -> None:
+        settings = read_settings({})
+        assert settings.secret == settings.streams_secret == derived_secret("tests")
+        assert settings.secret != "tests"
+        with override_settings(SECRET_KEY="another"):
+            assert read_settings({}).secret not in ("another", settings.secret)
+
+    def test_the_streams_secret_is_the_secret_unless_it_is_set(self) -> None:
+        assert read_settings({"SECRET": "a"}).streams_secret == "a"
+        assert read_settings({"SECRET": "a", "STREAMS_SECRET": "b"}).streams_secret == "b"
+
+
+class TestFrozen:
+    def test_fields_cannot_be_set(self) -> None:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            get_settings().history_size = 1  # type: ignore[misc]
+
+    def test_dicts_are_copies_that_cannot_be_changed(self) -> None:
+        given: dict[str, Any] = {
+            "STREAMS": {"chat:*": {"history_size": 5}},
+            "REDIS_OPTIONS": {"retry": {"attempts": 1}},
+            "ENGINE": dict(PATHS),
+        }
+        settings = read_settings(given)
+        given["STREAMS"]["chat:*"]["history_size"] = 6
+        given["ENGINE"]["streams"] = "x.Y"
+        assert settings.policy("chat:1").history_size == 5
+        assert settings.engine == PATHS
+        changing: list[Any] = [settings.streams, settings.streams["chat:*"], settings.redis_options["retry"]]
+        for mapping in [*changing, settings.engine]:
+            with pytest.raises(TypeError):
+                mapping["x"] = 1
+
+
+class TestGetSettings:
+    @override_settings()
+    def test_without_the_setting_there_are_the_defaults(self) -> None:
+        if hasattr(django_settings, "RELIABLE_CABLE"):
+            del django_settings.RELIABLE_CABLE
+        assert get_settings().history_size == 100
+
+    def test_they_are_read_once(self) -> None:
+        assert get_settings() is get_settings()
+
+    def test_they_are_read_again_when_the_setting_changes(self) -> None:
+        before = get_settings().history_size
+        with override_settings(RELIABLE_CABLE={"HISTORY_SIZE": before + 1}):
+            assert get_settings().history_size == before + 1
+        assert get_settings().history_size == before
+
+    def test_they_are_read_again_when_the_secret_key_changes(self) -> None:
+        with override_settings(RELIABLE_CABLE={}):
+            before = get_settings().secret
+            with override_settings(SECRET_KEY="another"):
+                assert get_settings().secret != before
+            assert get_settings().secret == before
+
+    def test_they_are_not_read_again_when_another_setting_changes(self) -> None:
+        before = get_settings()
+        with override_settings(LANGUAGE_CODE="de"):
+            assert get_settings() is before
+
+    def test_bad_settings_stay_errors(self) -> None:
+        with override_settings(RELIABLE_CABLE={"HISTORY_SIZE": -1}):
+            for _ in range(2):
+                with pytest.raises(ImproperlyConfigured):
+                    get_settings()

@@ -1,0 +1,119 @@
+"""The template tags: what a page needs to connect."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import django
+import pytest
+from django.http import HttpRequest, HttpResponse
+from django.template import engines
+from django.test import Client, RequestFactory, override_settings
+from django.urls import path
+
+from reliable_cable.signing import verify_stream_name
+
+
+def render(source: str, context: dict[str, Any] | None = None, request: HttpRequest | None = None) -> str:
+    return str(engines["django"].from_string("{% load reliable_cable %}" + source).render(context, request))
+
+
+def page(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(render("{% cable_script %}", request=request))
+
+
+urlpatterns = [path("", page)]
+
+
+class TestMetaTags:
+    def test_the_client_is_told_the_url_and_the_time(self) -> None:
+        with mock.patch("time.time", return_value=1_700_000_000.999):
+            assert render("{% cable_meta_tags %}") == (
+                '<meta name="cable-url" content="/cable">\n<meta name="cable-history-timestamp" content="1700000000">'
+            )
+
+    def test_the_time_is_that_of_rendering_and_never_later(self) -> None:
+        before = int(time.time())
+        stamp = int(render("{% cable_meta_tags %}").rpartition('content="')[2].partition('"')[0])
+        assert before <= stamp <= time.time()
+
+    def test_the_url_can_be_given(self) -> None:
+        assert 'content="wss://example.org/ws?a=1&amp;b=2"' in render(
+            "{% cable_meta_tags url=url %}", {"url": "wss://example.org/ws?a=1&b=2"}
+        )
+
+    @pytest.mark.parametrize(
+        "since", [1700000000.9, 1700000000, datetime.datetime.fromtimestamp(1700000000.9, datetime.UTC)]
+    )
+    def test_the_time_can_be_that_at_which_the_data_was_read(self, since: object) -> None:
+        assert 'cable-history-timestamp" content="1700000000"' in render(
+            "{% cable_meta_tags since=since %}", {"since": since}
+        )
+
+    def test_large_times_are_not_written_for_readers(self) -> None:
+        with override_settings(USE_THOUSAND_SEPARATOR=True, LANGUAGE_CODE="de"):
+            assert 'content="1700000000"' in render("{% cable_meta_tags since=1700000000 %}")
+
+    def test_everything_is_escaped(self) -> None:
+        html = render("{% cable_meta_tags url=url %}", {"url": '"><script>alert(1)</script>'})
+        assert "<script>" not in html
+        assert "&quot;&gt;&lt;script&gt;" in html
+
+
+class TestScript:
+    def test_the_bundle_is_loaded_when_the_page_was_parsed(self) -> None:
+        assert render("{% cable_script %}") == '<script src="/static/reliable_cable/cable.js" defer></script>'
+
+    def test_a_nonce_can_be_given(self) -> None:
+        assert render('{% cable_script nonce="abc" %}').endswith(' defer nonce="abc"></script>')
+
+    def test_a_nonce_is_escaped(self) -> None:
+        assert 'nonce="&quot; onload=&quot;x"' in render("{% cable_script nonce=n %}", {"n": '" onload="x'})
+
+    def test_the_nonce_of_djangos_context_processor_is_found(self) -> None:
+        assert 'nonce="abc"' in render("{% cable_script %}", {"csp_nonce": "abc"})
+
+    def test_the_nonce_of_django_csp_is_found_and_thereby_made(self) -> None:
+        class Unused(str):
+            """A nonce that nobody asked for is false."""
+
+            def __bool__(self) -> bool:
+                return False
+
+        request = SimpleNamespace(csp_nonce=Unused("abc"))
+        assert 'nonce="abc"' in render("{% cable_script %}", {"request": request})
+
+    def test_a_given_nonce_comes_first(self) -> None:
+        html = render('{% cable_script nonce="mine" %}', {"csp_nonce": "theirs"})
+        assert 'nonce="mine"' in html
+        assert "theirs" not in html
+
+    def test_without_any_nonce_there_is_no_attribute(self) -> None:
+        assert "nonce" not in render("{% cable_script %}", request=RequestFactory().get("/"))
+        assert "nonce" not in render("{% cable_script %}", {"csp_nonce": None})
+
+    @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django makes nonces from 6.0 on")
+    def test_djangos_middleware_lets_the_script_run(self, client: Client) -> None:
+        from django.utils.csp import CSP  # type: ignore[import-not-found,unused-ignore]
+
+        with override_settings(
+            ROOT_URLCONF=__name__,
+            MIDDLEWARE=["django.middleware.csp.ContentSecurityPolicyMiddleware"],
+            SECURE_CSP={"script-src": [CSP.NONCE]},
+        ):
+            response = client.get("/")
+        nonce = response.content.decode().partition('nonce="')[2].partition('"')[0]
+        assert nonce
+        assert response.headers["Content-Security-Policy"] == f"script-src 'nonce-{nonce}'"
+
+
+class TestSignedStreamName:
+    def test_the_name_is_signed(self) -> None:
+        assert verify_stream_name(render('{% signed_stream_name "chat/1" %}')) == "chat/1"
+
+    def test_it_can_be_kept_in_a_variable(self) -> None:
+        assert verify_stream_name(render("{% signed_stream_name name as s %}{{ s }}", {"name": "chat/2"})) == "chat/2"
