@@ -1,4 +1,4 @@
-"""Makes the bundle of the JavaScript client. Needs neither Django nor any other package: the wheel's build uses it too."""
+"""Makes the bundle of the JavaScript client. Needs no other package: the wheel's build uses it too."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         raise ClientBuildError(
-            f"The bundle of the JavaScript client has to be made, and {name} was not found: install Node.js 20 or later "
+            f"The JavaScript client's bundle has to be made, and {name} was not found: install Node.js 20 or later, "
             "with npm. (Released wheels and source archives of reliable_cable hold the bundle and need no Node.)"
         )
     return found

@@ -27,8 +27,8 @@ class ClientBuildHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Make the bundle if it is missing or older than its sources.
 
-        Not for an editable install, which needs no Node: there `manage.py cable_client` makes it. Where Node is missing, a
-        bundle that is there is used as it is.
+        Not for an editable install, which needs no Node: there `manage.py cable_client` makes it. Where Node is
+        missing, a bundle that is there is used as it is.
         """
         if version == "editable":
             return

@@ -45,9 +45,7 @@ class _Stream:
     def trim(self, policy: StreamPolicy, now: float) -> int:
         """Drop what is past the stream's size or time; return how many entries went."""
         before = len(self.kept)
-        while self.kept and (
-            len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl
-        ):
+        while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
             gone = self.kept.popleft()
             self.trimmed_at = gone.created
             if gone.key:

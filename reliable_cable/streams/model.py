@@ -58,9 +58,9 @@ class _Written:
 class ModelStreamStore(StreamStore):
     """Keeps streams in the tables of `reliable_cable.models`, on `settings.database`.
 
-    Offsets are given under a lock on the stream's row, in a short transaction of its own. Inside the caller's transaction
-    nothing is locked: messages wait in the outbox, to be numbered after the commit by its hook, by the next append or
-    by any process's poll.
+    Offsets are given under a lock on the stream's row, in a short transaction of its own. Inside the caller's
+    transaction nothing is locked: messages wait in the outbox, to be numbered after the commit by its hook, by the
+    next append or by any process's poll.
     """
 
     supports_durable = True
@@ -372,8 +372,10 @@ class ModelStreamStore(StreamStore):
 
     def _forget(self, stream: str) -> None:
         def delete() -> bool:
-            rows = self._database.rows(models.Stream).select_for_update().filter(name=stream)
-            return any([row.delete() for row in rows])
+            row = self._database.rows(models.Stream).select_for_update().filter(name=stream).first()
+            if row is not None:
+                row.delete()
+            return row is not None
 
         self.number_outbox([stream])
         with self._database.read_errors(f"The stream {stream!r} cannot be forgotten"):

@@ -1,0 +1,1 @@
+"""What tests over the wire need: servers, another process, and clients of our own."""

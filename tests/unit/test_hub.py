@@ -1,4 +1,4 @@
-"""However unreliable the announcements are, live readers get the stream: in order, none twice, none skipped, or told."""
+"""However unreliable the announcements: live readers get the stream in order, none twice, none skipped, or told."""
 
 from __future__ import annotations
 

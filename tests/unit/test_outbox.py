@@ -96,14 +96,16 @@ async def test_a_pause_while_draining_stops_it() -> None:
         outbox.push(text)
     send = socket.send
 
+    sent = asyncio.Event()
+
     async def send_one_then_pause(message: dict[str, Any]) -> None:
         await send(message)
         outbox.pause()
+        sent.set()
 
     outbox._send = send_one_then_pause
     outbox.resume()
-    while not socket.sent:
-        await asyncio.sleep(0)
+    await asyncio.wait_for(sent.wait(), 5)
     assert socket.sent == ["a"]
     outbox._send = send
     outbox.resume()

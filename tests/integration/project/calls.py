@@ -25,7 +25,7 @@ def count_up(stream: str, first: int, last: int, writer: str = "") -> None:
         reliable_cable.broadcast(stream, {"n": number, "writer": writer})
 
 
-class _Undo(Exception):  # noqa: N818 - no error: it ends a transaction
+class _Undo(Exception):
     """Rolls a transaction back."""
 
 
