@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -196,7 +197,7 @@ class TestModelStore:
     def test_each_operation_is_one_statement(self, alias: str, clock: Clock) -> None:
         store = model_store(alias, clock)
         many = {f"s{number}": ANN for number in range(100)}
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             "INSERT": lambda: store.save(many),
             "SELECT": lambda: store.load("s1"),
             "UPDATE": lambda: store.touch(list(many)),

@@ -44,10 +44,10 @@ GOOD: dict[str, list[Any]] = {
 }
 
 #: Never right, whatever the number is for.
-NO_NUMBERS = ["3", None, True, -1, [], math.nan, math.inf, -math.inf, {}]
-NO_WHOLE_NUMBERS = [*NO_NUMBERS, 1.5, 3.0]
-NO_TEXT = ["", None, 3, b"secret", ["x"]]
-NO_SWITCH = ["yes", 1, 0, None, ""]
+NO_NUMBERS: list[Any] = ["3", None, True, -1, [], math.nan, math.inf, -math.inf, {}]
+NO_WHOLE_NUMBERS: list[Any] = [*NO_NUMBERS, 1.5, 3.0]
+NO_TEXT: list[Any] = ["", None, 3, b"secret", ["x"]]
+NO_SWITCH: list[Any] = ["yes", 1, 0, None, ""]
 
 BAD: dict[str, list[Any]] = {
     "REDIS_URL": ["", "localhost:6379", "http://localhost", 6379, b"redis://localhost"],
@@ -248,7 +248,7 @@ class TestGetSettings:
     @override_settings()
     def test_without_the_setting_there_are_the_defaults(self) -> None:
         if hasattr(django_settings, "RELIABLE_CABLE"):
-            del django_settings.RELIABLE_CABLE
+            delattr(django_settings, "RELIABLE_CABLE")
         assert get_settings().history_size == 100
 
     def test_they_are_read_once(self) -> None:

@@ -35,9 +35,7 @@ class Command(BaseCommand):
                     + f"\n  Users {', '.join(DEMO_USERS)}; password: {PASSWORD}\n"
                 )
         if not options["prepare_only"]:
-            call_command(
-                "runserver", f"{options['host']}:{options['port']}", use_reloader=not options["no_reload"]
-            )
+            call_command("runserver", f"{options['host']}:{options['port']}", use_reloader=not options["no_reload"])
 
     def _prepare(self, verbosity: int) -> None:
         self.stdout.write("Preparing the database and the client…")

@@ -58,7 +58,7 @@ function receive(message) {
   else append(message);
 }
 
-/** Read over HTTP what the stream no longer keeps. */
+/** Read over HTTP what the cable will not bring. */
 async function catchUp() {
   if (waiting) return;
   waiting = [];
@@ -73,7 +73,7 @@ async function catchUp() {
       after = page.messages.at(-1)?.id;
       more = page.more;
     }
-    notify("You were away for long: the messages in between were loaded anew.");
+    notify("What you missed was loaded anew.");
   } catch {
     notify("Messages are missing here. Reload the page to see them.", { stays: true });
   }
@@ -169,7 +169,9 @@ text.addEventListener("input", () => {
 
 // -- the cable ----------------------------------------------------------------------------------------------------
 
-let wasConnected = false;
+/** Whether the subscription ever stood, and whether the client gave a channel up. */
+let stood = false;
+let gaveUp = false;
 /** How many messages were here when the connection came back; null: nothing to report. */
 let before = null;
 
@@ -179,9 +181,9 @@ cable.on("connect", ({ reconnect }) => {
 
 function listen(channel) {
   channel.on("connect", () => {
-    // A channel that was given up before it ever stood has no position to go on from.
-    if (!wasConnected && cable.sessionId && recreated) catchUp();
-    wasConnected = true;
+    // A channel that was given up before it ever stood left no position from which the next one could go on.
+    if (gaveUp && !stood) catchUp();
+    stood = true;
     showMembers(channel);
     toldAt = 0;
     unsent.forEach(send);
@@ -210,10 +212,9 @@ function listen(channel) {
       if (missed) notify(`Back again: ${missed} missed ${missed === 1 ? "message" : "messages"} came in, in order.`);
     }
   });
-  channel.on("close", () => (recreated = true));
+  channel.on("close", () => (gaveUp = true));
 }
 
-let recreated = false;
 const subscription = keepSubscribed("ChatChannel", { room_id: Number(room.dataset.roomId) }, listen, () =>
   notify("This room is not open to you any more.", { stays: true }),
 );

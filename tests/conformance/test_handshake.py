@@ -1,0 +1,111 @@
+"""Handshake, welcome, pings and pongs (PROTOCOL.md: the head, and 15, 18)."""
+
+from __future__ import annotations
+
+import pytest
+from websockets.exceptions import InvalidStatus, NegotiationError
+
+from tests.conformance.conftest import Connect
+from tests.support.client import BASE, EXTENDED, Client, identify
+from tests.support.server import Server
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ([EXTENDED], EXTENDED),
+        ([BASE], BASE),
+        ([BASE, EXTENDED], EXTENDED),
+        ([BASE, "actioncable-unsupported"], BASE),
+        (["actioncable-v1-ext-msgpack", EXTENDED, BASE], EXTENDED),
+    ],
+)
+async def test_the_best_subprotocol_in_common_is_chosen(connect: Connect, offered: list[str], chosen: str) -> None:
+    client = await connect(protocols=offered)
+    assert client.socket.subprotocol == chosen
+
+
+@pytest.mark.parametrize("offered", [["soap"], ["actioncable-unsupported"], []])
+async def test_a_client_without_a_subprotocol_in_common_is_refused(server: Server, offered: list[str]) -> None:
+    with pytest.raises((InvalidStatus, NegotiationError)) as refusal:
+        await Client(server.url, protocols=offered).open()
+    if isinstance(refusal.value, InvalidStatus):
+        assert refusal.value.response.status_code == 403
+
+
+async def test_a_page_of_another_origin_is_refused(server: Server) -> None:
+    with pytest.raises(InvalidStatus):
+        await Client(server.url, origin="http://elsewhere.example").open()
+
+
+async def test_an_extended_client_is_welcomed_with_a_new_secret_session_id(connect: Connect) -> None:
+    first, second = await connect(), await connect()
+    assert set(first.welcome) == {"type", "sid"}
+    assert first.sid != second.sid
+    assert len(first.sid) >= 22, "less than 128 bits in base64"
+
+
+async def test_a_base_client_is_welcomed_without_a_restore(connect: Connect) -> None:
+    client = await connect(protocols=[BASE])
+    assert client.welcome["type"] == "welcome"
+    assert "restored" not in client.welcome
+
+
+async def test_a_connection_refused_by_the_application_is_told_unauthorized(server: Server) -> None:
+    client = Client(server.url, cookie=await server.sign_in("outcast"))
+    await client.open()
+    try:
+        assert await client.next() == {"type": "disconnect", "reason": "unauthorized", "reconnect": False}
+        await client.closed()
+        assert len(client.log) == 1, "neither a welcome nor anything else"
+    finally:
+        await client.close()
+
+
+async def test_pings_tell_the_time_and_the_first_is_jittered(strict: Server) -> None:
+    firsts = []
+    for _ in range(4):
+        async with Client(strict.url) as client:
+            times = await client.ping(3)
+            firsts.append(times[0])
+            assert all(isinstance(message, int) for _, message in client.pings)
+            assert all(0.2 < later - earlier < 0.9 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(0.1 < first < 0.45 + 0.5 for first in firsts), firsts
+    assert len({round(first, 2) for first in firsts}) > 1, f"not jittered: {firsts}"
+
+
+async def test_a_client_can_ask_for_another_ping_interval(connect: Connect, strict: Server) -> None:
+    fast = await connect(query="pi=1")
+    async with Client(strict.url, query="pi=0.01") as bounded, Client(strict.url, query="pi=never") as odd:
+        first = await bounded.ping(1)
+        assert first[0] > 0.45, "an interval below a second is not granted"
+        assert (await odd.ping(1))[0] < 1, "what is no number changes nothing"
+    times = await fast.ping(2)
+    assert 0.4 < times[0] < 2
+    assert 0.7 < times[1] - times[0] < 1.6
+
+
+async def test_a_clients_ping_is_answered(connect: Connect) -> None:
+    client = await connect()
+    await client.send("ping")
+    await client.expect({"type": "pong"})
+
+
+async def test_who_has_ponged_and_falls_silent_is_dropped_and_nobody_else(strict: Server) -> None:
+    # 15: the npm client sends no pongs unless told to.
+    async with Client(strict.url) as mute, Client(strict.url) as silent, Client(strict.url, protocols=[BASE]) as base:
+        await silent.send("pong")
+        await base.send("pong")
+        await silent.closed()
+        assert [frame["type"] for frame in silent.log] == ["welcome"], "an extended client gets no disconnect frame"
+        await base.expect({"type": "disconnect", "reason": "no_pong", "reconnect": True})
+        await base.closed()
+        await mute.subscribe(identify("EchoChannel"))
+
+
+async def test_who_keeps_ponging_stays(strict: Server) -> None:
+    async with Client(strict.url) as client:
+        for count in range(1, 5):
+            await client.send("pong")
+            await client.ping(count)
+        await client.subscribe(identify("EchoChannel"))

@@ -1,0 +1,39 @@
+"""Databases for the tests: SQLite always, PostgreSQL where a test is marked `postgres`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from django.db import connections
+
+from tests.support.postgres import find_postgres, running_postgres
+
+#: With this set (as `.ci/run` does), what is missing on the machine fails tests instead of skipping them.
+REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip PostgreSQL tests where there is no server binary, or fail them."""
+    if item.get_closest_marker("postgres") and find_postgres() is None:
+        (pytest.fail if REQUIRE else pytest.skip)("no PostgreSQL server (initdb, pg_ctl) on this machine")
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    request: pytest.FixtureRequest, django_db_modify_db_settings_parallel_suffix: None
+) -> Iterator[None]:
+    """Start PostgreSQL before Django makes its test databases, if a collected test is for it."""
+    binaries = find_postgres()
+    if binaries and any(item.get_closest_marker("postgres") for item in request.session.items):
+        with running_postgres(binaries) as host:
+            connections["postgres"].settings_dict["HOST"] = host
+            yield
+        return
+    # Tests that ask for all databases get no second one.
+    connections["postgres"].close()
+    del connections["postgres"]
+    connections.settings.pop("postgres")
+    yield

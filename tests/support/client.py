@@ -1,0 +1,273 @@
+"""A client of the protocol, for scenarios: says what it is told to, and remembers everything that it hears."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import socket
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+EXTENDED = "actioncable-v1-ext-json"
+BASE = "actioncable-v1-json"
+
+#: Seconds that an answer may take, on a busy machine.
+PATIENCE = 10.0
+
+Frame = dict[str, Any]
+Match = Mapping[str, Any] | Callable[[Frame], bool]
+
+_numbers = itertools.count(1)
+
+
+def unique(prefix: str) -> str:
+    """Return a name that no other scenario of this run uses."""
+    return f"{prefix}{next(_numbers)}"
+
+
+def identify(channel: str, **params: Any) -> str:
+    """Return the identifier of a subscription, as a client writes it."""
+    return json.dumps({"channel": channel, **params})
+
+
+def matches(frame: Frame, match: Match) -> bool:
+    """Whether a frame has all that `match` has, at any depth, or satisfies it."""
+    if callable(match):
+        return match(frame)
+    return all(
+        key in frame
+        and (
+            matches(frame[key], wanted)
+            if isinstance(wanted, Mapping) and isinstance(frame[key], dict)
+            else frame[key] == wanted
+        )
+        for key, wanted in match.items()
+    )
+
+
+class Client:
+    """One connection, for use with `async with`; it is open and welcomed when the block begins.
+
+    Args:
+        url: of the cable.
+        protocols: the subprotocols that are offered.
+        sid: the session that is to be restored, by the query.
+        query: more of the query, `pi=1`, say.
+        headers: of the handshake.
+        cookie: of the handshake.
+        reading: whether it reads at all; one that does not takes no more than its buffers hold.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        protocols: Sequence[str] = (EXTENDED,),
+        sid: str = "",
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        cookie: str = "",
+        origin: str = "http://127.0.0.1",
+        reading: bool = True,
+    ) -> None:
+        parts = [part for part in (f"sid={sid}" if sid else "", query) if part]
+        self.url = url + ("?" + "&".join(parts) if parts else "")
+        self.headers = {"Origin": origin, **({"Cookie": cookie} if cookie else {}), **(headers or {})}
+        self.protocols = protocols
+        self.reading = reading
+        #: Every frame but pings, in the order of arrival.
+        self.log: list[Frame] = []
+        #: When each ping came, by the monotonic clock, and what it said.
+        self.pings: list[tuple[float, Any]] = []
+        self.opened_at = 0.0
+        self.welcome: Frame = {}
+        self._unread: deque[Frame] = deque()
+        self._changed = asyncio.Condition()
+        self._ended = False
+        self._socket: ClientConnection | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        if self.reading:
+            self.welcome = await self.expect({"type": "welcome"})
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Make the handshake; raises what `websockets` raises where that is refused."""
+        small = None
+        if not self.reading:
+            small = socket.socket()
+            small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            small.setblocking(False)
+            host, port = self.url.split("/")[2].split(":")
+            await asyncio.get_running_loop().sock_connect(small, (host, int(port)))
+        self._socket = await connect(
+            self.url,
+            sock=small,
+            subprotocols=[Subprotocol(name) for name in self.protocols] or None,
+            additional_headers=self.headers,
+            user_agent_header=None,
+            compression=None,
+            max_size=None,
+            max_queue=None if self.reading else 1,
+            ping_interval=None,
+            close_timeout=2,
+            proxy=None,
+        )
+        self.opened_at = time.monotonic()
+        if self.reading:
+            self._reader = asyncio.create_task(self._read())
+
+    async def close(self) -> None:
+        """Say goodbye and leave."""
+        if self._socket is not None:
+            if not self.reading:
+                self._socket.transport.abort()
+            await self._socket.close()
+        if self._reader is not None:
+            await asyncio.wait([self._reader])
+
+    async def cut(self) -> None:
+        """Let the connection break: a TCP reset, without a word of WebSocket."""
+        connection: socket.socket = self.socket.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.transport.abort()
+        if self._reader is not None:
+            await asyncio.wait([self._reader])
+
+    @property
+    def socket(self) -> ClientConnection:
+        """The WebSocket."""
+        assert self._socket is not None, "the client is not connected"
+        return self._socket
+
+    @property
+    def sid(self) -> str:
+        """The session's id."""
+        return str(self.welcome["sid"])
+
+    async def closed(self, timeout: float = PATIENCE) -> int | None:  # noqa: ASYNC109 - a test's patience
+        """Wait until the server has closed the connection; return its close code, None if it just broke off."""
+        async with asyncio.timeout(timeout):
+            if self._reader is not None:
+                await asyncio.wait([self._reader])
+            await self.socket.wait_closed()
+        received = self.socket.protocol.close_rcvd
+        return received.code if received is not None else None
+
+    async def _read(self) -> None:
+        try:
+            async for text in self.socket:
+                frame = json.loads(text)
+                if isinstance(frame, dict) and frame.get("type") == "ping":
+                    self.pings.append((time.monotonic(), frame.get("message")))
+                else:
+                    self.log.append(frame)
+                    self._unread.append(frame)
+                async with self._changed:
+                    self._changed.notify_all()
+        except ConnectionClosed:
+            pass
+        finally:
+            self._ended = True
+            async with self._changed:
+                self._changed.notify_all()
+
+    # -- saying -------------------------------------------------------------------------------------------------------
+
+    async def send_raw(self, data: str | bytes) -> None:
+        """Send a frame as it is."""
+        await self.socket.send(data)
+
+    async def send(self, command: str, identifier: str | None = None, **body: Any) -> None:
+        """Send a command."""
+        frame: Frame = {"command": command}
+        if identifier is not None:
+            frame["identifier"] = identifier
+        await self.send_raw(json.dumps(frame | body))
+
+    async def perform(self, identifier: str, action: str, **data: Any) -> None:
+        """Call an action."""
+        await self.send("message", identifier, data=json.dumps({"action": action, **data}))
+
+    async def subscribe(self, identifier: str, **body: Any) -> str:
+        """Subscribe, expect nothing but the confirmation, and return the identifier."""
+        await self.send("subscribe", identifier, **body)
+        await self.expect({"type": "confirm_subscription", "identifier": identifier})
+        return identifier
+
+    # -- hearing ------------------------------------------------------------------------------------------------------
+
+    async def next(self, timeout: float = PATIENCE) -> Frame:  # noqa: ASYNC109 - a test's patience
+        """Return the next frame that is no ping."""
+        async with asyncio.timeout(timeout), self._changed:
+            await self._changed.wait_for(lambda: self._unread or self._ended)
+        if not self._unread:
+            raise AssertionError(f"the connection was closed ({self.socket.close_code})")
+        return self._unread.popleft()
+
+    async def expect(self, match: Match, timeout: float = PATIENCE) -> Frame:  # noqa: ASYNC109 - a test's patience
+        """Return the next frame; it must match."""
+        try:
+            frame = await self.next(timeout)
+        except TimeoutError:
+            raise AssertionError(f"nothing came; expected {match}") from None
+        assert matches(frame, match), f"expected {match}, not {frame}, before {list(self._unread)[:5]}"
+        return frame
+
+    async def until(self, match: Match, timeout: float = PATIENCE) -> list[Frame]:  # noqa: ASYNC109 - as above
+        """Return the frames up to and with the first one that matches."""
+        frames: list[Frame] = []
+        try:
+            async with asyncio.timeout(timeout):
+                while not frames or not matches(frames[-1], match):
+                    frames.append(await self.next(timeout))
+        except TimeoutError:
+            raise AssertionError(f"expected {match}; what came was {frames}") from None
+        return frames
+
+    async def messages(self, identifier: str, count: int, timeout: float = PATIENCE) -> list[Any]:  # noqa: ASYNC109
+        """Return the payloads of the next frames, which must all be messages for this identifier."""
+        return [
+            (await self.expect(lambda frame: frame.get("identifier") == identifier and "message" in frame, timeout))[
+                "message"
+            ]
+            for _ in range(count)
+        ]
+
+    async def ping(self, count: int, timeout: float = PATIENCE) -> list[float]:  # noqa: ASYNC109 - as above
+        """Wait until `count` pings have come; return when, in seconds since the handshake."""
+        async with asyncio.timeout(timeout), self._changed:
+            await self._changed.wait_for(lambda: len(self.pings) >= count or self._ended)
+        return [at - self.opened_at for at, _ in self.pings]
+
+    async def barrier(self) -> list[Frame]:
+        """Wait until all commands so far were handled; return what came meanwhile and was not read before.
+
+        A question for a presence that is not there is always answered, after the commands before it.
+        """
+        name = unique("barrier ")
+        await self.send("presence", name)
+        return (await self.until({"type": "presence", "identifier": name}))[:-1]
+
+    async def nothing(self) -> None:
+        """All commands so far were handled, and nothing came that was not read."""
+        frames = await self.barrier()
+        assert frames == []

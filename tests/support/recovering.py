@@ -1,0 +1,193 @@
+"""A client that recovers as the npm client does, in the extended protocol; for storms.
+
+It keeps one position per stream id for all identifiers, asks for history by these, takes `restored_ids` at their word, and
+closes a channel for good if the connection drops while its `subscribe` is unanswered. The application on top, which
+is here too, then makes the channel again (PROTOCOL.md, 19).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.exceptions import WebSocketException
+
+from tests.support.client import PATIENCE, Client, Frame
+
+#: Seconds between two attempts to connect, at most.
+RETRY = 0.1
+#: Seconds after which an unanswered subscribe is repeated.
+REPEAT = 5.0
+
+
+class RecoveringClient:
+    """Stays connected, and keeps what arrives.
+
+    Args:
+        url: of the cable.
+        cookie: of the handshakes.
+        since: what it calls the time of its page's rendering; None: now.
+        restoring: whether it asks for its session back.
+    """
+
+    def __init__(self, url: str, *, cookie: str = "", since: int | None = None, restoring: bool = True) -> None:
+        self._url = url
+        self._cookie = cookie
+        self._restoring = restoring
+        self.sid = ""
+        self.since = int(time.time()) if since is None else since
+        #: Per stream id, shared by all identifiers.
+        self.positions: dict[str, Frame] = {}
+        self.stream_ids: defaultdict[str, set[str]] = defaultdict(set)
+        #: "connecting", "pending" (subscribe sent), "connected" or "closed", by identifier.
+        self.channels: dict[str, str] = {}
+        #: Payloads by identifier, in the order of arrival.
+        self.received: defaultdict[str, list[Any]] = defaultdict(list)
+        #: What the `info` event says, by identifier: `history_received` and `history_not_found`.
+        self.infos: defaultdict[str, list[str]] = defaultdict(list)
+        self.connects = self.restores = self.recreated = 0
+        #: What it complained of: confirmations that it did not ask for, and the like.
+        self.complaints: list[Frame] = []
+        self._client: Client | None = None
+        self._wanted = True
+        self._changed = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wanted = False
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._client is not None:
+            await self._client.close()
+
+    # -- for the application ------------------------------------------------------------------------------------------
+
+    async def subscribe(self, identifier: str) -> None:
+        """Subscribe, now or as soon as there is a connection, and wait until that was confirmed."""
+        self.channels[identifier] = "connecting"
+        if self._client is not None and self.connected:
+            await self._send_subscribe(self._client, identifier)
+        await self.wait_for(lambda: self.channels[identifier] == "connected")
+
+    async def cut(self) -> bool:
+        """Break the connection, if there is one."""
+        client = self._client
+        if client is None or not self.connected:
+            return False
+        await client.cut()
+        return True
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server has welcomed it on this connection."""
+        return self._client is not None and bool(self._client.welcome)
+
+    async def wait_for(self, condition: Callable[[], bool], timeout: float = 3 * PATIENCE) -> None:  # noqa: ASYNC109
+        """Wait until something about this client is true."""
+        async with asyncio.timeout(timeout), self._changed:
+            await self._changed.wait_for(condition)
+
+    # -- the protocol -------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while self._wanted:
+            client = Client(self._url, sid=self.sid if self._restoring else "", cookie=self._cookie)
+            try:
+                await client.open()
+                self._client = client
+                await self._serve(client)
+            except (OSError, WebSocketException, AssertionError, TimeoutError):
+                pass  # refused, or dropped
+            finally:
+                self._client = None
+                await client.close()
+            await self._dropped()
+            await asyncio.sleep(random.uniform(0, RETRY))
+
+    async def _serve(self, client: Client) -> None:
+        while True:
+            # Pings are filtered out beneath; they keep `since` fresh as in the npm client.
+            frame = await client.next(timeout=120)
+            if client.pings:
+                self.since = int(time.time())
+            await self._receive(client, frame)
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _receive(self, client: Client, frame: Frame) -> None:
+        kind, identifier = frame.get("type"), frame.get("identifier", "")
+        if kind == "welcome":
+            await self._welcomed(client, frame)
+        elif kind == "disconnect":
+            self.sid = ""
+            client.socket.transport.abort()
+        elif kind == "confirm_subscription":
+            if self.channels.get(identifier) != "pending":
+                self.complaints.append(frame)
+                return await client.send("unsubscribe", identifier)
+            self.channels[identifier] = "connected"
+        elif kind == "reject_subscription":
+            self.complaints.append(frame)
+            self.channels[identifier] = "closed"
+        elif kind in ("confirm_history", "reject_history"):
+            self.infos[identifier].append("history_received" if kind == "confirm_history" else "history_not_found")
+        elif frame.get("message"):
+            if "stream_id" in frame:
+                self.stream_ids[identifier].add(frame["stream_id"])
+                self.positions[frame["stream_id"]] = {"epoch": frame["epoch"], "offset": frame["offset"]}
+            self.received[identifier].append(frame["message"])
+
+    async def _welcomed(self, client: Client, frame: Frame) -> None:
+        client.welcome = frame
+        self.sid = frame["sid"]
+        self.connects += 1
+        restored = frame.get("restored_ids", []) if frame.get("restored") else []
+        self.restores += bool(frame.get("restored"))
+        for identifier in restored:
+            await client.send("history", identifier, history=self._history(identifier))
+        for identifier in list(self.channels):
+            if identifier in restored:
+                self.channels[identifier] = "connected"
+            else:
+                await self._send_subscribe(client, identifier)
+
+    def _history(self, identifier: str) -> Frame:
+        known = {name: self.positions[name] for name in self.stream_ids[identifier] if name in self.positions}
+        return {"since": self.since, "streams": known}
+
+    async def _send_subscribe(self, client: Client, identifier: str) -> None:
+        self.channels[identifier] = "pending"
+        await client.send("subscribe", identifier, history=self._history(identifier))
+        asyncio.get_running_loop().call_later(REPEAT, self._repeat, client, identifier)
+
+    def _repeat(self, client: Client, identifier: str) -> None:
+        if self._client is client and self.channels.get(identifier) == "pending":
+            frame = json.dumps({"command": "subscribe", "identifier": identifier, "history": self._history(identifier)})
+            self._repeating = asyncio.ensure_future(self._send_again(client, frame))
+
+    async def _send_again(self, client: Client, frame: str) -> None:
+        with contextlib.suppress(WebSocketException):
+            await client.send_raw(frame)
+
+    async def _dropped(self) -> None:
+        for identifier, state in self.channels.items():
+            if state == "pending":
+                # The npm client closes the channel here, without an error; the application makes it again.
+                self.recreated += 1
+            self.channels[identifier] = "connecting"
+        async with self._changed:
+            self._changed.notify_all()

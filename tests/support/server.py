@@ -1,0 +1,308 @@
+"""Real server processes of the project in tests/integration/project, each with a database of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = "tests.integration.project"
+Kind = Literal["daphne", "uvicorn"]
+
+#: Seconds that a server may take to start or to stop.
+PATIENCE = 30.0
+#: Below the ports that kernels give to outgoing connections, so that a server can be started again on its own.
+PORTS = range(18000, 30000)
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def environment(database: Path, settings: Mapping[str, Any] | None = None, **variables: str) -> dict[str, str]:
+    """Return the environment of a process of the project.
+
+    Args:
+        database: the SQLite file.
+        settings: keys of `RELIABLE_CABLE` that differ from the project's.
+        variables: more of the environment.
+    """
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": f"{PROJECT}.settings",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "CABLE_TEST_DATABASE": str(database),
+        "RELIABLE_CABLE": json.dumps(dict(settings or {})),
+        **variables,
+    }
+
+
+def make_database(folder: Path) -> Path:
+    """Return a new SQLite file with all migrations applied."""
+    path = folder / "migrated.sqlite3"
+    command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
+    subprocess.run(command, cwd=ROOT, env=environment(path), check=True, timeout=PATIENCE * 2)
+    return path
+
+
+class Server:
+    """A server process. As a context manager it is started, and killed at the end if it still runs.
+
+    Args:
+        kind: which server.
+        folder: for the database and the log.
+        template: a migrated database, to be copied.
+        settings: keys of `RELIABLE_CABLE` that differ from the project's.
+        variables: more of the environment.
+    """
+
+    def __init__(
+        self, kind: Kind, folder: Path, template: Path, settings: Mapping[str, Any] | None = None, **variables: str
+    ) -> None:
+        self.kind = kind
+        self.port = 0
+        self.database = folder / "server.sqlite3"
+        self._log = folder / "server.log"
+        shutil.copy(template, self.database)
+        self.environment = environment(self.database, settings, **variables)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+    # -- the process --------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def rss(self) -> int:
+        """The memory that the process has, in bytes."""
+        text = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], check=True, capture_output=True).stdout
+        return int(text) * 1024
+
+    @property
+    def log(self) -> str:
+        """What the process has written so far, over all its starts."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def url(self) -> str:
+        """Where the cable is."""
+        return f"ws://127.0.0.1:{self.port}/cable"
+
+    def start(self) -> None:
+        """Start the process and wait until it answers; on the former port, if there was one."""
+        chosen = self.port
+        for _ in range(5):
+            self.port = chosen or free_port()
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command(), cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+                )
+            if self._wait_until_ready():
+                return
+            self.kill()
+        raise RuntimeError(f"{self.kind} did not start:\n{self.log}")
+
+    def terminate(self) -> int:
+        """Ask the process to stop (SIGTERM), wait for that, and return its exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(PATIENCE)
+
+    def signal_stop(self) -> None:
+        """Ask the process to stop (SIGTERM)."""
+        os.kill(self.pid, signal.SIGTERM)
+
+    async def stopped(self) -> int:
+        """Wait until the process has ended; return its exit code."""
+        assert self._process is not None
+        return await asyncio.to_thread(self._process.wait, PATIENCE)
+
+    def kill(self) -> None:
+        """Kill the process (SIGKILL), if it runs."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(PATIENCE)
+
+    def restart(self) -> None:
+        """Kill the process and start it again on the same port, with the same database."""
+        self.kill()
+        self.start()
+
+    def _command(self) -> list[str]:
+        application = f"{PROJECT}.asgi:application"
+        if self.kind == "daphne":
+            return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port), application]
+        return [
+            *[sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(self.port), "--lifespan", "off"],
+            *["--no-access-log", application],
+        ]
+
+    def _wait_until_ready(self) -> bool:
+        deadline = time.monotonic() + PATIENCE
+        while self.alive and time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                # Whoever accepted it: our process lives only if it could listen.
+                with contextlib.suppress(httpx.TransportError):
+                    return self._request("call", json={"call": "position", "args": ["ready"]}).is_success
+            time.sleep(0.02)
+        return False
+
+    # -- what it does -------------------------------------------------------------------------------------------------
+
+    async def call(self, name: str, *args: Any, socket_id: str = "", **kwargs: Any) -> Any:
+        """Make a call (tests/integration/project/calls.py) inside the server's process.
+
+        Args:
+            name: of the call.
+            socket_id: the header `X-Socket-ID` of the request that makes it.
+        """
+        headers = {"X-Socket-ID": socket_id} if socket_id else {}
+        request = {"call": name, "args": args, "kwargs": kwargs}
+        response = await asyncio.to_thread(self._request, "call", json=request, headers=headers)
+        return _result(response.json())
+
+    async def sign_in(self, username: str) -> str:
+        """Return the `Cookie` header of a new session of a user, who is made if need be."""
+        response = await asyncio.to_thread(self._request, "sign-in", data={"username": username})
+        return f"sessionid={response.cookies['sessionid']}"
+
+    def _request(self, path: str, **options: Any) -> httpx.Response:
+        response = httpx.post(f"http://127.0.0.1:{self.port}/{path}", timeout=60, trust_env=False, **options)
+        return response.raise_for_status()
+
+
+class OtherProcess:
+    """A process beside the server, on the same database: what `manage.py shell` or a task worker is.
+
+    Args:
+        server: whose database it shares.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", PROJECT],
+            cwd=ROOT,
+            env=server.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._lock = asyncio.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._process:
+            self._process.kill()
+
+    async def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Make a call (tests/integration/project/calls.py) in that process."""
+        line = json.dumps({"call": name, "args": args, "kwargs": kwargs})
+        async with self._lock:
+            return _result(json.loads(await asyncio.to_thread(self._exchange, line)))
+
+    def _exchange(self, line: str) -> str:
+        source, sink = _pipes(self._process)
+        sink.write(line + "\n")
+        sink.flush()
+        return source.readline()
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    assert process.stdout is not None
+    assert process.stdin is not None
+    return process.stdout, process.stdin
+
+
+class CallFailed(Exception):
+    """A call raised in the process that was asked to make it."""
+
+
+def _result(answer: Mapping[str, Any]) -> Any:
+    if "error" in answer:
+        raise CallFailed(answer["error"])
+    return answer["result"]
+
+
+class ServerPool:
+    """Servers that tests share: one for each kind and settings, started when it is first asked for.
+
+    Args:
+        folder: for their files.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._template: Path | None = None
+        self._stack = contextlib.ExitStack()
+        self._servers: dict[tuple[Kind, str], Server] = {}
+        self._others: dict[Server, OtherProcess] = {}
+        self._count = 0
+
+    def close(self) -> None:
+        """Kill all of them."""
+        self._stack.close()
+
+    def make(self, kind: Kind, **settings: Any) -> Server:
+        """Return a server that nobody else uses, not started."""
+        if self._template is None:
+            self._template = make_database(self._folder)
+        self._count += 1
+        folder = self._folder / f"{kind}-{self._count}"
+        folder.mkdir()
+        return Server(kind, folder, self._template, settings)
+
+    def get(self, kind: Kind, **settings: Any) -> Server:
+        """Return the running server of these settings."""
+        key = (kind, json.dumps(settings, sort_keys=True))
+        server = self._servers.get(key)
+        if server is None or not server.alive:
+            server = self._servers[key] = self._stack.enter_context(self.make(kind, **settings))
+        return server
+
+    def beside(self, server: Server) -> OtherProcess:
+        """Return the other process of a shared server."""
+        if server not in self._others:
+            self._others[server] = self._stack.enter_context(OtherProcess(server))
+        return self._others[server]
