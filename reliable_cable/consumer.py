@@ -55,7 +55,7 @@ def get_hub() -> Hub:
     return hub
 
 
-class CableConsumer(AsyncConsumer):  # type: ignore[misc] - Channels is untyped
+class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     """A Channels consumer that speaks the extended Action Cable protocol; subclass it to authenticate connections.
 
     `connect` may set attributes (`self.user = …`), which channels read as `self.connection.user`, or refuse by

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
+from functools import partial
 from typing import Any
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -25,9 +26,9 @@ class _Resumed:
             try:
                 value = yield waited
             except BaseException as error:  # handed on to the coroutine
-                step: Callable[[], Any] = lambda error=error: self._coroutine.throw(error)  # noqa: E731
+                step = partial(self._coroutine.throw, error)
             else:
-                step = lambda value=value: self._coroutine.send(value)  # noqa: E731
+                step = partial(self._coroutine.send, value)
             try:
                 waited = step()
             except StopIteration:

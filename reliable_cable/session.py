@@ -14,7 +14,7 @@ from typing import Any
 
 from .channel import Channel, Reply, find_channel
 from .exceptions import ProtocolError
-from .handlers import REFUSED, invoke, run_recorded
+from .handlers import REFUSED, run_recorded
 from .hub import Hub
 from .outbox import Outbox, Send
 from .protocol import commands, messages
@@ -73,7 +73,7 @@ class CableSession:
         self.outbox = Outbox(send, limit=self.settings.max_pending_size, overflow=self._too_slow)
         self.subscriptions: dict[str, Subscription] = {}
         self._connection = connection
-        self._ping_interval = ping_interval
+        self.ping_interval = ping_interval
         self._ping_timer: asyncio.TimerHandle | None = None
         self._last_pong: float | None = None
         self._bad_frames = 0
@@ -103,7 +103,7 @@ class CableSession:
             self.changed()
         for subscription in self.subscriptions.values():
             subscription.deadline = loop.call_later(HISTORY_DEADLINE, self.restart)
-        first = self._ping_interval * random.uniform(0.5, 1.5)  # noqa: S311 - spreads pings, no secret
+        first = self.ping_interval * random.uniform(0.5, 1.5)  # noqa: S311 - spreads pings, no secret
         self._ping_timer = loop.call_later(first, self._ping)
 
     def record(self) -> SessionRecord:
@@ -216,7 +216,7 @@ class CableSession:
                 if stream is not None and data not in ("null", "false", "0", '""'):
                     await self.hub.engine.streams.awhisper(stream, Message(data, exclude=self.sid))
             case commands.Join(presence=claim):
-                if await self._authorized(subscription, claim):
+                if await subscription.authorizes(claim):
                     await subscription.join(claim.id, claim.info)
             case commands.Leave():
                 await subscription.leave()
@@ -245,7 +245,7 @@ class CableSession:
             try:
                 await subscription.apply_streams(reply, request)
                 joins += reply.presence
-                if command.presence is not None and await self._authorized(subscription, command.presence):
+                if command.presence is not None and await subscription.authorizes(command.presence):
                     joins.append(command.presence)
             except Exception:
                 logger.exception("The subscription %s could not be made.", identifier)
@@ -301,18 +301,6 @@ class CableSession:
         if reply.streams or channel.has_state:
             self.changed()
 
-    async def _authorized(self, subscription: Subscription, claim: commands.PresenceClaim) -> bool:
-        """Whether a client may join presence by itself."""
-        authorize = getattr(subscription.channel, "authorize_presence", None)
-        if authorize is None:
-            logger.warning("%s lets no client join presence.", type(subscription.channel).__name__)
-            return False
-        try:
-            return bool(await invoke(partial(authorize, claim.id, claim.info)))
-        except Exception:
-            logger.exception("%s.authorize_presence failed.", type(subscription.channel).__name__)
-            return False
-
     def make_channel(self, identifier: str) -> Channel | None:
         try:
             name, params = commands.parse_identifier(identifier)
@@ -342,11 +330,6 @@ class CableSession:
     def _reject(self, identifier: str) -> None:
         self.outbox.push(messages.acknowledgement(MessageType.REJECT_SUBSCRIPTION, identifier))
 
-    def server_since(self, since: float) -> float:
-        """Return a client's `since` by a clock that is not ahead of ours (PROTOCOL.md, 7)."""
-        now = time.time()
-        return since if since <= now else now - self._ping_interval
-
     # -- heartbeat --------------------------------------------------------------------------------------------------
 
     def _ping(self) -> None:
@@ -355,7 +338,7 @@ class CableSession:
             # Only who has ponged before is expected to (15).
             return self.disconnect(DisconnectReason.NO_PONG)
         self.outbox.push(messages.ping(time.time()))
-        self._ping_timer = asyncio.get_running_loop().call_later(self._ping_interval, self._ping)
+        self._ping_timer = asyncio.get_running_loop().call_later(self.ping_interval, self._ping)
 
     # -- ending -----------------------------------------------------------------------------------------------------
 

@@ -6,9 +6,11 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, PresenceJoin, Reply, StreamStart
+from .handlers import invoke
 from .hub import PAGE_SIZE, RETRY_DELAY, Reader
 from .protocol import messages
 from .protocol.commands import PresenceClaim
@@ -233,8 +235,7 @@ class Subscription:
                 continue
             if position is None:
                 assert request.since is not None  # noqa: S101 - for the type checker
-                since = self.session.server_since(request.since)
-                offset = await store.aoffset_since(name, since)
+                offset = await store.aoffset_since(name, self._server_since(request.since))
                 if offset is None:
                     return None
                 page = await store.aread(name, after=offset, limit=PAGE_SIZE)
@@ -249,6 +250,11 @@ class Subscription:
             if name in self.readers:
                 self.readers[name].position = self._firsts[name] = position
         return pages
+
+    def _server_since(self, since: float) -> float:
+        """Return a client's `since` by a clock that is not ahead of ours (7)."""
+        now = self.hub.engine.streams.clock()
+        return since if since <= now else now - self.session.ping_interval
 
     async def _send_pages(self, readers: Sequence[Reader], pages: dict[Reader, StreamPage]) -> bool:
         complete = True
@@ -283,6 +289,18 @@ class Subscription:
                 await self.join(op.id, op.info)
             else:
                 await self.leave()
+
+    async def authorizes(self, claim: PresenceClaim) -> bool:
+        """Whether the channel lets the client join presence by itself."""
+        authorize = getattr(self.channel, "authorize_presence", None)
+        if authorize is None:
+            logger.warning("%s lets no client join presence.", type(self.channel).__name__)
+            return False
+        try:
+            return bool(await invoke(partial(authorize, claim.id, claim.info)))
+        except Exception:
+            logger.exception("%s.authorize_presence failed.", type(self.channel).__name__)
+            return False
 
     async def join(self, id_: str, info: Any) -> None:
         """Join the presence stream, or update what is known of the member."""

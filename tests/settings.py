@@ -21,6 +21,7 @@ INSTALLED_APPS = [
     "django.contrib.admin",
     "channels",
     "reliable_cable",
+    "demo_project.chat",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -57,3 +58,6 @@ DATABASES = {
     # Started by tests/conftest.py when a test needs it, which then fills in the HOST.
     "postgres": {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "postgres", "HOST": ""},
 }
+
+DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"
+DEMO_TOKEN_DELAY = 0.0

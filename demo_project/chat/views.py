@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 from django.contrib.auth.decorators import login_required
@@ -15,6 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 from reliable_cable import broadcast
 
 from . import background
+from .cable import NewsChannel
 from .models import Answer, Message, Room
 from .robot import MAX_LINES, talk
 
@@ -124,7 +126,8 @@ def migrations(request: HttpRequest) -> HttpResponse:
         {"topic": topic, "title": title, "text": text, "code": _source(f"chat/migrations/{topic}.js")}
         for topic, title, text in BOXES
     ]
-    return render(request, "chat/migrations.html", {"boxes": boxes, "signed_name": "news:signed"})
+    context = {"boxes": boxes, "signed_name": "news:signed", "channel_code": inspect.getsource(NewsChannel)}
+    return render(request, "chat/migrations.html", context)
 
 
 @require_POST

@@ -60,8 +60,8 @@ def judge(position: StreamPosition, epoch: str, offset: int) -> Verdict:
         if offset == position.offset + 1:
             return Verdict.NEXT
         return Verdict.REPEAT if offset <= position.offset else Verdict.GAP
-    # A reader that waits on a stream without any message yet has no epoch: the first message gives it one.
-    return Verdict.NEXT if position.epoch == "" and offset == 1 else Verdict.GAP
+    # Also where the reader has no epoch yet: a late repeat from an epoch that was forgotten looks like a first message.
+    return Verdict.GAP
 
 
 @dataclass(frozen=True, slots=True)

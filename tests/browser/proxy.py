@@ -5,23 +5,19 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import threading
-from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TypeVar
-
-T = TypeVar("T")
+from typing import Self
 
 
 class _Link:
-    """One client's connection and the one to the server behind it."""
+    """A client's connection, and the one to the server behind it."""
 
-    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
-        self.writers = (client, server)
+    def __init__(self, *writers: asyncio.StreamWriter) -> None:
+        self._writers = writers
 
     def reset(self) -> None:
-        """Close both connections with a TCP RST, throwing away what is under way."""
-        for writer in self.writers:
+        """Close both with a TCP RST; what is under way is lost."""
+        for writer in self._writers:
             connection: socket.socket = writer.get_extra_info("socket")
             if connection.fileno() != -1:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -29,7 +25,7 @@ class _Link:
 
 
 class TcpProxy:
-    """Forwards 127.0.0.1:`port` to another port of the loopback, in a thread of its own.
+    """Forwards 127.0.0.1:`port` to another port of the loopback; for use with `async with`.
 
     Args:
         target: the server's port.
@@ -37,80 +33,59 @@ class TcpProxy:
 
     def __init__(self, target: int) -> None:
         self.port = 0
-        self.withheld = threading.Event()
+        #: Set when `withhold` has kept something back.
+        self.withheld = asyncio.Event()
         self._target = target
         self._links: set[_Link] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._refusing = False
         self._withholding = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tcp-proxy")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._accept, "127.0.0.1", 0), self._loop
-        ).result()
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._server.close()
+        self.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._server.wait_closed()
 
     def cut(self) -> int:
-        """Reset every connection, and every new one until `restore`; return how many were open."""
-        return self._call(self._cut)
-
-    def restore(self) -> None:
-        """Let connections through again, and what they send."""
-        self._call(self._restore)
-
-    def withhold(self) -> None:
-        """Keep back what clients send over WebSockets opened from now on, after the handshake.
-
-        `withheld` is set once there is such a command: the server will not get it, so it stays unanswered.
-        """
-        self.withheld.clear()
-        self._withholding = True
-
-    def _call(self, function: Callable[[], T]) -> T:
-        async def run() -> T:
-            return function()
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result()
-
-    def _cut(self) -> int:
+        """Reset every connection, and each new one until `restore`; return how many were open."""
         self._refusing = True
         links, self._links = self._links, set()
         for link in links:
             link.reset()
         return len(links)
 
-    def _restore(self) -> None:
-        self._refusing = self._withholding = False
+    def withhold(self) -> None:
+        """Keep back what clients send over WebSockets opened from now on, after the handshake, until `restore`.
 
-    async def _close(self) -> None:
-        self._server.close()
-        self._cut()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
+        The server does not get it and so cannot answer it.
+        """
+        self.withheld.clear()
+        self._withholding = True
+
+    def restore(self) -> None:
+        """Let connections through again, and all that they carry."""
+        self._refusing = self._withholding = False
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        link = _Link(writer, writer)
+        link = _Link(writer)
+        if self._refusing:
+            return link.reset()
         try:
-            if self._refusing:
-                return link.reset()
             server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:  # the server is down: tell the client as the kernel would
+        except OSError:  # the server is down
             return link.reset()
         link = _Link(writer, server_writer)
         if self._refusing:
@@ -118,18 +93,20 @@ class TcpProxy:
         self._links.add(link)
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(reader, server_writer, hold=self._withholding))
-                both.create_task(self._pump(server_reader, writer, hold=False))
+                both.create_task(self._forward(reader, server_writer, withhold=self._withholding))
+                both.create_task(self._forward(server_reader, writer))
         finally:
             self._links.discard(link)
             link.reset()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, hold: bool) -> None:
-        """Forward one direction until it ends, then end it on the other side."""
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, withhold: bool = False
+    ) -> None:
+        """Forward one direction until it ends, and end it on the other side as well."""
         upgraded = False
         try:
             while data := await reader.read(65536):
-                if hold and upgraded:
+                if withhold and upgraded:
                     self.withheld.set()
                     continue
                 upgraded = upgraded or b"upgrade: websocket" in data.lower()
@@ -137,5 +114,4 @@ class TcpProxy:
                 await writer.drain()
             writer.write_eof()
         except OSError:
-            # One side was reset: so is the other.
             writer.transport.abort()

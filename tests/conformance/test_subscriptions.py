@@ -8,7 +8,7 @@ import pytest
 
 from tests.conformance.conftest import Connect
 from tests.support.client import BASE, EXTENDED, identify, unique
-from tests.support.server import Server
+from tests.support.server import CallFailed, Server
 
 
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
@@ -220,8 +220,6 @@ async def test_the_base_protocol_gets_no_positions(connect: Connect, server: Ser
 
 async def test_falsy_payloads_are_refused_at_the_broadcast(server: Server) -> None:
     # 11
-    from tests.support.server import CallFailed
-
     for payload in (0, "", False, None):
         with pytest.raises(CallFailed, match="InvalidPayload"):
             await server.call("broadcast", unique("falsy"), payload)

@@ -38,7 +38,7 @@ class TestJudge:
             (("a", 3), ("a", 5), Verdict.GAP),
             (("a", 3), ("b", 4), Verdict.GAP),
             (("a", 3), ("b", 1), Verdict.GAP),
-            (("", 0), ("a", 1), Verdict.NEXT),
+            (("", 0), ("a", 1), Verdict.GAP),
             (("", 0), ("a", 2), Verdict.GAP),
         ],
     )

@@ -1,6 +1,6 @@
 """A client that recovers as the npm client does, in the extended protocol; for storms.
 
-It keeps one position per stream id for all identifiers, asks for history by these, takes `restored_ids` at their word, and
+It keeps one position per stream id for all identifiers, asks for history by these, believes `restored_ids`, and
 closes a channel for good if the connection drops while its `subscribe` is unanswered. The application on top, which
 is here too, then makes the channel again (PROTOCOL.md, 19).
 """

@@ -2,7 +2,8 @@ import { createConsumer } from "@anycable/web";
 import { show, status } from "./page.js";
 
 const consumer = createConsumer();
-consumer.subscriptions.create({ channel: "NewsChannel", topic: "consumer" }, {
+const params = { channel: "NewsChannel", topic: "consumer" };
+consumer.subscriptions.create(params, {
   connected: () => status("consumer", "connected"),
   disconnected: () => status("consumer", "disconnected"),
   received: (message) => show("consumer", message),

@@ -3,12 +3,12 @@
 const WORDS = { connected: "Connected", connecting: "Connecting…", disconnected: "Disconnected", rejected: "Rejected" };
 
 /** Show a message in a box. */
-export function show(topic, { text, at }) {
+export function show(topic, { text, at }, note = "") {
   const item = document.createElement("li");
   const time = document.createElement("time");
   time.dateTime = at;
   time.textContent = new Date(at).toLocaleTimeString();
-  item.append(time, " ", text);
+  item.append(time, " ", text, note && `, ${note}`);
   document.querySelector(`#${topic} .received`).prepend(item);
 }
 

@@ -1,7 +1,7 @@
 import { createCable } from "@anycable/web";
 import { show, status } from "./page.js";
 
-// In the page: <section data-stream="{% signed_stream_name "news:signed" %}">
+// <section id="signed" data-stream="{% signed_stream_name name %}">
 const { stream } = document.querySelector("#signed").dataset;
 const cable = createCable({ protocol: "actioncable-v1-ext-json" });
 const channel = cable.streamFromSigned(stream);

@@ -1,0 +1,53 @@
+"""The admin shows what is kept and changes none of it: a stream's numbering is a promise. Sessions are secrets."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.contrib import admin
+from django.http import HttpRequest
+
+from .models import OutboxEntry, Stream, StreamEntry, TransientEntry
+
+
+class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg] - not subscriptable at run time
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Messages are broadcast, not added."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """What was sent stays as it was."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """A missing entry would be a hole in its stream."""
+        return False
+
+
+@admin.register(Stream)
+class StreamAdmin(_ReadOnly):
+    """Streams and their positions. Deleting one forgets it: its next message begins a new epoch."""
+
+    list_display: ClassVar = ["name", "epoch", "low", "tail"]
+    search_fields: ClassVar = ["name"]
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Whoever has the permission can forget a stream."""
+        return bool(super(_ReadOnly, self).has_delete_permission(request, obj))
+
+
+@admin.register(StreamEntry)
+class StreamEntryAdmin(_ReadOnly):
+    """Kept messages."""
+
+    list_display: ClassVar = ["stream", "offset", "created"]
+    list_select_related: ClassVar = ["stream"]
+    search_fields: ClassVar = ["=stream__name"]
+
+
+@admin.register(OutboxEntry, TransientEntry)
+class UnnumberedAdmin(_ReadOnly):
+    """Messages that wait for their number, and messages that have none."""
+
+    list_display: ClassVar = ["name", "id"]
+    search_fields: ClassVar = ["=name"]

@@ -1,0 +1,172 @@
+"""One browser, one server and one publisher for all the browser tests of a worker; rooms and windows for each."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, BrowserContext, StorageState, async_playwright
+
+from reliable_cable.client.build import is_fresh
+from tests.browser.demo import DemoServer, Publisher, Window, prepare
+from tests.browser.proxy import TcpProxy
+
+session_fixture = pytest_asyncio.fixture(scope="session", loop_scope="session")
+fixture = pytest_asyncio.fixture(loop_scope="session")
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def missing(what: str) -> Any:
+    """Skip the test; fail it where nothing may be missing."""
+    if os.environ.get("CABLE_REQUIRE") == "1":
+        pytest.fail(f"{what} is missing, and CABLE_REQUIRE=1 wants it.")
+    pytest.skip(f"{what} is missing.")
+
+
+@session_fixture
+async def chromium() -> AsyncIterator[Browser]:
+    """The browser."""
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        missing("Chromium")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's database as a newcomer gets it."""
+    if not is_fresh() and not (shutil.which("node") and shutil.which("npm")):
+        missing("Node")
+    path = tmp_path_factory.mktemp("demo") / "prepared.sqlite3"
+    prepare(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_server(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The server of all tests."""
+    with DemoServer(tmp_path_factory.mktemp("server"), prepared) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: DemoServer) -> DemoServer:
+    """The server, alive, whatever the test before has done to it."""
+    if not shared_server.alive:
+        shared_server.start()
+    return shared_server
+
+
+@session_fixture
+async def publisher(shared_server: DemoServer) -> AsyncIterator[Publisher]:
+    """The process that talks beside the server."""
+    async with Publisher(shared_server) as process:
+        yield process
+
+
+@fixture
+async def room(publisher: Publisher) -> str:
+    """The slug of an empty room."""
+    return await publisher.make_room()
+
+
+@fixture
+async def proxy(server: DemoServer) -> AsyncIterator[TcpProxy]:
+    """The way to the server that a test can cut."""
+    async with TcpProxy(server.port) as between:
+        yield between
+
+
+@session_fixture
+async def log_in(chromium: Browser, shared_server: DemoServer) -> Callable[[str], Awaitable[StorageState]]:
+    """Log a user in, once, by the buttons of the login page."""
+    states: dict[str, StorageState] = {}
+
+    async def log_in(user: str) -> StorageState:
+        if user not in states:
+            context = await chromium.new_context()
+            page = await context.new_page()
+            await page.goto(f"http://127.0.0.1:{shared_server.port}/login/")
+            await page.get_by_test_id(f"login-{user}").click()
+            await page.wait_for_url(f"http://127.0.0.1:{shared_server.port}/")
+            states[user] = await context.storage_state()
+            await context.close()
+        return states[user]
+
+    return log_in
+
+
+class OpenWindow(Protocol):
+    """Opens a window in a browser of its own."""
+
+    async def __call__(
+        self,
+        user: str,
+        path: str,
+        *,
+        through: TcpProxy | None = None,
+        cuts: bool = False,
+        size: tuple[int, int] = (1280, 800),
+    ) -> Window:
+        """Open a page.
+
+        Args:
+            user: who is logged in; empty: nobody.
+            path: of the page.
+            through: the way to the server.
+            cuts: the test breaks connections on purpose.
+            size: width and height in CSS pixels.
+        """
+        ...
+
+
+@fixture
+async def open_window(
+    chromium: Browser, server: DemoServer, log_in: Callable[[str], Awaitable[StorageState]]
+) -> AsyncIterator[OpenWindow]:
+    """Open windows; at the end none of them may have complained."""
+    windows: list[Window] = []
+    contexts: list[BrowserContext] = []
+
+    async def open_window(
+        user: str,
+        path: str,
+        *,
+        through: TcpProxy | None = None,
+        cuts: bool = False,
+        size: tuple[int, int] = (1280, 800),
+    ) -> Window:
+        port = through.port if through else server.port
+        context = await chromium.new_context(
+            base_url=f"http://127.0.0.1:{port}",
+            storage_state=await log_in(user) if user else None,
+            viewport={"width": size[0], "height": size[1]},
+        )
+        contexts.append(context)
+        window = Window(await context.new_page(), cuts=cuts or through is not None)
+        windows.append(window)
+        await window.page.goto(path)
+        return window
+
+    yield open_window
+    for context in contexts:
+        await context.close()
+    assert [complaint for window in windows for complaint in window.complaints] == []

@@ -1,0 +1,183 @@
+"""What the browser tests work with: the demo's server, a process that talks beside it, and windows of a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from playwright.async_api import ConsoleMessage, Error, Locator, Page, Request, expect
+
+from tests.support.server import PATIENCE, ROOT, Server
+
+PROJECT = "tests.browser.project"
+
+#: Milliseconds that a page may take for something, on a busy machine.
+PAGE_PATIENCE = 20_000
+
+#: What Chromium itself writes to the console about a WebSocket that breaks or does not open.
+BROKEN_SOCKET = re.compile(r"WebSocket connection to 'ws://127\.0\.0\.1:\d+/cable\S*' failed: ")
+
+_numbers = itertools.count(1)
+
+
+def environment(database: Path) -> dict[str, str]:
+    """Return the environment of a process of the demo on a database of its own."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": f"{PROJECT}.settings",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "DEMO_DATABASE": str(database),
+        "DEMO_TOKEN_DELAY": "0.03",
+    }
+
+
+def prepare(database: Path) -> None:
+    """Make the demo's database and the client's bundle as a newcomer does: `manage.py demo`, only without the server."""
+    command = [sys.executable, "manage.py", "demo", "--prepare-only"]
+    subprocess.run(command, cwd=ROOT, env=environment(database), check=True, timeout=PATIENCE * 4, capture_output=True)
+
+
+class DemoServer(Server):
+    """The demo, served by daphne."""
+
+    def __init__(self, folder: Path, template: Path) -> None:
+        super().__init__("daphne", folder, template)
+        self.environment = environment(self.database)
+
+    def _command(self) -> list[str]:
+        options = ["-b", "127.0.0.1", "-p", str(self.port)]
+        return [sys.executable, "-m", "daphne", *options, f"{PROJECT}.asgi:application"]
+
+    def _wait_until_ready(self) -> bool:
+        deadline = time.monotonic() + PATIENCE
+        while self.alive and time.monotonic() < deadline:
+            try:
+                return httpx.get(f"http://127.0.0.1:{self.port}/login/", trust_env=False).is_success
+            except httpx.TransportError:
+                time.sleep(0.02)
+        return False
+
+
+class Publisher:
+    """A process beside the server, on the same database, which talks on while the server is dead.
+
+    Args:
+        server: whose database it shares.
+    """
+
+    def __init__(self, server: DemoServer) -> None:
+        self._environment = server.environment
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-m", PROJECT],
+            cwd=ROOT,
+            env=self._environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        await self._process.wait()
+
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """Make a call (project/__main__.py) in that process, and return its result."""
+        source, sink = self._process.stdout, self._process.stdin
+        assert source is not None
+        assert sink is not None
+        async with self._lock:
+            sink.write(json.dumps([name, arguments]).encode() + b"\n")
+            await sink.drain()
+            line = await source.readline()
+        assert line, "the publisher died"
+        return json.loads(line)
+
+    async def make_room(self) -> str:
+        """Make a room that no other test uses; return its slug."""
+        slug = f"room-{next(_numbers)}"
+        await self.call("make_room", slug)
+        return slug
+
+    async def say(self, room: str, texts: Sequence[str]) -> None:
+        """Say one thing after another in a room."""
+        for text in texts:
+            await self.call("post", room, text)
+
+
+class Window:
+    """A window of the browser, and what its page has complained about.
+
+    Args:
+        page: the page.
+        cuts: the test breaks connections on purpose, so Chromium may say so.
+    """
+
+    def __init__(self, page: Page, *, cuts: bool) -> None:
+        self.page = page
+        self.cuts = cuts
+        self.complaints: list[str] = []
+        #: Requests for what a stream no longer keeps. A cut as short as the tests' must not need them.
+        self.caught_up: list[str] = []
+        page.set_default_timeout(PAGE_PATIENCE)
+        page.on("console", self._heard)
+        page.on("pageerror", self._failed)
+        page.on("request", self._requested)
+
+    def __getitem__(self, test_id: str) -> Locator:
+        return self.page.get_by_test_id(test_id)
+
+    @property
+    def texts(self) -> Locator:
+        """The texts of the room's messages."""
+        return self["messages"].locator(".text")
+
+    async def state(self, state: str) -> None:
+        """Wait until the page shows this state of its connection."""
+        await expect(self["connection"]).to_have_attribute("data-state", state, timeout=PAGE_PATIENCE)
+
+    async def disconnected(self) -> None:
+        """Wait until the page knows that its connection is lost."""
+        await expect(self["connection"]).not_to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
+
+    async def back(self) -> None:
+        """Wait until the page is connected again; the browser tells it that the network is back, as browsers do."""
+        async with asyncio.timeout(PAGE_PATIENCE / 1000):
+            while await self["connection"].get_attribute("data-state") != "connected":
+                await self.page.evaluate("window.dispatchEvent(new Event('online'))")
+                await asyncio.sleep(0.05)
+
+    async def shows(self, *texts: str) -> None:
+        """Wait until the room's messages are exactly these, in this order, and none has come twice."""
+        await expect(self.texts).to_have_text(list(texts), timeout=PAGE_PATIENCE)
+        await expect(self["messages"]).to_have_attribute("data-repeats", "0")
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type not in ("error", "warning"):
+            return
+        if not (self.cuts and BROKEN_SOCKET.match(message.text)):
+            self.complaints.append(f"{message.type}: {message.text}")
+
+    def _failed(self, error: Error) -> None:
+        self.complaints.append(f"uncaught: {error}")
+
+    def _requested(self, request: Request) -> None:
+        if "/messages/?after=" in request.url:
+            self.caught_up.append(request.url)

@@ -1,0 +1,1 @@
+"""The demo as the browser tests serve it."""

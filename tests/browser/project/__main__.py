@@ -1,0 +1,43 @@
+"""A process beside the server, on the same database: makes the calls that come in as lines of JSON, and answers each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import django
+
+
+def main() -> None:
+    """Answer calls until the input ends."""
+    django.setup()
+    from demo_project.chat.cable import post_message
+    from demo_project.chat.models import Answer, Message, Room
+
+    def make_room(slug: str) -> None:
+        Room.objects.create(slug=slug, name=slug.title())
+
+    def post(slug: str, text: str) -> None:
+        post_message(Room.objects.get(slug=slug), None, text, client_id=text)
+
+    def messages(slug: str) -> list[str]:
+        return list(Message.objects.filter(room__slug=slug).values_list("text", flat=True))
+
+    def answer(pk: int) -> dict[str, Any]:
+        return Answer.objects.get(pk=pk).as_dict()
+
+    calls: Mapping[str, Callable[..., Any]] = {
+        "make_room": make_room,
+        "post": post,
+        "messages": messages,
+        "answer": answer,
+    }
+    for line in sys.stdin:
+        name, arguments = json.loads(line)
+        sys.stdout.write(json.dumps(calls[name](*arguments)) + "\n")
+        sys.stdout.flush()
+
+
+main()

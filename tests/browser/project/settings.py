@@ -1,0 +1,8 @@
+"""The demo's settings, with members that leave sooner."""
+
+from __future__ import annotations
+
+from demo_project.settings import *  # noqa: F403
+from demo_project.settings import RELIABLE_CABLE
+
+RELIABLE_CABLE = {**RELIABLE_CABLE, "PRESENCE_TTL": 2}

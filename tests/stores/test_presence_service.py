@@ -1,0 +1,280 @@
+"""The service that keeps this process's members present and sends the signals, and presence for Django code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.dispatch import Signal
+from django.test import override_settings
+
+from reliable_cable.conf import get_settings
+from reliable_cable.engine import get_engine
+from reliable_cable.presence.base import PresenceEvent, PresenceInfo, PresenceStore
+from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.presence.service import LAST_ROUNDS, PresenceService, presence_for
+from reliable_cable.signals import presence_joined, presence_left
+
+TTL = 15.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(clock: Clock) -> PresenceStore:
+    return MemoryPresenceStore(replace(get_settings(), presence_ttl=TTL), clock=clock)
+
+
+async def settle() -> None:
+    """Let the callbacks run that are due."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+class Rounds:
+    """Stands for `asyncio.sleep`: the service's rounds happen when the test says so."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self._next: asyncio.Future[None] | None = None
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self._next = asyncio.get_running_loop().create_future()
+        await self._next
+
+    async def next(self) -> None:
+        """Let the wait end, and the round that follows happen."""
+        await settle()
+        assert self._next is not None
+        self._next.set_result(None)
+        await settle()
+
+
+@pytest.fixture
+def rounds() -> Rounds:
+    return Rounds()
+
+
+@pytest.fixture
+async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[PresenceService]:
+    service = PresenceService(store, sleep=rounds.sleep)
+    yield service
+    await service.stop()
+
+
+class TestService:
+    async def test_what_is_held_is_refreshed_in_one_call_three_times_in_its_time(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        for id_ in ("1", "2"):
+            store.join("s", f"phone{id_}", id_)
+            service.hold("s", f"phone{id_}")
+        with mock.patch.object(store, "refresh", wraps=store.refresh) as refresh:
+            for _ in range(10):
+                clock.advance(TTL / 3)
+                await rounds.next()
+        assert refresh.call_count == 10
+        assert set(refresh.call_args.args[0]) == {("s", "phone1"), ("s", "phone2")}
+        assert set(rounds.slept) == {TTL / 3}
+        assert store.info("s").total == 2
+
+    async def test_what_was_released_leaves_when_its_time_is_over(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        store.join("s", "phone", "1")
+        service.hold("s", "phone")
+        service.release("s", "phone")
+        for expected in (1, 1, 0):
+            clock.advance(TTL / 3)
+            await rounds.next()
+            assert store.info("s").total == expected
+
+    async def test_a_suspended_process_keeps_its_members(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        events: list[PresenceEvent] = []
+        store.listen(events.append)
+        store.join("s", "phone", "1")
+        service.hold("s", "phone")
+        clock.advance(TTL * 100)
+        await rounds.next()
+        assert events == [PresenceEvent("s", "join", "1")]
+
+    async def test_no_rounds_are_made_while_there_is_nothing_to_keep(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        await settle()
+        assert not service.running
+        service.hold("s", "phone")
+        for _ in range(LAST_ROUNDS + 1):
+            await rounds.next()
+        assert service.running
+        service.release("s", "phone")
+        for _ in range(LAST_ROUNDS):
+            assert service.running
+            await rounds.next()
+        assert not service.running
+
+    async def test_rounds_begin_again_with_the_next_member(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        service.hold("s", "phone")
+        service.release("s", "phone")
+        for _ in range(LAST_ROUNDS):
+            await rounds.next()
+        assert not service.running
+        store.join("s", "desk", "1")
+        service.hold("s", "desk")
+        for _ in range(5):
+            clock.advance(TTL / 3)
+            await rounds.next()
+        assert store.info("s").total == 1
+
+    async def test_a_round_that_fails_is_logged_and_the_next_one_tries(
+        self,
+        store: PresenceStore,
+        service: PresenceService,
+        rounds: Rounds,
+        clock: Clock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        store.join("s", "phone", "1")
+        service.hold("s", "phone")
+        with mock.patch.object(store, "refresh", side_effect=OSError("gone")):
+            clock.advance(TTL / 3)
+            await rounds.next()
+        assert "could not be refreshed" in caplog.text
+        for _ in range(4):
+            clock.advance(TTL / 3)
+            await rounds.next()
+        assert store.info("s").total == 1
+
+    async def test_after_stop_nothing_runs(self, store: PresenceStore, service: PresenceService) -> None:
+        service.hold("s", "phone")
+        await service.stop()
+        assert not service.running
+        service.hold("s", "phone")
+        assert not service.running
+        await service.stop()
+
+    async def test_it_can_start_again(self, store: PresenceStore, service: PresenceService, rounds: Rounds) -> None:
+        await service.stop()
+        service.start()
+        service.hold("s", "phone")
+        assert service.running
+
+
+@contextmanager
+def receiving(signal: Signal, receiver: Callable[..., object]) -> Iterator[None]:
+    signal.connect(receiver, weak=False)
+    try:
+        yield
+    finally:
+        signal.disconnect(receiver)
+
+
+class TestSignals:
+    async def test_receivers_are_told_once_in_order_and_off_the_loop(
+        self, store: PresenceStore, service: PresenceService
+    ) -> None:
+        got: list[tuple[object, ...]] = []
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_join(sender: object, *, stream: str, id: str, info: Any, **kwargs: Any) -> None:  # noqa: A002
+            got.append(("join", sender, stream, id, info, threading.current_thread() is threading.main_thread()))
+
+        def on_leave(sender: object, *, stream: str, id: str, info: Any, **kwargs: Any) -> None:  # noqa: A002
+            got.append(("leave", sender, stream, id, info, threading.current_thread() is threading.main_thread()))
+            loop.call_soon_threadsafe(done.set)
+
+        service.start()
+        with receiving(presence_joined, on_join), receiving(presence_left, on_leave):
+            store.join("s", "phone", "1", {"name": "Ann"})
+            store.leave("s", "phone")
+            await asyncio.wait_for(done.wait(), 10)
+        assert got == [
+            ("join", type(store), "s", "1", {"name": "Ann"}, False),
+            ("leave", type(store), "s", "1", {"name": "Ann"}, False),
+        ]
+
+    async def test_a_receiver_that_raises_is_logged_and_stops_nothing(
+        self, store: PresenceStore, service: PresenceService, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def fail(**kwargs: Any) -> None:
+            if kwargs["id"] == "1":
+                raise ValueError("broken receiver")
+            loop.call_soon_threadsafe(done.set)
+
+        service.start()
+        with receiving(presence_joined, fail), caplog.at_level(logging.ERROR):
+            store.join("s", "phone", "1")
+            store.join("s", "desk", "2")
+            await asyncio.wait_for(done.wait(), 10)
+        assert "broken receiver" in caplog.text
+
+    async def test_without_receivers_no_thread_is_used(self, store: PresenceStore, service: PresenceService) -> None:
+        service.start()
+        with mock.patch("reliable_cable.presence.service.run_handler") as run_handler:
+            store.join("s", "phone", "1")
+            await settle()
+        run_handler.assert_not_called()
+
+    async def test_receivers_that_hang_cost_bounded_memory(
+        self, store: PresenceStore, service: PresenceService, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        release = threading.Event()
+        got: list[str] = []
+
+        def hang(**kwargs: Any) -> None:
+            release.wait(10)
+            got.append(kwargs["id"])
+
+        service.start()
+        with (
+            receiving(presence_joined, hang),
+            mock.patch("reliable_cable.presence.service.MAX_PENDING_SIGNALS", 3),
+        ):
+            for number in range(10):
+                store.join("s", f"phone{number}", str(number))
+                await settle()
+            release.set()
+            while service._sending is not None:
+                await asyncio.wait([service._sending])
+        assert got == ["0", "1", "2", "3"]
+        assert caplog.text.count("too slow") == 6
+
+
+async def test_django_code_asks_for_a_streams_presence() -> None:
+    with override_settings(RELIABLE_CABLE={"ENGINE": "memory"}):
+        presence = presence_for("s")
+        assert presence.info() == PresenceInfo(0, {})
+        get_engine().presence.join("s", "phone", "1", "Ann")
+        assert presence.info() == await presence.ainfo() == PresenceInfo(1, {"1": "Ann"})
+        assert presence.info(records=False) == await presence.ainfo(records=False) == PresenceInfo(1, None)
+        assert presence.total() == await presence.atotal() == 1

@@ -1,0 +1,247 @@
+"""What every stream store does (streams/base.py)."""
+
+from __future__ import annotations
+
+import pytest
+
+from reliable_cable.exceptions import BroadcastError
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.streams.base import IDLE_STREAM_TTL, Message, StreamStore
+from tests.stores.conftest import EVERY_STORE, Clock, MakeStore
+
+pytestmark = pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
+
+SIZE, TTL = 100, 300.0
+
+
+def append(store: StreamStore, *data: str, stream: str = "a", key: str = "") -> list[int]:
+    return [position.offset for position in store.append([(stream, Message(d, idempotency_key=key)) for d in data])]
+
+
+def kept(store: StreamStore, stream: str = "a", after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
+    return [(entry.offset, entry.data) for entry in store.read(stream, after=after, limit=limit).entries]
+
+
+class TestAppending:
+    def test_offsets_start_at_1_and_have_no_holes(self, store: StreamStore) -> None:
+        assert append(store, '"x"') == [1]
+        assert append(store, '"y"', '"z"') == [2, 3]
+        assert kept(store) == [(1, '"x"'), (2, '"y"'), (3, '"z"')]
+
+    def test_every_stream_counts_for_itself_in_an_epoch_of_its_own(self, store: StreamStore) -> None:
+        a, b, again = store.append([("a", Message("1")), ("b", Message("2")), ("a", Message("3"))])
+        assert (a.offset, b.offset, again.offset) == (1, 1, 2)
+        assert a.epoch == again.epoch != b.epoch
+        assert a.epoch
+
+    def test_nothing_is_no_error(self, store: StreamStore) -> None:
+        assert store.append([]) == []
+
+    def test_messages_come_back_as_they_were(self, store: StreamStore) -> None:
+        data = '{"text":"\\u0000 żółw 🐢 \\" %s"}'
+        store.append([("a:{ü} %", Message(data, exclude="sid"))])
+        (entry,) = store.read("a:{ü} %", after=0, limit=1).entries
+        assert (entry.offset, entry.data, entry.exclude) == (1, data, "sid")
+
+    def test_a_stream_without_history_takes_none_and_nothing_else_is_stored(self, make_store: MakeStore) -> None:
+        store = make_store(streams={"cursor:*": {"history_size": 0}})
+        with pytest.raises(BroadcastError, match="cursor:1"):
+            store.append([("a", Message("1")), ("cursor:1", Message("2"))])
+        assert store.position("a") == StreamPosition("", 0)
+
+    def test_many_at_once(self, store: StreamStore) -> None:
+        positions = store.append([(f"s{n % 3}", Message(str(n))) for n in range(1500)])
+        assert [p.offset for p in positions] == [n // 3 + 1 for n in range(1500)]
+        assert [offset for offset, _ in kept(store, "s2")] == list(range(401, 501))
+
+
+class TestIdempotency:
+    def test_a_repeated_key_stores_nothing_and_returns_the_first_position(self, store: StreamStore) -> None:
+        assert append(store, "1", key="k") == [1]
+        assert append(store, "2") == [2]
+        assert append(store, "3", key="k") == [1]
+        assert kept(store) == [(1, "1"), (2, "2")]
+
+    def test_also_within_one_batch(self, store: StreamStore) -> None:
+        assert append(store, "1", "2", key="k") == [1, 1]
+        assert kept(store) == [(1, "1")]
+
+    def test_keys_count_for_their_stream_only(self, store: StreamStore) -> None:
+        assert append(store, "1", key="k") == [1]
+        assert append(store, "2", key="k", stream="b") == [1]
+        assert kept(store, "b") == [(1, "2")]
+
+    def test_a_key_is_forgotten_with_its_expired_entry(self, store: StreamStore, clock: Clock) -> None:
+        append(store, "1", key="k")
+        clock.advance(TTL)
+        assert append(store, "2", key="k") == [2]
+        assert append(store, "3", key="k") == [2]
+
+    def test_a_key_is_forgotten_with_its_entry_past_the_size(self, make_store: MakeStore) -> None:
+        store = make_store(history_size=2)
+        append(store, "1", key="k")
+        append(store, "2", "3")
+        assert append(store, "4", key="k") == [4]
+
+
+class TestReading:
+    def test_a_stream_that_does_not_exist_has_no_epoch(self, store: StreamStore) -> None:
+        assert store.read("a", after=0, limit=10) == StreamPage("", 0, 1)
+        assert store.position("a") == StreamPosition("", 0)
+        assert store.offset_since("a", 0) == 0
+
+    def test_pages_begin_after_an_offset_and_end_at_a_limit(self, store: StreamStore) -> None:
+        append(store, *"12345")
+        assert kept(store, after=1, limit=2) == [(2, "2"), (3, "3")]
+        assert kept(store, after=5) == []
+        assert kept(store, after=10**30) == []
+        assert kept(store, after=-1, limit=1) == [(1, "1")]
+        assert kept(store, limit=0) == []
+
+    def test_a_page_tells_the_streams_state(self, store: StreamStore) -> None:
+        (position,) = store.append([("a", Message("1"))])
+        page = store.read("a", after=0, limit=0)
+        assert (page.epoch, page.tail, page.low) == (position.epoch, 1, 1)
+        assert store.position("a") == position
+
+
+class TestKeeping:
+    def test_the_newest_are_kept_up_to_the_streams_size(self, make_store: MakeStore) -> None:
+        store = make_store(history_size=3, streams={"big:*": {"history_size": 4}})
+        append(store, *"12345")
+        append(store, *"12345", stream="big:1")
+        assert kept(store) == [(3, "3"), (4, "4"), (5, "5")]
+        assert store.read("a", after=0, limit=0).low == 3
+        assert store.read("big:1", after=0, limit=0).low == 2
+
+    def test_the_expired_are_not_returned_but_the_epoch_and_tail_stay(self, store: StreamStore, clock: Clock) -> None:
+        append(store, "1")
+        clock.advance(TTL / 2)
+        (position,) = store.append([("a", Message("2"))])
+        clock.advance(TTL / 2)
+        assert kept(store) == [(2, "2")]
+        assert store.read("a", after=0, limit=1).low == 2
+        clock.advance(TTL / 2)
+        assert kept(store) == []
+        assert store.read("a", after=0, limit=1) == StreamPage(position.epoch, 2, 3)
+        assert append(store, "3") == [3]
+        assert kept(store) == [(3, "3")]
+
+    def test_pruning_changes_nothing_that_can_be_seen(self, make_store: MakeStore, clock: Clock) -> None:
+        store = make_store(history_size=5)
+        append(store, *"123")
+        clock.advance(TTL / 2)
+        append(store, *"4567890")
+        append(store, "1", stream="b")
+        clock.advance(TTL / 2)
+        before = [store.read(name, after=0, limit=100) for name in ("a", "b")]
+        while store.prune(limit=2):
+            pass
+        assert [store.read(name, after=0, limit=100) for name in ("a", "b")] == before
+        assert [entry.offset for entry in before[0].entries] == [6, 7, 8, 9, 10]
+
+    def test_a_clock_that_goes_back_does_not_disorder_the_times(self, store: StreamStore, clock: Clock) -> None:
+        append(store, "1")
+        clock.advance(-50)
+        append(store, "2")
+        clock.advance(50)
+        assert store.offset_since("a", clock.now) == 0
+        clock.advance(TTL)
+        assert kept(store) == []
+
+    def test_an_idle_streams_epoch_is_kept_for_30_days(self, store: StreamStore, clock: Clock) -> None:
+        (position,) = store.append([("a", Message("1"))])
+        clock.advance(IDLE_STREAM_TTL - 1)
+        while store.prune():
+            pass
+        assert store.position("a") == position
+        clock.advance(1)
+        assert store.prune() == 1
+        assert store.position("a") == StreamPosition("", 0)
+
+
+class TestSince:
+    def test_the_offset_before_the_first_message_of_that_time(self, store: StreamStore, clock: Clock) -> None:
+        start = clock.now
+        for data in "123":
+            append(store, data)
+            clock.advance(10)
+        assert store.offset_since("a", 0) == 0
+        assert store.offset_since("a", start) == 0
+        assert store.offset_since("a", start + 1) == 1
+        assert store.offset_since("a", start + 10) == 1
+        assert store.offset_since("a", start + 20) == 2
+        assert store.offset_since("a", start + 21) == 3
+
+    def test_messages_of_one_moment_belong_together(self, store: StreamStore, clock: Clock) -> None:
+        append(store, "1")
+        clock.advance(1)
+        append(store, "2", "3")
+        assert store.offset_since("a", clock.now) == 1
+
+    def test_none_if_some_of_it_expired(self, store: StreamStore, clock: Clock) -> None:
+        start = clock.now
+        append(store, "1")
+        clock.advance(10)
+        append(store, "2")
+        clock.advance(TTL - 10)
+        for _ in range(2):
+            assert store.offset_since("a", start) is None
+            assert store.offset_since("a", start + 1) == 1
+            store.prune()
+
+    def test_none_if_some_of_it_was_too_many(self, make_store: MakeStore, clock: Clock) -> None:
+        store = make_store(history_size=2)
+        start = clock.now
+        for data in "1234":
+            append(store, data)
+            clock.advance(1)
+        for _ in range(2):
+            assert store.offset_since("a", start) is None
+            assert store.offset_since("a", start + 1) is None
+            assert store.offset_since("a", start + 2) == 2
+            store.prune()
+
+    def test_after_everything_expired_only_later_times_are_complete(self, store: StreamStore, clock: Clock) -> None:
+        append(store, "1")
+        made = clock.now
+        clock.advance(TTL * 2)
+        for _ in range(2):
+            assert store.offset_since("a", made) is None
+            assert store.offset_since("a", made + 1) == 1
+            store.prune()
+
+
+class TestForgetting:
+    def test_the_next_message_begins_another_epoch(self, store: StreamStore) -> None:
+        (before,) = store.append([("a", Message("1", idempotency_key="k"))])
+        store.forget("a")
+        assert store.read("a", after=0, limit=10) == StreamPage("", 0, 1)
+        (after,) = store.append([("a", Message("2", idempotency_key="k"))])
+        assert after.offset == 1
+        assert after.epoch != before.epoch
+        assert kept(store) == [(1, "2")]
+
+    def test_a_stream_that_does_not_exist_can_be_forgotten(self, store: StreamStore) -> None:
+        store.forget("a")
+
+    def test_other_streams_stay(self, store: StreamStore) -> None:
+        append(store, "1", stream="b")
+        store.forget("a")
+        assert kept(store, "b") == [(1, "1")]
+
+
+class TestTwins:
+    async def test_they_do_the_same(self, store: StreamStore, clock: Clock) -> None:
+        (position,) = await store.aappend([("a", Message("1"))])
+        assert await store.aposition("a") == position
+        page = await store.aread("a", after=0, limit=10)
+        assert [entry.data for entry in page.entries] == ["1"]
+        assert await store.aoffset_since("a", clock.now) == 0
+        clock.advance(TTL)
+        assert await store.aprune() == 1
+        await store.apublish_transient("a", Message("2"))
+        await store.awhisper("a", Message("3"))
+        await store.aforget("a")
+        assert await store.aposition("a") == StreamPosition("", 0)
