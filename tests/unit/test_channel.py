@@ -36,12 +36,12 @@ class TestNames:
         class NewsChannel(Channel):
             pass
 
-        class Other(Channel):
+        class RenamedChannel(Channel):
             name = "news.other"
 
         assert find_channel("NewsChannel") is NewsChannel
-        assert find_channel("news.other") is Other
-        assert find_channel("Other") is None
+        assert find_channel("news.other") is RenamedChannel
+        assert find_channel("RenamedChannel") is None
 
     def test_an_abstract_channel_is_not_found(self) -> None:
         class AbstractChannel(Channel, abstract=True):
