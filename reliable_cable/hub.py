@@ -253,8 +253,12 @@ class Hub:
         for entry in step.entries:
             if not (entry.exclude and entry.exclude in reader.sids):
                 reader.outbox.push(group.encode(page.epoch, entry.offset, entry.data))
+            reader.position = StreamPosition(page.epoch, entry.offset)
+            # A long history must not make its reader too slow.
+            await reader.outbox.drained()
+            if reader.stream is not found:
+                return True
         reader.position = step.position
-        await reader.outbox.drained()
         return True
 
     # -- events -------------------------------------------------------------------------------------------------

@@ -106,7 +106,7 @@ class MemoryStreamStore(StreamStore):
             found = self._fresh(stream)
             if found is None:
                 return StreamPage("", 0, 1)
-            first = max(after + 1 - found.low, 0)
+            first = min(max(after + 1 - found.low, 0), len(found.kept))
             entries = tuple(kept.entry for kept in islice(found.kept, first, first + max(limit, 0)))
             return StreamPage(found.epoch, found.tail, found.low, entries)
 

@@ -169,6 +169,12 @@ class Window:
         await expect(self.texts).to_have_text(list(texts), timeout=PAGE_PATIENCE)
         await expect(self["messages"]).to_have_attribute("data-repeats", "0")
 
+    async def received(self, count: int) -> None:
+        """Wait until a page that keeps what it receives in `own.texts` has so many."""
+        async with asyncio.timeout(PAGE_PATIENCE / 1000):
+            while await self.page.evaluate("own.texts.length") < count:
+                await asyncio.sleep(0.05)
+
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type not in ("error", "warning"):
             return

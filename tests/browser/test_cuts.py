@@ -101,3 +101,92 @@ async def test_cut_by_a_reset_of_the_network(
 
     await run(windows, publisher, room, cut=reset, restore=restore)
     await finish(windows, publisher, room)
+
+
+async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publisher: Publisher, room: str) -> None:
+    """A page with a cable of its own, which it closes and opens, as pages do that know when they need none."""
+    windows = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
+    for window in windows:
+        await window.page.evaluate(
+            """async () => {
+                const own = window.own = {texts: [], offsets: [], troubles: []}
+                own.cable = AnyCable.createCable({protocol: "actioncable-v1-ext-json"})
+                const room_id = Number(document.querySelector("#room").dataset.roomId)
+                own.channel = own.cable.subscribeTo("ChatChannel", {room_id})
+                own.channel.on("message", ({text}, {offset}) => (own.texts.push(text), own.offsets.push(offset)))
+                own.channel.on("info", ({type}) => type === "history_not_found" && own.troubles.push(type))
+                own.channel.on("close", () => own.troubles.push("closed"))
+                await own.channel.ensureSubscribed()
+            }"""
+        )
+
+    for start in range(0, len(LINES), PER_CUT):
+        lines = LINES[start : start + PER_CUT]
+        talking = asyncio.create_task(publisher.say(room, lines[:20]))
+        for window in windows:
+            await window.page.evaluate("own.cable.disconnect()")
+        await talking
+        await publisher.say(room, lines[20:30])
+        for window in windows:
+            assert len(await window.page.evaluate("own.texts")) <= start + 20
+        talking = asyncio.create_task(publisher.say(room, lines[30:]))
+        for window in windows:
+            await window.page.evaluate("own.cable.connect()")
+        await talking
+
+    for window in windows:
+        # The page's other cable was never cut, and shows when everything has arrived here.
+        await window.shows(*LINES)
+        await window.received(len(LINES))
+        assert await window.page.evaluate("own.texts") == LINES
+        assert await window.page.evaluate("own.offsets") == list(range(1, len(LINES) + 1))
+        assert await window.page.evaluate("own.troubles") == []
+
+
+async def test_cut_while_a_subscribe_is_unanswered(
+    open_window: OpenWindow, server: DemoServer, proxy: TcpProxy, publisher: Publisher, room: str
+) -> None:
+    """The client then closes the channel by itself, for good; the page makes another one and misses nothing."""
+    window = await open_window("alice", f"/rooms/{room}/", through=proxy)
+    other = await open_window("bob", f"/rooms/{room}/", cuts=True)
+    await window.state("connected")
+    await publisher.say(room, LINES[:50])
+    await window.shows(*LINES[:50])
+
+    # A server that knows nothing of who was present lets the channel subscribe anew.
+    await asyncio.to_thread(server.kill)
+    await window.disconnected()
+    proxy.withhold()
+    await publisher.say(room, LINES[50:80])
+    await asyncio.to_thread(server.start)
+    await window.back()
+    await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
+    talking = asyncio.create_task(publisher.say(room, LINES[80:]))
+    proxy.cut()
+    await window.disconnected()
+    assert await window.texts.count() == 50
+    proxy.restore()
+    await window.back()
+    await talking
+
+    await window.shows(*LINES)
+    await other.back()
+    await other.shows(*LINES)
+
+
+async def test_cut_before_the_first_subscribe_is_answered(
+    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+) -> None:
+    """The page's first subscribe, whose channel has no position yet to go on from."""
+    await publisher.say(room, LINES[:20])
+    proxy.withhold()
+    window = await open_window("alice", f"/rooms/{room}/", through=proxy)
+    await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
+    await publisher.say(room, LINES[20:100])
+    proxy.cut()
+    await window.disconnected()
+    talking = asyncio.create_task(publisher.say(room, LINES[100:]))
+    proxy.restore()
+    await window.back()
+    await talking
+    await window.shows(*LINES)

@@ -33,13 +33,13 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 class TestNames:
     def test_clients_know_a_channel_by_its_class_name_or_by_the_given_one(self) -> None:
-        class NewsChannel(Channel):
+        class ForecastChannel(Channel):
             pass
 
         class RenamedChannel(Channel):
             name = "news.other"
 
-        assert find_channel("NewsChannel") is NewsChannel
+        assert find_channel("ForecastChannel") is ForecastChannel
         assert find_channel("news.other") is RenamedChannel
         assert find_channel("RenamedChannel") is None
 

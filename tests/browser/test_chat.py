@@ -1,0 +1,121 @@
+"""A room: what is said, who is there, who is typing, and what the robot says meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.conftest import OpenWindow
+from tests.browser.demo import PAGE_PATIENCE, Publisher
+from tests.browser.proxy import TcpProxy
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+
+
+async def test_what_one_says_both_read(open_window: OpenWindow, room: str) -> None:
+    alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
+    await alice["text"].fill("Hello <b>Bob</b>")
+    await alice["send"].click()
+    await bob.shows("Hello <b>Bob</b>")
+    await bob["text"].fill("Hello Alice")
+    await bob["text"].press("Enter")
+    for window in (alice, bob):
+        await window.shows("Hello <b>Bob</b>", "Hello Alice")
+        await expect(window["pending"].locator("li")).to_have_count(0)
+
+
+async def test_what_is_said_while_offline_is_said_once_the_line_is_back(open_window: OpenWindow, room: str) -> None:
+    alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
+    await alice.state("connected")
+    await alice["cut"].click()
+    await alice.state("offline")
+    for text in ("one", "two"):
+        await alice["text"].fill(text)
+        await alice["send"].click()
+    await expect(alice["pending"].locator("li")).to_have_text(["one", "two"])
+    await bob["text"].fill("Are you there?")
+    await bob["send"].click()
+    await bob.shows("Are you there?")
+    await expect(alice.texts).to_have_count(0)
+
+    await alice["restore"].click()
+    for window in (alice, bob):
+        await window.shows("Are you there?", "one", "two")
+    await expect(alice["pending"].locator("li")).to_have_count(0)
+
+
+async def test_the_robot_talks_while_the_line_is_cut(open_window: OpenWindow, room: str) -> None:
+    alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
+    await alice.state("connected")
+    await alice["cut"].click()
+    await alice.state("offline")
+    await alice["robot-count"].fill("12")
+    await alice["robot-send"].click()
+    lines = [f"Line {number} of 12" for number in range(1, 13)]
+    await bob.shows(*lines)
+    await expect(alice.texts).to_have_count(0)
+    await alice["restore"].click()
+    await alice.shows(*lines)
+    await expect(alice["notice"]).to_contain_text("12 missed messages")
+
+
+async def test_a_reloaded_page_shows_each_message_once(
+    open_window: OpenWindow, publisher: Publisher, room: str
+) -> None:
+    """What the server has rendered and what the stream replays overlap."""
+    alice = await open_window("alice", f"/rooms/{room}/")
+    await publisher.say(room, ["one", "two", "three"])
+    await alice.shows("one", "two", "three")
+    await alice.page.reload()
+    await alice.state("connected")
+    await publisher.say(room, ["four"])
+    await alice.shows("one", "two", "three", "four")
+
+
+async def test_typing_is_seen_by_the_others_until_the_message_is_there(open_window: OpenWindow, room: str) -> None:
+    alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
+    await expect(alice["member-count"]).to_have_text("2")
+    await bob["text"].press_sequentially("Well")
+    await expect(alice["typing"]).to_have_text("bob is typing…")
+    await expect(bob["typing"]).to_have_text("")
+    await bob["text"].press("Enter")
+    await alice.shows("Well")
+    # Not by the indicator's own expiry, which takes three seconds.
+    await expect(alice["typing"]).to_have_text("", timeout=1500)
+
+
+async def test_members_come_and_go(open_window: OpenWindow, room: str) -> None:
+    alice = await open_window("alice", f"/rooms/{room}/")
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)"])
+    bob = await open_window("bob", f"/rooms/{room}/")
+    twin = await open_window("bob", f"/rooms/{room}/")
+    for window in (bob, twin):
+        await expect(window["members"].locator("li")).to_have_text(["alice", "bob (you)"])
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"])
+
+    # Bob is there as long as one of his windows is.
+    await twin.page.close()
+    carol = await open_window("carol", f"/rooms/{room}/")
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob", "carol"])
+    await carol.page.close()
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"], timeout=PAGE_PATIENCE)
+    await bob.page.close()
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)"], timeout=PAGE_PATIENCE)
+    await expect(alice["member-count"]).to_have_text("1")
+
+
+async def test_members_after_a_cut(open_window: OpenWindow, proxy: TcpProxy, room: str) -> None:
+    """Who left and who came while the connection was down."""
+    alice = await open_window("alice", f"/rooms/{room}/", through=proxy)
+    bob = await open_window("bob", f"/rooms/{room}/")
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"])
+    proxy.cut()
+    await alice.disconnected()
+    carol = await open_window("carol", f"/rooms/{room}/")
+    await bob.page.close()
+    # Alice and Bob have both been away for longer than a member may.
+    await expect(carol["members"].locator("li")).to_have_text(["carol (you)"], timeout=PAGE_PATIENCE)
+    proxy.restore()
+    await alice.back()
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "carol"])
+    await expect(carol["members"].locator("li")).to_have_text(["alice", "carol (you)"])

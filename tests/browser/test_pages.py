@@ -1,0 +1,72 @@
+"""The pages as such: their policy, their width on a phone, and the code for those who come from Action Cable."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.conftest import OpenWindow
+from tests.browser.demo import PAGE_PATIENCE
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+
+BOXES = ("consumer", "classes", "extended", "signed", "public")
+PAGES = (("", "/login/"), ("alice", "/"), ("alice", "/rooms/lobby/"), ("alice", "/assistant/"), ("alice", "/migrations/"))
+
+
+async def test_each_way_to_subscribe_receives_its_broadcast(open_window: OpenWindow) -> None:
+    window = await open_window("alice", "/migrations/")
+    for box in BOXES:
+        await expect(window[f"box-{box}"]).to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
+    for number, box in enumerate(BOXES):
+        await window[f"broadcast-{box}"].click()
+        await expect(window[f"received-{box}"].locator("li")).to_contain_text(["Hello from alice"])
+        for other in BOXES[number + 1 :]:
+            await expect(window[f"received-{other}"].locator("li")).to_have_count(0)
+    await window["broadcast-all"].click()
+    for box in BOXES:
+        await expect(window[f"received-{box}"].locator("li")).to_contain_text(["Hello from alice"] * 2)
+
+
+async def test_a_page_for_members_sends_others_to_the_login(open_window: OpenWindow) -> None:
+    window = await open_window("", "/rooms/lobby/")
+    await window["login-bob"].click()
+    await window.state("connected")
+    assert window.page.url.endswith("/rooms/lobby/")
+
+
+@pytest.mark.parametrize(("user", "path"), PAGES)
+async def test_pages_are_served_with_a_strict_policy_and_keep_it(
+    open_window: OpenWindow, user: str, path: str
+) -> None:
+    """Chromium complains in the console about whatever a page does against its policy; `open_window` fails then."""
+    window = await open_window(user, path)
+    response = await window.page.reload()
+    assert response is not None
+    assert response.ok
+    policy = dict(part.strip().split(" ", 1) for part in response.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'self'"
+    assert "unsafe" not in policy["script-src"]
+    assert "unsafe" not in policy.get("style-src", "")
+    # Nothing comes from elsewhere.
+    hosts = await window.page.evaluate("performance.getEntries().map((e) => e.name).filter((n) => n.startsWith('http'))")
+    assert {host.split("/")[2] for host in hosts} == {window.page.url.split("/")[2]}
+
+
+@pytest.mark.parametrize(("user", "path"), PAGES)
+async def test_pages_fit_on_a_phone(open_window: OpenWindow, user: str, path: str) -> None:
+    window = await open_window(user, path, size=(390, 844))
+    width = "[document.documentElement.scrollWidth, document.body.scrollWidth]"
+    assert max(await window.page.evaluate(width)) <= 390
+
+
+async def test_a_room_can_be_used_on_a_phone(open_window: OpenWindow, room: str) -> None:
+    window = await open_window("alice", f"/rooms/{room}/", size=(390, 844))
+    await window.state("connected")
+    long = "A word that is not short: " + "r" * 120
+    await window["text"].fill(long)
+    await window["send"].click()
+    await window.shows(long)
+    assert await window.page.evaluate("document.documentElement.scrollWidth") <= 390
+    for control in ("text", "send", "cut"):
+        await expect(window[control]).to_be_in_viewport(ratio=1)

@@ -1,0 +1,308 @@
+"""History: since, positions, what is incomplete, several streams (PROTOCOL.md, 3, 7 to 11)."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.conformance.conftest import Connect
+from tests.support.client import BASE, Client, Frame, identify, unique
+from tests.support.server import Server
+
+
+async def fill(server: Server, stream: str, count: int) -> str:
+    """Broadcast the numbers from 1 to `count`; return the stream's epoch."""
+    await server.call("count_up", stream, 1, count)
+    return str((await server.call("position", stream))["epoch"])
+
+
+def at(epoch: str, offset: int) -> Frame:
+    """Return a position as clients send it."""
+    return {"epoch": epoch, "offset": offset}
+
+
+async def replay(client: Client, identifier: str, history: Any) -> tuple[list[int], str]:
+    """Subscribe with a history request; return the numbers that were replayed, and how it was acknowledged."""
+    await client.send("subscribe", identifier, history=history)
+    await client.expect({"type": "confirm_subscription", "identifier": identifier})
+    return await ask(client, identifier)
+
+
+async def ask(client: Client, identifier: str) -> tuple[list[int], str]:
+    """Return the numbers that come before the history's acknowledgement, and what that was."""
+    frames = await client.until(lambda frame: str(frame.get("type", "")).endswith("_history"))
+    assert all(frame["identifier"] == identifier for frame in frames)
+    return [frame["message"]["n"] for frame in frames[:-1]], frames[-1]["type"]
+
+
+async def test_a_position_is_exclusive_and_replayed_messages_carry_theirs(connect: Connect, server: Server) -> None:
+    # 8
+    stream = unique("history")
+    epoch = await fill(server, stream, 5)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(client, identifier, {"streams": {stream: at(epoch, 3)}}) == ([4, 5], "confirm_history")
+    replayed = [frame for frame in client.log if "message" in frame]
+    assert [(f["stream_id"], f["epoch"], f["offset"]) for f in replayed] == [(stream, epoch, 4), (stream, epoch, 5)]
+
+
+async def test_offset_zero_asks_for_everything_and_the_tail_for_nothing(connect: Connect, server: Server) -> None:
+    # 8
+    stream = unique("history")
+    epoch = await fill(server, stream, 3)
+    for offset, numbers in [(0, [1, 2, 3]), (3, [])]:
+        client = await connect()
+        identifier = identify("StreamChannel", streams=[stream])
+        assert await replay(client, identifier, {"streams": {stream: at(epoch, offset)}}) == (
+            numbers,
+            "confirm_history",
+        )
+
+
+async def test_since_is_inclusive_and_in_seconds(connect: Connect, server: Server) -> None:
+    # 7
+    stream = unique("history")
+    before = int(time.time())
+    await fill(server, stream, 3)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(client, identifier, {"since": before, "streams": {}}) == ([1, 2, 3], "confirm_history")
+
+
+async def test_since_is_not_used_for_a_stream_with_a_position(connect: Connect, server: Server) -> None:
+    # 7
+    stream, other = unique("history"), unique("history")
+    before = int(time.time())
+    epoch = await fill(server, stream, 4)
+    await server.call("count_up", other, 11, 12)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream, other])
+    numbers, acknowledgement = await replay(client, identifier, {"since": before, "streams": {stream: at(epoch, 3)}})
+    assert (sorted(numbers), acknowledgement) == ([4, 11, 12], "confirm_history")
+
+
+async def test_a_clock_that_is_ahead_loses_nothing_of_the_last_seconds(connect: Connect, server: Server) -> None:
+    # 7: later than the server's clock is taken as the server's clock less one ping interval.
+    stream = unique("history")
+    await fill(server, stream, 2)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    ahead = int(time.time()) + 3600
+    assert await replay(client, identifier, {"since": ahead, "streams": {}}) == ([1, 2], "confirm_history")
+
+
+@pytest.mark.parametrize(
+    "history",
+    [{}, {"since": False}, {"since": None, "streams": None}, {"streams": {}}, {"since": "x", "streams": []}],
+)
+async def test_a_request_that_asks_for_nothing_is_confirmed(connect: Connect, server: Server, history: Any) -> None:
+    # 7: none of these is an error; 3: and one acknowledgement is due.
+    stream = unique("history")
+    await fill(server, stream, 2)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(client, identifier, history) == ([], "confirm_history")
+    await client.nothing()
+    await server.call("broadcast", stream, {"n": 3})
+    assert await client.messages(identifier, 1) == [{"n": 3}]
+
+
+async def test_a_subscribe_without_history_gets_none(connect: Connect, server: Server) -> None:
+    stream = unique("history")
+    await fill(server, stream, 2)
+    client = await connect()
+    await client.subscribe(identify("StreamChannel", streams=[stream]))
+    await client.nothing()
+
+
+async def test_a_channel_without_any_stream_acknowledges_history_too(connect: Connect) -> None:
+    # 3
+    client = await connect()
+    identifier = identify("EchoChannel")
+    history = {"since": int(time.time()), "streams": {"whatever": at("e", 3)}}
+    assert await replay(client, identifier, history) == ([], "confirm_history")
+    await client.nothing()
+
+
+async def test_the_history_command_replays_and_live_messages_follow(connect: Connect, server: Server) -> None:
+    stream = unique("history")
+    epoch = await fill(server, stream, 3)
+    client = await connect()
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    await client.send("history", identifier, history={"streams": {stream: at(epoch, 1)}})
+    assert await ask(client, identifier) == ([2, 3], "confirm_history")
+    await client.send_raw(f'{{"history":{{}},"command":"history","identifier":{identifier!r}}}'.replace("'", '"'))
+    await client.send("history", identifier)
+    assert await ask(client, identifier) == ([], "confirm_history")
+    await server.call("broadcast", stream, {"n": 4})
+    assert await client.messages(identifier, 1) == [{"n": 4}]
+    await client.nothing()
+
+
+async def test_an_idle_stream_whose_entries_expired_is_no_reason_to_reject(connect: Connect, server: Server) -> None:
+    # 8: stream `brief:*` keeps its entries for 0.3 s.
+    stream = unique("brief:")
+    epoch = await fill(server, stream, 3)
+    client = await connect()
+    gone = [3]
+    while gone:  # until the entries have expired: each request asks for all
+        probe = await connect()
+        gone, acknowledgement = await replay(
+            probe, identify("StreamChannel", streams=[stream]), {"streams": {stream: at(epoch, 2)}}
+        )
+        await probe.close()
+    assert acknowledgement == "reject_history", "what is between the position and the tail expired"
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(client, identifier, {"streams": {stream: at(epoch, 3)}}) == ([], "confirm_history")
+
+
+async def test_what_was_trimmed_is_not_passed_over_in_silence(connect: Connect, server: Server) -> None:
+    # 8: stream `small:*` keeps five entries. Position `low - 1` is still complete.
+    stream = unique("small:")
+    epoch = await fill(server, stream, 8)
+    expected = {2: ([], "reject_history"), 3: ([4, 5, 6, 7, 8], "confirm_history"), 8: ([], "confirm_history")}
+    for offset, outcome in expected.items():
+        client = await connect()
+        identifier = identify("StreamChannel", streams=[stream])
+        assert await replay(client, identifier, {"streams": {stream: at(epoch, offset)}}) == outcome
+        await server.call("position", stream)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(client, identifier, {"since": 1, "streams": {}}) == ([], "reject_history")
+
+
+async def test_after_a_rejected_history_the_subscription_goes_on_live(connect: Connect, server: Server) -> None:
+    stream = unique("small:")
+    epoch = await fill(server, stream, 8)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(client, identifier, {"streams": {stream: at(epoch, 1)}}) == ([], "reject_history")
+    await server.call("count_up", stream, 9, 10)
+    assert await client.messages(identifier, 2) == [{"n": 9, "writer": ""}, {"n": 10, "writer": ""}]
+
+
+@pytest.mark.parametrize("position", [{"epoch": "another", "offset": 1}, {"epoch": None, "offset": 99}])
+async def test_a_position_of_another_epoch_or_beyond_the_tail_is_rejected(
+    connect: Connect, server: Server, position: Frame
+) -> None:
+    stream = unique("history")
+    epoch = await fill(server, stream, 3)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    history = {"since": int(time.time()), "streams": {stream: {**position, "epoch": position["epoch"] or epoch}}}
+    assert await replay(client, identifier, history) == ([], "reject_history")
+
+
+async def test_a_forgotten_stream_begins_another_epoch(connect: Connect, server: Server) -> None:
+    stream = unique("history")
+    epoch = await fill(server, stream, 3)
+    await server.call("forget", stream)
+    assert await fill(server, stream, 3) != epoch
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(client, identifier, {"streams": {stream: at(epoch, 3)}}) == ([], "reject_history")
+
+
+async def test_a_live_subscriber_is_told_that_the_epoch_changed(connect: Connect, server: Server) -> None:
+    # 10
+    stream = unique("history")
+    await fill(server, stream, 3)
+    client, base = await connect(), await connect(protocols=[BASE])
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    await base.subscribe(identifier)
+    await server.call("count_up", stream, 4, 4)
+    await server.call("forget", stream)
+    position = await server.call("broadcast", stream, {"n": 1})
+    await client.expect({"message": {"n": 4}, "offset": 4})
+    await client.expect({"type": "reject_history", "identifier": identifier})
+    await client.expect({"message": {"n": 1}, "offset": 1, "epoch": position["epoch"]})
+    await client.nothing()
+    await base.expect({"message": {"n": 4}})
+    await base.expect({"type": "disconnect", "reconnect": True})
+
+
+async def test_if_one_of_several_streams_is_incomplete_nothing_is_sent_but_the_rejection(
+    connect: Connect, server: Server
+) -> None:
+    # 9
+    whole, trimmed = unique("history"), unique("small:")
+    epochs = {whole: await fill(server, whole, 3), trimmed: await fill(server, trimmed, 8)}
+    for streams in ([whole, trimmed], [trimmed, whole]):
+        client = await connect()
+        identifier = identify("StreamChannel", streams=streams)
+        history = {"streams": {stream: at(epoch, 1) for stream, epoch in epochs.items()}}
+        assert await replay(client, identifier, history) == ([], "reject_history")
+
+
+async def test_several_streams_are_replayed_each_in_its_order(connect: Connect, server: Server) -> None:
+    # 9
+    streams = [unique("history") for _ in range(3)]
+    epochs = [await fill(server, stream, 4) for stream in streams]
+    client = await connect()
+    identifier = identify("StreamChannel", streams=streams)
+    history = {"streams": {name: at(epoch, 1) for name, epoch in zip(streams, epochs, strict=True)}}
+    _, acknowledgement = await replay(client, identifier, history)
+    assert acknowledgement == "confirm_history"
+    for stream in streams:
+        offsets = [frame["offset"] for frame in client.log if frame.get("stream_id") == stream]
+        assert offsets == [2, 3, 4]
+
+
+async def test_streams_that_the_subscription_does_not_have_are_never_read(connect: Connect, server: Server) -> None:
+    # 9: anything else would open every stream to everyone.
+    secret, mine = unique("secret"), unique("history")
+    epoch = await fill(server, secret, 3)
+    await fill(server, mine, 1)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[mine])
+    history = {"streams": {secret: at(epoch, 0), mine: at("", 0)}}
+    numbers, _ = await replay(client, identifier, history)
+    await server.call("count_up", secret, 4, 4)
+    assert all(frame.get("stream_id") in (None, mine) for frame in client.log)
+    assert numbers in ([], [1])
+    await client.nothing()
+
+
+async def test_a_long_history_arrives_whole_while_messages_go_on(connect: Connect, server: Server) -> None:
+    # 4 and 9: in pages; live messages are held back until it has been replayed.
+    stream = unique("large:")
+    epoch = await fill(server, stream, 1500)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    await client.send("subscribe", identifier, history={"streams": {stream: at(epoch, 0)}})
+    await server.call("count_up", stream, 1501, 1600)
+    await client.expect({"type": "confirm_subscription"})
+    frames = await client.until({"message": {"n": 1600}})
+    messages = [frame for frame in frames if "message" in frame]
+    assert [frame["offset"] for frame in messages] == list(range(1, 1601))
+    assert [frame for frame in frames if "message" not in frame] == [
+        {"type": "confirm_history", "identifier": identifier}
+    ]
+
+
+async def test_a_history_larger_than_what_may_be_pending_does_not_make_its_reader_slow(
+    connect: Connect, server: Server
+) -> None:
+    # 9: 10 MB, where MAX_PENDING_SIZE is one.
+    stream = unique("history")
+    await server.call("flood", stream, 100, 100_000)
+    epoch = (await server.call("position", stream))["epoch"]
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    numbers, acknowledgement = await replay(client, identifier, {"streams": {stream: at(epoch, 0)}})
+    assert (numbers, acknowledgement) == (list(range(1, 101)), "confirm_history")
+
+
+async def test_transient_streams_and_messages_have_no_position(connect: Connect, server: Server) -> None:
+    transient, kept = unique("cursor:"), unique("history")
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[transient, kept])
+    assert await replay(client, identifier, {"since": int(time.time()), "streams": {}}) == ([], "confirm_history")
+    assert await server.call("broadcast", transient, {"x": 1}) is None
+    assert await client.next() == {"identifier": identifier, "message": {"x": 1}}
+    assert await server.call("broadcast", kept, {"x": 2}, transient=True) is None
+    assert await client.next() == {"identifier": identifier, "message": {"x": 2}}
+    assert (await server.call("broadcast", kept, {"x": 3}))["offset"] == 1
+    await client.expect({"message": {"x": 3}, "offset": 1})
