@@ -59,6 +59,8 @@ DATABASES = {
         "NAME": os.environ.get("DEMO_DATABASE", str(BASE_DIR / "db.sqlite3")),
         # A writer takes its lock at once and waits for it; readers and the writer do not wait for each other.
         "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL;"},
+        # Tests need a file too: a database in memory is another one for each thread.
+        "TEST": {"NAME": os.environ.get("DEMO_DATABASE", str(BASE_DIR / "db")) + ".test.sqlite3"},
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

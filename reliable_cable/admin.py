@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from .broadcasting import forget
 from .models import OutboxEntry, Stream, StreamEntry, TransientEntry
 
 
@@ -26,14 +28,23 @@ class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg] - not subscriptable
 
 @admin.register(Stream)
 class StreamAdmin(_ReadOnly):
-    """Streams and their positions. Deleting one forgets it: its next message begins a new epoch."""
+    """Streams and their positions. Who may delete a stream can forget it: its next message begins a new epoch."""
 
     list_display: ClassVar = ["name", "epoch", "low", "tail"]
     search_fields: ClassVar = ["name"]
+    actions: ClassVar = ["forget_streams"]
 
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Whoever has the permission can forget a stream."""
-        return bool(super(_ReadOnly, self).has_delete_permission(request, obj))
+    @admin.action(description="Forget the selected streams", permissions=["forget"])
+    def forget_streams(self, request: HttpRequest, queryset: QuerySet[Stream]) -> None:
+        """Delete the streams' messages; their subscribers are told."""
+        names = list(queryset.values_list("name", flat=True))
+        for name in names:
+            forget(name)
+        self.message_user(request, f"{len(names)} forgotten.")
+
+    def has_forget_permission(self, request: HttpRequest) -> bool:
+        """Whoever may delete streams."""
+        return request.user.has_perm("reliable_cable.delete_stream")
 
 
 @admin.register(StreamEntry)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from channels.db import DatabaseSyncToAsync
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, transaction
 
@@ -19,8 +18,7 @@ from .exceptions import BroadcastError, InvalidPayload, InvalidStreamName
 from .middleware import current_socket_id
 from .protocol.positions import StreamPosition
 from .streams.base import Message, StreamStore
-
-T = TypeVar("T")
+from .threads import run_sensitive
 
 MAX_NAME_LENGTH = 255
 MAX_KEY_LENGTH = 255
@@ -84,7 +82,7 @@ def broadcast(
 
 async def abroadcast(stream: str, data: Any, **options: Any) -> StreamPosition | None:
     """Async twin of `broadcast`."""
-    return await _in_thread(partial(broadcast, stream, data, **options))
+    return await run_sensitive(partial(broadcast, stream, data, **options))
 
 
 def broadcast_batch(
@@ -112,7 +110,7 @@ def broadcast_batch(
 
 async def abroadcast_batch(items: Iterable[tuple[str, Any]], **options: Any) -> list[StreamPosition | None]:
     """Async twin of `broadcast_batch`."""
-    return await _in_thread(partial(broadcast_batch, items, **options))
+    return await run_sensitive(partial(broadcast_batch, items, **options))
 
 
 def position(stream: str) -> StreamPosition:
@@ -172,7 +170,7 @@ def forget(stream: str) -> None:
 
 async def aforget(stream: str) -> None:
     """Async twin of `forget`."""
-    await _in_thread(partial(forget, stream))
+    await run_sensitive(partial(forget, stream))
 
 
 def check_stream_name(stream: object) -> str:
@@ -279,9 +277,3 @@ def _send(items: Sequence[tuple[str, Message]], transient: bool, immediate: bool
 def _publish(store: StreamStore, items: Iterable[tuple[str, Message]]) -> None:
     for name, message in items:
         store.publish_transient(name, message)
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    # Django's own thread, as the ORM's async methods use it: a transaction around async_to_sync is open there.
-    result: T = await DatabaseSyncToAsync(call, thread_sensitive=True)()
-    return result

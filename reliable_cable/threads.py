@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
-from channels.db import DatabaseSyncToAsync, aclose_old_connections
-from django.db import close_old_connections
+from asgiref.sync import SyncToAsync
+from django.db import connections
 
 from .conf import get_settings
 
@@ -52,14 +53,7 @@ async def run_store(call: Callable[..., T], *args: Any) -> T:
 def submit_store(call: Callable[[], T]) -> Future[T]:
     """Run a store's sync method in the store threads, from sync code: on a connection of its own."""
 
-    def run() -> T:
-        close_old_connections()
-        try:
-            return call()
-        finally:
-            close_old_connections()
-
-    return _pool("stores", STORE_THREADS).submit(run)
+    return _pool("stores", STORE_THREADS).submit(partial(_with_fresh_connections, call))
 
 
 _refreshed = 0.0
@@ -71,13 +65,36 @@ async def refresh_connections() -> None:
     now = time.monotonic()
     if now - _refreshed > REFRESH_INTERVAL:
         _refreshed = now
-        await aclose_old_connections()
+        await SyncToAsync(close_old_connections, thread_sensitive=True)()
+
+
+def close_old_connections() -> None:
+    """Close this thread's database connections that broke or outlived their age, but none with an open transaction.
+
+    Django's function of this name closes those, too: it expects to be called between requests only.
+    """
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
+def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
+    close_old_connections()
+    try:
+        return call(*args)
+    finally:
+        close_old_connections()
+
+
+async def run_sensitive(call: Callable[..., T], *args: Any) -> T:
+    """Run sync code in Django's own thread: a transaction that is open around `async_to_sync`, or a test, is open there."""
+    result: T = await SyncToAsync(_with_fresh_connections, thread_sensitive=True)(call, *args)
+    return result
 
 
 async def _run(kind: str, size: int, call: Callable[..., T], *args: Any) -> T:
     if size == 0:
-        # Django's own thread: it shares the open transaction of a test.
-        result: T = await DatabaseSyncToAsync(call, thread_sensitive=True)(*args)
-    else:
-        result = await DatabaseSyncToAsync(call, thread_sensitive=False, executor=_pool(kind, size))(*args)
+        return await run_sensitive(call, *args)
+    runner = SyncToAsync(_with_fresh_connections, thread_sensitive=False, executor=_pool(kind, size))
+    result: T = await runner(call, *args)
     return result

@@ -88,7 +88,7 @@ def room_messages(request: HttpRequest, slug: str) -> JsonResponse:
 async def robot(request: HttpRequest, slug: str) -> HttpResponse:
     """Let the robot say `count` lines, `interval` milliseconds apart, whoever is connected."""
     user = await request.auser()
-    here = await aget_object_or_404(Room.objects.open_to(user), slug=slug)  # type: ignore[arg-type]
+    here = await aget_object_or_404(Room.objects.open_to(user), slug=slug)
     try:
         count, interval = int(request.POST.get("count", "10")), int(request.POST.get("interval", "0"))
     except ValueError:

@@ -124,4 +124,6 @@ class Database:
 
     def _recover(self) -> None:
         # A broken connection would otherwise stay broken in processes without requests: commands, workers, shells.
-        connections[self.alias].close_if_unusable_or_obsolete()
+        connection = connections[self.alias]
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()

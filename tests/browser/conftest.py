@@ -163,7 +163,7 @@ async def open_window(
         contexts.append(context)
         window = Window(await context.new_page(), cuts=cuts or through is not None)
         windows.append(window)
-        await window.page.goto(path)
+        await window.go(path)
         return window
 
     yield open_window

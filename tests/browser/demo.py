@@ -10,13 +10,13 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
-from playwright.async_api import ConsoleMessage, Error, Locator, Page, Request, expect
+from playwright.async_api import ConsoleMessage, Error, Locator, Page, Request, Response, expect
 
 from tests.support.server import PATIENCE, ROOT, Server
 
@@ -39,14 +39,21 @@ def environment(database: Path) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
         "DEMO_DATABASE": str(database),
-        "DEMO_TOKEN_DELAY": "0.03",
+        "DEMO_TOKEN_DELAY": "0.02",
     }
 
 
 def prepare(database: Path) -> None:
-    """Make the demo's database and the client's bundle as a newcomer does: `manage.py demo`, only without the server."""
+    """Make the demo's database and the client's bundle as a newcomer does: `manage.py demo`, without the server."""
     command = [sys.executable, "manage.py", "demo", "--prepare-only"]
     subprocess.run(command, cwd=ROOT, env=environment(database), check=True, timeout=PATIENCE * 4, capture_output=True)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until a condition holds that only asking can tell."""
+    async with asyncio.timeout(PAGE_PATIENCE / 1000):
+        while not await condition():  # noqa: ASYNC110 - the browser is another process
+            await asyncio.sleep(0.05)
 
 
 class DemoServer(Server):
@@ -136,7 +143,10 @@ class Window:
         self.complaints: list[str] = []
         #: Requests for what a stream no longer keeps. A cut as short as the tests' must not need them.
         self.caught_up: list[str] = []
+        #: The commands that the page has sent, such as "subscribe", in order.
+        self.sent: list[str] = []
         page.set_default_timeout(PAGE_PATIENCE)
+        page.on("websocket", lambda websocket: websocket.on("framesent", self._sent))
         page.on("console", self._heard)
         page.on("pageerror", self._failed)
         page.on("request", self._requested)
@@ -149,6 +159,13 @@ class Window:
         """The texts of the room's messages."""
         return self["messages"].locator(".text")
 
+    async def go(self, path: str) -> Response:
+        """Go to another page."""
+        response = await self.page.goto(path)
+        assert response is not None
+        assert response.ok, f"{path}: HTTP {response.status}"
+        return response
+
     async def state(self, state: str) -> None:
         """Wait until the page shows this state of its connection."""
         await expect(self["connection"]).to_have_attribute("data-state", state, timeout=PAGE_PATIENCE)
@@ -159,21 +176,27 @@ class Window:
 
     async def back(self) -> None:
         """Wait until the page is connected again; the browser tells it that the network is back, as browsers do."""
-        async with asyncio.timeout(PAGE_PATIENCE / 1000):
-            while await self["connection"].get_attribute("data-state") != "connected":
-                await self.page.evaluate("window.dispatchEvent(new Event('online'))")
-                await asyncio.sleep(0.05)
+
+        async def is_back() -> bool:
+            if await self["connection"].get_attribute("data-state") == "connected":
+                return True
+            await self.page.evaluate("window.dispatchEvent(new Event('online'))")
+            return False
+
+        await eventually(is_back)
+
+    async def has_sent(self, *commands: str) -> None:
+        """Wait until the commands that the page has sent are these."""
+
+        async def has_sent() -> bool:
+            return self.sent == list(commands)
+
+        await eventually(has_sent)
 
     async def shows(self, *texts: str) -> None:
         """Wait until the room's messages are exactly these, in this order, and none has come twice."""
         await expect(self.texts).to_have_text(list(texts), timeout=PAGE_PATIENCE)
         await expect(self["messages"]).to_have_attribute("data-repeats", "0")
-
-    async def received(self, count: int) -> None:
-        """Wait until a page that keeps what it receives in `own.texts` has so many."""
-        async with asyncio.timeout(PAGE_PATIENCE / 1000):
-            while await self.page.evaluate("own.texts.length") < count:
-                await asyncio.sleep(0.05)
 
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type not in ("error", "warning"):
@@ -183,6 +206,9 @@ class Window:
 
     def _failed(self, error: Error) -> None:
         self.complaints.append(f"uncaught: {error}")
+
+    def _sent(self, payload: str | bytes) -> None:
+        self.sent.append(json.loads(payload)["command"])
 
     def _requested(self, request: Request) -> None:
         if "/messages/?after=" in request.url:

@@ -1,15 +1,16 @@
-"""Two windows, 200 messages, and a connection that is cut five times: each window ends with exactly the 200, in order."""
+"""Two windows, 200 messages, a connection cut five times: each window ends with exactly the 200, in order."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
-from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window
+from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window, eventually
 from tests.browser.proxy import TcpProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
@@ -24,7 +25,8 @@ Step = Callable[[], Awaitable[object]]
 async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
     """Say the lines, and cut and restore the connection while they are being said.
 
-    Of each forty, the cut falls into the first twenty, ten are said while it lasts, and the restoring falls into the last ten.
+    Of each forty lines, the cut falls into the first twenty, ten are said while it lasts, and the line is restored
+    during the last ten.
     """
     for start in range(0, len(LINES), PER_CUT):
         lines = LINES[start : start + PER_CUT]
@@ -137,7 +139,7 @@ async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publis
     for window in windows:
         # The page's other cable was never cut, and shows when everything has arrived here.
         await window.shows(*LINES)
-        await window.received(len(LINES))
+        await eventually(partial(window.page.evaluate, f"own.texts.length >= {len(LINES)}"))
         assert await window.page.evaluate("own.texts") == LINES
         assert await window.page.evaluate("own.offsets") == list(range(1, len(LINES) + 1))
         assert await window.page.evaluate("own.troubles") == []
@@ -161,6 +163,7 @@ async def test_cut_while_a_subscribe_is_unanswered(
     await asyncio.to_thread(server.start)
     await window.back()
     await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
+    await window.has_sent("subscribe", "presence", "subscribe")
     talking = asyncio.create_task(publisher.say(room, LINES[80:]))
     proxy.cut()
     await window.disconnected()
@@ -182,6 +185,7 @@ async def test_cut_before_the_first_subscribe_is_answered(
     proxy.withhold()
     window = await open_window("alice", f"/rooms/{room}/", through=proxy)
     await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
+    await window.has_sent("subscribe")
     await publisher.say(room, LINES[20:100])
     proxy.cut()
     await window.disconnected()

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 from tests.support.client import Client
-from tests.support.server import Kind, OtherProcess, Server, ServerPool
+from tests.support.fixtures import beside, kind, server, servers, strict
+from tests.support.server import Server
 
-KINDS: list[Kind] = ["daphne", "uvicorn"]
+__all__ = ["beside", "kind", "server", "servers", "strict"]
 
 Connect = Callable[..., Awaitable[Client]]
-
-
-@pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
-    """The servers of this test run."""
-    pool = ServerPool(tmp_path_factory.mktemp("servers"))
-    yield pool
-    pool.close()
-
-
-@pytest.fixture(scope="session", params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
-    """Which server."""
-    kind: Kind = request.param
-    return kind
-
-
-@pytest.fixture
-def server(servers: ServerPool, kind: Kind) -> Server:
-    """A server with the project's own settings."""
-    return servers.get(kind)
-
-
-@pytest.fixture
-def strict(servers: ServerPool, kind: Kind) -> Server:
-    """A server with low limits, short times, and public streams."""
-    return servers.get(
-        kind,
-        MAX_SUBSCRIPTIONS=3,
-        MAX_MESSAGE_SIZE=2048,
-        PING_INTERVAL=0.3,
-        PONG_TIMEOUT=0.5,
-        PRESENCE_TTL=1,
-        PUBLIC_STREAMS=True,
-        SIGNED_STREAMS_WHISPER=True,
-    )
-
-
-@pytest.fixture
-def beside(servers: ServerPool, server: Server) -> OtherProcess:
-    """Another process, on the database of `server`."""
-    return servers.beside(server)
 
 
 @pytest.fixture

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from tests.conformance.conftest import Connect
 from tests.support.client import BASE, Client, Frame, identify, unique
-from tests.support.server import Server, ServerPool
+from tests.support.fixtures import KINDS
+from tests.support.server import Kind, Server, ServerPool
 
 
 def asking(*frames: Frame) -> dict[str, Any]:
@@ -266,21 +268,23 @@ async def test_two_identifiers_on_one_stream_keep_their_stream_ids(connect: Conn
     await client.nothing()
 
 
-async def test_a_restored_identifier_whose_history_never_comes_ends_the_connection(
-    connect: Connect, server: Server
-) -> None:
+async def test_a_restored_identifier_whose_history_never_comes_ends_the_connection(servers: ServerPool) -> None:
     # 5: after ten seconds, and without `disconnect`, so that the session stays.
-    former = await connect()
-    identifier = await former.subscribe(identify("EchoChannel"))
-    await former.cut()
-    client = await connect(sid=former.sid, query="pi=2")
-    await client.closed(timeout=15)
-    assert [frame["type"] for frame in client.log] == ["welcome"]
-    again = await connect(sid=client.sid)
-    assert again.welcome["restored_ids"] == [identifier]
+    async def scenario(server: Server) -> None:
+        async with Client(server.url) as former:
+            identifier = await former.subscribe(identify("EchoChannel"))
+            await former.cut()
+        async with Client(server.url, sid=former.sid) as client:
+            await client.closed(timeout=15)
+            assert [frame["type"] for frame in client.log] == ["welcome"]
+        async with Client(server.url, sid=client.sid) as again:
+            assert again.welcome["restored_ids"] == [identifier]
+
+    # The ten seconds of both servers pass together.
+    await asyncio.gather(*(scenario(servers.get(kind)) for kind in KINDS))
 
 
-async def test_a_session_survives_the_server(servers: ServerPool, kind: Any) -> None:
+async def test_a_session_survives_the_server(servers: ServerPool, kind: Kind) -> None:
     stream = unique("restored")
     with servers.make(kind) as server:
         former = Client(server.url)
@@ -288,9 +292,9 @@ async def test_a_session_survives_the_server(servers: ServerPool, kind: Any) -> 
             identifier = await former.subscribe(identify("StreamChannel", streams=[stream]))
             await server.call("broadcast", stream, {"n": 1})
             last = await former.next()
-            assert server.terminate() in (0, -15)
+            assert await server.terminate() in (0, -15)
             assert await former.closed() == 1000, "a plain close"
-        server.start()
+        await server.restart()
         await server.call("broadcast", stream, {"n": 2})
         async with Client(server.url, sid=former.sid) as client:
             assert client.welcome["restored_ids"] == [identifier]
@@ -299,7 +303,7 @@ async def test_a_session_survives_the_server(servers: ServerPool, kind: Any) -> 
             await client.expect({"type": "confirm_history"})
 
 
-async def test_without_a_time_to_live_nothing_is_restored(servers: ServerPool, kind: Any) -> None:
+async def test_without_a_time_to_live_nothing_is_restored(servers: ServerPool, kind: Kind) -> None:
     server = servers.get(kind, SESSIONS_TTL=0, MAX_PENDING_SIZE=200_000)
     async with Client(server.url) as former:
         await former.subscribe(identify("EchoChannel"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -18,7 +18,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.streams.base import Message
 from reliable_cable.streams.model import ModelStreamStore
-from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, Clock, MakeStore, with_own_connection
+from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, Clock, MakeStore, until, with_own_connection
 from tests.stores.test_streams import append, kept
 
 model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
@@ -123,8 +123,6 @@ class TestCrashes:
         assert [data for _, data in kept(store)] == list("12345678")
 
     async def test_so_does_any_servers_poll(self, make_store: MakeStore, alias: str, crash: Callable[[], None]) -> None:
-        from tests.stores.conftest import until
-
         here, there = make_store(), make_store()
         heard: list[Any] = []
         listener = here.listen(heard.append)
@@ -223,6 +221,16 @@ class TestImmediately:
         assert [data for _, data in kept(store)] == ["second", "third", "first in, last committed"]
 
 
+@pytest.fixture
+def short_timeout(alias: str) -> Iterator[None]:
+    """Let new connections wait for 50 ms only."""
+    params = SQLite.get_connection_params
+    connections[alias].close()
+    with mock.patch.object(SQLite, "get_connection_params", lambda self: {**params(self), "timeout": 0.05}):
+        yield
+    connections[alias].close()
+
+
 @sqlite_only
 class TestLockedSQLite:
     def test_it_waits_for_the_lock(self, store: ModelStreamStore, alias: str) -> None:
@@ -240,6 +248,7 @@ class TestLockedSQLite:
         assert append(store, "1") == [1]
         holder.join()
 
+    @pytest.mark.usefixtures("short_timeout")
     def test_then_there_is_an_error_and_nothing_was_sent(self, store: ModelStreamStore, alias: str) -> None:
         locked, release = threading.Event(), threading.Event()
 
@@ -252,8 +261,6 @@ class TestLockedSQLite:
         holder.start()
         try:
             assert locked.wait(10)
-            with connections[alias].cursor() as cursor:
-                cursor.execute("PRAGMA busy_timeout = 50")
             for call in (lambda: append(store, "1"), lambda: store.publish_transient("a", Message("1"))):
                 with pytest.raises(BroadcastError, match="locked.*wait for the commit") as caught:
                     call()
@@ -261,7 +268,6 @@ class TestLockedSQLite:
         finally:
             release.set()
             holder.join()
-            connections[alias].close()
         assert append(store, "2") == [1]
 
     def test_a_caller_that_holds_the_lock_itself_is_told_at_once(self, store: ModelStreamStore, alias: str) -> None:
@@ -271,12 +277,10 @@ class TestLockedSQLite:
         ):
             append(store, "1")
 
+    @pytest.mark.usefixtures("short_timeout")
     def test_without_immediate_mode_it_is_told_after_the_timeout(self, store: ModelStreamStore, alias: str) -> None:
-        short = {**connections[alias].get_connection_params(), "timeout": 0.05}
-        connections[alias].close()
         with (
             mock.patch.object(connections[alias], "transaction_mode", None),
-            mock.patch.object(SQLite, "get_connection_params", lambda self: short),
             transaction.atomic(using=alias),
         ):
             on_commit(store, "1")  # takes the write lock

@@ -159,6 +159,11 @@ class Client:
         return self._socket
 
     @property
+    def alive(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._socket is not None and not self._ended
+
+    @property
     def sid(self) -> str:
         """The session's id."""
         return str(self.welcome["sid"])

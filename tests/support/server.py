@@ -140,20 +140,19 @@ class Server:
             self.kill()
         raise RuntimeError(f"{self.kind} did not start:\n{self.log}")
 
-    def terminate(self) -> int:
-        """Ask the process to stop (SIGTERM), wait for that, and return its exit code."""
-        assert self._process is not None
-        self._process.terminate()
-        return self._process.wait(PATIENCE)
-
-    def signal_stop(self) -> None:
-        """Ask the process to stop (SIGTERM)."""
-        os.kill(self.pid, signal.SIGTERM)
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        """Send the process a signal; by default ask it to stop."""
+        os.kill(self.pid, number)
 
     async def stopped(self) -> int:
         """Wait until the process has ended; return its exit code."""
         assert self._process is not None
         return await asyncio.to_thread(self._process.wait, PATIENCE)
+
+    async def terminate(self) -> int:
+        """Ask the process to stop (SIGTERM), wait for that, and return its exit code."""
+        self.signal()
+        return await self.stopped()
 
     def kill(self) -> None:
         """Kill the process (SIGKILL), if it runs."""
@@ -161,10 +160,10 @@ class Server:
             self._process.kill()
             self._process.wait(PATIENCE)
 
-    def restart(self) -> None:
-        """Kill the process and start it again on the same port, with the same database."""
+    async def restart(self) -> None:
+        """Start the process again on the same port, with the same database; kill it before, if it still runs."""
         self.kill()
-        self.start()
+        await asyncio.to_thread(self.start)
 
     def _command(self) -> list[str]:
         application = f"{PROJECT}.asgi:application"

@@ -1,4 +1,4 @@
-"""A process beside the server, on the same database: makes the calls that come in as lines of JSON, and answers each."""
+"""A process beside the server, on the same database: makes the calls that come in as lines of JSON."""
 
 from __future__ import annotations
 

@@ -1,0 +1,363 @@
+"""Tests of the demo: run by `manage.py test`, and with the package's own suite."""
+
+# ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from channels.db import database_sync_to_async
+from django.contrib.auth.models import User
+from django.contrib.staticfiles import finders
+from django.core.management import CommandError, call_command
+from django.test import TestCase, TransactionTestCase, override_settings
+from django.utils import timezone
+
+from reliable_cable import ahistory, history
+from reliable_cable.channel import PresenceJoin, StreamStart
+
+from . import assistant
+from .accounts import PASSWORD, create_demo_data
+from .cable import AssistantChannel, ChatChannel, NewsChannel, post_message
+from .generators import ScriptedGenerator
+from .models import Answer, Message, Room
+from .robot import talk
+
+cheap_passwords = override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"])
+
+
+def found(pattern: str, text: str) -> str:
+    """Return what a pattern's group matches in a text."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise AssertionError(f"{pattern} is not in: {text}")
+    return match[1]
+
+
+def events(stream: str) -> list[Any]:
+    """Return what was broadcast to a stream."""
+    return [entry.data for entry in history(stream)]
+
+
+def room_channel(user: User, **params: Any) -> ChatChannel:
+    """Return a channel outside any connection: handlers record what they want, so they need none."""
+    return ChatChannel(SimpleNamespace(user=user), params)
+
+
+@cheap_passwords
+class DemoDataTest(TestCase):
+    """Users and rooms."""
+
+    def test_they_are_made_once_and_can_log_in(self) -> None:
+        create_demo_data()
+        create_demo_data()
+        self.assertEqual(Room.objects.count(), 3)
+        self.assertTrue(self.client.login(username="carol", password=PASSWORD))
+
+    def test_the_migrations_are_complete(self) -> None:
+        call_command("makemigrations", "--check", "--dry-run", verbosity=0)
+
+
+@cheap_passwords
+class PagesTest(TestCase):
+    """What HTTP serves."""
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        create_demo_data()
+
+    def setUp(self) -> None:
+        self.client.force_login(User.objects.get(username="carol"))
+
+    def test_every_page_asks_strangers_to_log_in(self) -> None:
+        self.client.logout()
+        for path in ("/", "/rooms/lobby/", "/rooms/lobby/messages/", "/assistant/", "/migrations/"):
+            with self.subTest(path):
+                self.assertRedirects(self.client.get(path), f"/login/?next={path}")
+        for path in ("/rooms/lobby/robot/", "/migrations/all/broadcast/"):
+            with self.subTest(path):
+                self.assertRedirects(self.client.post(path), f"/login/?next={path}")
+
+    def test_the_login_page_shows_the_users_and_their_password(self) -> None:
+        self.client.logout()
+        page = self.client.get("/login/")
+        self.assertContains(page, "login-bob")
+        self.assertContains(page, PASSWORD)
+
+    def test_a_private_room_is_not_there_for_others(self) -> None:
+        self.assertNotContains(self.client.get("/"), "alice-and-bob")
+        for path in ("/rooms/alice-and-bob/", "/rooms/alice-and-bob/messages/"):
+            self.assertEqual(self.client.get(path).status_code, 404)
+        self.assertEqual(self.client.post("/rooms/alice-and-bob/robot/").status_code, 404)
+
+    def test_pages_obey_their_own_policy(self) -> None:
+        for path in ("/", "/rooms/lobby/", "/assistant/", "/migrations/"):
+            with self.subTest(path):
+                response = self.client.get(path)
+                policy, page = response["Content-Security-Policy"], response.content.decode()
+                self.assertIn("default-src 'self'", policy)
+                nonce = found(r"'nonce-([\w-]+)'", policy)
+                for tag in re.findall(r"<script[^>]*>", page):
+                    self.assertIn(f'nonce="{nonce}"', tag)
+                self.assertIsNone(re.search(r"<[^>]+\s(style|on\w+)=", page))
+                for url in re.findall(r'(?:src|href)="/static/([^"]+)"', page):
+                    if not url.startswith("reliable_cable/"):  # the bundle is built, not checked in
+                        self.assertIsNotNone(finders.find(url), url)
+
+    def test_the_policy_has_a_new_nonce_each_time(self) -> None:
+        first, second = (self.client.get("/")["Content-Security-Policy"] for _ in range(2))
+        self.assertNotEqual(first, second)
+
+    def test_a_room_shows_the_latest_messages_and_when_they_were_read(self) -> None:
+        lobby = Room.objects.get(slug="lobby")
+        for number in range(60):
+            Message.objects.create(room=lobby, text=f"<b>{number}</b>", client_id=str(number))
+        before = int(timezone.now().timestamp())
+        page = self.client.get("/rooms/lobby/").content.decode()
+        self.assertEqual(re.findall(r"&lt;b&gt;(\d+)&lt;/b&gt;", page), [str(number) for number in range(10, 60)])
+        since = int(found(r'name="cable-history-timestamp" content="(\d+)"', page))
+        self.assertTrue(before <= since <= timezone.now().timestamp())
+
+    def test_messages_after_an_id_come_in_pages(self) -> None:
+        lobby = Room.objects.get(slug="lobby")
+        made = [Message.objects.create(room=lobby, text=str(number), client_id=str(number)) for number in range(250)]
+        reply = self.client.get("/rooms/lobby/messages/", {"after": made[9].pk}).json()
+        self.assertEqual([message["text"] for message in reply["messages"]], [str(n) for n in range(10, 210)])
+        self.assertTrue(reply["more"])
+        reply = self.client.get("/rooms/lobby/messages/", {"after": reply["messages"][-1]["id"]}).json()
+        self.assertEqual([message["text"] for message in reply["messages"]], [str(n) for n in range(210, 250)])
+        self.assertFalse(reply["more"])
+        self.assertEqual(self.client.get("/rooms/lobby/messages/?after=x").status_code, 400)
+
+    def test_the_robot_takes_sensible_numbers_only(self) -> None:
+        for data in ({"count": "0"}, {"count": "501"}, {"count": "x"}, {"interval": "-1"}):
+            self.assertEqual(self.client.post("/rooms/lobby/robot/", data).status_code, 400)
+
+    def test_an_answer_is_its_users_own(self) -> None:
+        other = Answer.objects.create(user=User.objects.get(username="bob"), prompt="Who?")
+        self.assertEqual(self.client.get(f"/assistant/answers/{other.pk}/").status_code, 404)
+
+    def test_a_running_answer_is_replayed_from_its_beginning(self) -> None:
+        started = timezone.now() - timedelta(seconds=30)
+        answer = Answer.objects.create(user=User.objects.get(username="carol"), prompt="Why?", text="Because")
+        Answer.objects.filter(pk=answer.pk).update(created=started)
+        page = self.client.get("/assistant/")
+        self.assertContains(page, f'name="cable-history-timestamp" content="{int(started.timestamp())}"')
+        self.assertNotContains(page, "Because")
+
+    def test_the_code_shown_is_the_code_that_runs(self) -> None:
+        page = self.client.get("/migrations/")
+        self.assertContains(page, "import { createConsumer } from &quot;@anycable/web&quot;;")
+        self.assertContains(page, "/static/chat/migrations/consumer.js")
+        self.assertContains(page, "class NewsChannel(Channel):")
+
+
+@cheap_passwords
+class ChannelsTest(TestCase):
+    """Who may subscribe to what."""
+
+    alice: User
+    carol: User
+    lobby: Room
+    private: Room
+
+    @classmethod
+    def setUpTestData(cls) -> None:
+        create_demo_data()
+        cls.alice, cls.carol = (User.objects.get(username=name) for name in ("alice", "carol"))
+        cls.lobby, cls.private = (Room.objects.get(slug=slug) for slug in ("lobby", "alice-and-bob"))
+
+    def test_a_member_streams_the_room_and_is_seen_in_it(self) -> None:
+        channel = room_channel(self.alice, room_id=self.private.pk)
+        channel.subscribed()
+        self.assertFalse(channel.reply.rejected)
+        room_stream = StreamStart(ChatChannel.broadcasting_for(self.private), whisper=True, presence=True)
+        self.assertEqual(channel.reply.streams, [room_stream])
+        self.assertEqual(channel.reply.presence, [PresenceJoin(str(self.alice.pk), {"name": "alice"})])
+
+    def test_others_are_rejected(self) -> None:
+        for params in ({"room_id": self.private.pk}, {"room_id": "1"}, {"room_id": 10**6}, {}):
+            with self.subTest(params):
+                channel = room_channel(self.carol, **params)
+                channel.subscribed()
+                self.assertTrue(channel.reply.rejected)
+                self.assertEqual(channel.reply.streams, [])
+
+    def test_a_former_member_is_not_restored(self) -> None:
+        channel = room_channel(self.alice, room_id=self.private.pk)
+        channel.resubscribed()
+        self.assertFalse(channel.reply.rejected)
+        self.private.members.remove(self.alice)
+        channel.resubscribed()
+        self.assertTrue(channel.reply.rejected)
+
+    def test_news_have_topics_of_letters(self) -> None:
+        for topic, rejected in (("sports", False), ("", True), ("a:b", True), (None, True)):
+            channel = NewsChannel(SimpleNamespace(user=self.carol), {"topic": topic} if topic is not None else {})
+            channel.subscribed()
+            self.assertEqual(channel.reply.rejected, rejected, topic)
+
+
+@cheap_passwords
+class MessagesTest(TransactionTestCase):
+    """What is said, and broadcast."""
+
+    def setUp(self) -> None:
+        create_demo_data()
+        self.alice = User.objects.get(username="alice")
+        self.lobby = Room.objects.get(slug="lobby")
+        self.stream = ChatChannel.broadcasting_for(self.lobby)
+
+    def test_a_message_is_saved_and_broadcast(self) -> None:
+        room_channel(self.alice, room_id=self.lobby.pk).speak({"text": " Hello ", "client_id": "1"})
+        message = Message.objects.get()
+        self.assertEqual((message.text, message.author), ("Hello", self.alice))
+        (event,) = events(self.stream)
+        self.assertEqual((event["id"], event["text"], event["author"]), (message.pk, "Hello", "alice"))
+
+    def test_sending_again_says_nothing_twice(self) -> None:
+        first, second = (post_message(self.lobby, self.alice, "Hello", "1") for _ in range(2))
+        self.assertEqual(first, second)
+        self.assertEqual(len(events(self.stream)), 1)
+
+    def test_what_cannot_be_said_is_refused_to_its_author(self) -> None:
+        for data in ({}, {"text": " ", "client_id": "1"}, {"text": "Hi"}, {"text": "x" * 2001, "client_id": "1"}):
+            channel = room_channel(self.alice, room_id=self.lobby.pk)
+            channel.speak(data)
+            self.assertIn('"refused"', channel.reply.transmissions[0])
+        self.assertFalse(Message.objects.exists())
+        self.assertEqual(events(self.stream), [])
+
+    def test_the_robot_says_numbered_lines(self) -> None:
+        asyncio.run(talk(self.lobby, 3))
+        self.assertEqual(
+            [event["text"] for event in events(self.stream)], ["Line 1 of 3", "Line 2 of 3", "Line 3 of 3"]
+        )
+
+    def test_the_robot_command_finds_rooms_by_slug(self) -> None:
+        call_command("robot", "lobby", "--count", "2")
+        self.assertEqual(self.lobby.messages.count(), 2)
+        with self.assertRaises(CommandError):
+            call_command("robot", "nowhere")
+
+    def test_each_box_has_a_stream_of_its_own(self) -> None:
+        self.client.force_login(self.alice)
+        self.assertEqual(self.client.post("/migrations/signed/broadcast/").status_code, 204)
+        self.assertEqual([event["text"] for event in events("news:signed")], ["Hello from alice"])
+        self.assertEqual(events("news:public"), [])
+        self.client.post("/migrations/all/broadcast/")
+        self.assertEqual(len(events("news:signed") + events("news:public")), 3)
+        self.assertEqual(self.client.post("/migrations/nothing/broadcast/").status_code, 404)
+
+
+class Hesitant:
+    """A generator that says one word, then thinks for ever."""
+
+    async def generate(self, prompt: str) -> AsyncIterator[str]:
+        yield "Well"
+        await asyncio.Event().wait()
+
+
+class Broken:
+    """A generator with a bug."""
+
+    async def generate(self, prompt: str) -> AsyncIterator[str]:
+        yield "Well"
+        raise ZeroDivisionError
+
+
+@override_settings(DEMO_TOKEN_DELAY=0)
+class AssistantTest(TransactionTestCase):
+    """Answers, from the prompt to the saved text."""
+
+    def setUp(self) -> None:
+        self.user = User.objects.create(username="alice")
+        self.stream = assistant.stream_of(self.user)
+
+    async def ask(self, prompt: str) -> Answer:
+        """Ask, and return the answer when it is saved and its last event was broadcast."""
+        self.assertTrue(await assistant.ask(self.user, prompt))
+        return await self.ended()
+
+    async def ended(self) -> Answer:
+        await self.last("complete", "error")
+        return await Answer.objects.alatest("pk")
+
+    async def last(self, *types: str) -> None:
+        """Wait until the latest event is of one of these types."""
+        async with asyncio.timeout(20):
+            while not (kept := await ahistory(self.stream, limit=500)) or kept[-1].data["type"] not in types:  # noqa: ASYNC110 - another task broadcasts
+                await asyncio.sleep(0.01)
+
+    async def test_an_answer_is_streamed_and_saved(self) -> None:
+        answer = await self.ask("What is an offset?")
+        first, *chunks, last = [entry.data for entry in await ahistory(self.stream, limit=500)]
+        self.assertEqual(first, {"type": "started", "answer_id": answer.pk, "prompt": "What is an offset?"})
+        self.assertEqual([chunk["index"] for chunk in chunks], list(range(len(chunks))))
+        self.assertEqual("".join(chunk["text"] for chunk in chunks), answer.text)
+        self.assertEqual(
+            last, {"type": "complete", "answer_id": answer.pk, "chunks": len(chunks), "status": "complete"}
+        )
+        self.assertEqual(answer.status, Answer.Status.COMPLETE)
+        self.assertIn("offset", answer.text)
+
+    async def test_the_same_prompt_has_the_same_answer(self) -> None:
+        first, second = [
+            "".join([text async for text in ScriptedGenerator().generate("Who is present?")]) for _ in range(2)
+        ]
+        self.assertEqual(first, second)
+
+    async def test_an_answer_that_fails_keeps_its_beginning(self) -> None:
+        answer = await self.ask("Please fail")
+        self.assertEqual((answer.status, answer.text), (Answer.Status.ERROR, ScriptedGenerator.FAILING))
+        (*_, last) = await ahistory(self.stream)
+        self.assertEqual(last.data, {"type": "error", "answer_id": answer.pk, "message": answer.error})
+
+    @override_settings(DEMO_GENERATOR=f"{__name__}.Broken")
+    async def test_a_bug_is_logged_and_not_shown(self) -> None:
+        with self.assertLogs(assistant.logger, "ERROR") as logs:
+            answer = await self.ask("Well?")
+        self.assertIn("ZeroDivisionError", logs.output[0])
+        self.assertEqual((answer.status, answer.text, answer.error), ("error", "Well", "Something went wrong."))
+
+    @override_settings(DEMO_GENERATOR=f"{__name__}.Hesitant")
+    async def test_an_answer_can_be_stopped_while_its_model_thinks(self) -> None:
+        self.assertTrue(await assistant.ask(self.user, "Well?"))
+        await self.last("chunk")
+        self.assertFalse(await assistant.ask(self.user, "And?"), "one answer at a time")
+        await assistant.stop(self.user, (await Answer.objects.aget()).pk)
+        answer = await self.ended()
+        self.assertEqual((answer.status, answer.text), (Answer.Status.STOPPED, "Well"))
+
+    async def test_nobody_stops_the_answer_of_another(self) -> None:
+        answer = await Answer.objects.acreate(user=self.user, prompt="Why?")
+        other = await User.objects.acreate(username="bob")
+        for answer_id in (answer.pk, str(answer.pk), None):
+            await assistant.stop(other, answer_id)
+        await answer.arefresh_from_db()
+        self.assertEqual(answer.status, Answer.Status.RUNNING)
+
+    async def test_an_answer_whose_server_died_is_ended_when_a_page_asks(self) -> None:
+        answer = await Answer.objects.acreate(user=self.user, prompt="Why?")
+        await assistant.fail_if_dead(self.user, answer.pk)
+        self.assertEqual(await ahistory(self.stream), [], "it may well be alive")
+        long_ago = timezone.now() - timedelta(seconds=assistant.DEAD_AFTER + 1)
+        await Answer.objects.filter(pk=answer.pk).aupdate(updated=long_ago)
+        await assistant.fail_if_dead(self.user, answer.pk)
+        await assistant.fail_if_dead(self.user, answer.pk)
+        await answer.arefresh_from_db()
+        self.assertEqual(answer.status, Answer.Status.ERROR)
+        (entry,) = await ahistory(self.stream)
+        self.assertEqual(entry.data["type"], "error")
+
+    async def test_prompts_have_a_length(self) -> None:
+        for prompt in ("", "  ", "x" * 1001):
+            channel = AssistantChannel(SimpleNamespace(user=self.user))
+            await channel.ask({"prompt": prompt})
+            self.assertIn('"refused"', channel.reply.transmissions[0])
+        self.assertFalse(await database_sync_to_async(Answer.objects.exists)())

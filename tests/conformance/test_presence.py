@@ -1,0 +1,278 @@
+"""Presence (PROTOCOL.md, 14)."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from tests.conformance.conftest import Connect
+from tests.support.client import BASE, Client, identify, unique
+from tests.support.server import Kind, Server, ServerPool
+
+
+def event(type_: str, id_: str, **more: Any) -> dict[str, Any]:
+    """Return what matches a presence event."""
+    return {"type": "presence", "message": {"type": type_, "id": id_, **more}}
+
+
+async def who(client: Client, identifier: str) -> dict[str, Any]:
+    """Ask who is there; return ids and infos."""
+    await client.send("presence", identifier)
+    message = (await client.expect({"type": "presence", "message": {"type": "info"}}))["message"]
+    assert message["total"] == len(message["records"])
+    return {record["id"]: record["info"] for record in message["records"]}
+
+
+async def test_joins_and_leaves_reach_everyone_including_whoever_joined(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    ann, bob = await connect(), await connect()
+    await ann.subscribe(room)
+    await bob.subscribe(room)
+    await ann.send("join", room, presence={"id": "ann", "info": {"name": "Ann"}})
+    for client in (ann, bob):
+        assert await client.next() == {
+            "type": "presence",
+            "identifier": room,
+            "message": {"type": "join", "id": "ann", "info": {"name": "Ann"}},
+        }
+    assert await who(bob, room) == {"ann": {"name": "Ann"}}
+    await ann.send("leave", room)
+    for client in (ann, bob):
+        frame = await client.next()
+        assert frame == {"type": "presence", "identifier": room, "message": {"type": "leave", "id": "ann"}}
+    assert await who(ann, room) == {}
+
+
+async def test_neither_join_nor_leave_is_acknowledged(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    client = await connect()
+    await client.subscribe(room)
+    await client.send("leave", room)
+    await client.send("leave", room, presence={"id": "never there"})
+    await client.send("join", room, presence={"id": "ann", "info": {}})
+    await client.expect(event("join", "ann"))
+    await client.nothing()
+
+
+async def test_a_subscribe_may_carry_the_join(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    client = await connect()
+    await client.subscribe(room, presence={"id": "ann", "info": [1]})
+    await client.expect(event("join", "ann", info=[1]))
+    assert await who(client, room) == {"ann": [1]}
+
+
+async def test_ids_are_strings_whatever_came(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    client = await connect()
+    await client.subscribe(room)
+    await client.send("join", room, presence={"id": 42, "info": {}})
+    await client.expect(event("join", "42"))
+    await client.perform(room, "rename", id=43)
+    await client.expect(event("leave", "42"))
+    await client.expect(event("join", "43", info=None))
+
+
+async def test_an_id_joins_with_its_first_session_and_leaves_with_its_last(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    watcher, desk, phone = await connect(), await connect(), await connect()
+    for client in (watcher, desk, phone):
+        await client.subscribe(room)
+    await desk.send("join", room, presence={"id": "ann", "info": {"on": "desk"}})
+    await watcher.expect(event("join", "ann"))
+    await phone.send("join", room, presence={"id": "ann", "info": {"on": "phone"}})
+    await phone.barrier()
+    assert await who(watcher, room) == {"ann": {"on": "phone"}}, "the record is updated, without an event"
+    await desk.send("unsubscribe", room)
+    await desk.barrier()
+    await watcher.nothing()
+    await phone.send("leave", room)
+    await watcher.expect(event("leave", "ann"))
+
+
+async def test_unsubscribe_leaves_at_once(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    watcher, member = await connect(), await connect()
+    await watcher.subscribe(room)
+    await member.subscribe(room, presence={"id": "ann", "info": {}})
+    await watcher.expect(event("join", "ann"))
+    await member.send("unsubscribe", room)
+    await watcher.expect(event("leave", "ann"))
+
+
+async def test_a_closed_connection_leaves_when_its_time_is_over(strict: Server) -> None:
+    # Promise 5: presence is kept by expiry; exactly one leave is sent.
+    room = identify("RoomChannel", room=unique("room"))
+    async with Client(strict.url) as watcher, Client(strict.url) as member:
+        await watcher.subscribe(room)
+        await member.subscribe(room, presence={"id": "ann", "info": {}})
+        await watcher.expect(event("join", "ann"))
+        await member.cut()
+        await watcher.expect(event("leave", "ann"))
+        await watcher.nothing()
+
+
+async def test_a_member_stays_as_long_as_its_connection(strict: Server) -> None:
+    # PRESENCE_TTL is a second here, and five seconds of pings go by.
+    room = identify("RoomChannel", room=unique("room"))
+    async with Client(strict.url) as watcher, Client(strict.url) as member:
+        await watcher.subscribe(room)
+        await member.subscribe(room, presence={"id": "ann", "info": {}})
+        await watcher.expect(event("join", "ann"))
+        await watcher.ping(8)
+        assert await who(watcher, room) == {"ann": {}}
+        await watcher.nothing()
+
+
+@pytest.mark.parametrize("data", [{"return_records": True}, {}, None])
+async def test_presence_is_answered_with_records(connect: Connect, data: Any) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    client = await connect()
+    await client.subscribe(room, presence={"id": "ann", "info": {"name": "Ann"}})
+    await client.expect(event("join", "ann"))
+    await client.send("presence", room, **({} if data is None else {"data": data}))
+    assert (await client.next())["message"] == {
+        "type": "info",
+        "total": 1,
+        "records": [{"id": "ann", "info": {"name": "Ann"}}],
+    }
+
+
+async def test_presence_is_answered_with_the_total_only_where_that_was_asked_for(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    client = await connect()
+    await client.subscribe(room, presence={"id": "ann", "info": {}})
+    await client.expect(event("join", "ann"))
+    await client.send("presence", room, data={"return_records": False})
+    assert (await client.next())["message"] == {"type": "info", "total": 1}
+
+
+async def test_presence_that_cannot_be_served_is_answered_with_an_error(connect: Connect) -> None:
+    # An unanswered request hangs.
+    client = await connect()
+    without_stream = await client.subscribe(identify("EchoChannel"))
+    for identifier in (without_stream, identify("RoomChannel", room="never subscribed")):
+        await client.send("presence", identifier)
+        assert await client.next() == {"type": "presence", "identifier": identifier, "message": {"type": "error"}}
+
+
+async def test_clients_join_by_themselves_only_where_the_channel_says_yes(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    plain = identify("StreamChannel", streams=[unique("plain")])
+    client = await connect()
+    await client.subscribe(room, presence={"id": "impostor", "info": {}})
+    await client.send("join", room, presence={"id": "impostor", "info": {}})
+    await client.subscribe(plain, presence={"id": "ann", "info": {}})
+    await client.send("join", plain, presence={"id": "ann", "info": {}})
+    assert await who(client, room) == {}
+    assert await who(client, plain) == {}
+
+
+async def test_a_handler_joins_and_leaves_on_the_marked_stream(connect: Connect, server: Server) -> None:
+    news, lobby = unique("news"), unique("lobby")
+    client, other = await connect(), await connect()
+    member = await client.subscribe(identify("LobbyChannel", news=news, lobby=lobby, id=7))
+    await client.expect(event("join", "7", info={"via": "handler"}))
+    guest = await other.subscribe(identify("LobbyChannel", news=unique("news"), lobby=lobby, id=8))
+    for each, identifier in ((other, guest), (client, member)):
+        await each.expect({"identifier": identifier, **event("join", "8")})
+    assert set(await who(client, member)) == {"7", "8"}
+    news_only = await other.subscribe(identify("StreamChannel", streams=[news]))
+    assert await who(other, news_only) == {}, "nobody is on the first stream"
+
+
+async def test_a_handler_can_let_its_member_leave(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    client = await connect()
+    await client.subscribe(room)
+    await client.perform(room, "rename", id="ann", info={"n": 1})
+    await client.expect(event("join", "ann", info={"n": 1}))
+    await client.perform(room, "hide")
+    await client.expect(event("leave", "ann"))
+
+
+async def test_the_base_protocol_hears_nothing_of_presence(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    base, member = await connect(protocols=[BASE]), await connect()
+    await base.subscribe(room)
+    echo = await base.subscribe(identify("EchoChannel"))
+    await member.subscribe(room, presence={"id": "ann", "info": {}})
+    await member.expect(event("join", "ann"))
+    await base.perform(echo, "echo", n=1)
+    await base.expect({"identifier": echo})
+
+
+async def test_after_a_restore_the_list_becomes_right_by_joins_and_leaves(connect: Connect) -> None:
+    # 14: the client shows the members that it knew, and ignores an unasked `info`.
+    room = identify("RoomChannel", room=unique("room"))
+    former, stays, leaves = await connect(), await connect(), await connect()
+    for client, name in ((former, "watcher"), (stays, "stays"), (leaves, "leaves")):
+        await client.subscribe(room, presence={"id": name, "info": {}})
+    while "leaves" not in (known := await who_in(former, room)):
+        pass
+    await former.cut()
+    await leaves.send("unsubscribe", room)
+    await leaves.barrier()
+    comes = await connect()
+    await comes.subscribe(room, presence={"id": "comes", "info": {"new": True}})
+    client = await connect(sid=former.sid)
+    assert client.welcome["restored_ids"] == [room]
+    await client.send("history", room, history={"streams": {}})
+    await client.send("join", room, presence={"id": "watcher", "info": {}})
+    frames = await client.until(lambda frame: "comes" in str(frame))
+    frames += await client.barrier()
+    for frame in frames:
+        message = frame.get("message", {})
+        if message.get("type") == "join":
+            known[message["id"]] = message["info"]
+        elif message.get("type") == "leave":
+            known.pop(message["id"], None)
+    assert known == {"watcher": {}, "stays": {}, "comes": {"new": True}}
+    await stays.until(event("join", "comes"))
+    assert not [frame for frame in stays.log if frame.get("message") == {"type": "leave", "id": "watcher"}]
+
+
+async def who_in(client: Client, identifier: str) -> dict[str, Any]:
+    """Ask who is there, whatever comes before the answer."""
+    await client.send("presence", identifier)
+    message = (await client.until({"type": "presence", "message": {"type": "info"}}))[-1]["message"]
+    return {record["id"]: record["info"] for record in message["records"]}
+
+
+async def test_what_a_handler_joined_is_joined_again_by_the_server(strict: Server) -> None:
+    # 14: the client re-joins only what it joined itself. Longer than PRESENCE_TTL after the return, it is still there.
+    lobby = unique("lobby")
+    async with AsyncExitStack() as stack:
+        watcher = await stack.enter_async_context(Client(strict.url))
+        identifier = await watcher.subscribe(identify("RoomChannel", room=lobby))
+        former = await stack.enter_async_context(Client(strict.url))
+        member = await former.subscribe(identify("LobbyChannel", news=unique("news"), lobby=lobby, id=7))
+        await watcher.expect(event("join", "7"))
+        await former.cut()
+        client = await stack.enter_async_context(Client(strict.url, sid=former.sid))
+        await client.send("history", member, history={"streams": {}})
+        await client.ping(5)
+        assert await who(watcher, identifier) == {"7": {"via": "handler"}}
+        await watcher.nothing()
+
+
+async def test_a_dead_member_whose_server_was_restarted_is_not_shown_for_ever(servers: ServerPool, kind: Kind) -> None:
+    # 14: presence in memory was lost, so that identifier is left out of `restored_ids`, and starts afresh.
+    room = identify("RoomChannel", room=unique("room"))
+    with servers.make(kind) as server:
+        async with Client(server.url) as former, Client(server.url) as other:
+            await other.subscribe(room, presence={"id": "other", "info": {}})
+            await former.subscribe(room, presence={"id": "ann", "info": {}})
+            assert set(await who_in(former, room)) == {"other", "ann"}
+            await server.terminate()
+        await server.restart()
+        async with Client(server.url, sid=former.sid) as client:
+            if room not in client.welcome.get("restored_ids", []):
+                await client.subscribe(room, presence={"id": "ann", "info": {}})
+                await client.expect(event("join", "ann"))
+                assert await who(client, room) == {"ann": {}}
+            else:
+                await client.send("history", room, history={"streams": {}})
+                await client.until(event("leave", "other"))

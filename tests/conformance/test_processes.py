@@ -1,0 +1,108 @@
+"""Broadcasts from other processes reach the server's subscribers: all, once, in the order of their offsets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tests.conformance.conftest import Connect
+from tests.support.client import BASE, identify, unique
+from tests.support.server import OtherProcess, Server
+
+
+async def test_another_processes_broadcast_arrives_within_moments(connect: Connect, beside: OtherProcess) -> None:
+    stream = unique("beside")
+    client, base = await connect(), await connect(protocols=[BASE])
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    await base.subscribe(identifier)
+    position = await beside.call("broadcast", stream, {"n": 1})
+    started = time.monotonic()
+    assert await client.next() == {
+        "identifier": identifier,
+        "message": {"n": 1},
+        "stream_id": stream,
+        "epoch": position["epoch"],
+        "offset": 1,
+    }
+    assert time.monotonic() - started < 2, "POLL_INTERVAL is 0.1 s"
+    assert await base.next() == {"identifier": identifier, "message": {"n": 1}}
+
+
+async def test_a_broadcast_without_history_arrives_too(connect: Connect, beside: OtherProcess) -> None:
+    kept, transient = unique("beside"), unique("cursor:")
+    client = await connect()
+    identifier = await client.subscribe(identify("StreamChannel", streams=[kept, transient]))
+    await beside.call("broadcast", transient, {"n": 1})
+    assert await client.next() == {"identifier": identifier, "message": {"n": 1}}
+    await beside.call("broadcast", kept, {"n": 2}, transient=True)
+    assert await client.next() == {"identifier": identifier, "message": {"n": 2}}
+    await client.nothing()
+
+
+async def test_several_writers_at_once_lose_and_repeat_nothing(
+    connect: Connect, server: Server, beside: OtherProcess
+) -> None:
+    # Each writes on its own; rows become visible in any order.
+    stream, count = unique("large:"), 300
+    clients = [await connect() for _ in range(3)]
+    identifiers = [
+        await client.subscribe(identify("StreamChannel", streams=[stream], n=n)) for n, client in enumerate(clients)
+    ]
+    with OtherProcess(server) as third:
+        await asyncio.gather(
+            server.call("count_up", stream, 1, count, "server"),
+            beside.call("count_up", stream, 1, count, "beside"),
+            third.call("count_up", stream, 1, count, "third"),
+        )
+    for client, identifier in zip(clients, identifiers, strict=True):
+        frames = [await client.expect({"identifier": identifier}) for _ in range(3 * count)]
+        assert [frame["offset"] for frame in frames] == list(range(1, 3 * count + 1))
+        for writer in ("server", "beside", "third"):
+            numbers = [frame["message"]["n"] for frame in frames if frame["message"]["writer"] == writer]
+            assert numbers == list(range(1, count + 1)), "each writer's messages keep its order"
+        await client.nothing()
+
+
+async def test_a_broadcast_in_a_transaction_arrives_after_the_commit_or_never(
+    connect: Connect, beside: OtherProcess, server: Server
+) -> None:
+    # Promise 4: rolled back, it never happened and used no offset.
+    stream = unique("beside")
+    client = await connect()
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    for caller in (server, beside):
+        assert await caller.call("broadcast_in_transaction", stream, {"undone": True}, commit=False) is None
+        assert await caller.call("broadcast_in_transaction", stream, {"done": True}, commit=True) is None
+    frames = [await client.next(), await client.next()]
+    assert [(frame["offset"], frame["message"]) for frame in frames] == [(1, {"done": True}), (2, {"done": True})]
+    assert frames[0]["identifier"] == identifier
+    await client.nothing()
+
+
+async def test_a_repeated_broadcast_with_the_same_key_arrives_once(
+    connect: Connect, server: Server, beside: OtherProcess
+) -> None:
+    stream = unique("beside")
+    client = await connect()
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    positions = [
+        await caller.call("broadcast", stream, {"n": 1}, idempotency_key="k") for caller in (server, beside, server)
+    ]
+    assert positions[0] == positions[1] == positions[2]
+    await server.call("broadcast", stream, {"n": 2})
+    assert await client.messages(identifier, 2) == [{"n": 1}, {"n": 2}]
+
+
+async def test_a_stream_that_another_process_forgot_is_told_to_its_subscribers(
+    connect: Connect, beside: OtherProcess
+) -> None:
+    stream = unique("beside")
+    client = await connect()
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    await beside.call("count_up", stream, 1, 3)
+    assert len(await client.messages(identifier, 3)) == 3
+    await beside.call("forget", stream)
+    await beside.call("broadcast", stream, {"n": 1})
+    await client.expect({"type": "reject_history", "identifier": identifier})
+    await client.expect({"message": {"n": 1}, "offset": 1})
+    await client.nothing()

@@ -1,0 +1,127 @@
+"""Connections break and the server is killed: clients that recover end with everything, once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.support.client import Client, identify, unique
+from tests.support.recovering import RecoveringClient
+from tests.support.server import Kind, OtherProcess, ServerPool
+
+TOTAL = 400
+
+
+async def test_a_storm_of_broken_connections(servers: ServerPool, kind: Kind) -> None:
+    server = servers.get(kind)
+    beside = servers.beside(server)
+    streams = [unique("large:") for _ in range(2)]
+    identifiers = [
+        identify("StreamChannel", streams=[streams[0]]),
+        identify("StreamChannel", streams=[streams[0]], again=True),
+        identify("AsyncStreamChannel", streams=[streams[1]]),
+    ]
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(RecoveringClient(server.url)) for _ in range(6)]
+        for client in clients:
+            for identifier in identifiers:
+                await client.subscribe(identifier)
+        writing = [
+            asyncio.create_task(server.call("count_up", streams[0], 1, TOTAL)),
+            asyncio.create_task(beside.call("count_up", streams[1], 1, TOTAL)),
+        ]
+        cutting = asyncio.create_task(cut(clients))
+        await asyncio.gather(*writing)
+        cutting.cancel()
+        for client in clients:
+            await complete(client, identifiers)
+        assert sum(client.restores for client in clients) > 0, "the storm restored sessions"
+
+
+async def cut(clients: list[RecoveringClient]) -> None:
+    """Break connections at random, again and again."""
+    while True:
+        await random.choice(clients).cut()
+        await asyncio.sleep(0.01)
+
+
+async def complete(client: RecoveringClient, identifiers: list[str]) -> None:
+    """Wait until a client has everything, and compare."""
+    try:
+        await client.wait_for(lambda: all(len(client.received[each]) >= TOTAL for each in identifiers))
+    except TimeoutError:
+        pass  # what is missing is shown below
+    for identifier in identifiers:
+        assert [message["n"] for message in client.received[identifier]] == list(range(1, TOTAL + 1))
+        assert "history_not_found" not in client.infos[identifier]
+    assert client.complaints == []
+
+
+async def test_a_server_that_is_killed_again_and_again(servers: ServerPool, kind: Kind) -> None:
+    stream = unique("large:")
+    identifier = identify("StreamChannel", streams=[stream])
+    with servers.make(kind) as server, OtherProcess(server) as beside:
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(RecoveringClient(server.url)) for _ in range(4)]
+            for client in clients:
+                await client.subscribe(identifier)
+            for start in range(0, TOTAL, TOTAL // 2):
+                half = asyncio.create_task(beside.call("count_up", stream, start + 1, start + TOTAL // 2))
+                await clients[0].wait_for(lambda start=start: len(clients[0].received[identifier]) > start)
+                await server.restart()
+                await half
+            for client in clients:
+                await complete(client, [identifier])
+                assert client.connects >= 3
+
+
+@pytest.mark.parametrize("restoring", [True, False])
+async def test_a_drop_while_a_subscribe_is_pending(servers: ServerPool, kind: Kind, restoring: bool) -> None:
+    # 19: the channel closes in the client; made again, it goes on from its position.
+    server = servers.get(kind)
+    stream, gate = unique("large:"), unique("gate")
+    await server.call("count_up", stream, 1, 1)
+    position = await server.call("position", stream)
+    identifier = identify("GatedChannel", gate=gate, streams=[stream])
+    async with RecoveringClient(server.url, restoring=restoring) as client:
+        client.positions[stream] = position
+        client.stream_ids[identifier].add(stream)
+        subscribing = asyncio.create_task(client.subscribe(identifier))
+        await server.call("wait_at_gate", gate, 1)
+        await client.cut()
+        await server.call("count_up", stream, 2, 5)
+        await server.call("open_gate", gate)
+        await subscribing
+        assert client.recreated == 1
+        await client.wait_for(lambda: len(client.received[identifier]) >= 4)
+        await server.call("count_up", stream, 6, 6)
+        await client.wait_for(lambda: len(client.received[identifier]) >= 5)
+        assert [message["n"] for message in client.received[identifier]] == [2, 3, 4, 5, 6]
+        assert client.complaints == []
+
+
+async def test_a_cut_between_the_copies_of_one_message_loses_neither(servers: ServerPool, kind: Kind) -> None:
+    # 4: with one stream id for both, the second identifier would ask for a position that it has not reached.
+    server = servers.get(kind)
+    stream = unique("large:")
+    identifiers = [identify("StreamChannel", streams=[stream], n=n) for n in range(2)]
+    async with Client(server.url) as former:
+        for identifier in identifiers:
+            await former.subscribe(identifier)
+        await server.call("count_up", stream, 1, 1)
+        copies = [await former.next(), await former.next()]
+        await server.call("count_up", stream, 2, 2)
+        # Of message 2 the client got only the first copy.
+        copies[0] = await former.next()
+        await former.cut()
+    positions = {frame["stream_id"]: {"epoch": frame["epoch"], "offset": frame["offset"]} for frame in copies}
+    assert sorted(position["offset"] for position in positions.values()) == [1, 2]
+    async with Client(server.url, sid=former.sid) as client:
+        for frame in copies:
+            asked = {frame["stream_id"]: positions[frame["stream_id"]]}
+            await client.send("history", frame["identifier"], history={"since": 1, "streams": asked})
+        frames = [await client.next() for _ in range(3)]
+        assert [frame["identifier"] for frame in frames if "message" in frame] == [copies[1]["identifier"]]

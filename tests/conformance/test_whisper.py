@@ -1,0 +1,72 @@
+"""Whispers: from client to clients, any JSON value, never to the sender (PROTOCOL.md, 14)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.conformance.conftest import Connect
+from tests.support.client import BASE, identify, unique
+
+
+@pytest.mark.parametrize("data", [{"typing": True}, [1, {"a": None}], "text", 7, True])
+async def test_a_whisper_reaches_the_others_as_it_was(connect: Connect, data: Any) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    ann, bob, base = await connect(), await connect(), await connect(protocols=[BASE])
+    for client in (ann, bob, base):
+        await client.subscribe(room)
+    await ann.send("whisper", room, data=data)
+    for client in (bob, base):
+        assert await client.next() == {"identifier": room, "message": data}
+    await ann.nothing()
+
+
+async def test_a_whisper_skips_its_sender_under_every_identifier(connect: Connect) -> None:
+    room = unique("room")
+    ann, bob = await connect(), await connect()
+    first = await ann.subscribe(identify("RoomChannel", room=room))
+    await ann.subscribe(identify("RoomChannel", room=room, again=True))
+    await bob.subscribe(first)
+    await ann.send("whisper", first, data={"n": 1})
+    await bob.expect({"message": {"n": 1}})
+    await ann.nothing()
+
+
+async def test_whispers_keep_their_order_and_pass_the_history_by(connect: Connect) -> None:
+    stream = unique("room")
+    room = identify("RoomChannel", room=stream)
+    ann, bob = await connect(), await connect()
+    await ann.subscribe(room)
+    await bob.subscribe(room)
+    for number in range(1, 21):
+        await ann.send("whisper", room, data={"n": number})
+    assert await bob.messages(room, 20) == [{"n": number} for number in range(1, 21)]
+    late = await connect()
+    await late.send("subscribe", room, history={"since": 1, "streams": {}})
+    await late.expect({"type": "confirm_subscription"})
+    await late.expect({"type": "confirm_history"})
+    await late.nothing()
+
+
+async def test_where_the_channel_allows_no_whisper_nothing_is_sent(connect: Connect) -> None:
+    plain = identify("StreamChannel", streams=[unique("plain")])
+    ann, bob = await connect(), await connect()
+    await ann.subscribe(plain)
+    await bob.subscribe(plain)
+    await ann.send("whisper", plain, data={"n": 1})
+    await ann.send("whisper", identify("RoomChannel", room="not subscribed"), data={"n": 1})
+    await ann.nothing()
+    await bob.nothing()
+
+
+async def test_a_base_client_cannot_whisper(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    base, bob = await connect(protocols=[BASE]), await connect()
+    await base.subscribe(room)
+    await bob.subscribe(room)
+    echo = await base.subscribe(identify("EchoChannel"))
+    await base.send("whisper", room, data={"n": 1})
+    await base.perform(echo, "echo", n=2)
+    await base.expect({"identifier": echo})
+    await bob.nothing()

@@ -1,0 +1,41 @@
+"""The npm clients, unmodified, in Node, against both servers; the scenarios are in tests/node/."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from tests.node import FOLDER, node_modules, require_node
+from tests.support.server import Server
+
+#: Seconds that all scenarios of a client may take, together.
+PATIENCE = 60.0
+
+
+@pytest.mark.node
+@pytest.mark.parametrize(("script", "least"), [("anycable.mjs", 20), ("actioncable.mjs", 5)])
+async def test_an_unmodified_client(server: Server, script: str, least: int) -> None:
+    node = require_node()
+    await asyncio.to_thread(node_modules)
+    process = await asyncio.create_subprocess_exec(
+        node,
+        str(FOLDER / script),
+        str(server.port),
+        server.kind,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    outcomes = {line["scenario"]: line for line in map(json.loads, output.decode().splitlines())}
+    failed = [f"{name}: {line['error']}" for name, line in outcomes.items() if not line["ok"]]
+    assert not failed, "\n".join(failed)
+    assert process.returncode == 0, errors.decode()
+    assert len(outcomes) >= least, f"only {sorted(outcomes)} ran"

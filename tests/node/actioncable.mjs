@@ -1,0 +1,98 @@
+// @rails/actioncable, unmodified; it expects a few things of a browser.
+import { broadcast, equal, eventually, PageWebSocket, range, runAll, unique, url } from './harness.mjs'
+
+globalThis.addEventListener ??= () => {}
+globalThis.removeEventListener ??= () => {}
+globalThis.document ??= { visibilityState: 'visible' }
+
+const { default: ActionCable } = await import('@rails/actioncable')
+ActionCable.adapters.WebSocket = PageWebSocket
+// Its poll for stale connections, which also reconnects, comes every three seconds at the soonest otherwise.
+ActionCable.ConnectionMonitor.staleThreshold = 6
+ActionCable.ConnectionMonitor.reconnectionBackoffRate = 0
+
+/** Subscribe, wait for the confirmation, and collect what comes. */
+async function subscribe(consumer, channel, params) {
+  const seen = { messages: [], connected: [], disconnected: 0, rejected: false }
+  seen.subscription = consumer.subscriptions.create(
+    { channel, ...params },
+    {
+      connected: event => seen.connected.push(event),
+      disconnected: () => (seen.disconnected += 1),
+      rejected: () => (seen.rejected = true),
+      received: message => seen.messages.push(message)
+    }
+  )
+  await eventually(() => seen.connected.length > 0 || seen.rejected, `an answer for ${channel}`)
+  return seen
+}
+
+const numbers = seen => seen.messages.map(message => message.n)
+
+const scenarios = {
+  async 'subscribes and performs'() {
+    const consumer = ActionCable.createConsumer(url)
+    const seen = await subscribe(consumer, 'EchoChannel', { room: 7 })
+    equal(consumer.connection.webSocket.protocol, 'actioncable-v1-json', 'the subprotocol')
+    seen.subscription.perform('echo', { text: 'hi' })
+    seen.subscription.send({ action: 'aecho', text: 'again' })
+    await eventually(() => seen.messages.length === 2, 'two answers')
+    equal(seen.messages[0], { echo: { text: 'hi', action: 'echo' }, params: { room: 7 } }, 'the answer')
+    consumer.disconnect()
+  },
+
+  async 'is rejected'() {
+    const consumer = ActionCable.createConsumer(url)
+    const seen = await subscribe(consumer, 'RejectingChannel', { stream: unique('rejected') })
+    equal([seen.rejected, seen.connected.length], [true, 0], 'rejected')
+    consumer.disconnect()
+  },
+
+  async 'streams, under several identifiers'() {
+    const consumer = ActionCable.createConsumer(url)
+    const stream = unique('stream')
+    const first = await subscribe(consumer, 'StreamChannel', { streams: [stream] })
+    const second = await subscribe(consumer, 'GreetingChannel', { stream })
+    for (const n of range(1, 20)) await broadcast(stream, { n })
+    await eventually(() => first.messages.length === 20 && second.messages.length === 22, 'all messages')
+    equal(numbers(first), range(1, 20), 'the first')
+    equal(second.messages.slice(0, 2), [{ greeting: 1 }, { greeting: 2 }], 'transmissions')
+    first.subscription.unsubscribe()
+    await broadcast(stream, { n: 21 })
+    await eventually(() => second.messages.length === 23, 'the second goes on')
+    equal(first.messages.length, 20, 'after unsubscribing')
+    consumer.disconnect()
+  },
+
+  async 'one subscription, several objects'() {
+    // The client sends the same subscribe again for the second object only after a reconnect.
+    const consumer = ActionCable.createConsumer(url)
+    const stream = unique('stream')
+    const first = await subscribe(consumer, 'StreamChannel', { streams: [stream] })
+    const second = { messages: [] }
+    consumer.subscriptions.create(
+      { channel: 'StreamChannel', streams: [stream] },
+      { received: message => second.messages.push(message) }
+    )
+    await broadcast(stream, { n: 1 })
+    await eventually(() => first.messages.length === 1 && second.messages.length === 1, 'both')
+    equal([numbers(first), numbers(second)], [[1], [1]], 'once each')
+    consumer.disconnect()
+  },
+
+  async 'reconnects and subscribes again'() {
+    const consumer = ActionCable.createConsumer(url)
+    const stream = unique('stream')
+    const seen = await subscribe(consumer, 'StreamChannel', { streams: [stream] })
+    consumer.connection.webSocket.terminate()
+    await eventually(() => seen.disconnected === 1, 'the cut')
+    consumer.connection.reopen()
+    await eventually(() => seen.connected.length === 2, 'the return')
+    equal(seen.connected[1], { reconnected: true }, 'the event')
+    await broadcast(stream, { n: 1 })
+    await eventually(() => seen.messages.length === 1, 'a message')
+    consumer.disconnect()
+  }
+}
+
+await runAll(scenarios)

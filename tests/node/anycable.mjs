@@ -1,0 +1,319 @@
+// @anycable/core, unmodified, with the extended protocol and the base one.
+import { createCable } from '@anycable/core'
+import WebSocket from 'ws'
+import { broadcast, call, equal, eventually, ORIGIN, range, runAll, sign, unique, url } from './harness.mjs'
+
+const EXTENDED = 'actioncable-v1-ext-json'
+
+/** Create a cable that comes back fast; without `protocol` it speaks the client's default. */
+const open = (options = {}) =>
+  createCable(url, {
+    websocketImplementation: WebSocket,
+    websocketOptions: { origin: ORIGIN },
+    reconnectStrategy: () => 20,
+    logLevel: 'error',
+    ...options
+  })
+
+const extended = (options = {}) => open({ protocol: EXTENDED, ...options })
+
+/** Break the TCP connection, without a word of WebSocket. */
+const cut = cable => cable.transport.ws?.terminate()
+
+/** Subscribe, wait for the confirmation, and collect what comes. */
+async function subscribe(cable, name, params) {
+  const channel = collect(cable.subscribeTo(name, params))
+  await channel.ensureSubscribed()
+  return channel
+}
+
+function collect(channel) {
+  channel.messages = []
+  channel.metas = []
+  channel.infos = []
+  channel.presences = []
+  channel.connects = []
+  channel.on('message', (message, meta) => {
+    channel.messages.push(message)
+    channel.metas.push(meta)
+  })
+  channel.on('info', event => channel.infos.push(event.type))
+  channel.on('presence', event => channel.presences.push(event))
+  channel.on('connect', event => channel.connects.push(event))
+  return channel
+}
+
+const numbers = channel => channel.messages.map(message => message.n)
+
+/** Scenarios that both protocols can do. */
+const common = connect => ({
+  async performs() {
+    const cable = connect()
+    const channel = await subscribe(cable, 'EchoChannel', { room: 7 })
+    await channel.perform('echo', { text: 'hi' })
+    await channel.perform('aecho', { text: 'again' })
+    await eventually(() => channel.messages.length === 2, 'two answers')
+    equal(channel.messages[0], { echo: { text: 'hi', action: 'echo' }, params: { room: 7 } }, 'the answer')
+    cable.disconnect()
+  },
+
+  async isRejected() {
+    const cable = connect()
+    const channel = cable.subscribeTo('RejectingChannel', { stream: unique('rejected') })
+    const reason = await channel.ensureSubscribed().then(
+      () => 'none',
+      error => error.reason
+    )
+    equal(reason, 'rejected', 'the reason')
+    equal(channel.state, 'closed', 'the state')
+    cable.disconnect()
+  },
+
+  async streams() {
+    const cable = connect()
+    const stream = unique('stream')
+    const [first, second] = [
+      await subscribe(cable, 'StreamChannel', { streams: [stream] }),
+      await subscribe(cable, 'GreetingChannel', { stream })
+    ]
+    for (const n of range(1, 20)) await broadcast(stream, { n })
+    await eventually(() => first.messages.length === 20 && second.messages.length === 22, 'all messages')
+    equal(numbers(first), range(1, 20), 'the first')
+    equal(second.messages.slice(0, 2), [{ greeting: 1 }, { greeting: 2 }], 'transmissions come first')
+    equal(numbers(second).slice(2), range(1, 20), 'the second')
+    first.disconnect()
+    await broadcast(stream, { n: 21 })
+    await eventually(() => second.messages.length === 23, 'the second goes on')
+    equal(first.messages.length, 20, 'after unsubscribing')
+    cable.disconnect()
+  },
+
+  async subscribesAgainAfterUnsubscribing() {
+    const cable = connect()
+    const stream = unique('stream')
+    for (const n of range(1, 3)) {
+      const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
+      await broadcast(stream, { n })
+      await eventually(() => numbers(channel).includes(n), `message ${n}`)
+      channel.disconnect()
+    }
+    cable.disconnect()
+  },
+
+  async reconnects() {
+    const cable = connect()
+    const stream = unique('stream')
+    const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
+    cut(cable)
+    await eventually(() => channel.connects.length === 2, 'the channel is back')
+    await broadcast(stream, { n: 1 })
+    await eventually(() => channel.messages.length === 1, 'a message')
+    cable.disconnect()
+  }
+})
+
+const scenarios = {
+  ...Object.fromEntries(Object.entries(common(extended)).map(([name, scenario]) => [`extended ${name}`, scenario])),
+  ...Object.fromEntries(Object.entries(common(open)).map(([name, scenario]) => [`base ${name}`, scenario])),
+
+  // PROTOCOL.md, 20: unless told otherwise, the client speaks the base protocol.
+  async 'base is the default, and gets no positions'() {
+    const cable = open()
+    const stream = unique('stream')
+    const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
+    equal(cable.transport.ws.protocol, 'actioncable-v1-json', 'the subprotocol')
+    await broadcast(stream, { n: 1 })
+    await eventually(() => channel.messages.length === 1, 'a message')
+    equal(channel.metas, [undefined], 'the meta')
+    cable.disconnect()
+  },
+
+  async 'extended positions'() {
+    const cable = extended()
+    const stream = unique('stream')
+    const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
+    const { epoch } = await broadcast(stream, { n: 1 })
+    await eventually(() => channel.messages.length === 1, 'a message')
+    equal(channel.metas, [{ stream, epoch, offset: 1 }], 'the meta')
+    equal(channel.infos, ['history_received'], 'the first history')
+    cable.disconnect()
+  },
+
+  async 'extended history since the page was rendered'() {
+    const stream = unique('stream')
+    const historyTimestamp = Math.floor(Date.now() / 1000)
+    await call('count_up', [stream, 1, 5])
+    const cable = extended({ historyTimestamp })
+    const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
+    await broadcast(stream, { n: 6 })
+    await eventually(() => channel.messages.length === 6, () => numbers(channel))
+    equal(numbers(channel), range(1, 6), 'what came since')
+    cable.disconnect()
+  },
+
+  async 'extended without history'() {
+    const stream = unique('stream')
+    await call('count_up', [stream, 1, 5])
+    const cable = extended({ historyTimestamp: false })
+    const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
+    await broadcast(stream, { n: 6 })
+    await eventually(() => channel.messages.length > 0, 'a message')
+    equal(numbers(channel), [6], 'what came')
+    cable.disconnect()
+  },
+
+  async 'extended restores its session, again and again'() {
+    const cable = extended()
+    const stream = unique('large:')
+    const channels = [
+      await subscribe(cable, 'StreamChannel', { streams: [stream] }),
+      await subscribe(cable, 'StreamChannel', { streams: [stream], again: true }),
+      await subscribe(cable, 'AuditedChannel', { audit: unique('audit'), streams: [stream] })
+    ]
+    for (const round of range(0, 4)) {
+      const writing = call('count_up', [stream, round * 50 + 1, round * 50 + 50])
+      await eventually(() => numbers(channels[0]).includes(round * 50 + 5), 'the run has begun')
+      cut(cable)
+      await writing
+      await eventually(
+        () => channels.every(channel => channel.connects.length === round + 2),
+        () => `restored: ${channels.map(channel => channel.connects.length)}`
+      )
+    }
+    for (const channel of channels) {
+      const got = () => numbers(channel).filter(n => n !== undefined)
+      await eventually(() => got().length >= 250, () => `${got().length} of 250`)
+      equal(got(), range(1, 250), 'exactly once, in order')
+      equal(channel.connects.slice(1).every(event => event.restored), true, 'restored')
+      equal(channel.infos.includes('history_not_found'), false, 'history was found')
+    }
+    equal(channels[2].messages.filter(message => message.count === 0).length, 4, 'resubscribed transmitted')
+    cable.disconnect()
+  },
+
+  async 'extended recovers by its positions where the session is gone'() {
+    const cable = extended({ protocolOptions: { disableSessionRecovery: true } })
+    const stream = unique('large:')
+    const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
+    for (const round of range(0, 2)) {
+      const writing = call('count_up', [stream, round * 50 + 1, round * 50 + 50])
+      await eventually(() => numbers(channel).includes(round * 50 + 5), 'the run has begun')
+      cut(cable)
+      await writing
+      await eventually(() => numbers(channel).length >= round * 50 + 50, () => `${numbers(channel)}`)
+    }
+    equal(numbers(channel), range(1, 150), 'exactly once, in order')
+    equal(channel.connects.slice(1).some(event => event.restored), false, 'not restored')
+    cable.disconnect()
+  },
+
+  async 'extended takes only once what is sent while it is away, and unsubscribes meanwhile'() {
+    const cable = extended()
+    const [kept, left] = [unique('stream'), unique('stream')]
+    const first = await subscribe(cable, 'StreamChannel', { streams: [kept] })
+    const second = await subscribe(cable, 'StreamChannel', { streams: [left] })
+    cut(cable)
+    await eventually(() => cable.state !== 'connected', 'the cut')
+    second.disconnect()
+    await broadcast(kept, { n: 1 })
+    await broadcast(left, { n: 1 })
+    await eventually(() => first.messages.length === 1, 'the message')
+    equal(second.messages, [], 'nothing for who left')
+    // Subscribed anew, it must be confirmed: the server has it restored still.
+    const again = await subscribe(cable, 'StreamChannel', { streams: [left] })
+    await broadcast(left, { n: 2 })
+    await eventually(() => numbers(again).includes(2), 'the message')
+    cable.disconnect()
+  },
+
+  async 'extended is told where history is lost'() {
+    const cable = extended()
+    const stream = unique('small:')
+    const channel = await subscribe(cable, 'StreamChannel', { streams: [stream] })
+    await broadcast(stream, { n: 1 })
+    await eventually(() => channel.messages.length === 1, 'a message')
+    await call('forget', [stream])
+    await broadcast(stream, { n: 2 })
+    await eventually(() => channel.infos.includes('history_not_found'), 'the info event')
+    await eventually(() => numbers(channel).includes(2), 'it goes on')
+    cable.disconnect()
+  },
+
+  async 'extended presence'() {
+    const [ann, bob] = [extended(), extended()]
+    const room = unique('room')
+    const atAnn = await subscribe(ann, 'RoomChannel', { room })
+    const atBob = await subscribe(bob, 'RoomChannel', { room })
+    await atAnn.presence.join(7, { name: 'Ann' })
+    await eventually(() => atBob.presences.length === 1 && atAnn.presences.length === 1, 'the join')
+    equal(atBob.presences, [{ type: 'join', id: '7', info: { name: 'Ann' } }], 'the event')
+    equal(await atBob.presence.info(), { 7: { name: 'Ann' } }, 'the members')
+    await atBob.presence.join('bob', {})
+    await eventually(() => atAnn.presences.length === 2, 'the second join')
+    equal(await atAnn.presence.info(), { 7: { name: 'Ann' }, bob: {} }, 'the members')
+
+    // A restore: the list becomes right, and nobody saw a leave of who came back.
+    cut(bob)
+    await atAnn.presence.leave()
+    await eventually(() => atBob.connects.length === 2, 'the return')
+    await eventually(async () => !('7' in (await atBob.presence.info())), 'the leave that it missed')
+    equal(await atBob.presence.info(), { bob: {} }, 'the members')
+    equal(atAnn.presences.filter(event => event.type === 'leave' && event.id === 'bob'), [], 'no leave')
+    atBob.disconnect()
+    await eventually(() => atAnn.presences.at(-1).type === 'leave' && atAnn.presences.at(-1).id === 'bob', 'the leave')
+    ann.disconnect()
+    bob.disconnect()
+  },
+
+  async 'extended whispers'() {
+    const [ann, bob] = [extended(), extended()]
+    const room = unique('room')
+    const atAnn = await subscribe(ann, 'RoomChannel', { room })
+    const atBob = await subscribe(bob, 'RoomChannel', { room })
+    await atAnn.whisper({ typing: true })
+    await eventually(() => atBob.messages.length === 1, 'the whisper')
+    equal(atBob.messages, [{ typing: true }], 'the whisper')
+    await atBob.whisper({ n: 2 })
+    await eventually(() => atAnn.messages.length === 1, 'the answer')
+    equal(atAnn.messages, [{ n: 2 }], 'whispers skip their sender')
+    ann.disconnect()
+    bob.disconnect()
+  },
+
+  async 'extended signed streams'() {
+    const cable = extended()
+    const stream = unique('chat/')
+    const channel = collect(cable.streamFromSigned(sign(stream)))
+    await channel.ensureSubscribed()
+    await broadcast(stream, { n: 1 })
+    await eventually(() => channel.messages.length === 1, 'a message')
+    const unsigned = cable.streamFrom(stream)
+    equal(await unsigned.ensureSubscribed().catch(error => error.reason), 'rejected', 'public streams are off')
+    cable.disconnect()
+  },
+
+  async 'extended is left out by its session id'() {
+    const [ann, bob] = [extended(), extended()]
+    const stream = unique('stream')
+    const atAnn = await subscribe(ann, 'StreamChannel', { streams: [stream] })
+    const atBob = await subscribe(bob, 'StreamChannel', { streams: [stream] })
+    await broadcast(stream, { n: 1 }, { exclude_socket: ann.sessionId })
+    await broadcast(stream, { n: 2 })
+    await eventually(() => numbers(atBob).length === 2 && numbers(atAnn).length > 0, 'the messages')
+    equal(numbers(atAnn), [2], 'what came to who was left out')
+    ann.disconnect()
+    bob.disconnect()
+  },
+
+  async 'extended pongs'() {
+    const cable = extended({ protocolOptions: { pongs: true } })
+    const channel = await subscribe(cable, 'EchoChannel', {})
+    cable.protocol.sendPong()
+    await channel.perform('echo', { n: 1 })
+    await eventually(() => channel.messages.length === 1, 'the answer')
+    equal(channel.connects.length, 1, 'no drop')
+    cable.disconnect()
+  }
+}
+
+await runAll(scenarios)

@@ -1,0 +1,74 @@
+// What the scenarios share: each gets the server's port from the command line, and prints a JSON line for itself.
+import { createHmac } from 'node:crypto'
+import { isDeepStrictEqual } from 'node:util'
+import WebSocket from 'ws'
+
+export const port = process.argv[2]
+export const url = `ws://127.0.0.1:${port}/cable`
+export const ORIGIN = 'http://127.0.0.1'
+const PATIENCE = 20_000
+const run = `${process.argv[3]}-${process.pid}`
+let names = 0
+
+/** A WebSocket as a page of the same host opens it. */
+export class PageWebSocket extends WebSocket {
+  constructor(address, protocols) {
+    super(address, protocols, { origin: ORIGIN })
+  }
+}
+
+/** A name that no other scenario uses. */
+export const unique = prefix => `${prefix}${run}-${++names}`
+
+/** Make a call (tests/integration/project/calls.py) in the server's process. */
+export async function call(name, args, kwargs = {}) {
+  const response = await fetch(`http://127.0.0.1:${port}/call`, {
+    method: 'POST',
+    body: JSON.stringify({ call: name, args, kwargs })
+  })
+  const answer = await response.json()
+  if (answer.error) throw new Error(`${name}: ${answer.error}`)
+  return answer.result
+}
+
+export const broadcast = (stream, data, options) => call('broadcast', [stream, data], options)
+
+/** Sign a stream's name, as PROTOCOL.md describes it. */
+export function sign(stream) {
+  const encoded = Buffer.from(JSON.stringify(stream)).toString('base64')
+  const digest = createHmac('sha256', 'a secret that tests can sign with').update(encoded).digest('hex')
+  return `${encoded}--${digest}`
+}
+
+export const range = (first, last) => Array.from({ length: last - first + 1 }, (_, index) => first + index)
+
+export function equal(actual, expected, what) {
+  if (!isDeepStrictEqual(actual, expected)) {
+    throw new Error(`${what}: ${JSON.stringify(actual)} is not ${JSON.stringify(expected)}`)
+  }
+}
+
+/** Wait until a condition holds. */
+export async function eventually(condition, what) {
+  const deadline = Date.now() + PATIENCE
+  while (!(await condition())) {
+    if (Date.now() > deadline) throw new Error(`waited in vain: ${typeof what === 'function' ? what() : what}`)
+    await new Promise(resolve => setTimeout(resolve, 5))
+  }
+}
+
+/** Run all scenarios at once; the process fails if one does. */
+export async function runAll(scenarios) {
+  const outcomes = await Promise.allSettled(
+    Object.entries(scenarios).map(async ([name, scenario]) => {
+      try {
+        await scenario()
+        console.log(JSON.stringify({ scenario: name, ok: true }))
+      } catch (error) {
+        console.log(JSON.stringify({ scenario: name, ok: false, error: String(error?.stack ?? error) }))
+        throw error
+      }
+    })
+  )
+  process.exit(outcomes.every(outcome => outcome.status === 'fulfilled') ? 0 : 1)
+}

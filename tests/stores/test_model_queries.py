@@ -1,0 +1,210 @@
+"""What the model store costs: numbers of queries, and plans that use the indices."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
+
+from reliable_cable import models
+from reliable_cable.exceptions import StoreError
+from reliable_cable.streams.base import Message
+from reliable_cable.streams.model import BATCH, ModelStreamStore
+from reliable_cable.streams.model_retention import TRANSIENT_TTL, TRIM_SLACK
+from reliable_cable.streams.polling import SeenIds
+from tests.stores.conftest import MODEL_STORES, Clock, MakeStore, wait_until
+from tests.stores.test_streams import append, kept
+
+pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
+
+#: Statements that are not queries of ours.
+FRAME = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "PRAGMA", "SET ")
+
+
+def queries(alias: str, call: Callable[[], Any]) -> list[str]:
+    with CaptureQueriesContext(connections[alias]) as captured:
+        call()
+    return [query["sql"] for query in captured.captured_queries if not query["sql"].startswith(FRAME)]
+
+
+def entries(alias: str, stream: str = "a") -> int:
+    return models.StreamEntry.objects.using(alias).filter(stream__name=stream).count()
+
+
+class TestCounts:
+    def test_an_append_locks_inserts_and_moves_the_tail(self, store: ModelStreamStore, alias: str) -> None:
+        append(store, "1")
+        lock, insert, update = queries(alias, lambda: append(store, "2"))
+        assert lock.startswith("SELECT")
+        assert ("FOR UPDATE" in lock) == (alias == "postgres")
+        assert insert.startswith("INSERT")
+        assert update.startswith("UPDATE")
+
+    def test_a_batch_over_many_streams_takes_as_many(self, store: ModelStreamStore, alias: str) -> None:
+        batch = [(f"s{number % 20}", Message(str(number))) for number in range(60)]
+        store.append(batch)
+        assert len(queries(alias, lambda: store.append(batch))) == 3
+
+    def test_a_key_takes_one_more(self, store: ModelStreamStore, alias: str) -> None:
+        append(store, "1", key="k")
+        assert len(queries(alias, lambda: append(store, "2", key="k2"))) == 4
+        assert len(queries(alias, lambda: append(store, "3", key="k2"))) == 2
+
+    def test_a_streams_first_message_takes_its_creation_more(self, store: ModelStreamStore, alias: str) -> None:
+        assert len(queries(alias, lambda: append(store, "1"))) == 5
+
+    def test_inside_a_transaction_there_is_one_insert(self, store: ModelStreamStore, alias: str) -> None:
+        def broadcast() -> None:
+            store.append_on_commit([("a", Message("1")), ("b", Message("2"))], using=alias)
+
+        append(store, "0")
+        append(store, "0", stream="b")
+        with transaction.atomic(using=alias):
+            (insert,) = queries(alias, broadcast)
+            numbering = CaptureQueriesContext(connections[alias])
+            numbering.__enter__()
+        numbering.__exit__(None, None, None)
+        assert insert.startswith("INSERT")
+        after = [q["sql"] for q in numbering.captured_queries if not q["sql"].startswith(FRAME)]
+        # What waits; then for each of the two streams: lock, read, insert, move the tail, delete.
+        assert len(after) == 1 + 2 * 5
+
+    def test_reading(self, store: ModelStreamStore, alias: str) -> None:
+        append(store, *"123")
+        assert len(queries(alias, lambda: store.read("a", after=1, limit=10))) == 2
+        assert len(queries(alias, lambda: store.read("a", after=3, limit=10))) == 1
+        assert len(queries(alias, lambda: store.position("a"))) == 1
+        assert len(queries(alias, lambda: store.offset_since("a", 5))) == 1
+
+    def test_an_idle_poll_takes_three_however_many_streams(self, store: ModelStreamStore, alias: str) -> None:
+        names = [f"s{number}" for number in range(BATCH)]
+        store.append([(name, Message("1")) for name in names])
+        seen = SeenIds()
+        assert len(queries(alias, lambda: store.poll(names, seen))) == 3
+        assert len(queries(alias, lambda: store.poll([*names, "one more"], seen))) == 4
+
+    def test_transient_messages_take_one_more_and_are_read_once(self, make_store: MakeStore, alias: str) -> None:
+        here, there = make_store(), make_store()
+        seen = SeenIds()
+        here.poll(["a"], seen)
+        assert len(queries(alias, lambda: there.publish_transient("a", Message("1")))) == 1
+        assert len(queries(alias, lambda: here.poll(["a"], seen))) == 4
+        assert len(queries(alias, lambda: here.poll(["a"], seen))) == 3
+
+
+class TestPlans:
+    @pytest.fixture
+    def full(self, make_store: MakeStore, alias: str, clock: Clock) -> ModelStreamStore:
+        """Enough rows for a planner to prefer an index."""
+        store: ModelStreamStore = make_store(history_size=10_000)
+        for _ in range(20):
+            store.append([(f"s{number % 50}", Message('"x"', idempotency_key="")) for number in range(500)])
+            clock.advance(1)
+        with connections[alias].cursor() as cursor:
+            cursor.execute("ANALYZE")
+        return store
+
+    def plans(self, alias: str, call: Callable[[], Any]) -> list[str]:
+        explain = "EXPLAIN" if connections[alias].vendor == "postgresql" else "EXPLAIN QUERY PLAN"
+        plans = []
+        for sql in queries(alias, call):
+            with connections[alias].cursor() as cursor:
+                cursor.execute(f"{explain} {sql}")
+                plans.append("\n".join(str(row[-1]) for row in cursor.fetchall()))
+        return plans
+
+    def test_no_read_scans_the_entries(self, full: ModelStreamStore, alias: str, clock: Clock) -> None:
+        calls: list[Callable[[], Any]] = [
+            lambda: full.read("s7", after=random.randrange(200), limit=10),
+            lambda: full.offset_since("s7", clock.now - 5),
+            lambda: full.append([("s7", Message("1", idempotency_key="k"))]),
+        ]
+        for call in calls:
+            for plan in self.plans(alias, call):
+                assert "Seq Scan on reliable_cable_streamentry" not in plan
+                assert "SCAN reliable_cable_streamentry" not in plan
+                assert "SCAN U0" not in plan
+
+    def test_expired_entries_are_passed_over_by_the_index(
+        self, full: ModelStreamStore, alias: str, clock: Clock
+    ) -> None:
+        state, page = self.plans(alias, lambda: full.read("s7", after=0, limit=10))
+        assert "reliable_cable_entry_time" in state
+        assert "offset" in page
+        assert "Sort" not in page
+        assert "TEMP B-TREE" not in page
+        (since,) = self.plans(alias, lambda: full.offset_since("s7", clock.now - 5))
+        assert since.count("reliable_cable_entry_time") == 2
+
+
+class TestTrimming:
+    def test_appending_trims_beside_the_callers_path(self, make_store: MakeStore, alias: str) -> None:
+        store = make_store(history_size=10)
+        for number in range(10 + TRIM_SLACK):
+            append(store, str(number))
+        assert entries(alias) == 10 + TRIM_SLACK
+        assert len(queries(alias, lambda: append(store, "one too many"))) == 3
+        wait_until(lambda: entries(alias) == 10)
+        assert [offset for offset, _ in kept(store)] == list(range(52, 62))
+
+    def test_a_stream_that_had_expired_is_emptied(self, store: ModelStreamStore, alias: str, clock: Clock) -> None:
+        append(store, *"123")
+        clock.advance(10_000)
+        append(store, "4")
+        wait_until(lambda: entries(alias) == 1)
+
+    def test_more_than_a_batch(self, make_store: MakeStore, alias: str) -> None:
+        store = make_store(history_size=10)
+        with mock.patch("reliable_cable.streams.model_retention.BATCH", 7):
+            append(store, *map(str, range(100)))
+            wait_until(lambda: entries(alias) == 10)
+
+    def test_a_trim_that_fails_is_made_up_for_by_the_next(
+        self, make_store: MakeStore, alias: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store = make_store(history_size=10)
+        with mock.patch.object(store._retention, "_trim", side_effect=StoreError("locked")):
+            append(store, *map(str, range(100)))
+            wait_until(lambda: "tried again" in caplog.text)
+        assert entries(alias) == 100
+        append(store, "1")
+        wait_until(lambda: entries(alias) == 10)
+
+    def test_low_and_the_trimmed_time_move_with_the_deletion(
+        self, make_store: MakeStore, alias: str, clock: Clock
+    ) -> None:
+        store = make_store(history_size=2)
+        for data in "1234":
+            append(store, data)
+            clock.advance(1)
+        assert store.prune(limit=1) == 1
+        stream = models.Stream.objects.using(alias).get()
+        assert (stream.low, stream.trimmed_at) == (2, clock.now - 4)
+        assert store.prune() == 1
+        stream.refresh_from_db()
+        assert (stream.low, stream.tail, stream.trimmed_at) == (3, 4, clock.now - 3)
+        assert store.prune() == 0
+
+    def test_pruning_reaches_every_stream_within_its_limit(
+        self, make_store: MakeStore, alias: str, clock: Clock
+    ) -> None:
+        store = make_store(streams={"long:*": {"history_ttl": 10_000}})
+        store.append([(f"s{number}", Message("1")) for number in range(20)] + [("long:1", Message("1"))])
+        clock.advance(1000)
+        with mock.patch("reliable_cable.streams.model_retention.BATCH", 6):
+            assert [store.prune(limit=8) for _ in range(4)] == [8, 8, 4, 0]
+        assert models.StreamEntry.objects.using(alias).get().stream.name == "long:1"
+
+    def test_old_transient_messages_are_deleted(self, store: ModelStreamStore, alias: str, clock: Clock) -> None:
+        rows = models.TransientEntry.objects.using(alias)
+        store.publish_transient("a", Message("1"))
+        store.publish_transient("a", Message("2"))
+        clock.advance(TRANSIENT_TTL + 1)
+        assert store.prune(limit=1) == 1
+        store.publish_transient("a", Message("3"))
+        wait_until(lambda: [row.data for row in rows.all()] == ["3"])

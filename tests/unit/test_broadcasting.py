@@ -1,0 +1,331 @@
+"""Broadcasting: what is refused in the caller, what waits for a commit, and whom it leaves out."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import connections, transaction
+from django.http import HttpRequest, HttpResponse
+from django.test import RequestFactory, override_settings
+
+from reliable_cable import broadcasting
+from reliable_cable.broadcasting import (
+    HistoryEntry,
+    abroadcast,
+    abroadcast_batch,
+    aforget,
+    ahistory,
+    aposition,
+    broadcast,
+    broadcast_batch,
+    check_stream_name,
+    forget,
+    history,
+    position,
+)
+from reliable_cable.engine import get_engine
+from reliable_cable.exceptions import BroadcastError, InvalidPayload, InvalidStreamName
+from reliable_cable.middleware import SocketIdMiddleware
+from reliable_cable.models import StreamEntry, TransientEntry
+from reliable_cable.protocol.positions import StreamPosition
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+STREAMS = {"cursor:*": {"history_size": 0}}
+
+
+@pytest.fixture(params=["memory", "database"], autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[str]:
+    values = {"ENGINE": request.param, "STREAMS": STREAMS, "MAX_BROADCAST_SIZE": 1024}
+    with override_settings(RELIABLE_CABLE=values):
+        yield request.param
+
+
+def data(stream: str = "a") -> list[Any]:
+    return [entry.data for entry in history(stream)]
+
+
+def excluded(stream: str = "a") -> list[str]:
+    return [entry.exclude for entry in get_engine().streams.read(stream, after=0, limit=100).entries]
+
+
+class Rollback(Exception):
+    pass
+
+
+class TestBroadcasting:
+    def test_it_returns_the_position_and_is_kept(self) -> None:
+        first = broadcast("a", {"text": "hi"})
+        assert first == position("a")
+        assert first.offset == 1
+        assert history("a") == [HistoryEntry(first, {"text": "hi"})]
+
+    def test_payloads_are_encoded_as_django_does(self) -> None:
+        broadcast(
+            "a",
+            {
+                "at": datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC),
+                "id": uuid.UUID(int=1),
+                "price": decimal.Decimal("1.50"),
+                "text": "żółw 🐢 </script>\u2028",
+            },
+        )
+        assert data() == [
+            {
+                "at": "2026-01-02T03:04:05Z",
+                "id": "00000000-0000-0000-0000-000000000001",
+                "price": "1.50",
+                "text": "żółw 🐢 </script>\u2028",
+            }
+        ]
+
+    def test_history_comes_in_pages(self) -> None:
+        for number in range(1, 6):
+            broadcast("a", number)
+        assert [entry.position.offset for entry in history("a", after=1, limit=3)] == [2, 3, 4]
+        assert history("nothing here") == []
+        assert position("nothing here") == StreamPosition("", 0)
+
+    def test_forgetting_begins_another_epoch(self) -> None:
+        before = broadcast("a", 1)
+        forget("a")
+        assert data() == []
+        after = broadcast("a", 2)
+        assert before is not None
+        assert after is not None
+        assert after.offset == 1
+        assert after.epoch != before.epoch
+
+    def test_a_repeated_key_sends_nothing(self) -> None:
+        assert broadcast("a", 1, idempotency_key="k") == broadcast("a", 2, idempotency_key="k")
+        assert data() == [1]
+
+    def test_a_batch_is_in_order(self) -> None:
+        positions = broadcast_batch([("a", 1), ("b", 2), ("cursor:1", 3), ("a", 4)])
+        assert [p and p.offset for p in positions] == [1, 1, None, 2]
+        assert data("a") == [1, 4]
+        assert data("b") == [2]
+        assert broadcast_batch([]) == []
+
+    def test_a_batch_is_all_or_nothing(self) -> None:
+        with pytest.raises(InvalidPayload):
+            broadcast_batch([("a", 1), ("a", None)])
+        assert data() == []
+
+    @pytest.mark.parametrize(("stream", "options"), [("a", {"transient": True}), ("cursor:1", {})])
+    def test_transient_messages_are_not_kept(self, stream: str, options: dict[str, bool]) -> None:
+        store = get_engine().streams
+        with mock.patch.object(store, "publish_transient", wraps=store.publish_transient) as publish:
+            assert broadcast(stream, {"x": 1}, exclude_socket="sid", **options) is None
+        assert [(call.args[0], call.args[1].data, call.args[1].exclude) for call in publish.call_args_list] == [
+            (stream, '{"x":1}', "sid")
+        ]
+        assert position(stream) == StreamPosition("", 0)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("payload", [None, False, 0, 0.0, -0.0, ""])
+    def test_what_is_falsy_in_javascript(self, payload: Any) -> None:
+        with pytest.raises(InvalidPayload, match=r"payload for 'a' is .* falsy in JavaScript.*Wrap it in a dict"):
+            broadcast("a", payload)
+
+    @pytest.mark.parametrize("payload", [[], {}, True, 1, "0", [None]])
+    def test_but_not_what_only_python_finds_falsy(self, payload: Any) -> None:
+        broadcast("a", payload)
+        assert data() == [payload]
+
+    @pytest.mark.parametrize("payload", [object(), {"x": {1, 2}}, float("nan"), [float("inf")], "\ud800", {(1, 2): 3}])
+    def test_what_is_not_json(self, payload: Any) -> None:
+        with pytest.raises(InvalidPayload, match="payload for 'a' cannot be encoded"):
+            broadcast("a", payload)
+
+    def test_what_contains_itself_or_is_too_deep(self) -> None:
+        circle: list[Any] = []
+        circle.append(circle)
+        deep: list[Any] = []
+        for _ in range(100_000):
+            deep = [deep]
+        for payload in (circle, deep):
+            with pytest.raises(InvalidPayload):
+                broadcast("a", payload)
+
+    def test_what_is_too_large_counted_in_bytes(self) -> None:
+        broadcast("a", "ż" * 511)
+        with pytest.raises(InvalidPayload, match="has 1026 bytes; .*MAX_BROADCAST_SIZE.* allows 1024"):
+            broadcast("a", "ż" * 512)
+
+    @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "a\x00", "a\x7f", "\ud800", None, 5, b"a"])
+    def test_bad_stream_names(self, name: Any) -> None:
+        calls = [
+            lambda: check_stream_name(name),
+            lambda: broadcast(name, 1),
+            lambda: broadcast_batch([("a", 1), (name, 1)]),
+            lambda: position(name),
+            lambda: history(name),
+            lambda: forget(name),
+        ]
+        for call in calls:
+            with pytest.raises(InvalidStreamName, match="stream"):
+                call()
+
+    @pytest.mark.parametrize("name", ["a", "x" * 255, "chat/1 {ü} 🐢", "a\u00a0b"])
+    def test_good_stream_names(self, name: str) -> None:
+        assert check_stream_name(name) == name
+        broadcast(name, 1)
+        assert data(name) == [1]
+
+    @pytest.mark.parametrize("key", ["", "x" * 256, "a\x00", 5])
+    def test_bad_keys(self, key: Any) -> None:
+        with pytest.raises(BroadcastError, match="idempotency_key is .*1 to 255"):
+            broadcast("a", 1, idempotency_key=key)
+
+    @pytest.mark.parametrize(("stream", "options"), [("a", {"transient": True}), ("cursor:1", {})])
+    def test_a_key_for_what_is_not_kept(self, stream: str, options: dict[str, Any]) -> None:
+        with pytest.raises(BroadcastError, match="idempotency_key"):
+            broadcast(stream, 1, idempotency_key="k", **options)
+
+
+class TestLeavingOut:
+    def request(self, call: Any, socket: str | None = "sid") -> None:
+        headers = {} if socket is None else {"X-Socket-ID": socket}
+
+        def view(request: HttpRequest) -> HttpResponse:
+            call(request)
+            return HttpResponse()
+
+        SocketIdMiddleware(view)(RequestFactory().get("/", headers=headers))
+
+    def test_one_socket(self) -> None:
+        broadcast("a", 1, exclude_socket="sid")
+        broadcast_batch([("a", 2)], exclude_socket="sid")
+        assert excluded() == ["sid", "sid"]
+
+    def test_the_socket_of_the_current_request(self) -> None:
+        self.request(lambda request: broadcast("a", 1, to_others=True))
+        self.request(lambda request: broadcast("a", 2))
+        assert excluded() == ["sid", ""]
+
+    def test_to_others_without_a_socket_is_to_all(self) -> None:
+        broadcast("a", 1, to_others=True)
+        self.request(lambda request: broadcast("a", 1, to_others=True), socket=None)
+        assert excluded() == ["", ""]
+
+    def test_what_cannot_be_a_session_id_leaves_out_nobody(self) -> None:
+        for socket in ("x" * 65, "a\x00b", "ü"):
+            broadcast("a", 1, exclude_socket=socket)
+        assert excluded() == ["", "", ""]
+
+    def test_both_is_one_too_many(self) -> None:
+        with pytest.raises(BroadcastError, match="not both"):
+            broadcast("a", 1, to_others=True, exclude_socket="sid")
+        with pytest.raises(BroadcastError, match="exclude_socket is 5"):
+            broadcast("a", 1, exclude_socket=5)  # type: ignore[arg-type]
+
+
+class TestTransactions:
+    def test_a_broadcast_waits_for_the_commit(self) -> None:
+        with transaction.atomic():
+            assert broadcast("a", 1) is None
+            assert broadcast_batch([("a", 2), ("a", 3)]) == [None, None]
+            assert data() == []
+        assert data() == [1, 2, 3]
+
+    def test_rolled_back_it_never_happened(self) -> None:
+        with pytest.raises(Rollback), transaction.atomic():
+            broadcast("a", 1)
+            broadcast("cursor:1", 1)
+            forget("a")
+            raise Rollback
+        assert broadcast("a", 2) == StreamPosition(position("a").epoch, 1)
+        assert TransientEntry.objects.count() == 0
+
+    def test_its_arguments_are_those_of_the_call(self) -> None:
+        payload = {"text": "then"}
+
+        def view(request: Any) -> None:
+            broadcast("a", payload, to_others=True)
+
+        with transaction.atomic():
+            TestLeavingOut().request(view)
+            payload["text"] = "now"
+        assert data() == [{"text": "then"}]
+        assert excluded() == ["sid"]
+
+    def test_errors_are_raised_by_the_call(self) -> None:
+        with transaction.atomic(), pytest.raises(InvalidPayload):
+            broadcast("a", None)
+
+    def test_transient_messages_and_forgetting_wait_too(self) -> None:
+        broadcast("a", 1)
+        store = get_engine().streams
+        with mock.patch.object(store, "publish_transient", wraps=store.publish_transient) as publish:
+            with transaction.atomic():
+                broadcast("a", 2, transient=True)
+                forget("a")
+                assert not publish.called
+                assert data() == [1]
+            assert publish.called
+        assert data() == []
+
+    def test_immediate_does_not_wait(self, engine: str) -> None:
+        if engine == "database":
+            # SQLite has one writer: what can be had there is an error that says so (tests/stores has PostgreSQL).
+            with transaction.atomic(), pytest.raises(BroadcastError, match="immediate=True"):
+                broadcast("a", 1, immediate=True)
+            return
+        with pytest.raises(Rollback), transaction.atomic():
+            assert broadcast("a", 1, immediate=True) is not None
+            raise Rollback
+        assert data() == [1]
+
+    def test_another_databases_transaction_counts_where_the_stores_own_has_none(self) -> None:
+        opened = mock.Mock(alias="replica", in_atomic_block=True)
+        closed = mock.Mock(alias="default", in_atomic_block=False)
+        for connections_there, wanted in (([closed, opened], "replica"), ([closed], None)):
+            with mock.patch.object(type(connections), "all", lambda self, initialized_only: connections_there):  # noqa: B023
+                assert broadcasting._open_transaction() == wanted
+        both = [opened, mock.Mock(alias="default", in_atomic_block=True)]
+        with mock.patch.object(type(connections), "all", lambda self, initialized_only: both):
+            assert broadcasting._open_transaction() == "default"
+
+
+class TestTwins:
+    async def test_they_do_the_same(self) -> None:
+        first = await abroadcast("a", 1)
+        assert first == await aposition("a")
+        assert [p and p.offset for p in await abroadcast_batch([("a", 2), ("cursor:1", 3)])] == [2, None]
+        assert [entry.data for entry in await ahistory("a")] == [1, 2]
+        await aforget("a")
+        assert await aposition("a") == StreamPosition("", 0)
+        with pytest.raises(InvalidPayload):
+            await abroadcast("a", None)
+
+    def test_they_see_the_transaction_around_async_to_sync(self) -> None:
+        with pytest.raises(Rollback), transaction.atomic():
+            assert async_to_sync(abroadcast)("a", 1) is None
+            raise Rollback
+        assert data() == []
+        with transaction.atomic():
+            async_to_sync(abroadcast)("a", 2)
+        assert data() == [2]
+
+    async def test_they_see_the_current_socket(self) -> None:
+        async def view(request: HttpRequest) -> HttpResponse:
+            await abroadcast("a", 1, to_others=True)
+            return HttpResponse()
+
+        await SocketIdMiddleware(view)(RequestFactory().get("/", headers={"X-Socket-ID": "sid"}))  # type: ignore[arg-type, misc]
+        page = await get_engine().streams.aread("a", after=0, limit=1)
+        assert [entry.exclude for entry in page.entries] == ["sid"]
+
+
+def test_the_database_engine_keeps_them_in_the_tables(engine: str) -> None:
+    broadcast("a", {"x": 1})
+    assert StreamEntry.objects.count() == (1 if engine == "database" else 0)
