@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
 from .broadcasting import forget
 from .models import OutboxEntry, Stream, StreamEntry, TransientEntry
 
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Model]
+else:
+    _ModelAdmin = admin.ModelAdmin
 
-class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg] - not subscriptable at run time
+
+class _ReadOnly(_ModelAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Messages are broadcast, not added."""
         return False
@@ -30,9 +35,9 @@ class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg] - not subscriptable
 class StreamAdmin(_ReadOnly):
     """Streams and their positions. Who may delete a stream can forget it: its next message begins a new epoch."""
 
-    list_display: ClassVar = ["name", "epoch", "low", "tail"]
-    search_fields: ClassVar = ["name"]
-    actions: ClassVar = ["forget_streams"]
+    list_display = ("name", "epoch", "low", "tail")
+    search_fields = ("name",)
+    actions = ("forget_streams",)
 
     @admin.action(description="Forget the selected streams", permissions=["forget"])
     def forget_streams(self, request: HttpRequest, queryset: QuerySet[Stream]) -> None:
@@ -51,14 +56,14 @@ class StreamAdmin(_ReadOnly):
 class StreamEntryAdmin(_ReadOnly):
     """Kept messages."""
 
-    list_display: ClassVar = ["stream", "offset", "created"]
-    list_select_related: ClassVar = ["stream"]
-    search_fields: ClassVar = ["=stream__name"]
+    list_display = ("stream", "offset", "created")
+    list_select_related = ("stream",)
+    search_fields = ("=stream__name",)
 
 
 @admin.register(OutboxEntry, TransientEntry)
 class UnnumberedAdmin(_ReadOnly):
     """Messages that wait for their number, and messages that have none."""
 
-    list_display: ClassVar = ["name", "id"]
-    search_fields: ClassVar = ["=name"]
+    list_display = ("name", "id")
+    search_fields = ("=name",)

@@ -134,7 +134,7 @@ class ChannelPresence:
 
     def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the wire's name
         """Join as `id` (cast to a string), with any JSON value that describes it."""
-        text = str(id)
+        text = str(id).encode(errors="replace").decode()  # a lone surrogate would break every reader's socket
         if id is None or not text:
             raise ChannelError(f"{type(self._channel).__name__}: presence.join() needs an id, not {id!r}.")
         self._channel.reply.presence.append(PresenceJoin(text, json.loads(_encode(info, self._channel))))

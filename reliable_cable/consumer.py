@@ -100,9 +100,10 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if session is None:
             return
         self.session = session
-        layer_task = await self._join_channel_layer()
+        layer_task: asyncio.Task[None] | None = None
         code = 1006
         try:
+            layer_task = await self._join_channel_layer()
             while True:
                 message = await receive()
                 if message["type"] == "websocket.receive":
@@ -142,7 +143,11 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             ping_interval=_ping_interval(query, hub.settings),
             connection=connection,
         )
-        await session.start(self._session_to_restore(query))
+        try:
+            await session.start(self._session_to_restore(query))
+        except BaseException:
+            await asyncio.shield(hub.spawn(self._end(session, 1006)))
+            raise
         return session
 
     async def _end(self, session: CableSession, code: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable
@@ -15,6 +16,12 @@ logger = logging.getLogger("reliable_cable")
 
 #: What a handler's check that said no amounts to.
 REFUSED = Reply(rejected=True)
+
+
+def _cancelled(error: BaseException) -> bool:
+    """Whether it is we who were cancelled, not something that a handler awaited."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 async def invoke(call: Callable[..., Any]) -> Any:
@@ -49,12 +56,18 @@ async def run_recorded(
             return REFUSED, False
         await invoke(handler)
         channel.dump_state()
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as cause:
+        if _cancelled(cause):
+            raise
+        error = cause if isinstance(cause, Exception) else RuntimeError("what the handler awaited was cancelled")
         logger.exception("%s: %s failed.", type(channel).__name__, name)
         channel.undo(saved)
         try:
             await invoke(partial(channel.handle_error, error, name))
-        except Exception:
+            channel.dump_state()
+        except (Exception, asyncio.CancelledError) as cause:
+            if _cancelled(cause):
+                raise
             logger.exception("%s.handle_error failed.", type(channel).__name__)
             channel.undo(saved)
         return channel.reply, True

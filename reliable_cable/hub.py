@@ -372,19 +372,22 @@ class Hub:
                 found.position = StreamPosition("", 0)
             found.opening = None
         except BaseException:
-            # Whoever comes next tries anew.
+            # Whoever comes next tries anew, after this one has left.
             if self._streams.get(found.name) is found:
                 del self._streams[found.name]
-            await self._listener.unsubscribe(found.name)
+                self._leave(found.name)
             raise
 
     def _release(self, found: HubStream) -> None:
         found.uses -= 1
         if found.uses == 0 and self._streams.get(found.name) is found:
             del self._streams[found.name]
-            task = asyncio.get_running_loop().create_task(self._listener.unsubscribe(found.name))
-            self._closing[found.name] = task
-            task.add_done_callback(partial(self._closed, found.name))
+            self._leave(found.name)
+
+    def _leave(self, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._listener.unsubscribe(name))
+        self._closing[name] = task
+        task.add_done_callback(partial(self._closed, name))
 
     def _closed(self, name: str, task: asyncio.Task[None]) -> None:
         if self._closing.get(name) is task:

@@ -40,13 +40,25 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
         return None
     if old is not None:
         old.supersede()
-    data = record.data
+    try:
+        return await _restore_all(session, sid, record.data, transmissions)
+    except Exception:
+        # Of another version, say. The client subscribes afresh, with its positions.
+        logger.exception("A session record could not be read.")
+        for subscription in session.subscriptions.values():
+            subscription.end()
+        session.subscriptions.clear()
+        transmissions.clear()
+        return None
+
+
+async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any], transmissions: list[str]) -> list[str]:
     session.sids = frozenset([session.sid, sid, *data["sids"]][:MAX_SIDS])
     restored: list[str] = []
     for item in data["subscriptions"]:
         if item["watching"] and data["presence"] != session.hub.engine.presence.incarnation:
             continue  # its list of members cannot be made right: let it start afresh
-        if await _restore_one(session, item, data["left_at"], transmissions):
+        if await _restore_one(session, item, item["left_at"] or data["left_at"], transmissions):
             restored.append(item["identifier"])
     # The old record stays until it expires: a client that never hears the welcome comes back with the old id.
     return restored

@@ -187,6 +187,10 @@ class CableSession:
         if isinstance(command, commands.Subscribe):
             try:
                 await self._subscribe(command)
+            except Exception:
+                logger.exception("The subscription %s could not be made.", command.identifier)
+                if command.identifier not in self.subscriptions:
+                    self._reject(command.identifier)
             finally:
                 self._subscribing.discard(command.identifier)
             return
@@ -263,9 +267,12 @@ class CableSession:
         self.changed()
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
-        await subscription.leave()
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
+        try:
+            await subscription.leave()
+        except Exception:
+            logger.exception("Presence could not be left; the member goes when its time is over.")
         self.changed()
         await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
 
@@ -290,7 +297,12 @@ class CableSession:
         )
         if reply is None or reply is REFUSED:
             return
-        await subscription.apply_streams(reply)
+        try:
+            await subscription.apply_streams(reply)
+        except Exception:
+            logger.exception("A stream of %s could not be opened.", subscription.identifier)
+            subscription.settle()
+            self.changed()
         self._transmit(subscription.identifier, reply)
         if reply.rejected:
             await self._unsubscribe(subscription)

@@ -55,7 +55,11 @@ class Subscription:
         self._starts: dict[str, StreamStart] = {}
         #: Where the subscription first stood in each stream; a restore begins there if the client received nothing.
         self._firsts: dict[str, StreamPosition] = {}
+        #: The latest replay, and all that have not ended: each waits for the one before.
         self._replay: asyncio.Task[None] | None = None
+        self._replays: set[asyncio.Task[None]] = set()
+        #: Joins that wait for the history to be sent.
+        self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: When a restored session was left, and the presence key it had then.
         self._left: tuple[float, str] | None = None
 
@@ -139,8 +143,8 @@ class Subscription:
     def end(self) -> None:
         """Leave all streams; whatever is under way ends. Presence stays."""
         self.cancel_deadline()
-        if self._replay is not None:
-            self._replay.cancel()
+        for replay in self._replays:
+            replay.cancel()
         for name in list(self.readers):
             reader = self.readers[name]
             self.hub.remove(reader)
@@ -166,30 +170,37 @@ class Subscription:
         if self.deadline is not None and request is None:
             return  # restored: the client's own request settles all
         readers = list(self.readers.values())
-        if request is None and not joins and not any(self.hub.is_behind(reader) for reader in readers):
+        idle = self._replay is None or self._replay.done()
+        if idle and request is None and not joins and not any(self.hub.is_behind(reader) for reader in readers):
             for reader in readers:
                 self.hub.go_live(reader)
             return
         for reader in readers:
             reader.live = reader.live and request is None
         previous = self._replay
-        self._replay = self.hub.spawn(self._run(previous, request, joins))
+        self._pending_joins += joins
+        self._replay = self.hub.spawn(self._run(previous, request))
+        self._replays.add(self._replay)
+        self._replay.add_done_callback(self._replays.discard)
 
     async def _run(
         self,
         previous: asyncio.Task[None] | None,
         request: HistoryRequest | None,
-        joins: Sequence[PresenceClaim | PresenceJoin],
     ) -> None:
         try:
             if previous is not None and not previous.done():
                 await asyncio.wait([previous])
+                for reader in self.readers.values():
+                    # The one before let them go live; a replay moves them back.
+                    reader.live = reader.live and request is None
             if request is not None:
                 await self._send_history(request)
             if self._left is not None:
                 await self._send_presence_changes(*self._left)
                 self._left = None
-            for join in joins:
+            while self._pending_joins:
+                join = self._pending_joins.pop(0)
                 await self.join(join.id, join.info)
             # The join reaches the client before live messages do.
             await asyncio.sleep(0)
@@ -228,7 +239,10 @@ class Subscription:
         for name, reader in list(self.readers.items()):
             if not self._kept(name):
                 continue
-            position = requested_position(request, (stream_alias(name, self.identifier), name))
+            alias = stream_alias(name, self.identifier)
+            # In a restored session another id's position is not this reader's (7).
+            ids = (reader.stream_id or name,) if restored else (alias, name)
+            position = requested_position(request, ids)
             if position is None and restored:
                 position = self._firsts[name]
             elif position is None and request.since is None:
@@ -314,6 +328,7 @@ class Subscription:
 
     async def leave(self) -> None:
         """Leave the presence stream."""
+        self._pending_joins.clear()
         if self.member is not None and self.presence_stream is not None:
             self.member = None
             await self._leave_stream(self.presence_stream)
@@ -355,7 +370,8 @@ class Subscription:
         if old_key != self.presence_key:
             await presence.aleave(stream, old_key)
         if self.watching:
-            gone = await presence.aleft_since(stream, left_at - PRESENCE_MARGIN)
+            known = presence.clock() - presence.settings.sessions_ttl + 1
+            gone = await presence.aleft_since(stream, max(left_at - PRESENCE_MARGIN, known))
             info = await presence.ainfo(stream)
             frames = [messages.presence_leave(id_) for id_ in gone or ()]
             frames += [messages.presence_join(id_, value) for id_, value in (info.records or {}).items()]
@@ -384,7 +400,8 @@ class Subscription:
             ],
             "member": list(self.member) if self.member is not None else None,
             "watching": self.watching,
-            "key": self.presence_key,
+            "key": self._left[1] if self._left is not None else self.presence_key,
+            "left_at": self._left[0] if self._left is not None else None,
         }
 
     async def restore(self, data: Mapping[str, Any], left_at: float) -> None:

@@ -87,12 +87,21 @@ def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
 
 
 async def run_sensitive(call: Callable[..., T], *args: Any) -> T:
-    """Run sync code in Django's own thread: a transaction that is open around `async_to_sync`, or a test, is open there."""
+    """Run sync code in Django's own thread: a transaction around `async_to_sync`, or a test's, is open there."""
     result: T = await SyncToAsync(_with_fresh_connections, thread_sensitive=True)(call, *args)
     return result
 
 
+def _guarded(call: Callable[..., T], *args: Any) -> T:
+    try:
+        return call(*args)
+    except StopIteration as error:
+        # A future takes none: whoever waits for it would wait for ever.
+        raise RuntimeError("a handler raised StopIteration") from error
+
+
 async def _run(kind: str, size: int, call: Callable[..., T], *args: Any) -> T:
+    call = partial(_guarded, call)
     if size == 0:
         return await run_sensitive(call, *args)
     runner = SyncToAsync(_with_fresh_connections, thread_sensitive=False, executor=_pool(kind, size))

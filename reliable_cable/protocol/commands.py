@@ -182,7 +182,7 @@ def _history(value: Any) -> HistoryRequest:
     if not isinstance(value, dict):
         return HistoryRequest()
     since = value.get("since")
-    if isinstance(since, bool) or not isinstance(since, int | float) or not math.isfinite(since) or since <= 0:
+    if isinstance(since, bool) or not isinstance(since, int | float) or not 0 < since < math.inf:
         since = None
     positions: dict[str, StreamPosition] = {}
     streams = value.get("streams")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Protocol
 
 from .base import SessionRecord, SessionStore
@@ -65,7 +66,7 @@ class SessionService:
         if not self._live and self._touching is not None:
             self._touching.cancel()
             self._touching = None
-        await self._save({session.sid: session.record()})
+        await self._save(_records({session.sid: session}))
 
     def discard(self, session: LiveSession) -> None:
         """Keep a session's record no longer; it must not be restored."""
@@ -82,7 +83,8 @@ class SessionService:
     async def delete(self, sid: str) -> None:
         """Forget a session that was left for another one."""
         try:
-            await self.store.adelete([sid])
+            async with self._lock:  # after a save that is under way
+                await self.store.adelete([sid])
         except Exception:
             logger.exception("A session record could not be deleted; it expires by itself.")
 
@@ -90,7 +92,7 @@ class SessionService:
         await asyncio.sleep(SAVE_DELAY)
         changed, self._changed, self._saving = self._changed, {}, None
         if changed:
-            await self._save({sid: session.record() for sid, session in changed.items()})
+            await self._save(_records(changed))
 
     async def _save(self, records: dict[str, SessionRecord]) -> None:
         try:
@@ -118,3 +120,14 @@ class SessionService:
             await self.store.atouch(sids)
         except Exception:
             logger.exception("%d session records could not be touched.", len(sids))
+
+
+def _records(sessions: Mapping[str, LiveSession]) -> dict[str, SessionRecord]:
+    """Return the sessions' records; one that cannot be made costs only its own session its restore."""
+    records: dict[str, SessionRecord] = {}
+    for sid, session in sessions.items():
+        try:
+            records[sid] = session.record()
+        except Exception:
+            logger.exception("A session record could not be made.")
+    return records

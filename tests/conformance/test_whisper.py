@@ -8,6 +8,7 @@ import pytest
 
 from tests.conformance.conftest import Connect
 from tests.support.client import BASE, identify, unique
+from tests.support.server import Server
 
 
 @pytest.mark.parametrize("data", [{"typing": True}, [1, {"a": None}], "text", 7, True])
@@ -47,6 +48,27 @@ async def test_whispers_keep_their_order_and_pass_the_history_by(connect: Connec
     await late.expect({"type": "confirm_subscription"})
     await late.expect({"type": "confirm_history"})
     await late.nothing()
+
+
+async def test_whispers_and_transient_broadcasts_during_a_replay_are_held_back_not_dropped(
+    connect: Connect, server: Server
+) -> None:
+    # 4: every npm client asks for history, and its subscription counts as connected once it was confirmed.
+    stream = unique("large:")
+    room = identify("RoomChannel", room=stream)
+    await server.call("count_up", stream, 1, 1500)
+    epoch = (await server.call("position", stream))["epoch"]
+    ann, bob = await connect(), await connect()
+    await ann.subscribe(room)
+    await bob.send("subscribe", room, history={"streams": {stream: {"epoch": epoch, "offset": 0}}})
+    await bob.expect({"type": "confirm_subscription"})
+    await ann.send("whisper", room, data={"typing": True})
+    await server.call("broadcast", stream, {"transient": True}, transient=True)
+    await server.call("broadcast", stream, {"last": True})
+    frames = await bob.until({"message": {"last": True}})
+    assert [frame["offset"] for frame in frames if "offset" in frame] == list(range(1, 1502))
+    without = [frame["message"] for frame in frames if "message" in frame and "offset" not in frame]
+    assert without == [{"typing": True}, {"transient": True}]
 
 
 async def test_where_the_channel_allows_no_whisper_nothing_is_sent(connect: Connect) -> None:

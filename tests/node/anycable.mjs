@@ -60,11 +60,11 @@ const common = connect => ({
   async isRejected() {
     const cable = connect()
     const channel = cable.subscribeTo('RejectingChannel', { stream: unique('rejected') })
-    const reason = await channel.ensureSubscribed().then(
+    const error = await channel.ensureSubscribed().then(
       () => 'none',
-      error => error.reason
+      ({ name }) => name
     )
-    equal(reason, 'rejected', 'the reason')
+    equal(error, 'SubscriptionRejectedError', 'the error')
     equal(channel.state, 'closed', 'the state')
     cable.disconnect()
   },
@@ -187,7 +187,7 @@ const scenarios = {
       equal(channel.connects.slice(1).every(event => event.restored), true, 'restored')
       equal(channel.infos.includes('history_not_found'), false, 'history was found')
     }
-    equal(channels[2].messages.filter(message => message.count === 0).length, 4, 'resubscribed transmitted')
+    equal(channels[2].messages.filter(message => message.count === 0).length, 5, 'resubscribed transmitted')
     cable.disconnect()
   },
 
@@ -288,7 +288,8 @@ const scenarios = {
     await broadcast(stream, { n: 1 })
     await eventually(() => channel.messages.length === 1, 'a message')
     const unsigned = cable.streamFrom(stream)
-    equal(await unsigned.ensureSubscribed().catch(error => error.reason), 'rejected', 'public streams are off')
+    const error = await unsigned.ensureSubscribed().catch(({ name }) => name)
+    equal(error, 'SubscriptionRejectedError', 'public streams are off')
     cable.disconnect()
   },
 

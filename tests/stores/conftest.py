@@ -18,7 +18,9 @@ from reliable_cable.streams.model import ModelStreamStore
 MEMORY = pytest.param("memory", id="memory")
 SQLITE = pytest.param("default", id="sqlite", marks=pytest.mark.django_db(transaction=True))
 POSTGRES = pytest.param(
-    "postgres", id="postgres", marks=[pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["postgres"])]
+    "postgres",
+    id="postgres",
+    marks=[pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["postgres"])],
 )
 #: For `pytest.mark.parametrize("alias", …, indirect=True)`.
 EVERY_STORE = [MEMORY, SQLITE, POSTGRES]

@@ -8,9 +8,9 @@ from io import StringIO
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 from django.db.backends.utils import CursorWrapper
 from django.test import Client, TestCase, override_settings
-from pytest import MonkeyPatch
 
 from reliable_cable import broadcast
 from reliable_cable.engine import get_engine
@@ -53,9 +53,7 @@ class TestCommand:
         with pytest.raises(CommandError, match="--limit is 0; it must be at least 1"):
             prune("--limit", "0")
 
-    def test_a_database_that_fails_is_a_command_error(self, monkeypatch: MonkeyPatch) -> None:
-        from django.db import OperationalError
-
+    def test_a_database_that_fails_is_a_command_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def down(*args: object, **kwargs: object) -> None:
             raise OperationalError("database is down")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 from django.db import connections, transaction
 
 from reliable_cable import models
+from reliable_cable.conf import CableSettings
 from reliable_cable.streams.base import Message, StreamStore
+from reliable_cable.streams.memory import MemoryStreamStore
 from reliable_cable.streams.model import ModelStreamStore
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, MakeStore, until, with_own_connection
 
@@ -186,11 +189,6 @@ class TestProcesses:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_does_not_announce_into_its_parents_loops() -> None:
-    import asyncio
-
-    from reliable_cable.conf import CableSettings
-    from reliable_cable.streams.memory import MemoryStreamStore
-
     store = MemoryStreamStore(CableSettings())
     script_read, script_write = os.pipe()
 
@@ -205,7 +203,7 @@ def test_a_forked_child_does_not_announce_into_its_parents_loops() -> None:
                 os.write(script_write, b"%d" % len(listener._pending))  # type: ignore[attr-defined]
             finally:
                 os._exit(0)
-        os.waitpid(pid, 0)
+        await asyncio.to_thread(os.waitpid, pid, 0)
         assert os.read(script_read, 10) == b"0"
         store.whisper("a", Message("parent"))
         await until(lambda: heard)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reliable_cable.streams.base import Message, StreamStore
-from tests.stores.conftest import EVERY_STORE, Clock, MakeStore
+from tests.stores.conftest import MEMORY, MODEL_STORES, Clock, MakeStore
 
 SIZE, TTL = 4, 10.0
 NAMES = ("a", "b")
@@ -78,12 +78,7 @@ def check(store: StreamStore, streams: dict[str, Model], epochs: dict[tuple[str,
     assert len(set(epochs.values())) == len(epochs)
 
 
-@pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(operations=st.lists(operation, max_size=15))
-def test_every_store_agrees_with_the_model(
-    make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]
-) -> None:
+def run(make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]) -> None:
     store = make_store(history_size=SIZE, history_ttl=TTL)
     streams = {stream: Model() for stream in NAMES}
     epochs: dict[tuple[str, int], str] = {}
@@ -107,3 +102,24 @@ def test_every_store_agrees_with_the_model(
         else:
             store.prune(limit=argument)
         check(store, streams, epochs, clock.now)
+
+
+HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
+@pytest.mark.parametrize("alias", [MEMORY], indirect=True)
+@settings(max_examples=200, deadline=None, suppress_health_check=HEALTH)
+@given(operations=st.lists(operation, max_size=20))
+def test_the_memory_store_agrees_with_the_model(
+    make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]
+) -> None:
+    run(make_store, clock, operations)
+
+
+@pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
+@settings(max_examples=15, deadline=None, suppress_health_check=HEALTH)
+@given(operations=st.lists(operation, min_size=3, max_size=10))
+def test_the_model_store_agrees_with_the_model(
+    make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]
+) -> None:
+    run(make_store, clock, operations)

@@ -1,4 +1,4 @@
-"""A process of its own that broadcasts: `python -m tests.stores.worker <JSON>`, as a command or a Celery worker would."""
+"""A process of its own that broadcasts, as a command or a Celery worker would; its argument is JSON."""
 
 from __future__ import annotations
 

@@ -15,14 +15,17 @@ class Command(BaseCommand):
     """Deletes what is past its time. Servers do so by themselves while clients are connected; a cron job may, too."""
 
     help = (
-        "Deletes messages past their stream's size or time, streams idle for 30 days, old transient messages and expired "
-        "sessions, in small transactions."
+        "Deletes messages past their stream's size or time, streams idle for 30 days, old transient messages and "
+        "expired sessions, in small transactions."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Take the size of a transaction's bite, and what to leave out."""
         parser.add_argument(
-            "--limit", type=int, default=1000, help="rows to delete at a time (default: 1000); all are deleted in the end"
+            "--limit",
+            type=int,
+            default=1000,
+            help="rows to delete at a time (default: 1000); all are deleted in the end",
         )
         parser.add_argument("--no-sessions", action="store_true", help="leave sessions alone")
 
