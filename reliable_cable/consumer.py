@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import weakref
 from collections.abc import Awaitable, Callable
@@ -124,6 +125,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
         await _run(self.connect)
+        if hub.draining:
+            await send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            return None
         await send({"type": "websocket.accept", "subprotocol": str(subprotocol)})
         if self._rejected:
             text = messages.disconnect(DisconnectReason.UNAUTHORIZED, reconnect=False)
@@ -161,7 +165,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         return query.get(SESSION_PARAMETER, [None])[0]
 
     def _identity(self) -> str:
-        return "|".join(f"{name}={_identify(getattr(self, name, None))}" for name in self.identified_by)
+        return json.dumps([_identify(getattr(self, name, None)) for name in self.identified_by])
 
     # -- channel layer ------------------------------------------------------------------------------------------------
 

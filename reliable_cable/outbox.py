@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any
+
+logger = logging.getLogger("reliable_cable")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -89,7 +92,11 @@ class Outbox:
         self._size += len(text)
         if self._size > self._limit:
             self.abandon()
-            self._overflow()
+            try:
+                self._overflow()
+            except Exception:
+                # The fan-out that brought this goes on to the others.
+                logger.exception("A slow client could not be dropped.")
 
     def pause(self) -> None:
         """Keep frames here from now on: the server's buffer is full."""
@@ -146,6 +153,7 @@ class Outbox:
             return
         except Exception:
             # The socket has gone; the server tells the application through `receive`.
+            logger.debug("A frame could not be sent.", exc_info=True)
             self._closed = True
             return
         self._blocked = True

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .channel import PresenceJoin
+from .channel import PresenceJoin, find_channel
 from .protocol import messages
+from .protocol.commands import parse_identifier
 from .subscription import Subscription
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any],
     session.sids = frozenset([session.sid, sid, *data["sids"]][:MAX_SIDS])
     restored: list[str] = []
     for item in data["subscriptions"]:
+        if find_channel(parse_identifier(item["identifier"])[0]) is None:
+            continue  # it was removed while the client was away
         if item["watching"] and data["presence"] != session.hub.engine.presence.incarnation:
             continue  # its list of members cannot be made right: let it start afresh
         if await _restore_one(session, item, item["left_at"] or data["left_at"], transmissions):

@@ -410,13 +410,18 @@ class CableSession:
         self.outbox.abandon()
         if self._ping_timer is not None:
             self._ping_timer.cancel()
+        # A handler that takes its time keeps nobody's place meanwhile.
+        self._leave_all()
         if self._worker is not None:
             await asyncio.wait([self._worker])
+            self._leave_all()
         if self.resumable:
             await self.hub.sessions.drop(self)
         self.hub.forget(self)
         for subscription in self.subscriptions.values():
+            await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
+
+    def _leave_all(self) -> None:
+        for subscription in self.subscriptions.values():
             subscription.end()
             subscription.release_presence()
-        for subscription in self.subscriptions.values():
-            await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
