@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .channel import PresenceJoin, find_channel
 from .protocol import messages
 from .protocol.commands import parse_identifier
+from .sessions.base import SessionRecord
 from .subscription import Subscription
 
 if TYPE_CHECKING:
@@ -18,6 +20,19 @@ logger = logging.getLogger("reliable_cable")
 
 #: How many of its former ids a session is still known by, to be left out of broadcasts "to others".
 MAX_SIDS = 8
+
+
+def make_record(session: CableSession) -> SessionRecord:
+    """Return what a restore of a session needs, as of now."""
+    return SessionRecord(
+        session.user,
+        {
+            "sids": sorted(session.sids - {session.sid}),
+            "left_at": time.time(),
+            "presence": session.hub.engine.presence.incarnation,
+            "subscriptions": [subscription.record() for subscription in session.subscriptions.values()],
+        },
+    )
 
 
 async def restore(session: CableSession, sid: str, transmissions: list[str]) -> list[str] | None:

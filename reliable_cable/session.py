@@ -19,7 +19,7 @@ from .hub import Hub
 from .outbox import Outbox, Send
 from .protocol import commands, messages
 from .protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
-from .restore import restore
+from .restore import make_record, restore
 from .servers.base import Connection
 from .sessions.base import SessionRecord
 from .stream_ids import StreamIds
@@ -108,15 +108,7 @@ class CableSession:
 
     def record(self) -> SessionRecord:
         """Return what a restore needs, as of now."""
-        return SessionRecord(
-            self.user,
-            {
-                "sids": sorted(self.sids - {self.sid}),
-                "left_at": time.time(),
-                "presence": self.hub.engine.presence.incarnation,
-                "subscriptions": [subscription.record() for subscription in self.subscriptions.values()],
-            },
-        )
+        return make_record(self)
 
     def changed(self) -> None:
         """What a restore needs has changed."""
