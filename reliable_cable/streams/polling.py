@@ -111,6 +111,8 @@ class PollingListener(BusListener):
         self._known: dict[str, StreamPosition] = {}
         self._seen = SeenIds()
         self._poller: asyncio.Task[None] | None = None
+        #: The poller, and former ones that are still cleaning up.
+        self._tasks: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         self._failing = False
 
@@ -126,6 +128,8 @@ class PollingListener(BusListener):
         if self._poller is None:
             self._seen = SeenIds()
             self._poller = asyncio.create_task(self._keep_polling(), name="cable-poller")
+            self._tasks.add(self._poller)
+            self._poller.add_done_callback(self._tasks.discard)
         try:
             found = await run_store(self._store.poll, [stream], self._seen)
         except BaseException:
@@ -143,9 +147,10 @@ class PollingListener(BusListener):
     async def close(self) -> None:
         """Leave the bus and stop polling."""
         await super().close()
-        if self._poller is not None:
-            self._poller.cancel()
-            await asyncio.wait([self._poller])
+        if self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(set(self._tasks))
 
     def _heard(self, event: StreamEvent) -> None:
         if isinstance(event, Published):

@@ -158,6 +158,7 @@ async def open_window(
         context = await chromium.new_context(
             base_url=f"http://127.0.0.1:{port}",
             storage_state=await log_in(user) if user else None,
+            reduced_motion="reduce",
             viewport={"width": size[0], "height": size[1]},
         )
         contexts.append(context)

@@ -59,7 +59,7 @@ async def end(client: Client) -> float:
 
 
 async def test_nothing_is_lost_across_a_graceful_stop(servers: ServerPool, kind: Kind) -> None:
-    stream = unique("stop")
+    stream = unique("large:")
     identifier = identify("StreamChannel", streams=[stream])
     with servers.make(kind) as server, OtherProcess(server) as other:
         async with Client(server.url) as former:

@@ -165,10 +165,10 @@ def start_worker(alias: str, **options: Any) -> subprocess.Popen[bytes]:
 class TestProcesses:
     def test_offsets_have_no_holes_and_every_message_is_there(self, make_store: MakeStore, alias: str) -> None:
         store = make_store(history_size=100_000)
-        workers = [start_worker(alias, streams=["a", "b"], count=25, on_commit=True) for _ in range(3)]
+        workers = [start_worker(alias, streams=["a", "b"], count=15, on_commit=True) for _ in range(3)]
         assert [worker.wait(60) for worker in workers] == [0, 0, 0]
         for stream in "ab":
-            assert_complete(history(store, stream), 3, 25)
+            assert_complete(history(store, stream), 3, 15)
 
     async def test_a_listener_hears_of_all_of_it(self, make_store: MakeStore, alias: str) -> None:
         store = make_store(history_size=100_000)

@@ -117,7 +117,7 @@ def test_the_memory_store_agrees_with_the_model(
 
 
 @pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
-@settings(max_examples=15, deadline=None, suppress_health_check=HEALTH)
+@settings(max_examples=10, deadline=None, suppress_health_check=HEALTH)
 @given(operations=st.lists(operation, min_size=3, max_size=10))
 def test_the_model_store_agrees_with_the_model(
     make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]

@@ -79,7 +79,6 @@ class Harness:
         while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
             await asyncio.wait(tasks)
 
-
     async def publish(self, data: str = "1", exclude: str = "") -> Published:
         """Store a message, announce it, and wait until it was delivered."""
         event = self.append(data, exclude)
