@@ -269,15 +269,15 @@ async def test_streams_that_the_subscription_does_not_have_are_never_read(connec
 async def test_a_long_history_arrives_whole_while_messages_go_on(connect: Connect, server: Server) -> None:
     # 4 and 9: in pages; live messages are held back until it has been replayed.
     stream = unique("large:")
-    epoch = await fill(server, stream, 1500)
+    epoch = await fill(server, stream, 700)
     client = await connect()
     identifier = identify("StreamChannel", streams=[stream])
     await client.send("subscribe", identifier, history={"streams": {stream: at(epoch, 0)}})
-    await server.call("count_up", stream, 1501, 1600)
+    await server.call("count_up", stream, 701, 800)
     await client.expect({"type": "confirm_subscription"})
-    frames = await client.until({"message": {"n": 1600}})
+    frames = await client.until({"message": {"n": 800}})
     messages = [frame for frame in frames if "message" in frame]
-    assert [frame["offset"] for frame in messages] == list(range(1, 1601))
+    assert [frame["offset"] for frame in messages] == list(range(1, 801))
     assert [frame for frame in frames if "message" not in frame] == [
         {"type": "confirm_history", "identifier": identifier}
     ]

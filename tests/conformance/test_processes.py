@@ -43,7 +43,7 @@ async def test_several_writers_at_once_lose_and_repeat_nothing(
     connect: Connect, server: Server, beside: OtherProcess
 ) -> None:
     # Each writes on its own; rows become visible in any order.
-    stream, count = unique("large:"), 300
+    stream, count = unique("large:"), 150
     clients = [await connect() for _ in range(3)]
     identifiers = [
         await client.subscribe(identify("StreamChannel", streams=[stream], n=n)) for n, client in enumerate(clients)

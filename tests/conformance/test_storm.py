@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 
@@ -41,6 +42,11 @@ async def test_a_storm_of_broken_connections(servers: ServerPool, kind: Kind) ->
         assert sum(client.restores for client in clients) > 0, "the storm restored sessions"
 
 
+def has_more_than(client: RecoveringClient, identifier: str, count: int) -> bool:
+    """Whether a client has received more than `count` messages."""
+    return len(client.received[identifier]) > count
+
+
 async def cut(clients: list[RecoveringClient]) -> None:
     """Break connections at random, again and again."""
     while True:
@@ -70,7 +76,7 @@ async def test_a_server_that_is_killed_again_and_again(servers: ServerPool, kind
                 await client.subscribe(identifier)
             for start in range(0, TOTAL, TOTAL // 2):
                 half = asyncio.create_task(beside.call("count_up", stream, start + 1, start + TOTAL // 2))
-                await clients[0].wait_for(lambda start=start: len(clients[0].received[identifier]) > start)
+                await clients[0].wait_for(partial(has_more_than, clients[0], identifier, start))
                 await server.restart()
                 await half
             for client in clients:
