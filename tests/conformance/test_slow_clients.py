@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.support.client import BASE, EXTENDED, Client, identify, unique
+from tests.support.client import BASE, EXTENDED, Client, Frame, identify, unique
 from tests.support.server import Kind, ServerPool
 
 SIZE, COUNT = 100_000, 300
@@ -70,7 +69,7 @@ async def test_a_reader_that_is_slow_for_a_moment_catches_up(servers: ServerPool
         await quick.subscribe(identifier)
         await server.call("flood", stream, 8, 100_000)
         await quick.messages(identifier, 8)
-        frames: list[dict[str, Any]] = []
+        frames: list[Frame] = []
         async with asyncio.timeout(10):
             while not frames or frames[-1].get("offset") != 8:
                 frames.append(json.loads(await slow.socket.recv()))

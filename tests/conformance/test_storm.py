@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from contextlib import AsyncExitStack
-from functools import partial
 
 import pytest
 
@@ -42,11 +42,6 @@ async def test_a_storm_of_broken_connections(servers: ServerPool, kind: Kind) ->
         assert sum(client.restores for client in clients) > 0, "the storm restored sessions"
 
 
-def has_more_than(client: RecoveringClient, identifier: str, count: int) -> bool:
-    """Whether a client has received more than `count` messages."""
-    return len(client.received[identifier]) > count
-
-
 async def cut(clients: list[RecoveringClient]) -> None:
     """Break connections at random, again and again."""
     while True:
@@ -56,11 +51,9 @@ async def cut(clients: list[RecoveringClient]) -> None:
 
 async def complete(client: RecoveringClient, identifiers: list[str]) -> None:
     """Wait until a client has everything, and compare."""
-    try:
-        await client.wait_for(lambda: all(len(client.received[each]) >= TOTAL for each in identifiers))
-    except TimeoutError:
-        pass  # what is missing is shown below
     for identifier in identifiers:
+        with contextlib.suppress(TimeoutError):  # what is missing is shown below
+            await client.wait_for_messages(identifier, TOTAL)
         assert [message["n"] for message in client.received[identifier]] == list(range(1, TOTAL + 1))
         assert "history_not_found" not in client.infos[identifier]
     assert client.complaints == []
@@ -76,7 +69,7 @@ async def test_a_server_that_is_killed_again_and_again(servers: ServerPool, kind
                 await client.subscribe(identifier)
             for start in range(0, TOTAL, TOTAL // 2):
                 half = asyncio.create_task(beside.call("count_up", stream, start + 1, start + TOTAL // 2))
-                await clients[0].wait_for(partial(has_more_than, clients[0], identifier, start))
+                await clients[0].wait_for_messages(identifier, start + 1)
                 await server.restart()
                 await half
             for client in clients:
@@ -102,9 +95,9 @@ async def test_a_drop_while_a_subscribe_is_pending(servers: ServerPool, kind: Ki
         await server.call("open_gate", gate)
         await subscribing
         assert client.recreated == 1
-        await client.wait_for(lambda: len(client.received[identifier]) >= 4)
+        await client.wait_for_messages(identifier, 4)
         await server.call("count_up", stream, 6, 6)
-        await client.wait_for(lambda: len(client.received[identifier]) >= 5)
+        await client.wait_for_messages(identifier, 5)
         assert [message["n"] for message in client.received[identifier]] == [2, 3, 4, 5, 6]
         assert client.complaints == []
 

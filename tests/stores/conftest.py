@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.streams.base import StreamStore
 from reliable_cable.streams.memory import MemoryStreamStore
 from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.threads import STORE_THREADS, submit_store
 
 MEMORY = pytest.param("memory", id="memory")
 SQLITE = pytest.param("default", id="sqlite", marks=pytest.mark.django_db(transaction=True))
@@ -73,6 +75,15 @@ def make_store(alias: str, clock: Clock) -> Iterator[MakeStore]:
     for store in made:
         if isinstance(store, ModelStreamStore):
             store.close()
+    if alias != "memory":
+        finish_store_threads()
+
+
+def finish_store_threads() -> None:
+    """Wait until the store threads have trimmed what they were going to: emptying the tables waits for no one."""
+    everyone = threading.Barrier(STORE_THREADS)
+    for future in [submit_store(everyone.wait) for _ in range(STORE_THREADS)]:
+        future.result(timeout=30)
 
 
 @pytest.fixture

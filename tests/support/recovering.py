@@ -101,6 +101,10 @@ class RecoveringClient:
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(condition)
 
+    async def wait_for_messages(self, identifier: str, count: int) -> None:
+        """Wait until so many messages have arrived for an identifier."""
+        await self.wait_for(lambda: len(self.received[identifier]) >= count)
+
     # -- the protocol -------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
