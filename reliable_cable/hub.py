@@ -1,25 +1,25 @@
-"""Fan-out in one process: stream -> identifier -> readers. Order, gap repair, and one encode per stream and identifier.
+"""The hub of one process: takes what the store announces, in order, repairs gaps, and lets readers catch up.
 
-A reader is *live* when it stands where the hub stands in its stream: it gets what the hub delivers, as the hub delivers
-it. Otherwise it is *behind*: nothing is kept for it, what it misses is read from the store (PROTOCOL.md, 4 and 5).
+What the hub delivers goes to *live* readers (readers.py); the others are *behind*: nothing is kept for them, what they
+miss is read from the store (PROTOCOL.md, 4 and 5).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .conf import CableSettings
 from .engine import Engine
-from .outbox import Outbox
 from .presence.base import PresenceEvent
 from .presence.service import PresenceService
 from .protocol import messages
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
+from .readers import HubStream, Reader
 from .sessions.service import SessionService
 from .streams.base import Advanced, Published, StreamEvent, Transient
 
@@ -33,139 +33,6 @@ PAGE_SIZE = 200
 
 #: Seconds until a store that failed is asked again.
 RETRY_DELAY = 0.5
-
-
-class Reader:
-    """One identifier of one connection on one stream.
-
-    Args:
-        outbox: of the connection.
-        identifier: the subscription's.
-        stream_id: the stream's name as this client knows it; None for a base client, which gets no positions.
-        sids: the session ids by which a broadcast can exclude this connection.
-        lost: called when messages to a live reader are missing for good.
-        presence: whether the stream's joins and leaves are for this reader.
-    """
-
-    __slots__ = (
-        "announced",
-        "identifier",
-        "live",
-        "lost",
-        "outbox",
-        "position",
-        "presence",
-        "sids",
-        "stream",
-        "stream_id",
-    )
-
-    def __init__(
-        self,
-        outbox: Outbox,
-        identifier: str,
-        stream_id: str | None,
-        sids: frozenset[str],
-        lost: Callable[[], None],
-        *,
-        presence: bool = False,
-    ) -> None:
-        self.outbox = outbox
-        self.identifier = identifier
-        self.stream_id = stream_id
-        self.sids = sids
-        self.lost = lost
-        self.presence = presence
-        #: Whether the client knows the subscription, so that presence events make sense to it.
-        self.announced = False
-        self.live = False
-        self.stream: HubStream | None = None
-        self.position = StreamPosition("", 0)
-
-
-class Group:
-    """The readers for whom a message of a stream is the same frame."""
-
-    __slots__ = ("_encode", "_epoch", "identifier", "readers", "stream_id")
-
-    def __init__(self, identifier: str, stream_id: str | None) -> None:
-        self.identifier = identifier
-        self.stream_id = stream_id
-        self.readers: dict[Reader, None] = {}
-        self._epoch = ""
-        self._encode: Callable[[int, str], str] | None = None
-
-    def encode(self, epoch: str, offset: int, data: str) -> str:
-        """Return a numbered message as a frame."""
-        if self.stream_id is None:
-            return messages.transmission(self.identifier, data)
-        if self._encode is None or epoch != self._epoch:
-            self._encode = messages.broadcast_encoder(self.identifier, self.stream_id, epoch)
-            self._epoch = epoch
-        return self._encode(offset, data)
-
-
-class HubStream:
-    """A stream that has readers here, and how far the hub has delivered it."""
-
-    __slots__ = ("again", "groups", "name", "opening", "position", "repair", "uses")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.position: StreamPosition | None = None
-        self.groups: dict[tuple[str, str | None], Group] = {}
-        self.uses = 0
-        self.opening: asyncio.Task[None] | None = None
-        self.repair: asyncio.Task[None] | None = None
-        self.again = False
-
-    def group(self, reader: Reader) -> Group:
-        """Return the group that a reader belongs to."""
-        key = (reader.identifier, reader.stream_id)
-        group = self.groups.get(key)
-        if group is None:
-            group = self.groups[key] = Group(*key)
-        return group
-
-    def send(self, entry: StreamEntry, epoch: str) -> None:
-        """Send a numbered message to every live reader; the hub then stands behind it."""
-        self.position = StreamPosition(epoch, entry.offset)
-        for group in self.groups.values():
-            frame = ""
-            for reader in group.readers:
-                if not reader.live:
-                    continue
-                reader.position = self.position
-                if entry.exclude and entry.exclude in reader.sids:
-                    continue
-                frame = frame or group.encode(epoch, entry.offset, entry.data)
-                reader.outbox.push(frame)
-
-    def send_transient(self, event: Transient) -> None:
-        """Send a message without a position to every live reader."""
-        for group in self.groups.values():
-            frame = ""
-            for reader in group.readers:
-                if reader.live and not (event.exclude and event.exclude in reader.sids):
-                    frame = frame or messages.transmission(group.identifier, event.data)
-                    reader.outbox.push(frame)
-
-    def send_presence(self, message: str) -> None:
-        """Send a join or leave to every reader that presence is for."""
-        for group in self.groups.values():
-            frame = messages.presence_event(group.identifier, message)
-            for reader in group.readers:
-                if reader.presence and reader.announced:
-                    reader.outbox.push(frame)
-
-    def move(self, position: StreamPosition) -> None:
-        """Start over at another position: live readers have lost something, and are told."""
-        self.position = position
-        for group in self.groups.values():
-            for reader in list(group.readers):
-                if reader.live:
-                    reader.position = position
-                    reader.lost()
 
 
 class Hub:
@@ -219,6 +86,9 @@ class Hub:
     def go_live(self, reader: Reader) -> None:
         """Let a reader that stands where the hub stands have what comes next."""
         reader.live = reader.stream is not None
+        for frame in reader.held:
+            reader.outbox.push(frame)
+        reader.held.clear()
 
     def is_behind(self, reader: Reader) -> bool:
         """Whether there is something to be read for a reader before it can go live."""

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, PresenceJoin, Reply, StreamStart
 from .handlers import invoke
-from .hub import PAGE_SIZE, RETRY_DELAY, Reader
+from .hub import PAGE_SIZE, RETRY_DELAY
 from .protocol import messages
 from .protocol.commands import PresenceClaim
 from .protocol.constants import MessageType
 from .protocol.positions import HistoryRequest, StreamPosition
 from .protocol.recovery import StreamPage, recoverable, requested_position
+from .readers import Reader
 from .stream_ids import stream_alias
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import json
 import random
 import time
@@ -52,18 +53,23 @@ ODDITIES: list[Any] = [
 ]
 
 
+def oddity(rng: random.Random) -> Any:
+    """Return a value of its own: a mutation may put another one into it."""
+    return copy.deepcopy(rng.choice(ODDITIES))
+
+
 def frame(rng: random.Random) -> dict[str, Any]:
     """Return a frame that a client may well send."""
     identifier = rng.choice(IDENTIFIERS)
     history = {"since": rng.choice([0, 1, time.time(), 1e12]), "streams": {"fuzz:1": {"epoch": "e", "offset": 3}}}
-    presence = {"id": rng.choice(["1", 7, "impostor"]), "info": rng.choice(ODDITIES)}
+    presence = {"id": rng.choice(["1", 7, "impostor"]), "info": oddity(rng)}
     data = json.dumps({"action": rng.choice(ACTIONS), "text": "hi", "stream": "fuzz:3", "id": 1})
     bodies: dict[str, dict[str, Any]] = {
         "subscribe": rng.choice([{}, {"history": history}, {"presence": presence}]),
         "unsubscribe": {},
         "message": {"data": data},
         "history": {"history": history},
-        "whisper": {"data": rng.choice(ODDITIES)},
+        "whisper": {"data": oddity(rng)},
         "join": {"presence": presence},
         "leave": {},
         "presence": {"data": {"return_records": rng.choice([True, False])}},
@@ -86,7 +92,7 @@ def with_odd_value(rng: random.Random) -> str:
     if rng.random() < 0.2:
         del place[key]
     else:
-        place[key] = rng.choice(ODDITIES)
+        place[key] = oddity(rng)
     return json.dumps(value)
 
 
@@ -102,7 +108,7 @@ MUTATIONS: list[Callable[[random.Random], str | bytes]] = [
     lambda rng: json.dumps(frame(rng)),
     with_odd_value,
     with_odd_text,
-    lambda rng: json.dumps(rng.choice(ODDITIES)),
+    lambda rng: json.dumps(oddity(rng)),
     lambda rng: rng.randbytes(rng.randrange(200)),
     lambda rng: "x" * rng.choice([0, 1, 70_000]),
 ]

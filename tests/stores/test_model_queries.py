@@ -17,7 +17,7 @@ from reliable_cable.streams.base import Message
 from reliable_cable.streams.model import BATCH, ModelStreamStore
 from reliable_cable.streams.model_retention import TRANSIENT_TTL, TRIM_SLACK
 from reliable_cable.streams.polling import SeenIds
-from tests.stores.conftest import MODEL_STORES, Clock, MakeStore, wait_until
+from tests.stores.conftest import MODEL_STORES, Clock, MakeStore, finish_store_threads, wait_until
 from tests.stores.test_streams import append, kept
 
 pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
@@ -204,6 +204,7 @@ class TestTrimming:
         rows = models.TransientEntry.objects.using(alias)
         store.publish_transient("a", Message("1"))
         store.publish_transient("a", Message("2"))
+        finish_store_threads()
         clock.advance(TRANSIENT_TTL + 1)
         assert store.prune(limit=1) == 1
         store.publish_transient("a", Message("3"))

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from reliable_cable.conf import CableSettings, read_settings
 from reliable_cable.engine import Engine
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub import Group, Hub, Reader
+from reliable_cable.hub import Hub
 from reliable_cable.outbox import Outbox
 from reliable_cable.presence.memory import MemoryPresenceStore
 from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.readers import MAX_HELD, Group, Reader
 from reliable_cable.sessions.memory import MemorySessionStore
 from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent, StreamListener, Transient
 from reliable_cable.streams.memory import MemoryStreamStore
@@ -66,6 +67,7 @@ class Harness:
         reader = Reader(outbox, identifier, stream_id, frozenset(["sid"]), lambda: log.append("lost"))
         await self.hub.add(reader, "s")
         assert not self.hub.is_behind(reader)
+        reader.announced = True
         self.hub.go_live(reader)
         return reader, log
 
@@ -196,6 +198,21 @@ async def test_transient_messages_have_no_position() -> None:
     harness.hub.deliver(Transient("s", '"now"'))
     harness.hub.deliver(Transient("s", '"not you"', exclude="sid"))
     assert log == [{"identifier": "I", "message": "now"}]
+
+
+async def test_transient_messages_wait_for_the_end_of_a_replay_within_bounds() -> None:
+    harness = Harness()
+    reader, log = await harness.reader()
+    reader.live = False
+    for number in range(MAX_HELD + 10):
+        harness.hub.deliver(Transient("s", str(number + 1)))
+    await harness.publish()
+    assert log == []
+    await catch_up(harness, reader)
+    assert log[0]["offset"] == 1
+    assert [frame["message"] for frame in log[1:]] == list(range(1, MAX_HELD + 1))
+    harness.hub.deliver(Transient("s", '"live"'))
+    assert log[-1]["message"] == "live"
 
 
 async def test_a_stream_without_readers_is_left() -> None:

@@ -19,7 +19,7 @@ LAYERS = (
     ("protocol", "conf"),
     ("middleware", "models", "outbox", "servers", "signing", "stream_ids", "threads"),
     ("streams", "presence", "sessions"),
-    ("engine",),
+    ("engine", "readers"),
     ("presence.service", "sessions.service"),
     ("broadcasting", "hub"),
     ("channel",),
