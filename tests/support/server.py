@@ -138,6 +138,8 @@ class Server:
             if self._wait_until_ready():
                 return
             self.kill()
+            if "in use" not in self.log:
+                break  # another port would not help
         raise RuntimeError(f"{self.kind} did not start:\n{self.log}")
 
     def signal(self, number: int = signal.SIGTERM) -> None:
@@ -276,6 +278,7 @@ class ServerPool:
         self._template: Path | None = None
         self._stack = contextlib.ExitStack()
         self._servers: dict[tuple[Kind, str], Server] = {}
+        self._failures: dict[tuple[Kind, str], Exception] = {}
         self._others: dict[Server, OtherProcess] = {}
         self._count = 0
 
@@ -296,8 +299,14 @@ class ServerPool:
         """Return the running server of these settings."""
         key = (kind, json.dumps(settings, sort_keys=True))
         server = self._servers.get(key)
+        if key in self._failures:
+            raise self._failures[key]  # once is enough
         if server is None or not server.alive:
-            server = self._servers[key] = self._stack.enter_context(self.make(kind, **settings))
+            try:
+                server = self._servers[key] = self._stack.enter_context(self.make(kind, **settings))
+            except RuntimeError as error:
+                self._failures[key] = error
+                raise
         return server
 
     def beside(self, server: Server) -> OtherProcess:

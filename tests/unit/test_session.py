@@ -10,9 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from reliable_cable.broadcasting import abroadcast
 
 from reliable_cable import CableConsumer, Channel, action, state
+from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 
