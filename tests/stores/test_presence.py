@@ -13,24 +13,10 @@ from reliable_cable.conf import get_settings
 from reliable_cable.presence.base import PresenceEvent, PresenceInfo, PresenceStore
 from reliable_cable.presence.memory import MemoryPresenceStore
 
+from .conftest import Clock
+
 TTL = 15.0
 KEPT = 300.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture(params=[MemoryPresenceStore])

@@ -22,23 +22,9 @@ from reliable_cable.presence.memory import MemoryPresenceStore
 from reliable_cable.presence.service import LAST_ROUNDS, PresenceService, presence_for
 from reliable_cable.signals import presence_joined, presence_left
 
+from .conftest import Clock
+
 TTL = 15.0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

@@ -21,26 +21,12 @@ from reliable_cable.sessions.base import SessionRecord, SessionStore
 from reliable_cable.sessions.memory import MemorySessionStore
 from reliable_cable.sessions.model import ModelSessionStore
 
+from .conftest import Clock
+
 TTL = 300.0
 
 ANN = SessionRecord("1", {"subscriptions": [{"identifier": '{"channel":"Chat"}', "offset": 5}]})
 BOB = SessionRecord("2", {})
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 #: Aliases of the databases that the model store is tested on.
