@@ -391,7 +391,7 @@ class CableSession:
     def _forget(self) -> None:
         if self.resumable:
             self.resumable = False
-            self.hub.sessions.discard(self)
+            self.hub.sessions.void(self)
             self.hub.spawn(self.hub.sessions.delete(self.sid))
 
     async def end(self) -> None:

@@ -39,6 +39,8 @@ class SessionService:
         self.enabled = store.settings.sessions_ttl > 0
         self._live: dict[str, LiveSession] = {}
         self._changed: dict[str, LiveSession] = {}
+        #: Sessions that may not be restored, and whose records are still to be deleted.
+        self._void: set[str] = set()
         self._saving: asyncio.Task[None] | None = None
         self._touching: asyncio.TimerHandle | None = None
         self._touches: set[asyncio.Task[None]] = set()
@@ -69,24 +71,33 @@ class SessionService:
         await self._save(_records({session.sid: session}))
 
     def discard(self, session: LiveSession) -> None:
-        """Keep a session's record no longer; it must not be restored."""
+        """Keep a session's record no longer up to date."""
         self._live.pop(session.sid, None)
         self._changed.pop(session.sid, None)
 
+    def void(self, session: LiveSession) -> None:
+        """Let nobody restore a session, from now on and not only when its record has been deleted: see `delete`."""
+        self.discard(session)
+        self._void.add(session.sid)
+
     async def load(self, sid: str) -> SessionRecord | None:
         """Return the newest record of a session."""
+        if sid in self._void:
+            return None
         changed = self._changed.get(sid)
         if changed is not None:
             return changed.record()
         return await self.store.aload(sid) if self.enabled else None
 
     async def delete(self, sid: str) -> None:
-        """Forget a session that was left for another one."""
+        """Delete the record of a session that may not be restored."""
         try:
             async with self._lock:  # after a save that is under way
                 await self.store.adelete([sid])
         except Exception:
             logger.exception("A session record could not be deleted; it expires by itself.")
+        else:
+            self._void.discard(sid)
 
     async def _save_soon(self) -> None:
         await asyncio.sleep(SAVE_DELAY)

@@ -13,6 +13,7 @@ from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.engine import get_engine
+from reliable_cable.protocol.constants import DisconnectReason
 
 from .wire import Client, identifier
 
@@ -236,6 +237,29 @@ class TestStoresThatFail:
             monkeypatch.setattr(get_engine().streams, "aoffset_since", fail)
             await client.subscribe(ROOM, history={"since": 1})
             assert await rest(client) == ["reject_history"]
+
+
+class TestRestore:
+    async def test_is_not_for_who_was_sent_away_not_even_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        held = asyncio.Event()
+        sessions = get_engine().sessions
+        delete = sessions.adelete
+
+        async def slow(sids: Any) -> None:
+            await held.wait()
+            await delete(sids)
+
+        monkeypatch.setattr(sessions, "adelete", slow)
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await sessions.asave({client.sid: get_hub().connections[client.sid].record()})
+            get_hub().connections[client.sid].disconnect(DisconnectReason.INVALID_REQUEST)
+            assert (await client.receive())["reason"] == "invalid_request"
+            async with Client(client.sid) as again:
+                assert "restored" not in again.welcome
+            held.set()
+        async with Client(client.sid) as again:
+            assert "restored" not in again.welcome
 
 
 class TestHandlersThatMisbehave:
