@@ -204,11 +204,11 @@ class Hub:
     def _apply(self, found: HubStream, page: StreamPage) -> None:
         assert found.position is not None  # noqa: S101 - for the type checker; an open stream has one
         step = advance(found.position, page)
+        start = StreamPosition(step.position.epoch, step.position.offset - len(step.entries))
         if step.lost:
-            first = step.entries[0].offset - 1 if step.entries else step.position.offset
-            found.move(StreamPosition(step.position.epoch, first))
+            found.move(start)
         else:
-            found.position = step.position if not step.entries else found.position
+            found.position = start
         for entry in step.entries:
             found.send(entry, page.epoch)
         # A page that was full, or read after an offset that means nothing any more, is not all there is.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .channel import Channel, Reply, find_channel
+from .channel import Channel, PresenceLeave, Reply, find_channel
 from .exceptions import ProtocolError
 from .handlers import REFUSED, run_recorded
 from .hub import Hub
@@ -255,7 +255,7 @@ class CableSession:
         if self.closed:
             return  # the end of the connection, which waits for this, takes it down
         subscription.confirm()
-        subscription.settle(request, [join for join in joins if hasattr(join, "id")])
+        subscription.settle(request, [join for join in joins if not isinstance(join, PresenceLeave)])
         self.changed()
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
