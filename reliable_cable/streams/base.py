@@ -17,6 +17,9 @@ from reliable_cable.protocol.recovery import StreamPage
 
 T = TypeVar("T")
 
+#: Where a stream stands that does not exist.
+NOWHERE = StreamPosition("", 0)
+
 #: Seconds for which a stream's epoch and tail outlive its newest message: 30 days (PROTOCOL.md, 8).
 IDLE_STREAM_TTL = 30 * 86400.0
 
@@ -65,6 +68,19 @@ class Advanced:
 
 
 StreamEvent = Published | Transient | Advanced
+
+
+def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> bool:
+    """Say whether a look at a stream's tail found something that was not announced.
+
+    Args:
+        was: the last position that had been announced when the look began.
+        now: the same, when it ended.
+        tail: what it found.
+    """
+    # Announced meanwhile: as it was then, or on the way to what is known now.
+    overtaken = tail.epoch == now.epoch and was.offset <= tail.offset <= now.offset
+    return tail != was and not overtaken
 
 
 class StreamListener(ABC):
@@ -140,11 +156,18 @@ class StreamStore(ABC):
         """Announce a client's whisper: as `publish_transient`, but cheap: it may stay in this process."""
 
     @abstractmethod
-    def read(self, stream: str, *, after: int, limit: int) -> StreamPage:
+    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
 
         The entries are in offset order; if `after + 1` is no longer kept they begin with the oldest that is.
         Entries past the stream's history TTL are not returned. A stream that does not exist has the epoch `""`.
+
+        Args:
+            stream: its name.
+            after: return greater offsets only.
+            limit: the greatest number of entries to return.
+            known: a position of this epoch that the stream had at some time, and that the answer may stand at: a store
+                with a copy that is quicker to read, and perhaps behind, can use that. None: as the stream stands now.
         """
 
     @abstractmethod
@@ -190,9 +213,9 @@ class StreamStore(ABC):
         """Async twin of `whisper`."""
         await self._run(partial(self.whisper, stream, message))
 
-    async def aread(self, stream: str, *, after: int, limit: int) -> StreamPage:
+    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
         """Async twin of `read`."""
-        return await self._run(partial(self.read, stream, after=after, limit=limit))
+        return await self._run(partial(self.read, stream, after=after, limit=limit, known=known))
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
         """Async twin of `offset_since`."""

@@ -100,7 +100,7 @@ class MemoryStreamStore(StreamStore):
         """Announce a client's whisper."""
         self.publish_transient(stream, message)
 
-    def read(self, stream: str, *, after: int, limit: int) -> StreamPage:
+    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         with self._lock:
             found = self._fresh(stream)

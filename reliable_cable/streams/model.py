@@ -255,7 +255,7 @@ class ModelStreamStore(StreamStore):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, stream: str, *, after: int, limit: int) -> StreamPage:
+    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         policy = self.settings.policy(stream)
         alive = self._entries(OuterRef("pk")).filter(created__gt=self.clock() - policy.history_ttl)

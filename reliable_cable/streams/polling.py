@@ -18,7 +18,7 @@ from reliable_cable.exceptions import CableError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.threads import run_store
 
-from .base import Advanced, Published, StreamEvent, Transient
+from .base import NOWHERE, Advanced, Published, StreamEvent, Transient, moved
 from .bus import Bus, BusListener
 from .wakeup import hear_wakeups
 
@@ -29,8 +29,6 @@ SETTLE_TIME = 5.0
 #: Seconds between a listener's rounds of pruning, and how much goes in one.
 PRUNE_INTERVAL = 60.0
 PRUNE_LIMIT = 500
-
-NOWHERE = StreamPosition("", 0)
 
 
 class SeenIds:
@@ -204,9 +202,7 @@ class PollingListener(BusListener):
         for stream, was in before.items():
             now = self._known.get(stream)
             tail = found.tails.get(stream, NOWHERE)
-            # Announced on the bus since the poll began: as it was then, or on the way to what is known now.
-            overtaken = now is not None and tail.epoch == now.epoch and was.offset <= tail.offset <= now.offset
-            if now is not None and tail != was and not overtaken:
+            if now is not None and moved(was, now, tail):
                 self._known[stream] = tail
                 events.append(Advanced(stream))
         self.push(events)

@@ -17,7 +17,7 @@ PACKAGE = "reliable_cable"
 LAYERS = (
     ("exceptions", "signals"),
     ("protocol", "conf"),
-    ("middleware", "models", "outbox", "servers", "signing", "stream_ids", "threads"),
+    ("middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("streams", "presence", "sessions"),
     ("engine", "readers"),
     ("presence.service", "sessions.service"),

@@ -1,0 +1,143 @@
+-- Number, store, trim and announce messages of one stream or several, all or none (streams/redis.py).
+--
+-- KEYS: for each stream its meta hash, its log (a Redis stream, ids `<offset>-0`) and its idempotency keys (a hash).
+-- ARGV: run_id of this Redis; now or ''; an epoch for streams that begin; a unique id of this append; seconds since it
+--   was first tried, or '' the first time; the seconds that an idle stream's numbering is kept; the number of streams;
+--   then for each stream: channel, history size, history TTL in seconds; then for each message: the number of its
+--   stream, data, exclude, idempotency key.
+-- Returns for each message its epoch and offset; 'uncertain' if a repeated append cannot be recognised any more.
+--
+-- meta: e epoch, t tail, r run_id of the Redis that gave the epoch, a when the tail was made, z when the newest trimmed
+--   entry was made, k whether idempotency keys were ever used.
+
+local run_id, now, fresh, append = ARGV[1], clock(ARGV[2]), ARGV[3], ARGV[4]
+local elapsed, idle, count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local first_message = 8 + 3 * count
+local streams = {}
+
+for number = 1, count do
+  local meta, log, keys = KEYS[3 * number - 2], KEYS[3 * number - 1], KEYS[3 * number]
+  local at = 5 + 3 * number
+  local stored = redis.call('HMGET', meta, 'e', 't', 'r', 'a', 'z', 'k')
+  local stream = {
+    meta = meta, log = log, keys = keys, channel = ARGV[at], size = tonumber(ARGV[at + 1]), ttl = tonumber(ARGV[at + 2]),
+    epoch = stored[1], tail = tonumber(stored[2]), made = tonumber(stored[4]), trimmed = tonumber(stored[5]),
+    keyed = stored[6] == '1', kept = 0, own = {}, earlier = {},
+  }
+  if stream.epoch and stored[3] == run_id then
+    stream.kept = redis.call('XLEN', log)
+    -- The log expired as a whole.
+    if stream.kept == 0 then stream.trimmed = stream.made end
+  else
+    -- It never was, or another Redis gave the epoch, which may have given offsets that this one does not know of.
+    stream.begins = true
+    stream.epoch, stream.tail, stream.made, stream.trimmed, stream.keyed = fresh, 0, 0, nil, false
+  end
+  stream.before = stream.tail
+  streams[number] = stream
+end
+
+-- The offset that an idempotency key has: in this append, or of an entry that was kept before it.
+local function offset_of_key(stream, key)
+  if key == '' then return nil end
+  local offset = stream.own[key] or (stream.keyed and tonumber(redis.call('HGET', stream.keys, key)))
+  if not offset or offset > stream.before then return offset end
+  local entry = redis.call('XRANGE', stream.log, offset .. '-0', offset .. '-0')[1]
+  local kept = entry and entry[2][10] == key and offset > stream.before - stream.size
+  return kept and tonumber(entry[2][4]) > now - stream.ttl and offset or nil
+end
+
+-- Find what an earlier try of this append left in a stream, by the messages' numbers.
+local function find_earlier(stream)
+  if stream.begins then return end
+  local last = '+'
+  while true do
+    local page = redis.call('XREVRANGE', stream.log, last, '-', 'COUNT', 100)
+    for _, entry in ipairs(page) do
+      local mark = entry[2][8]
+      if string.sub(mark, 1, #append + 1) == append .. '.' then
+        stream.earlier[tonumber(string.sub(mark, #append + 2))] = tonumber(string.match(entry[1], '^%d+'))
+      end
+      -- Nothing of this append is older than its first try.
+      if tonumber(entry[2][4]) < now - elapsed - 1 then return end
+      last = '(' .. entry[1]
+    end
+    if #page < 100 then break end
+  end
+  -- All that is kept is newer than the first try: what that left may have been trimmed.
+  stream.unknown = stream.tail > stream.kept
+end
+
+if elapsed then
+  for _, stream in ipairs(streams) do find_earlier(stream) end
+  for at = first_message, #ARGV, 4 do
+    local stream, message = streams[tonumber(ARGV[at])], (at - first_message) / 4 + 1
+    if stream.unknown and not stream.earlier[message] and not offset_of_key(stream, ARGV[at + 3]) then
+      return 'uncertain'
+    end
+  end
+end
+
+local function add(stream, data, exclude, key, mark)
+  if stream.begins then
+    redis.call('DEL', stream.meta, stream.log, stream.keys)
+    stream.begins = false
+  end
+  local offset = stream.tail + 1
+  stream.tail, stream.kept, stream.made, stream.changed = offset, stream.kept + 1, math.max(now, stream.made), true
+  local id, made = offset .. '-0', text(stream.made)
+  if key == '' then
+    redis.call('XADD', stream.log, id, 'd', data, 'c', made, 'x', exclude, 'u', mark)
+  else
+    redis.call('XADD', stream.log, id, 'd', data, 'c', made, 'x', exclude, 'u', mark, 'k', key)
+    redis.call('HSET', stream.keys, key, offset)
+    stream.own[key], stream.keyed = offset, true
+  end
+  redis.call('PUBLISH', stream.channel, 'm' .. stream.epoch .. ' ' .. offset .. ' ' .. exclude .. '\n' .. data)
+  return offset
+end
+
+local answer = {}
+for at = first_message, #ARGV, 4 do
+  local stream, message, key = streams[tonumber(ARGV[at])], (at - first_message) / 4 + 1, ARGV[at + 3]
+  local offset = stream.earlier[message] or offset_of_key(stream, key)
+    or add(stream, ARGV[at + 1], ARGV[at + 2], key, append .. '.' .. message)
+  answer[message] = { stream.epoch, offset }
+end
+
+-- Drop the entries before an offset.
+local function trim(stream, low)
+  stream.trimmed = created(stream.log, low - 1) or stream.trimmed
+  if stream.keyed then
+    for _, entry in ipairs(redis.call('XRANGE', stream.log, '-', (low - 1) .. '-0')) do
+      local key = entry[2][10]
+      if key and redis.call('HGET', stream.keys, key) == string.match(entry[1], '^%d+') then
+        redis.call('HDEL', stream.keys, key)
+      end
+    end
+  end
+  redis.call('XTRIM', stream.log, 'MINID', low .. '-0')
+  stream.kept = stream.tail - low + 1
+end
+
+for _, stream in ipairs(streams) do
+  if stream.changed then
+    -- Not at every append: reads return nothing that is past the size or the time all the same.
+    local slack = math.max(16, math.floor(stream.size / 10))
+    if stream.kept > stream.size + slack then trim(stream, stream.tail - stream.size + 1) end
+    if math.floor(stream.tail / 16) > math.floor(stream.before / 16) then
+      local low = stream.tail - stream.kept + 1
+      local alive = first_since(stream.log, low, stream.tail, now - stream.ttl, true)
+      if alive > low then trim(stream, alive) end
+    end
+    redis.call(
+      'HSET', stream.meta, 'e', stream.epoch, 't', stream.tail, 'r', run_id, 'a', text(stream.made),
+      'z', stream.trimmed and text(stream.trimmed) or '', 'k', stream.keyed and '1' or ''
+    )
+    redis.call('EXPIRE', stream.meta, idle)
+    redis.call('PEXPIRE', stream.log, math.ceil(stream.ttl * 1000))
+    if stream.keyed then redis.call('PEXPIRE', stream.keys, math.ceil(stream.ttl * 1000)) end
+  end
+end
+
+return answer

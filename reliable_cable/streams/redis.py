@@ -1,0 +1,344 @@
+"""The stream store in Redis: a hash and a Redis stream for each stream, changed by Lua scripts, one round trip each."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import StreamEntry, StreamPage
+from reliable_cable.redis.client import RUN_ID, Call, RedisRefused, RedisUnavailable, client_for
+from reliable_cable.redis.keys import stream_channel, stream_tag
+from reliable_cable.redis.pubsub import pubsub_of
+
+from .base import (
+    IDLE_STREAM_TTL,
+    NOWHERE,
+    Advanced,
+    Message,
+    Published,
+    StreamEvent,
+    StreamListener,
+    StreamStore,
+    Transient,
+    moved,
+)
+
+T = TypeVar("T")
+logger = logging.getLogger("reliable_cable")
+
+#: Seconds for which an append whose answer was lost is tried again.
+RETRY_TIME: Final = 8.0
+RETRY_DELAY: Final = 0.05
+#: Seconds between looks at the streams' positions, in case pub/sub lost something without saying so.
+CHECK_INTERVAL: Final = 5.0
+#: Streams that one look asks for at once.
+BATCH: Final = 500
+
+
+class _Append:
+    """One append, over all its tries: what is sent, and when it was first tried."""
+
+    def __init__(self, store: RedisStreamStore, items: Sequence[tuple[str, Message]]) -> None:
+        names = list(dict.fromkeys(name for name, _ in items))
+        for name in names:
+            if not store.settings.policy(name).history_size:
+                raise BroadcastError(f"The stream {name!r} keeps no history; publish to it as a transient message.")
+        numbers = {name: number for number, name in enumerate(names, 1)}
+        self._keys = [key for name in names for key in store.keys(name)]
+        self._head = [RUN_ID, store.now(), secrets.token_hex(8), base64.b64encode(secrets.token_bytes(9)).decode()]
+        self._rest: list[str | int | float] = [int(IDLE_STREAM_TTL), len(names)]
+        for name in names:
+            policy = store.settings.policy(name)
+            self._rest += [store.channel(name), policy.history_size, policy.history_ttl]
+        for name, message in items:
+            self._rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
+        self._tried_at = time.monotonic()
+        self._maybe_done = False
+
+    def call(self) -> Call:
+        """Return the next try."""
+        elapsed = f"{time.monotonic() - self._tried_at:.3f}" if self._maybe_done else ""
+        return Call("append", self._keys, [*self._head, elapsed, *self._rest])
+
+    def failed(self, error: StoreError) -> None:
+        """A try failed: return if there is to be another one.
+
+        Raises:
+            BroadcastError: nothing was stored.
+            BroadcastUncertain: perhaps it was.
+        """
+        self._maybe_done = self._maybe_done or (isinstance(error, RedisUnavailable) and error.sent)
+        if not self._maybe_done:
+            raise BroadcastError(f"Nothing was broadcast: {error}") from error
+        if time.monotonic() - self._tried_at > RETRY_TIME:
+            raise self._uncertain(str(error)) from error
+
+    def positions(self, answer: Any) -> list[StreamPosition]:
+        """Return what the script answered."""
+        if answer == b"uncertain":
+            raise self._uncertain("Its first answer was lost, and what came since has been trimmed.")
+        return [StreamPosition(epoch.decode(), int(offset)) for epoch, offset in answer]
+
+    @staticmethod
+    def _uncertain(why: str) -> BroadcastUncertain:
+        return BroadcastUncertain(
+            f"Whether the broadcast was stored is unknown: {why} Repeating it with the same idempotency_key is safe."
+        )
+
+
+class RedisStreamStore(StreamStore):
+    """Keeps streams in the Redis of `settings.redis_url`.
+
+    Times are those of Redis's own clock, so that servers need not agree. An epoch is bound to the `run_id` of the Redis
+    that gave it: one that comes back after a restart, with whatever data, begins new epochs, and subscribers are told.
+
+    Args:
+        settings: `redis_url`, `redis_options`, `key_prefix`, and the sizes and times of history.
+        clock: for tests; None: Redis's own.
+    """
+
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(settings, clock=clock or time.time)
+        self._clock = clock
+        self.client = client_for(settings)
+
+    # -- what scripts are given ---------------------------------------------------------------------------------------
+
+    def keys(self, stream: str) -> tuple[str, str, str]:
+        """Return the names of a stream's keys: meta, log, idempotency keys."""
+        tag = stream_tag(self.settings.key_prefix, stream)
+        return f"{tag}:meta", f"{tag}:log", f"{tag}:keys"
+
+    def channel(self, stream: str) -> str:
+        """Return the pub/sub channel of a stream."""
+        return stream_channel(self.settings.key_prefix, stream)
+
+    def now(self) -> str:
+        """Return a test's time; empty: the script asks Redis."""
+        return "" if self._clock is None else f"{self._clock():.6f}"
+
+    # -- appending ----------------------------------------------------------------------------------------------------
+
+    def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        """Store messages, all or none, in this order, and announce them; return their positions."""
+        append = _Append(self, items)
+        while True:
+            try:
+                return append.positions(self.client.run(append.call())[0])
+            except (RedisUnavailable, RedisRefused) as error:
+                append.failed(error)
+            time.sleep(RETRY_DELAY)
+
+    async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        """Async twin of `append`."""
+        append = _Append(self, items)
+        while True:
+            try:
+                return append.positions((await self.client.arun(append.call()))[0])
+            except (RedisUnavailable, RedisRefused) as error:
+                append.failed(error)
+            await asyncio.sleep(RETRY_DELAY)
+
+    def publish_transient(self, stream: str, message: Message) -> None:
+        """Announce a message that is not kept, to every process."""
+        with _broadcast_errors():
+            self.client.run(self._transient(stream, message))
+
+    async def apublish_transient(self, stream: str, message: Message) -> None:
+        """Async twin of `publish_transient`."""
+        with _broadcast_errors():
+            await self.client.arun(self._transient(stream, message))
+
+    def whisper(self, stream: str, message: Message) -> None:
+        """Announce a client's whisper, to every process."""
+        self.publish_transient(stream, message)
+
+    async def awhisper(self, stream: str, message: Message) -> None:
+        """Async twin of `whisper`."""
+        await self.apublish_transient(stream, message)
+
+    def _transient(self, stream: str, message: Message) -> Call:
+        return Call("PUBLISH", [self.channel(stream)], [f"t{message.exclude}\n{message.data}"])
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
+        return _page(self.client.run(self._read(stream, after, limit), again=True)[0])
+
+    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+        """Async twin of `read`."""
+        return _page((await self.client.arun(self._read(stream, after, limit), again=True))[0])
+
+    def _read(self, stream: str, after: int, limit: int) -> Call:
+        policy = self.settings.policy(stream)
+        args = [RUN_ID, self.now(), policy.history_size, policy.history_ttl, after, max(limit, 0)]
+        return Call("read", self.keys(stream)[:2], args)
+
+    async def aposition(self, stream: str) -> StreamPosition:
+        """Async twin of `position`."""
+        page = await self.aread(stream, after=0, limit=0)
+        return StreamPosition(page.epoch, page.tail)
+
+    def offset_since(self, stream: str, since: float) -> int | None:
+        """Return the offset after which lies everything appended at or after `since`; None if some of it is gone."""
+        answer = self.client.run(self._since(stream, since), again=True)[0]
+        return None if answer is None else int(answer)
+
+    async def aoffset_since(self, stream: str, since: float) -> int | None:
+        """Async twin of `offset_since`."""
+        answer = (await self.client.arun(self._since(stream, since), again=True))[0]
+        return None if answer is None else int(answer)
+
+    def _since(self, stream: str, since: float) -> Call:
+        policy = self.settings.policy(stream)
+        args = [RUN_ID, self.now(), policy.history_size, policy.history_ttl, f"{since:.6f}"]
+        return Call("since", self.keys(stream)[:2], args)
+
+    async def tails(self, streams: Sequence[str]) -> dict[str, StreamPosition]:
+        """Return the positions of streams, in one round trip per batch."""
+        found: dict[str, StreamPosition] = {}
+        for start in range(0, len(streams), BATCH):
+            batch = streams[start : start + BATCH]
+            calls = [Call("HMGET", self.keys(stream)[:1], ["e", "t"]) for stream in batch]
+            for stream, (epoch, tail) in zip(batch, await self.client.arun(*calls, again=True), strict=True):
+                found[stream] = StreamPosition(epoch.decode(), int(tail)) if epoch else NOWHERE
+        return found
+
+    # -- deleting -----------------------------------------------------------------------------------------------------
+
+    def forget(self, stream: str) -> None:
+        """Delete a stream's history and end its epoch."""
+        self.client.run(Call("forget", self.keys(stream), [self.channel(stream)]), again=True)
+
+    async def aforget(self, stream: str) -> None:
+        """Async twin of `forget`."""
+        await self.client.arun(Call("forget", self.keys(stream), [self.channel(stream)]), again=True)
+
+    def prune(self, *, limit: int = 1000) -> int:
+        """Delete nothing: what is past its time expires in Redis by itself, at the latest with its stream's last entry."""
+        return 0
+
+    # -- announcing ---------------------------------------------------------------------------------------------------
+
+    def listen(self, deliver: Callable[[StreamEvent], None]) -> RedisStreamListener:
+        """Return a listener that hands events to `deliver`, on the event loop that calls this."""
+        return RedisStreamListener(self, deliver)
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.to_thread(call)
+
+
+class RedisStreamListener(StreamListener):
+    """Announces what is published in Redis; a lost connection, and what a look at the positions finds, as `Advanced`."""
+
+    def __init__(self, store: RedisStreamStore, deliver: Callable[[StreamEvent], None]) -> None:
+        self._store = store
+        self._deliver = deliver
+        self._pubsub = pubsub_of(store.client)
+        self._ears: dict[str, Callable[[bytes | None], None]] = {}
+        #: The positions that were announced.
+        self._known: dict[str, StreamPosition] = {}
+        self._checker: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether events arrive at once."""
+        return self._pubsub.connected
+
+    async def subscribe(self, stream: str) -> None:
+        """Announce this stream's events from now on."""
+        if stream in self._ears:
+            return
+        ear = self._ears[stream] = partial(self._heard, stream)
+        if self._checker is None:
+            self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
+        await self._pubsub.subscribe(self._store.channel(stream), ear)
+
+    async def unsubscribe(self, stream: str) -> None:
+        """Announce this stream's events no more."""
+        self._known.pop(stream, None)
+        ear = self._ears.pop(stream, None)
+        if ear is not None:
+            await self._pubsub.unsubscribe(self._store.channel(stream), ear)
+        if not self._ears and self._checker is not None:
+            checker, self._checker = self._checker, None
+            checker.cancel()
+            await asyncio.wait([checker])
+
+    async def close(self) -> None:
+        """Leave all streams."""
+        for stream in list(self._ears):
+            await self.unsubscribe(stream)
+
+    def _heard(self, stream: str, message: bytes | None) -> None:
+        event = Advanced(stream) if message is None else parse_event(stream, message)
+        if isinstance(event, Published):
+            self._known[stream] = StreamPosition(event.epoch, event.offset)
+        if event is not None:
+            self._deliver(event)
+
+    async def _keep_checking(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
+            try:
+                await self.check()
+            except StoreError as error:
+                logger.debug("The positions could not be looked at: %s", error)
+
+    async def check(self) -> None:
+        """Announce the streams that stand elsewhere than was announced."""
+        before = {stream: self._known.get(stream, NOWHERE) for stream in self._ears}
+        tails = await self._store.tails(list(before))
+        for stream, was in before.items():
+            tail = tails[stream]
+            if stream in self._ears and moved(was, self._known.get(stream, NOWHERE), tail):
+                self._known[stream] = tail
+                self._deliver(Advanced(stream))
+
+
+def parse_event(stream: str, message: bytes) -> StreamEvent | None:
+    """Return what a message on a stream's channel says; None if it is not about messages of the stream."""
+    kind, (head, _, data) = message[:1], message[1:].partition(b"\n")
+    if kind == b"m":
+        epoch, offset, exclude = head.decode().split(" ", 2)
+        return Published(stream, epoch, int(offset), data.decode(), exclude)
+    if kind == b"t":
+        return Transient(stream, data.decode(), head.decode())
+    return Advanced(stream) if kind == b"a" else None
+
+
+@contextmanager
+def _broadcast_errors() -> Iterator[None]:
+    """Turn the errors of an announcement into `BroadcastError`."""
+    try:
+        yield
+    except RedisUnavailable as error:
+        if error.sent:
+            raise BroadcastUncertain(f"Whether the message was sent is unknown: {error}") from error
+        raise BroadcastError(f"Nothing was broadcast: {error}") from error
+    except RedisRefused as error:
+        raise BroadcastError(f"Nothing was broadcast: {error}") from error
+
+
+def _page(answer: Any) -> StreamPage:
+    epoch, tail, low, entries = answer
+    return StreamPage(
+        epoch.decode(),
+        int(tail),
+        int(low),
+        tuple(
+            StreamEntry(int(id_.partition(b"-")[0]), fields[1].decode(), fields[5].decode()) for id_, fields in entries
+        ),
+    )
