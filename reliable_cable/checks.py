@@ -25,10 +25,9 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register  # n
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import get_commands
 from django.db import connections, router
-from django.utils.module_loading import import_string
 
 from .conf import NAME, CableSettings, get_settings
-from .engine import ENGINE_CLASSES, engine_classes
+from .engine import engine_classes
 
 TAG = "reliable_cable"
 
@@ -198,9 +197,7 @@ def _database() -> str | None:
         classes = engine_classes(settings)
     except ImproperlyConfigured:
         return None
-    in_models = ENGINE_CLASSES["database"]
-    uses = any(issubclass(classes[part], import_string(in_models[part])) for part in ("streams", "sessions"))
-    return settings.database if uses else None
+    return settings.database if any(classes[part].uses_database for part in ("streams", "sessions")) else None
 
 
 def _sqlite_warning(alias: str, problem: str) -> Warning:

@@ -29,6 +29,11 @@ ENGINE_CLASSES: Mapping[str, Mapping[str, str]] = {
         "presence": f"{_PACKAGE}.presence.memory.MemoryPresenceStore",
         "sessions": f"{_PACKAGE}.sessions.model.ModelSessionStore",
     },
+    "redis": {
+        "streams": f"{_PACKAGE}.streams.redis.RedisStreamStore",
+        "presence": f"{_PACKAGE}.presence.redis.RedisPresenceStore",
+        "sessions": f"{_PACKAGE}.sessions.redis.RedisSessionStore",
+    },
 }
 _INTERFACES: Mapping[str, type] = {"streams": StreamStore, "presence": PresenceStore, "sessions": SessionStore}
 
@@ -43,20 +48,13 @@ class Engine:
 
 
 def engine_paths(settings: CableSettings) -> Mapping[str, str]:
-    """Return the dotted path of each part's class.
-
-    Raises:
-        ImproperlyConfigured: the engine is not there.
-    """
+    """Return the dotted path of each part's class."""
     if isinstance(settings.engine, Mapping):
         return settings.engine
-    try:
-        return ENGINE_CLASSES[settings.engine]
-    except KeyError:
-        raise ImproperlyConfigured(
-            f"This version has no {settings.engine!r} engine; leave REDIS_URL out, or set RELIABLE_CABLE['ENGINE'] to "
-            f"one of {', '.join(map(repr, ENGINE_CLASSES))}."
-        ) from None
+    paths = ENGINE_CLASSES[settings.engine]
+    if settings.engine == "redis" and any(settings.policy_of(pattern).durable for pattern in settings.streams):
+        return {**paths, "streams": f"{_PACKAGE}.streams.durable.DurableStreamStore"}
+    return paths
 
 
 def engine_classes(settings: CableSettings) -> dict[str, Any]:

@@ -108,11 +108,15 @@ class Hub:
         if found is None or found.position is None:
             return True
         if page is None:
-            page = await self.engine.streams.aread(found.name, after=reader.position.offset, limit=PAGE_SIZE)
+            page = await self.engine.streams.aread(
+                found.name, after=reader.position.offset, limit=PAGE_SIZE, known=found.position
+            )
         if reader.stream is not found:
             return True
-        if page.epoch != found.position.epoch or page.tail < found.position.offset:
-            # The hub has not seen this epoch yet, or the page is older than what the hub delivered.
+        ahead = reader.position.epoch == page.epoch and reader.position.offset > found.position.offset
+        if page.epoch != found.position.epoch or page.tail < found.position.offset or ahead:
+            # The hub has not seen this epoch yet, or not all that the client saw elsewhere, or the page is older than
+            # what the hub delivered.
             await self._repaired(found)
             return True
         step = advance(reader.position, page, upto=found.position.offset)

@@ -241,6 +241,7 @@ class Subscription:
             if not self._kept(name):
                 continue
             alias = stream_alias(name, self.identifier)
+            known = reader.stream.position if reader.stream is not None else None
             # In a restored session another id's position is not this reader's (7).
             ids = (reader.stream_id or name,) if restored else (alias, name)
             position = requested_position(request, ids)
@@ -253,10 +254,10 @@ class Subscription:
                 offset = await store.aoffset_since(name, self._server_since(request.since))
                 if offset is None:
                     return None
-                page = await store.aread(name, after=offset, limit=PAGE_SIZE)
+                page = await store.aread(name, after=offset, limit=PAGE_SIZE, known=known)
                 position = StreamPosition(page.epoch, offset)
             else:
-                page = await store.aread(name, after=position.offset, limit=PAGE_SIZE)
+                page = await store.aread(name, after=position.offset, limit=PAGE_SIZE, known=known)
             if not recoverable(position, page):
                 return None
             starts[name] = position

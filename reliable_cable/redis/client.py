@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,7 +87,7 @@ class RedisRefused(StoreError):
     """Redis answered with an error: the call did nothing."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def script_text(name: str) -> str:
     """Return a Lua script, with what all of them share before it."""
     return (LUA / "prelude.lua").read_text() + (LUA / f"{name}.lua").read_text()
@@ -149,7 +149,7 @@ class RedisClient:
 
     def _run(self, calls: Sequence[Call]) -> list[Any]:
         try:
-            connection = self._pool.get_connection()
+            connection: Any = self._pool.get_connection()
         except (RedisError, OSError) as error:
             raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
         try:
@@ -198,7 +198,7 @@ class RedisClient:
         return await self._arun(calls)
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
-        pool = self._async_pool()
+        pool: Any = self._async_pool()
         try:
             connection: Any = await pool.get_connection()
         except (RedisError, OSError) as error:

@@ -37,6 +37,9 @@ class SessionStore(ABC):
         clock: tells the time, in seconds since 1970.
     """
 
+    #: Whether it needs the tables of `settings.database`.
+    uses_database: bool = False
+
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self.clock = clock

@@ -25,6 +25,8 @@ class ModelSessionStore(SessionStore):
     Every method raises `StoreError` where the database fails.
     """
 
+    uses_database = True
+
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Insert or replace records with one statement; the first one that is not JSON raises, and none is stored."""
         if self.settings.sessions_ttl == 0 or not records:

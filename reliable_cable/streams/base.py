@@ -118,6 +118,8 @@ class StreamStore(ABC):
 
     #: Whether streams marked `durable` are kept as their setting promises.
     supports_durable: bool = False
+    #: Whether it needs the tables of `settings.database`.
+    uses_database: bool = False
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings

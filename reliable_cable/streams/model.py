@@ -61,15 +61,29 @@ class ModelStreamStore(StreamStore):
     Offsets are given under a lock on the stream's row, in a short transaction of its own. Inside the caller's
     transaction nothing is locked: messages wait in the outbox, to be numbered after the commit by its hook, by the
     next append or by any process's poll.
+
+    Args:
+        settings: `database`, and the sizes and times of history.
+        clock: tells the time, in seconds since 1970.
+        announce: takes the events after each commit; None: they go to this process's listeners, and others are woken.
     """
 
     supports_durable = True
+    uses_database = True
 
-    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: CableSettings,
+        *,
+        clock: Callable[[], float] = time.time,
+        announce: Callable[[Sequence[StreamEvent]], None] | None = None,
+    ) -> None:
         super().__init__(settings, clock=clock)
+        self._announce = announce or self._announce_and_wake
         self._database = Database(settings)
         self._retention = Retention(self._database, settings, clock)
-        self._bus = Bus()
+        #: This process's listeners.
+        self.bus = Bus()
         self._waker = Waker()
         self._id = secrets.token_hex(8)
         self._lock = threading.Lock()
@@ -205,13 +219,9 @@ class ModelStreamStore(StreamStore):
                 offset = stream.tail = stream.tail + 1
                 stream.tail_at = max(now, stream.tail_at)
                 entry = models.StreamEntry(
-                    stream=stream,
-                    offset=offset,
-                    data=message.data,
-                    exclude=message.exclude,
-                    idempotency_key=key,
-                    created=stream.tail_at,
+                    stream=stream, offset=offset, data=message.data, exclude=message.exclude, created=stream.tail_at
                 )
+                entry.idempotency_key = key
                 entries.append(entry)
                 events.append(Published(name, stream.epoch, offset, message.data, message.exclude))
                 if key:
@@ -305,8 +315,8 @@ class ModelStreamStore(StreamStore):
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
-    def _announce(self, events: Sequence[StreamEvent]) -> None:
-        self._bus.publish(events)
+    def _announce_and_wake(self, events: Sequence[StreamEvent]) -> None:
+        self.bus.publish(events)
         self._waker.wake(self.origin, {event.stream for event in events})
 
     def publish_transient(self, stream: str, message: Message) -> None:
@@ -326,11 +336,11 @@ class ModelStreamStore(StreamStore):
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper, in this process only: whispers are many, and losing one is harmless."""
-        self._bus.publish([Transient(stream, message.data, message.exclude)])
+        self.bus.publish([Transient(stream, message.data, message.exclude)])
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
         """Return a listener that hands events to `deliver`, on the event loop that calls this."""
-        return PollingListener(self, self._bus, deliver)
+        return PollingListener(self, self.bus, deliver)
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Look at the tables on behalf of a listener: at idle, a query for each.

@@ -100,10 +100,27 @@ class PollingListener(BusListener):
 
     A poll compares each stream's tail with what this listener knows of it, never a global id, so that no order in which
     transactions become visible can hide a message.
+
+    Args:
+        store: whose tables are polled.
+        bus: brings this process's events.
+        deliver: takes the events.
+        interval: returns the seconds until the next poll; None: the setting `poll_interval`.
+        wakeups: whether other processes' wake-ups over a channel layer are heard.
     """
 
-    def __init__(self, store: PolledStore, bus: Bus, deliver: Callable[[StreamEvent], None]) -> None:
+    def __init__(
+        self,
+        store: PolledStore,
+        bus: Bus,
+        deliver: Callable[[StreamEvent], None],
+        *,
+        interval: Callable[[], float] | None = None,
+        wakeups: bool = True,
+    ) -> None:
         super().__init__(bus, self._heard)
+        self._interval = interval or (lambda: store.settings.poll_interval)
+        self._wakeups = wakeups
         self._store = store
         self._hand_over = deliver
         self._known: dict[str, StreamPosition] = {}
@@ -150,20 +167,24 @@ class PollingListener(BusListener):
                 task.cancel()
             await asyncio.wait(set(self._tasks))
 
-    def _heard(self, event: StreamEvent) -> None:
+    def note(self, event: StreamEvent) -> None:
+        """Know of an event that was announced in another way."""
         if isinstance(event, Published):
             known = self._known.get(event.stream)
             if known is not None and event.offset == known.offset + 1 and known.epoch in (event.epoch, ""):
                 self._known[event.stream] = StreamPosition(event.epoch, event.offset)
+
+    def _heard(self, event: StreamEvent) -> None:
+        self.note(event)
         self._hand_over(event)
 
     async def _keep_polling(self) -> None:
-        ear = asyncio.create_task(hear_wakeups(self._store.origin, self._wake), name="cable-wakeup-ear")
+        ear = asyncio.create_task(self._hear_wakeups(), name="cable-wakeup-ear")
         prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
         try:
             while self._streams:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._store.settings.poll_interval):
+                    async with asyncio.timeout(self._interval()):
                         await self._woken.wait()
                 self._woken.clear()
                 await self._attempt(self._poll)
@@ -174,6 +195,10 @@ class PollingListener(BusListener):
             self._poller = None
             ear.cancel()
             await asyncio.wait([ear])
+
+    async def _hear_wakeups(self) -> None:
+        if self._wakeups:
+            await hear_wakeups(self._store.origin, self._wake)
 
     def _wake(self, streams: list[str]) -> None:
         if not self._streams.isdisjoint(streams):

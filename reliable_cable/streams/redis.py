@@ -17,7 +17,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage
-from reliable_cable.redis.client import RUN_ID, Call, RedisRefused, RedisUnavailable, client_for
+from reliable_cable.redis.client import RUN_ID, Argument, Call, RedisRefused, RedisUnavailable, client_for
 from reliable_cable.redis.keys import stream_channel, stream_tag
 from reliable_cable.redis.pubsub import pubsub_of
 
@@ -56,8 +56,13 @@ class _Append:
                 raise BroadcastError(f"The stream {name!r} keeps no history; publish to it as a transient message.")
         numbers = {name: number for number, name in enumerate(names, 1)}
         self._keys = [key for name in names for key in store.keys(name)]
-        self._head = [RUN_ID, store.now(), secrets.token_hex(8), base64.b64encode(secrets.token_bytes(9)).decode()]
-        self._rest: list[str | int | float] = [int(IDLE_STREAM_TTL), len(names)]
+        self._head: list[Argument] = [
+            RUN_ID,
+            store.now(),
+            secrets.token_hex(8),
+            base64.b64encode(secrets.token_bytes(9)).decode(),
+        ]
+        self._rest: list[Argument] = [int(IDLE_STREAM_TTL), len(names)]
         for name in names:
             policy = store.settings.policy(name)
             self._rest += [store.channel(name), policy.history_size, policy.history_ttl]
@@ -183,7 +188,7 @@ class RedisStreamStore(StreamStore):
 
     def _read(self, stream: str, after: int, limit: int) -> Call:
         policy = self.settings.policy(stream)
-        args = [RUN_ID, self.now(), policy.history_size, policy.history_ttl, after, max(limit, 0)]
+        args: list[Argument] = [RUN_ID, self.now(), policy.history_size, policy.history_ttl, after, max(limit, 0)]
         return Call("read", self.keys(stream)[:2], args)
 
     async def aposition(self, stream: str) -> StreamPosition:
@@ -203,7 +208,7 @@ class RedisStreamStore(StreamStore):
 
     def _since(self, stream: str, since: float) -> Call:
         policy = self.settings.policy(stream)
-        args = [RUN_ID, self.now(), policy.history_size, policy.history_ttl, f"{since:.6f}"]
+        args: list[Argument] = [RUN_ID, self.now(), policy.history_size, policy.history_ttl, f"{since:.6f}"]
         return Call("since", self.keys(stream)[:2], args)
 
     async def tails(self, streams: Sequence[str]) -> dict[str, StreamPosition]:
@@ -227,10 +232,36 @@ class RedisStreamStore(StreamStore):
         await self.client.arun(Call("forget", self.keys(stream), [self.channel(stream)]), again=True)
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete nothing: what is past its time expires in Redis by itself, at the latest with its stream's last entry."""
+        """Delete nothing: what is past its time expires in Redis by itself."""
         return 0
 
     # -- announcing ---------------------------------------------------------------------------------------------------
+
+    def push(self, events: Sequence[Published]) -> None:
+        """Keep and announce messages that another store has numbered, in one round trip.
+
+        Args:
+            events: in offset order for each stream.
+
+        Raises:
+            StoreError: some were perhaps not announced.
+        """
+        streams: dict[tuple[str, str], list[Published]] = {}
+        for event in events:
+            streams.setdefault((event.stream, event.epoch), []).append(event)
+        calls = []
+        for (stream, epoch), group in streams.items():
+            policy = self.settings.policy(stream)
+            head: list[Argument] = [
+                self.channel(stream),
+                policy.history_size,
+                policy.history_ttl,
+                int(IDLE_STREAM_TTL),
+                epoch,
+            ]
+            rest: list[Argument] = [value for event in group for value in (event.offset, event.data, event.exclude)]
+            calls.append(Call("push", self.keys(stream)[:2], [*head, *rest]))
+        self.client.run(*calls, again=True)
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> RedisStreamListener:
         """Return a listener that hands events to `deliver`, on the event loop that calls this."""
@@ -241,7 +272,7 @@ class RedisStreamStore(StreamStore):
 
 
 class RedisStreamListener(StreamListener):
-    """Announces what is published in Redis; a lost connection, and what a look at the positions finds, as `Advanced`."""
+    """Announces what is published in Redis; after a loss of the connection, or of a message, that there is more."""
 
     def __init__(self, store: RedisStreamStore, deliver: Callable[[StreamEvent], None]) -> None:
         self._store = store

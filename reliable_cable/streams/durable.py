@@ -1,0 +1,249 @@
+"""Redis, with the streams marked `durable` in the models, too (DESIGN.md, Engines): losing Redis loses none of these.
+
+A durable stream is the model store's: it numbers, and has the truth. What it has numbered goes to Redis, which keeps
+the newest messages (the *hot tail*) and announces them. Any of that may fail: then this process's listeners hear of it
+directly, the others by their polls.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import StreamPage
+
+from .base import Message, Published, StreamEvent, StreamListener, StreamStore
+from .model import ModelStreamStore
+from .polling import PollingListener
+from .redis import RedisStreamListener, RedisStreamStore
+
+T = TypeVar("T")
+logger = logging.getLogger("reliable_cable")
+
+#: Seconds between polls of the tables while Redis announces: they find what a crash kept from Redis.
+QUIET_POLL_INTERVAL: Final = 1.0
+#: Seconds for which a Redis that failed is not asked for the hot tail.
+REST_TIME: Final = 1.0
+
+
+class DurableStreamStore(StreamStore):
+    """Keeps streams in Redis, and those marked `durable` in the tables of `settings.database`, with a copy in Redis.
+
+    Args:
+        settings: as for both stores.
+        clock: for tests; None: Redis's own clock for its streams, this host's for the durable ones.
+    """
+
+    supports_durable = True
+    uses_database = True
+
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(settings, clock=clock or time.time)
+        self._redis = RedisStreamStore(settings, clock=clock)
+        self._model = ModelStreamStore(settings, clock=self.clock, announce=self._announce)
+        self._resting_until = 0.0
+
+    def _is_durable(self, stream: str) -> bool:
+        return self.settings.policy(stream).durable
+
+    def _store(self, stream: str) -> StreamStore:
+        return self._model if self._is_durable(stream) else self._redis
+
+    # -- appending ----------------------------------------------------------------------------------------------------
+
+    def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        """Store messages, in this order, and announce them; return their positions.
+
+        Raises:
+            BroadcastError: nothing was stored.
+            BroadcastUncertain: as ever; also if a batch goes to both stores, and only Redis has stored its part.
+        """
+        durable = [item for item in items if self._is_durable(item[0])]
+        others = [item for item in items if not self._is_durable(item[0])]
+        in_redis = iter(self._redis.append(others) if others else ())
+        try:
+            in_models = iter(self._model.append(durable) if durable else ())
+        except BroadcastError as error:
+            if not others:
+                raise
+            raise BroadcastUncertain(f"Only the streams that are not durable took their messages: {error}") from error
+        return [next(in_models if self._is_durable(stream) else in_redis) for stream, _ in items]
+
+    def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
+        """Store messages when the transaction that is open on database `using` commits; never if it does not.
+
+        Those of durable streams are part of the transaction, if it is one of `settings.database`.
+        """
+        durable = [item for item in items if self._is_durable(item[0])]
+        others = [item for item in items if not self._is_durable(item[0])]
+        if durable:
+            self._model.append_on_commit(durable, using)
+        if others:
+            self._redis.append_on_commit(others, using)
+
+    def publish_transient(self, stream: str, message: Message) -> None:
+        """Announce a message that is not kept, to every process."""
+        self._redis.publish_transient(stream, message)
+
+    async def apublish_transient(self, stream: str, message: Message) -> None:
+        """Async twin of `publish_transient`."""
+        await self._redis.apublish_transient(stream, message)
+
+    def whisper(self, stream: str, message: Message) -> None:
+        """Announce a client's whisper, to every process."""
+        self._redis.whisper(stream, message)
+
+    async def awhisper(self, stream: str, message: Message) -> None:
+        """Async twin of `whisper`."""
+        await self._redis.awhisper(stream, message)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
+
+        The hot tail is used where it reaches from `after` to what is known of the stream; else the models are read.
+        """
+        if not self._is_durable(stream):
+            return self._redis.read(stream, after=after, limit=limit)
+        if known is not None and not self._resting:
+            try:
+                page = self._redis.read(stream, after=after, limit=limit)
+            except StoreError as error:
+                self._rest(error)
+            else:
+                if _serves(page, after, known):
+                    return page
+        return self._model.read(stream, after=after, limit=limit)
+
+    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+        """Async twin of `read`."""
+        if not self._is_durable(stream):
+            return await self._redis.aread(stream, after=after, limit=limit)
+        if known is not None and not self._resting:
+            try:
+                page = await self._redis.aread(stream, after=after, limit=limit)
+            except StoreError as error:
+                self._rest(error)
+            else:
+                if _serves(page, after, known):
+                    return page
+        return await self._model.aread(stream, after=after, limit=limit)
+
+    def position(self, stream: str) -> StreamPosition:
+        """Return the position of the stream's newest message."""
+        return self._store(stream).position(stream)
+
+    async def aposition(self, stream: str) -> StreamPosition:
+        """Async twin of `position`."""
+        return await self._store(stream).aposition(stream)
+
+    def offset_since(self, stream: str, since: float) -> int | None:
+        """Return the offset after which lies everything appended at or after `since`; None if some of it is gone."""
+        return self._store(stream).offset_since(stream, since)
+
+    async def aoffset_since(self, stream: str, since: float) -> int | None:
+        """Async twin of `offset_since`."""
+        return await self._store(stream).aoffset_since(stream, since)
+
+    # -- deleting -----------------------------------------------------------------------------------------------------
+
+    def forget(self, stream: str) -> None:
+        """Delete a stream's history and end its epoch."""
+        self._store(stream).forget(stream)
+
+    async def aforget(self, stream: str) -> None:
+        """Async twin of `forget`."""
+        await self._store(stream).aforget(stream)
+
+    def prune(self, *, limit: int = 1000) -> int:
+        """Delete up to about `limit` rows that are past their time; return how many went."""
+        return self._model.prune(limit=limit)
+
+    def close(self) -> None:
+        """End what the model store runs."""
+        self._model.close()
+
+    # -- announcing ---------------------------------------------------------------------------------------------------
+
+    def _announce(self, events: Sequence[StreamEvent]) -> None:
+        """Bring what the model store did to Redis; if that fails, at least to this process."""
+        if not self._resting:
+            try:
+                published = [event for event in events if isinstance(event, Published)]
+                if published:
+                    self._redis.push(published)
+                for event in events:
+                    if not isinstance(event, Published):
+                        self._redis.forget(event.stream)
+            except StoreError as error:
+                self._rest(error)
+            else:
+                return
+        self._model.bus.publish(events)
+
+    @property
+    def _resting(self) -> bool:
+        return time.monotonic() < self._resting_until
+
+    def _rest(self, error: StoreError) -> None:
+        if not self._resting:
+            logger.warning("Durable streams go on without Redis, more slowly: %s", error)
+        self._resting_until = time.monotonic() + REST_TIME
+
+    def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
+        """Return a listener that hands events to `deliver`, on the event loop that calls this."""
+        return _Listener(self._redis, self._model, deliver)
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await self._model._run(call)
+
+
+def _serves(page: StreamPage, after: int, known: StreamPosition) -> bool:
+    """Whether a page of the hot tail has all that there is between an offset and a known position."""
+    return page.epoch == known.epoch and page.tail >= max(known.offset, after) and page.low <= after + 1
+
+
+class _Listener(StreamListener):
+    """Hears Redis for all streams, and polls the tables for the durable ones: seldom, while Redis is heard."""
+
+    def __init__(
+        self, redis: RedisStreamStore, model: ModelStreamStore, deliver: Callable[[StreamEvent], None]
+    ) -> None:
+        self._settings = redis.settings
+        self._deliver = deliver
+        self._redis: RedisStreamListener = redis.listen(self._heard)
+        self._tables = PollingListener(model, model.bus, deliver, interval=self._interval, wakeups=False)
+
+    def _interval(self) -> float:
+        quick = self._settings.poll_interval
+        return max(quick, QUIET_POLL_INTERVAL) if self._redis.connected else quick
+
+    def _heard(self, event: StreamEvent) -> None:
+        self._tables.note(event)
+        self._deliver(event)
+
+    async def subscribe(self, stream: str) -> None:
+        """Announce this stream's events from now on."""
+        await self._redis.subscribe(stream)
+        if self._settings.policy(stream).durable:
+            try:
+                await self._tables.subscribe(stream)
+            except BaseException:
+                await self._redis.unsubscribe(stream)
+                raise
+
+    async def unsubscribe(self, stream: str) -> None:
+        """Announce this stream's events no more."""
+        await self._redis.unsubscribe(stream)
+        await self._tables.unsubscribe(stream)
+
+    async def close(self) -> None:
+        """Leave all streams."""
+        await self._redis.close()
+        await self._tables.close()
