@@ -1,4 +1,4 @@
-"""Databases for the tests: SQLite always, PostgreSQL where a test is marked `postgres`."""
+"""Databases for the tests: SQLite always, PostgreSQL where a test is marked `postgres`, Redis where it is `redis`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator
 import pytest
 from django.db import connections
 
+from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
 from tests.support.postgres import find_postgres, running_postgres
+from tests.support.redis import find_binaries
+
+__all__ = ["key_prefix", "redis_pool", "redis_server", "redis_url"]
 
 #: With this set (as `.ci/run` does), what is missing on the machine fails tests instead of skipping them.
 REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
@@ -16,9 +20,11 @@ REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip PostgreSQL tests where there is no server binary, or fail them."""
+    """Skip tests that need a server whose binary is not there, or fail them."""
     if item.get_closest_marker("postgres") and find_postgres() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no PostgreSQL server (initdb, pg_ctl) on this machine")
+    if item.get_closest_marker("redis") and not find_binaries():
+        (pytest.fail if REQUIRE else pytest.skip)("no Redis or Valkey server on this machine")
 
 
 @pytest.fixture(scope="session")

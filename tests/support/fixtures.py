@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.client import unique
+from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 KINDS: list[Kind] = ["daphne", "uvicorn"]
+#: Every Redis or Valkey that is found; with none, tests that need one are skipped or fail (tests/conftest.py).
+REDIS = [pytest.param(name, marks=pytest.mark.redis) for name in [b.name for b in find_binaries()] or ["no redis"]]
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +55,29 @@ def strict(servers: ServerPool, kind: Kind) -> Server:
 def beside(servers: ServerPool, server: Server) -> OtherProcess:
     """Another process, on the database of `server`."""
     return servers.beside(server)
+
+
+@pytest.fixture(scope="session")
+def redis_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPool]:
+    """The Redis servers of this test run, by name."""
+    pool = RedisPool(tmp_path_factory.mktemp("redis"))
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session", params=REDIS)
+def redis_server(request: pytest.FixtureRequest, redis_pool: RedisPool) -> RedisServer:
+    """A Redis that tests share, once for each program; tests keep apart by `key_prefix`."""
+    return redis_pool.get(request.param)
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """Where a shared Redis is."""
+    return redis_server.url
+
+
+@pytest.fixture
+def key_prefix() -> str:
+    """A `KEY_PREFIX` that no other test of this run uses."""
+    return unique("cable-test-")
