@@ -27,7 +27,7 @@ from django.core.management import get_commands
 from django.db import connections, router
 
 from .conf import NAME, CableSettings, get_settings
-from .engine import engine_classes
+from .engine import engine_classes, get_engine
 
 TAG = "reliable_cable"
 
@@ -74,6 +74,7 @@ def check_engine(**kwargs: Any) -> list[CheckMessage]:
         return []
     try:
         streams = engine_classes(settings)["streams"]
+        get_engine()
     except ImproperlyConfigured as error:
         return [Error(str(error), id="reliable_cable.E003")]
     if streams.supports_durable:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .conf import CableSettings
 from .engine import Engine
+from .exceptions import StoreError
 from .presence.base import PresenceEvent
 from .presence.service import PresenceService
 from .protocol import messages
@@ -57,6 +58,14 @@ class Hub:
         engine.presence.listen(self._deliver_presence)
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Future[None] | None = None
+        self.spawn(self._warn())
+
+    async def _warn(self) -> None:
+        try:
+            for problem in await self.engine.streams.aproblems():
+                logger.warning("%s", problem)
+        except StoreError:
+            logger.warning("The stream store could not be asked how it is; `manage.py cable_doctor` does so, too.")
 
     # -- readers ------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import redis
 import redis.asyncio
+from django.core.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
@@ -98,6 +99,9 @@ class RedisClient:
 
     Args:
         settings: `redis_url` and `redis_options`.
+
+    Raises:
+        ImproperlyConfigured: an option is not one that connections take.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -110,6 +114,10 @@ class RedisClient:
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
             self.url, **self.options, timeout=self.options["socket_timeout"], redis_connect_func=_greet
         )
+        try:
+            self._pool.connection_class(**self._pool.connection_kwargs)
+        except (TypeError, ValueError) as error:
+            raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {error}.") from error
         self._scripts = redis.Redis(connection_pool=self._pool)
         self._shas: dict[str, str] = {}
         self._async_pools: dict[asyncio.AbstractEventLoop, redis.asyncio.ConnectionPool] = {}

@@ -199,6 +199,22 @@ class StreamStore(ABC):
         `deliver` is always called on that loop, in a callback of its own, never from inside another call here.
         """
 
+    def problems(self) -> list[str]:
+        """Say what about the store's surroundings breaks its promises; each a sentence with its remedy.
+
+        Raises:
+            StoreError: the store could not be asked.
+        """
+        return []
+
+    def close(self) -> None:
+        """Release what this store holds in this process; it may be used again."""
+        return None
+
+    async def aclose(self) -> None:
+        """Release what this store holds on the running event loop; it may be used again."""
+        return None
+
     @abstractmethod
     async def _run(self, call: Callable[[], T]) -> T:
         """Run a sync method of this store without blocking the event loop."""
@@ -230,6 +246,10 @@ class StreamStore(ABC):
     async def aforget(self, stream: str) -> None:
         """Async twin of `forget`."""
         await self._run(partial(self.forget, stream))
+
+    async def aproblems(self) -> list[str]:
+        """Async twin of `problems`."""
+        return await self._run(self.problems)
 
     async def aprune(self, *, limit: int = 1000) -> int:
         """Async twin of `prune`."""

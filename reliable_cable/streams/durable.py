@@ -165,9 +165,18 @@ class DurableStreamStore(StreamStore):
         """Delete up to about `limit` rows that are past their time; return how many went."""
         return self._model.prune(limit=limit)
 
+    def problems(self) -> list[str]:
+        """Say what about Redis breaks promises."""
+        return self._redis.problems()
+
     def close(self) -> None:
-        """End what the model store runs."""
+        """Release what both stores hold in this process."""
+        self._redis.close()
         self._model.close()
+
+    async def aclose(self) -> None:
+        """Release what both stores hold on this event loop."""
+        await self._redis.aclose()
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import logging
 import random
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreE
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage
 from reliable_cable.redis.client import RUN_ID, Argument, Call, RedisRefused, RedisUnavailable, client_for
+from reliable_cable.redis.doctor import find_problems
 from reliable_cable.redis.keys import stream_channel, stream_tag
 from reliable_cable.redis.pubsub import pubsub_of
 
@@ -65,7 +67,7 @@ class _Append:
         self._rest: list[Argument] = [int(IDLE_STREAM_TTL), len(names)]
         for name in names:
             policy = store.settings.policy(name)
-            self._rest += [store.channel(name), policy.history_size, policy.history_ttl]
+            self._rest += [name, store.channel(name), policy.history_size, policy.history_ttl]
         for name, message in items:
             self._rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
         self._tried_at = time.monotonic()
@@ -117,6 +119,7 @@ class RedisStreamStore(StreamStore):
         super().__init__(settings, clock=clock or time.time)
         self._clock = clock
         self.client = client_for(settings)
+        self._pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", settings.key_prefix) + ":{*}:meta"
 
     # -- what scripts are given ---------------------------------------------------------------------------------------
 
@@ -137,6 +140,8 @@ class RedisStreamStore(StreamStore):
 
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Store messages, all or none, in this order, and announce them; return their positions."""
+        if not items:
+            return []
         append = _Append(self, items)
         while True:
             try:
@@ -147,6 +152,8 @@ class RedisStreamStore(StreamStore):
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Async twin of `append`."""
+        if not items:
+            return []
         append = _Append(self, items)
         while True:
             try:
@@ -232,8 +239,39 @@ class RedisStreamStore(StreamStore):
         await self.client.arun(Call("forget", self.keys(stream), [self.channel(stream)]), again=True)
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete nothing: what is past its time expires in Redis by itself."""
-        return 0
+        """Delete up to about `limit` entries that are past their stream's size or TTL; return how many went.
+
+        Needed little: appends trim, and what nothing is appended to expires as a whole.
+        """
+        count, cursor = 0, 0
+        while count < limit:
+            (answer,) = self.client.run(Call("SCAN", [], [cursor, "MATCH", self._pattern, "COUNT", BATCH]), again=True)
+            cursor, metas = int(answer[0]), answer[1]
+            if metas:
+                names = self.client.run(*[Call("HGET", [meta.decode()], ["n"]) for meta in metas], again=True)
+                calls = [self._prune(name.decode()) for name in names if name is not None]
+                count += sum(self.client.run(*calls)) if calls else 0
+            if cursor == 0:
+                break
+        return count
+
+    def _prune(self, stream: str) -> Call:
+        policy = self.settings.policy(stream)
+        return Call(
+            "prune", self.keys(stream), [self.now(), policy.history_size, policy.history_ttl, int(IDLE_STREAM_TTL)]
+        )
+
+    def problems(self) -> list[str]:
+        """Say what about Redis breaks promises."""
+        return find_problems(self.client)
+
+    def close(self) -> None:
+        """Close the connections of sync code."""
+        self.client.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop."""
+        await self.client.aclose()
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 

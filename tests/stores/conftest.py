@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,9 +13,12 @@ from django.db import connections
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.streams.base import StreamStore
+from reliable_cable.streams.durable import DurableStreamStore
 from reliable_cable.streams.memory import MemoryStreamStore
 from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.streams.redis import RedisStreamStore
 from reliable_cable.threads import STORE_THREADS, submit_store
+from tests.support.redis import RedisPool, find_binaries
 
 MEMORY = pytest.param("memory", id="memory")
 SQLITE = pytest.param("default", id="sqlite", marks=pytest.mark.django_db(transaction=True))
@@ -24,8 +27,10 @@ POSTGRES = pytest.param(
     id="postgres",
     marks=[pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["postgres"])],
 )
+REDIS_STORES = [pytest.param(binary.name, id=binary.name, marks=pytest.mark.redis) for binary in find_binaries()]
+DURABLE = pytest.param("durable", id="durable", marks=[pytest.mark.redis, pytest.mark.django_db(transaction=True)])
 #: For `pytest.mark.parametrize("alias", …, indirect=True)`.
-EVERY_STORE = [MEMORY, SQLITE, POSTGRES]
+EVERY_STORE = [MEMORY, SQLITE, POSTGRES, *REDIS_STORES, DURABLE]
 MODEL_STORES = [SQLITE, POSTGRES]
 
 MakeStore = Callable[..., Any]
@@ -51,31 +56,63 @@ def clock() -> Clock:
 
 @pytest.fixture
 def alias(request: pytest.FixtureRequest) -> str:
-    """The database of the model store, or `memory`."""
+    """The database of the model store, `memory`, a Redis by name, or `durable`: a Redis and the default database."""
     alias: str = request.param
     return alias
 
 
 @pytest.fixture
-def make_store(alias: str, clock: Clock) -> Iterator[MakeStore]:
-    """Make stores that share a database: to each other they are like other processes."""
-    made: list[StreamStore] = []
+def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[str, Any]:
+    """What leads a store to its Redis."""
+    if alias in ("memory", *connections.settings):
+        return {}
+    server = redis_pool.get(find_binaries()[0].name if alias == "durable" else alias)
+    return {"redis_url": server.url, "key_prefix": key_prefix}
+
+
+@pytest.fixture
+def made_stores() -> list[StreamStore]:
+    """What `make_store` made."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+async def released(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Release what the stores hold on the test's event loop."""
+    made = request.getfixturevalue("made_stores") if "made_stores" in request.fixturenames else []
+    yield
+    for store in made:
+        await store.aclose()
+
+
+@pytest.fixture
+def make_store(
+    alias: str, clock: Clock, redis_settings: dict[str, Any], made_stores: list[StreamStore]
+) -> Iterator[MakeStore]:
+    """Make stores that share a database or a Redis: to each other they are like other processes."""
 
     def make(**settings: Any) -> StreamStore:
         settings.setdefault("poll_interval", 0.01)
         store: StreamStore
         if alias == "memory":
             store = MemoryStreamStore(CableSettings(**settings), clock=clock)
+        elif alias == "durable":
+            patterns = {**settings.pop("streams", {}), "*": {}}
+            streams = {
+                name: {"durable": options.get("history_size") != 0, **options} for name, options in patterns.items()
+            }
+            store = DurableStreamStore(CableSettings(streams=streams, **redis_settings, **settings), clock=clock)
+        elif redis_settings:
+            store = RedisStreamStore(CableSettings(**redis_settings, **settings), clock=clock)
         else:
             store = ModelStreamStore(CableSettings(database=alias, **settings), clock=clock)
-        made.append(store)
+        made_stores.append(store)
         return store
 
     yield make
-    for store in made:
-        if isinstance(store, ModelStreamStore):
-            store.close()
-    if alias != "memory":
+    for store in made_stores:
+        store.close()
+    if alias in ("durable", *connections.settings):
         finish_store_threads()
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reliable_cable.streams.base import Message, StreamStore
-from tests.stores.conftest import MEMORY, MODEL_STORES, Clock, MakeStore
+from tests.stores.conftest import DURABLE, MEMORY, MODEL_STORES, REDIS_STORES, Clock, MakeStore
 
 SIZE, TTL = 4, 10.0
 NAMES = ("a", "b")
@@ -116,7 +116,16 @@ def test_the_memory_store_agrees_with_the_model(
     run(make_store, clock, operations)
 
 
-@pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
+@pytest.mark.parametrize("alias", REDIS_STORES, indirect=True)
+@settings(max_examples=100, deadline=None, suppress_health_check=HEALTH)
+@given(operations=st.lists(operation, max_size=20))
+def test_the_redis_store_agrees_with_the_model(
+    make_store: MakeStore, clock: Clock, operations: list[tuple[str, Any]]
+) -> None:
+    run(make_store, clock, operations)
+
+
+@pytest.mark.parametrize("alias", [*MODEL_STORES, DURABLE], indirect=True)
 @settings(max_examples=10, deadline=None, suppress_health_check=HEALTH)
 @given(operations=st.lists(operation, min_size=3, max_size=10))
 def test_the_model_store_agrees_with_the_model(

@@ -119,11 +119,16 @@ class TestChannelNames:
 
 
 class TestEngine:
-    def test_redis_is_not_in_this_version(self) -> None:
-        with configured(REDIS_URL="redis://localhost"):
+    def test_redis_keeps_durable_streams_too(self) -> None:
+        with configured(REDIS_URL="redis://localhost", STREAMS={"chat:*": {"durable": True}}):
+            assert checks.check_engine() == []
+
+    def test_an_option_that_redis_connections_do_not_take(self) -> None:
+        with configured(REDIS_URL="redis://localhost", REDIS_OPTIONS={"socket_timout": 3}):
             (message,) = checks.check_engine()
         assert ids([message]) == ["E003"]
-        assert "no 'redis' engine" in message.msg
+        assert "REDIS_OPTIONS" in message.msg
+        assert "socket_timout" in message.msg
 
     @pytest.mark.parametrize(
         "path", ["nowhere.Store", f"{PACKAGE}.presence.memory.Nothing", f"{PACKAGE}.sessions.memory.MemorySessionStore"]

@@ -18,6 +18,7 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import Hub
 from reliable_cable.outbox import Outbox
 from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.readers import MAX_HELD, Group, Reader
 from reliable_cable.sessions.memory import MemorySessionStore
@@ -38,7 +39,7 @@ class UnreliableStore(MemoryStreamStore):
         self.deliver = deliver
         return super().listen(lambda event: None)
 
-    async def aread(self, stream: str, *, after: int, limit: int) -> StreamPage:
+    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
         await asyncio.sleep(0)  # a read takes its time: live messages overtake it
         if self.broken:
             raise StoreError("broken")

@@ -1,26 +1,27 @@
 -- Number, store, trim and announce messages of one stream or several, all or none (streams/redis.py).
 --
 -- KEYS: for each stream its meta hash, its log (a Redis stream, ids `<offset>-0`) and its idempotency keys (a hash).
--- ARGV: run_id of this Redis; now or ''; an epoch for streams that begin; a unique id of this append; seconds since it
+-- ARGV: run_id of this Redis; now or ''; what the epochs of streams that begin are made from; a unique id of this append; seconds since it
 --   was first tried, or '' the first time; the seconds that an idle stream's numbering is kept; the number of streams;
---   then for each stream: channel, history size, history TTL in seconds; then for each message: the number of its
---   stream, data, exclude, idempotency key.
+--   then for each stream: its name, channel, history size, history TTL in seconds; then for each message: the number of
+--   its stream, data, exclude, idempotency key.
 -- Returns for each message its epoch and offset; 'uncertain' if a repeated append cannot be recognised any more.
 --
--- meta: e epoch, t tail, r run_id of the Redis that gave the epoch, a when the tail was made, z when the newest trimmed
+-- meta: n name, e epoch, t tail, r run_id of the Redis that gave the epoch, a when the tail was made, z when the newest trimmed
 --   entry was made, k whether idempotency keys were ever used.
 
 local run_id, now, fresh, append = ARGV[1], clock(ARGV[2]), ARGV[3], ARGV[4]
 local elapsed, idle, count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
-local first_message = 8 + 3 * count
+local first_message = 8 + 4 * count
 local streams = {}
 
 for number = 1, count do
   local meta, log, keys = KEYS[3 * number - 2], KEYS[3 * number - 1], KEYS[3 * number]
-  local at = 5 + 3 * number
+  local at = 4 + 4 * number
   local stored = redis.call('HMGET', meta, 'e', 't', 'r', 'a', 'z', 'k')
   local stream = {
-    meta = meta, log = log, keys = keys, channel = ARGV[at], size = tonumber(ARGV[at + 1]), ttl = tonumber(ARGV[at + 2]),
+    meta = meta, log = log, keys = keys, name = ARGV[at], channel = ARGV[at + 1], size = tonumber(ARGV[at + 2]),
+    ttl = tonumber(ARGV[at + 3]),
     epoch = stored[1], tail = tonumber(stored[2]), made = tonumber(stored[4]), trimmed = tonumber(stored[5]),
     keyed = stored[6] == '1', kept = 0, own = {}, earlier = {},
   }
@@ -31,7 +32,7 @@ for number = 1, count do
   else
     -- It never was, or another Redis gave the epoch, which may have given offsets that this one does not know of.
     stream.begins = true
-    stream.epoch, stream.tail, stream.made, stream.trimmed, stream.keyed = fresh, 0, 0, nil, false
+    stream.epoch, stream.tail, stream.made, stream.trimmed, stream.keyed = fresh .. 'x' .. number, 0, 0, nil, false
   end
   stream.before = stream.tail
   streams[number] = stream
@@ -131,7 +132,7 @@ for _, stream in ipairs(streams) do
       if alive > low then trim(stream, alive) end
     end
     redis.call(
-      'HSET', stream.meta, 'e', stream.epoch, 't', stream.tail, 'r', run_id, 'a', text(stream.made),
+      'HSET', stream.meta, 'n', stream.name, 'e', stream.epoch, 't', stream.tail, 'r', run_id, 'a', text(stream.made),
       'z', stream.trimmed and text(stream.trimmed) or '', 'k', stream.keyed and '1' or ''
     )
     redis.call('EXPIRE', stream.meta, idle)

@@ -1,0 +1,246 @@
+"""Durable streams: the models have the truth, Redis the newest messages; losing Redis loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.db import transaction
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.streams import durable as durable_streams
+from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent
+from reliable_cable.streams.durable import DurableStreamStore
+from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.streams.redis import RedisStreamStore
+from tests.stores.conftest import MakeStore, finish_store_threads, until
+from tests.stores.test_streams import append, kept
+from tests.support.redis import RedisServer
+
+pytestmark = [pytest.mark.redis, pytest.mark.django_db(transaction=True)]
+
+STREAMS = {"a": {"durable": True}}
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis that tests may stop."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def make(redis: RedisServer, key_prefix: str, made_stores: list[Any], tmp_path: Path) -> Iterator[MakeStore]:
+    """Make stores that share the database and the Redis; "a" is durable, other streams are not."""
+    if not redis.alive:
+        redis.start()
+
+    def make_store(**settings: Any) -> DurableStreamStore:
+        settings = {"streams": STREAMS, "poll_interval": 0.01, **settings}
+        store = DurableStreamStore(CableSettings(redis_url=redis.url, key_prefix=key_prefix, **settings))
+        made_stores.append(store)
+        return store
+
+    yield make_store
+    for store in made_stores:
+        store.close()
+    finish_store_threads()
+
+
+@pytest.fixture
+def store(make: MakeStore) -> DurableStreamStore:
+    made: DurableStreamStore = make()
+    return made
+
+
+def hot_tail(store: DurableStreamStore) -> tuple[int, list[tuple[int, str]]]:
+    """Return the tail and the entries that Redis has."""
+    page = store._redis.read("a", after=0, limit=100)
+    return page.tail, [(entry.offset, entry.data) for entry in page.entries]
+
+
+def read_hot(store: DurableStreamStore, after: int, known: StreamPosition) -> StreamPage:
+    """Read where only the hot tail answers."""
+    with mock.patch.object(ModelStreamStore, "read", side_effect=AssertionError("the models were asked")):
+        return store.read("a", after=after, limit=10, known=known)
+
+
+class TestHotTail:
+    def test_it_serves_what_it_has_without_the_models(self, store: DurableStreamStore) -> None:
+        (_, position) = store.append([("a", Message("1")), ("a", Message("2", exclude="sid"))])
+        page = read_hot(store, 0, position)
+        assert [(entry.offset, entry.data, entry.exclude) for entry in page.entries] == [(1, "1", ""), (2, "2", "sid")]
+        assert (page.epoch, page.tail) == (position.epoch, 2)
+
+    def test_who_asks_for_the_present_state_gets_the_models(self, store: DurableStreamStore) -> None:
+        store.append([("a", Message("1"))])
+        with mock.patch.object(RedisStreamStore, "read", side_effect=AssertionError("Redis was asked")):
+            assert kept(store) == [(1, "1")]
+            assert store.position("a").offset == 1
+
+    def test_a_copy_that_is_behind_or_begins_too_late_or_is_of_another_epoch_is_passed_over(
+        self, store: DurableStreamStore
+    ) -> None:
+        (first,) = store.append([("a", Message("1"))])
+        with mock.patch.object(RedisStreamStore, "push"):
+            (second,) = store.append([("a", Message("2"))])
+        assert hot_tail(store) == (1, [(1, "1")])
+        assert len(store.read("a", after=0, limit=10, known=second).entries) == 2, "it is behind"
+        assert len(store.read("a", after=2, limit=10, known=first).entries) == 0
+        assert store.read("a", after=2, limit=10, known=first).tail == 2, "it is behind the reader"
+        store.append([("a", Message("3"))])
+        assert hot_tail(store) == (3, [(3, "3")])
+        assert len(store.read("a", after=1, limit=10, known=second).entries) == 2, "it begins too late"
+        store.forget("a")
+        (again,) = store.append([("a", Message("4"))])
+        assert store.read("a", after=0, limit=10, known=StreamPosition(first.epoch, 1)).epoch == again.epoch
+
+    @pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2], [2, 1, 3, 2], [1, 3, 2], [3, 3, 1]])
+    def test_pushes_in_any_order_leave_no_hole(self, store: DurableStreamStore, order: list[int]) -> None:
+        for offset in order:
+            store._redis.push([Published("a", "e", offset, str(offset))])
+        tail, entries = hot_tail(store)
+        assert tail == 3
+        offsets = [offset for offset, _ in entries]
+        assert offsets == list(range(4 - len(offsets), 4))
+
+    def test_its_size_is_bounded(self, make: MakeStore) -> None:
+        store = make(streams={"a": {"durable": True, "history_size": 5}})
+        append(store, *map(str, range(100)))
+        tail, entries = hot_tail(store)
+        assert (tail, [offset for offset, _ in entries]) == (100, [96, 97, 98, 99, 100])
+
+
+class TestLosingRedis:
+    def test_an_emptied_redis_costs_nothing(self, redis: RedisServer, store: DurableStreamStore) -> None:
+        (before,) = store.append([("a", Message("1"))])
+        redis.flushall()
+        (after,) = store.append([("a", Message("2"))])
+        assert after == StreamPosition(before.epoch, 2)
+        assert kept(store) == [(1, "1"), (2, "2")]
+        assert [entry.offset for entry in store.read("a", after=0, limit=10, known=after).entries] == [1, 2]
+
+    def test_broadcasts_are_stored_while_redis_is_down(
+        self, redis: RedisServer, store: DurableStreamStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        redis.kill()
+        for number in range(20):
+            append(store, str(number))
+        with pytest.raises(BroadcastError):
+            append(store, "1", stream="b")
+        assert len(kept(store)) == 20
+        assert caplog.text.count("without Redis") == 1
+        redis.start()
+
+    def test_a_batch_of_both_kinds_is_stored_as_a_whole_or_says_which_was(
+        self, redis: RedisServer, store: DurableStreamStore
+    ) -> None:
+        items = [("a", Message("1")), ("b", Message("2")), ("a", Message("3"))]
+        assert [position.offset for position in store.append(items)] == [1, 1, 2]
+        with (
+            mock.patch.object(ModelStreamStore, "append", side_effect=BroadcastError("the database is full")),
+            pytest.raises(BroadcastUncertain, match="the database is full"),
+        ):
+            store.append(items)
+        redis.kill()
+        with pytest.raises(BroadcastError) as caught:
+            store.append(items)
+        assert not isinstance(caught.value, BroadcastUncertain)
+        assert len(kept(store)) == 2
+        redis.start()
+
+
+class TestTransactions:
+    def test_only_the_durable_ones_are_part_of_the_transaction(self, store: DurableStreamStore) -> None:
+        items = [("a", Message("1")), ("b", Message("2"))]
+        with transaction.atomic():
+            store.append_on_commit(items, "default")
+            assert (store.position("a").offset, store.position("b").offset) == (0, 0)
+        assert (store.position("a").offset, store.position("b").offset) == (1, 1)
+        assert hot_tail(store) == (1, [(1, "1")])
+        with transaction.atomic():
+            store.append_on_commit(items, "default")
+            transaction.set_rollback(True)
+        assert (store.position("a").offset, store.position("b").offset) == (1, 1)
+
+    async def test_a_crash_between_commit_and_hook_loses_nothing(self, make: MakeStore) -> None:
+        store, crashed = make(), make()
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+
+        def commit() -> None:
+            with mock.patch.object(ModelStreamStore, "_number_after_commit"), transaction.atomic():
+                crashed.append_on_commit([("a", Message("1"))], "default")
+
+        await asyncio.to_thread(commit)
+        await until(lambda: heard)
+        assert [event.stream for event in heard] == ["a"]
+        assert (await store.aposition("a")).offset == 1
+        await listener.close()
+
+
+class TestListening:
+    async def test_pub_sub_announces_and_the_polls_have_nothing_to_add(
+        self, make: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(durable_streams, "QUIET_POLL_INTERVAL", 0.01)
+        store, other = make(), make()
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await other.aappend([("a", Message("1"))])
+        await store.aappend([("a", Message("2"))])
+        await until(lambda: len(heard) == 2)
+        polls = mock.Mock(wraps=store._model.poll)
+        monkeypatch.setattr(store._model, "poll", polls)
+        await until(lambda: polls.call_count >= 3)
+        assert [(type(event), getattr(event, "offset", 0)) for event in heard] == [(Published, 1), (Published, 2)]
+        await listener.close()
+
+    async def test_polls_are_seldom_while_redis_is_heard(self, store: DurableStreamStore) -> None:
+        listener: Any = store.listen(lambda event: None)
+        await listener.subscribe("a")
+        assert listener._interval() == durable_streams.QUIET_POLL_INTERVAL
+        await listener.close()
+        assert listener._interval() == 0.01
+
+    async def test_while_redis_is_down_polls_find_what_others_wrote(self, redis: RedisServer, make: MakeStore) -> None:
+        store, other = make(), make()
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await asyncio.to_thread(redis.kill)
+        await other.aappend([("a", Message("1"))])
+        await until(lambda: Advanced("a") in heard)
+        heard.clear()
+        await store.aappend([("a", Message("2"))])
+        await until(lambda: heard)
+        assert [type(event) for event in heard] == [Published], "of its own process's it hears directly"
+        await listener.close()
+        await asyncio.to_thread(redis.start)
+
+    async def test_streams_that_are_not_durable_are_not_polled_for(self, store: DurableStreamStore) -> None:
+        listener: Any = store.listen(lambda event: None)
+        await listener.subscribe("b")
+        assert listener._tables._poller is None
+        await listener.close()
+
+    async def test_forgetting_reaches_everybody(self, make: MakeStore) -> None:
+        store, other = make(), make()
+        await store.aappend([("a", Message("1"))])
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await other.aforget("a")
+        await until(lambda: heard)
+        assert heard[0] == Advanced("a")
+        assert hot_tail(store) == (0, [])
+        await listener.close()
