@@ -1,0 +1,1 @@
+"""What things cost, measured against what they are made of: `python -m tests.benchmarks`."""

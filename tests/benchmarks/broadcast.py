@@ -1,0 +1,67 @@
+"""What `broadcast()` costs from sync code: against the bare script by redis-py, and against a channel layer's group."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import redis
+from asgiref.sync import async_to_sync
+from channels_redis.core import RedisChannelLayer
+from channels_redis.pubsub import RedisPubSubChannelLayer
+
+from reliable_cable import broadcast
+from reliable_cable.engine import get_engine
+from reliable_cable.redis.client import script_text
+from reliable_cable.streams.base import Message
+from reliable_cable.streams.redis import RedisStreamStore, _Append
+
+PAYLOAD = {"n": 1, "text": "x" * 200}
+#: Rounds, of which the median counts, and calls of each kind in one.
+ROUNDS, CALLS = 7, 300
+
+
+def _time(call: Callable[[], Any], calls: int) -> float:
+    """Return the microseconds that a call takes."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - started) / calls * 1e6
+
+
+def _bare_script(store: RedisStreamStore, url: str) -> Callable[[], Any]:
+    """Return a call of the append script by redis-py's own script support, with its arguments ready."""
+    client = redis.Redis.from_url(url)
+    script = client.register_script(script_text("append"))
+    run_id = client.info("server")["run_id"]
+    call = _Append(store, [("bench-bare", Message('{"n":1,"text":"' + "x" * 200 + '"}'))]).call()
+    args = [run_id if not isinstance(word, str | int | float) else word for word in call.args]
+    return lambda: script(keys=list(call.keys), args=args)
+
+
+def measure(url: str) -> dict[str, float]:
+    """Return the microseconds of each, the median of rounds that take turns.
+
+    Args:
+        url: of the Redis, which `RELIABLE_CABLE` has, too.
+    """
+    store = get_engine().streams
+    assert isinstance(store, RedisStreamStore)
+    calls: dict[str, Callable[[], Any]] = {
+        "broadcast()": lambda: broadcast("bench", PAYLOAD),
+        "bare EVALSHA": _bare_script(store, url),
+    }
+    for name, layer in {
+        "group_send, channels_redis.core": RedisChannelLayer([url]),
+        "group_send, channels_redis.pubsub": RedisPubSubChannelLayer([url]),
+    }.items():
+        send = async_to_sync(layer.group_send)
+        calls[name] = partial(send, "bench", {"type": "bench.message", **PAYLOAD})
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            times[name].append(_time(call, CALLS if "group" not in name else CALLS // 10))
+    return {name: median(values) for name, values in times.items()}

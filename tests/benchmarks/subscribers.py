@@ -1,0 +1,66 @@
+"""What a broadcast costs Redis, by the number of subscribers: commands and bytes may not grow with it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings as django_settings
+
+from reliable_cable import broadcast
+from reliable_cable.consumer import get_hub
+from reliable_cable.outbox import Outbox
+from reliable_cable.readers import Reader
+from tests.support.redis import RedisServer
+
+BROADCASTS = 100
+
+
+async def measure(server: RedisServer, counts: tuple[int, ...] = (1, 1000)) -> dict[int, dict[str, float]]:
+    """Return, for each number of subscribers of one stream, what one broadcast costs Redis.
+
+    Args:
+        server: the Redis, which nobody else uses.
+        counts: numbers of subscribers.
+    """
+    assert django_settings.RELIABLE_CABLE["REDIS_URL"] == server.url
+    found: dict[int, dict[str, float]] = {}
+    for count in counts:
+        stream = f"bench-{count}"
+        missing = BROADCASTS * count
+        complete = asyncio.Event()
+
+        async def send(message: dict[str, Any], complete: asyncio.Event = complete) -> None:
+            nonlocal missing
+            missing -= 1
+            if missing == 0:
+                complete.set()
+
+        hub = get_hub()
+        readers = [
+            Reader(Outbox(send, limit=1 << 20, overflow=lambda: None), "I", stream, frozenset(), lambda: None)
+            for _ in range(count)
+        ]
+        for reader in readers:
+            await hub.add(reader, stream)
+            hub.go_live(reader)
+        before = await asyncio.to_thread(_counters, server)
+        for number in range(BROADCASTS):
+            await sync_to_async(broadcast)(stream, {"n": number + 1})
+        async with asyncio.timeout(30):
+            await complete.wait()
+        after = await asyncio.to_thread(_counters, server)
+        for reader in readers:
+            hub.remove(reader)
+        found[count] = {name: (after[name] - before[name]) / BROADCASTS for name in after}
+    return found
+
+
+def _counters(server: RedisServer) -> dict[str, int]:
+    stats = server.cli("INFO", "stats")
+    return {
+        "commands": int(stats["total_commands_processed"]),
+        "bytes in": int(stats["total_net_input_bytes"]),
+        "bytes out": int(stats["total_net_output_bytes"]),
+    }
