@@ -106,6 +106,7 @@ class PubSub:
         if connection is None or not connection.is_connected:
             return  # all channels are subscribed to when there is a connection again
         if command == "SUBSCRIBE":
+            channels = [channel for channel in channels if channel in self._channels]
             for channel in channels:
                 self._due.setdefault(channel, deque()).append(self._channels[channel])
         try:
@@ -118,9 +119,10 @@ class PubSub:
         while True:
             try:
                 await self._serve()
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:
                 if not self._failing:
-                    logger.warning("The pub/sub connection to Redis was lost: %s.", error)
+                    expected = isinstance(error, RedisError | OSError | TimeoutError)
+                    logger.warning("The pub/sub connection to Redis was lost: %s.", error, exc_info=not expected)
                     delay = RETRY_FIRST
                 self._failing = True
             await asyncio.sleep(delay)
@@ -144,7 +146,8 @@ class PubSub:
                 self._heard = asyncio.get_running_loop().time()
                 self._take(answer)
         finally:
-            self._connection = None
+            if self._connection is connection:
+                self._connection = None
             if watch is not None:
                 watch.cancel()
             await connection.disconnect(nowait=True)

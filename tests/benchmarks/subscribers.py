@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.conf import settings as django_settings
 
 from reliable_cable import broadcast
+from reliable_cable.conf import get_settings
 from reliable_cable.consumer import get_hub
 from reliable_cable.outbox import Outbox
 from reliable_cable.readers import Reader
@@ -24,7 +24,7 @@ async def measure(server: RedisServer, counts: tuple[int, ...] = (1, 1000)) -> d
         server: the Redis, which nobody else uses.
         counts: numbers of subscribers.
     """
-    assert django_settings.RELIABLE_CABLE["REDIS_URL"] == server.url
+    assert get_settings().redis_url == server.url
     found: dict[int, dict[str, float]] = {}
     for count in counts:
         stream = f"bench-{count}"
