@@ -1,16 +1,38 @@
-"""Settings of the demo. The environment may override: DEBUG, DEMO_DATABASE, DEMO_HOSTS, DEMO_TOKEN_DELAY."""
+"""Settings of the demo. Without any of these in the environment, it runs on SQLite alone, for one developer.
+
+| | |
+|---|---|
+| `DEBUG` | 0: off, and then `SECRET_KEY` is needed |
+| `ALLOWED_HOSTS`, `CSRF_TRUSTED_ORIGINS` | more of them, separated by commas |
+| `DATABASE_URL` | `postgres://user:password@host:port/name`; else the SQLite file `DEMO_DATABASE` |
+| `REDIS_URL` | the cable's engine; else the database |
+| `CELERY_BROKER_URL` | a Celery worker writes the answers; else the server that was asked |
+| `STATIC_ROOT` | where `collectstatic` puts what nginx serves |
+| `DEMO_TOKEN_DELAY` | seconds between two tokens of an answer |
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 BASE_DIR = Path(__file__).resolve().parent
 
-SECRET_KEY = "a demo needs no secret; your project does"  # noqa: S105
+
+def listed(name: str) -> list[str]:
+    """Return the parts of a variable of the environment that commas separate."""
+    return [part for part in os.environ.get(name, "").split(",") if part]
+
+
 DEBUG = os.environ.get("DEBUG", "1") != "0"
-ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *filter(None, os.environ.get("DEMO_HOSTS", "").split(","))]
+SECRET_KEY = "a demo needs no secret; your project does" if DEBUG else os.environ["SECRET_KEY"]
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *listed("ALLOWED_HOSTS")]
+CSRF_TRUSTED_ORIGINS = listed("CSRF_TRUSTED_ORIGINS")
+if not DEBUG:
+    # demo_project/deploy/nginx.conf sets it, whatever the client sent.
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 INSTALLED_APPS = [
     "daphne",  # first: its runserver serves ASGI
@@ -63,6 +85,18 @@ DATABASES = {
         "TEST": {"NAME": os.environ.get("DEMO_DATABASE", str(BASE_DIR / "db")) + ".test.sqlite3"},
     }
 }
+if url := os.environ.get("DATABASE_URL"):
+    parts = urlsplit(url)
+    DATABASES["default"] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": parts.path.removeprefix("/"),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": unquote(parts.hostname or ""),  # an encoded path is the directory of a Unix socket
+        "PORT": parts.port or "",
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,
+    }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 RELIABLE_CABLE: dict[str, Any] = {
@@ -73,6 +107,12 @@ RELIABLE_CABLE: dict[str, Any] = {
     # For the page "Coming from Action Cable", which shows a public stream too.
     "PUBLIC_STREAMS": True,
 }
+if url := os.environ.get("REDIS_URL"):
+    RELIABLE_CABLE["REDIS_URL"] = url
+
+CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 
 #: What answers in the assistant: the dotted path of a `demo_project.chat.generators.Generator`.
 DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"
@@ -87,3 +127,4 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "/static/"
+STATIC_ROOT = os.environ.get("STATIC_ROOT", str(BASE_DIR / "deploy" / "run" / "static"))

@@ -46,7 +46,7 @@ async def ask(user: User, prompt: str) -> bool:
     answer = await database_sync_to_async(_create)(user, prompt)
     if answer is None:
         return False
-    background.start(_write(answer, stream_of(user)))
+    await background.start(write, answer.pk)
     return True
 
 
@@ -62,8 +62,12 @@ async def fail_if_dead(user: User, answer_id: Any) -> None:
         await abroadcast(stream_of(user), _error(answer_id, SERVER_STOPPED))
 
 
-async def _write(answer: Answer, stream: str) -> None:
+async def write(answer_id: int) -> None:
     """Write an answer to its end, whatever happens."""
+    answer = await database_sync_to_async(_waiting)(answer_id)
+    if answer is None:
+        return
+    stream = stream_of(answer.user)
     chunks: list[str] = []
     status, error = Answer.Status.COMPLETE, ""
     await abroadcast(stream, {"type": "started", "answer_id": answer.pk, "prompt": answer.prompt})
@@ -124,6 +128,11 @@ def _create(user: User, prompt: str) -> Answer | None:
     if _running(user).filter(updated__gte=alive).exists():
         return None
     return Answer.objects.create(user=user, prompt=prompt)
+
+
+def _waiting(answer_id: int) -> Answer | None:
+    """Return an answer, unless a page has given it up before a worker came to it."""
+    return Answer.objects.select_related("user").exclude(status=Answer.Status.ERROR).filter(pk=answer_id).first()
 
 
 def _save(answer: Answer, text: str) -> bool:

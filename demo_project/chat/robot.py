@@ -13,8 +13,9 @@ from .models import Room
 MAX_LINES = 500
 
 
-async def talk(room: Room, count: int, interval: float = 0.0) -> None:
+async def talk(room_id: int, count: int, interval: float = 0.0) -> None:
     """Say `count` numbered lines in a room, `interval` seconds apart."""
+    room = await Room.objects.aget(pk=room_id)
     run = uuid.uuid4().hex
     for number in range(1, count + 1):
         await database_sync_to_async(post_message)(room, None, f"Line {number} of {count}", f"{run}-{number}")

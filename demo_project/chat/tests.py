@@ -234,7 +234,7 @@ class MessagesTest(TransactionTestCase):
         self.assertEqual(events(self.stream), [])
 
     def test_the_robot_says_numbered_lines(self) -> None:
-        asyncio.run(talk(self.lobby, 3))
+        asyncio.run(talk(self.lobby.pk, 3))
         self.assertEqual(
             [event["text"] for event in events(self.stream)], ["Line 1 of 3", "Line 2 of 3", "Line 3 of 3"]
         )

@@ -95,7 +95,7 @@ async def robot(request: HttpRequest, slug: str) -> HttpResponse:
         return HttpResponse("`count` and `interval` must be whole numbers.", status=400)
     if not (1 <= count <= MAX_LINES and 0 <= interval <= 1000):
         return HttpResponse(f"`count` must be 1 to {MAX_LINES}, `interval` 0 to 1000.", status=400)
-    background.start(talk(here, count, interval / 1000))
+    await background.start(talk, here.pk, count, interval / 1000)
     return HttpResponse(status=202)
 
 

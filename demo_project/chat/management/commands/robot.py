@@ -27,4 +27,4 @@ class Command(BaseCommand):
         room = Room.objects.filter(slug=options["room"]).first()
         if room is None:
             raise CommandError(f"There is no room {options['room']!r}.")
-        asyncio.run(talk(room, options["count"], options["interval"]))
+        asyncio.run(talk(room.pk, options["count"], options["interval"]))
