@@ -9,6 +9,7 @@ import pytest
 from django.db import connections
 
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
+from tests.support.nginx import find_nginx
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import find_binaries
 
@@ -25,6 +26,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if REQUIRE else pytest.skip)("no PostgreSQL server (initdb, pg_ctl) on this machine")
     if item.get_closest_marker("redis") and not find_binaries():
         (pytest.fail if REQUIRE else pytest.skip)("no Redis or Valkey server on this machine")
+    if item.get_closest_marker("nginx") and find_nginx() is None:
+        (pytest.fail if REQUIRE else pytest.skip)("no nginx on this machine")
 
 
 @pytest.fixture(scope="session")

@@ -61,3 +61,4 @@ DATABASES = {
 
 DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"
 DEMO_TOKEN_DELAY = 0.0
+CELERY_BROKER_URL = None

@@ -1,4 +1,4 @@
-"""Real server processes of the project in tests/integration/project, each with a database of its own."""
+"""Real server processes of the project in tests/integration/project, on a database of their own or a shared one."""
 
 from __future__ import annotations
 
@@ -74,17 +74,26 @@ class Server:
         folder: for the database and the log.
         template: a migrated database, to be copied.
         settings: keys of `RELIABLE_CABLE` that differ from the project's.
+        shared: use the template itself, which several servers then share.
         variables: more of the environment.
     """
 
     def __init__(
-        self, kind: Kind, folder: Path, template: Path, settings: Mapping[str, Any] | None = None, **variables: str
+        self,
+        kind: Kind,
+        folder: Path,
+        template: Path,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        shared: bool = False,
+        **variables: str,
     ) -> None:
         self.kind = kind
         self.port = 0
-        self.database = folder / "server.sqlite3"
-        self._log = folder / "server.log"
-        shutil.copy(template, self.database)
+        self.database = template if shared else folder / f"{kind}.sqlite3"
+        self._log = folder / f"{kind}.log"
+        if not shared:
+            shutil.copy(template, self.database)
         self.environment = environment(self.database, settings, **variables)
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -1,0 +1,149 @@
+"""The deployment in demo_project/deploy as the tests run it: its own commands and files, on other ports and paths."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.server import PATIENCE, PROJECT, ROOT, Server, free_port
+
+DEPLOY = ROOT / "demo_project" / "deploy"
+#: nginx's prefix, as the Procfile has it.
+PREFIX = "demo_project/deploy/run"
+
+
+def find_nginx() -> Path | None:
+    """Return the program, or None; Debian's is not on the PATH of users."""
+    found = shutil.which("nginx", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin"]))
+    return Path(found) if found else None
+
+
+def procfile() -> dict[str, list[str]]:
+    """Return the Procfile's commands, in words, by name."""
+    lines = (DEPLOY / "Procfile").read_text().splitlines()
+    return {name: shlex.split(command) for name, command in (line.split(": ", 1) for line in lines)}
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    """Return a text with something replaced that must be in it, once."""
+    assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {text!r}"
+    return text.replace(old, new)
+
+
+class DeployedServer(Server):
+    """A server that is started by the Procfile's command, on a port of its own.
+
+    Args:
+        application: of the deployment; the tests' own by default.
+    """
+
+    application = f"{PROJECT}.asgi:application"
+
+    def _command(self) -> list[str]:
+        command = shlex.join(procfile()[f"web-{self.kind}"])
+        command = re.sub(r"\b800[12]\b", str(self.port), command)
+        command = replaced(command, "demo_project.asgi:application", self.application)
+        return [sys.executable, "-m", *shlex.split(command)]
+
+
+class Nginx:
+    """nginx with the committed configuration, without privileges; as a context manager, started and killed.
+
+    Args:
+        servers: that it is in front of; started, since it needs their ports.
+    """
+
+    def __init__(self, servers: Sequence[Server]) -> None:
+        self.port = 0
+        self._servers = servers
+        # Not below pytest's directory, which only its owner can enter.
+        self.folder = Path(tempfile.mkdtemp(prefix="cable-nginx-"))
+        self._run = self.folder / "run"
+        self._run.mkdir()
+        self._log = self.folder / "log"
+        self._log.touch()
+        self._user = "nobody" if os.getuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(PATIENCE)
+        shutil.rmtree(self.folder)
+
+    @property
+    def url(self) -> str:
+        """Where the cable is."""
+        return f"ws://127.0.0.1:{self.port}/cable"
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of the error log."""
+        return re.findall(r"^.* \[(?:error|crit|alert|emerg)\] .*$", self._log.read_text(), re.MULTILINE)
+
+    def requests(self, path: str) -> list[tuple[str, str]]:
+        """Return the status of each request for a path so far, and that of each server that was tried: `"403, 101"`."""
+        line = rf'"GET {re.escape(path)}" (\d+) \S+(?:, \S+)* (\d+(?:, \d+)*|-) [\d.]+$'
+        return re.findall(line, self._log.read_text(), re.MULTILINE)
+
+    def start(self) -> None:
+        """Start it on a free port, and wait until it listens."""
+        binary = find_nginx()
+        assert binary is not None, "no nginx on this machine"
+        command = shlex.split(replaced(shlex.join(procfile()["nginx"]), PREFIX, str(self._run)))
+        for _ in range(5):
+            self.port = free_port()
+            self._configure()
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [str(binary), *command[1:]], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, user=self._user
+                )
+            if self._listens():
+                return
+            if "in use" not in self._log.read_text():
+                break
+        raise RuntimeError(f"nginx did not start:\n{self._log.read_text()}")
+
+    def reload(self) -> None:
+        """Let it read its configuration anew, with new workers (`nginx -s reload`)."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGHUP)
+
+    def _configure(self) -> None:
+        text = (DEPLOY / "nginx.conf").read_text()
+        (self.folder / "nginx.conf").write_text(replaced(text, "listen 8080;", f"listen 127.0.0.1:{self.port};"))
+        upstream = (DEPLOY / "upstream.conf").read_text()
+        for port, server in zip((8001, 8002), self._servers, strict=True):
+            upstream = replaced(upstream, f"127.0.0.1:{port} ", f"127.0.0.1:{server.port} ")
+        (self.folder / "upstream.conf").write_text(upstream)
+        if self._user is not None:
+            for path in (self.folder, self._run, self._log):
+                shutil.chown(path, self._user)
+
+    def _listens(self) -> bool:
+        assert self._process is not None
+        deadline = time.monotonic() + PATIENCE
+        while self._process.poll() is None and time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return True
+            time.sleep(0.02)
+        return False
