@@ -43,12 +43,9 @@ def replaced(text: str, old: str, new: str) -> str:
 
 
 class DeployedServer(Server):
-    """A server that is started by the Procfile's command, on a port of its own.
+    """A server of the tests' project that is started by the Procfile's command, on a port of its own."""
 
-    Args:
-        application: of the deployment; the tests' own by default.
-    """
-
+    #: What is served in place of the demo.
     application = f"{PROJECT}.asgi:application"
 
     def _command(self) -> list[str]:
@@ -69,10 +66,11 @@ class Nginx:
         self.port = 0
         self._servers = servers
         # Not below pytest's directory, which only its owner can enter.
-        self.folder = Path(tempfile.mkdtemp(prefix="cable-nginx-"))
-        self._run = self.folder / "run"
+        self._temporary = tempfile.TemporaryDirectory(prefix="cable-nginx-")
+        self._folder = Path(self._temporary.name)
+        self._run = self._folder / "run"
         self._run.mkdir()
-        self._log = self.folder / "log"
+        self._log = self._folder / "log"
         self._log.touch()
         self._user = "nobody" if os.getuid() == 0 else None
         self._process: subprocess.Popen[bytes] | None = None
@@ -87,7 +85,12 @@ class Nginx:
         if self._process is not None:
             self._process.terminate()
             self._process.wait(PATIENCE)
-        shutil.rmtree(self.folder)
+        self._temporary.cleanup()
+
+    @property
+    def base(self) -> str:
+        """Where the pages are."""
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
@@ -95,9 +98,9 @@ class Nginx:
         return f"ws://127.0.0.1:{self.port}/cable"
 
     @property
-    def errors(self) -> list[str]:
-        """The lines of the error log."""
-        return re.findall(r"^.* \[(?:error|crit|alert|emerg)\] .*$", self._log.read_text(), re.MULTILINE)
+    def static(self) -> Path:
+        """Where it looks for static files."""
+        return self._run / "static"
 
     def requests(self, path: str) -> list[tuple[str, str]]:
         """Return the status of each request for a path so far, and that of each server that was tried: `"403, 101"`."""
@@ -129,13 +132,13 @@ class Nginx:
 
     def _configure(self) -> None:
         text = (DEPLOY / "nginx.conf").read_text()
-        (self.folder / "nginx.conf").write_text(replaced(text, "listen 8080;", f"listen 127.0.0.1:{self.port};"))
+        (self._folder / "nginx.conf").write_text(replaced(text, "listen 8080;", f"listen 127.0.0.1:{self.port};"))
         upstream = (DEPLOY / "upstream.conf").read_text()
         for port, server in zip((8001, 8002), self._servers, strict=True):
             upstream = replaced(upstream, f"127.0.0.1:{port} ", f"127.0.0.1:{server.port} ")
-        (self.folder / "upstream.conf").write_text(upstream)
+        (self._folder / "upstream.conf").write_text(upstream)
         if self._user is not None:
-            for path in (self.folder, self._run, self._log):
+            for path in (self._folder, self._run, self._log):
                 shutil.chown(path, self._user)
 
     def _listens(self) -> bool:

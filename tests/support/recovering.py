@@ -83,6 +83,11 @@ class RecoveringClient:
             await self._send_subscribe(self._client, identifier)
         await self.wait_for(lambda: self.channels[identifier] == "connected")
 
+    async def perform(self, identifier: str, action: str, **data: Any) -> None:
+        """Call an action of a channel that is connected."""
+        assert self._client is not None, "there is no connection"
+        await self._client.perform(identifier, action, **data)
+
     async def cut(self) -> bool:
         """Break the connection, if there is one."""
         client = self._client

@@ -1,0 +1,167 @@
+"""The demo as demo_project/deploy runs it: all processes, DEBUG off, PostgreSQL, Redis, nginx."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from demo_project.chat.accounts import PASSWORD
+from tests.node import require_node
+from tests.support.client import identify
+from tests.support.nginx import DEPLOY, DeployedServer, Nginx, procfile
+from tests.support.postgres import find_postgres, running_postgres
+from tests.support.recovering import RecoveringClient
+from tests.support.redis import RedisServer
+from tests.support.server import PATIENCE, ROOT, Kind, environment
+
+pytestmark = [pytest.mark.nginx, pytest.mark.node, pytest.mark.postgres, pytest.mark.redis]
+
+
+class DemoServer(DeployedServer):
+    """A server of the demo itself."""
+
+    application = "demo_project.asgi:application"
+
+    def __init__(self, kind: Kind, folder: Path, variables: Mapping[str, str]) -> None:
+        super().__init__(kind, folder, folder, shared=True)
+        self.environment = dict(variables)
+
+    def _wait_until_ready(self) -> bool:
+        deadline = time.monotonic() + PATIENCE
+        while self.alive and time.monotonic() < deadline:
+            try:
+                return httpx.get(f"http://127.0.0.1:{self.port}/login/", trust_env=False).is_success
+            except httpx.TransportError:
+                time.sleep(0.02)
+        return False
+
+
+@contextmanager
+def worker(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
+    """Run the Procfile's Celery worker."""
+    with (folder / "worker.log").open("wb") as log:
+        command = [sys.executable, "-m", *procfile()["worker"]]
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def release(variables: Mapping[str, str]) -> None:
+    """Do what Compose's `release` does."""
+    found = re.search(r"^    command: sh -c (.*)$", (DEPLOY / "compose.yaml").read_text(), re.MULTILINE)
+    assert found
+    (script,) = shlex.split(found[1])
+    script = script.replace("python ", f"{shlex.quote(sys.executable)} ")
+    subprocess.run(script, shell=True, cwd=ROOT, env=variables, check=True, timeout=PATIENCE * 4, capture_output=True)  # noqa: S602 - as Compose does
+
+
+class Deployment:
+    """All of it, running.
+
+    Args:
+        stack: ends it.
+        folder: for logs and data.
+    """
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        binaries = find_postgres()
+        assert binaries is not None
+        socket = stack.enter_context(running_postgres(binaries))
+        options = [shlex.split(line) for line in (DEPLOY / "redis.conf").read_text().splitlines() if line[:1].isalpha()]
+        redis = stack.enter_context(RedisServer(folder / "redis", options={name: value for name, value in options}))
+        variables = {
+            **environment(folder),
+            "DJANGO_SETTINGS_MODULE": "demo_project.settings",
+            "DEBUG": "0",
+            "SECRET_KEY": "a secret",
+            "DATABASE_URL": f"postgres://postgres@{socket.replace('/', '%2F')}/postgres",
+            "CELERY_BROKER_URL": redis.url,
+            "DEMO_TOKEN_DELAY": "0.05",
+        }
+        self.servers = [DemoServer(kind, folder, variables) for kind in ("daphne", "uvicorn")]
+        self.nginx = Nginx(self.servers)
+        variables["STATIC_ROOT"] = str(self.nginx.static)
+        release(variables)
+        stack.enter_context(worker(folder, variables))
+        for server in self.servers:
+            stack.enter_context(server)
+        stack.enter_context(self.nginx)
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """The deployment that these tests share."""
+    require_node()  # which bundles the client
+    with ExitStack() as stack:
+        yield Deployment(stack, tmp_path_factory.mktemp("deployment"))
+
+
+@contextmanager
+def signed_in(base: str) -> Iterator[httpx.Client]:
+    """Give a browser, as it were, in which carol has logged in."""
+    with httpx.Client(base_url=base, trust_env=False, headers={"Origin": base}) as browser:
+        page = browser.get("/login/")
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
+        assert token
+        form = {"csrfmiddlewaretoken": token[1], "username": "carol", "password": PASSWORD}
+        assert browser.post("/login/", data=form).headers["Location"] == "/"
+        yield browser
+
+
+def test_pages_and_static_files_come_through_nginx(deployment: Deployment) -> None:
+    with signed_in(deployment.nginx.base) as browser:
+        page = browser.get("/rooms/lobby/")
+        assert page.is_success
+        paths = re.findall(r'(?:src|href)="(/static/[^"]+)"', page.text)
+        assert any(path.startswith("/static/reliable_cable/") for path in paths)
+        for path in paths:
+            file = browser.get(path)
+            assert file.is_success, path
+            assert file.headers["Server"] == "nginx", "the servers have no part in it"
+            assert "Cache-Control" in file.headers
+
+
+def test_strangers_origins_are_refused_behind_the_proxy(deployment: Deployment) -> None:
+    with httpx.Client(base_url=deployment.nginx.base, trust_env=False) as browser:
+        token = browser.get("/login/").cookies["csrftoken"]
+        form = {"csrfmiddlewaretoken": token, "username": "carol", "password": PASSWORD}
+        assert browser.post("/login/", data=form, headers={"Origin": "http://127.0.0.1:1"}).status_code == 403
+        headers = {"Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+        key = {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Origin": "http://elsewhere.example"}
+        assert browser.get("/cable", headers=headers | key).status_code == 403
+
+
+async def test_an_answer_goes_on_while_every_server_is_killed(deployment: Deployment) -> None:
+    # A Celery worker writes it.
+    with signed_in(deployment.nginx.base) as browser:
+        cookie = f"sessionid={browser.cookies['sessionid']}"
+    identifier = identify("AssistantChannel")
+    async with RecoveringClient(deployment.nginx.url, cookie=cookie) as client:
+        await client.subscribe(identifier)
+        await client.perform(identifier, "ask", prompt="What is an offset?")
+        await client.wait_for_messages(identifier, 2)
+        for server in deployment.servers:
+            await server.restart()
+        received = client.received[identifier]
+        await client.wait_for(lambda: received[-1]["type"] == "complete")
+        assert client.connects > 1
+    started, *chunks, complete = received
+    assert started["type"] == "started"
+    assert [chunk["index"] for chunk in chunks] == list(range(complete["chunks"]))
+    assert complete["status"] == "complete"
