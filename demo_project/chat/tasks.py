@@ -10,7 +10,7 @@ from django.utils.module_loading import import_string
 from demo_project.celery import app
 
 
-@app.task  # type: ignore[misc]  # Celery is untyped
+@app.task  # type: ignore[untyped-decorator]  # Celery is untyped
 def run(path: str, *arguments: Any) -> None:
     """Run an async function to its end, in a worker.
 

@@ -84,7 +84,7 @@ class Deployment:
         assert binaries is not None
         socket = stack.enter_context(running_postgres(binaries))
         options = [shlex.split(line) for line in (DEPLOY / "redis.conf").read_text().splitlines() if line[:1].isalpha()]
-        redis = stack.enter_context(RedisServer(folder / "redis", options={name: value for name, value in options}))
+        redis = stack.enter_context(RedisServer(folder / "redis", options=dict(options)))
         variables = {
             **environment(folder),
             "DJANGO_SETTINGS_MODULE": "demo_project.settings",

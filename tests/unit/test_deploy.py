@@ -1,0 +1,79 @@
+"""The files in demo_project/deploy agree with each other and with the package."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.protocol.constants import PING_INTERVAL_MAX
+from reliable_cable.servers.drain import DRAIN_LIMIT
+from tests.support.nginx import DEPLOY, procfile
+from tests.support.server import ROOT
+
+COMPOSE = (DEPLOY / "compose.yaml").read_text()
+NGINX = (DEPLOY / "nginx.conf").read_text()
+
+
+def compose_command(service: str) -> list[str]:
+    """Return the command of a service of the Compose file."""
+    found = re.search(rf"^  {service}:\n(?:    .*\n)*?    command: (.*)\n", COMPOSE, re.MULTILINE)
+    assert found, service
+    return shlex.split(found[1])
+
+
+def seconds(text: str, name: str) -> float:
+    """Return the one duration of that name in a file."""
+    (found,) = re.findall(rf"\b{name}:? (\d+)s", text)
+    return float(found)
+
+
+@pytest.mark.parametrize("service", ["web-daphne", "web-uvicorn", "worker"])
+def test_compose_runs_what_the_procfile_runs(service: str) -> None:
+    # In a container, nginx comes from outside.
+    assert [word.replace("0.0.0.0", "127.0.0.1") for word in compose_command(service)] == procfile()[service]  # noqa: S104
+
+
+@pytest.mark.parametrize("service", ["redis", "nginx"])
+def test_compose_runs_the_same_programs_in_other_places(service: str) -> None:
+    words = compose_command(service)
+    assert words[0] == procfile()[service][0]
+    path = next(word for word in words if word.endswith(".conf"))
+    assert f"./{service}.conf:{path}:ro" in COMPOSE
+
+
+def test_both_upstreams_are_the_same_but_for_their_addresses() -> None:
+    here, there = ((DEPLOY / name).read_text() for name in ("upstream.conf", "upstream.compose.conf"))
+    servers = re.findall(r"^server \S+?:(\d+) (.*);$", here, re.MULTILINE)
+    assert [port for port, _ in servers] == ["8001", "8002"]
+    assert [(port, f"{rest} resolve") for port, rest in servers] == re.findall(
+        r"^server web-\w+:(\d+) (.*);$", there, re.MULTILINE
+    )
+    assert "./upstream.compose.conf:/etc/nginx/upstream.conf:ro" in COMPOSE
+
+
+def test_nginx_waits_longer_than_a_connection_may_be_silent() -> None:
+    longest = max(PING_INTERVAL_MAX, CableSettings().ping_interval) * 1.5
+    assert seconds(NGINX, "proxy_read_timeout") > longest
+
+
+def test_containers_are_given_the_time_to_send_their_clients_away() -> None:
+    assert seconds(COMPOSE, "stop_grace_period") > 2 * DRAIN_LIMIT
+
+
+def test_the_demo_needs_a_secret_key_in_production() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("DEBUG", "SECRET_KEY")}
+    environment |= {"DJANGO_SETTINGS_MODULE": "demo_project.settings"}
+
+    def check(**variables: str) -> int:
+        command = [sys.executable, "manage.py", "check"]
+        done = subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, check=False)
+        return done.returncode
+
+    assert check(DEBUG="0") != 0
+    assert check(DEBUG="0", SECRET_KEY="secret") == 0
