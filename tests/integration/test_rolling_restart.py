@@ -115,6 +115,7 @@ async def test_servers_restart_one_after_the_other_under_load(
             assert "history_not_found" not in client.infos[identifier]
         assert client.complaints == []
         assert client.connects == client.restores + 1, "sessions go on, on the other server"
+    assert not any("sid=" in server.log for server in pair), "session ids are secrets"
     tried = nginx.requests("/cable")
     assert {status for status, _ in tried} == {"101"}, "nobody was left with a server that was not there"
     assert {servers for _, servers in tried} > {"101"}, "some were, and nginx tried the other one"
