@@ -9,6 +9,9 @@ from django.utils.module_loading import import_string
 
 from demo_project.celery import app
 
+#: One event loop for all tasks of a worker process, so that connections to Redis are kept from one to the next.
+_runner = asyncio.Runner()
+
 
 @app.task  # type: ignore[untyped-decorator]  # Celery is untyped
 def run(path: str, *arguments: Any) -> None:
@@ -18,4 +21,4 @@ def run(path: str, *arguments: Any) -> None:
         path: the function's, dotted.
         arguments: its own.
     """
-    asyncio.run(import_string(path)(*arguments))
+    _runner.run(import_string(path)(*arguments))
