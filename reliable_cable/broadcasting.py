@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, transaction
 
 from .conf import get_settings
 from .engine import get_engine
-from .exceptions import BroadcastError, InvalidPayload, InvalidStreamName
+from .exceptions import BroadcastError, InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from .middleware import current_socket_id
 from .protocol.positions import StreamPosition
 from .streams.base import Message, StreamStore
 from .threads import run_sensitive
+
+logger = logging.getLogger("reliable_cable")
 
 MAX_NAME_LENGTH = 255
 MAX_KEY_LENGTH = 255
@@ -26,6 +29,17 @@ MAX_SOCKET_ID_LENGTH = 64
 
 #: JSON texts of what is falsy in JavaScript: the client drops these without a word (PROTOCOL.md, 11).
 _FALSY = frozenset({"null", "false", '""', "0", "-0", "0.0", "-0.0"})
+
+
+class ItemOptions(TypedDict, total=False):
+    """The options that an item of a batch may have of its own: those of `broadcast`."""
+
+    transient: bool
+    exclude_socket: str | None
+    idempotency_key: str | None
+
+
+BatchItem = tuple[str, Any] | tuple[str, Any, ItemOptions]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +85,13 @@ def broadcast(
     Raises:
         InvalidStreamName: the name cannot be one.
         InvalidPayload: the payload cannot be sent.
+        InvalidOption: the options contradict each other, or cannot be used with this stream.
         BroadcastError: nothing was sent.
         BroadcastUncertain: whether it was stored is unknown; repeating it with the same `idempotency_key` is safe.
     """
-    key = "" if idempotency_key is None else _check_key(idempotency_key, transient)
     exclude = _excluded(to_others, exclude_socket)
-    item = (check_stream_name(stream), Message(_encode(stream, data), exclude, key))
-    return _send([item], transient, immediate)[0]
+    item = _prepare(stream, data, transient=transient, exclude=exclude, idempotency_key=idempotency_key)
+    return _send([item], immediate)[0]
 
 
 async def abroadcast(stream: str, data: Any, **options: Any) -> StreamPosition | None:
@@ -86,16 +100,20 @@ async def abroadcast(stream: str, data: Any, **options: Any) -> StreamPosition |
 
 
 def broadcast_batch(
-    items: Iterable[tuple[str, Any]],
+    items: Iterable[BatchItem],
     *,
     transient: bool = False,
     immediate: bool = False,
     to_others: bool = False,
     exclude_socket: str | None = None,
 ) -> list[StreamPosition | None]:
-    """Broadcast several (stream, data) pairs, in this order; those that are kept all or none.
+    """Broadcast several messages: those that are kept all or none and in this order, then the others in theirs.
 
     The options are those of `broadcast`.
+
+    Args:
+        items: (stream, data) pairs; or triples with a dict of the options that this one item has of its own,
+            `{"transient": True}`: `transient`, `exclude_socket`, `idempotency_key`.
 
     Returns:
         What `broadcast` returns, for each.
@@ -104,11 +122,28 @@ def broadcast_batch(
         CableError: as for `broadcast`; nothing was sent.
     """
     exclude = _excluded(to_others, exclude_socket)
-    batch = [(check_stream_name(stream), Message(_encode(stream, data), exclude)) for stream, data in items]
-    return _send(batch, transient, immediate)
+    batch = []
+    for stream, data, *rest in items:
+        own = rest[0] if rest else ItemOptions()
+        unknown = set(own) - ItemOptions.__optional_keys__
+        if unknown:
+            raise InvalidOption(
+                f"An item of a batch has the unknown option {min(unknown)!r}; allowed: "
+                f"{', '.join(sorted(ItemOptions.__optional_keys__))}."
+            )
+        batch.append(
+            _prepare(
+                stream,
+                data,
+                transient=own.get("transient", transient),
+                exclude=_excluded(False, own["exclude_socket"]) if "exclude_socket" in own else exclude,
+                idempotency_key=own.get("idempotency_key"),
+            )
+        )
+    return _send(batch, immediate)
 
 
-async def abroadcast_batch(items: Iterable[tuple[str, Any]], **options: Any) -> list[StreamPosition | None]:
+async def abroadcast_batch(items: Iterable[BatchItem], **options: Any) -> list[StreamPosition | None]:
     """Async twin of `broadcast_batch`."""
     return await run_sensitive(partial(broadcast_batch, items, **options))
 
@@ -200,11 +235,23 @@ def _unstorable(text: str) -> str:
     return next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), "")
 
 
-def _check_key(key: object, transient: bool) -> str:
-    if transient:
-        raise BroadcastError("A transient broadcast is not kept, so it cannot have an idempotency_key.")
+def _prepare(
+    stream: str, data: Any, *, transient: bool, exclude: str, idempotency_key: str | None
+) -> tuple[str, Message, bool]:
+    """Check a broadcast, and return its stream, its message and whether that is kept."""
+    kept = not transient and get_settings().policy(check_stream_name(stream)).history_size > 0
+    key = ""
+    if idempotency_key is not None:
+        key = _check_key(idempotency_key)
+        if not kept:
+            what = "A transient broadcast is not kept" if transient else f"The stream {stream!r} keeps no history"
+            raise InvalidOption(f"{what}, so it cannot have an idempotency_key.")
+    return stream, Message(_encode(stream, data), exclude, key), kept
+
+
+def _check_key(key: object) -> str:
     if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_LENGTH or _unstorable(key):
-        raise BroadcastError(
+        raise InvalidOption(
             f"The idempotency_key is {key!r}; it must be a string of 1 to {MAX_KEY_LENGTH} characters, without control "
             "characters."
         )
@@ -215,9 +262,9 @@ def _excluded(to_others: bool, exclude_socket: str | None) -> str:
     if exclude_socket is None:
         socket = current_socket_id() if to_others else ""
     elif to_others:
-        raise BroadcastError("Give to_others or exclude_socket, not both.")
+        raise InvalidOption("Give to_others or exclude_socket, not both.")
     elif not isinstance(exclude_socket, str):
-        raise BroadcastError(f"exclude_socket is {exclude_socket!r}; it must be a session id, a string.")
+        raise InvalidOption(f"exclude_socket is {exclude_socket!r}; it must be a session id, a string.")
     else:
         socket = exclude_socket
     # Anything else comes from a client and is nobody's session id.
@@ -236,7 +283,7 @@ def _encode(stream: str, data: Any) -> str:
         )
     limit = get_settings().max_broadcast_size
     if size > limit:
-        raise InvalidPayload(
+        raise PayloadTooLarge(
             f"The payload for {stream!r} has {size} bytes; RELIABLE_CABLE['MAX_BROADCAST_SIZE'] allows {limit}."
         )
     return text
@@ -251,17 +298,10 @@ def _open_transaction() -> str | None:
     return opened[0] if opened else None
 
 
-def _send(items: Sequence[tuple[str, Message]], transient: bool, immediate: bool) -> list[StreamPosition | None]:
-    settings = get_settings()
+def _send(items: Sequence[tuple[str, Message, bool]], immediate: bool) -> list[StreamPosition | None]:
     store = get_engine().streams
-    keeps = [not transient and settings.policy(name).history_size > 0 for name, _ in items]
-    kept = [item for item, keep in zip(items, keeps, strict=True) if keep]
-    live = [item for item, keep in zip(items, keeps, strict=True) if not keep]
-    for name, message in live:
-        if message.idempotency_key:
-            raise BroadcastError(
-                f"The stream {name!r} keeps no history, so a broadcast cannot have an idempotency_key."
-            )
+    kept = [(name, message) for name, message, keep in items if keep]
+    live = [(name, message) for name, message, keep in items if not keep]
     alias = None if immediate else _open_transaction()
     if alias is not None:
         if kept:
@@ -270,8 +310,14 @@ def _send(items: Sequence[tuple[str, Message]], transient: bool, immediate: bool
             transaction.on_commit(partial(_publish, store, live), using=alias)
         return [None] * len(items)
     positions = iter(store.append(kept) if kept else ())
-    _publish(store, live)
-    return [next(positions) if keep else None for keep in keeps]
+    try:
+        _publish(store, live)
+    except BroadcastError:
+        if not kept:
+            raise
+        # What is kept was sent: an error would say that nothing was, and a repetition would send it twice.
+        logger.warning("Transient messages of a batch were not sent.", exc_info=True)
+    return [next(positions) if keep else None for _, _, keep in items]
 
 
 def _publish(store: StreamStore, items: Iterable[tuple[str, Message]]) -> None:

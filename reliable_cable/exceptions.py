@@ -30,6 +30,14 @@ class InvalidPayload(BroadcastError, ValueError):
     """A payload cannot be broadcast: falsy, not serialisable as JSON, or too large."""
 
 
+class PayloadTooLarge(InvalidPayload):
+    """A payload is larger than `MAX_BROADCAST_SIZE`."""
+
+
+class InvalidOption(BroadcastError, ValueError):
+    """The options of a broadcast contradict each other, or cannot be used with its stream."""
+
+
 class ChannelError(CableError):
     """A channel class is used or declared in a way that cannot work."""
 

@@ -63,12 +63,27 @@ def derived_key(purpose: str) -> str:
     return _hmac(get_settings().secret, purpose)
 
 
+def accepted_keys(purpose: str, key: str) -> Iterator[str]:
+    """Yield the keys that open what is for a purpose; none is empty.
+
+    Args:
+        purpose: as for `derived_key`.
+        key: the one in the settings, which then is the only one; `""`: those derived from the application secret.
+    """
+    if key:
+        yield key
+        return
+    for secret in accepted_secrets(get_settings().secret):
+        yield _hmac(secret, purpose)
+
+
 def accepted_secrets(secret: str) -> Iterator[str]:
     """Yield a secret from the settings, and the former ones, if `SECRET_KEY` and so its fallbacks made it."""
     yield secret
     if secret == derived_secret(django_settings.SECRET_KEY):
         for key in django_settings.SECRET_KEY_FALLBACKS:
-            yield derived_secret(key)
+            if key:  # what an empty one stands for is known to everybody
+                yield derived_secret(key)
 
 
 def _hmac(secret: str, text: str) -> str:

@@ -31,7 +31,7 @@ from reliable_cable.broadcasting import (
     position,
 )
 from reliable_cable.engine import get_engine
-from reliable_cable.exceptions import BroadcastError, InvalidPayload, InvalidStreamName
+from reliable_cable.exceptions import BroadcastError, InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from reliable_cable.middleware import SocketIdMiddleware
 from reliable_cable.models import StreamEntry, TransientEntry
 from reliable_cable.protocol.positions import StreamPosition
@@ -115,6 +115,24 @@ class TestBroadcasting:
             broadcast_batch([("a", 1), ("a", None)])
         assert data() == []
 
+    def test_an_item_of_a_batch_may_have_options_of_its_own(self) -> None:
+        positions = broadcast_batch(
+            [
+                ("a", 1),
+                ("a", 2, {"transient": True}),
+                ("a", 3, {"exclude_socket": "other", "idempotency_key": "k"}),
+                ("a", 4, {"exclude_socket": None, "idempotency_key": None}),
+                ("a", 5, {"idempotency_key": "k"}),
+            ],
+            exclude_socket="sid",
+        )
+        assert [p and p.offset for p in positions] == [1, None, 2, 3, 2]
+        assert data() == [1, 3, 4]
+        assert excluded() == ["sid", "other", ""]
+        assert broadcast_batch([("a", 6, {"transient": False})], transient=True) == [position("a")]
+        with pytest.raises(InvalidOption, match="unknown option 'immediate'; allowed: exclude_socket, idempotency_key"):
+            broadcast_batch([("a", 7, {"immediate": True})])  # type: ignore[typeddict-unknown-key]
+
     @pytest.mark.parametrize(("stream", "options"), [("a", {"transient": True}), ("cursor:1", {})])
     def test_transient_messages_are_not_kept(self, stream: str, options: dict[str, Any]) -> None:
         store = get_engine().streams
@@ -154,7 +172,7 @@ class TestRefusals:
 
     def test_what_is_too_large_counted_in_bytes(self) -> None:
         broadcast("a", "ż" * 511)
-        with pytest.raises(InvalidPayload, match=r"has 1026 bytes; .*MAX_BROADCAST_SIZE.* allows 1024"):
+        with pytest.raises(PayloadTooLarge, match=r"has 1026 bytes; .*MAX_BROADCAST_SIZE.* allows 1024"):
             broadcast("a", "ż" * 512)
 
     @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "a\x00", "a\x7f", "\ud800", None, 5, b"a"])
@@ -179,12 +197,12 @@ class TestRefusals:
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "a\x00", 5])
     def test_bad_keys(self, key: Any) -> None:
-        with pytest.raises(BroadcastError, match=r"idempotency_key is .*1 to 255"):
+        with pytest.raises(InvalidOption, match=r"idempotency_key is .*1 to 255"):
             broadcast("a", 1, idempotency_key=key)
 
     @pytest.mark.parametrize(("stream", "options"), [("a", {"transient": True}), ("cursor:1", {})])
     def test_a_key_for_what_is_not_kept(self, stream: str, options: dict[str, Any]) -> None:
-        with pytest.raises(BroadcastError, match="idempotency_key"):
+        with pytest.raises(InvalidOption, match="idempotency_key"):
             broadcast(stream, 1, idempotency_key="k", **options)
 
 
@@ -219,9 +237,9 @@ class TestLeavingOut:
         assert excluded() == ["", "", ""]
 
     def test_both_is_one_too_many(self) -> None:
-        with pytest.raises(BroadcastError, match="not both"):
+        with pytest.raises(InvalidOption, match="not both"):
             broadcast("a", 1, to_others=True, exclude_socket="sid")
-        with pytest.raises(BroadcastError, match="exclude_socket is 5"):
+        with pytest.raises(InvalidOption, match="exclude_socket is 5"):
             broadcast("a", 1, exclude_socket=5)  # type: ignore[arg-type]
 
 

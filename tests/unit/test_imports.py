@@ -29,7 +29,7 @@ LAYERS = (
     ("session",),
     ("consumer",),
     ("http", "templatetags", "checks", "admin"),
-    ("apps", "management"),
+    ("apps", "management", "urls"),
 )
 
 #: Need nothing of the package, and nothing in it needs them but the command that builds the client.

@@ -1,0 +1,33 @@
+"""`GET /api/presence/<stream>/users`: who is there, in AnyCable's format."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.http import require_safe
+
+from reliable_cable.broadcasting import check_stream_name
+from reliable_cable.exceptions import InvalidStreamName, StoreError
+from reliable_cable.presence.service import presence_for
+from reliable_cable.protocol import messages
+
+from .endpoints import Refusal, endpoint
+
+logger = logging.getLogger("reliable_cable")
+
+
+@require_safe
+@endpoint("api-cable", "api_key")
+def users(request: HttpRequest, stream: str) -> HttpResponse:
+    """Answer who is in a stream, as the protocol's `info` message does."""
+    try:
+        info = presence_for(check_stream_name(stream)).info()
+    except InvalidStreamName as error:
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+    except StoreError as error:
+        logger.exception("Presence in %r could not be read.", stream)
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Presence cannot be read now. Try again.") from error
+    records = list((info.records or {}).items())
+    return HttpResponse(messages.presence_info(info.total, records), content_type="application/json")

@@ -1,0 +1,355 @@
+"""The HTTP endpoints: who may use them, what they take, and what they answer when it makes no sense or fails."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+from urllib.parse import quote
+
+import pytest
+from django.db import connections
+from django.http import HttpResponse
+from django.test import AsyncClient, Client, override_settings
+from django.test.client import FakePayload
+
+from reliable_cable.broadcasting import ahistory, history
+from reliable_cable.conf import derived_secret
+from reliable_cable.engine import get_engine
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
+from reliable_cable.http.broadcast import MAX_MESSAGES
+from reliable_cable.signing import derived_key
+
+SETTINGS = {"ENGINE": "memory", "SECRET": "s", "STREAMS": {"cursor:*": {"history_size": 0}}, "MAX_BROADCAST_SIZE": 1024}
+BROADCAST, PUBLISH = "/_broadcast", "/api/publish"
+
+
+def derived(purpose: str, secret: str) -> str:
+    return hmac.new(secret.encode(), purpose.encode(), hashlib.sha256).hexdigest()
+
+
+BROADCAST_KEY, API_KEY = derived("broadcast-cable", "s"), derived("api-cable", "s")
+
+
+@pytest.fixture(autouse=True)
+def configured() -> Iterator[None]:
+    with override_settings(RELIABLE_CABLE=SETTINGS):
+        yield
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def post(body: Any, path: str = BROADCAST, key: str = BROADCAST_KEY, **options: Any) -> Any:
+    content = body if isinstance(body, str | bytes) else json.dumps(body)
+    client = Client(enforce_csrf_checks=True)
+    return client.post(path, content, content_type="application/json", headers=bearer(key), **options)
+
+
+def item(stream: str = "a", data: str = '{"n":1}', **meta: Any) -> dict[str, Any]:
+    return {"stream": stream, "data": data, **({"meta": meta} if meta else {})}
+
+
+def data(stream: str = "a") -> list[Any]:
+    return [entry.data for entry in history(stream)]
+
+
+def error(response: Any, status: int) -> str:
+    assert response.status_code == status, response.content
+    assert response["Content-Type"] == "application/json"
+    return str(response.json()["error"])
+
+
+class TestKeys:
+    @pytest.mark.parametrize(("path", "key"), [(BROADCAST, BROADCAST_KEY), (PUBLISH, API_KEY)])
+    def test_the_derived_key_opens_an_endpoint(self, path: str, key: str) -> None:
+        response = post(item(), path, key)
+        assert (response.status_code, response.content) == (201, b"")
+        assert data() == [{"n": 1}]
+
+    @pytest.mark.parametrize("debug", [False, True])
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            *[
+                {"Authorization": value}
+                for value in (
+                    *("", "Bearer", "Bearer ", "Bearer wrong", BROADCAST_KEY, f"Basic {BROADCAST_KEY}"),
+                    *(f"Bearer {API_KEY}", f"Bearer {BROADCAST_KEY[:-1]}", "Bearer \u00fc\u4e2d"),
+                )
+            ],
+        ],
+    )
+    def test_without_it_nothing_is_opened_nor_read(self, headers: dict[str, str], debug: bool) -> None:
+        with override_settings(DEBUG=debug):
+            response = Client().post(BROADCAST, "no JSON", content_type="application/json", headers=headers)
+        assert "RELIABLE_CABLE['BROADCAST_KEY']" in error(response, 401)
+        assert response["WWW-Authenticate"] == "Bearer"
+
+    def test_the_key_for_broadcasts_is_not_the_apis(self) -> None:
+        assert "RELIABLE_CABLE['API_KEY']" in error(post(item(), PUBLISH, BROADCAST_KEY), 401)
+        assert error(Client().get("/api/presence/a/users", headers=bearer(BROADCAST_KEY)), 401)
+
+    def test_the_scheme_is_in_any_case(self) -> None:
+        response = Client().post(
+            BROADCAST,
+            json.dumps(item()),
+            content_type="text/plain",
+            headers={"Authorization": f"bearer  {BROADCAST_KEY} "},
+        )
+        assert response.status_code == 201
+
+    @pytest.mark.parametrize("key", ["mine", "clé"])
+    def test_a_key_in_the_settings_is_the_only_one(self, key: str) -> None:
+        sent = key.encode().decode("latin-1")  # as servers hand headers on
+        with override_settings(RELIABLE_CABLE={**SETTINGS, "BROADCAST_KEY": key, "API_KEY": "other"}):
+            assert post(item(), BROADCAST, sent).status_code == 201
+            assert post(item(), PUBLISH, "other").status_code == 201
+            assert post(item(), BROADCAST, BROADCAST_KEY).status_code == 401
+            assert post(item(), BROADCAST, "other").status_code == 401
+
+    def test_keys_of_former_secret_keys_are_good_and_that_of_an_empty_one_is_not(self) -> None:
+        settings = {key: value for key, value in SETTINGS.items() if key != "SECRET"}
+        keys = {}
+        for secret_key in ("new", "old"):
+            with override_settings(SECRET_KEY=secret_key, RELIABLE_CABLE=settings):
+                keys[secret_key] = derived_key("broadcast-cable")
+        keys["empty"] = derived("broadcast-cable", derived_secret(""))
+        with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["old", ""], RELIABLE_CABLE=settings):
+            assert {name: post(item(), key=key).status_code for name, key in keys.items()} == {
+                "new": 201,
+                "old": 201,
+                "empty": 401,
+            }
+
+
+class TestMessages:
+    @pytest.mark.parametrize(
+        ("text", "payload"),
+        [
+            ('{"text":"żółw 🐢"}', {"text": "żółw 🐢"}),
+            ('"quoted"', "quoted"),
+            ("[1]", [1]),
+            ("7", 7),
+            ("plain text", "plain text"),
+            ("{broken", "{broken"),
+            ("NaN", "NaN"),
+            ("-Infinity", "-Infinity"),
+            ('"{\\"twice\\":1}"', '{"twice":1}'),
+        ],
+    )
+    def test_data_is_decoded_once_and_a_string_where_it_is_no_json(self, text: str, payload: Any) -> None:
+        assert post(item(data=text)).status_code == 201
+        assert data() == [payload]
+
+    def test_what_is_asked_for_as_a_form_is_taken_too_as_curl_sends_it(self) -> None:
+        response = Client().post(
+            BROADCAST,
+            json.dumps(item()),
+            content_type="application/x-www-form-urlencoded",
+            headers=bearer(BROADCAST_KEY),
+        )
+        assert response.status_code == 201
+        assert data() == [{"n": 1}]
+
+    def test_an_array_is_broadcast_in_order(self) -> None:
+        assert post([item("a", "1"), item("b", "2"), item("a", "3")]).status_code == 201
+        assert (data("a"), data("b")) == ([1, 3], [2])
+
+    def test_an_array_is_stored_by_one_append(self) -> None:
+        store = get_engine().streams
+        with mock.patch.object(store, "append", wraps=store.append) as append:
+            post([item("a", "1"), item("b", "2")])
+        assert append.call_count == 1
+
+    @pytest.mark.parametrize(
+        "wrong", [item(data="null"), item(stream=""), item(idempotency_key=""), item(data='"' + "x" * 1025 + '"'), {}]
+    )
+    def test_of_an_array_with_a_wrong_one_nothing_is_broadcast(self, wrong: dict[str, Any]) -> None:
+        assert post([item(), wrong, item()]).status_code in (413, 422)
+        assert data() == []
+
+    def test_each_message_has_its_own_meta(self) -> None:
+        store = get_engine().streams
+        sids = {"exclude_socket": "sid", "transient": None, "unknown": 1}
+        with mock.patch.object(store, "publish_transient", wraps=store.publish_transient) as publish:
+            messages = [
+                item("a", "1", **sids),
+                item("a", "2", transient=True),
+                item("a", "3", transient=False),
+                {**item("cursor:1", "4"), "meta": None, "more": 1},
+            ]
+            assert post(messages).status_code == 201
+        entries = store.read("a", after=0, limit=10).entries
+        assert [(entry.data, entry.exclude) for entry in entries] == [("1", "sid"), ("3", "")]
+        assert [(call.args[0], call.args[1].data) for call in publish.call_args_list] == [("a", "2"), ("cursor:1", "4")]
+
+    def test_a_repeated_idempotency_key_sends_nothing(self) -> None:
+        for _ in range(2):
+            assert post(item(idempotency_key="k")).status_code == 201
+        assert data() == [{"n": 1}]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("body", "problem"),
+        [
+            ("", "is not JSON"),
+            ("stream=a&data=1", "is not JSON"),
+            (b'{"stream":"\xff","data":"1"}', "is not JSON"),
+            ("[" * 7000, "is not JSON"),
+            ("[]", "The array is empty"),
+            ("1", "The body is no object"),
+            ([item(), "x"], "Message 2 of 2 is no object"),
+            ({"data": "1"}, 'no "stream" that is a string'),
+            ({"stream": 5, "data": "1"}, 'no "stream" that is a string'),
+            ({"stream": "a"}, 'no "data" that is a string'),
+            ({"stream": "a", "data": {"n": 1}}, 'no "data" that is a string'),
+            ({"stream": "a", "data": "1", "meta": []}, '"meta" that is no object'),
+            (item(exclude_socket=5), '"exclude_socket" that is no string'),
+            (item(transient="yes"), '"transient" that is no true or false'),
+        ],
+    )
+    def test_what_makes_no_sense(self, body: Any, problem: str) -> None:
+        message = error(post(body), 422)
+        assert problem in message
+        assert '{"stream": "<name>", "data": "<JSON text>"' in message
+
+    @pytest.mark.parametrize(
+        ("body", "problem"),
+        [
+            *[(item(data=text), "falsy in JavaScript") for text in ("", "null", "false", "0", '""', "-0.0")],
+            (item(data="1e999"), "cannot be encoded as JSON"),
+            (item(data='"\\ud800"'), "cannot be encoded as JSON"),
+            (item(""), "1 to 255 are allowed"),
+            (item("x" * 256), "1 to 255 are allowed"),
+            (item("a\nb"), "control characters"),
+            (item(idempotency_key="x" * 256), "1 to 255 characters"),
+            (item("cursor:1", idempotency_key="k"), "keeps no history"),
+            (item(idempotency_key="k", transient=True), "transient broadcast is not kept"),
+        ],
+    )
+    def test_what_cannot_be_broadcast(self, body: Any, problem: str) -> None:
+        assert problem in error(post(body), 422)
+
+    def test_a_payload_that_is_nested_too_deeply(self) -> None:
+        with override_settings(RELIABLE_CABLE={**SETTINGS, "MAX_BROADCAST_SIZE": 1_000_000}):
+            assert "nested too deeply" in error(post(item(data="[" * 100_000)), 422)
+
+    def test_a_payload_that_is_too_large(self) -> None:
+        assert post(item(data=f'"{"x" * 1022}"')).status_code == 201
+        message = error(post(item(data=f'"{"x" * 1023}"')), 413)
+        assert "RELIABLE_CABLE['MAX_BROADCAST_SIZE'] allows 1024" in message
+
+    def test_a_body_that_is_too_large_is_not_read_to_its_end(self) -> None:
+        body = FakePayload(b"x" * 1_000_000)
+        with mock.patch("django.test.client.FakePayload", return_value=body):
+            assert "more than 8192 bytes" in error(post("x" * 1_000_000), 413)
+        assert len(body.read()) == 1_000_000 - 8193
+
+    def test_an_array_that_is_too_long(self) -> None:
+        with override_settings(RELIABLE_CABLE={**SETTINGS, "MAX_BROADCAST_SIZE": 100_000}):
+            assert post([item("large:", "1")] * MAX_MESSAGES).status_code == 201
+            message = error(post([item("a", "1")] * (MAX_MESSAGES + 1)), 413)
+        assert message == "The array has 1001 messages; 1000 are allowed."
+        assert data() == []
+
+    @pytest.mark.parametrize("method", ["get", "put", "delete", "options"])
+    def test_other_methods(self, method: str) -> None:
+        response: HttpResponse = getattr(Client(), method)(BROADCAST, headers=bearer(BROADCAST_KEY))
+        assert (response.status_code, response["Allow"]) == (405, "POST")
+
+
+class TestFailures:
+    def test_a_store_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+        with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastError("disk of db1 is full")):
+            response = post(item())
+        assert error(response, 503) == "Nothing was broadcast: the store failed. Try again."
+        assert response.json()["stored"] is False
+        assert "disk of db1 is full" in caplog.text
+
+    def test_a_store_whose_answer_was_lost(self) -> None:
+        with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastUncertain("lost")):
+            response = post(item())
+        assert "is unknown" in error(response, 503)
+        assert response.json()["stored"] is None
+
+    def test_what_is_stored_is_not_sent_again_because_a_transient_message_failed(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with mock.patch.object(get_engine().streams, "publish_transient", side_effect=BroadcastError("down")):
+            assert post([item("a", "1"), item("a", "2", transient=True)]).status_code == 201
+            assert post(item("a", "2", transient=True)).status_code == 503
+        assert data() == [1]
+        assert "Transient messages of a batch were not sent" in caplog.text
+
+    def test_presence_that_cannot_be_read(self) -> None:
+        with mock.patch.object(get_engine().presence, "info", side_effect=StoreError("down")):
+            response = Client().get("/api/presence/a/users", headers=bearer(API_KEY))
+        assert "Try again" in error(response, 503)
+
+    @pytest.mark.django_db(transaction=True)
+    def test_a_project_with_atomic_requests_hears_of_a_failure_too(self) -> None:
+        with (
+            mock.patch.dict(connections.settings["default"], ATOMIC_REQUESTS=True),
+            mock.patch.object(get_engine().streams, "append", side_effect=BroadcastError("full")),
+        ):
+            assert post(item()).status_code == 503
+
+
+class TestPresence:
+    def users(self, stream: str, **options: Any) -> Any:
+        path = f"/api/presence/{quote(stream, safe='')}/users"
+        return Client().get(path, headers=bearer(API_KEY), **options)
+
+    def test_who_is_there(self) -> None:
+        store = get_engine().presence
+        store.join("room", "s1", "42", {"name": "Ann"})
+        store.join("room", "s2", "7")
+        response = self.users("room")
+        assert response.status_code == 200
+        assert response["Content-Type"] == "application/json"
+        assert "no-store" in response["Cache-Control"]
+        assert response.json() == {
+            "type": "info",
+            "total": 2,
+            "records": [{"id": "42", "info": {"name": "Ann"}}, {"id": "7", "info": None}],
+        }
+
+    def test_nobody_is_there(self) -> None:
+        assert self.users("empty").json() == {"type": "info", "total": 0, "records": []}
+
+    @pytest.mark.parametrize(
+        "stream", ["chat/1", "/", "a//b", "100%", "50%25", "a/users", "users", "a b+c?d#e", "żółw", "..", "a;b=c"]
+    )
+    def test_a_name_may_hold_anything_printable(self, stream: str) -> None:
+        get_engine().presence.join(stream, "s", "42")
+        assert self.users(stream).json()["total"] == 1
+
+    def test_slashes_need_not_be_quoted(self) -> None:
+        get_engine().presence.join("chat/1", "s", "42")
+        assert Client().get("/api/presence/chat/1/users", headers=bearer(API_KEY)).json()["total"] == 1
+
+    @pytest.mark.parametrize("stream", ["x" * 256, "a\x00b"])
+    def test_a_name_that_cannot_be_one(self, stream: str) -> None:
+        assert "allowed" in error(self.users(stream), 422)
+
+
+@pytest.mark.parametrize("middleware", [[], ["django.contrib.auth.middleware.LoginRequiredMiddleware"]])
+@pytest.mark.django_db(transaction=True)
+async def test_they_work_in_an_async_project(middleware: list[str], settings: Any) -> None:
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.middleware.csrf.CsrfViewMiddleware", *middleware]
+    client = AsyncClient(enforce_csrf_checks=True)
+    options: Any = {"content_type": "application/json", "headers": bearer(BROADCAST_KEY)}
+    response = await client.post(BROADCAST, json.dumps(item()), **options)
+    assert response.status_code == 201
+    assert [entry.data for entry in await ahistory("a")] == [{"n": 1}]
+    response = await client.post(BROADCAST, "x" * 10_000, **options)
+    assert response.status_code == 413
+    users = await AsyncClient().get("/api/presence/a/users", headers=bearer(API_KEY))
+    assert users.json() == {"type": "info", "total": 0, "records": []}
