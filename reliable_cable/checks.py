@@ -9,6 +9,7 @@
 | `reliable_cable.W001` | SQLite is not set up for several writers (IMMEDIATE transactions, WAL) |
 | `reliable_cable.W002` | `runserver` serves no WebSockets |
 | `reliable_cable.W003` | streams are public, in production |
+| `reliable_cable.W004` | a channel layer of channels-redis loses its idle connections, with redis-py 8 |
 
 An invalid setting hides the checks that need the settings. W001 on WAL needs a connection, so it runs where Django
 checks databases: `migrate` and `check --database default`.
@@ -16,8 +17,10 @@ checks databases: `migrate` and `check --database default`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from django.apps import apps
 from django.conf import settings as django_settings
@@ -25,6 +28,7 @@ from django.core.checks import CheckMessage, Error, Tags, Warning, register  # n
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import get_commands
 from django.db import connections, router
+from django.utils.module_loading import import_string
 
 from .conf import NAME, CableSettings, get_settings
 from .engine import engine_classes, get_engine
@@ -180,6 +184,60 @@ def check_public_streams(**kwargs: Any) -> list[CheckMessage]:
             id="reliable_cable.W003",
         )
     ]
+
+
+@register(TAG)
+def check_channel_layers(**kwargs: Any) -> list[CheckMessage]:
+    """W004.
+
+    The core layer of channels-redis 4.3.0 waits up to 5 s for a message, and redis-py 8 gives up after 5 s, too, unless
+    told otherwise. The pub/sub layer is not concerned: it waits 0.1 s at a time.
+    """
+    if version("channels-redis") != "4.3.0" or int(version("redis").split(".")[0]) < 8:
+        return []
+    return [
+        Warning(
+            f"CHANNEL_LAYERS[{alias!r}] stops receiving when it is idle for 5 seconds: channels-redis 4.3.0 does not "
+            "expect redis-py 8's default socket_timeout.",
+            hint=(
+                f"Give each of CHANNEL_LAYERS[{alias!r}]['CONFIG']['hosts'] a longer one: "
+                '{"address": "redis://…", "socket_timeout": 30} or "redis://…?socket_timeout=30" (None: no limit). Or '
+                "use channels_redis.pubsub.RedisPubSubChannelLayer, or redis-py 7."
+            ),
+            id="reliable_cable.W004",
+        )
+        for alias, options in getattr(django_settings, "CHANNEL_LAYERS", {}).items()
+        if _is_core_layer(options.get("BACKEND")) and not _waits_long(options.get("CONFIG", {}).get("hosts"))
+    ]
+
+
+def _is_core_layer(path: Any) -> bool:
+    from channels_redis.core import RedisChannelLayer
+
+    try:
+        backend = import_string(path)
+    except (ImportError, AttributeError):
+        return False  # Channels will say so
+    return isinstance(backend, type) and issubclass(backend, RedisChannelLayer)
+
+
+def _waits_long(hosts: Any) -> bool:
+    """Whether every connection of a core layer waits longer for an answer than the layer lets Redis wait."""
+    from channels_redis.core import RedisChannelLayer
+    from channels_redis.utils import decode_hosts
+
+    try:
+        timeouts = [_socket_timeout(host) for host in decode_hosts(hosts)]
+    except ValueError:
+        return True  # the layer refuses it
+    return all(timeout is None or timeout > RedisChannelLayer.brpop_timeout for timeout in timeouts)
+
+
+def _socket_timeout(host: Mapping[str, Any]) -> float | None:
+    """Return the time-out of a decoded host, in seconds; None: there is none; 0: it does not say."""
+    in_url = parse_qs(urlsplit(str(host.get("address", ""))).query).get("socket_timeout")
+    timeout: float | None = float(in_url[-1]) if in_url else host.get("socket_timeout", 0)
+    return timeout
 
 
 def _valid_settings() -> CableSettings | None:

@@ -36,6 +36,9 @@ from .threads import run_handler
 
 logger = logging.getLogger("reliable_cable")
 
+#: Seconds between attempts to receive from a channel layer that fails.
+LAYER_RETRY_INTERVAL = 1.0
+
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -60,7 +63,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     """A Channels consumer that speaks the extended Action Cable protocol; subclass it to authenticate connections.
 
     `connect` may set attributes (`self.user = …`), which channels read as `self.connection.user`, or refuse by
-    `self.reject_connection()`. A subclass that names a `channel_layer_alias` gets its messages as any consumer does.
+    `self.reject_connection()`. A subclass that names a `channel_layer_alias` gets its messages as any consumer does: it
+    has `self.channel_layer` and `self.channel_name` from `connect` on, and an `async def` method for each message type.
     """
 
     #: The attributes that name whose connection this is: a session is restored only for the same ones.
@@ -74,6 +78,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     def __init__(self) -> None:
         self.session: CableSession | None = None
         self._rejected = False
+        self._connected = asyncio.Event()
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
@@ -97,14 +102,19 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         message = await receive()
         if message["type"] != "websocket.connect":
             return
-        session = await self._accept(send)
-        if session is None:
-            return
-        self.session = session
-        layer_task: asyncio.Task[None] | None = None
+        layer_task = await self._join_channel_layer()
+        try:
+            session = self.session = await self._accept(send)
+            if session is not None:
+                await self._serve(session, receive)
+        finally:
+            if layer_task is not None:
+                layer_task.cancel()
+
+    async def _serve(self, session: CableSession, receive: Receive) -> None:
+        self._connected.set()
         code = 1006
         try:
-            layer_task = await self._join_channel_layer()
             while True:
                 message = await receive()
                 if message["type"] == "websocket.receive":
@@ -113,8 +123,6 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                     code = message.get("code") or code
                     break
         finally:
-            if layer_task is not None:
-                layer_task.cancel()
             # A server that stops cancels us: what a restore needs is kept all the same.
             await asyncio.shield(session.hub.spawn(self._end(session, code)))
 
@@ -178,11 +186,24 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 f"{type(self).__name__}.channel_layer_alias: there is no {self.channel_layer_alias!r} layer."
             )
         self.channel_name = await self.channel_layer.new_channel()
-        return asyncio.get_running_loop().create_task(self._receive_from_layer())
+        task = asyncio.get_running_loop().create_task(self._receive_from_layer())
+        # Layers clean up after a receiver that is cancelled: it must have begun.
+        await asyncio.sleep(0)
+        return task
 
     async def _receive_from_layer(self) -> None:
+        failing = False
         while True:
-            message = await self.channel_layer.receive(self.channel_name)
+            try:
+                message = await self.channel_layer.receive(self.channel_name)
+                failing = False
+            except Exception:
+                if not failing:
+                    logger.exception("The channel layer cannot be heard; it is tried again.")
+                failing = True
+                await asyncio.sleep(LAYER_RETRY_INTERVAL)
+                continue
+            await self._connected.wait()
             try:
                 handler = getattr(self, get_handler_name(message), None)
                 if handler is None:

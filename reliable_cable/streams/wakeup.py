@@ -141,17 +141,21 @@ async def hear_wakeups(origin: str, woken: Callable[[list[str]], None]) -> None:
 async def _hear(layer: Any, origin: str, woken: Callable[[list[str]], None]) -> None:
     channel = await layer.new_channel()
     try:
-        while True:
-            await layer.group_add(GROUP, channel)
-            try:
-                async with asyncio.timeout(RENEW_INTERVAL):
-                    while True:
-                        message = await layer.receive(channel)
-                        if message.get("type") == MESSAGE_TYPE and message.get("origin") != origin:
-                            woken(message["streams"])
-            except TimeoutError:
-                continue
+        await layer.group_add(GROUP, channel)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_renew(layer, channel))
+            while True:
+                message = await layer.receive(channel)
+                if message.get("type") == MESSAGE_TYPE and message.get("origin") != origin:
+                    woken(message["streams"])
     finally:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(DISCARD_TIMEOUT):
                 await layer.group_discard(GROUP, channel)
+
+
+async def _renew(layer: Any, channel: str) -> None:
+    # Beside the receiving, not between: channels-redis' pub/sub layer drops a channel whose receiver is cancelled.
+    while True:
+        await asyncio.sleep(RENEW_INTERVAL)
+        await layer.group_add(GROUP, channel)

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from channels_redis.core import RedisChannelLayer
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Tags, run_checks
 from django.core.checks.registry import registry as checks_registry
@@ -325,3 +326,73 @@ def test_the_table_of_ids_is_complete() -> None:
     used = {part.partition('"')[0] for part in source.split('id="')[1:]}
     assert used
     assert used == {name for name in documented if name.startswith("reliable_cable.")}
+
+
+class TestChannelLayers:
+    CORE = "channels_redis.core.RedisChannelLayer"
+    PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
+    URL = "redis://localhost:6379"
+    SENTINEL = {"sentinels": [("localhost", 26379)], "master_name": "main"}  # noqa: RUF012
+
+    def check(self, backend: Any, config: dict[str, Any] | None = None, **versions: str) -> list[CheckMessage]:
+        installed = {"channels-redis": "4.3.0", "redis": "8.1.0", **versions}
+        options = {"BACKEND": backend} if config is None else {"BACKEND": backend, "CONFIG": config}
+        with (
+            override_settings(CHANNEL_LAYERS={"default": options}),
+            mock.patch.object(checks, "version", installed.__getitem__),
+        ):
+            return checks.check_channel_layers()
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            None,
+            {},
+            {"hosts": [URL]},
+            {"hosts": [("localhost", 6379)]},
+            {"hosts": [{"address": URL}]},
+            {"hosts": [{"address": URL, "socket_timeout": 5}]},
+            {"hosts": [f"{URL}?socket_timeout=5"]},
+            {"hosts": [SENTINEL]},
+            {"hosts": [{"address": URL, "socket_timeout": None}, URL]},
+        ],
+    )
+    def test_the_core_layer_with_redis_pys_default_timeout(self, config: dict[str, Any] | None) -> None:
+        (message,) = self.check(self.CORE, config)
+        assert ids([message]) == ["W004"]
+        assert "CHANNEL_LAYERS['default']" in message.msg
+        assert '"socket_timeout": 30' in str(message.hint)
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            {"address": URL, "socket_timeout": None},
+            {"address": URL, "socket_timeout": 5.5},
+            {"host": "localhost", "port": 6379, "socket_timeout": 30},
+            {**SENTINEL, "socket_timeout": 30},
+            f"{URL}?socket_timeout=30",
+            f"{URL}/0?db=1&socket_timeout=30",
+        ],
+    )
+    def test_the_remedies(self, host: Any) -> None:
+        assert self.check(self.CORE, {"hosts": [host]}) == []
+
+    def test_other_versions_and_other_layers(self) -> None:
+        assert self.check(self.CORE, redis="7.4.0") == []
+        assert self.check(self.CORE, **{"channels-redis": "4.4.0"}) == []
+        for backend in (self.PUBSUB, "channels.layers.InMemoryChannelLayer", "nowhere.Layer", None):
+            assert self.check(backend) == []
+
+    def test_a_layer_that_inherits_from_the_core_layer(self) -> None:
+        assert ids(self.check(f"{__name__}.OwnLayer")) == ["W004"]
+
+    def test_hosts_that_the_layer_itself_refuses(self) -> None:
+        assert self.check(self.CORE, {"hosts": self.URL}) == []
+
+    def test_no_layers(self) -> None:
+        with override_settings(CHANNEL_LAYERS={}):
+            assert checks.check_channel_layers() == []
+
+
+class OwnLayer(RedisChannelLayer):  # type: ignore[misc]  # channels-redis is untyped
+    """A project's own."""

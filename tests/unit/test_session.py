@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import Iterator
@@ -384,23 +383,6 @@ class TestConsumer:
         async with Client(consumer=App) as client:
             await client.subscribe(identifier("Who"))
         assert seen == [(SimpleNamespace(name="ada"), "t1")]
-
-    async def test_a_named_channel_layer_is_served(self, settings: Any) -> None:
-        settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
-        got: asyncio.Queue[Any] = asyncio.Queue()
-
-        class Layered(CableConsumer):
-            channel_layer_alias = "default"
-
-            async def note(self, message: dict[str, Any]) -> None:
-                got.put_nowait((self, message["text"]))
-
-        async with Client(consumer=Layered) as client:
-            session = next(iter(get_hub().connections.values()))
-            assert session.sid == client.sid
-            consumer = session.consumer
-            await consumer.channel_layer.send(consumer.channel_name, {"type": "note", "text": "hi"})
-            assert await asyncio.wait_for(got.get(), 5) == (consumer, "hi")
 
     async def test_nothing_is_left_of_a_connection_that_has_gone(self) -> None:
         async with Client() as client:
