@@ -15,7 +15,7 @@ PATIENCE = 60.0
 
 
 @pytest.mark.node
-@pytest.mark.parametrize(("script", "least"), [("anycable.mjs", 20), ("actioncable.mjs", 5)])
+@pytest.mark.parametrize(("script", "least"), [("anycable.mjs", 20), ("actioncable.mjs", 5), ("serverless.mjs", 3)])
 async def test_an_unmodified_client(server: Server, script: str, least: int) -> None:
     node = require_node()
     await asyncio.to_thread(node_modules)

@@ -5,6 +5,7 @@ import WebSocket from 'ws'
 
 export const port = process.argv[2]
 export const url = `ws://127.0.0.1:${port}/cable`
+export const SECRET = 'a secret that tests can sign with'
 export const ORIGIN = 'http://127.0.0.1'
 const PATIENCE = 20_000
 const run = `${process.argv[3]}-${process.pid}`
@@ -36,7 +37,7 @@ export const broadcast = (stream, data, options) => call('broadcast', [stream, d
 /** Sign a stream's name, as PROTOCOL.md describes it. */
 export function sign(stream) {
   const encoded = Buffer.from(JSON.stringify(stream)).toString('base64')
-  const digest = createHmac('sha256', 'a secret that tests can sign with').update(encoded).digest('hex')
+  const digest = createHmac('sha256', SECRET).update(encoded).digest('hex')
   return `${encoded}--${digest}`
 }
 

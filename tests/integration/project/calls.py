@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+from django.core.wsgi import get_wsgi_application
 from django.db import transaction
 
 import reliable_cable
@@ -42,6 +45,18 @@ def broadcast_in_transaction(stream: str, data: Any, *, commit: bool, **options:
     return position
 
 
+def serve_wsgi() -> int:
+    """Serve the project by WSGI from now on, in a thread of this process; return the port."""
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = make_server("127.0.0.1", 0, get_wsgi_application(), handler_class=Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return int(server.server_port)
+
+
 def open_gate(name: str) -> int:
     """Open a gate; return how many handlers have come to it."""
     return gates[name].open()
@@ -60,6 +75,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "forget": reliable_cable.forget,
     "open_gate": open_gate,
     "position": reliable_cable.position,
+    "serve_wsgi": serve_wsgi,
     "wait_at_gate": wait_at_gate,
 }
 

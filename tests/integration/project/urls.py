@@ -1,4 +1,4 @@
-"""HTTP beside the cable: signing in, and calls inside the server's process."""
+"""HTTP beside the cable: the package's own endpoints, signing in, and calls inside the server's process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 from django.contrib.auth import get_user_model, login
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.urls import path
+from django.urls import include, path
 
 from tests.integration.project.calls import perform
 
@@ -23,4 +23,4 @@ def call(request: HttpRequest) -> HttpResponse:
     return JsonResponse(perform(json.loads(request.body)))
 
 
-urlpatterns = [path("sign-in", sign_in), path("call", call)]
+urlpatterns = [path("sign-in", sign_in), path("call", call), path("", include("reliable_cable.urls"))]
