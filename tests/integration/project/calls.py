@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+from asgiref.sync import async_to_sync
+from channels.layers import get_channel_layer
 from django.core.wsgi import get_wsgi_application
 from django.db import transaction
 
@@ -45,6 +47,25 @@ def broadcast_in_transaction(stream: str, data: Any, *, commit: bool, **options:
     return position
 
 
+def enqueue(task: str, *args: Any, **kwargs: Any) -> None:
+    """Have a Celery worker perform a task (tasks.py)."""
+    from tests.integration.project.celery import app  # most processes need no Celery
+
+    app.send_task(f"tests.integration.project.tasks.{task}", args, kwargs)
+
+
+def enqueue_django(task: str, *args: Any, **kwargs: Any) -> str:
+    """Enqueue one of Django's own tasks (django_tasks.py); return how it stands."""
+    from tests.integration.project import django_tasks  # Django 6 and later
+
+    return str(getattr(django_tasks, task).enqueue(*args, **kwargs).status)
+
+
+def group_send(group: str, message: Mapping[str, Any]) -> None:
+    """Send to a group of the default channel layer, as a view or a task does."""
+    async_to_sync(get_channel_layer().group_send)(group, message)
+
+
 def serve_wsgi() -> int:
     """Serve the project by WSGI from now on, in a thread of this process; return the port."""
 
@@ -71,8 +92,11 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast": reliable_cable.broadcast,
     "broadcast_in_transaction": broadcast_in_transaction,
     "count_up": count_up,
+    "enqueue": enqueue,
+    "enqueue_django": enqueue_django,
     "flood": flood,
     "forget": reliable_cable.forget,
+    "group_send": group_send,
     "open_gate": open_gate,
     "position": reliable_cable.position,
     "serve_wsgi": serve_wsgi,

@@ -19,6 +19,7 @@ INSTALLED_APPS = [
     "channels",
     "reliable_cable",
     "tests.integration.project",
+    *json.loads(os.environ.get("CABLE_TEST_APPS", "[]")),
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -44,6 +45,16 @@ RELIABLE_CABLE = {
         "cursor:*": {"history_size": 0},
     },
     **json.loads(os.environ.get("RELIABLE_CABLE", "{}")),
+}
+CHANNEL_LAYERS = json.loads(os.environ.get("CABLE_TEST_CHANNEL_LAYERS", "{}"))
+CELERY_BROKER_URL = os.environ.get("CABLE_TEST_BROKER", "")
+CELERY_TASK_DEFAULT_QUEUE = os.environ.get("CABLE_TEST_QUEUE", "celery")
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+TASKS = {
+    "default": {
+        "BACKEND": os.environ.get("CABLE_TEST_TASKS", "django.tasks.backends.immediate.ImmediateBackend"),
+    }
 }
 LOGGING = {
     "version": 1,

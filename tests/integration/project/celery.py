@@ -1,0 +1,22 @@
+"""The project's Celery application; its workers and the servers find the broker in the environment."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_init
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.integration.project.settings")
+app = Celery("project")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def use_the_engine(**kwargs: Any) -> None:
+    """Use the engine before the worker forks, as modules of a project may: children must not share what it opened."""
+    import reliable_cable
+
+    reliable_cable.broadcast("workers", {"started": os.getpid()})

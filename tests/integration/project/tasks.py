@@ -1,0 +1,31 @@
+"""Celery tasks that broadcast. (Celery has no types.)"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import shared_task
+
+import reliable_cable
+from tests.integration.project import calls
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def announce(stream: str, data: Any) -> None:
+    """Broadcast outside of a transaction."""
+    reliable_cable.broadcast(stream, data)
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def announce_in_transaction(stream: str, data: Any, *, commit: bool) -> None:
+    """Broadcast inside `atomic()`, and commit it or roll it back; tell the stream's second one when that is done."""
+    calls.broadcast_in_transaction(stream, data, commit=commit)
+    reliable_cable.broadcast(f"{stream} done", {"done": commit})
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def count_up(stream: str, first: int, last: int, writer: str) -> None:
+    """Broadcast the numbers from `first` to `last`, each on its own, with the process that did it."""
+    for number in range(first, last + 1):
+        reliable_cable.broadcast(stream, {"n": number, "writer": writer, "pid": os.getpid()})

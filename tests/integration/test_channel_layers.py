@@ -1,0 +1,123 @@
+"""channels-redis' layers on real servers: a consumer's group messages, and the embedded engine's wake-ups."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from reliable_cable.checks import check_channel_layers
+from tests.support.client import PATIENCE, Client, identify, unique
+from tests.support.redis import RedisPool, RedisServer, find_binaries
+from tests.support.server import Kind, OtherProcess, Server, ServerPool
+
+pytestmark = pytest.mark.redis
+
+CORE = "channels_redis.core.RedisChannelLayer"
+PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
+#: Long enough that nothing in these tests is found by polling.
+POLL_INTERVAL = 120
+
+
+@pytest.fixture(scope="module")
+def redis(redis_pool: RedisPool) -> RedisServer:
+    """The Redis behind the layers."""
+    return redis_pool.get(find_binaries()[0].name)
+
+
+def layers(backend: str, redis: RedisServer, **host: Any) -> dict[str, Any]:
+    """Return CHANNEL_LAYERS."""
+    hosts = [{"address": redis.url, **host}]
+    return {"default": {"BACKEND": backend, "CONFIG": {"hosts": hosts, "prefix": unique("layer-")}}}
+
+
+def make_server(servers: ServerPool, kind: Kind, layers: dict[str, Any]) -> Server:
+    """Return a server with channel layers, not started."""
+    server = servers.make(kind, POLL_INTERVAL=POLL_INTERVAL, PING_INTERVAL=1)
+    server.environment["CABLE_TEST_CHANNEL_LAYERS"] = json.dumps(layers)
+    return server
+
+
+@pytest.fixture(scope="module", params=[CORE, PUBSUB])
+def layered(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, redis: RedisServer) -> Iterator[Server]:
+    """A server with a layer, set up as W004 tells."""
+    with make_server(servers, kind, layers(request.param, redis, socket_timeout=30)) as server:
+        yield server
+
+
+@pytest.fixture
+async def clients() -> AsyncIterator[AsyncExitStack]:
+    """Whatever is entered here is left at the end of the test."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+def layered_url(server: Server) -> str:
+    """Return where the consumer is that listens to the layer."""
+    return server.url.replace("/cable", "/layered")
+
+
+async def test_a_group_message_of_another_process_reaches_every_consumer_once(
+    layered: Server, clients: AsyncExitStack
+) -> None:
+    stream = unique("notes/")
+    with OtherProcess(layered) as beside:
+        listeners = [await clients.enter_async_context(Client(layered_url(layered))) for _ in range(3)]
+        gone = Client(layered_url(layered))
+        async with gone:
+            pass
+        reader = await clients.enter_async_context(Client(layered.url))
+        identifier = await reader.subscribe(identify("StreamChannel", streams=[stream]))
+        texts = [f"note {number}" for number in range(5)]
+        for text in texts:
+            await beside.call("group_send", "notes", {"type": "note", "stream": stream, "text": text})
+        got = await reader.messages(identifier, len(listeners) * len(texts))
+    for listener in listeners:
+        assert [message["text"] for message in got if message["by"] == listener.sid] == texts
+    await reader.nothing()
+
+
+async def test_a_broadcast_of_another_process_wakes_the_server(layered: Server, clients: AsyncExitStack) -> None:
+    stream = unique("woken/")
+    client = await clients.enter_async_context(Client(layered.url))
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream, f"cursor:{stream}"]))
+    started = time.monotonic()
+    with OtherProcess(layered) as beside:
+        await beside.call("count_up", stream, 1, 20)
+        assert [message["n"] for message in await client.messages(identifier, 20)] == list(range(1, 21))
+        await beside.call("broadcast", f"cursor:{stream}", {"n": 21})
+        assert await client.messages(identifier, 1) == [{"n": 21}]
+    assert time.monotonic() - started < POLL_INTERVAL / 2
+
+
+async def idle(client: Client) -> None:
+    """Let more than 5 seconds pass without a message of the layer, by the server's pings."""
+    assert len(await client.ping(7, timeout=PATIENCE * 2)) >= 7
+
+
+@pytest.mark.parametrize(
+    ("backend", "host"),
+    [(CORE, {}), (CORE, {"socket_timeout": 30}), (CORE, {"socket_timeout": None}), (PUBSUB, {})],
+    ids=["core", "core, 30 s", "core, no limit", "pubsub"],
+)
+async def test_a_layer_that_was_idle_is_heard_and_the_system_check_knows_which_one_fails_first(
+    servers: ServerPool, redis: RedisServer, backend: str, host: dict[str, Any]
+) -> None:
+    configured = layers(backend, redis, **host)
+    with make_server(servers, "uvicorn", configured) as server, OtherProcess(server) as beside:
+        stream = unique("idle/")
+        async with Client(server.url) as reader, Client(layered_url(server)) as listener:
+            identifier = await reader.subscribe(identify("StreamChannel", streams=[stream]))
+            await idle(listener)
+            await beside.call("group_send", "notes", {"type": "note", "stream": stream, "text": "late"})
+            assert await reader.messages(identifier, 1) == [{"text": "late", "by": listener.sid}]
+        failed = "cannot be heard" in server.log
+    with override_settings(CHANNEL_LAYERS=configured):
+        assert [message.id for message in check_channel_layers()] == ["reliable_cable.W004"] * failed
+    assert failed == (backend == CORE and not host and int(version("redis").split(".")[0]) >= 8)

@@ -1,0 +1,147 @@
+"""Broadcasts in task workers, other processes than the server, reach its subscribers: Celery's and Django's own."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
+
+import django
+import pytest
+
+from tests.support.celery import Worker
+from tests.support.client import Client, identify, unique
+from tests.support.redis import RedisPool, RedisServer, find_binaries
+from tests.support.server import PATIENCE, ROOT, Kind, Server, ServerPool
+
+UNTIL_REDIS_IS_COMPLETE = {
+    "streams": "reliable_cable.streams.redis.RedisStreamStore",
+    "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
+    "sessions": "reliable_cable.sessions.model.ModelSessionStore",
+}
+#: The settings of each engine, given a Redis that all processes reach.
+ENGINES: Mapping[str, Callable[[RedisServer], dict[str, Any]]] = {
+    "embedded": lambda redis: {},
+    "redis": lambda redis: {"REDIS_URL": redis.url, "KEY_PREFIX": unique("tasks-"), "ENGINE": UNTIL_REDIS_IS_COMPLETE},
+}
+
+celery = pytest.mark.redis  # it is the broker
+
+
+@pytest.fixture(scope="module")
+def broker(redis_pool: RedisPool) -> RedisServer:
+    """The Redis that brings tasks to the workers."""
+    return redis_pool.get(find_binaries()[0].name)
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def served(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, broker: RedisServer) -> Iterator[Server]:
+    """A server that has a broker."""
+    server = servers.make(kind, **ENGINES[request.param](broker))
+    server.environment |= {"CABLE_TEST_BROKER": broker.url, "CABLE_TEST_QUEUE": unique("queue-")}
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def worker(served: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A worker of the server's tasks, with two processes."""
+    with Worker(tmp_path_factory.mktemp("worker"), served.environment) as worker:
+        yield worker
+
+
+async def subscribed(client: Client, prefix: str = "tasks/") -> tuple[str, str]:
+    """Subscribe to a new stream; return its name and the identifier."""
+    stream = unique(prefix)
+    return stream, await client.subscribe(identify("StreamChannel", streams=[stream]))
+
+
+@pytest.fixture
+async def client(served: Server) -> AsyncIterator[Client]:
+    """A connection to the server."""
+    async with Client(served.url) as client:
+        yield client
+
+
+@celery
+class TestCelery:
+    async def test_a_broadcast_in_a_task_is_delivered(self, client: Client, served: Server, worker: Worker) -> None:
+        stream, identifier = await subscribed(client)
+        await served.call("enqueue", "announce", stream, {"text": "hi"})
+        frame = await client.next(PATIENCE)
+        assert (frame["identifier"], frame["message"], frame["offset"]) == (identifier, {"text": "hi"}, 1)
+
+    async def test_one_in_a_transaction_is_delivered_after_the_commit_or_never(
+        self, client: Client, served: Server, worker: Worker
+    ) -> None:
+        stream = unique("tasks/")
+        identifier = await client.subscribe(identify("StreamChannel", streams=[stream, f"{stream} done"]))
+        for commit in (False, True):
+            await served.call("enqueue", "announce_in_transaction", stream, {"commit": commit}, commit=commit)
+        messages = await client.messages(identifier, 3, PATIENCE)
+        assert sorted(messages, key=str) == [{"commit": True}, {"done": False}, {"done": True}]
+        await client.nothing()
+        assert (await served.call("position", stream))["offset"] == 1
+
+    async def test_several_tasks_at_once_lose_and_repeat_nothing(
+        self, client: Client, served: Server, worker: Worker
+    ) -> None:
+        stream, _ = await subscribed(client, "large:")
+        tasks, count = [f"t{number}" for number in range(6)], 40
+        await asyncio.gather(*[served.call("enqueue", "count_up", stream, 1, count, task) for task in tasks])
+        frames = [await client.next(PATIENCE) for _ in range(len(tasks) * count)]
+        assert [frame["offset"] for frame in frames] == list(range(1, len(frames) + 1))
+        for task in tasks:
+            numbers = [frame["message"]["n"] for frame in frames if frame["message"]["writer"] == task]
+            assert numbers == list(range(1, count + 1)), "each task's messages keep its order"
+        assert len({frame["message"]["pid"] for frame in frames}) == 2, "both of the worker's processes had tasks"
+        await client.nothing()
+
+    async def test_the_worker_had_used_the_engine_before_it_forked(self, served: Server, worker: Worker) -> None:
+        assert (await served.call("position", "workers"))["offset"] == 1
+        assert "Traceback" not in worker.log
+
+
+DATABASE_WORKER: Mapping[str, str] = {
+    "CABLE_TEST_APPS": '["django_tasks_db"]',
+    "CABLE_TEST_TASKS": "django_tasks_db.DatabaseBackend",
+}
+
+
+def run_command(server: Server, *words: str) -> None:
+    """Run a management command beside a server, to its end."""
+    command = [sys.executable, "-m", "django", *words]
+    subprocess.run(command, cwd=ROOT, env=server.environment, check=True, timeout=PATIENCE)
+
+
+@pytest.mark.skipif(django.VERSION < (6, 0), reason="Django 5.2 has no tasks")
+class TestDjango:
+    async def test_those_that_are_performed_at_once(self, server: Server) -> None:
+        async with Client(server.url) as client:
+            stream, identifier = await subscribed(client)
+            for n, task in enumerate(("announce", "aannounce"), 1):
+                assert await server.call("enqueue_django", task, stream, {"n": n}) == "SUCCESSFUL"
+            for commit in (False, True):
+                await server.call("enqueue_django", "announce_in_transaction", stream, {"n": 3}, commit=commit)
+            assert await client.messages(identifier, 3) == [{"n": 1}, {"n": 2}, {"n": 3}]
+            await client.nothing()
+
+    async def test_those_of_a_worker_process(self, servers: ServerPool, kind: Kind) -> None:
+        assert importlib.util.find_spec("django_tasks_db"), "a test dependency is missing"
+        server = servers.make(kind)
+        server.environment |= DATABASE_WORKER
+        run_command(server, "migrate", "--verbosity", "0")
+        with server:
+            async with Client(server.url) as client:
+                stream, identifier = await subscribed(client)
+                for n, task in enumerate(("announce", "aannounce"), 1):
+                    assert await server.call("enqueue_django", task, stream, {"n": n}) == "READY"
+                for commit in (False, True):
+                    await server.call("enqueue_django", "announce_in_transaction", stream, {"n": 3}, commit=commit)
+                await client.nothing()
+                await asyncio.to_thread(run_command, server, "db_worker", "--batch", "--no-startup-delay")
+                assert await client.messages(identifier, 3) == [{"n": 1}, {"n": 2}, {"n": 3}]
+                await client.nothing()

@@ -1,0 +1,75 @@
+"""A real Celery worker of the project in tests/integration/project, with a pool of forked processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.support.server import PROJECT, ROOT
+
+#: Seconds that a worker may take to start or to stop.
+PATIENCE = 30.0
+
+
+class Worker:
+    """A worker process with its children. As a context manager it is started, and stopped at the end.
+
+    Args:
+        folder: for the log.
+        environment: of the process; the broker is in it.
+        processes: how many children it forks.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str], *, processes: int = 2) -> None:
+        self._log = folder / "worker.log"
+        self._environment = environment
+        self._processes = processes
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """What the process has written so far."""
+        return self._log.read_text(errors="replace")
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-m", "celery", "-A", f"{PROJECT}.celery", "worker", "--pool", "prefork"]
+        command += ["--concurrency", str(self._processes), "--loglevel", "INFO", "--without-gossip", "--without-mingle"]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + PATIENCE
+        while " ready." not in self.log:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self._end()
+                raise RuntimeError(f"the worker did not start:\n{self.log}")
+            time.sleep(0.02)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            # The session is the worker's own: its children end with it.
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(PATIENCE)
