@@ -198,7 +198,7 @@ class PollingListener(BusListener):
 
     async def _hear_wakeups(self) -> None:
         if self._wakeups:
-            await hear_wakeups(self._store.origin, self._wake)
+            await hear_wakeups(self._store.origin, self._wake, self._woken.set)
 
     def _wake(self, streams: list[str]) -> None:
         if not self._streams.isdisjoint(streams):

@@ -117,12 +117,13 @@ class Waker:
             sender.close()
 
 
-async def hear_wakeups(origin: str, woken: Callable[[list[str]], None]) -> None:
+async def hear_wakeups(origin: str, woken: Callable[[list[str]], None], joined: Callable[[], None]) -> None:
     """Call `woken` with the streams that others named, until cancelled; whatever fails is tried again.
 
     Args:
         origin: wake-ups that carry it are one's own, and skipped.
         woken: called on this event loop.
+        joined: called there whenever wake-ups begin to be heard: those before were not.
     """
     failing = False
     while True:
@@ -130,7 +131,7 @@ async def hear_wakeups(origin: str, woken: Callable[[list[str]], None]) -> None:
             layer = shared_layer()
             if layer is None:
                 return
-            await _hear(layer, origin, woken)
+            await _hear(layer, origin, woken, joined)
         except Exception:
             if not failing:
                 logger.warning("The channel layer cannot be heard; streams are polled.", exc_info=True)
@@ -138,10 +139,11 @@ async def hear_wakeups(origin: str, woken: Callable[[list[str]], None]) -> None:
             await asyncio.sleep(RETRY_INTERVAL)
 
 
-async def _hear(layer: Any, origin: str, woken: Callable[[list[str]], None]) -> None:
+async def _hear(layer: Any, origin: str, woken: Callable[[list[str]], None], joined: Callable[[], None]) -> None:
     channel = await layer.new_channel()
     try:
         await layer.group_add(GROUP, channel)
+        joined()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_renew(layer, channel))
             while True:

@@ -53,12 +53,32 @@ async def test_others_messages_are_found_at_once(make_store: MakeStore) -> None:
 
 
 @sqlite
+async def test_what_came_before_others_could_wake_this_process_is_found_at_once(make_store: MakeStore) -> None:
+    here, there = make_store(poll_interval=60), make_store(poll_interval=60)
+    join = CrossLoopLayer.group_add
+
+    async def join_late(layer: CrossLoopLayer, group: str, channel: str) -> None:
+        await there.aappend([("a", Message("1"))])
+        await until(lambda: CrossLoopLayer.sent)
+        await join(layer, group, channel)
+
+    heard: list[StreamEvent] = []
+    with mock.patch.object(CrossLoopLayer, "group_add", join_late):
+        listener = here.listen(heard.append)
+        await listener.subscribe("a")
+        await until(lambda: heard)
+    await listener.close()
+    assert heard == [Advanced("a")]
+
+
+@sqlite
 async def test_streams_that_nobody_has_here_wake_nobody(make_store: MakeStore) -> None:
     here, there = make_store(poll_interval=60), make_store(poll_interval=60)
     listener = here.listen(lambda event: None)
-    await listener.subscribe("a")
-    await until(members)
     with mock.patch.object(here, "poll", wraps=here.poll) as poll:
+        await listener.subscribe("a")
+        await until(lambda: poll.called)
+        poll.reset_mock()
         await here.aappend([("a", Message("own"))])
         await there.aappend([("b", Message("1"))])
         await until(lambda: len(CrossLoopLayer.sent) == 2)

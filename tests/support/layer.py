@@ -58,5 +58,9 @@ class CrossLoopLayer:
             loop.call_soon_threadsafe(queue.put_nowait, message)
 
     async def receive(self, channel: str) -> Any:
-        """Wait for a channel's next message."""
-        return await self.queues[channel].get()
+        """Wait for a channel's next message; a receiver that is cancelled takes its channel along, as in channels-redis."""
+        try:
+            return await self.queues[channel].get()
+        except asyncio.CancelledError:
+            del self.queues[channel]
+            raise
