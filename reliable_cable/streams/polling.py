@@ -129,6 +129,8 @@ class PollingListener(BusListener):
         #: The poller, and former ones that are still cleaning up.
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
+        #: Streams whose wake-up came while they were being subscribed to, so that a poll could not know them yet.
+        self._woken_early: set[str] = set()
         self._failing = False
 
     async def subscribe(self, stream: str) -> None:
@@ -152,11 +154,15 @@ class PollingListener(BusListener):
             raise
         if stream in self._streams:
             self._known[stream] = found.tails.get(stream, NOWHERE)
+            if stream in self._woken_early:
+                self._woken_early.discard(stream)
+                self._woken.set()
         self.push(found.transients)
 
     async def unsubscribe(self, stream: str) -> None:
         """Announce this stream's events no more."""
         self._known.pop(stream, None)
+        self._woken_early.discard(stream)
         await super().unsubscribe(stream)
 
     async def close(self) -> None:
@@ -198,10 +204,12 @@ class PollingListener(BusListener):
 
     async def _hear_wakeups(self) -> None:
         if self._wakeups:
-            await hear_wakeups(self._store.origin, self._wake, self._woken.set)
+            await hear_wakeups(self._store.origin, self._wake, lambda: self._wake(self._streams))
 
-    def _wake(self, streams: list[str]) -> None:
-        if not self._streams.isdisjoint(streams):
+    def _wake(self, streams: Iterable[str]) -> None:
+        served = self._streams.intersection(streams)
+        if served:
+            self._woken_early |= served - self._known.keys()
             self._woken.set()
 
     async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:

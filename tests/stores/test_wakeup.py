@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -11,6 +12,7 @@ import pytest
 from django.test import override_settings
 
 from reliable_cable.streams.base import Advanced, Message, StreamEvent, Transient
+from reliable_cable.streams.polling import Poll, PollingListener, SeenIds
 from reliable_cable.streams.wakeup import GROUP, MAX_STREAMS
 from tests.stores.conftest import MODEL_STORES, SQLITE, MakeStore, until, wait_until
 from tests.support.layer import CrossLoopLayer
@@ -56,8 +58,10 @@ async def test_others_messages_are_found_at_once(make_store: MakeStore) -> None:
 async def test_what_came_before_others_could_wake_this_process_is_found_at_once(make_store: MakeStore) -> None:
     here, there = make_store(poll_interval=60), make_store(poll_interval=60)
     join = CrossLoopLayer.group_add
+    subscribed = asyncio.Event()
 
     async def join_late(layer: CrossLoopLayer, group: str, channel: str) -> None:
+        await subscribed.wait()
         await there.aappend([("a", Message("1"))])
         await until(lambda: CrossLoopLayer.sent)
         await join(layer, group, channel)
@@ -66,26 +70,51 @@ async def test_what_came_before_others_could_wake_this_process_is_found_at_once(
     with mock.patch.object(CrossLoopLayer, "group_add", join_late):
         listener = here.listen(heard.append)
         await listener.subscribe("a")
+        subscribed.set()
         await until(lambda: heard)
     await listener.close()
     assert heard == [Advanced("a")]
 
 
 @sqlite
+async def test_what_comes_while_a_stream_is_being_subscribed_to_is_found_at_once(make_store: MakeStore) -> None:
+    here, there = make_store(poll_interval=60), make_store(poll_interval=60)
+    heard: list[StreamEvent] = []
+    listener = here.listen(heard.append)
+    await listener.subscribe("a")
+    await until(members)
+    poll = here.poll
+
+    def poll_slowly(streams: Sequence[str], seen: SeenIds) -> Poll:
+        found: Poll = poll(streams, seen)
+        if streams == ["b"]:  # the subscriber's own: meanwhile a message comes, and a poll that does not know of "b"
+            others = polled.call_count
+            there.append([("b", Message("1"))])
+            wait_until(lambda: polled.call_count > others)
+        return found
+
+    with mock.patch.object(here, "poll", side_effect=poll_slowly) as polled:
+        await listener.subscribe("b")
+        await until(lambda: heard)
+    await listener.close()
+    assert heard == [Advanced("b")]
+
+
+@sqlite
 async def test_streams_that_nobody_has_here_wake_nobody(make_store: MakeStore) -> None:
     here, there = make_store(poll_interval=60), make_store(poll_interval=60)
     listener = here.listen(lambda event: None)
-    with mock.patch.object(here, "poll", wraps=here.poll) as poll:
-        await listener.subscribe("a")
-        await until(lambda: poll.called)
-        poll.reset_mock()
+    assert isinstance(listener, PollingListener)
+    await listener.subscribe("a")
+    await until(members)
+    with mock.patch.object(listener._woken, "set", wraps=listener._woken.set) as woken:
         await here.aappend([("a", Message("own"))])
         await there.aappend([("b", Message("1"))])
         await until(lambda: len(CrossLoopLayer.sent) == 2)
         await there.aappend([("a", Message("2"))])
-        await until(lambda: poll.called)
+        await until(lambda: woken.called)
         await listener.close()
-    assert poll.call_count == 1
+    assert woken.call_count == 1
 
 
 @sqlite
@@ -142,7 +171,10 @@ async def test_a_layer_that_comes_back_is_heard_again(make_store: MakeStore) -> 
 @sqlite
 async def test_memberships_are_renewed_before_they_expire(make_store: MakeStore) -> None:
     store = make_store(poll_interval=60)
-    with mock.patch("reliable_cable.streams.wakeup.RENEW_INTERVAL", 0.01):
+    with (
+        mock.patch("reliable_cable.streams.wakeup.RENEW_INTERVAL", 0.01),
+        mock.patch("reliable_cable.streams.wakeup.RETRY_INTERVAL", 60),
+    ):
         listener = store.listen(lambda event: None)
         await listener.subscribe("a")
         await until(members)

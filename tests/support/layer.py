@@ -58,7 +58,7 @@ class CrossLoopLayer:
             loop.call_soon_threadsafe(queue.put_nowait, message)
 
     async def receive(self, channel: str) -> Any:
-        """Wait for a channel's next message; a receiver that is cancelled takes its channel along, as in channels-redis."""
+        """Wait for a channel's next message; cancelled, it lets go of the channel, as channels-redis does."""
         try:
             return await self.queues[channel].get()
         except asyncio.CancelledError:
