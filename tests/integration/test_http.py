@@ -9,6 +9,7 @@ import hmac
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +17,8 @@ import httpx
 import pytest
 
 from tests.support.client import Client, identify, unique
-from tests.support.server import OtherProcess, Server
+from tests.support.redis import RedisServer
+from tests.support.server import REDIS_STREAMS, Kind, OtherProcess, Server, ServerPool
 
 SECRET = "a secret that tests can sign with"
 
@@ -167,3 +169,24 @@ async def test_a_wsgi_server_beside_takes_broadcasts_too(
     assert await cable.messages(identifier, 2) == [{"n": 1}, {"n": 2}]
     assert (await http.post(url, content=b" " * 3_000_000)).status_code == 413
     assert (await http.post(url, json={}, headers={"Authorization": ""})).status_code == 401
+
+
+@pytest.mark.redis
+async def test_while_redis_is_down_a_post_is_told_so(servers: ServerPool, kind: Kind, tmp_path: Path) -> None:
+    stream, headers = unique("http/"), {"Authorization": f"Bearer {key('broadcast-cable')}"}
+    with RedisServer(tmp_path) as redis, servers.make(kind, REDIS_URL=redis.url, ENGINE=REDIS_STREAMS) as server:
+        url = f"http://127.0.0.1:{server.port}/_broadcast"
+        async with (
+            Client(server.url) as cable,
+            httpx.AsyncClient(headers=headers, trust_env=False, timeout=30) as http,
+        ):
+            await cable.subscribe(identify("StreamChannel", streams=[stream]))
+            assert (await http.post(url, json=message(stream, {"n": 1}))).status_code == 201
+            redis.kill()
+            for meta in ({}, {"transient": True}):
+                response = await http.post(url, json=message(stream, {"n": 2}, **meta))
+                assert (response.status_code, response.json()["stored"]) == (503, False)
+            redis.start()
+            assert (await http.post(url, json=message(stream, {"n": 3}))).status_code == 201
+            got = [frame["message"] for frame in await cable.until({"message": {"n": 3}}) if "message" in frame]
+            assert got == [{"n": 1}, {"n": 3}]
