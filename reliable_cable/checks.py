@@ -9,7 +9,7 @@
 | `reliable_cable.W001` | SQLite is not set up for several writers (IMMEDIATE transactions, WAL) |
 | `reliable_cable.W002` | `runserver` serves no WebSockets |
 | `reliable_cable.W003` | streams are public, in production |
-| `reliable_cable.W004` | a channel layer of channels-redis loses its idle connections, with redis-py 8 |
+| `reliable_cable.W004` | a channel layer of channels-redis cannot be idle, with redis-py 8 |
 
 An invalid setting hides the checks that need the settings. W001 on WAL needs a connection, so it runs where Django
 checks databases: `migrate` and `check --database default`.
@@ -197,7 +197,7 @@ def check_channel_layers(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Warning(
-            f"CHANNEL_LAYERS[{alias!r}] stops receiving when it is idle for 5 seconds: channels-redis 4.3.0 does not "
+            f"CHANNEL_LAYERS[{alias!r}] raises TimeoutError when it was idle for 5 seconds: channels-redis 4.3.0 does not "
             "expect redis-py 8's default socket_timeout.",
             hint=(
                 f"Give each of CHANNEL_LAYERS[{alias!r}]['CONFIG']['hosts'] a longer one: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
@@ -332,10 +332,12 @@ class TestChannelLayers:
     CORE = "channels_redis.core.RedisChannelLayer"
     PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
     URL = "redis://localhost:6379"
-    SENTINEL = {"sentinels": [("localhost", 26379)], "master_name": "main"}  # noqa: RUF012
+    SENTINEL: ClassVar = {"sentinels": [("localhost", 26379)], "master_name": "main"}
 
-    def check(self, backend: Any, config: dict[str, Any] | None = None, **versions: str) -> list[CheckMessage]:
-        installed = {"channels-redis": "4.3.0", "redis": "8.1.0", **versions}
+    def check(
+        self, backend: Any, config: dict[str, Any] | None = None, *, layer: str = "4.3.0", client: str = "8.1.0"
+    ) -> list[CheckMessage]:
+        installed = {"channels-redis": layer, "redis": client}
         options = {"BACKEND": backend} if config is None else {"BACKEND": backend, "CONFIG": config}
         with (
             override_settings(CHANNEL_LAYERS={"default": options}),
@@ -378,8 +380,8 @@ class TestChannelLayers:
         assert self.check(self.CORE, {"hosts": [host]}) == []
 
     def test_other_versions_and_other_layers(self) -> None:
-        assert self.check(self.CORE, redis="7.4.0") == []
-        assert self.check(self.CORE, **{"channels-redis": "4.4.0"}) == []
+        assert self.check(self.CORE, client="7.4.0") == []
+        assert self.check(self.CORE, layer="4.4.0") == []
         for backend in (self.PUBSUB, "channels.layers.InMemoryChannelLayer", "nowhere.Layer", None):
             assert self.check(backend) == []
 
