@@ -197,7 +197,7 @@ def check_channel_layers(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Warning(
-            f"CHANNEL_LAYERS[{alias!r}] raises TimeoutError when it was idle for 5 seconds: channels-redis 4.3.0 does not "
+            f"CHANNEL_LAYERS[{alias!r}] raises TimeoutError after 5 idle seconds: channels-redis 4.3.0 does not "
             "expect redis-py 8's default socket_timeout.",
             hint=(
                 f"Give each of CHANNEL_LAYERS[{alias!r}]['CONFIG']['hosts'] a longer one: "
