@@ -196,7 +196,7 @@ def forget(stream: str) -> None:
     """
     store = get_engine().streams
     call = partial(store.forget, check_stream_name(stream))
-    alias = _open_transaction()
+    alias = open_transaction()
     if alias is None:
         call()
     else:
@@ -289,7 +289,7 @@ def _encode(stream: str, data: Any) -> str:
     return text
 
 
-def _open_transaction() -> str | None:
+def open_transaction() -> str | None:
     """Return the database whose transaction is open here: the store's own, else the default one, else any."""
     opened = [connection.alias for connection in connections.all(initialized_only=True) if connection.in_atomic_block]
     for alias in (get_settings().database, "default"):
@@ -302,7 +302,7 @@ def _send(items: Sequence[tuple[str, Message, bool]], immediate: bool) -> list[S
     store = get_engine().streams
     kept = [(name, message) for name, message, keep in items if keep]
     live = [(name, message) for name, message, keep in items if not keep]
-    alias = None if immediate else _open_transaction()
+    alias = None if immediate else open_transaction()
     if alias is not None:
         if kept:
             store.append_on_commit(kept, using=alias)

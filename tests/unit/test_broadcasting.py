@@ -303,7 +303,7 @@ class TestTransactions:
         def find(**in_atomic_block: bool) -> str | None:
             initialized = [mock.Mock(alias=alias, in_atomic_block=there) for alias, there in in_atomic_block.items()]
             with mock.patch.object(type(connections), "all", return_value=initialized):
-                return broadcasting._open_transaction()
+                return broadcasting.open_transaction()
 
         assert find(other=True, default=False) == "other"
         assert find(other=True, default=True) == "default"
