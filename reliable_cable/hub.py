@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .conf import CableSettings
 from .engine import Engine
 from .exceptions import StoreError
-from .presence.base import PresenceEvent
 from .presence.service import PresenceService
-from .protocol import messages
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
 from .readers import HubStream, Reader
@@ -50,12 +48,11 @@ class Hub:
         self.draining = False
         #: Connections by session id, extended and base ones.
         self.connections: dict[str, CableSession] = {}
-        self.presence = PresenceService(engine.presence)
+        self.presence = PresenceService(engine.presence, self._send_presence)
         self.sessions = SessionService(engine.sessions)
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
-        engine.presence.listen(self._deliver_presence)
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Future[None] | None = None
         self.spawn(self._warn())
@@ -167,14 +164,10 @@ class Hub:
         elif verdict is Verdict.GAP:
             self._repair(found)
 
-    def _deliver_presence(self, event: PresenceEvent) -> None:
-        found = self._streams.get(event.stream)
-        if found is None:
-            return
-        if event.type == "join":
-            found.send_presence(messages.presence_join(event.id, event.info))
-        else:
-            found.send_presence(messages.presence_leave(event.id))
+    def _send_presence(self, stream: str, message: str) -> None:
+        found = self._streams.get(stream)
+        if found is not None:
+            found.send_presence(message)
 
     # -- repair -------------------------------------------------------------------------------------------------
 
@@ -249,6 +242,7 @@ class Hub:
             await asyncio.wait([closing])
         try:
             await self._listener.subscribe(found.name)
+            await self.presence.open(found.name)
             if self.settings.policy(found.name).history_size:
                 found.position = await self.engine.streams.aposition(found.name)
             else:
@@ -268,9 +262,13 @@ class Hub:
             self._leave(found.name)
 
     def _leave(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._listener.unsubscribe(name))
+        task = asyncio.get_running_loop().create_task(self._unsubscribe(name))
         self._closing[name] = task
         task.add_done_callback(partial(self._closed, name))
+
+    async def _unsubscribe(self, name: str) -> None:
+        await self.presence.close(name)
+        await self._listener.unsubscribe(name)
 
     def _closed(self, name: str, task: asyncio.Task[None]) -> None:
         if self._closing.get(name) is task:

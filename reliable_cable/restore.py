@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .channel import PresenceJoin, find_channel
@@ -29,7 +29,6 @@ def make_record(session: CableSession) -> SessionRecord:
         {
             "sids": sorted(session.sids - {session.sid}),
             "left_at": time.time(),
-            "presence": session.hub.engine.presence.incarnation,
             "subscriptions": [subscription.record() for subscription in session.subscriptions.values()],
         },
     )
@@ -71,15 +70,28 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
 async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any], transmissions: list[str]) -> list[str]:
     session.sids = frozenset([session.sid, sid, *data["sids"]][:MAX_SIDS])
     restored: list[str] = []
+    incarnations = await _incarnations(session, data["subscriptions"])
     for item in data["subscriptions"]:
         if find_channel(parse_identifier(item["identifier"])[0]) is None:
             continue  # it was removed while the client was away
-        if item["watching"] and data["presence"] != session.hub.engine.presence.incarnation:
+        if item["watching"] is not None and incarnations.get(_presence_stream(item)) != item["watching"]:
             continue  # its list of members cannot be made right: let it start afresh
         if await _restore_one(session, item, item["left_at"] or data["left_at"], transmissions):
             restored.append(item["identifier"])
     # The old record stays until it expires: a client that never hears the welcome comes back with the old id.
     return restored
+
+
+async def _incarnations(session: CableSession, items: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
+    """Return what names the presence data, as they are now, that clients have lists of."""
+    streams = {_presence_stream(item): () for item in items if item["watching"] is not None}
+    return (await session.hub.engine.presence.arefresh(streams)).incarnations if streams else {}
+
+
+def _presence_stream(item: Mapping[str, Any]) -> str:
+    streams = item["streams"]
+    name: str = next((stream for stream in streams if stream["presence"]), streams[0])["name"]
+    return name
 
 
 async def _restore_one(
@@ -97,7 +109,7 @@ async def _restore_one(
         if reply is not None and not reply.rejected:
             await subscription.apply_streams(reply)
             for op in reply.presence:
-                subscription.member = (op.id, op.info) if isinstance(op, PresenceJoin) else None
+                subscription.presence.member = (op.id, op.info) if isinstance(op, PresenceJoin) else None
     except Exception:
         logger.exception("The subscription %s could not be restored.", identifier)
         reply = None

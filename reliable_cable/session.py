@@ -212,12 +212,12 @@ class CableSession:
                 if stream is not None and data not in ("null", "false", "0", '""'):
                     await self.hub.engine.streams.awhisper(stream, Message(data, exclude=self.sid))
             case commands.Join(presence=claim):
-                if await subscription.authorizes(claim):
-                    await subscription.join(claim.id, claim.info)
+                if await subscription.presence.authorizes(claim):
+                    await subscription.presence.join(claim.id, claim.info)
             case commands.Leave():
-                await subscription.leave()
+                await subscription.presence.leave()
             case commands.Presence(return_records=return_records):
-                await subscription.send_presence_info(return_records=return_records)
+                await subscription.presence.send_info(return_records=return_records)
 
     # -- subscriptions ----------------------------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class CableSession:
             try:
                 await subscription.apply_streams(reply, request)
                 joins += reply.presence
-                if command.presence is not None and await subscription.authorizes(command.presence):
+                if command.presence is not None and await subscription.presence.authorizes(command.presence):
                     joins.append(command.presence)
             except Exception:
                 logger.exception("The subscription %s could not be made.", identifier)
@@ -262,7 +262,7 @@ class CableSession:
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
         try:
-            await subscription.leave()
+            await subscription.presence.leave()
         except Exception:
             logger.exception("Presence could not be left; the member goes when its time is over.")
         self.changed()
@@ -299,7 +299,7 @@ class CableSession:
         if reply.rejected:
             await self._unsubscribe(subscription)
             return self._reject(subscription.identifier)
-        await subscription.apply_presence(reply)
+        await subscription.presence.apply(reply)
         if reply.streams:
             subscription.settle()
         if reply.streams or channel.has_state:
@@ -416,4 +416,4 @@ class CableSession:
     def _leave_all(self) -> None:
         for subscription in self.subscriptions.values():
             subscription.end()
-            subscription.release_presence()
+            subscription.presence.release()

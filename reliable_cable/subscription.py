@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, PresenceJoin, Reply, StreamStart
-from .handlers import invoke
 from .hub import PAGE_SIZE, RETRY_DELAY
+from .membership import Membership
 from .protocol import messages
 from .protocol.commands import PresenceClaim
 from .protocol.constants import MessageType
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from .session import CableSession
 
 logger = logging.getLogger("reliable_cable")
-
-#: How long before a drop members may have left unseen by the client, in seconds: the dead are noticed late.
-PRESENCE_MARGIN = 60.0
 
 
 class Subscription:
@@ -45,11 +40,7 @@ class Subscription:
         self.channel = channel
         #: Whether the client was sent a confirmation on this connection.
         self.confirmed = False
-        #: Whether the client asked who is there, and so keeps a list that must become right after a restore.
-        self.watching = False
-        self.member: tuple[str, Any] | None = None
-        digest = hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest()
-        self.presence_key = f"{session.sid}:{digest}"
+        self.presence = Membership(self)
         #: Runs out if a restored identifier's `history` does not come.
         self.deadline: asyncio.TimerHandle | None = None
         self.readers: dict[str, Reader] = {}
@@ -59,10 +50,8 @@ class Subscription:
         #: The latest replay, and all that have not ended: each waits for the one before.
         self._replay: asyncio.Task[None] | None = None
         self._replays: set[asyncio.Task[None]] = set()
-        #: Joins that wait for the history to be sent.
-        self._pending_joins: list[PresenceClaim | PresenceJoin] = []
-        #: When a restored session was left, and the presence key it had then.
-        self._left: tuple[float, str] | None = None
+        #: When a restored session was left, until the client has what it missed.
+        self._left_at: float | None = None
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -92,10 +81,8 @@ class Subscription:
             else:
                 for name in list(self._starts) if op.name is None else [op.name]:
                     self._stop(name)
-        if self.member is not None and presence_stream is not None and self.presence_stream != presence_stream:
-            member, self.member = self.member, None
-            await self._leave_stream(presence_stream)
-            await self.join(*member)
+        if presence_stream is not None and self.presence_stream != presence_stream:
+            await self.presence.move(presence_stream)
         self._mark_presence()
 
     async def _start(self, start: StreamStart, request: HistoryRequest | None, stream_id: str | None = None) -> None:
@@ -163,6 +150,10 @@ class Subscription:
         """Send the confirmation."""
         self.confirmed = True
         self._acknowledge(MessageType.CONFIRM_SUBSCRIPTION)
+        self.announce()
+
+    def announce(self) -> None:
+        """Let the client hear what has no position, presence events for one: it knows the subscription."""
         for reader in self.readers.values():
             reader.announced = True
 
@@ -179,7 +170,7 @@ class Subscription:
         for reader in readers:
             reader.live = reader.live and request is None
         previous = self._replay
-        self._pending_joins += joins
+        self.presence.join_later(joins)
         self._replay = self.hub.spawn(self._run(previous, request))
         self._replays.add(self._replay)
         self._replay.add_done_callback(self._replays.discard)
@@ -197,12 +188,10 @@ class Subscription:
                     reader.live = reader.live and request is None
             if request is not None:
                 await self._send_history(request)
-            if self._left is not None:
-                await self._send_presence_changes(*self._left)
-                self._left = None
-            while self._pending_joins:
-                join = self._pending_joins.pop(0)
-                await self.join(join.id, join.info)
+            if self._left_at is not None:
+                await self.presence.take_over(self._left_at)
+                self._left_at = None
+            await self.presence.join_pending()
             # The join reaches the client before live messages do.
             await asyncio.sleep(0)
             await self._catch_up()
@@ -236,7 +225,7 @@ class Subscription:
         store = self.hub.engine.streams
         pages: dict[Reader, StreamPage] = {}
         starts: dict[str, StreamPosition] = {}
-        restored = self._left is not None
+        restored = self._left_at is not None
         for name, reader in list(self.readers.items()):
             if not self._kept(name):
                 continue
@@ -296,92 +285,6 @@ class Subscription:
         for reader in readers:
             self.hub.go_live(reader)
 
-    # -- presence ---------------------------------------------------------------------------------------------------
-
-    async def apply_presence(self, reply: Reply) -> None:
-        """Join and leave as a handler asked for."""
-        for op in reply.presence:
-            if isinstance(op, PresenceJoin):
-                await self.join(op.id, op.info)
-            else:
-                await self.leave()
-
-    async def authorizes(self, claim: PresenceClaim) -> bool:
-        """Whether the channel lets the client join presence by itself."""
-        authorize = getattr(self.channel, "authorize_presence", None)
-        if authorize is None:
-            logger.warning("%s lets no client join presence.", type(self.channel).__name__)
-            return False
-        try:
-            return bool(await invoke(partial(authorize, claim.id, claim.info)))
-        except Exception:
-            logger.exception("%s.authorize_presence failed.", type(self.channel).__name__)
-            return False
-
-    async def join(self, id_: str, info: Any) -> None:
-        """Join the presence stream, or update what is known of the member."""
-        stream = self.presence_stream
-        if stream is None or self.session.closed:
-            return
-        self.member = (id_, info)
-        self.hub.presence.hold(stream, self.presence_key)
-        await self.hub.engine.presence.ajoin(stream, self.presence_key, id_, info)
-        self.session.changed()
-
-    async def leave(self) -> None:
-        """Leave the presence stream."""
-        self._pending_joins.clear()
-        if self.member is not None and self.presence_stream is not None:
-            self.member = None
-            await self._leave_stream(self.presence_stream)
-            self.session.changed()
-
-    async def _leave_stream(self, stream: str) -> None:
-        self.hub.presence.release(stream, self.presence_key)
-        await self.hub.engine.presence.aleave(stream, self.presence_key)
-
-    def release_presence(self) -> None:
-        """The connection went: the member stays until its time is over, or it comes back."""
-        if self.member is not None and self.presence_stream is not None:
-            self.hub.presence.release(self.presence_stream, self.presence_key)
-
-    async def send_presence_info(self, *, return_records: bool) -> None:
-        """Answer who is there; always (14)."""
-        message = messages.presence_error()
-        stream = self.presence_stream
-        if stream is not None:
-            self.watching = True
-            self.session.changed()
-            try:
-                info = await self.hub.engine.presence.ainfo(stream, records=return_records)
-                message = messages.presence_info(
-                    info.total, list(info.records.items()) if info.records is not None else None
-                )
-            except Exception:
-                logger.exception("The presence of %r could not be read.", stream)
-        self.session.outbox.push(messages.presence_event(self.identifier, message))
-
-    async def _send_presence_changes(self, left_at: float, old_key: str) -> None:
-        """After a restore: take the member over, and make the client's list right by joins and leaves (14)."""
-        stream = self.presence_stream
-        if stream is None:
-            return
-        presence = self.hub.engine.presence
-        if self.member is not None:
-            await self.join(*self.member)
-        if old_key != self.presence_key:
-            await presence.aleave(stream, old_key)
-        if self.watching:
-            known = presence.clock() - presence.settings.sessions_ttl + 1
-            gone = await presence.aleft_since(stream, max(left_at - PRESENCE_MARGIN, known))
-            info = await presence.ainfo(stream)
-            frames = [messages.presence_leave(id_) for id_ in gone or ()]
-            frames += [messages.presence_join(id_, value) for id_, value in (info.records or {}).items()]
-            for frame in frames:
-                self.session.outbox.push(messages.presence_event(self.identifier, frame))
-        for reader in self.readers.values():
-            reader.announced = True
-
     # -- restore ----------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
@@ -400,10 +303,8 @@ class Subscription:
                 for name, start in self._starts.items()
                 if name in self._firsts
             ],
-            "member": list(self.member) if self.member is not None else None,
-            "watching": self.watching,
-            "key": self._left[1] if self._left is not None else self.presence_key,
-            "left_at": self._left[0] if self._left is not None else None,
+            "left_at": self._left_at,
+            **self.presence.record(),
         }
 
     async def restore(self, data: Mapping[str, Any], left_at: float) -> None:
@@ -415,6 +316,5 @@ class Subscription:
             await self._start(start, None, stream["id"])
             self._firsts[name] = StreamPosition(*stream["first"])
         self._mark_presence()
-        self.watching = data["watching"]
-        self.member = tuple(data["member"]) if data["member"] is not None else None
-        self._left = (left_at, data["key"])
+        self.presence.restore(data)
+        self._left_at = left_at

@@ -8,17 +8,17 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal, TypeVar
+from itertools import takewhile
+from typing import Any, Literal, TypeVar
 
 from reliable_cable.conf import CableSettings
 
-from .base import PresenceEvent, PresenceInfo, PresenceStore
+from .base import Member, PresenceEvent, PresenceInfo, PresenceListener, PresenceMissed, PresenceStore, Refreshed
 
 T = TypeVar("T")
-Deliver = Callable[[PresenceEvent], None]
+Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
 
 @dataclass(slots=True)
@@ -34,12 +34,6 @@ class _Stream:
     left: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Listener:
-    loop: asyncio.AbstractEventLoop
-    deliver: Deliver
-
-
 class MemoryPresenceStore(PresenceStore):
     """Keeps who is there in dicts; it ends with the process.
 
@@ -49,111 +43,120 @@ class MemoryPresenceStore(PresenceStore):
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
-        self.incarnation = secrets.token_hex(8)
+        self._incarnation = secrets.token_hex(8)
         self._streams: dict[str, _Stream] = {}
         # (stream, session) -> (id, deadline), in the order of deadlines: whatever gets a new one goes to the end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        self._listeners: set[_Listener] = set()
+        self._listeners: set[MemoryPresenceListener] = set()
         self._lock = threading.Lock()
 
-    def join(self, stream: str, session: str, id: str, info: object = None) -> None:  # noqa: A002 - as the interface
-        """Add or refresh a session.
+    def join(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
+        """Add or refresh a session."""
+        return self.rejoin([Member(stream, session, id, info)])
 
-        Raises:
-            TypeError, ValueError: `info` is not a JSON value.
-        """
-        text = json.dumps(info, allow_nan=False)
+    def rejoin(self, members: Sequence[Member]) -> list[PresenceEvent]:
+        """Add sessions again."""
+        texts = [json.dumps(member.info, allow_nan=False) for member in members]
         with self._lock:
-            key = (stream, session)
-            former = self._sessions.get(key)
-            if former is not None and former[0] != id:
-                self._remove(key)
-            self._sessions[key] = (id, self.clock() + self.settings.presence_ttl)
-            self._sessions.move_to_end(key)
-            found = self._streams.setdefault(stream, _Stream())
-            member = found.members.get(id)
-            if member is not None:
-                member.info = text
-            else:
-                member = found.members[id] = _Member(text)
-                found.left.pop(id, None)
-                self._emit("join", stream, id, text)
-            member.sessions.add(session)
+            return [event for member, text in zip(members, texts, strict=True) for event in self._join(member, text)]
 
-    def leave(self, stream: str, session: str) -> None:
+    def leave(self, stream: str, session: str) -> list[PresenceEvent]:
         """Remove a session."""
         with self._lock:
-            if (stream, session) in self._sessions:
-                self._remove((stream, session))
+            return self._remove((stream, session)) if (stream, session) in self._sessions else []
 
-    def refresh(self, sessions: Iterable[tuple[str, str]]) -> None:
+    def refresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
         """Give sessions a new time."""
+        unknown: list[tuple[str, str]] = []
         with self._lock:
             deadline = self.clock() + self.settings.presence_ttl
-            for key in sessions:
+            for key in [(stream, session) for stream, sessions in held.items() for session in sessions]:
                 found = self._sessions.get(key)
-                if found is not None:
+                if found is None:
+                    unknown.append(key)
+                else:
                     self._sessions[key] = (found[0], deadline)
                     self._sessions.move_to_end(key)
+        return Refreshed(unknown, dict.fromkeys(held, self._incarnation))
 
-    def expire(self) -> int:
-        """Remove what is over, and forget who left longer ago than sessions are kept."""
+    def expire(self) -> list[PresenceEvent]:
+        """Remove what is over, and forget who left too long ago."""
+        events: list[PresenceEvent] = []
         with self._lock:
             now = self.clock()
-            expired = 0
-            while self._sessions:
-                key, (_, deadline) = next(iter(self._sessions.items()))
-                if deadline > now:
-                    break
-                self._remove(key)
-                expired += 1
+            for key in self._overdue():
+                events += self._remove(key)
             self._forget_left(now)
-        return expired
+        return events
 
-    def info(self, stream: str, *, records: bool = True) -> PresenceInfo:
+    def info(self, stream: str, *, records: bool = True, overdue: bool = True) -> PresenceInfo:
         """Return who is there."""
         with self._lock:
             found = self._streams.get(stream)
-            texts = {id_: member.info for id_, member in found.members.items()} if found else {}
-        return PresenceInfo(len(texts), {id_: json.loads(text) for id_, text in texts.items()} if records else None)
+            members = dict(found.members) if found else {}
+            over = set() if overdue else {session for name, session in self._overdue() if name == stream}
+            texts = {id_: member.info for id_, member in members.items() if not over or member.sessions - over}
+        infos = {id_: json.loads(text) for id_, text in texts.items()} if records else None
+        return PresenceInfo(len(texts), infos, self._incarnation)
 
-    def left_since(self, stream: str, since: float) -> list[str] | None:
+    def left_within(self, stream: str, seconds: float) -> list[str]:
         """Return who left, in the order in which they did."""
         with self._lock:
-            if since < self.clock() - self.settings.sessions_ttl:
-                return None
+            since = self.clock() - min(seconds, self.memory)
             found = self._streams.get(stream)
             return [id_ for id_, left_at in found.left.items() if left_at >= since] if found else []
 
-    def listen(self, deliver: Deliver) -> Callable[[], None]:
-        """Hand events over, each in a callback of its own, in the order in which they happened."""
-        listener = _Listener(asyncio.get_running_loop(), deliver)
-        with self._lock:
-            self._listeners.add(listener)
-        return partial(self._listeners.discard, listener)
+    def listen(self, deliver: Deliver) -> MemoryPresenceListener:
+        """Return a listener that hands events to `deliver`, in the order in which they happened."""
+        return MemoryPresenceListener(self._listeners, deliver)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return call()
 
     # -- with the lock held -----------------------------------------------------------------------------------------
 
-    def _remove(self, key: tuple[str, str]) -> None:
+    def _join(self, member: Member, text: str) -> list[PresenceEvent]:
+        events: list[PresenceEvent] = []
+        key = (member.stream, member.session)
+        former = self._sessions.get(key)
+        if former is not None and former[0] != member.id:
+            events += self._remove(key)
+        self._sessions[key] = (member.id, self.clock() + self.settings.presence_ttl)
+        self._sessions.move_to_end(key)
+        found = self._streams.setdefault(member.stream, _Stream())
+        known = found.members.get(member.id)
+        if known is not None:
+            known.info = text
+        else:
+            known = found.members[member.id] = _Member(text)
+            had_left = found.left.pop(member.id, None) is not None
+            joined = self._emit("join", member.stream, member.id, text)
+            events += joined if had_left or not member.joined else []
+        known.sessions.add(member.session)
+        return events
+
+    def _overdue(self) -> list[tuple[str, str]]:
+        now = self.clock()
+        return [key for key, _ in takewhile(lambda item: item[1][1] <= now, self._sessions.items())]
+
+    def _remove(self, key: tuple[str, str]) -> list[PresenceEvent]:
         stream, session = key
         id_, _ = self._sessions.pop(key)
         found = self._streams[stream]
         member = found.members[id_]
         member.sessions.discard(session)
-        if not member.sessions:
-            del found.members[id_]
-            now = self.clock()
-            found.left[id_] = now
-            self._tombstones.append((now, stream, id_))
-            self._forget_left(now)
-            self._emit("leave", stream, id_, member.info)
+        if member.sessions:
+            return []
+        del found.members[id_]
+        now = self.clock()
+        found.left[id_] = now
+        self._tombstones.append((now, stream, id_))
+        self._forget_left(now)
+        return self._emit("leave", stream, id_, member.info)
 
     def _forget_left(self, now: float) -> None:
-        while self._tombstones and self._tombstones[0][0] < now - self.settings.sessions_ttl:
+        while self._tombstones and self._tombstones[0][0] < now - self.memory:
             left_at, stream, id_ = self._tombstones.popleft()
             found = self._streams.get(stream)
             if found is None:
@@ -164,15 +167,46 @@ class MemoryPresenceStore(PresenceStore):
             if not found.left and not found.members:
                 del self._streams[stream]
 
-    def _emit(self, type_: Literal["join", "leave"], stream: str, id_: str, info: str) -> None:
+    def _emit(self, type_: Literal["join", "leave"], stream: str, id_: str, info: str) -> list[PresenceEvent]:
         for listener in tuple(self._listeners):
-            event = PresenceEvent(stream, type_, id_, json.loads(info))
-            try:
-                listener.loop.call_soon_threadsafe(self._deliver, listener, event)
-            except RuntimeError:
-                # Its loop is closed; nobody will take it away any more.
-                self._listeners.discard(listener)
+            if stream in listener.streams:
+                listener.push(PresenceEvent(stream, type_, id_, json.loads(info)))
+        return [PresenceEvent(stream, type_, id_, json.loads(info))]
 
-    def _deliver(self, listener: _Listener, event: PresenceEvent) -> None:
-        if listener in self._listeners:
-            listener.deliver(event)
+
+class MemoryPresenceListener(PresenceListener):
+    """Hands a store's events over on the event loop on which it was made, each in a callback of its own."""
+
+    def __init__(self, listeners: set[MemoryPresenceListener], deliver: Deliver) -> None:
+        self.streams: frozenset[str] = frozenset()
+        self._loop = asyncio.get_running_loop()
+        self._deliver = deliver
+        self._listeners = listeners
+
+    async def subscribe(self, stream: str) -> None:
+        """Announce this stream's events from now on."""
+        self.streams |= {stream}
+        self._listeners.add(self)
+
+    async def unsubscribe(self, stream: str) -> None:
+        """Announce this stream's events no more."""
+        self.streams -= {stream}
+        if not self.streams:
+            self._listeners.discard(self)
+
+    async def close(self) -> None:
+        """Leave all streams."""
+        self.streams = frozenset()
+        self._listeners.discard(self)
+
+    def push(self, event: PresenceEvent) -> None:
+        """Take an event, from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._hand_over, event)
+        except RuntimeError:
+            # Its loop is closed; nobody will take it away any more.
+            self._listeners.discard(self)
+
+    def _hand_over(self, event: PresenceEvent) -> None:
+        if event.stream in self.streams:
+            self._deliver(event)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from django.dispatch import Signal
 
 from reliable_cable.engine import get_engine
+from reliable_cable.exceptions import StoreError
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.threads import run_handler
 
-from .base import PresenceEvent, PresenceInfo, PresenceStore
+from .base import Member, PresenceEvent, PresenceInfo, PresenceStore
+from .lists import PresenceLists
 
 logger = logging.getLogger("reliable_cable")
 
@@ -24,12 +27,15 @@ ROUNDS_PER_TTL: Final = 3
 #: Rounds after the last member was let go: one time to live, and one round more for whatever clocks disagree about.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
+#: Members that are joined again in one call.
+REJOIN_SIZE: Final = 1000
+
 #: Events that may wait for slow receivers of the signals.
 MAX_PENDING_SIGNALS: Final = 10_000
 
 
 class StreamPresence:
-    """Who is in one stream; made by `presence_for`."""
+    """Who is in one stream; made by `presence_for`. Where the store cannot be asked, its methods raise `StoreError`."""
 
     __slots__ = ("_store", "stream")
 
@@ -39,47 +45,73 @@ class StreamPresence:
 
     def info(self, *, records: bool = True) -> PresenceInfo:
         """Return who is there, or only how many (`records=False`)."""
-        return self._store.info(self.stream, records=records)
+        return self._store.info(self.stream, records=records, overdue=False)
 
     def total(self) -> int:
         """Return how many ids are there."""
-        return self._store.info(self.stream, records=False).total
+        return self._store.info(self.stream, records=False, overdue=False).total
 
     async def ainfo(self, *, records: bool = True) -> PresenceInfo:
         """Async twin of `info`."""
-        return await self._store.ainfo(self.stream, records=records)
+        return await self._store.ainfo(self.stream, records=records, overdue=False)
 
     async def atotal(self) -> int:
         """Async twin of `total`."""
-        return (await self._store.ainfo(self.stream, records=False)).total
+        return (await self._store.ainfo(self.stream, records=False, overdue=False)).total
 
 
 def presence_for(stream: str) -> StreamPresence:
     """Return who is in a stream: `presence_for("chat:1").total()`.
 
-    With the embedded engine, that is who is connected to this process.
+    With the embedded engine, that is who is connected to this process; with Redis, to any.
     """
     return StreamPresence(stream, get_engine().presence)
 
 
-class PresenceService:
-    """Refreshes the sessions that live connections hold, expires those of dead ones, and sends the signals.
+@dataclass(slots=True)
+class _Held:
+    """A session of this process; `pending`: its latest join is not known to be in the store."""
 
-    Used from one event loop. It starts with the first `hold`; its task runs only while there is something to keep or
-    still to expire.
+    member: Member
+    pending: bool = True
+
+
+def _ignore(stream: str, message: str) -> None:
+    """Take a message for nobody."""
+
+
+class PresenceService:
+    """Keeps the sessions of live connections present, removes those of dead ones, and sends the signals.
+
+    Used from one event loop. Its rounds run while there is something to keep or to watch, or still to expire. A store
+    that fails is asked again in the next round: a join that failed is made then.
 
     Args:
         store: where the sessions are.
+        send: takes a stream and a presence message for all of its clients here.
         sleep: waits between two rounds; takes seconds.
     """
 
-    def __init__(self, store: PresenceStore, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        store: PresenceStore,
+        send: Callable[[str, str], None] = _ignore,
+        *,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    ) -> None:
         self.store = store
+        self.lists = PresenceLists(store, send)
         self._sleep = sleep
-        self._held: set[tuple[str, str]] = set()
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._served: set[str] = set()
+        #: Sessions that left while others were being joined again; None: none are.
+        self._left: set[tuple[str, str]] | None = None
         self._rounds_left = 0
+        #: Rounds until this process removes the sessions of others again, after the store was away: they could not be
+        #: refreshed meanwhile, and will be first.
+        self._lenient = 0
+        self._failing = False
         self._rounds: asyncio.Task[None] | None = None
-        self._unlisten: Callable[[], None] | None = None
         self._stopped = False
         self._signals: deque[PresenceEvent] = deque()
         self._sending: asyncio.Task[None] | None = None
@@ -90,72 +122,159 @@ class PresenceService:
         return self._rounds is not None
 
     def start(self) -> None:
-        """Listen for the events that the signals announce; done by the first `hold` as well."""
+        """Go on after a `stop`."""
         self._stopped = False
-        if self._unlisten is None:
-            self._unlisten = self.store.listen(self._announce)
 
     async def stop(self) -> None:
         """Make no more rounds and send no more signals; the members stay for the rest of their time."""
         self._stopped = True
         self._held.clear()
+        self._served.clear()
         self._signals.clear()
-        if self._unlisten is not None:
-            self._unlisten()
-            self._unlisten = None
         tasks = [task for task in (self._rounds, self._sending) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         # A task that was cancelled before it ran has not said so itself.
         self._rounds = self._sending = None
+        await self.lists.close()
 
-    def hold(self, stream: str, session: str) -> None:
-        """Keep a session present from now on; nothing happens after `stop`."""
+    # -- streams ------------------------------------------------------------------------------------------------------
+
+    async def open(self, stream: str) -> None:
+        """Let a stream's clients here hear who comes and leaves, also who leaves because its server died."""
+        await self.lists.subscribe(stream)
         if not self._stopped:
-            self._held.add((stream, session))
+            self._served.add(stream)
             self._run_rounds()
+
+    async def close(self, stream: str) -> None:
+        """A stream has no clients here any more."""
+        self._served.discard(stream)
+        await self.lists.unsubscribe(stream)
+
+    # -- sessions -----------------------------------------------------------------------------------------------------
+
+    async def join(self, stream: str, session: str, id_: str, info: Any) -> None:
+        """Join a session, or update it, and keep it present; if the store fails it is joined by a round."""
+        if self._stopped:
+            return
+        former = self._held.get((stream, session))
+        joined = former is not None and former.member.joined and former.member.id == id_
+        held = self._held[stream, session] = _Held(Member(stream, session, id_, info, joined))
+        self._run_rounds()
+        try:
+            events = await self.store.ajoin(stream, session, id_, info)
+        except StoreError as error:
+            self._failed(error)
+        else:
+            self._acknowledge(held)
+            self._announce(events)
+
+    async def leave(self, stream: str, session: str) -> None:
+        """Let a session leave.
+
+        Raises:
+            StoreError: it leaves when its time is over.
+        """
+        self.release(stream, session)
+        if self._left is not None:
+            self._left.add((stream, session))
+        self._announce(await self.store.aleave(stream, session))
 
     def release(self, stream: str, session: str) -> None:
         """Keep a session no longer: it leaves when its time is over, unless it has left before."""
-        if (stream, session) in self._held:
-            self._held.remove((stream, session))
+        if self._held.pop((stream, session), None) is not None:
             self._run_rounds()
 
+    # -- rounds -------------------------------------------------------------------------------------------------------
+
     async def round(self) -> None:
-        """Refresh what is held, all at once, then expire what is over; an error is logged, and the next round tries."""
+        """Refresh what is held, all at once, join again what is lost, and remove what is over, whoever held it."""
         try:
-            if self._held:
-                await self.store.arefresh(tuple(self._held))
-            await self.store.aexpire()
-        except Exception:
-            logger.exception("Presence could not be refreshed.")
+            held: dict[str, list[str]] = {stream: [] for stream in self.lists.streams}
+            for stream, session in self._held:
+                held.setdefault(stream, []).append(session)
+            if held:
+                refreshed = await self.store.arefresh(held)
+                await self._join_again(refreshed.unknown)
+                self.lists.check(refreshed.incarnations)
+            if self._lenient:
+                self._lenient -= 1
+            else:
+                self._announce(await self.store.aexpire())
+        except Exception as error:
+            self._failed(error)
+        else:
+            if self._failing:
+                self._failing = False
+                logger.info("Presence is refreshed again.")
+
+    def _failed(self, error: Exception) -> None:
+        self._lenient = ROUNDS_PER_TTL
+        log = logger.debug if self._failing else logger.error
+        log("Presence could not be refreshed; trying again in each round.", exc_info=error)
+        self._failing = True
+
+    async def _join_again(self, unknown: Iterable[tuple[str, str]]) -> None:
+        """Join what the store does not know, and what it may not know."""
+        keys = dict.fromkeys([*unknown, *(key for key, held in self._held.items() if held.pending)])
+        lost = [self._held[key] for key in keys if key in self._held]
+        for start in range(0, len(lost), REJOIN_SIZE):
+            batch = [held for held in lost[start : start + REJOIN_SIZE] if self._current(held) is held]
+            self._left = set()
+            try:
+                events = await self.store.arejoin([held.member for held in batch])
+                left = self._left
+            finally:
+                self._left = None
+            for held in batch:
+                self._acknowledge(held)
+            self._announce(events)
+            for held in batch:
+                # What happened meanwhile may have been overtaken.
+                current = self._current(held)
+                if current is None and (held.member.stream, held.member.session) in left:
+                    self._announce(await self.store.aleave(held.member.stream, held.member.session))
+                elif current is not None and current is not held:
+                    self._announce(await self.store.arejoin([current.member]))
+
+    def _current(self, held: _Held) -> _Held | None:
+        """Return what is held of a session now."""
+        return self._held.get((held.member.stream, held.member.session))
+
+    def _acknowledge(self, held: _Held) -> None:
+        held.member = replace(held.member, joined=True)
+        held.pending = False
 
     def _run_rounds(self) -> None:
         self._rounds_left = LAST_ROUNDS
-        if self._rounds is None:
-            self.start()
+        if self._rounds is None and not self._stopped:
             self._rounds = asyncio.get_running_loop().create_task(self._make_rounds())
 
     async def _make_rounds(self) -> None:
         try:
-            while self._held or self._rounds_left:
+            while self._held or self._served or self._rounds_left:
                 await self._sleep(self.store.settings.presence_ttl / ROUNDS_PER_TTL)
                 await self.round()
-                if not self._held:
+                if not (self._held or self._served):
                     self._rounds_left -= 1
         finally:
             self._rounds = None
 
-    def _announce(self, event: PresenceEvent) -> None:
-        if not self._signal(event).has_listeners(type(self.store)):
-            return
-        if len(self._signals) >= MAX_PENDING_SIGNALS:
-            logger.error("The receivers of the presence signals are too slow; %r is not announced.", event)
-            return
-        self._signals.append(event)
-        if self._sending is None:
-            self._sending = asyncio.get_running_loop().create_task(self._send_signals())
+    # -- signals ------------------------------------------------------------------------------------------------------
+
+    def _announce(self, events: Iterable[PresenceEvent]) -> None:
+        """Send the signals of what calls of this process brought about."""
+        for event in events:
+            if not self._signal(event).has_listeners(type(self.store)):
+                continue
+            if len(self._signals) >= MAX_PENDING_SIGNALS:
+                logger.error("The receivers of the presence signals are too slow; %r is not announced.", event)
+                continue
+            self._signals.append(event)
+            if self._sending is None:
+                self._sending = asyncio.get_running_loop().create_task(self._send_signals())
 
     async def _send_signals(self) -> None:
         try:

@@ -90,8 +90,9 @@ class RedisRefused(StoreError):
 
 @cache
 def script_text(name: str) -> str:
-    """Return a Lua script, with what all of them share before it."""
-    return (LUA / "prelude.lua").read_text() + (LUA / f"{name}.lua").read_text()
+    """Return a Lua script, with what all of them share before it, and what those of its family do."""
+    family = ["presence_prelude"] if name.startswith("presence_") else []
+    return "".join((LUA / f"{part}.lua").read_text() for part in ("prelude", *family, name))
 
 
 class RedisClient:

@@ -24,6 +24,7 @@ LAYERS = (
     ("broadcasting", "hub"),
     ("channel",),
     ("handlers", "pubsub", "testing"),
+    ("membership",),
     ("subscription",),
     ("restore",),
     ("session",),

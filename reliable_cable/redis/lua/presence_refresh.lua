@@ -1,0 +1,21 @@
+-- Give sessions a new time (presence/redis.py).
+--
+-- ARGV, from 8: the sessions; with none, only the incarnation is wanted.
+-- Returns the incarnation, and the sessions that are not there.
+
+local given, unknown, deadline = begin(), {}, text(now + ttl)
+for start = 8, #ARGV, 1000 do
+  local stop, known = math.min(start + 999, #ARGV), {}
+  for number, score in ipairs(redis.call('ZMSCORE', expiries, unpack(ARGV, start, stop))) do
+    local session = ARGV[start + number - 1]
+    if score then
+      known[#known + 1] = deadline
+      known[#known + 1] = session
+    else
+      unknown[#unknown + 1] = session
+    end
+  end
+  if known[1] then redis.call('ZADD', expiries, unpack(known)) end
+end
+settle()
+return { given, unknown }
