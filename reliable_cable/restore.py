@@ -84,14 +84,14 @@ async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any],
 
 async def _incarnations(session: CableSession, items: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
     """Return what names the presence data, as they are now, that clients have lists of."""
-    streams = {_presence_stream(item): () for item in items if item["watching"] is not None}
+    streams = {_presence_stream(item): () for item in items if item["watching"] is not None and item["streams"]}
     return (await session.hub.engine.presence.arefresh(streams)).incarnations if streams else {}
 
 
 def _presence_stream(item: Mapping[str, Any]) -> str:
-    streams = item["streams"]
-    name: str = next((stream for stream in streams if stream["presence"]), streams[0])["name"]
-    return name
+    names = [stream["name"] for stream in item["streams"] if stream["presence"]]
+    names += [stream["name"] for stream in item["streams"]]
+    return names[0] if names else ""
 
 
 async def _restore_one(

@@ -136,7 +136,9 @@ class PresenceLists:
             self._lists[stream].ids.discard(id_)
         self._send(stream, messages.presence_leave(id_))
 
-    async def _read(self, found: PresenceList, *, records: bool = True) -> tuple[PresenceInfo, dict[str, PresenceEvent]]:
+    async def _read(
+        self, found: PresenceList, *, records: bool = True
+    ) -> tuple[PresenceInfo, dict[str, PresenceEvent]]:
         """Read who is there, and gather the events that come meanwhile: they may be older or newer than what is read.
 
         Either way, what is announced of an id after its last event in here decides, and comes in order.

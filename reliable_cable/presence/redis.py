@@ -62,8 +62,8 @@ class RedisPresenceStore(PresenceStore):
         tag = stream_tag(self.settings.key_prefix, stream)
         keys = [f"{tag}:presence", f"{tag}:expiries", f"{tag}:sessions", f"{tag}:members", f"{tag}:left", self._index]
         fresh = secrets.token_hex(8)
-        head = [RUN_ID, self._now(), stream, self.channel(stream), fresh, self.settings.presence_ttl, self.memory]
-        return Call(f"presence_{name}", keys, [*head, *args])
+        times = (self.settings.presence_ttl, self.memory)
+        return Call(f"presence_{name}", keys, [RUN_ID, self._now(), stream, self.channel(stream), fresh, *times, *args])
 
     def _now(self) -> str:
         return "" if self._clock is None else f"{self._clock():.6f}"
