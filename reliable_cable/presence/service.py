@@ -121,10 +121,6 @@ class PresenceService:
         """Whether rounds are being made."""
         return self._rounds is not None
 
-    def start(self) -> None:
-        """Go on after a `stop`."""
-        self._stopped = False
-
     async def stop(self) -> None:
         """Make no more rounds and send no more signals; the members stay for the rest of their time."""
         self._stopped = True
