@@ -28,10 +28,13 @@ READS: Final = 8
 
 @dataclass(slots=True, eq=False)
 class PresenceList:
-    """The members of one stream that any client of this process may believe to be there."""
+    """What the clients of this process believe of one stream."""
 
     stream: str
-    ids: set[str] = field(default_factory=set)
+    #: Whom any of them may believe to be there.
+    believed: set[str] = field(default_factory=set)
+    #: Whom all of them know to be there; None: nobody has asked yet.
+    known: set[str] | None = None
     #: Of the data that the lists are right by; empty until the first answer.
     incarnation: str = ""
     #: The last event of each id that came during a read, for each read under way.
@@ -99,7 +102,8 @@ class PresenceLists:
                 if event.type == "join":
                     present[id_] = event.info
             info = replace(info, records=present, total=len(present))
-        found.ids.update(info.records or ())
+            found.believed.update(present)
+            found.known = set(present) if found.known is None else found.known.intersection(present)
         found.incarnation = found.incarnation or info.incarnation
         return info, found
 
@@ -127,13 +131,19 @@ class PresenceLists:
             self._left(event.stream, event.id)
 
     def _joined(self, stream: str, id_: str, info: Any) -> None:
-        if stream in self._lists:
-            self._lists[stream].ids.add(id_)
+        found = self._lists.get(stream)
+        if found is not None:
+            found.believed.add(id_)
+            if found.known is not None:
+                found.known.add(id_)
         self._send(stream, messages.presence_join(id_, info))
 
     def _left(self, stream: str, id_: str) -> None:
-        if stream in self._lists:
-            self._lists[stream].ids.discard(id_)
+        found = self._lists.get(stream)
+        if found is not None:
+            found.believed.discard(id_)
+            if found.known is not None:
+                found.known.discard(id_)
         self._send(stream, messages.presence_leave(id_))
 
     async def _read(
@@ -178,7 +188,8 @@ class PresenceLists:
 
     def _compare(self, found: PresenceList, info: PresenceInfo, events: Mapping[str, PresenceEvent]) -> None:
         present = info.records or {}
-        for id_ in [id_ for id_ in present if id_ not in found.ids and id_ not in events]:
+        known = found.known or ()
+        for id_ in [id_ for id_ in present if id_ not in known and id_ not in events]:
             self._joined(found.stream, id_, present[id_])
         lost = info.incarnation != found.incarnation
         if lost and not (found.waited and info.incarnation):
@@ -189,7 +200,7 @@ class PresenceLists:
                 delay = self._store.settings.presence_ttl
                 found.patience = asyncio.get_running_loop().call_later(delay, self._stop_waiting, found)
             return
-        for id_ in found.ids - present.keys() - events.keys():
+        for id_ in found.believed - present.keys() - events.keys():
             self._left(found.stream, id_)
         found.incarnation = info.incarnation
         found.waited = False
