@@ -1,0 +1,101 @@
+"""Whatever is done in whatever order, a presence store does what a simple model of it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.presence.base import Member, PresenceEvent, PresenceStore
+from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.presence.redis import RedisPresenceStore
+from tests.support.client import unique
+
+from .conftest import MEMORY, REDIS_STORES, Clock
+
+TTL, KEPT = 10.0, 20.0
+
+
+class Model:
+    """One stream in the plainest words: sessions with ids and deadlines; an id is there while it has a session."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.sessions: dict[str, tuple[str, float]] = {}
+        self.infos: dict[str, Any] = {}  # in the order of arrival
+        self.left: dict[str, float] = {}
+
+    def join(self, session: str, id_: str, info: Any, joined: bool) -> list[PresenceEvent]:
+        events = self.leave(session) if self.sessions.get(session, (id_,))[0] != id_ else []
+        if id_ not in self.infos:
+            remembered = self.left.pop(id_, -1e9) >= self.clock() - KEPT - 60
+            if remembered or not joined:
+                events.append(PresenceEvent("s", "join", id_, info))
+        self.infos[id_] = info
+        self.sessions[session] = (id_, self.clock() + TTL)
+        return events
+
+    def leave(self, session: str) -> list[PresenceEvent]:
+        if session not in self.sessions:
+            return []
+        id_, _ = self.sessions.pop(session)
+        if id_ in {other for other, _ in self.sessions.values()}:
+            return []
+        self.left[id_] = self.clock()
+        return [PresenceEvent("s", "leave", id_, self.infos.pop(id_))]
+
+    def refresh(self, sessions: list[str]) -> list[tuple[str, str]]:
+        for session in sessions:
+            if session in self.sessions:
+                self.sessions[session] = (self.sessions[session][0], self.clock() + TTL)
+        return [("s", session) for session in sessions if session not in self.sessions]
+
+    def overdue(self) -> list[str]:
+        return [session for session, (_, deadline) in self.sessions.items() if deadline <= self.clock()]
+
+    def expire(self) -> list[PresenceEvent]:
+        return [event for session in self.overdue() for event in self.leave(session)]
+
+
+SESSIONS = st.sampled_from(["phone", "desk", "pad", "car"])
+STEPS = st.one_of(
+    st.tuples(st.just("join"), SESSIONS, st.sampled_from("123"), st.sampled_from(["Ann", {"x": 1}]), st.booleans()),
+    st.tuples(st.just("leave"), SESSIONS),
+    st.tuples(st.just("refresh"), st.lists(SESSIONS, unique=True)),
+    st.tuples(st.just("advance"), st.sampled_from([1, 3, 7, 30])),
+    st.tuples(st.just("expire")),
+)
+
+
+@pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(STEPS, max_size=40))
+def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, Any], steps: list[Any]) -> None:
+    clock = Clock()
+    options = {**redis_settings, "key_prefix": unique("cable-test-")}
+    make: Callable[..., PresenceStore] = MemoryPresenceStore if alias == "memory" else RedisPresenceStore
+    store = make(CableSettings(presence_ttl=TTL, sessions_ttl=KEPT, **options), clock=clock)
+    model = Model(clock)
+    for name, *args in steps:
+        if name == "join":
+            session, id_, info, joined = args
+            events = store.rejoin([Member("s", session, id_, info, joined)])
+            assert events == model.join(session, id_, info, joined)
+        elif name == "leave":
+            assert store.leave("s", args[0]) == model.leave(args[0])
+        elif name == "refresh":
+            assert store.refresh({"s": args[0]}).unknown == model.refresh(args[0])
+        elif name == "advance":
+            clock.advance(args[0])
+        else:
+            assert {event.id: event for event in store.expire()} == {event.id: event for event in model.expire()}
+        assert list((store.info("s").records or {}).items()) == list(model.infos.items())
+        alive = {id_ for session, (id_, _) in model.sessions.items() if session not in model.overdue()}
+        assert set(store.info("s", overdue=False).records or {}) == alive
+        assert set(store.left_within("s", 5)) == {id_ for id_, at in model.left.items() if at >= clock() - 5}
+    if isinstance(store, RedisPresenceStore):
+        store.close()

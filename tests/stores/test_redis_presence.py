@@ -1,0 +1,415 @@
+"""What the presence store in Redis does beyond what every store does: several processes, lost data, lost events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.engine import get_engine
+from reliable_cable.exceptions import StoreError
+from reliable_cable.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
+from reliable_cable.presence.redis import SWEEP_SIZE, RedisPresenceStore
+from reliable_cable.presence.service import PresenceService, presence_for
+from tests.support.redis import RedisServer, find_binaries
+
+from .conftest import Clock, MakeStore, until
+from .test_presence import joined, left, listen
+
+pytestmark = pytest.mark.redis
+
+TTL = 15.0
+KEPT = 300.0
+
+
+@pytest.fixture
+def make_store(redis_url: str, key_prefix: str, clock: Clock, made_stores: list[Any]) -> Iterator[MakeStore]:
+    """Make stores in a Redis that tests share: to each other they are like other processes."""
+
+    def make(**settings: Any) -> RedisPresenceStore:
+        options = {"presence_ttl": TTL, "sessions_ttl": KEPT, "redis_url": redis_url, "key_prefix": key_prefix}
+        store = RedisPresenceStore(CableSettings(**{**options, **settings}), clock=clock)
+        made_stores.append(store)
+        return store
+
+    yield make
+    for store in made_stores:
+        store.close()
+
+
+@pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
+def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that the test may stop."""
+    with RedisServer(tmp_path / "redis", request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def make_own(own: RedisServer, made_stores: list[Any]) -> Iterator[MakeStore]:
+    """Make stores in `own`, by its own clock."""
+
+    def make(**settings: Any) -> RedisPresenceStore:
+        options = {"presence_ttl": TTL, "sessions_ttl": KEPT, "redis_url": own.url}
+        store = RedisPresenceStore(CableSettings(**{**options, **settings}))
+        made_stores.append(store)
+        return store
+
+    yield make
+    for store in made_stores:
+        store.close()
+
+
+@pytest.fixture
+def store(make_store: MakeStore) -> RedisPresenceStore:
+    made: RedisPresenceStore = make_store()
+    return made
+
+
+def keys(server: RedisServer, prefix: str) -> list[str]:
+    """Return the keys of a test."""
+    return sorted(server.cli("KEYS", f"{prefix}:*"))
+
+
+class TestSeveralProcesses:
+    async def test_an_id_comes_with_its_first_session_and_leaves_with_its_last_wherever_they_are(
+        self, make_store: MakeStore
+    ) -> None:
+        one, two, three = make_store(), make_store(), make_store()
+        ear = await listen(three, "s")
+        assert one.join("s", "phone", "1", "Ann") == [joined("1", "Ann")]
+        assert two.join("s", "desk", "1", "Anna") == []
+        assert one.leave("s", "phone") == []
+        assert three.info("s") == PresenceInfo(1, {"1": "Anna"})
+        assert two.leave("s", "desk") == [left("1", "Anna")]
+        assert await ear.heard() == [joined("1", "Ann"), left("1", "Anna")]
+        await ear.listener.close()
+
+    async def test_of_servers_that_sweep_at_once_one_finds_each_leave(
+        self, make_store: MakeStore, clock: Clock
+    ) -> None:
+        stores = [make_store() for _ in range(4)]
+        streams = [f"s{number}" for number in range(5)]
+        ear = await listen(stores[0], *streams)
+        stores[1].rejoin([Member(stream, str(id_), str(id_)) for stream in streams for id_ in range(100)])
+        await ear.heard()
+        clock.advance(TTL)
+        start = threading.Barrier(4)
+
+        def sweep(store: RedisPresenceStore) -> list[PresenceEvent]:
+            start.wait()
+            return store.expire()
+
+        found = await asyncio.gather(*(asyncio.to_thread(sweep, store) for store in stores))
+        everyone = Counter((stream, "leave", str(id_)) for stream in streams for id_ in range(100))
+        assert Counter((e.stream, e.type, e.id) for es in found for e in es if e.stream in streams) == everyone
+        assert Counter((e.stream, e.type, e.id) for e in await ear.heard()) == everyone
+        await ear.listener.close()
+
+    async def test_what_is_announced_is_what_the_calls_returned(self, make_store: MakeStore) -> None:
+        stores = [make_store() for _ in range(4)]
+        ear = await listen(stores[0], "s")
+
+        def come_and_go(store: RedisPresenceStore, number: int) -> list[PresenceEvent]:
+            caused = []
+            for turn in range(40):
+                caused += store.join("s", f"phone{number}", str(turn % 2))
+                caused += store.leave("s", f"phone{number}") if turn % 3 else []
+            return caused + store.leave("s", f"phone{number}")
+
+        with ThreadPoolExecutor(4) as pool:
+            loop = asyncio.get_running_loop()
+            lists = await asyncio.gather(
+                *(loop.run_in_executor(pool, come_and_go, store, number) for number, store in enumerate(stores))
+            )
+        events = await ear.heard()
+        assert Counter((e.type, e.id) for caused in lists for e in caused) == Counter((e.type, e.id) for e in events)
+        for id_ in ("0", "1"):
+            types = [event.type for event in events if event.id == id_]
+            assert types == ["join", "leave"] * (len(types) // 2)
+        await ear.listener.close()
+
+    def test_streams_that_nobody_serves_any_more_are_swept_by_any_server(
+        self, make_store: MakeStore, clock: Clock
+    ) -> None:
+        killed, other = make_store(), make_store()
+        killed.join("s", "phone", "1")
+        killed.join("of another", "phone", "2")
+        clock.advance(TTL)
+        other.join("t", "phone", "1")
+        assert sorted(event.stream for event in other.expire()) == ["of another", "s"]
+
+    def test_a_great_many_leave_in_small_portions_that_block_nobody(
+        self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer
+    ) -> None:
+        count = SWEEP_SIZE * 2 + 10
+        store.rejoin([Member("s", str(number), str(number)) for number in range(count)])
+        clock.advance(TTL)
+        redis_server.cli("CONFIG", "RESETSTAT")
+        assert len(store.expire()) == count
+        assert calls(redis_server) == 4 + 3, "four looks at the index, three sweeps"
+
+
+class TestData:
+    async def test_any_text_is_an_id_a_session_or_a_stream(self, store: RedisPresenceStore) -> None:
+        texts = ["", "a b", "{braces}", 'quo"te', "back\\slash", "line\nbreak", "nul\0", "zoë ☃ 𝄞", "1 2 3"]
+        info = {"texts": texts, "half": "\ud800"}
+        for text in texts:
+            ear = await listen(store, text)
+            assert store.join(text, text, text, info) == [joined(text, info, text)]
+            assert store.refresh({text: [text, "other"]}).unknown == [(text, "other")]
+            assert store.info(text).records == {text: info}
+            assert store.leave(text, text) == [left(text, info, text)]
+            assert store.left_within(text, 1) == [text]
+            assert await ear.heard() == [joined(text, info, text), left(text, info, text)]
+            await ear.listener.close()
+        assert store.join("s", "phone", "\udc00") == [joined("\udc00")]
+
+    def test_every_key_expires_but_members_wait_for_somebody_to_announce_their_leaves(
+        self, store: RedisPresenceStore, redis_server: RedisServer, key_prefix: str
+    ) -> None:
+        store.join("s", "phone", "1")
+        store.join("s", "desk", "2")
+        store.leave("s", "phone")
+        found = keys(redis_server, key_prefix)
+        assert len(found) == 6
+        assert {redis_server.cli("TTL", key) > 80_000 for key in found} == {True}
+
+    def test_when_all_have_left_only_their_leaves_are_remembered_and_not_for_ever(
+        self, store: RedisPresenceStore, redis_server: RedisServer, key_prefix: str
+    ) -> None:
+        store.join("s", "phone", "1")
+        store.leave("s", "phone")
+        found = keys(redis_server, key_prefix)
+        assert [key.rpartition(":")[2] for key in found] == ["left", "presence"]
+        assert all(0 < redis_server.cli("TTL", key) <= TTL + store.memory for key in found)
+
+    def test_who_left_long_ago_is_forgotten_while_others_stay(
+        self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer, key_prefix: str
+    ) -> None:
+        store.join("s", "desk", "2")
+        for number in range(20):
+            store.join("s", "phone", str(number + 10))
+            store.leave("s", "phone")
+        (left_key,) = [key for key in keys(redis_server, key_prefix) if key.endswith(":left")]
+        assert redis_server.cli("ZCARD", left_key) == 20
+        clock.advance(store.memory + 1)
+        store.refresh({"s": ["desk"]})
+        assert redis_server.cli("EXISTS", left_key) == 0
+
+    def test_a_stream_whose_data_are_gone_is_looked_at_no_more(
+        self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer, key_prefix: str
+    ) -> None:
+        store.join("s", "phone", "1")
+        for key in keys(redis_server, key_prefix):
+            if key != f"{key_prefix}:presence":
+                redis_server.cli("DEL", key)
+        clock.advance(TTL)
+        assert store.expire() == []
+        assert keys(redis_server, key_prefix) == []
+
+    def test_asking_writes_nothing(self, store: RedisPresenceStore, redis_server: RedisServer, key_prefix: str) -> None:
+        store.info("nobody")
+        store.left_within("nobody", 10)
+        store.leave("nobody", "phone")
+        store.expire()
+        assert keys(redis_server, key_prefix) == []
+
+
+class TestCosts:
+    @pytest.mark.parametrize("members", [1, 300, 2500])
+    async def test_a_refresh_is_one_command_for_each_stream_however_many_members(
+        self, store: RedisPresenceStore, redis_server: RedisServer, members: int
+    ) -> None:
+        held = {f"s{stream}": [str(number) for number in range(members)] for stream in range(3)}
+        await store.arejoin([Member(stream, session, session) for stream in held for session in held[stream]])
+        redis_server.cli("CONFIG", "RESETSTAT")
+        refreshed = await store.arefresh(held)
+        assert refreshed.unknown == []
+        assert calls(redis_server) == 3
+
+    async def test_a_round_of_the_service_asks_once_for_each_stream_and_once_who_is_due(
+        self, store: RedisPresenceStore, redis_server: RedisServer
+    ) -> None:
+        service = PresenceService(store, sleep=lambda seconds: asyncio.Event().wait())
+        for number in range(20):
+            await service.join("s", str(number), str(number), None)
+        await service.open("t")
+        await service.lists.ask("t")
+        redis_server.cli("CONFIG", "RESETSTAT")
+        await service.round()
+        assert calls(redis_server) == 3
+        await service.stop()
+
+
+def calls(server: RedisServer) -> int:
+    """Return how many scripts were called since the last `CONFIG RESETSTAT`."""
+    return int(server.cli("INFO", "commandstats")["cmdstat_evalsha"]["calls"])
+
+
+class TestLostData:
+    @pytest.mark.parametrize("loss", ["flushall", "restart_empty"])
+    async def test_members_are_unknown_and_the_incarnation_is_another(
+        self,
+        own: RedisServer,
+        make_own: MakeStore,
+        loss: str,
+    ) -> None:
+        store = make_own()
+        store.join("s", "phone", "1")
+        before = store.info("s").incarnation
+        getattr(own, loss)()
+        refreshed = store.refresh({"s": ["phone"]})
+        assert refreshed.unknown == [("s", "phone")]
+        assert refreshed.incarnations["s"] not in ("", before)
+        assert store.info("s").incarnation == refreshed.incarnations["s"]
+        assert store.rejoin([Member("s", "phone", "1", joined=True)]) == []
+        assert store.info("s").total == 1
+
+    async def test_a_redis_that_comes_back_with_its_data_keeps_members_but_may_lack_leaves(
+        self,
+        own: RedisServer,
+        make_own: MakeStore,
+    ) -> None:
+        store = make_own()
+        store.join("s", "phone", "1")
+        before = store.info("s").incarnation
+        own.restart()
+        assert store.info("s") == PresenceInfo(1, {"1": None})
+        assert store.info("s").incarnation == "", "until someone changes it"
+        refreshed = store.refresh({"s": ["phone"]})
+        assert refreshed.unknown == []
+        assert refreshed.incarnations["s"] not in ("", before)
+
+    async def test_an_older_snapshot_becomes_right_by_refreshes_and_sweeps(
+        self,
+        own: RedisServer,
+        make_own: MakeStore,
+    ) -> None:
+        store = make_own(presence_ttl=0.2)
+        store.join("s", "left since", "1")
+        snapshot = own.snapshot()
+        store.leave("s", "left since")
+        store.join("s", "came since", "2")
+        own.restart_from(snapshot)
+        assert store.refresh({"s": ["came since"]}).unknown == [("s", "came since")]
+        store.rejoin([Member("s", "came since", "2", joined=True)])
+
+        def swept() -> bool:
+            store.refresh({"s": ["came since"]})
+            store.expire()
+            return bool(store.info("s").records == {"2": None})
+
+        await until(swept)
+
+
+class TestLostEvents:
+    async def test_a_cut_connection_is_told_of_when_it_is_back(self, own: RedisServer, make_own: MakeStore) -> None:
+        store = make_own()
+        heard: list[PresenceEvent | PresenceMissed] = []
+        listener = store.listen(heard.append)
+        for stream in ("s", "t"):
+            await listener.subscribe(stream)
+        # The loop does not run in between: what is announced now is lost.
+        own.cli("CLIENT", "KILL", "TYPE", "pubsub")
+        store.join("s", "phone", "1")
+        await until(lambda: len(heard) == 2)
+        assert set(heard) == {PresenceMissed("s"), PresenceMissed("t")}
+        store.leave("s", "phone")
+        await until(lambda: len(heard) == 3)
+        assert heard[2] == left("1")
+        await listener.close()
+
+    async def test_the_lists_of_clients_become_right(self, own: RedisServer, make_own: MakeStore) -> None:
+        store, other = make_own(), make_own()
+        sent: list[tuple[str, str]] = []
+
+        def send(stream: str, message: str) -> None:
+            body = json.loads(message)
+            sent.append((body["type"], body["id"]))
+
+        service = PresenceService(store, send)
+        await service.open("s")
+        other.join("s", "phone", "1")
+        await until(lambda: sent)
+        info, _ = await service.lists.ask("s")
+        assert info.records == {"1": None}
+        own.cli("CLIENT", "KILL", "TYPE", "pubsub")
+        other.leave("s", "phone")
+        other.join("s", "desk", "2")
+        await until(lambda: len(sent) == 3)
+        assert sent == [("join", "1"), ("join", "2"), ("leave", "1")]
+        await service.close("s")
+        await service.stop()
+
+    async def test_and_after_a_loss_of_data_without_a_word_of_those_who_come_back(
+        self,
+        own: RedisServer,
+        make_own: MakeStore,
+    ) -> None:
+        store, other = make_own(presence_ttl=0.6), make_own(presence_ttl=0.6)
+        sent: list[tuple[str, str]] = []
+
+        def send(stream: str, message: str) -> None:
+            body = json.loads(message)
+            sent.append((body["type"], body["id"]))
+
+        here, there = PresenceService(store, send), PresenceService(other)
+        await here.open("s")
+        await there.join("s", "phone", "stays", None)
+        other.join("s", "killed", "goes", None)
+        await here.lists.ask("s")
+        await until(lambda: len(sent) == 2)
+        sent.clear()
+        own.flushall()
+        await until(lambda: ("leave", "goes") in sent)
+        assert ("leave", "stays") not in sent
+        assert (await store.ainfo("s")).records == {"stays": None}
+        await here.close("s")
+        await asyncio.gather(here.stop(), there.stop())
+
+
+class TestARedisThatIsAway:
+    async def test_whoever_asks_is_told(self, own: RedisServer, make_own: MakeStore) -> None:
+        store = make_own()
+        own.kill()
+        with pytest.raises(StoreError):
+            store.info("s")
+        with pytest.raises(StoreError):
+            await store.ainfo("s")
+
+    async def test_a_join_meanwhile_is_made_when_it_is_back(self, own: RedisServer, make_own: MakeStore) -> None:
+        service = PresenceService(make_own(presence_ttl=0.3))
+        own.kill()
+        await service.join("s", "phone", "1", "Ann")
+        own.start()
+        other = make_own()
+        await until(lambda: other.info("s").records == {"1": "Ann"})
+        await service.stop()
+
+
+async def test_django_code_asks_from_anywhere(redis_url: str, key_prefix: str, settings: Any) -> None:
+    settings.RELIABLE_CABLE = {
+        "REDIS_URL": redis_url,
+        "KEY_PREFIX": key_prefix,
+        "ENGINE": {
+            "streams": "reliable_cable.streams.redis.RedisStreamStore",
+            "presence": "reliable_cable.presence.redis.RedisPresenceStore",
+            "sessions": "reliable_cable.sessions.memory.MemorySessionStore",
+        },
+    }
+    presence = presence_for("s")
+    store = get_engine().presence
+    assert isinstance(store, RedisPresenceStore)
+    await store.ajoin("s", "phone", "1", "Ann")
+    assert presence.total() == await presence.atotal() == await asyncio.to_thread(presence.total) == 1
+    assert presence.info() == await presence.ainfo() == PresenceInfo(1, {"1": "Ann"})
+    store.close()
+    await store.aclose()
