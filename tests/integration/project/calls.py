@@ -15,6 +15,7 @@ from django.db import transaction
 
 import reliable_cable
 from reliable_cable import StreamPosition
+from reliable_cable.signals import presence_joined, presence_left
 from tests.integration.project.gates import gates
 
 
@@ -88,6 +89,25 @@ def wait_at_gate(name: str, count: int) -> int:
     return gates[name].wait_for(count)
 
 
+_signals: list[tuple[str, str, str]] = []
+
+
+def presence_signals(stream: str) -> list[tuple[str, str]]:
+    """Return the signals that this process was sent about a stream, as types and ids; from the first call on."""
+    presence_joined.connect(_keep, dispatch_uid="kept")
+    presence_left.connect(_keep, dispatch_uid="kept")
+    return [(type_, id_) for name, type_, id_ in _signals if name == stream]
+
+
+def _keep(*, signal: Any, stream: str, id: str, **kwargs: Any) -> None:  # noqa: A002 - the signal's argument
+    _signals.append((stream, "join" if signal is presence_joined else "leave", id))
+
+
+def who_is_there(stream: str) -> dict[str, Any]:
+    """Return who is in a stream, asked from sync code."""
+    return dict(reliable_cable.presence_for(stream).info().records or {})
+
+
 CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast": reliable_cable.broadcast,
     "broadcast_in_transaction": broadcast_in_transaction,
@@ -99,8 +119,10 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "group_send": group_send,
     "open_gate": open_gate,
     "position": reliable_cable.position,
+    "presence_signals": presence_signals,
     "serve_wsgi": serve_wsgi,
     "wait_at_gate": wait_at_gate,
+    "who_is_there": who_is_there,
 }
 
 
