@@ -1,6 +1,9 @@
 """Signals that application code can listen to.
 
-Receivers run in a thread of the handlers' pool, one event after another; what they raise is logged.
+Receivers run in a thread of the handlers' pool, one event after another; what they raise is logged. Each event is
+signalled once, in one process: the one whose client came or left, or that noticed who was gone. If that process dies,
+or the store's answer is lost, it is not signalled: `presence_for` tells who is there. After a Redis came back without
+its latest data, a leave may be signalled twice.
 """
 
 from __future__ import annotations

@@ -12,12 +12,16 @@ import pytest
 from django.db import connections
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.presence.base import PresenceStore
+from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.presence.redis import RedisPresenceStore
 from reliable_cable.streams.base import StreamStore
 from reliable_cable.streams.durable import DurableStreamStore
 from reliable_cable.streams.memory import MemoryStreamStore
 from reliable_cable.streams.model import ModelStreamStore
 from reliable_cable.streams.redis import RedisStreamStore
 from reliable_cable.threads import STORE_THREADS, submit_store
+from tests.stores.presence import KEPT, TTL
 from tests.support.redis import RedisPool, find_binaries
 
 MEMORY = pytest.param("memory", id="memory")
@@ -114,6 +118,21 @@ def make_store(
         store.close()
     if alias in ("durable", *connections.settings):
         finish_store_threads()
+
+
+@pytest.fixture
+def presence_store(
+    alias: str, redis_settings: dict[str, Any], clock: Clock, made_stores: list[Any]
+) -> Iterator[PresenceStore]:
+    """A presence store in memory or in a Redis."""
+    settings = CableSettings(presence_ttl=TTL, sessions_ttl=KEPT, **redis_settings)
+    if not redis_settings:
+        yield MemoryPresenceStore(settings, clock=clock)
+        return
+    store = RedisPresenceStore(settings, clock=clock)
+    made_stores.append(store)
+    yield store
+    store.close()
 
 
 def finish_store_threads() -> None:

@@ -2,102 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from reliable_cable.conf import CableSettings
 from reliable_cable.presence.base import (
     UNHEARD_TIME,
     Member,
-    PresenceEvent,
     PresenceInfo,
-    PresenceMissed,
     PresenceStore,
 )
-from reliable_cable.presence.memory import MemoryPresenceStore
-from reliable_cable.presence.redis import RedisPresenceStore
 
 from .conftest import MEMORY, REDIS_STORES, Clock
+from .presence import KEPT, TTL, Ear, joined, left, listen
 
-TTL = 15.0
-KEPT = 300.0
-
-
-#: What keeps the stores, for the fixture `alias`.
-STORES = [MEMORY, *REDIS_STORES]
-
-
-@pytest.fixture(params=STORES)
-def alias(request: pytest.FixtureRequest) -> str:
-    """`memory`, or a Redis by name."""
-    alias: str = request.param
-    return alias
+pytestmark = pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
 
 
 @pytest.fixture
-def store(alias: str, redis_settings: dict[str, Any], clock: Clock, made_stores: list[Any]) -> Iterator[PresenceStore]:
-    settings = CableSettings(presence_ttl=TTL, sessions_ttl=KEPT, **redis_settings)
-    if alias == "memory":
-        yield MemoryPresenceStore(settings, clock=clock)
-        return
-    store = RedisPresenceStore(settings, clock=clock)
-    made_stores.append(store)
-    yield store
-    store.close()
-
-
-def joined(id_: str, info: Any = None, stream: str = "s") -> PresenceEvent:
-    return PresenceEvent(stream, "join", id_, info)
-
-
-def left(id_: str, info: Any = None, stream: str = "s") -> PresenceEvent:
-    return PresenceEvent(stream, "leave", id_, info)
-
-
-marks = itertools.count()
-
-
-class Ear:
-    """Gathers a store's events of some streams."""
-
-    def __init__(self, store: PresenceStore, deliver: Callable[[PresenceEvent], None] | None = None) -> None:
-        self._events: list[PresenceEvent] = []
-        self._store = store
-        self._id = ""
-        self._tap = deliver or self._events.append
-        self._mark = asyncio.Event()
-        self.listener = store.listen(self._deliver)
-
-    def _deliver(self, event: PresenceEvent | PresenceMissed) -> None:
-        assert isinstance(event, PresenceEvent)
-        if event.stream != "marks":
-            self._tap(event)
-        elif event.id == self._id:
-            self._mark.set()
-
-    async def heard(self) -> list[PresenceEvent]:
-        """Return what happened since the last call."""
-        # Whatever happened before is announced before.
-        self._id = str(next(marks))
-        self._mark.clear()
-        self._store.join("marks", "mark", self._id)
-        await asyncio.wait_for(self._mark.wait(), 10)
-        events = list(self._events)
-        self._events.clear()
-        return events
-
-
-async def listen(store: PresenceStore, *streams: str, deliver: Callable[[PresenceEvent], None] | None = None) -> Ear:
-    """Return an ear for streams."""
-    ear = Ear(store, deliver)
-    for stream in ("marks", *streams):
-        await ear.listener.subscribe(stream)
-    return ear
+def store(presence_store: PresenceStore) -> PresenceStore:
+    return presence_store
 
 
 @pytest.fixture
@@ -371,103 +296,3 @@ class TestLeftWithin:
         clock.advance(1)
         store.expire()
         assert store.left_within("s", KEPT * 10) == ["2"]
-
-
-class TestListening:
-    async def test_a_listener_is_never_called_from_inside_another_call(self, store: PresenceStore) -> None:
-        inside: list[bool] = []
-        calling = False
-        ear = await listen(store, "s", deliver=lambda event: inside.append(calling))
-        calling = True
-        store.join("s", "phone", "1")
-        calling = False
-        await ear.heard()
-        assert inside == [False]
-        await ear.listener.close()
-
-    async def test_events_from_other_threads_come_on_the_loop(self, store: PresenceStore) -> None:
-        threads: list[threading.Thread] = []
-        ear = await listen(store, "s", deliver=lambda event: threads.append(threading.current_thread()))
-        await asyncio.to_thread(store.join, "s", "phone", "1")
-        await ear.heard()
-        assert threads == [threading.current_thread()]
-        await ear.listener.close()
-
-    async def test_every_listener_hears_an_event_of_its_own(self, store: PresenceStore) -> None:
-        heard: list[PresenceEvent] = []
-
-        def spoil(event: PresenceEvent) -> None:
-            heard.append(event)
-            event.info.append("spoilt")
-
-        ears = [await listen(store, "s", deliver=spoil) for _ in range(2)]
-        caused = store.join("s", "phone", "1", [])
-        for ear in ears:
-            await ear.heard()
-        assert [event.info for event in heard] == [["spoilt"], ["spoilt"]]
-        assert caused == [joined("1", [])]
-        for ear in ears:
-            await ear.listener.close()
-
-    async def test_only_the_streams_that_were_subscribed_to_are_heard(self, store: PresenceStore) -> None:
-        ear = await listen(store, "s")
-        store.join("t", "phone", "1")
-        store.join("s", "phone", "1")
-        assert await ear.heard() == [joined("1")]
-        await ear.listener.close()
-
-    async def test_nothing_is_heard_after_the_end(self, store: PresenceStore, ear: Ear) -> None:
-        store.join("s", "phone", "1")
-        await ear.listener.unsubscribe("s")
-        store.leave("s", "phone")
-        assert left("1") not in await ear.heard()
-        await ear.listener.unsubscribe("s")
-        await ear.listener.subscribe("s")
-        store.join("s", "phone", "2")
-        assert await ear.heard() == [joined("2")]
-
-    async def test_a_closed_loop_does_not_break_the_others(self, store: PresenceStore, ear: Ear) -> None:
-        def listen_and_die() -> None:
-            async def start() -> None:
-                await store.listen(lambda event: None).subscribe("s")
-
-            asyncio.run(start())
-
-        await asyncio.to_thread(listen_and_die)
-        store.join("s", "phone", "1")
-        store.leave("s", "phone")
-        assert await ear.heard() == [joined("1"), left("1")]
-
-    async def test_many_threads_at_once_keep_joins_and_leaves_in_order(self, store: PresenceStore, ear: Ear) -> None:
-        caused: list[PresenceEvent] = []
-
-        def come_and_go(session: str) -> None:
-            for _ in range(50):
-                caused.extend(store.join("s", session, "1"))
-                caused.extend(store.leave("s", session))
-
-        await asyncio.gather(*(asyncio.to_thread(come_and_go, f"phone{number}") for number in range(4)))
-        events = [event.type for event in await ear.heard()]
-        assert events == ["join", "leave"] * (len(events) // 2)
-        assert events
-        assert len(caused) == len(events)
-        assert store.info("s").total == 0
-
-
-class TestMemoryStore:
-    def test_each_has_a_memory_of_its_own(self, clock: Clock) -> None:
-        names = {MemoryPresenceStore(CableSettings(), clock=clock).info("s").incarnation for _ in range(3)}
-        assert len(names) == 3
-        assert "" not in names
-
-    def test_nothing_is_kept_of_those_who_are_gone(self, clock: Clock) -> None:
-        store = MemoryPresenceStore(CableSettings(presence_ttl=TTL, sessions_ttl=KEPT), clock=clock)
-        for number in range(100):
-            store.join(f"s{number}", "phone", "1")
-            store.leave(f"s{number}", "phone")
-            store.join(f"s{number}", "phone", "1")
-        clock.advance(TTL)
-        store.expire()
-        clock.advance(store.memory + 1)
-        store.expire()
-        assert (store._streams, len(store._sessions), len(store._tombstones)) == ({}, 0, 0)

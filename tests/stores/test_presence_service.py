@@ -5,58 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 from unittest import mock
 
 import pytest
-from django.dispatch import Signal
 from django.test import override_settings
 
 from reliable_cable.conf import get_settings
 from reliable_cable.engine import get_engine
-from reliable_cable.exceptions import StoreError
-from reliable_cable.presence.base import Member, PresenceEvent, PresenceInfo, PresenceStore
+from reliable_cable.presence.base import PresenceEvent, PresenceInfo, PresenceStore
 from reliable_cable.presence.memory import MemoryPresenceStore
-from reliable_cable.presence.service import LAST_ROUNDS, ROUNDS_PER_TTL, PresenceService, presence_for
+from reliable_cable.presence.service import LAST_ROUNDS, PresenceService, presence_for
 from reliable_cable.signals import presence_joined, presence_left
 
 from .conftest import Clock
-
-TTL = 15.0
+from .presence import TTL, Rounds, heard, receiving, settle
 
 
 @pytest.fixture
 def store(clock: Clock) -> PresenceStore:
     return MemoryPresenceStore(replace(get_settings(), presence_ttl=TTL), clock=clock)
-
-
-async def settle() -> None:
-    """Let the callbacks run that are due."""
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-class Rounds:
-    """Stands for `asyncio.sleep`: the service's rounds happen when the test says so."""
-
-    def __init__(self) -> None:
-        self.slept: list[float] = []
-        self._next: asyncio.Future[None] | None = None
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self._next = asyncio.get_running_loop().create_future()
-        await self._next
-
-    async def next(self) -> None:
-        """Let the wait end, and the round that follows happen."""
-        await settle()
-        assert self._next is not None
-        self._next.set_result(None)
-        await settle()
 
 
 @pytest.fixture
@@ -69,45 +39,6 @@ async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[Presenc
     service = PresenceService(store, sleep=rounds.sleep)
     yield service
     await service.stop()
-
-
-class Fails:
-    """Lets a store's methods fail while it is entered; `done`: they do what they are asked to, and fail after it."""
-
-    def __init__(self, store: PresenceStore, *names: str, done: bool = False) -> None:
-        self._store = store
-        self._names = names
-        self._done = done
-        self._stack = ExitStack()
-
-    def __enter__(self) -> None:
-        for name in self._names:
-            real = getattr(self._store, name)
-
-            def fail(*args: Any, real: Callable[..., Any] = real) -> None:
-                if self._done:
-                    real(*args)
-                raise StoreError("gone")
-
-            self._stack.enter_context(mock.patch.object(self._store, name, fail))
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-
-async def heard(store: PresenceStore) -> list[PresenceEvent]:
-    """Return a list that gathers the events of the stream `s`."""
-    events: list[PresenceEvent] = []
-    await store.listen(lambda event: events.append(cast(PresenceEvent, event))).subscribe("s")
-    return events
-
-
-def forget(store: PresenceStore) -> None:
-    """Let a memory store lose its data."""
-    assert isinstance(store, MemoryPresenceStore)
-    store._sessions.clear()
-    store._streams.clear()
-    store._tombstones.clear()
 
 
 class TestService:
@@ -194,171 +125,6 @@ class TestService:
         await service.open("s")
         assert not service.running
         await service.stop()
-
-
-class TestAStoreThatFails:
-    async def test_is_logged_once_and_asked_again_in_the_next_round(
-        self,
-        store: PresenceStore,
-        service: PresenceService,
-        rounds: Rounds,
-        clock: Clock,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        caplog.set_level(logging.INFO)
-        await service.join("s", "phone", "1", None)
-        with Fails(store, "refresh", "rejoin"):
-            for _ in range(2):
-                clock.advance(TTL / 3)
-                await rounds.next()
-        assert [record.levelname for record in caplog.records] == ["ERROR"]
-        for _ in range(4):
-            clock.advance(TTL / 3)
-            await rounds.next()
-        assert store.info("s").total == 1
-        assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
-
-    async def test_gets_the_join_that_it_missed(
-        self, store: PresenceStore, service: PresenceService, rounds: Rounds
-    ) -> None:
-        with Fails(store, "join", "rejoin"):
-            await service.join("s", "phone", "1", "Ann")
-            await rounds.next()
-        assert store.info("s").total == 0
-        with gathered(service) as signals:
-            await rounds.next()
-            assert store.info("s").records == {"1": "Ann"}
-            assert await signals() == [("join", "1")]
-
-    async def test_gets_the_info_that_it_missed(
-        self, store: PresenceStore, service: PresenceService, rounds: Rounds
-    ) -> None:
-        await service.join("s", "phone", "1", "Ann")
-        with Fails(store, "join"):
-            await service.join("s", "phone", "1", "Anna")
-        with gathered(service) as signals:
-            await rounds.next()
-            assert store.info("s").records == {"1": "Anna"}
-            assert await signals() == []
-
-    async def test_gets_the_other_id_that_it_missed(
-        self, store: PresenceStore, service: PresenceService, rounds: Rounds
-    ) -> None:
-        await service.join("s", "phone", "1", None)
-        with Fails(store, "join"):
-            await service.join("s", "phone", "2", None)
-        with gathered(service) as signals:
-            await rounds.next()
-            assert store.info("s").records == {"2": None}
-            assert await signals() == [("leave", "1"), ("join", "2")]
-
-    async def test_has_the_join_whose_answer_was_lost(
-        self, store: PresenceStore, service: PresenceService, rounds: Rounds
-    ) -> None:
-        events = await heard(store)
-        with Fails(store, "join", done=True):
-            await service.join("s", "phone", "1", None)
-        await rounds.next()
-        assert events == [PresenceEvent("s", "join", "1")]
-
-    async def test_does_not_get_a_join_of_one_who_left_since(
-        self, store: PresenceStore, service: PresenceService, rounds: Rounds
-    ) -> None:
-        with Fails(store, "join"):
-            await service.join("s", "phone", "1", None)
-        await service.leave("s", "phone")
-        await rounds.next()
-        assert store.info("s").total == 0
-
-    async def test_has_its_members_refreshed_by_every_server_before_any_is_swept(
-        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
-    ) -> None:
-        await service.join("s", "phone", "1", None)
-        store.join("s", "of another server", "2")
-        with Fails(store, "refresh"):
-            clock.advance(TTL * 2)
-            await rounds.next()
-        for _ in range(ROUNDS_PER_TTL):
-            await rounds.next()
-        assert store.info("s").total == 2
-        await rounds.next()
-        assert store.info("s").records == {"1": None}
-
-
-class TestDataThatWereLost:
-    async def test_are_made_anew_and_announced_but_not_signalled(
-        self, store: PresenceStore, service: PresenceService, rounds: Rounds
-    ) -> None:
-        await service.join("s", "phone1", "1", "Ann")
-        await service.join("s", "phone2", "2", None)
-        events = await heard(store)
-        forget(store)
-        with gathered(service) as signals:
-            await rounds.next()
-            assert store.info("s").records == {"1": "Ann", "2": None}
-            assert events == [PresenceEvent("s", "join", "1", "Ann"), PresenceEvent("s", "join", "2")]
-            assert await signals() == []
-
-    async def test_a_member_that_was_swept_comes_back_and_is_signalled(
-        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
-    ) -> None:
-        await service.join("s", "phone", "1", None)
-        clock.advance(TTL)
-        store.expire()
-        with gathered(service) as signals:
-            await rounds.next()
-            assert store.info("s").total == 1
-            assert await signals() == [("join", "1")]
-
-    @pytest.mark.parametrize("change", ["leave", "release", "join"])
-    async def test_what_changes_while_it_is_joined_again_is_not_overtaken(
-        self, store: PresenceStore, service: PresenceService, change: str
-    ) -> None:
-        await service.join("s", "phone", "1", None)
-        forget(store)
-        real = store.arejoin
-
-        async def slow(members: Sequence[Member]) -> list[PresenceEvent]:
-            # The change reaches the store first.
-            with mock.patch.object(store, "arejoin", real):
-                if change == "leave":
-                    await service.leave("s", "phone")
-                elif change == "release":
-                    service.release("s", "phone")
-                else:
-                    await service.join("s", "phone", "2", None)
-            return await real(members)
-
-        with mock.patch.object(store, "arejoin", slow):
-            await service.round()
-        # Whoever was only released may come back within its time.
-        assert store.info("s").records == {"leave": {}, "release": {"1": None}, "join": {"2": None}}[change]
-
-
-@contextmanager
-def receiving(signal: Signal, receiver: Callable[..., object]) -> Iterator[None]:
-    signal.connect(receiver, weak=False)
-    try:
-        yield
-    finally:
-        signal.disconnect(receiver)
-
-
-@contextmanager
-def gathered(service: PresenceService) -> Iterator[Callable[[], Awaitable[list[tuple[str, str]]]]]:
-    """Gather the signals; yields what waits for those that are due and returns their types and ids."""
-    got: list[tuple[str, str]] = []
-
-    def take(**kwargs: Any) -> None:
-        got.append(("join" if kwargs["signal"] is presence_joined else "leave", kwargs["id"]))
-
-    async def all_of_them() -> list[tuple[str, str]]:
-        while service._sending is not None:
-            await asyncio.wait([service._sending])
-        return got
-
-    with receiving(presence_joined, take), receiving(presence_left, take):
-        yield all_of_them
 
 
 class TestSignals:

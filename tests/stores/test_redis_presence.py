@@ -22,12 +22,9 @@ from reliable_cable.presence.service import PresenceService, presence_for
 from tests.support.redis import RedisServer, find_binaries
 
 from .conftest import Clock, MakeStore, until
-from .test_presence import joined, left, listen
+from .presence import KEPT, TTL, joined, left, listen
 
 pytestmark = pytest.mark.redis
-
-TTL = 15.0
-KEPT = 300.0
 
 
 @pytest.fixture

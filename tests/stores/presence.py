@@ -1,0 +1,127 @@
+"""What the tests of presence stores and of their service have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from django.dispatch import Signal
+
+from reliable_cable.presence.base import PresenceEvent, PresenceMissed, PresenceStore
+from reliable_cable.presence.service import PresenceService
+from reliable_cable.signals import presence_joined, presence_left
+
+#: Of the stores under test, in seconds.
+TTL = 15.0
+KEPT = 300.0
+
+
+def joined(id_: str, info: Any = None, stream: str = "s") -> PresenceEvent:
+    return PresenceEvent(stream, "join", id_, info)
+
+
+def left(id_: str, info: Any = None, stream: str = "s") -> PresenceEvent:
+    return PresenceEvent(stream, "leave", id_, info)
+
+
+marks = itertools.count()
+
+
+class Ear:
+    """Gathers a store's events of some streams."""
+
+    def __init__(self, store: PresenceStore, deliver: Callable[[PresenceEvent], None] | None = None) -> None:
+        self._events: list[PresenceEvent] = []
+        self._store = store
+        self._id = ""
+        self._tap = deliver or self._events.append
+        self._mark = asyncio.Event()
+        self.listener = store.listen(self._deliver)
+
+    def _deliver(self, event: PresenceEvent | PresenceMissed) -> None:
+        assert isinstance(event, PresenceEvent)
+        if event.stream != "marks":
+            self._tap(event)
+        elif event.id == self._id:
+            self._mark.set()
+
+    async def heard(self) -> list[PresenceEvent]:
+        """Return what happened since the last call."""
+        # Whatever happened before is announced before.
+        self._id = str(next(marks))
+        self._mark.clear()
+        self._store.join("marks", "mark", self._id)
+        await asyncio.wait_for(self._mark.wait(), 10)
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+
+async def listen(store: PresenceStore, *streams: str, deliver: Callable[[PresenceEvent], None] | None = None) -> Ear:
+    """Return an ear for streams."""
+    ear = Ear(store, deliver)
+    for stream in ("marks", *streams):
+        await ear.listener.subscribe(stream)
+    return ear
+
+
+async def settle() -> None:
+    """Let the callbacks run that are due."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def heard(store: PresenceStore) -> list[PresenceEvent]:
+    """Return a list that gathers the events of the stream `s`."""
+    events: list[PresenceEvent] = []
+    await store.listen(lambda event: events.append(cast(PresenceEvent, event))).subscribe("s")
+    return events
+
+
+class Rounds:
+    """Stands for `asyncio.sleep`: the service's rounds happen when the test says so."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self._next: asyncio.Future[None] | None = None
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self._next = asyncio.get_running_loop().create_future()
+        await self._next
+
+    async def next(self) -> None:
+        """Let the wait end, and the round that follows happen."""
+        await settle()
+        assert self._next is not None
+        self._next.set_result(None)
+        await settle()
+
+
+@contextmanager
+def receiving(signal: Signal, receiver: Callable[..., object]) -> Iterator[None]:
+    signal.connect(receiver, weak=False)
+    try:
+        yield
+    finally:
+        signal.disconnect(receiver)
+
+
+@contextmanager
+def gathered(service: PresenceService) -> Iterator[Callable[[], Awaitable[list[tuple[str, str]]]]]:
+    """Gather the signals; yields what waits for those that are due and returns their types and ids."""
+    got: list[tuple[str, str]] = []
+
+    def take(**kwargs: Any) -> None:
+        got.append(("join" if kwargs["signal"] is presence_joined else "leave", kwargs["id"]))
+
+    async def all_of_them() -> list[tuple[str, str]]:
+        while service._sending is not None:
+            await asyncio.wait([service._sending])
+        return got
+
+    with receiving(presence_joined, take), receiving(presence_left, take):
+        yield all_of_them

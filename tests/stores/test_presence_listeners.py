@@ -1,0 +1,129 @@
+"""How every presence store announces its events (presence/base.py); what the one in memory keeps."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.presence.base import PresenceEvent, PresenceStore
+from reliable_cable.presence.memory import MemoryPresenceStore
+
+from .conftest import MEMORY, REDIS_STORES, Clock
+from .presence import KEPT, TTL, Ear, joined, left, listen
+
+
+@pytest.fixture
+def store(presence_store: PresenceStore) -> PresenceStore:
+    return presence_store
+
+
+@pytest.fixture
+async def ear(store: PresenceStore) -> AsyncIterator[Ear]:
+    ear = await listen(store, "s", "t", "other")
+    yield ear
+    await ear.listener.close()
+
+
+@pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
+class TestListening:
+    async def test_a_listener_is_never_called_from_inside_another_call(self, store: PresenceStore) -> None:
+        inside: list[bool] = []
+        calling = False
+        ear = await listen(store, "s", deliver=lambda event: inside.append(calling))
+        calling = True
+        store.join("s", "phone", "1")
+        calling = False
+        await ear.heard()
+        assert inside == [False]
+        await ear.listener.close()
+
+    async def test_events_from_other_threads_come_on_the_loop(self, store: PresenceStore) -> None:
+        threads: list[threading.Thread] = []
+        ear = await listen(store, "s", deliver=lambda event: threads.append(threading.current_thread()))
+        await asyncio.to_thread(store.join, "s", "phone", "1")
+        await ear.heard()
+        assert threads == [threading.current_thread()]
+        await ear.listener.close()
+
+    async def test_every_listener_hears_an_event_of_its_own(self, store: PresenceStore) -> None:
+        heard: list[PresenceEvent] = []
+
+        def spoil(event: PresenceEvent) -> None:
+            heard.append(event)
+            event.info.append("spoilt")
+
+        ears = [await listen(store, "s", deliver=spoil) for _ in range(2)]
+        caused = store.join("s", "phone", "1", [])
+        for ear in ears:
+            await ear.heard()
+        assert [event.info for event in heard] == [["spoilt"], ["spoilt"]]
+        assert caused == [joined("1", [])]
+        for ear in ears:
+            await ear.listener.close()
+
+    async def test_only_the_streams_that_were_subscribed_to_are_heard(self, store: PresenceStore) -> None:
+        ear = await listen(store, "s")
+        store.join("t", "phone", "1")
+        store.join("s", "phone", "1")
+        assert await ear.heard() == [joined("1")]
+        await ear.listener.close()
+
+    async def test_nothing_is_heard_after_the_end(self, store: PresenceStore, ear: Ear) -> None:
+        store.join("s", "phone", "1")
+        await ear.listener.unsubscribe("s")
+        store.leave("s", "phone")
+        assert left("1") not in await ear.heard()
+        await ear.listener.unsubscribe("s")
+        await ear.listener.subscribe("s")
+        store.join("s", "phone", "2")
+        assert await ear.heard() == [joined("2")]
+
+    async def test_a_closed_loop_does_not_break_the_others(self, store: PresenceStore, ear: Ear) -> None:
+        def listen_and_die() -> None:
+            async def start() -> None:
+                await store.listen(lambda event: None).subscribe("s")
+
+            asyncio.run(start())
+
+        await asyncio.to_thread(listen_and_die)
+        store.join("s", "phone", "1")
+        store.leave("s", "phone")
+        assert await ear.heard() == [joined("1"), left("1")]
+
+    async def test_many_threads_at_once_keep_joins_and_leaves_in_order(self, store: PresenceStore, ear: Ear) -> None:
+        caused: list[PresenceEvent] = []
+
+        def come_and_go(session: str) -> None:
+            for _ in range(50):
+                caused.extend(store.join("s", session, "1"))
+                caused.extend(store.leave("s", session))
+
+        await asyncio.gather(*(asyncio.to_thread(come_and_go, f"phone{number}") for number in range(4)))
+        events = [event.type for event in await ear.heard()]
+        assert events == ["join", "leave"] * (len(events) // 2)
+        assert events
+        assert len(caused) == len(events)
+        assert store.info("s").total == 0
+
+
+class TestMemoryStore:
+    def test_each_has_a_memory_of_its_own(self, clock: Clock) -> None:
+        names = {MemoryPresenceStore(CableSettings(), clock=clock).info("s").incarnation for _ in range(3)}
+        assert len(names) == 3
+        assert "" not in names
+
+    def test_nothing_is_kept_of_those_who_are_gone(self, clock: Clock) -> None:
+        store = MemoryPresenceStore(CableSettings(presence_ttl=TTL, sessions_ttl=KEPT), clock=clock)
+        for number in range(100):
+            store.join(f"s{number}", "phone", "1")
+            store.leave(f"s{number}", "phone")
+            store.join(f"s{number}", "phone", "1")
+        clock.advance(TTL)
+        store.expire()
+        clock.advance(store.memory + 1)
+        store.expire()
+        assert (store._streams, len(store._sessions), len(store._tombstones)) == ({}, 0, 0)

@@ -1,0 +1,209 @@
+"""What the presence service makes up for when its store failed, or lost its data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from reliable_cable.conf import get_settings
+from reliable_cable.exceptions import StoreError
+from reliable_cable.presence.base import Member, PresenceEvent, PresenceStore
+from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.presence.service import ROUNDS_PER_TTL, PresenceService
+
+from .conftest import Clock
+from .presence import TTL, Rounds, gathered, heard
+
+
+@pytest.fixture
+def store(clock: Clock) -> PresenceStore:
+    return MemoryPresenceStore(replace(get_settings(), presence_ttl=TTL), clock=clock)
+
+
+@pytest.fixture
+def rounds() -> Rounds:
+    return Rounds()
+
+
+@pytest.fixture
+async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[PresenceService]:
+    service = PresenceService(store, sleep=rounds.sleep)
+    yield service
+    await service.stop()
+
+
+class Fails:
+    """Lets a store's methods fail while it is entered; `done`: they do what they are asked to, and fail after it."""
+
+    def __init__(self, store: PresenceStore, *names: str, done: bool = False) -> None:
+        self._store = store
+        self._names = names
+        self._done = done
+        self._stack = ExitStack()
+
+    def __enter__(self) -> None:
+        for name in self._names:
+            real = getattr(self._store, name)
+
+            def fail(*args: Any, real: Callable[..., Any] = real) -> None:
+                if self._done:
+                    real(*args)
+                raise StoreError("gone")
+
+            self._stack.enter_context(mock.patch.object(self._store, name, fail))
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+
+def forget(store: PresenceStore) -> None:
+    """Let a memory store lose its data."""
+    assert isinstance(store, MemoryPresenceStore)
+    store._sessions.clear()
+    store._streams.clear()
+    store._tombstones.clear()
+
+
+class TestAStoreThatFails:
+    async def test_is_logged_once_and_asked_again_in_the_next_round(
+        self,
+        store: PresenceStore,
+        service: PresenceService,
+        rounds: Rounds,
+        clock: Clock,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        await service.join("s", "phone", "1", None)
+        with Fails(store, "refresh", "rejoin"):
+            for _ in range(2):
+                clock.advance(TTL / 3)
+                await rounds.next()
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+        for _ in range(4):
+            clock.advance(TTL / 3)
+            await rounds.next()
+        assert store.info("s").total == 1
+        assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
+
+    async def test_gets_the_join_that_it_missed(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        with Fails(store, "join", "rejoin"):
+            await service.join("s", "phone", "1", "Ann")
+            await rounds.next()
+        assert store.info("s").total == 0
+        with gathered(service) as signals:
+            await rounds.next()
+            assert store.info("s").records == {"1": "Ann"}
+            assert await signals() == [("join", "1")]
+
+    async def test_gets_the_info_that_it_missed(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        await service.join("s", "phone", "1", "Ann")
+        with Fails(store, "join"):
+            await service.join("s", "phone", "1", "Anna")
+        with gathered(service) as signals:
+            await rounds.next()
+            assert store.info("s").records == {"1": "Anna"}
+            assert await signals() == []
+
+    async def test_gets_the_other_id_that_it_missed(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        await service.join("s", "phone", "1", None)
+        with Fails(store, "join"):
+            await service.join("s", "phone", "2", None)
+        with gathered(service) as signals:
+            await rounds.next()
+            assert store.info("s").records == {"2": None}
+            assert await signals() == [("leave", "1"), ("join", "2")]
+
+    async def test_has_the_join_whose_answer_was_lost(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        events = await heard(store)
+        with Fails(store, "join", done=True):
+            await service.join("s", "phone", "1", None)
+        await rounds.next()
+        assert events == [PresenceEvent("s", "join", "1")]
+
+    async def test_does_not_get_a_join_of_one_who_left_since(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        with Fails(store, "join"):
+            await service.join("s", "phone", "1", None)
+        await service.leave("s", "phone")
+        await rounds.next()
+        assert store.info("s").total == 0
+
+    async def test_has_its_members_refreshed_by_every_server_before_any_is_swept(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        await service.join("s", "phone", "1", None)
+        store.join("s", "of another server", "2")
+        with Fails(store, "refresh"):
+            clock.advance(TTL * 2)
+            await rounds.next()
+        for _ in range(ROUNDS_PER_TTL):
+            await rounds.next()
+        assert store.info("s").total == 2
+        await rounds.next()
+        assert store.info("s").records == {"1": None}
+
+
+class TestDataThatWereLost:
+    async def test_are_made_anew_and_announced_but_not_signalled(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        await service.join("s", "phone1", "1", "Ann")
+        await service.join("s", "phone2", "2", None)
+        events = await heard(store)
+        forget(store)
+        with gathered(service) as signals:
+            await rounds.next()
+            assert store.info("s").records == {"1": "Ann", "2": None}
+            assert events == [PresenceEvent("s", "join", "1", "Ann"), PresenceEvent("s", "join", "2")]
+            assert await signals() == []
+
+    async def test_a_member_that_was_swept_comes_back_and_is_signalled(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        await service.join("s", "phone", "1", None)
+        clock.advance(TTL)
+        store.expire()
+        with gathered(service) as signals:
+            await rounds.next()
+            assert store.info("s").total == 1
+            assert await signals() == [("join", "1")]
+
+    @pytest.mark.parametrize("change", ["leave", "release", "join"])
+    async def test_what_changes_while_it_is_joined_again_is_not_overtaken(
+        self, store: PresenceStore, service: PresenceService, change: str
+    ) -> None:
+        await service.join("s", "phone", "1", None)
+        forget(store)
+        real = store.arejoin
+
+        async def slow(members: Sequence[Member]) -> list[PresenceEvent]:
+            # The change reaches the store first.
+            with mock.patch.object(store, "arejoin", real):
+                if change == "leave":
+                    await service.leave("s", "phone")
+                elif change == "release":
+                    service.release("s", "phone")
+                else:
+                    await service.join("s", "phone", "2", None)
+            return await real(members)
+
+        with mock.patch.object(store, "arejoin", slow):
+            await service.round()
+        # Whoever was only released may come back within its time.
+        assert store.info("s").records == {"leave": {}, "release": {"1": None}, "join": {"2": None}}[change]
