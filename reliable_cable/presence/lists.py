@@ -58,6 +58,7 @@ class PresenceLists:
         self._store = store
         self._send = send
         self._listener = store.listen(self._take)
+        self._subscribed: set[str] = set()
         self._lists: dict[str, PresenceList] = {}
         self._turns = asyncio.Semaphore(READS)
 
@@ -68,15 +69,18 @@ class PresenceLists:
 
     async def subscribe(self, stream: str) -> None:
         """Send a stream's joins and leaves from now on."""
+        self._subscribed.add(stream)
         await self._listener.subscribe(stream)
 
     async def unsubscribe(self, stream: str) -> None:
         """Send them no more, and forget what was believed."""
+        self._subscribed.discard(stream)
         self._drop(stream)
         await self._listener.unsubscribe(stream)
 
     async def close(self) -> None:
         """Leave all streams."""
+        self._subscribed.clear()
         for stream in list(self._lists):
             self._drop(stream)
         await self._listener.close()
@@ -93,7 +97,9 @@ class PresenceLists:
         if found is None:
             # A stream without members has no incarnation, unless it is asked for.
             await self._store.arefresh({stream: ()})
-            found = self._lists.setdefault(stream, PresenceList(stream))
+            found = self._lists.get(stream) or PresenceList(stream)
+            if stream in self._subscribed:  # or it was left meanwhile
+                self._lists[stream] = found
         info, events = await self._read(found, records=records)
         if info.records is not None:
             present = dict(info.records)

@@ -111,6 +111,8 @@ class PresenceService:
         #: refreshed meanwhile, and will be first.
         self._lenient = 0
         self._failing = False
+        #: When the last round was, by the loop's clock; None: rounds have just begun.
+        self._last_round: float | None = None
         self._rounds: asyncio.Task[None] | None = None
         self._stopped = False
         self._signals: deque[PresenceEvent] = deque()
@@ -187,6 +189,7 @@ class PresenceService:
 
     async def round(self) -> None:
         """Refresh what is held, all at once, join again what is lost, and remove what is over, whoever held it."""
+        loop = asyncio.get_running_loop()
         try:
             held: dict[str, list[str]] = {stream: [] for stream in self.lists.streams}
             for stream, session in self._held:
@@ -195,6 +198,9 @@ class PresenceService:
                 refreshed = await self.store.arefresh(held)
                 await self._join_again(refreshed.unknown)
                 self.lists.check(refreshed.incarnations)
+            former, self._last_round = self._last_round, loop.time()
+            if former is not None and self._last_round - former > 2 * self._interval:
+                self._lenient = ROUNDS_PER_TTL  # the store was slow, perhaps for all, or this process was suspended
             if self._lenient:
                 self._lenient -= 1
             else:
@@ -246,12 +252,17 @@ class PresenceService:
     def _run_rounds(self) -> None:
         self._rounds_left = LAST_ROUNDS
         if self._rounds is None and not self._stopped:
+            self._last_round = None
             self._rounds = asyncio.get_running_loop().create_task(self._make_rounds())
+
+    @property
+    def _interval(self) -> float:
+        return self.store.settings.presence_ttl / ROUNDS_PER_TTL
 
     async def _make_rounds(self) -> None:
         try:
             while self._held or self._served or self._rounds_left:
-                await self._sleep(self.store.settings.presence_ttl / ROUNDS_PER_TTL)
+                await self._sleep(self._interval)
                 await self.round()
                 if not (self._held or self._served):
                     self._rounds_left -= 1

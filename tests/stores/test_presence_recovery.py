@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.presence.base import Member, PresenceEvent, PresenceStore
+from reliable_cable.presence.base import Member, PresenceEvent, PresenceStore, Refreshed
 from reliable_cable.presence.memory import MemoryPresenceStore
 from reliable_cable.presence.service import ROUNDS_PER_TTL, PresenceService
 
@@ -157,6 +158,29 @@ class TestAStoreThatFails:
         assert store.info("s").total == 2
         await rounds.next()
         assert store.info("s").records == {"1": None}
+
+
+class TestAStoreThatIsSlow:
+    async def test_is_given_time_to_have_the_members_of_others_refreshed_too(self, clock: Clock) -> None:
+        store = MemoryPresenceStore(replace(get_settings(), presence_ttl=0.06), clock=clock)
+        service = PresenceService(store, sleep=lambda seconds: asyncio.Event().wait())
+        await service.join("s", "phone", "1", None)
+        store.join("s", "of another server", "2")
+        await service.round()
+        real = store.arefresh
+
+        async def slow(held: Mapping[str, Collection[str]]) -> Refreshed:
+            await asyncio.sleep(0.05)
+            return await real(held)
+
+        clock.advance(1)
+        with mock.patch.object(store, "arefresh", slow):
+            await service.round()
+        assert store.info("s").total == 2
+        for _ in range(ROUNDS_PER_TTL):
+            await service.round()
+        assert store.info("s").records == {"1": None}
+        await service.stop()
 
 
 class TestDataThatWereLost:

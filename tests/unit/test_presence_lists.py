@@ -101,6 +101,7 @@ class Harness:
 
     async def client(self) -> dict[str, Any]:
         """Return what a new client believes after it asked."""
+        await self.lists.subscribe("s")
         info, _ = await self.lists.ask("s")
         believed = dict(info.records or {})
         assert info.total == len(believed)
@@ -178,6 +179,14 @@ class TestAnAnswer:
         harness.join("ann")
         info, _ = await harness.lists.ask("s", records=False)
         assert info == PresenceInfo(1, None)
+
+    async def test_that_comes_when_the_stream_was_left_keeps_nothing(self, harness: Harness) -> None:
+        await harness.lists.subscribe("s")
+        asking = asyncio.create_task(harness.lists.ask("s"))
+        await harness.lists.unsubscribe("s")
+        info, _ = await asking
+        assert info == PresenceInfo(0, {})
+        assert list(harness.lists.streams) == []
 
     async def test_that_fails_raises(self, harness: Harness) -> None:
         harness.store.broken = True
@@ -272,6 +281,7 @@ class TestLostData:
 
     async def test_a_list_is_by_the_new_data_when_it_is_right(self, harness: Harness) -> None:
         harness.join("ann")
+        await harness.lists.subscribe("s")
         _, found = await harness.lists.ask("s")
         before = found.incarnation
         harness.store.forget()
