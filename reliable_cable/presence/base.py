@@ -125,7 +125,6 @@ class PresenceStore(ABC):
         """The seconds for which it is remembered who left."""
         return self.settings.sessions_ttl + UNHEARD_TIME
 
-    @abstractmethod
     def join(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
         """Add a session of `id` to a stream, or refresh it; return the events that this caused.
 
@@ -133,10 +132,11 @@ class PresenceStore(ABC):
             TypeError, ValueError: `info` is not a JSON value.
             StoreError: whether it was added is unknown.
         """
+        return self.join_all([Member(stream, session, id, info)])
 
     @abstractmethod
-    def rejoin(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Add sessions again that `refresh` did not find; return the events that tell of a change.
+    def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
+        """Add sessions, or refresh them, in this order; return the events that tell of a change.
 
         If the store has lost its data, members that had `joined` are announced, so that everyone's list becomes right,
         but not returned: nobody came. Those whose leave was announced before come anew.
@@ -185,11 +185,11 @@ class PresenceStore(ABC):
 
     async def ajoin(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
         """Async twin of `join`."""
-        return await self._run(partial(self.join, stream, session, id, info))
+        return await self.ajoin_all([Member(stream, session, id, info)])
 
-    async def arejoin(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Async twin of `rejoin`."""
-        return await self._run(partial(self.rejoin, members))
+    async def ajoin_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
+        """Async twin of `join_all`."""
+        return await self._run(partial(self.join_all, members))
 
     async def aleave(self, stream: str, session: str) -> list[PresenceEvent]:
         """Async twin of `leave`."""

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from reliable_cable.conf import CableSettings
 
@@ -51,12 +51,8 @@ class MemoryPresenceStore(PresenceStore):
         self._listeners: set[MemoryPresenceListener] = set()
         self._lock = threading.Lock()
 
-    def join(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
-        """Add or refresh a session."""
-        return self.rejoin([Member(stream, session, id, info)])
-
-    def rejoin(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Add sessions again."""
+    def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
+        """Add or refresh sessions."""
         texts = [json.dumps(member.info, allow_nan=False) for member in members]
         with self._lock:
             return [event for member, text in zip(members, texts, strict=True) for event in self._join(member, text)]

@@ -78,22 +78,14 @@ class RedisPresenceStore(PresenceStore):
 
     # -- members ------------------------------------------------------------------------------------------------------
 
-    def join(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
-        """Add or refresh a session."""
-        return self.rejoin([Member(stream, session, id, info)])
-
-    async def ajoin(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
-        """Async twin of `join`."""
-        return await self.arejoin([Member(stream, session, id, info)])
-
-    def rejoin(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Add sessions again."""
+    def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
+        """Add or refresh sessions."""
         calls = [self._join(member) for member in members]
         answers = [answer for batch in _batches(calls) for answer in self.client.run(*batch, again=True)]
         return _events((member.stream for member in members), answers)
 
-    async def arejoin(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Async twin of `rejoin`."""
+    async def ajoin_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
+        """Async twin of `join_all`."""
         calls = [self._join(member) for member in members]
         answers = [answer for batch in _batches(calls) for answer in await self.client.arun(*batch, again=True)]
         return _events((member.stream for member in members), answers)

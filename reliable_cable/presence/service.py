@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -104,8 +104,9 @@ class PresenceService:
         self._sleep = sleep
         self._held: dict[tuple[str, str], _Held] = {}
         self._served: set[str] = set()
-        #: Sessions that left while others were being joined again; None: none are.
-        self._left: set[tuple[str, str]] | None = None
+        #: Joins that are under way, and the sessions that left meanwhile.
+        self._joining = 0
+        self._left: set[tuple[str, str]] = set()
         self._rounds_left = 0
         #: Rounds until this process removes the sessions of others again, after the store was away: they could not be
         #: refreshed meanwhile, and will be first.
@@ -162,12 +163,9 @@ class PresenceService:
         held = self._held[stream, session] = _Held(Member(stream, session, id_, info, joined))
         self._run_rounds()
         try:
-            events = await self.store.ajoin(stream, session, id_, info)
+            await self._join_all([held])
         except StoreError as error:
             self._failed(error)
-        else:
-            self._acknowledge(held)
-            self._announce(events)
 
     async def leave(self, stream: str, session: str) -> None:
         """Let a session leave.
@@ -176,7 +174,7 @@ class PresenceService:
             StoreError: it leaves when its time is over.
         """
         self.release(stream, session)
-        if self._left is not None:
+        if self._joining:
             self._left.add((stream, session))
         self._announce(await self.store.aleave(stream, session))
 
@@ -224,30 +222,30 @@ class PresenceService:
         lost = [self._held[key] for key in keys if key in self._held]
         for start in range(0, len(lost), REJOIN_SIZE):
             batch = [held for held in lost[start : start + REJOIN_SIZE] if self._current(held) is held]
-            self._left = set()
-            try:
-                events = await self.store.arejoin([held.member for held in batch])
-                left = self._left
-            finally:
-                self._left = None
+            await self._join_all(batch)
+
+    async def _join_all(self, batch: Sequence[_Held]) -> None:
+        self._joining += 1
+        try:
+            self._announce(await self.store.ajoin_all([held.member for held in batch]))
             for held in batch:
-                self._acknowledge(held)
-            self._announce(events)
+                held.member = replace(held.member, joined=True)
+                held.pending = False
             for held in batch:
-                # What happened meanwhile may have been overtaken.
+                # What was asked for meanwhile may have been done before.
                 current = self._current(held)
-                if current is None and (held.member.stream, held.member.session) in left:
+                if current is None and (held.member.stream, held.member.session) in self._left:
                     self._announce(await self.store.aleave(held.member.stream, held.member.session))
                 elif current is not None and current is not held:
-                    self._announce(await self.store.arejoin([current.member]))
+                    self._announce(await self.store.ajoin_all([current.member]))
+        finally:
+            self._joining -= 1
+            if not self._joining:
+                self._left.clear()
 
     def _current(self, held: _Held) -> _Held | None:
         """Return what is held of a session now."""
         return self._held.get((held.member.stream, held.member.session))
-
-    def _acknowledge(self, held: _Held) -> None:
-        held.member = replace(held.member, joined=True)
-        held.pending = False
 
     def _run_rounds(self) -> None:
         self._rounds_left = LAST_ROUNDS

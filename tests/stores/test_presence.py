@@ -118,7 +118,7 @@ class TestMembers:
         clock.advance(1)
         assert await store.aexpire() == [left("1", "Ann")]
         assert await store.aleft_within("s", KEPT) == ["2", "1"]
-        assert await store.arejoin([Member("s", "phone", "1", "Ann", joined=True)]) == [joined("1", "Ann")]
+        assert await store.ajoin_all([Member("s", "phone", "1", "Ann", joined=True)]) == [joined("1", "Ann")]
         await store.aleave("s", "phone")
         assert await ear.heard() == [
             joined("1", "Ann"),
@@ -152,8 +152,8 @@ class TestWhatACallCaused:
         assert store.expire() == []
 
     async def test_nobody_came_where_only_the_data_were_lost(self, store: PresenceStore, ear: Ear) -> None:
-        assert store.rejoin([Member("s", "phone", "1", "Ann", joined=True)]) == []
-        assert store.rejoin([Member("s", "desk", "2", joined=False)]) == [joined("2")]
+        assert store.join_all([Member("s", "phone", "1", "Ann", joined=True)]) == []
+        assert store.join_all([Member("s", "desk", "2", joined=False)]) == [joined("2")]
         assert store.info("s").records == {"1": "Ann", "2": None}
         assert await ear.heard() == [joined("1", "Ann"), joined("2")], "every list becomes right"
 
@@ -161,12 +161,12 @@ class TestWhatACallCaused:
         store.join("s", "phone", "1")
         clock.advance(TTL)
         store.expire()
-        assert store.rejoin([Member("s", "phone", "1", joined=True)]) == [joined("1")]
+        assert store.join_all([Member("s", "phone", "1", joined=True)]) == [joined("1")]
         assert await ear.heard() == [joined("1"), left("1"), joined("1")]
 
     async def test_a_session_that_is_there_joins_again_without_an_event(self, store: PresenceStore, ear: Ear) -> None:
         store.join("s", "phone", "1", "Ann")
-        assert store.rejoin([Member("s", "phone", "1", "Anna", joined=True), Member("s", "desk", "1", "Anne")]) == []
+        assert store.join_all([Member("s", "phone", "1", "Anna", joined=True), Member("s", "desk", "1", "Anne")]) == []
         store.leave("s", "phone")
         assert store.info("s").records == {"1": "Anne"}
         assert await ear.heard() == [joined("1", "Ann")]

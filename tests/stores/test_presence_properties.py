@@ -83,7 +83,7 @@ def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, 
     for name, *args in steps:
         if name == "join":
             session, id_, info, joined = args
-            events = store.rejoin([Member("s", session, id_, info, joined)])
+            events = store.join_all([Member("s", session, id_, info, joined)])
             assert events == model.join(session, id_, info, joined)
         elif name == "leave":
             assert store.leave("s", args[0]) == model.leave(args[0])

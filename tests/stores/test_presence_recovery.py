@@ -82,7 +82,7 @@ class TestAStoreThatFails:
     ) -> None:
         caplog.set_level(logging.INFO)
         await service.join("s", "phone", "1", None)
-        with Fails(store, "refresh", "rejoin"):
+        with Fails(store, "refresh"):
             for _ in range(2):
                 clock.advance(TTL / 3)
                 await rounds.next()
@@ -96,7 +96,7 @@ class TestAStoreThatFails:
     async def test_gets_the_join_that_it_missed(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
-        with Fails(store, "join", "rejoin"):
+        with Fails(store, "join_all"):
             await service.join("s", "phone", "1", "Ann")
             await rounds.next()
         assert store.info("s").total == 0
@@ -109,7 +109,7 @@ class TestAStoreThatFails:
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         await service.join("s", "phone", "1", "Ann")
-        with Fails(store, "join"):
+        with Fails(store, "join_all"):
             await service.join("s", "phone", "1", "Anna")
         with gathered(service) as signals:
             await rounds.next()
@@ -120,7 +120,7 @@ class TestAStoreThatFails:
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         await service.join("s", "phone", "1", None)
-        with Fails(store, "join"):
+        with Fails(store, "join_all"):
             await service.join("s", "phone", "2", None)
         with gathered(service) as signals:
             await rounds.next()
@@ -131,7 +131,7 @@ class TestAStoreThatFails:
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         events = await heard(store)
-        with Fails(store, "join", done=True):
+        with Fails(store, "join_all", done=True):
             await service.join("s", "phone", "1", None)
         await rounds.next()
         assert events == [PresenceEvent("s", "join", "1")]
@@ -139,7 +139,7 @@ class TestAStoreThatFails:
     async def test_does_not_get_a_join_of_one_who_left_since(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
-        with Fails(store, "join"):
+        with Fails(store, "join_all"):
             await service.join("s", "phone", "1", None)
         await service.leave("s", "phone")
         await rounds.next()
@@ -214,11 +214,11 @@ class TestDataThatWereLost:
     ) -> None:
         await service.join("s", "phone", "1", None)
         forget(store)
-        real = store.arejoin
+        real = store.ajoin_all
 
         async def slow(members: Sequence[Member]) -> list[PresenceEvent]:
             # The change reaches the store first.
-            with mock.patch.object(store, "arejoin", real):
+            with mock.patch.object(store, "ajoin_all", real):
                 if change == "leave":
                     await service.leave("s", "phone")
                 elif change == "release":
@@ -227,7 +227,7 @@ class TestDataThatWereLost:
                     await service.join("s", "phone", "2", None)
             return await real(members)
 
-        with mock.patch.object(store, "arejoin", slow):
+        with mock.patch.object(store, "ajoin_all", slow):
             await service.round()
         # Whoever was only released may come back within its time.
         assert store.info("s").records == {"leave": {}, "release": {"1": None}, "join": {"2": None}}[change]

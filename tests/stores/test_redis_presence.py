@@ -95,7 +95,7 @@ class TestSeveralProcesses:
         stores = [make_store() for _ in range(4)]
         streams = [f"s{number}" for number in range(5)]
         ear = await listen(stores[0], *streams)
-        stores[1].rejoin([Member(stream, str(id_), str(id_)) for stream in streams for id_ in range(100)])
+        stores[1].join_all([Member(stream, str(id_), str(id_)) for stream in streams for id_ in range(100)])
         await ear.heard()
         clock.advance(TTL)
         start = threading.Barrier(4)
@@ -147,7 +147,7 @@ class TestSeveralProcesses:
         self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer
     ) -> None:
         count = SWEEP_SIZE * 2 + 10
-        store.rejoin([Member("s", str(number), str(number)) for number in range(count)])
+        store.join_all([Member("s", str(number), str(number)) for number in range(count)])
         clock.advance(TTL)
         redis_server.cli("CONFIG", "RESETSTAT")
         assert len(store.expire()) == count
@@ -226,7 +226,7 @@ class TestCosts:
         self, store: RedisPresenceStore, redis_server: RedisServer, members: int
     ) -> None:
         held = {f"s{stream}": [str(number) for number in range(members)] for stream in range(3)}
-        await store.arejoin([Member(stream, session, session) for stream in held for session in held[stream]])
+        await store.ajoin_all([Member(stream, session, session) for stream in held for session in held[stream]])
         redis_server.cli("CONFIG", "RESETSTAT")
         refreshed = await store.arefresh(held)
         assert refreshed.unknown == []
@@ -267,7 +267,7 @@ class TestLostData:
         assert refreshed.unknown == [("s", "phone")]
         assert refreshed.incarnations["s"] not in ("", before)
         assert store.info("s").incarnation == refreshed.incarnations["s"]
-        assert store.rejoin([Member("s", "phone", "1", joined=True)]) == []
+        assert store.join_all([Member("s", "phone", "1", joined=True)]) == []
         assert store.info("s").total == 1
 
     async def test_a_redis_that_comes_back_with_its_data_keeps_members_but_may_lack_leaves(
@@ -297,7 +297,7 @@ class TestLostData:
         store.join("s", "came since", "2")
         own.restart_from(snapshot)
         assert store.refresh({"s": ["came since"]}).unknown == [("s", "came since")]
-        store.rejoin([Member("s", "came since", "2", joined=True)])
+        store.join_all([Member("s", "came since", "2", joined=True)])
 
         def swept() -> bool:
             store.refresh({"s": ["came since"]})

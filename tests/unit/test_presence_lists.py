@@ -275,7 +275,7 @@ class TestLostData:
         harness.lists.check(harness.store.refresh({"s": ()}).incarnations)
         await until(lambda: "eve" in client)
         assert set(client) == {"ann", "bob", "eve"}
-        harness.store.rejoin([Member("s", "session of ann", "ann", joined=True)])
+        harness.store.join_all([Member("s", "session of ann", "ann", joined=True)])
         await harness.settled()
         assert set(client) == {"ann", "eve"}
 
@@ -325,7 +325,7 @@ def test_at_rest_every_client_believes_who_is_there(actions: list[str], rng: ran
                 # Some servers join their members again, some were killed meanwhile.
                 back = [name for name in sorted(harness.there) if rng.random() < 0.5]
                 harness.store.forget()
-                harness.store.rejoin([Member("s", f"session of {name}", name, joined=True) for name in back])
+                harness.store.join_all([Member("s", f"session of {name}", name, joined=True) for name in back])
                 harness.lists.check(harness.store.refresh({"s": ()}).incarnations)
             elif action == "ask":
                 asking.append(asyncio.create_task(harness.client()))
