@@ -231,3 +231,15 @@ class TestDataThatWereLost:
             await service.round()
         # Whoever was only released may come back within its time.
         assert store.info("s").records == {"leave": {}, "release": {"1": None}, "join": {"2": None}}[change]
+
+
+async def test_a_leave_is_not_overtaken_by_the_join_before_it(store: PresenceStore, service: PresenceService) -> None:
+    real = store.ajoin_all
+
+    async def slow(members: Sequence[Member]) -> list[PresenceEvent]:
+        await service.leave("s", "phone")
+        return await real(members)
+
+    with mock.patch.object(store, "ajoin_all", slow):
+        await service.join("s", "phone", "1", None)
+    assert store.info("s").total == 0

@@ -1,0 +1,168 @@
+"""A subscription's presence between two awaits: stores that fail or are slow, data that are lost during a restore."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from reliable_cable import Channel, StoreError, action
+from reliable_cable.broadcasting import abroadcast
+from reliable_cable.channel import registry
+from reliable_cable.consumer import get_hub
+from reliable_cable.engine import get_engine
+from reliable_cable.presence.base import Member, PresenceEvent, PresenceInfo
+from reliable_cable.presence.memory import MemoryPresenceStore
+
+from .wire import Client, identifier
+
+
+class Room(Channel, abstract=True):
+    async def subscribed(self) -> None:
+        self.stream_from("room")
+
+    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+        return True
+
+    @action
+    async def move(self) -> None:
+        self.stream_from("other", presence=True)
+
+
+ROOM = identifier("Room")
+
+
+@pytest.fixture(autouse=True)
+def _room(settings: Any) -> Iterator[None]:
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+    registry["Room"] = [Room]
+    yield
+    del registry["Room"]
+
+
+def presence() -> MemoryPresenceStore:
+    store = get_engine().presence
+    assert isinstance(store, MemoryPresenceStore)
+    return store
+
+
+def brief(frame: dict[str, Any]) -> Any:
+    """Return a presence event as type and id, another frame as its type or message."""
+    if frame.get("type") != "presence":
+        return frame.get("type") or frame["message"]
+    message = frame["message"]
+    return (message["type"], message.get("id") or [record["id"] for record in message.get("records", ())])
+
+
+async def rest(client: Client) -> list[Any]:
+    """Return the frames that have come and that follow from what was sent."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+    frames = []
+    await client.send_text('{"command":"ping"}')
+    while (frame := await client.receive()) != {"type": "pong"}:
+        frames.append(brief(frame))
+    return frames
+
+
+class TestAStoreThatFails:
+    async def test_breaks_no_subscription_and_gets_the_member_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def fail(members: Sequence[Member]) -> list[PresenceEvent]:
+            raise StoreError("down")
+
+        async with Client() as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(presence(), "ajoin_all", fail)
+                await client.subscribe(ROOM, presence={"id": "ann", "info": {}})
+                await abroadcast("room", "hi")
+                assert await rest(client) == ["hi"]
+            await get_hub().presence.round()
+            assert await rest(client) == [("join", "ann")]
+
+    async def test_answers_with_an_error_and_leaves_no_list_to_be_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def fail(*args: Any, **options: Any) -> PresenceInfo:
+            raise StoreError("down")
+
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            monkeypatch.setattr(presence(), "ainfo", fail)
+            await client.send("presence", ROOM)
+            assert await rest(client) == [("error", [])]
+            (subscription,) = get_hub().connections[client.sid].record().data["subscriptions"]
+            assert subscription["watching"] is None
+
+
+async def test_a_member_moves_with_the_presence_stream() -> None:
+    async with Client() as client:
+        await client.subscribe(ROOM, presence={"id": "ann", "info": {}})
+        assert await rest(client) == [("join", "ann")]
+        await client.perform(ROOM, "move")
+        assert await rest(client) == [("join", "ann")]
+        assert presence().info("room").total == 0
+        assert presence().info("other").total == 1
+
+
+class TestAfterARestore:
+    async def left(self) -> str:
+        """Return the session of a client that saw ann and bob, and is gone."""
+        presence().join("room", "of ann", "ann")
+        presence().join("room", "of bob", "bob")
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.send("presence", ROOM)
+            assert await rest(client) == [("info", ["ann", "bob"])]
+            return client.sid
+
+    async def test_the_list_becomes_right_by_joins_and_leaves(self) -> None:
+        sid = await self.left()
+        presence().leave("room", "of ann")
+        presence().join("room", "of eve", "eve")
+        async with Client(sid) as client:
+            assert client.welcome["restored_ids"] == [ROOM]
+            await client.send("history", ROOM, history={})
+            assert await rest(client) == ["confirm_history", ("leave", "ann"), ("join", "bob"), ("join", "eve")]
+
+    @pytest.mark.parametrize("method", ["aleft_within", "ainfo"])
+    async def test_what_happens_while_it_is_being_made_right_is_not_missed(
+        self, monkeypatch: pytest.MonkeyPatch, method: str
+    ) -> None:
+        sid = await self.left()
+        real: Callable[..., Any] = getattr(presence(), method)
+
+        async def crossed(*args: Any, **options: Any) -> Any:
+            answer = await real(*args, **options)
+            presence().leave("room", "of ann")
+            presence().join("room", "of eve", "eve")
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return answer
+
+        monkeypatch.setattr(presence(), method, crossed)
+        async with Client(sid) as client:
+            await client.send("history", ROOM, history={})
+            frames = await rest(client)
+        believed = {"ann", "bob"}
+        for type_, id_ in frames[1:]:
+            believed = believed | {id_} if type_ == "join" else believed - {id_}
+        assert believed == {"bob", "eve"}
+
+    async def test_data_that_were_lost_meanwhile_let_the_list_start_afresh(self) -> None:
+        sid = await self.left()
+        presence()._incarnation = "another"
+        async with Client(sid) as client:
+            assert client.welcome["restored"] is True
+            assert client.welcome["restored_ids"] == []
+
+    async def test_data_that_are_lost_before_the_history_comes_bring_the_client_back_once_more(self) -> None:
+        sid = await self.left()
+        client = Client(sid)
+        async with client:
+            assert client.welcome["restored_ids"] == [ROOM]
+            presence()._incarnation = "another"
+            await client.send("history", ROOM, history={})
+            assert brief(await client.receive()) == "confirm_history"
+            assert (await client.communicator.receive_output())["type"] == "websocket.close"
+        async with Client(client.sid) as again:
+            assert again.welcome["restored_ids"] == []
