@@ -11,6 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.core.wsgi import get_wsgi_application
+from django.contrib.auth import get_user_model
 from django.db import transaction
 
 import reliable_cable
@@ -88,10 +89,23 @@ def wait_at_gate(name: str, count: int) -> int:
     return gates[name].wait_for(count)
 
 
+def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = True) -> None:
+    """Close a user's connections, inside a transaction that is committed or rolled back."""
+    try:
+        with transaction.atomic():
+            user = get_user_model().objects.get(username=username)
+            reliable_cable.disconnect(user=user, reconnect=reconnect)
+            if not commit:
+                raise _Undo
+    except _Undo:
+        pass
+
+
 CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast": reliable_cable.broadcast,
     "broadcast_in_transaction": broadcast_in_transaction,
     "count_up": count_up,
+    "disconnect_user": disconnect_user,
     "enqueue": enqueue,
     "enqueue_django": enqueue_django,
     "flood": flood,
