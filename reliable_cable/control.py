@@ -178,7 +178,7 @@ class Control:
         try:
             while True:
                 try:
-                    lost = await self._hub.sessions.refresh()
+                    sure = self._hub.sessions.enabled and await self._hub.sessions.refresh()
                     sessions = list(self._hub.connections.values())
                     times = await self._hub.sessions.store.arevoked([session.identity for session in sessions])
                     break
@@ -190,11 +190,11 @@ class Control:
         for session, at in zip(sessions, times, strict=True):
             if is_revoked(session.authenticated, [at]):
                 _send_away(session, at, reconnect=True)
-            elif lost:
+            elif not sure:
                 # The store lost data, and perhaps what was revoked with it: let all of them be authenticated again.
                 delay = random.uniform(0, RENEWAL_TIME)  # noqa: S311 - spreads load, no secret
                 asyncio.get_running_loop().call_later(delay, session.restart)
-        if lost:
+        if not sure:
             logger.warning("What was revoked may have been lost: all clients are sent away to authenticate again.")
 
 

@@ -98,16 +98,15 @@ class CableSession:
         self._connection.attach(self.outbox.pause, self.outbox.resume)
         transmissions: list[str] = []
         restored = await restore(self, sid, transmissions) if sid and self.resumable else None
-        if restored is None and self.resumable:
-            # Whoever comes back with an id that it was told is known, on every server.
-            self.hub.sessions.add(self)
-            await self.save()
         # From here to the welcome nothing is awaited: what is revoked or superseded now finds the connection.
         self.hub.register(self)
         if self.hub.control.revoked(self):
             return
         if restored is not None and restored.alive:
             self.hub.control.announce(restored.sid, self)
+        if restored is None and self.resumable:
+            self.hub.sessions.add(self)
+            self.changed()
         self.outbox.push(messages.welcome(self.sid, None if restored is None else restored.identifiers))
         for text in transmissions:
             self.outbox.push(text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import secrets
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final, Protocol
@@ -22,8 +24,13 @@ RETRY_DELAY: Final = 1.0
 #: Seconds for which a client waits for its session to be written, or read: then it goes on without.
 PATIENCE: Final = 2.0
 
+#: Seconds for which a loss of data is remembered: whoever else finds out about it does so within.
+LOSS_MEMORY: Final = 60.0
+
 #: Nobody's session id, to see whether the store answers.
 _NOBODY: Final = "-"
+#: What the ids of records begin with that are written to be missed if the store loses data.
+WITNESS: Final = "witness-"
 
 
 class LiveSession(Protocol):
@@ -64,6 +71,9 @@ class SessionService:
         self._lock = asyncio.Lock()
         self._failing = False
         self._suspecting: asyncio.Task[None] | None = None
+        self._witness = ""
+        self._witness_due = store.may_lose_data
+        self._lost_at = -math.inf
 
     def add(self, session: LiveSession) -> None:
         """Keep a session's record alive from now on."""
@@ -132,19 +142,33 @@ class SessionService:
             return None
         return None if sid in self._void else found
 
-    async def refresh(self) -> set[str]:
-        """Touch the records of all live sessions; those that the store has lost are written again, and returned.
+    async def refresh(self) -> bool:
+        """Touch the records of all live sessions; those that the store has lost are written again.
+
+        Returns:
+            Whether the store is known to have lost nothing within the last minute.
 
         Raises:
             StoreError: the store cannot be reached.
         """
+        witness = self._witness
         asked = [sid for sid in self._live if sid not in self._changed]
-        lost = {sid for sid in await self.store.atouch(asked) if sid in self._live and sid not in self._changed}
+        missing = await self.store.atouch([*asked, witness] if witness else asked)
+        lost = {sid for sid in missing if sid in self._live and sid not in self._changed}
         if lost:
             logger.warning("The store has lost %d session records; they are written again.", len(lost))
             self._changed.update((sid, self._live[sid]) for sid in lost)
+        if not self.store.may_lose_data:
+            sure = True
+        else:
+            if witness in missing:
+                self._lost_at = time.monotonic()
+            sure = bool(witness) and time.monotonic() - self._lost_at > LOSS_MEMORY
+            # Of an older state of the store, the next witness knows nothing.
+            self._witness_due = True
+        if lost or self._witness_due:
             self._write_soon()
-        return lost
+        return sure
 
     def suspect(self) -> None:
         """The store may have lost data: look after the live sessions' records soon."""
@@ -192,6 +216,10 @@ class SessionService:
             left = self._left = {sid: kept for sid, kept in self._left.items() if kept[1] > now}
             left, void = dict(left), set(self._void)
             records = {sid: record for sid, (record, _) in left.items()} | _records(changed)
+            witness = ""
+            if self._witness_due and self._live:
+                witness = WITNESS + secrets.token_hex(8)
+                records[witness] = SessionRecord({}, 0)
             try:
                 if records:
                     await self.store.asave(records)
@@ -207,6 +235,9 @@ class SessionService:
             except Exception:
                 # Another try would be of no use. A client that has no record subscribes afresh.
                 logger.exception("%d session records could not be written.", len(records))
+            else:
+                if witness:
+                    self._witness, self._witness_due = witness, False
             self._left = {sid: kept for sid, kept in self._left.items() if left.get(sid) is not kept}
             self._void -= void
         if self._failing:

@@ -36,13 +36,18 @@ ENGINES = [pytest.param("redis", marks=pytest.mark.redis), pytest.param("databas
 
 
 @pytest.fixture(scope="session", params=ENGINES)
-def shared(request: pytest.FixtureRequest, servers: ServerPool) -> Iterator[Pair]:
+def shared(
+    request: pytest.FixtureRequest, servers: ServerPool, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
     """Two running servers, daphne and uvicorn, on one database and, by turns, one Redis."""
     options = {}
     if request.param == "redis":
         redis: RedisServer = request.getfixturevalue("redis_pool").get(find_binaries()[0].name)
         options = redis_options(redis, unique("shared"))
-    with servers.make("daphne", **options) as first, servers.make("uvicorn", beside=first, **options) as second:
+    with (
+        servers.make("daphne", **options) as first,
+        Server("uvicorn", tmp_path_factory.mktemp("second"), first.database, options, shared=True) as second,
+    ):
         yield first, second
 
 

@@ -47,9 +47,9 @@ async def first(servers: ServerPool, redis: RedisServer) -> AsyncIterator[Server
 
 
 @pytest.fixture
-async def second(servers: ServerPool, first: Server, redis: RedisServer, proxy: FaultProxy) -> AsyncIterator[Server]:
+async def second(tmp_path: Path, first: Server, redis: RedisServer, proxy: FaultProxy) -> AsyncIterator[Server]:
     options = {**redis_options(redis, PREFIX), "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
-    server = servers.make("uvicorn", beside=first, **options)
+    server = Server("uvicorn", tmp_path, first.database, options, shared=True)
     await asyncio.to_thread(server.start)
     yield server
     server.kill()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
 import pytest
-from django.conf import settings as django_settings
 from django.db import OperationalError, connections
 from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
@@ -22,81 +21,12 @@ from reliable_cable.sessions.base import CLOCK_MARGIN, SessionRecord, SessionSto
 from reliable_cable.sessions.memory import MemorySessionStore
 from reliable_cable.sessions.model import ModelSessionStore
 from reliable_cable.sessions.redis import BATCH, RedisSessionStore
-from tests.support.redis import RedisPool, RedisServer, find_binaries
+from tests.support.redis import RedisPool
 
 from .conftest import REDIS_STORES, Clock
+from .sessions import ALIASES, ANN, BOB, MOMENT, THEN, TTL, alias, ann, bob, clock, kind, model_store, nobody, store
 
-TTL = 300.0
-#: Seconds, so many that a test is over within.
-MOMENT = 20.0
-#: When the sessions of the tests were authenticated: Clock's beginning.
-THEN = 1_000_000.0
-
-ann = {"user": "auth.user:1"}
-bob = {"user": "auth.user:2"}
-nobody = {"user": ""}
-ANN = SessionRecord(ann, THEN, {"subscriptions": [{"identifier": '{"channel":"Chat"}', "offset": 5}]})
-BOB = SessionRecord(bob, THEN, {})
-
-
-class RedisClock(Clock):
-    """Also lets the time pass for the keys in Redis, which expire by its own clock."""
-
-    def __init__(self, server: RedisServer, prefix: str) -> None:
-        super().__init__()
-        self._server = server
-        self._prefix = prefix
-
-    def advance(self, seconds: float) -> None:
-        super().advance(seconds)
-        for key in self._server.cli("KEYS", f"{self._prefix}:*"):
-            self._server.cli("PEXPIRE", key, round(self._server.cli("PTTL", key) - seconds * 1000))
-
-
-#: Aliases of the databases that the model store is tested on.
-ALIASES = [
-    pytest.param(alias, marks=pytest.mark.postgres if alias == "postgres" else ())
-    for alias in django_settings.DATABASES
-]
-
-
-@pytest.fixture(params=ALIASES)
-def alias(request: pytest.FixtureRequest) -> str:
-    alias: str = request.param
-    return alias
-
-
-def model_store(alias: str, clock: Clock, **settings: Any) -> ModelSessionStore:
-    return ModelSessionStore(replace(get_settings(), sessions_ttl=TTL, database=alias, **settings), clock=clock)
-
-
-@pytest.fixture(params=["memory", *ALIASES, *REDIS_STORES])
-def kind(request: pytest.FixtureRequest) -> str:
-    """What keeps the sessions: memory, a database, or a Redis, by name."""
-    kind: str = request.param
-    return kind
-
-
-@pytest.fixture
-def clock(request: pytest.FixtureRequest, key_prefix: str) -> Clock:
-    kind = request.getfixturevalue("kind") if "kind" in request.fixturenames else ""
-    if kind in {binary.name for binary in find_binaries()}:
-        return RedisClock(request.getfixturevalue("redis_pool").get(kind), key_prefix)
-    return Clock()
-
-
-@pytest.fixture
-async def store(kind: str, clock: Clock, redis_pool: RedisPool, key_prefix: str) -> AsyncIterator[SessionStore]:
-    if kind == "memory":
-        yield MemorySessionStore(replace(get_settings(), sessions_ttl=TTL), clock=clock)
-    elif isinstance(clock, RedisClock):
-        settings = replace(get_settings(), sessions_ttl=TTL, redis_url=redis_pool.get(kind).url, key_prefix=key_prefix)
-        store = RedisSessionStore(settings, clock=clock)
-        yield store
-        await store.client.aclose()
-        store.client.close()
-    else:
-        yield model_store(kind, clock)
+__all__ = ["alias", "clock", "kind", "store"]
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
@@ -216,79 +146,6 @@ class TestEveryStore:
         store.save({"a": SessionRecord(nobody, THEN)})
         assert store.load("a", nobody) == SessionRecord(nobody, THEN)
 
-    # -- revocations ----------------------------------------------------------------------------------------------
-
-    def test_what_was_revoked_is_not_loaded_any_more(self, store: SessionStore) -> None:
-        store.save({"a": ANN, "a2": ANN, "b": BOB})
-        assert store.revoke(ann) == THEN
-        assert store.load("a", ann) is None
-        assert store.load("a2", ann) is None
-        assert store.load("b", bob) == BOB
-
-    def test_not_even_if_it_is_saved_later(self, store: SessionStore, clock: Clock) -> None:
-        # By a process that was late, or has not heard of it.
-        store.revoke(ann)
-        clock.advance(10)
-        store.save({"a": ANN})
-        store.touch(["a"])
-        assert store.load("a", ann) is None
-
-    def test_what_was_authenticated_later_is(self, store: SessionStore, clock: Clock) -> None:
-        store.revoke(ann)
-        for seconds, void in ((0, True), (CLOCK_MARGIN, True), (CLOCK_MARGIN + 0.1, False)):
-            record = SessionRecord(ann, THEN + seconds)
-            store.save({"a": record})
-            assert store.load("a", ann) == (None if void else record)
-
-    @pytest.mark.parametrize(
-        ("condition", "void"),
-        [
-            ({"user": "u:1"}, True),
-            ({"tenant": "t:1"}, True),
-            ({"tenant": "t:1", "user": "u:1"}, True),
-            ({"user": "u:1", "device": "d:1", "tenant": "t:1"}, True),
-            ({"user": "u:2"}, False),
-            ({"user": "u:1", "tenant": "t:2"}, False),
-            ({"user": "u:1", "role": "r:1"}, False),
-            ({"tenant": "u:1"}, False),
-        ],
-    )
-    def test_a_condition_names_some_of_the_identifiers(
-        self, store: SessionStore, condition: dict[str, str], void: bool
-    ) -> None:
-        identity = {"user": "u:1", "tenant": "t:1", "device": "d:1"}
-        store.save({"a": SessionRecord(identity, THEN)})
-        store.revoke(condition)
-        assert (store.load("a", identity) is None) is void
-        assert store.revoked([identity, {"user": "u:3"}]) == [THEN if void else 0, 0]
-
-    def test_the_latest_of_several_revocations_counts(self, store: SessionStore, clock: Clock) -> None:
-        store.revoke(ann)
-        clock.advance(10)
-        store.save({"a": SessionRecord(ann, clock())})
-        clock.advance(10)
-        store.revoke(ann)
-        assert store.load("a", ann) is None
-        assert store.revoked([bob, ann]) == [0, clock()]
-
-    def test_a_revocation_outlives_every_record_that_it_voids(self, store: SessionStore, clock: Clock) -> None:
-        store.save({"a": ANN})
-        store.revoke(ann)
-        clock.advance(TTL / 2)
-        store.prune()
-        store.revoke(bob)
-        clock.advance(TTL / 2 - MOMENT)
-        store.prune()
-        store.touch(["a"])
-        assert store.load("a", ann) is None
-
-    async def test_the_async_twins_revoke_as_well(self, store: SessionStore) -> None:
-        await store.asave({"a": ANN, "b": BOB})
-        assert await store.arevoke(ann) == THEN
-        assert await store.arevoked([ann, bob, nobody]) == [THEN, 0, 0]
-        assert await store.aload("a", ann) is None
-        assert await store.aload("b", bob) == BOB
-
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 @pytest.mark.parametrize("kind", ["memory", *ALIASES], indirect=True)
@@ -375,14 +232,6 @@ class TestModelStore:
             store.save({"a": ANN})
         with mock.patch.object(QuerySet, "update", side_effect=failure), pytest.raises(StoreError, match="locked"):
             store.touch(["a"])
-
-
-def test_memory_forgets_what_was_revoked_long_ago(clock: Clock) -> None:
-    store = MemorySessionStore(replace(get_settings(), sessions_ttl=TTL), clock=clock)
-    store.revoke(ann)
-    clock.advance(TTL + 2)
-    store.revoke(bob)
-    assert store.revoked([ann, bob]) == [0, clock()]
 
 
 @pytest.mark.parametrize("kind", REDIS_STORES, indirect=True)

@@ -16,7 +16,7 @@ from reliable_cable.identity import Identity
 from reliable_cable.sessions import service as service_module
 from reliable_cable.sessions.base import SessionRecord
 from reliable_cable.sessions.memory import MemorySessionStore
-from reliable_cable.sessions.service import SessionService
+from reliable_cable.sessions.service import WITNESS, SessionService
 
 ann = {"user": "ann"}
 
@@ -42,7 +42,7 @@ class Store(MemorySessionStore):
 
     async def asave(self, records: Mapping[str, SessionRecord]) -> None:
         await self._reach()
-        self.saves.append(dict(records))
+        self.saves.append({sid: record for sid, record in records.items() if not sid.startswith(WITNESS)})
         await super().asave(records)
 
     async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
@@ -263,18 +263,55 @@ class TestLookingAfter:
             service.add(session := Session(sid))
             await service.save(session)
         store.delete(["a"])
-        assert await service.refresh() == {"a"}
+        await service.refresh()
         await until_kept(service, 0, "a")
         assert set(store.saves[-1]) == {"a"}
-        assert await service.refresh() == set()
 
     async def test_what_is_still_to_be_written_was_not_lost(self) -> None:
         service = SessionService(store := Store())
         service.add(session := Session("a"))
         service.changed(session)
-        assert await service.refresh() == set()
+        await service.refresh()
         await until_kept(service, 0)
         assert len(store.saves) == 1
+
+    async def test_a_store_is_known_to_have_lost_nothing_if_it_has_what_was_written_to_be_missed(self) -> None:
+        service = SessionService(Store())
+        service.add(session := Session("a"))
+        assert not await service.refresh(), "nothing has been written yet"
+        await service.save(session)
+        assert await service.refresh()
+        await service.save(session)
+        assert await service.refresh(), "by another witness"
+
+    async def test_a_loss_is_remembered_though_everything_was_written_again(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        store.delete(list(store._kept))
+        await service.save(session)  # it has changed since
+        await service.refresh()
+        await service.save(session)
+        assert not await service.refresh()
+
+    async def test_a_loss_is_forgotten_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service_module, "LOSS_MEMORY", 0)
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        store.delete(list(store._kept))
+        await service.refresh()
+        await service.save(session)
+        assert await service.refresh()
+
+    async def test_a_store_that_loses_nothing_needs_no_witness(self) -> None:
+        store = Store()
+        store.may_lose_data = False
+        service = SessionService(store)
+        service.add(session := Session("a"))
+        await service.save(session)
+        assert list(store._kept) == ["a"]
+        assert await service.refresh()
 
     async def test_a_store_that_may_have_lost_data_is_looked_at_soon(self) -> None:
         service = SessionService(store := Store())

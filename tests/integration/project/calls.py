@@ -10,8 +10,8 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
-from django.core.wsgi import get_wsgi_application
 from django.contrib.auth import get_user_model
+from django.core.wsgi import get_wsgi_application
 from django.db import transaction
 
 import reliable_cable
