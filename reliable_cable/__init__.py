@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         BroadcastUncertain,
         CableError,
         ChannelError,
+        InvalidIdentifier,
         InvalidOption,
         InvalidPayload,
         InvalidStreamName,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     )
     from .presence.service import presence_for
     from .protocol.positions import StreamPosition
+    from .remote import adisconnect, disconnect
     from .signing import signed_stream_name
 
 __version__ = "0.1.0"
@@ -62,6 +64,7 @@ _NAMES = {
             "BroadcastUncertain",
             "CableError",
             "ChannelError",
+            "InvalidIdentifier",
             "InvalidOption",
             "InvalidPayload",
             "InvalidStreamName",
@@ -72,6 +75,7 @@ _NAMES = {
     ),
     "presence_for": "presence.service",
     "StreamPosition": "protocol.positions",
+    **dict.fromkeys(["adisconnect", "disconnect"], "remote"),
     "signed_stream_name": "signing",
 }
 
@@ -82,6 +86,7 @@ __all__ = [
     "CableError",
     "Channel",
     "ChannelError",
+    "InvalidIdentifier",
     "InvalidOption",
     "InvalidPayload",
     "InvalidStreamName",
@@ -91,11 +96,13 @@ __all__ = [
     "abroadcast",
     "abroadcast_batch",
     "action",
+    "adisconnect",
     "aforget",
     "ahistory",
     "aposition",
     "broadcast",
     "broadcast_batch",
+    "disconnect",
     "forget",
     "history",
     "position",

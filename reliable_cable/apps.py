@@ -13,10 +13,14 @@ class ReliableCableConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Import every installed app's `cable` module, as Django's admin does with `admin`."""
+        """Import every installed app's `cable` module, as Django's admin does with `admin`; connect to logouts."""
+        from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules
 
         from . import checks  # noqa: F401 - registers them
+        from .remote import disconnect_logged_out
 
         autodiscover_modules("cable")
         from . import pubsub  # noqa: F401 - registers `$pubsub`
+
+        user_logged_out.connect(disconnect_logged_out, dispatch_uid="reliable_cable.logout")

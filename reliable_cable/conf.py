@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
@@ -34,6 +34,11 @@ class StreamPolicy:
     history_size: int
     history_ttl: float
     durable: bool = False
+
+
+#: What the processes tell each other (control.py). No stream of a user's can have a control character in its name.
+CONTROL_STREAM: Final = "\x01control"
+CONTROL_POLICY: Final = StreamPolicy(history_size=1000, history_ttl=300)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,8 @@ class CableSettings:
 
     def policy(self, stream: str) -> StreamPolicy:
         """Return how much of a stream is kept: the first pattern of `STREAMS` that matches its name decides."""
+        if stream == CONTROL_STREAM:
+            return CONTROL_POLICY
         for pattern in self.streams:
             if fnmatchcase(stream, pattern):
                 return self.policy_of(pattern)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
 import logging
 import weakref
 from collections.abc import Awaitable, Callable
@@ -14,11 +13,11 @@ from urllib.parse import parse_qs
 from channels.consumer import AsyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
-from django.db.models import Model
 
 from .conf import CableSettings, get_settings
 from .engine import Engine, get_engine
 from .hub import Hub
+from .identity import identifier_names, identity_of
 from .protocol import messages
 from .protocol.constants import (
     CLOSE_NORMAL,
@@ -79,6 +78,11 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self.session: CableSession | None = None
         self._rejected = False
         self._connected = asyncio.Event()
+        self._authenticated = 0.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        identifier_names.update(cls.identified_by)
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
@@ -96,6 +100,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        # The middlewares have just looked up who it is.
+        self._authenticated = get_hub().engine.sessions.clock()
         self.scope = scope
         self.base_send = send
         self.user = scope.get("user")
@@ -151,7 +157,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             self,
             send,
             subprotocol=subprotocol,
-            user=self._identity(),
+            identity=identity_of(self, self.identified_by),
+            authenticated=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             connection=connection,
         )
@@ -171,9 +178,6 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if name.lower() == SESSION_HEADER:
                 return str(value.decode("latin1"))
         return query.get(SESSION_PARAMETER, [None])[0]
-
-    def _identity(self) -> str:
-        return json.dumps([_identify(getattr(self, name, None)) for name in self.identified_by])
 
     # -- channel layer ------------------------------------------------------------------------------------------------
 
@@ -240,12 +244,3 @@ def _ping_interval(query: dict[str, list[str]], settings: CableSettings) -> floa
     if not PING_INTERVAL_MIN <= asked <= PING_INTERVAL_MAX:  # also where it is not a number
         return settings.ping_interval if asked != asked else min(max(asked, PING_INTERVAL_MIN), PING_INTERVAL_MAX)
     return asked
-
-
-def _identify(value: Any) -> str:
-    """Name a connection identifier's value, the same in every process."""
-    if value is None or getattr(value, "is_anonymous", False) is True:
-        return ""
-    if isinstance(value, Model) or (hasattr(value, "_meta") and hasattr(value, "pk")):
-        return f"{value._meta.label_lower}:{value.pk}"
-    return f"{type(value).__name__}:{value}"

@@ -38,6 +38,10 @@ class InvalidOption(BroadcastError, ValueError):
     """The options of a broadcast contradict each other, or cannot be used with its stream."""
 
 
+class InvalidIdentifier(CableError, ValueError):
+    """A remote disconnect names no identifier, one that no connection has, or nobody."""
+
+
 class ChannelError(CableError):
     """A channel class is used or declared in a way that cannot work."""
 

@@ -13,12 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .conf import CableSettings
+from .control import Control
 from .engine import Engine
 from .exceptions import StoreError
 from .presence.service import PresenceService
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
-from .readers import HubStream, Reader
+from .readers import Ear, HubStream, Reader
 from .sessions.service import SessionService
 from .streams.base import Advanced, Published, StreamEvent, Transient
 
@@ -32,6 +33,10 @@ PAGE_SIZE = 200
 
 #: Seconds until a store that failed is asked again.
 RETRY_DELAY = 0.5
+
+#: Seconds for which the opening of a stream is tried: a client gives up a subscribe after 10, and a rejection closes
+#: its channel for good.
+OPEN_PATIENCE = 8.0
 
 
 class Hub:
@@ -48,6 +53,8 @@ class Hub:
         self.draining = False
         #: Connections by session id, extended and base ones.
         self.connections: dict[str, CableSession] = {}
+        #: The connection that has, or continues, a session, by each of its present and former ids.
+        self.holders: dict[str, CableSession] = {}
         self.presence = PresenceService(engine.presence, self._send_presence)
         self.sessions = SessionService(engine.sessions)
         self._streams: dict[str, HubStream] = {}
@@ -55,6 +62,7 @@ class Hub:
         self._listener = engine.streams.listen(self.deliver)
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Future[None] | None = None
+        self.control = Control(self)
         self.spawn(self._warn())
 
     async def _warn(self) -> None:
@@ -87,6 +95,28 @@ class Hub:
         group.readers.pop(reader, None)
         if not group.readers:
             found.groups.pop((reader.identifier, reader.stream_id), None)
+        self._release(found)
+
+    async def follow(self, stream: str, ear: Ear) -> HubStream:
+        """Let an ear of this process's own have a stream, from the oldest message that is kept, until `unfollow`.
+
+        Raises:
+            StoreError: the stream could not be opened.
+        """
+        found = await self._open(stream)
+        try:
+            page = await self.engine.streams.aread(stream, after=0, limit=0)
+        except BaseException:
+            self._release(found)
+            raise
+        found.ear = ear
+        found.position = StreamPosition(page.epoch, page.low - 1)
+        self._repair(found)
+        return found
+
+    def unfollow(self, found: HubStream) -> None:
+        """Let the ear have the stream no more."""
+        found.ear = None
         self._release(found)
 
     def go_live(self, reader: Reader) -> None:
@@ -154,6 +184,8 @@ class Hub:
             pass  # being opened: its position will be read after this
         elif isinstance(event, Advanced):
             self._repair(found)
+            if found.ear is not None:
+                self.sessions.suspect()  # the store may have been away, and be back with other data
         else:
             self._deliver_published(found, found.position, event)
 
@@ -213,6 +245,7 @@ class Hub:
         start = StreamPosition(step.position.epoch, step.position.offset - len(step.entries))
         if step.lost:
             found.move(start)
+            self.sessions.suspect()
         else:
             found.position = start
         for entry in step.entries:
@@ -240,13 +273,20 @@ class Hub:
         closing = self._closing.get(found.name)
         if closing is not None:
             await asyncio.wait([closing])
+        loop = asyncio.get_running_loop()
+        until = loop.time() + OPEN_PATIENCE
         try:
-            await self._listener.subscribe(found.name)
-            await self.presence.open(found.name)
-            if self.settings.policy(found.name).history_size:
-                found.position = await self.engine.streams.aposition(found.name)
-            else:
-                found.position = StreamPosition("", 0)
+            while True:
+                try:
+                    found.position = await self._subscribe(found.name)
+                    break
+                except StoreError as error:
+                    if loop.time() + RETRY_DELAY > until:
+                        raise
+                    logger.debug("The stream %r could not be opened; trying again: %s", found.name, error)
+                    await asyncio.sleep(RETRY_DELAY)
+                    if not found.uses:
+                        raise  # nobody waits any more
             found.opening = None
         except BaseException:
             # Whoever comes next tries anew, after this one has left.
@@ -254,6 +294,13 @@ class Hub:
                 del self._streams[found.name]
                 self._leave(found.name)
             raise
+
+    async def _subscribe(self, name: str) -> StreamPosition:
+        await self._listener.subscribe(name)
+        await self.presence.open(name)
+        if self.settings.policy(name).history_size:
+            return await self.engine.streams.aposition(name)
+        return StreamPosition("", 0)
 
     def _release(self, found: HubStream) -> None:
         found.uses -= 1
@@ -285,9 +332,21 @@ class Hub:
         task.add_done_callback(self._tasks.discard)
         return task
 
+    def register(self, session: CableSession) -> None:
+        """A connection begins; one that had its session, or a former one, here is superseded: never two alive."""
+        for sid in session.sids:
+            other = self.holders.get(sid)
+            if other is not None and other is not session:
+                other.supersede()
+            self.holders[sid] = session
+        self.connections[session.sid] = session
+
     def forget(self, session: CableSession) -> None:
         """A connection has ended."""
         self.connections.pop(session.sid, None)
+        for sid in session.sids:
+            if self.holders.get(sid) is session:
+                del self.holders[sid]
         if not self.connections and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 

@@ -84,9 +84,22 @@ class Session(models.Model):
     """What a dropped connection needs to be resumed."""
 
     sid = models.CharField(max_length=64, primary_key=True)
-    user = models.CharField(max_length=255)
+    #: Whose it is, as canonical JSON text.
+    identity = models.TextField()
+    #: When its connection was authenticated, in seconds since 1970.
+    authenticated = models.FloatField()
     data = models.JSONField(default=dict)
     expires = models.FloatField(db_index=True)
 
     def __str__(self) -> str:
         return self.sid
+
+
+class Revocation(models.Model):
+    """When the sessions that match some identifiers became void, in seconds since 1970."""
+
+    condition = models.CharField(max_length=64, primary_key=True)
+    at = models.FloatField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.condition

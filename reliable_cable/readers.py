@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from .outbox import Outbox
 from .protocol import messages
@@ -92,15 +93,26 @@ class Group:
         return self._encode(offset, data)
 
 
+class Ear(Protocol):
+    """Takes a stream's messages for this process, not for a client."""
+
+    def hear(self, data: str) -> None:
+        """Take a numbered message."""
+
+    def lost(self) -> None:
+        """Messages are missing for good."""
+
+
 class HubStream:
     """A stream that has readers here, and how far the hub has delivered it."""
 
-    __slots__ = ("again", "groups", "name", "opening", "position", "repair", "uses")
+    __slots__ = ("again", "ear", "groups", "name", "opening", "position", "repair", "uses")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.position: StreamPosition | None = None
         self.groups: dict[tuple[str, str | None], Group] = {}
+        self.ear: Ear | None = None
         self.uses = 0
         self.opening: asyncio.Task[None] | None = None
         self.repair: asyncio.Task[None] | None = None
@@ -117,6 +129,8 @@ class HubStream:
     def send(self, entry: StreamEntry, epoch: str) -> None:
         """Send a numbered message to every live reader; the hub then stands behind it."""
         self.position = StreamPosition(epoch, entry.offset)
+        if self.ear is not None:
+            self.ear.hear(entry.data)
         for group in self.groups.values():
             frame = ""
             for reader in group.readers:
@@ -152,6 +166,8 @@ class HubStream:
     def move(self, position: StreamPosition) -> None:
         """Start over at another position: live readers have lost something, and are told."""
         self.position = position
+        if self.ear is not None:
+            self.ear.lost()
         for group in self.groups.values():
             for reader in list(group.readers):
                 if reader.live:

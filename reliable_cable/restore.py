@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .channel import PresenceJoin, find_channel
@@ -25,16 +26,33 @@ MAX_SIDS = 8
 def make_record(session: CableSession) -> SessionRecord:
     """Return what a restore of a session needs, as of now."""
     return SessionRecord(
-        session.user,
+        session.identity,
+        session.authenticated,
         {
-            "sids": sorted(session.sids - {session.sid}),
+            "sids": list(session.former),
+            "alive": not session.closed,
             "left_at": time.time(),
             "subscriptions": [subscription.record() for subscription in session.subscriptions.values()],
         },
     )
 
 
-async def restore(session: CableSession, sid: str, transmissions: list[str]) -> list[str] | None:
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What came of a restore.
+
+    Args:
+        sid: the session that goes on.
+        identifiers: what is back.
+        alive: whether another process may still have its connection.
+    """
+
+    sid: str
+    identifiers: list[str]
+    alive: bool
+
+
+async def restore(session: CableSession, sid: str, transmissions: list[str]) -> Restored | None:
     """Take over what session `sid` was subscribed to.
 
     Args:
@@ -43,32 +61,42 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
         transmissions: takes the frames to be sent after the welcome.
 
     Returns:
-        The identifiers that are back; None if there is no such session of this user.
+        What is back; None if there is no such session of this user.
     """
-    old = session.hub.connections.get(sid)
+    hub = session.hub
+    old = hub.holders.get(sid)
+    if old is not None and not old.resumable:
+        old = None  # it was sent away, or superseded by another process's: the store knows
     try:
-        record = old.record() if old is not None and old.resumable else await session.hub.sessions.load(sid)
+        record = old.record() if old is not None else await hub.sessions.load(sid, session.identity)
     except Exception:
         logger.exception("A session could not be loaded.")
         return None
-    if record is None or record.user != session.user:
+    if record is None or record.identity != session.identity:
         return None
     if old is not None:
         old.supersede()
     try:
-        return await _restore_all(session, sid, record.data, transmissions)
+        identifiers = await _restore_all(session, sid, record.data, transmissions)
+        alive = bool(record.data["alive"]) and old is None
+        # A client that never hears the welcome comes back with the old id: its record stays until it expires, and says
+        # that a connection has the session.
+        former = replace(record, data={**record.data, "alive": True})
     except Exception:
         # Of another version, say. The client subscribes afresh, with its positions.
         logger.exception("A session record could not be read.")
         for subscription in session.subscriptions.values():
             subscription.end()
         session.subscriptions.clear()
+        session.former = ()
         transmissions.clear()
         return None
+    await hub.sessions.take_over(session, sid, former)
+    return Restored(sid, identifiers, alive)
 
 
 async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any], transmissions: list[str]) -> list[str]:
-    session.sids = frozenset([session.sid, sid, *data["sids"]][:MAX_SIDS])
+    session.former = (sid, *data["sids"])[: MAX_SIDS - 1]
     restored: list[str] = []
     incarnations = await _incarnations(session, data["subscriptions"])
     for item in data["subscriptions"]:
@@ -78,7 +106,6 @@ async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any],
             continue  # its list of members cannot be made right: let it start afresh
         if await _restore_one(session, item, item["left_at"] or data["left_at"], transmissions):
             restored.append(item["identifier"])
-    # The old record stays until it expires: a client that never hears the welcome comes back with the old id.
     return restored
 
 
@@ -98,14 +125,14 @@ async def _restore_one(
     session: CableSession, item: Mapping[str, Any], left_at: float, transmissions: list[str]
 ) -> bool:
     identifier = item["identifier"]
-    channel = session.make_channel(identifier)
+    channel = session.execution.make_channel(identifier)
     if channel is None:
         return False
     subscription = Subscription(session, identifier, channel)
     channel.load_state(item["state"])
     try:
         await subscription.restore(item, left_at)
-        reply = await session.call(channel, "resubscribed", channel.resubscribed, channel.before_subscribe)
+        reply = await session.execution.call(channel, "resubscribed", channel.resubscribed, channel.before_subscribe)
         if reply is not None and not reply.rejected:
             await subscription.apply_streams(reply)
             for op in reply.presence:

@@ -1,4 +1,4 @@
-"""One connection: reads commands, runs handlers one after another, applies what they recorded, and writes."""
+"""One connection: how it begins, what it reads and writes, and how it ends. What commands do is in execution.py."""
 
 from __future__ import annotations
 
@@ -7,31 +7,25 @@ import logging
 import random
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from .channel import Channel, PresenceLeave, Reply, find_channel
 from .exceptions import ProtocolError
-from .handlers import REFUSED, run_recorded
+from .execution import Execution
 from .hub import Hub
+from .identity import Identity
 from .outbox import Outbox, Send
 from .protocol import commands, messages
-from .protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
+from .protocol.constants import CLOSE_NORMAL, DisconnectReason, Subprotocol
 from .restore import make_record, restore
 from .servers.base import Connection
 from .sessions.base import SessionRecord
 from .stream_ids import StreamIds
-from .streams.base import Message
 from .subscription import Subscription
 
 logger = logging.getLogger("reliable_cable")
 
 #: Broken frames after which a client is sent away.
 MAX_BAD_FRAMES = 20
-#: Commands that may wait for the ones before them.
-MAX_PENDING_COMMANDS = 1024
 #: Seconds that a restored identifier's `history` may take (PROTOCOL.md, 5).
 HISTORY_DEADLINE = 10.0
 #: Seconds that a farewell may take to be written.
@@ -46,7 +40,8 @@ class CableSession:
         consumer: what channels see as `self.connection`.
         send: the ASGI `send`.
         subprotocol: what was agreed on.
-        user: names the connection's identity, for restores.
+        identity: whose connection it is.
+        authenticated: when that was found out, by the session store's clock.
         ping_interval: seconds.
         connection: what is known of the server's transport.
     """
@@ -58,7 +53,8 @@ class CableSession:
         send: Send,
         *,
         subprotocol: Subprotocol,
-        user: str,
+        identity: Identity,
+        authenticated: float,
         ping_interval: float,
         connection: Connection,
     ) -> None:
@@ -66,9 +62,13 @@ class CableSession:
         self.settings = hub.settings
         self.consumer = consumer
         self.extended = subprotocol.extended
-        self.user = user
+        self.identity = identity
+        self.authenticated = authenticated
         self.sid = secrets.token_urlsafe(18)
-        self.sids = frozenset([self.sid])
+        #: The ids of the sessions that this one continues, the latest first.
+        self.former: tuple[str, ...] = ()
+        #: Whether it took a session over, and its announcement has not been heard yet (control.py).
+        self.announcing = False
         self.closed = False
         self.outbox = Outbox(send, limit=self.settings.max_pending_size, overflow=self._too_slow)
         self.subscriptions: dict[str, Subscription] = {}
@@ -77,30 +77,39 @@ class CableSession:
         self._ping_timer: asyncio.TimerHandle | None = None
         self._last_pong: float | None = None
         self._bad_frames = 0
-        self._pending: deque[tuple[commands.AnyCommand, int]] = deque()
-        self._pending_size = 0
-        self._worker: asyncio.Task[None] | None = None
-        #: Identifiers whose `subscribe` is waiting or being handled.
-        self._subscribing: set[str] = set()
+        self.execution = Execution(self)
         self.stream_ids = StreamIds(extended=self.extended)
         self.resumable = self.extended and hub.sessions.enabled
         self._closing = False
+        self._listening = False
+
+    @property
+    def sids(self) -> frozenset[str]:
+        """Every id by which the session is known."""
+        return frozenset((self.sid, *self.former))
 
     # -- beginning --------------------------------------------------------------------------------------------------
 
     async def start(self, sid: str | None) -> None:
         """Welcome the client, after restoring the session `sid` if it may have that."""
         loop = asyncio.get_running_loop()
+        self._listening = True
+        self.hub.control.hold()
         self._connection.attach(self.outbox.pause, self.outbox.resume)
         transmissions: list[str] = []
         restored = await restore(self, sid, transmissions) if sid and self.resumable else None
-        self.hub.connections[self.sid] = self
-        self.outbox.push(messages.welcome(self.sid, restored))
-        for text in transmissions:
-            self.outbox.push(text)
-        if self.resumable:
+        # From here to the welcome nothing is awaited: what is revoked or superseded now finds the connection.
+        self.hub.register(self)
+        if self.hub.control.revoked(self):
+            return
+        if restored is not None and restored.alive:
+            self.hub.control.announce(restored.sid, self)
+        if restored is None and self.resumable:
             self.hub.sessions.add(self)
             self.changed()
+        self.outbox.push(messages.welcome(self.sid, None if restored is None else restored.identifiers))
+        for text in transmissions:
+            self.outbox.push(text)
         for subscription in self.subscriptions.values():
             subscription.deadline = loop.call_later(HISTORY_DEADLINE, self.restart)
         first = self.ping_interval * random.uniform(0.5, 1.5)  # noqa: S311 - spreads pings, no secret
@@ -115,6 +124,11 @@ class CableSession:
         if self.resumable:
             self.hub.sessions.changed(self)
 
+    async def save(self) -> None:
+        """What a restore needs has changed: keep that before anybody sees the effect."""
+        if self.resumable:
+            await self.hub.sessions.save(self)
+
     # -- reading ----------------------------------------------------------------------------------------------------
 
     def receive(self, text: str | None) -> None:
@@ -128,211 +142,27 @@ class CableSession:
                 raise ProtocolError(f"the frame is longer than MAX_MESSAGE_SIZE ({self.settings.max_message_size})")
             command = commands.parse(text)
         except commands.UnansweredSubscribeError as error:
-            self._reject(error.identifier)
-            self._bad_frame(error)
+            self.execution.reject(error.identifier)
+            self.bad_frame(error)
         except ProtocolError as error:
-            self._bad_frame(error)
+            self.bad_frame(error)
         else:
             self._accept(command, len(text))
 
     def _accept(self, command: commands.AnyCommand, size: int) -> None:
         if isinstance(command, commands.Pong):
             self._last_pong = time.monotonic()
-            return
-        if isinstance(command, commands.Ping):
+        elif isinstance(command, commands.Ping):
             self.outbox.push(messages.pong())
-            return
-        if isinstance(command, commands.Subscribe):
-            if command.identifier in self._subscribing:
-                return  # repeated while the first is being handled (2)
-            self._subscribing.add(command.identifier)
-        elif isinstance(command, commands.Unsubscribe):
-            self._subscribing.discard(command.identifier)
-        self._pending.append((command, size))
-        self._pending_size += size
-        if len(self._pending) > MAX_PENDING_COMMANDS or self._pending_size > self.settings.max_pending_size:
+        elif not self.execution.add(command, size):
             self.disconnect(DisconnectReason.INVALID_REQUEST)
-        elif self._worker is None:
-            self._worker = self.hub.spawn(self._work())
 
-    def _bad_frame(self, error: ProtocolError) -> None:
+    def bad_frame(self, error: ProtocolError) -> None:
+        """Count what the protocol does not allow; a client that goes on with it is sent away."""
         self._bad_frames += 1
         logger.warning("A frame was refused: %s.", error)
         if self._bad_frames > MAX_BAD_FRAMES:
             self.disconnect(DisconnectReason.INVALID_REQUEST)
-
-    async def _work(self) -> None:
-        try:
-            while self._pending:
-                command, size = self._pending.popleft()
-                self._pending_size -= size
-                if self.closed and isinstance(command, commands.Subscribe | commands.History | commands.Presence):
-                    continue  # nobody is left to be answered
-                try:
-                    await self._execute(command)
-                except Exception:
-                    logger.exception("The command %s failed.", type(command).__name__)
-        finally:
-            self._worker = None
-
-    async def _execute(self, command: commands.AnyCommand) -> None:
-        if isinstance(command, commands.Subscribe):
-            try:
-                await self._subscribe(command)
-            except Exception:
-                logger.exception("The subscription %s could not be made.", command.identifier)
-                if command.identifier not in self.subscriptions:
-                    self._reject(command.identifier)
-            finally:
-                self._subscribing.discard(command.identifier)
-            return
-        assert isinstance(command, commands.Command)  # noqa: S101 - for the type checker; pings never wait
-        subscription = self.subscriptions.get(command.identifier)
-        if subscription is None:
-            # A client may well be late: it unsubscribes, and what it sent before is on its way.
-            if isinstance(command, commands.Presence):
-                self.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))
-            return
-        await self._execute_for(subscription, command)
-
-    async def _execute_for(self, subscription: Subscription, command: commands.Command) -> None:
-        match command:
-            case commands.Perform():
-                await self._perform(subscription, command)
-            case commands.Unsubscribe():
-                await self._unsubscribe(subscription)
-            case _ if not self.extended:
-                self._bad_frame(ProtocolError(f"{type(command).__name__} is not part of {Subprotocol.BASE_JSON}"))
-            case commands.History(history=request):
-                subscription.settle(request)
-                subscription.cancel_deadline()
-            case commands.Whisper(data=data):
-                stream = subscription.whisper_stream
-                # Falsy messages are dropped by clients (11).
-                if stream is not None and data not in ("null", "false", "0", '""'):
-                    await self.hub.engine.streams.awhisper(stream, Message(data, exclude=self.sid))
-            case commands.Join(presence=claim):
-                if await subscription.presence.authorizes(claim):
-                    await subscription.presence.join(claim.id, claim.info)
-            case commands.Leave():
-                await subscription.presence.leave()
-            case commands.Presence(return_records=return_records):
-                await subscription.presence.send_info(return_records=return_records)
-
-    # -- subscriptions ----------------------------------------------------------------------------------------------
-
-    async def _subscribe(self, command: commands.Subscribe) -> None:
-        identifier = command.identifier
-        known = self.subscriptions.get(identifier)
-        if known is not None:
-            if known.confirmed:
-                return  # a second confirmation would make the client unsubscribe (1)
-            await self._unsubscribe(known)
-        channel = self.make_channel(identifier)
-        if channel is None or len(self.subscriptions) >= self.settings.max_subscriptions:
-            if channel is not None:
-                logger.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
-            return self._reject(identifier)
-        subscription = Subscription(self, identifier, channel)
-        request = command.history if self.extended else None
-        reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe)
-        joins: list[Any] = []
-        if reply is not None and not reply.rejected:
-            try:
-                await subscription.apply_streams(reply, request)
-                joins += reply.presence
-                if command.presence is not None and await subscription.presence.authorizes(command.presence):
-                    joins.append(command.presence)
-            except Exception:
-                logger.exception("The subscription %s could not be made.", identifier)
-                reply = None
-        if reply is not None:
-            self._transmit(identifier, reply)
-        if reply is None or reply.rejected:
-            subscription.end()
-            return self._reject(identifier)
-        self.subscriptions[identifier] = subscription
-        if self.closed:
-            return  # the end of the connection, which waits for this, takes it down
-        subscription.confirm()
-        subscription.settle(request, [join for join in joins if not isinstance(join, PresenceLeave)])
-        self.changed()
-
-    async def _unsubscribe(self, subscription: Subscription) -> None:
-        self.subscriptions.pop(subscription.identifier, None)
-        subscription.end()
-        try:
-            await subscription.presence.leave()
-        except Exception:
-            logger.exception("Presence could not be left; the member goes when its time is over.")
-        self.changed()
-        await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
-
-    async def _perform(self, subscription: Subscription, command: commands.Perform) -> None:
-        channel = subscription.channel
-        # As in Rails, data that names no action is for `receive`.
-        name = command.data.get("action", "receive")
-        method = channel.find_action(name) if isinstance(name, str) else None
-        if method is None:
-            known = ", ".join(channel.action_names()) or "none"
-            return self._bad_frame(
-                ProtocolError(f"{type(channel).__name__} has no action {name!r:.80}; it has {known}")
-            )
-
-        attribute, takes_data = method
-        data = dict(command.data)
-        reply = await self.call(
-            channel,
-            str(name),
-            partial(getattr(channel, attribute), *((data,) if takes_data else ())),
-            partial(channel.before_action, str(name), data),
-        )
-        if reply is None or reply is REFUSED:
-            return
-        try:
-            await subscription.apply_streams(reply)
-        except Exception:
-            logger.exception("A stream of %s could not be opened.", subscription.identifier)
-            subscription.settle()
-            self.changed()
-        self._transmit(subscription.identifier, reply)
-        if reply.rejected:
-            await self._unsubscribe(subscription)
-            return self._reject(subscription.identifier)
-        await subscription.presence.apply(reply)
-        if reply.streams:
-            subscription.settle()
-        if reply.streams or channel.has_state:
-            self.changed()
-
-    def make_channel(self, identifier: str) -> Channel | None:
-        try:
-            name, params = commands.parse_identifier(identifier)
-        except ProtocolError as error:
-            self._bad_frame(error)
-            return None
-        cls = find_channel(name)
-        if cls is None:
-            self._bad_frame(ProtocolError(f"there is no channel {name!r:.80}"))
-            return None
-        return cls(self.consumer, params, identifier)
-
-    async def call(
-        self, channel: Channel, name: str, handler: Callable[[], Any], check: Callable[[], Any] | None = None
-    ) -> Reply | None:
-        """Run a handler after its check; return what it recorded, REFUSED if the check said no, None if one raised."""
-        reply, failed = await run_recorded(channel, name, handler, check)
-        if failed:
-            self._transmit(channel.identifier, reply)
-            return None
-        return reply
-
-    def _transmit(self, identifier: str, reply: Reply) -> None:
-        for data in reply.transmissions:
-            self.outbox.push(messages.transmission(identifier, data))
-
-    def _reject(self, identifier: str) -> None:
-        self.outbox.push(messages.acknowledgement(MessageType.REJECT_SUBSCRIPTION, identifier))
 
     # -- heartbeat --------------------------------------------------------------------------------------------------
 
@@ -351,7 +181,7 @@ class CableSession:
         if self._closing or self.closed:
             return
         self._closing = True
-        self._pending.clear()
+        self.execution.clear()
         if not (reason.resumable and self.extended):
             self.outbox.push(
                 messages.disconnect(reason, reconnect=reason.resumable if reconnect is None else reconnect)
@@ -366,10 +196,13 @@ class CableSession:
     async def drain(self, delay: float) -> None:
         """End the connection before the server stops: after `delay` seconds, and after answering what was asked."""
         await asyncio.sleep(delay)
-        worker = self._worker
-        if worker is not None:
-            await asyncio.wait([worker], timeout=CLOSE_TIMEOUT)
+        await self.execution.finished(CLOSE_TIMEOUT)
         self.restart()
+
+    def revoke(self, *, reconnect: bool) -> None:
+        """End the connection, and its session in whatever state that is, since someone disconnected its like."""
+        self.disconnect(DisconnectReason.REMOTE, reconnect=reconnect)
+        self._forget()
 
     def supersede(self) -> None:
         """The client came back before this connection was noticed dead: never two alive."""
@@ -392,7 +225,6 @@ class CableSession:
         if self.resumable:
             self.resumable = False
             self.hub.sessions.void(self)
-            self.hub.spawn(self.hub.sessions.delete(self.sid))
 
     async def end(self) -> None:
         """The connection has gone: leave everything, and keep what a restore needs."""
@@ -404,14 +236,16 @@ class CableSession:
             self._ping_timer.cancel()
         # A handler that takes its time keeps nobody's place meanwhile.
         self._leave_all()
-        if self._worker is not None:
-            await asyncio.wait([self._worker])
-            self._leave_all()
+        await self.execution.finished()
+        self._leave_all()
         if self.resumable:
             await self.hub.sessions.drop(self)
         self.hub.forget(self)
+        if self._listening:
+            self._listening = False
+            self.hub.control.release()
         for subscription in self.subscriptions.values():
-            await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
+            await self.execution.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
 
     def _leave_all(self) -> None:
         for subscription in self.subscriptions.values():

@@ -14,9 +14,17 @@ class Migration(migrations.Migration):
             name="Session",
             fields=[
                 ("sid", models.CharField(max_length=64, primary_key=True, serialize=False)),
-                ("user", models.CharField(max_length=255)),
+                ("identity", models.TextField()),
+                ("authenticated", models.FloatField()),
                 ("data", models.JSONField(default=dict)),
                 ("expires", models.FloatField(db_index=True)),
+            ],
+        ),
+        migrations.CreateModel(
+            name="Revocation",
+            fields=[
+                ("condition", models.CharField(max_length=64, primary_key=True, serialize=False)),
+                ("at", models.FloatField(db_index=True)),
             ],
         ),
         migrations.CreateModel(

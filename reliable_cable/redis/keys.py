@@ -19,3 +19,13 @@ def stream_tag(prefix: str, stream: str) -> str:
 def stream_channel(prefix: str, stream: str) -> str:
     """Return the pub/sub channel on which a stream's messages and presence events are announced."""
     return f"{prefix}:stream:{stream}"
+
+
+def session_key(prefix: str, sid: str) -> str:
+    """Return the key of a session's record."""
+    return f"{prefix}:session:{sid}"
+
+
+def revocation_key(prefix: str, condition: str) -> str:
+    """Return the key of the time at which sessions were revoked that match a condition (`identity.condition_key`)."""
+    return f"{prefix}:revoked:{condition}"

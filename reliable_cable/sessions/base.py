@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.identity import Identity
 
 T = TypeVar("T")
+
+#: Seconds by which the clocks of different hosts may differ: what was authenticated less than this after a revocation
+#: counts as authenticated before it.
+CLOCK_MARGIN: Final = 1.0
+
+MAX_SID_LENGTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +26,28 @@ class SessionRecord:
     """A session as it is kept.
 
     Args:
-        user: whose session it is; only the same user may have it back.
+        identity: whose session it is; only the same one may have it back.
+        authenticated: when its connection was authenticated, in seconds since 1970.
         data: JSON values only; the session knows what they mean.
     """
 
-    user: str
+    identity: Identity
+    authenticated: float
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
+def is_session_id(sid: str) -> bool:
+    """Whether a text can be a session's id: a client may send anything, also what a store takes for an error."""
+    return 0 < len(sid) <= MAX_SID_LENGTH and sid.isascii() and sid.isprintable()
+
+
+def is_revoked(authenticated: float, times: Iterable[float]) -> bool:
+    """Whether a session is void, given when its connection was authenticated and when its like were revoked."""
+    return any(authenticated <= at + CLOCK_MARGIN for at in times)
+
+
 class SessionStore(ABC):
-    """Keeps session records by session id, each until it expires.
+    """Keeps session records by session id, each until it expires, and what was revoked for as long as records live.
 
     The sync methods may be called from any thread, the twins from any event loop.
 
@@ -40,6 +59,9 @@ class SessionStore(ABC):
     #: Whether it needs the tables of `settings.database`.
     uses_database: bool = False
 
+    #: Whether records may be gone before their time.
+    may_lose_data: bool = False
+
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings
         self.clock = clock
@@ -49,16 +71,34 @@ class SessionStore(ABC):
         """Store records by session id, replacing those that are there; their time begins now. One round trip."""
 
     @abstractmethod
-    def load(self, sid: str) -> SessionRecord | None:
-        """Return the record of a session, or None if there is none or it expired. It stays."""
+    def load(self, sid: str, identity: Identity) -> SessionRecord | None:
+        """Return the record of a session if it is this identity's and was not revoked; it stays. One round trip."""
 
     @abstractmethod
-    def touch(self, sids: Collection[str]) -> None:
-        """Let the records of these sessions live a whole time to live from now on. One round trip."""
+    def touch(self, sids: Collection[str]) -> set[str]:
+        """Let the records of these sessions live a whole time to live from now on; return the ids that have none.
+
+        One round trip.
+        """
 
     @abstractmethod
     def delete(self, sids: Collection[str]) -> None:
         """Remove records; unknown ids are ignored. One round trip."""
+
+    @abstractmethod
+    def revoke(self, condition: Identity) -> float:
+        """Void every session that was authenticated before now and matches a condition, also if it is saved later.
+
+        Args:
+            condition: at least one identifier.
+
+        Returns:
+            The time, by this store's clock.
+        """
+
+    @abstractmethod
+    def revoked(self, identities: Sequence[Identity]) -> list[float]:
+        """Return for each identity the last time that sessions of its kind were revoked; 0 if that is not known."""
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
@@ -72,17 +112,25 @@ class SessionStore(ABC):
         """Async twin of `save`."""
         await self._run(partial(self.save, records))
 
-    async def aload(self, sid: str) -> SessionRecord | None:
+    async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Async twin of `load`."""
-        return await self._run(partial(self.load, sid))
+        return await self._run(partial(self.load, sid, identity))
 
-    async def atouch(self, sids: Collection[str]) -> None:
+    async def atouch(self, sids: Collection[str]) -> set[str]:
         """Async twin of `touch`."""
-        await self._run(partial(self.touch, sids))
+        return await self._run(partial(self.touch, sids))
 
     async def adelete(self, sids: Collection[str]) -> None:
         """Async twin of `delete`."""
         await self._run(partial(self.delete, sids))
+
+    async def arevoke(self, condition: Identity) -> float:
+        """Async twin of `revoke`."""
+        return await self._run(partial(self.revoke, condition))
+
+    async def arevoked(self, identities: Sequence[Identity]) -> list[float]:
+        """Async twin of `revoked`."""
+        return await self._run(partial(self.revoked, identities))
 
     async def aprune(self, *, limit: int = 1000) -> int:
         """Async twin of `prune`."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from django.db import Error
-from django.db.models import QuerySet
+from django.db.models import QuerySet, Subquery
 
 from reliable_cable.exceptions import StoreError
-from reliable_cable.models import Session
+from reliable_cable.identity import Identity, canonical, condition_key, condition_keys
+from reliable_cable.models import Revocation, Session
 from reliable_cable.threads import run_store
 
-from .base import SessionRecord, SessionStore
+from .base import CLOCK_MARGIN, SessionRecord, SessionStore, is_revoked, is_session_id
 
 T = TypeVar("T")
 
@@ -35,29 +36,45 @@ class ModelSessionStore(SessionStore):
         # Data goes in as JSON text in a JSON string: PostgreSQL refuses JSON that holds U+0000 or half a surrogate
         # pair, both of which clients can send, and one such record would keep all others of the batch from being saved.
         rows = [
-            Session(sid=sid, user=record.user, data=json.dumps(record.data), expires=expires)
+            Session(
+                sid=sid,
+                identity=canonical(record.identity),
+                authenticated=record.authenticated,
+                data=json.dumps(record.data),
+                expires=expires,
+            )
             for sid, record in records.items()
         ]
         with _store_errors("saved"):
             self._sessions().bulk_create(
-                rows, update_conflicts=True, unique_fields=["sid"], update_fields=["user", "data", "expires"]
+                rows,
+                update_conflicts=True,
+                unique_fields=["sid"],
+                update_fields=["identity", "authenticated", "data", "expires"],
             )
 
-    def load(self, sid: str) -> SessionRecord | None:
-        """Return a record."""
-        # A client may send anything as a session id, also what a database takes for an error.
-        if not sid.isascii() or not sid.isprintable():
+    def load(self, sid: str, identity: Identity) -> SessionRecord | None:
+        """Return a record, with one SELECT."""
+        if not is_session_id(sid):
             return None
+        revoked = self._revocations().filter(condition__in=condition_keys(identity)).order_by("-at").values("at")[:1]
+        mine = self._alive().filter(sid=sid, identity=canonical(identity)).annotate(revoked=Subquery(revoked))
         with _store_errors("read"):
-            found = self._alive().filter(sid=sid).values_list("user", "data").first()
-        return SessionRecord(found[0], json.loads(found[1])) if found else None
+            found = mine.values_list("authenticated", "data", "revoked").first()
+        if found is None or is_revoked(found[0], [at for at in found[2:] if at is not None]):
+            return None
+        return SessionRecord(dict(identity), found[0], json.loads(found[1]))
 
-    def touch(self, sids: Collection[str]) -> None:
+    def touch(self, sids: Collection[str]) -> set[str]:
         """Give records a new time with one UPDATE; what has expired stays so."""
-        if sids:
-            expires = self.clock() + self.settings.sessions_ttl
-            with _store_errors("touched"):
-                self._alive().filter(sid__in=sids).update(expires=expires)
+        if not sids:
+            return set()
+        expires = self.clock() + self.settings.sessions_ttl
+        alive = self._alive().filter(sid__in=sids)
+        with _store_errors("touched"):
+            if alive.update(expires=expires) == len(set(sids)):
+                return set()
+            return set(sids) - set(alive.values_list("sid", flat=True))
 
     def delete(self, sids: Collection[str]) -> None:
         """Remove records with one DELETE."""
@@ -65,12 +82,34 @@ class ModelSessionStore(SessionStore):
             with _store_errors("deleted"):
                 self._sessions().filter(sid__in=sids).delete()
 
+    def revoke(self, condition: Identity) -> float:
+        """Remember the time with one INSERT: records that are saved later, by whoever was late, are void as well."""
+        now = self.clock()
+        if self.settings.sessions_ttl:
+            with _store_errors("revoked"):
+                self._revocations().bulk_create(
+                    [Revocation(condition=condition_key(condition), at=now)],
+                    update_conflicts=True,
+                    unique_fields=["condition"],
+                    update_fields=["at"],
+                )
+        return now
+
+    def revoked(self, identities: Sequence[Identity]) -> list[float]:
+        """Return for each identity the last time that sessions of its kind were revoked."""
+        keys = {key for identity in identities for key in condition_keys(identity)}
+        with _store_errors("read"):
+            times = dict(self._revocations().filter(condition__in=keys).values_list("condition", "at"))
+        return [max((times.get(key, 0.0) for key in condition_keys(identity)), default=0.0) for identity in identities]
+
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete the oldest of the expired records with one DELETE."""
-        expired = self._sessions().filter(expires__lte=self.clock())
+        """Delete the oldest of the expired records with one DELETE, and what was revoked before all that are left."""
+        now = self.clock()
+        expired = self._sessions().filter(expires__lte=now)
         oldest = expired.order_by("expires").values("sid")[:limit]
         with _store_errors("pruned"):
             pruned, _ = expired.filter(sid__in=oldest).delete()
+            self._revocations().filter(at__lte=now - self.settings.sessions_ttl - CLOCK_MARGIN).delete()
         return pruned
 
     async def _run(self, call: Callable[[], T]) -> T:
@@ -78,6 +117,9 @@ class ModelSessionStore(SessionStore):
 
     def _sessions(self) -> QuerySet[Session]:
         return Session.objects.using(self.settings.database)
+
+    def _revocations(self) -> QuerySet[Revocation]:
+        return Revocation.objects.using(self.settings.database)
 
     def _alive(self) -> QuerySet[Session]:
         return self._sessions().filter(expires__gt=self.clock())

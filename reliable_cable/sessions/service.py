@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Protocol
+import math
+import secrets
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, Protocol
+
+from reliable_cable.exceptions import StoreError
+from reliable_cable.identity import Identity
 
 from .base import SessionRecord, SessionStore
 
 logger = logging.getLogger("reliable_cable")
 
 #: Seconds within which changed sessions are written together.
-SAVE_DELAY = 0.05
+SAVE_DELAY: Final = 0.05
+#: Seconds until a store that failed is tried again.
+RETRY_DELAY: Final = 1.0
+#: Seconds for which a client waits for its session to be written, or read: then it goes on without.
+PATIENCE: Final = 2.0
+
+#: Seconds for which a loss of data is remembered: whoever else finds out about it does so within.
+LOSS_MEMORY: Final = 60.0
+
+#: Nobody's session id, to see whether the store answers.
+_NOBODY: Final = "-"
+#: What the ids of records begin with that are written to be missed if the store loses data.
+WITNESS: Final = "witness-"
 
 
 class LiveSession(Protocol):
     """A connection whose session can be restored."""
 
     sid: str
+
+    @property
+    def sids(self) -> frozenset[str]:
+        """Every id by which the session is known."""
 
     def record(self) -> SessionRecord:
         """Return what a restore needs, as of now."""
@@ -27,8 +49,7 @@ class LiveSession(Protocol):
 class SessionService:
     """Writes changed sessions soon, and touches all of them before they expire.
 
-    A session that changes is written within `SAVE_DELAY`: if the process is killed before, the client subscribes afresh
-    with the positions it knows, and loses nothing. Used from one event loop.
+    What could not be written is written as soon as the store is back. Used from one event loop.
 
     Args:
         store: keeps the records.
@@ -39,13 +60,20 @@ class SessionService:
         self.enabled = store.settings.sessions_ttl > 0
         self._live: dict[str, LiveSession] = {}
         self._changed: dict[str, LiveSession] = {}
+        #: Records of sessions that are not live here, to be written, and when they will have expired.
+        self._left: dict[str, tuple[SessionRecord, float]] = {}
         #: Sessions that may not be restored, and whose records are still to be deleted.
         self._void: set[str] = set()
-        self._saving: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
         self._touching: asyncio.TimerHandle | None = None
-        self._touches: set[asyncio.Task[None]] = set()
-        #: One save at a time: an older record must not be written over a newer one.
+        self._tasks: set[asyncio.Task[Any]] = set()
+        #: One write at a time: an older record must not be written over a newer one.
         self._lock = asyncio.Lock()
+        self._failing = False
+        self._suspecting: asyncio.Task[None] | None = None
+        self._witness = ""
+        self._witness_due = store.may_lose_data
+        self._lost_at = -math.inf
 
     def add(self, session: LiveSession) -> None:
         """Keep a session's record alive from now on."""
@@ -57,61 +85,173 @@ class SessionService:
         """Write a session's record soon."""
         if session.sid in self._live:
             self._changed[session.sid] = session
-            if self._saving is None:
-                self._saving = asyncio.get_running_loop().create_task(self._save_soon())
+            self._write_soon()
+
+    async def save(self, session: LiveSession) -> None:
+        """Write a session's record before its client sees what changed; if that takes too long, it is written later."""
+        if session.sid in self._live:
+            self._changed[session.sid] = session
+            await self._written()
+
+    async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
+        """Write the record of a session that continues session `sid`, and what is to become of the old record."""
+        self.add(session)
+        self._keep(sid, record)
+        await self.save(session)
 
     async def drop(self, session: LiveSession) -> None:
         """Write a session's record for the last time: its time to live begins."""
-        if self._live.pop(session.sid, None) is None:
+        if self._live.get(session.sid) is not session:
             return
-        self._changed.pop(session.sid, None)
-        if not self._live and self._touching is not None:
-            self._touching.cancel()
-            self._touching = None
-        await self._save(_records({session.sid: session}))
+        self.discard(session)
+        for sid, record in _records({session.sid: session}).items():
+            self._keep(sid, record)
+        await self._written()
 
     def discard(self, session: LiveSession) -> None:
         """Keep a session's record no longer up to date."""
         self._live.pop(session.sid, None)
         self._changed.pop(session.sid, None)
+        if not self._live and self._touching is not None:
+            self._touching.cancel()
+            self._touching = None
 
     def void(self, session: LiveSession) -> None:
-        """Let nobody restore a session, from now on and not only when its record has been deleted: see `delete`."""
+        """Let nobody restore a session, from now on and not only when its records have been deleted."""
         self.discard(session)
-        self._void.add(session.sid)
+        if self.enabled:
+            for sid in session.sids:
+                self._left.pop(sid, None)
+            self._void |= session.sids
+            self._spawn(self._write())
 
-    async def load(self, sid: str) -> SessionRecord | None:
-        """Return the newest record of a session."""
-        if sid in self._void:
+    async def load(self, sid: str, identity: Identity) -> SessionRecord | None:
+        """Return the newest record of a session if it is this identity's; None also if the store cannot tell in time.
+
+        The client then subscribes afresh, with its positions.
+        """
+        if not self.enabled:
             return None
-        changed = self._changed.get(sid)
-        if changed is not None:
-            return changed.record()
-        return await self.store.aload(sid) if self.enabled else None
-
-    async def delete(self, sid: str) -> None:
-        """Delete the record of a session that may not be restored."""
         try:
-            async with self._lock:  # after a save that is under way
-                await self.store.adelete([sid])
-        except Exception:
-            logger.exception("A session record could not be deleted; it expires by itself.")
+            async with asyncio.timeout(PATIENCE):
+                if sid in self._changed or sid in self._left:
+                    await self._written()
+                found = await self.store.aload(sid, identity)
+        except (StoreError, TimeoutError) as error:
+            self._failed("read", error)
+            return None
+        return None if sid in self._void else found
+
+    async def refresh(self) -> bool:
+        """Touch the records of all live sessions; those that the store has lost are written again.
+
+        Returns:
+            Whether the store is known to have lost nothing within the last minute.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        witness = self._witness
+        asked = [sid for sid in self._live if sid not in self._changed]
+        missing = await self.store.atouch([*asked, witness] if witness else asked)
+        lost = {sid for sid in missing if sid in self._live and sid not in self._changed}
+        if lost:
+            logger.warning("The store has lost %d session records; they are written again.", len(lost))
+            self._changed.update((sid, self._live[sid]) for sid in lost)
+        if not self.store.may_lose_data:
+            sure = True
         else:
-            self._void.discard(sid)
+            if witness in missing:
+                self._lost_at = time.monotonic()
+            sure = bool(witness) and time.monotonic() - self._lost_at > LOSS_MEMORY
+            # Of an older state of the store, the next witness knows nothing.
+            self._witness_due = True
+        if lost or self._witness_due:
+            self._write_soon()
+        return sure
 
-    async def _save_soon(self) -> None:
+    def suspect(self) -> None:
+        """The store may have lost data: look after the live sessions' records soon."""
+        if self.store.may_lose_data and self._live and self._suspecting is None:
+            self._suspecting = self._spawn(self._look_after())
+
+    async def _look_after(self) -> None:
         await asyncio.sleep(SAVE_DELAY)
-        changed, self._changed, self._saving = self._changed, {}, None
-        if changed:
-            await self._save(_records(changed))
+        self._suspecting = None
+        await self.touch()
 
-    async def _save(self, records: dict[str, SessionRecord]) -> None:
-        try:
-            async with self._lock:
-                await self.store.asave(records)
-        except Exception:
-            # Without its record a client is not restored: it subscribes afresh, with its positions.
-            logger.exception("%d session records could not be saved.", len(records))
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def _keep(self, sid: str, record: SessionRecord) -> None:
+        self._left[sid] = (record, time.monotonic() + self.store.settings.sessions_ttl)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _write_soon(self) -> None:
+        if self._writer is None:
+            self._writer = asyncio.get_running_loop().create_task(self._write_later())
+
+    async def _write_later(self) -> None:
+        await asyncio.sleep(RETRY_DELAY if self._failing else SAVE_DELAY)
+        self._writer = None
+        await self._write()
+
+    async def _written(self) -> None:
+        """Write what there is to write, and wait for that as long as the store is not known to fail."""
+        if self._failing:
+            return self._write_soon()
+        writing = self._spawn(self._write())
+        await asyncio.wait([writing], timeout=PATIENCE)
+        if not writing.done():
+            self._failed("written", TimeoutError("the store does not answer"))
+
+    async def _write(self) -> None:
+        async with self._lock:
+            changed, self._changed = self._changed, {}
+            now = time.monotonic()
+            left = self._left = {sid: kept for sid, kept in self._left.items() if kept[1] > now}
+            left, void = dict(left), set(self._void)
+            records = {sid: record for sid, (record, _) in left.items()} | _records(changed)
+            witness = ""
+            if self._witness_due and self._live:
+                witness = WITNESS + secrets.token_hex(8)
+                records[witness] = SessionRecord({}, 0)
+            try:
+                if records:
+                    await self.store.asave(records)
+                elif self._failing:
+                    await self.store.atouch([_NOBODY])
+                if void:
+                    await self.store.adelete(void)
+            except StoreError as error:
+                self._changed = {sid: session for sid, session in changed.items() if sid in self._live} | self._changed
+                self._failed("written", error)
+                self._write_soon()
+                return
+            except Exception:
+                # Another try would be of no use. A client that has no record subscribes afresh.
+                logger.exception("%d session records could not be written.", len(records))
+            else:
+                if witness:
+                    self._witness, self._witness_due = witness, False
+            self._left = {sid: kept for sid, kept in self._left.items() if left.get(sid) is not kept}
+            self._void -= void
+        if self._failing:
+            self._failing = False
+            logger.info("Sessions are kept again.")
+
+    def _failed(self, done: str, error: Exception) -> None:
+        if not self._failing:
+            # One line an outage.
+            logger.warning("Sessions cannot be %s: %s", done, error)
+        self._failing = True
+        self._write_soon()
+
+    # -- touching -----------------------------------------------------------------------------------------------------
 
     def _schedule_touch(self) -> None:
         if self._touching is None:
@@ -121,16 +261,15 @@ class SessionService:
     def _touch(self) -> None:
         self._touching = None
         if self._live:
-            task = asyncio.get_running_loop().create_task(self._touch_all(list(self._live)))
-            self._touches.add(task)
-            task.add_done_callback(self._touches.discard)
+            self._spawn(self.touch())
             self._schedule_touch()
 
-    async def _touch_all(self, sids: list[str]) -> None:
+    async def touch(self) -> None:
+        """Do as `refresh`; a store that fails is tried again at the next time."""
         try:
-            await self.store.atouch(sids)
-        except Exception:
-            logger.exception("%d session records could not be touched.", len(sids))
+            await self.refresh()
+        except StoreError as error:
+            self._failed("touched", error)
 
 
 def _records(sessions: Mapping[str, LiveSession]) -> dict[str, SessionRecord]:

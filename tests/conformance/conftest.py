@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
-from tests.support.client import Client
+from tests.support.client import Client, unique
 from tests.support.fixtures import beside, kind, server, servers, strict
-from tests.support.server import Server
+from tests.support.redis import RedisServer, find_binaries
+from tests.support.server import Server, ServerPool
 
 __all__ = ["beside", "kind", "server", "servers", "strict"]
 
+REDIS_ENGINE = {
+    "streams": "reliable_cable.streams.redis.RedisStreamStore",
+    "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
+    "sessions": "reliable_cable.sessions.redis.RedisSessionStore",
+}
+
 Connect = Callable[..., Awaitable[Client]]
+Pair = tuple[Server, Server]
+
+
+def redis_options(server: RedisServer, prefix: str) -> dict[str, Any]:
+    """Return the settings of servers that share a Redis."""
+    return {"REDIS_URL": server.url, "KEY_PREFIX": prefix, "ENGINE": REDIS_ENGINE}
+
+
+#: What servers can share: a Redis, or only a database.
+ENGINES = [pytest.param("redis", marks=pytest.mark.redis), pytest.param("database")]
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def shared(
+    request: pytest.FixtureRequest, servers: ServerPool, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Pair]:
+    """Two running servers, daphne and uvicorn, on one database and, by turns, one Redis."""
+    options = {}
+    if request.param == "redis":
+        redis: RedisServer = request.getfixturevalue("redis_pool").get(find_binaries()[0].name)
+        options = redis_options(redis, unique("shared"))
+    with (
+        servers.make("daphne", **options) as first,
+        Server("uvicorn", tmp_path_factory.mktemp("second"), first.database, options, shared=True) as second,
+    ):
+        yield first, second
+
+
+@pytest.fixture
+async def pair(shared: Pair) -> AsyncIterator[Pair]:
+    """Two running servers that share what they know; a test may stop or kill them."""
+    yield shared
+    for one in shared:
+        if one.alive:
+            one.signal(signal.SIGCONT)
+        else:
+            await one.restart()
 
 
 @pytest.fixture
@@ -32,3 +77,13 @@ def connect(server: Server, clients: AsyncExitStack) -> Connect:
         return await clients.enter_async_context(Client(server.url, **options))
 
     return connect
+
+
+@pytest.fixture
+def connect_to(clients: AsyncExitStack) -> Callable[..., Awaitable[Client]]:
+    """Open a connection to a server, with what `Client` takes."""
+
+    async def connect_to(server: Server, **options: Any) -> Client:
+        return await clients.enter_async_context(Client(server.url, **options))
+
+    return connect_to

@@ -69,7 +69,8 @@ async def test_a_server_that_is_killed_again_and_again(servers: ServerPool, kind
                 await client.subscribe(identifier)
             for start in range(0, TOTAL, TOTAL // 2):
                 half = asyncio.create_task(beside.call("count_up", stream, start + 1, start + TOTAL // 2))
-                await clients[0].wait_for_messages(identifier, start + 1)
+                for client in clients:
+                    await client.wait_for_messages(identifier, start + 1)
                 await server.restart()
                 await half
             for client in clients:

@@ -36,7 +36,7 @@ class TestCommand:
         for number in range(1, 8):
             broadcast("a", number, immediate=True)
         TransientEntry.objects.create(name="a", data="1", origin="", created=0)
-        Session.objects.create(sid="old", user="1", expires=0)
+        Session.objects.create(sid="old", identity="{}", authenticated=0, expires=0)
         Stream.objects.create(name="idle", epoch="e", tail=5, low=6)
         assert prune("--limit", "2") == "Streams: 7 deleted.\nSessions: 1 deleted.\n"
         assert [entry.offset for entry in StreamEntry.objects.order_by("offset")] == [6, 7]
@@ -45,7 +45,7 @@ class TestCommand:
         assert prune() == "Streams: 0 deleted.\nSessions: 0 deleted.\n"
 
     def test_sessions_can_be_left_alone(self) -> None:
-        Session.objects.create(sid="old", user="1", expires=0)
+        Session.objects.create(sid="old", identity="{}", authenticated=0, expires=0)
         assert prune("--no-sessions") == "Streams: 0 deleted.\n"
         assert Session.objects.count() == 1
 

@@ -1,4 +1,4 @@
-"""What every session store does (sessions/base.py), and what the model store costs."""
+"""What every session store does (sessions/base.py), and what the model and the Redis store cost."""
 
 from __future__ import annotations
 
@@ -9,110 +9,147 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from django.conf import settings as django_settings
 from django.db import OperationalError, connections
 from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
 
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.models import Session
-from reliable_cable.sessions.base import SessionRecord, SessionStore
+from reliable_cable.models import Revocation, Session
+from reliable_cable.redis.client import Call
+from reliable_cable.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
 from reliable_cable.sessions.memory import MemorySessionStore
 from reliable_cable.sessions.model import ModelSessionStore
+from reliable_cable.sessions.redis import BATCH, RedisSessionStore
+from tests.support.redis import RedisPool
 
-from .conftest import Clock
+from .conftest import REDIS_STORES, Clock
+from .sessions import ALIASES, ANN, BOB, MOMENT, THEN, TTL, alias, ann, bob, clock, kind, model_store, nobody, store
 
-TTL = 300.0
-
-ANN = SessionRecord("1", {"subscriptions": [{"identifier": '{"channel":"Chat"}', "offset": 5}]})
-BOB = SessionRecord("2", {})
-
-
-#: Aliases of the databases that the model store is tested on.
-ALIASES = [
-    pytest.param(alias, marks=pytest.mark.postgres if alias == "postgres" else ())
-    for alias in django_settings.DATABASES
-]
-
-
-@pytest.fixture(params=ALIASES)
-def alias(request: pytest.FixtureRequest) -> str:
-    alias: str = request.param
-    return alias
-
-
-def model_store(alias: str, clock: Clock, **settings: Any) -> ModelSessionStore:
-    return ModelSessionStore(replace(get_settings(), sessions_ttl=TTL, database=alias, **settings), clock=clock)
-
-
-@pytest.fixture(params=["memory", *ALIASES])
-def store(request: pytest.FixtureRequest, clock: Clock) -> SessionStore:
-    if request.param == "memory":
-        return MemorySessionStore(replace(get_settings(), sessions_ttl=TTL), clock=clock)
-    return model_store(request.param, clock)
+__all__ = ["alias", "clock", "kind", "store"]
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 class TestEveryStore:
     def test_what_was_saved_is_loaded_and_stays(self, store: SessionStore) -> None:
         store.save({"a": ANN, "b": BOB})
-        assert store.load("a") == ANN
-        assert store.load("a") == ANN
-        assert store.load("b") == BOB
+        assert store.load("a", ann) == ANN
+        assert store.load("a", ann) == ANN
+        assert store.load("b", bob) == BOB
 
     def test_an_unknown_session_is_none(self, store: SessionStore) -> None:
-        assert store.load("a") is None
+        assert store.load("a", ann) is None
 
     @pytest.mark.parametrize("sid", ["", "x" * 10_000, "a\x00b", "é", "\ud800", "a\nb"])
     def test_an_impossible_session_id_is_none(self, store: SessionStore, sid: str) -> None:
-        assert store.load(sid) is None
+        assert store.load(sid, ann) is None
 
     def test_saving_again_replaces(self, store: SessionStore) -> None:
         store.save({"a": ANN})
         store.save({"a": BOB})
-        assert store.load("a") == BOB
+        assert store.load("a", bob) == BOB
 
     def test_a_record_lives_its_time_and_no_longer(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN})
-        clock.advance(TTL - 1)
-        assert store.load("a") == ANN
-        clock.advance(1)
-        assert store.load("a") is None
+        clock.advance(TTL - MOMENT)
+        assert store.load("a", ann) == ANN
+        clock.advance(MOMENT)
+        assert store.load("a", ann) is None
 
     def test_saving_again_begins_the_time_anew(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN})
-        clock.advance(TTL - 1)
+        clock.advance(TTL - MOMENT)
         store.save({"a": ANN})
-        clock.advance(TTL - 1)
-        assert store.load("a") == ANN
+        clock.advance(TTL - MOMENT)
+        assert store.load("a", ann) == ANN
 
     def test_touching_begins_the_time_anew(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN, "b": BOB})
-        clock.advance(TTL - 1)
-        store.touch(["a", "unknown"])
-        clock.advance(TTL - 1)
-        assert store.load("a") == ANN
-        assert store.load("b") is None
+        clock.advance(TTL - MOMENT)
+        assert store.touch(["a", "unknown"]) == {"unknown"}
+        clock.advance(TTL - MOMENT)
+        assert store.load("a", ann) == ANN
+        assert store.load("b", bob) is None
 
     def test_touching_does_not_bring_back_what_expired(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN})
         clock.advance(TTL)
-        store.touch(["a"])
-        assert store.load("a") is None
+        assert store.touch(["a"]) == {"a"}
+        assert store.load("a", ann) is None
 
     def test_deleted_records_are_gone(self, store: SessionStore) -> None:
         store.save({"a": ANN, "b": BOB})
         store.delete(["a", "unknown"])
-        assert store.load("a") is None
-        assert store.load("b") == BOB
+        assert store.load("a", ann) is None
+        assert store.load("b", bob) == BOB
 
     def test_nothing_to_do_is_no_error(self, store: SessionStore) -> None:
         store.save({})
-        store.touch([])
+        assert store.touch([]) == set()
+        assert store.revoked([]) == []
         store.delete([])
         assert store.prune() == 0
 
+    def test_records_are_not_shared_with_the_caller(self, store: SessionStore) -> None:
+        data: dict[str, Any] = {"ids": [1]}
+        store.save({"a": SessionRecord(ann, THEN, data)})
+        data["ids"].append(2)
+        first = store.load("a", ann)
+        assert first is not None
+        first.data["ids"].append(3)
+        assert store.load("a", ann) == SessionRecord(ann, THEN, {"ids": [1]})
+
+    def test_any_text_that_a_client_can_send_is_kept(self, store: SessionStore) -> None:
+        odd = SessionRecord(ann, THEN, {"identifier": 'NUL \x00, half a pair \ud800, "quotes" \\, é, \U0001f600'})
+        store.save({"a": odd, "b": BOB})
+        assert store.load("a", ann) == odd
+        assert store.load("b", bob) == BOB
+
+    def test_what_is_not_json_is_an_error_and_nothing_is_saved(self, store: SessionStore) -> None:
+        with pytest.raises(TypeError):
+            store.save({"b": BOB, "a": SessionRecord(ann, THEN, {"when": object()})})
+        assert store.load("b", bob) is None
+
+    async def test_the_async_twins_do_the_same(self, store: SessionStore, clock: Clock) -> None:
+        await store.asave({"a": ANN, "b": BOB})
+        assert await store.aload("a", ann) == ANN
+        clock.advance(TTL - MOMENT)
+        await store.atouch(["a"])
+        clock.advance(MOMENT)
+        assert await store.aload("b", bob) is None
+        assert await store.atouch(["a", "b"]) == {"b"}
+        await store.adelete(["a"])
+        assert await store.aload("a", ann) is None
+        assert await store.aprune() in (0, 1)  # Redis prunes by itself
+
+    async def test_many_at_once(self, store: SessionStore) -> None:
+        await asyncio.gather(*(store.asave({f"s{number}": ANN}) for number in range(20)))
+        assert [await store.aload(f"s{number}", ann) for number in range(20)] == [ANN] * 20
+
+    @pytest.mark.parametrize(
+        "other", [bob, nobody, {}, {**ann, "tenant": "str:a"}], ids=["another", "nobody", "nothing", "more"]
+    )
+    def test_a_record_is_for_the_same_identity_only(self, store: SessionStore, other: dict[str, str]) -> None:
+        store.save({"a": ANN})
+        assert store.load("a", other) is None
+        assert store.load("a", ann) == ANN
+
+    @pytest.mark.parametrize("text", ["NUL \x00", "half a pair \ud800", "x" * 1000, "Zoë"])
+    def test_any_text_can_identify(self, store: SessionStore, text: str, clock: Clock) -> None:
+        odd = {"user": text, "tenant": text}
+        store.save({"a": SessionRecord(odd, THEN)})
+        assert store.load("a", odd) == SessionRecord(odd, THEN)
+        store.revoke({"user": text})
+        assert store.load("a", odd) is None
+
+    def test_nobodys_session_is_kept_too(self, store: SessionStore) -> None:
+        store.save({"a": SessionRecord(nobody, THEN)})
+        assert store.load("a", nobody) == SessionRecord(nobody, THEN)
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+@pytest.mark.parametrize("kind", ["memory", *ALIASES], indirect=True)
+class TestPruning:
     def test_pruning_deletes_the_expired_within_its_limit(self, store: SessionStore, clock: Clock) -> None:
         store.save({f"old{number}": ANN for number in range(5)})
         clock.advance(TTL / 2)
@@ -121,7 +158,7 @@ class TestEveryStore:
         assert store.prune(limit=3) == 3
         assert store.prune(limit=3) == 2
         assert store.prune(limit=3) == 0
-        assert store.load("young") == BOB
+        assert store.load("young", bob) == BOB
 
     def test_a_touched_record_is_not_pruned(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN, "b": BOB})
@@ -129,48 +166,14 @@ class TestEveryStore:
         store.touch(["a"])
         clock.advance(TTL / 2)
         assert store.prune() == 1
-        assert store.load("a") == ANN
-
-    def test_records_are_not_shared_with_the_caller(self, store: SessionStore) -> None:
-        data: dict[str, Any] = {"ids": [1]}
-        store.save({"a": SessionRecord("1", data)})
-        data["ids"].append(2)
-        first = store.load("a")
-        assert first is not None
-        first.data["ids"].append(3)
-        assert store.load("a") == SessionRecord("1", {"ids": [1]})
-
-    def test_any_text_that_a_client_can_send_is_kept(self, store: SessionStore) -> None:
-        odd = SessionRecord("1", {"identifier": 'NUL \x00, half a pair \ud800, "quotes" \\, é, \U0001f600'})
-        store.save({"a": odd, "b": BOB})
-        assert store.load("a") == odd
-        assert store.load("b") == BOB
-
-    def test_what_is_not_json_is_an_error_and_nothing_is_saved(self, store: SessionStore) -> None:
-        with pytest.raises(TypeError):
-            store.save({"b": BOB, "a": SessionRecord("1", {"when": object()})})
-        assert store.load("b") is None
-
-    async def test_the_async_twins_do_the_same(self, store: SessionStore, clock: Clock) -> None:
-        await store.asave({"a": ANN, "b": BOB})
-        assert await store.aload("a") == ANN
-        clock.advance(TTL - 1)
-        await store.atouch(["a"])
-        clock.advance(1)
-        assert await store.aprune() == 1
-        await store.adelete(["a"])
-        assert await store.aload("a") is None
-
-    async def test_many_at_once(self, store: SessionStore) -> None:
-        await asyncio.gather(*(store.asave({f"s{number}": ANN}) for number in range(20)))
-        assert [await store.aload(f"s{number}") for number in range(20)] == [ANN] * 20
+        assert store.load("a", ann) == ANN
 
 
 def test_without_a_time_to_live_memory_stores_nothing(clock: Clock) -> None:
     store = MemorySessionStore(replace(get_settings(), sessions_ttl=0), clock=clock)
     store.save({"a": ANN})
     clock.advance(-1)
-    assert store.load("a") is None
+    assert store.load("a", ann) is None
 
 
 @pytest.mark.django_db(databases="__all__")
@@ -185,7 +188,7 @@ class TestModelStore:
         many = {f"s{number}": ANN for number in range(100)}
         calls: dict[str, Callable[[], object]] = {
             "INSERT": lambda: store.save(many),
-            "SELECT": lambda: store.load("s1"),
+            "SELECT": lambda: store.load("s1", ann),
             "UPDATE": lambda: store.touch(list(many)),
             "DELETE": lambda: store.delete(list(many)[:50]),
         }
@@ -212,6 +215,16 @@ class TestModelStore:
             plan = expired.explain()
         assert "reliable_cable_session_expires" in plan
 
+    def test_revocations_are_pruned_when_all_that_they_void_has_expired(self, alias: str, clock: Clock) -> None:
+        store = model_store(alias, clock)
+        store.revoke(ann)
+        clock.advance(TTL + CLOCK_MARGIN / 2)
+        store.prune()
+        assert Revocation.objects.using(alias).count() == 1
+        clock.advance(CLOCK_MARGIN)
+        store.prune()
+        assert Revocation.objects.using(alias).count() == 0
+
     def test_a_database_that_fails_is_a_store_error(self, alias: str, clock: Clock) -> None:
         store = model_store(alias, clock)
         failure = OperationalError("database is locked")
@@ -219,3 +232,78 @@ class TestModelStore:
             store.save({"a": ANN})
         with mock.patch.object(QuerySet, "update", side_effect=failure), pytest.raises(StoreError, match="locked"):
             store.touch(["a"])
+
+
+@pytest.mark.parametrize("kind", REDIS_STORES, indirect=True)
+class TestRedisStore:
+    @pytest.fixture
+    def trips(self, store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Call, ...]]:
+        """The calls of each round trip."""
+        trips: list[tuple[Call, ...]] = []
+        assert isinstance(store, RedisSessionStore)
+        run, arun = store.client.run, store.client.arun
+
+        def counted(*calls: Call, **options: Any) -> Any:
+            trips.append(calls)
+            return run(*calls, **options)
+
+        async def acounted(*calls: Call, **options: Any) -> Any:
+            trips.append(calls)
+            return await arun(*calls, **options)
+
+        monkeypatch.setattr(store.client, "run", counted)
+        monkeypatch.setattr(store.client, "arun", acounted)
+        return trips
+
+    async def test_each_operation_is_one_round_trip(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
+        many = {f"s{number}": ANN for number in range(BATCH)}
+        store.save(many)
+        store.load("s1", ann)
+        store.touch(list(many))
+        store.revoke(ann)
+        store.delete(list(many))
+        assert len(trips) == 5
+        await store.asave(many)
+        await store.aload("s1", ann)
+        await store.atouch(list(many))
+        await store.arevoke(ann)
+        await store.adelete(list(many))
+        assert len(trips) == 10
+
+    async def test_very_many_go_in_batches(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
+        many = {f"s{number}": ANN for number in range(BATCH + 1)}
+        await store.asave(many)
+        assert await store.atouch([*many, "unknown"]) == {"unknown"}
+        assert [len(calls) for calls in trips] == [BATCH, 1, BATCH, 2]
+
+    def test_every_key_has_a_time_to_live_and_the_prefix(
+        self, store: SessionStore, kind: str, key_prefix: str, redis_pool: RedisPool
+    ) -> None:
+        store.save({"a": ANN})
+        store.revoke(ann)
+        server = redis_pool.get(kind)
+        keys = server.cli("KEYS", f"{key_prefix}:*")
+        assert len(keys) == 2
+        assert all(0 < server.cli("PTTL", key) <= (TTL + CLOCK_MARGIN) * 1000 for key in keys)
+
+    def test_without_a_time_to_live_nothing_is_stored(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
+        forgetful = RedisSessionStore(replace(store.settings, sessions_ttl=0))
+        forgetful.save({"a": ANN})
+        forgetful.revoke(ann)
+        assert store.load("a", ann) is None
+        assert store.revoked([ann]) == [0]
+
+
+async def test_a_redis_that_is_not_there_is_a_store_error(unused_tcp_port: int) -> None:
+    store = RedisSessionStore(replace(get_settings(), redis_url=f"redis://127.0.0.1:{unused_tcp_port}/0"))
+    for call in (
+        lambda: store.save({"a": ANN}),
+        lambda: store.load("a", ann),
+        lambda: store.touch(["a"]),
+        lambda: store.delete(["a"]),
+        lambda: store.revoke(ann),
+    ):
+        with pytest.raises(StoreError):
+            call()
+    with pytest.raises(StoreError):
+        await store.aload("a", ann)

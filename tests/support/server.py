@@ -221,6 +221,10 @@ class Server:
         response = await asyncio.to_thread(self._request, "sign-in", data={"username": username})
         return f"sessionid={response.cookies['sessionid']}"
 
+    async def sign_out(self, cookie: str) -> None:
+        """Log out whoever has this `Cookie` header."""
+        await asyncio.to_thread(self._request, "sign-out", headers={"Cookie": cookie})
+
     def _request(self, path: str, **options: Any) -> httpx.Response:
         response = httpx.post(f"http://127.0.0.1:{self.port}/{path}", timeout=60, trust_env=False, **options)
         return response.raise_for_status()

@@ -15,17 +15,19 @@ PACKAGE = "reliable_cable"
 #: From the bottom up: a module may import its own package and the layers before its own, not its neighbours in a layer.
 #: An entry stands for a module or a whole package; where two fit, the longer one counts.
 LAYERS = (
-    ("exceptions", "signals"),
+    ("exceptions", "identity", "signals"),
     ("protocol", "conf"),
     ("middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("streams", "presence", "sessions"),
     ("engine", "readers"),
     ("presence.service", "sessions.service"),
+    ("control",),
     ("broadcasting", "hub"),
-    ("channel",),
+    ("channel", "remote"),
     ("handlers", "pubsub", "testing"),
     ("membership",),
     ("subscription",),
+    ("execution",),
     ("restore",),
     ("session",),
     ("consumer",),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from reliable_cable import Channel, StoreError, action, state
+from reliable_cable import hub as hub_module
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
@@ -191,11 +192,53 @@ class TestStoresThatFail:
         async with Client() as client:
             with monkeypatch.context() as patch:
                 patch.setattr(get_engine().streams, "aposition", fail)
+                patch.setattr(hub_module, "OPEN_PATIENCE", 0)
                 await client.send("subscribe", ROOM)
                 assert await rest(client) == ["reject_subscription"]
             await client.subscribe(ROOM)
             await abroadcast("room", 1)
             assert await rest(client) == [1]
+
+    async def test_a_stream_that_cannot_be_opened_at_once_is_opened_when_it_can_be(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A rejection would close the channel for good on the client (2).
+        real = get_engine().streams.aposition
+        tries = 0
+
+        async def fail_twice(name: str) -> Any:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise StoreError("down")
+            return await real(name)
+
+        monkeypatch.setattr(hub_module, "RETRY_DELAY", 0.001)
+        async with Client() as client:
+            await rest(client)
+            monkeypatch.setattr(get_engine().streams, "aposition", fail_twice)
+            await client.subscribe(ROOM)
+            assert tries == 3
+            await abroadcast("room", 1)
+            assert await rest(client) == [1]
+
+    async def test_nobody_tries_to_open_a_stream_for_those_who_have_gone(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def fail(name: str) -> Any:
+            raise StoreError("down")
+
+        monkeypatch.setattr(hub_module, "RETRY_DELAY", 0.001)
+        async with Client() as client:
+            await rest(client)
+            monkeypatch.setattr(get_engine().streams, "aposition", fail)
+            hub = get_hub()
+            opening = asyncio.ensure_future(hub._open("room"))
+            await turns()
+            found = hub._streams["room"]
+            opening.cancel()
+            assert found.opening is not None
+            with pytest.raises(StoreError):
+                await asyncio.wait_for(found.opening, 5)
+            assert "room" not in hub._streams
 
     async def test_in_an_action_the_streams_before_it_are_live(self, monkeypatch: pytest.MonkeyPatch) -> None:
         real = get_engine().streams.aposition
@@ -208,6 +251,7 @@ class TestStoresThatFail:
         async with Client() as client:
             await client.subscribe(ROOM)
             monkeypatch.setattr(get_engine().streams, "aposition", fail_for_b)
+            monkeypatch.setattr(hub_module, "OPEN_PATIENCE", 0)
             await client.perform(ROOM, "two")
             await turns()
             await abroadcast("a", 1)

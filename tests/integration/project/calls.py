@@ -10,6 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
+from django.contrib.auth import get_user_model
 from django.core.wsgi import get_wsgi_application
 from django.db import transaction
 
@@ -108,10 +109,23 @@ def who_is_there(stream: str) -> dict[str, Any]:
     return dict(reliable_cable.presence_for(stream).info().records or {})
 
 
+def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = True) -> None:
+    """Close a user's connections, inside a transaction that is committed or rolled back."""
+    try:
+        with transaction.atomic():
+            user = get_user_model().objects.get(username=username)
+            reliable_cable.disconnect(user=user, reconnect=reconnect)
+            if not commit:
+                raise _Undo
+    except _Undo:
+        pass
+
+
 CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast": reliable_cable.broadcast,
     "broadcast_in_transaction": broadcast_in_transaction,
     "count_up": count_up,
+    "disconnect_user": disconnect_user,
     "enqueue": enqueue,
     "enqueue_django": enqueue_django,
     "flood": flood,

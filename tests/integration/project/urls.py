@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from django.contrib.auth import get_user_model, login
+from django.contrib.auth import get_user_model, login, logout
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import include, path
 
@@ -18,9 +18,20 @@ def sign_in(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"id": user.pk})
 
 
+def sign_out(request: HttpRequest) -> HttpResponse:
+    """Log the client out, as Django's own view does."""
+    logout(request)
+    return HttpResponse()
+
+
 def call(request: HttpRequest) -> HttpResponse:
     """Make a call inside this process."""
     return JsonResponse(perform(json.loads(request.body)))
 
 
-urlpatterns = [path("sign-in", sign_in), path("call", call), path("", include("reliable_cable.urls"))]
+urlpatterns = [
+    path("sign-in", sign_in),
+    path("sign-out", sign_out),
+    path("call", call),
+    path("", include("reliable_cable.urls")),
+]

@@ -1,0 +1,252 @@
+"""What a connection's commands do: runs them one after another, calls handlers, and applies what they recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .channel import Channel, PresenceLeave, Reply, find_channel
+from .exceptions import ProtocolError
+from .handlers import REFUSED, run_recorded
+from .protocol import commands, messages
+from .protocol.constants import MessageType, Subprotocol
+from .streams.base import Message
+from .subscription import Subscription
+
+if TYPE_CHECKING:
+    from .session import CableSession
+
+logger = logging.getLogger("reliable_cable")
+
+#: Commands that may wait for the ones before them.
+MAX_PENDING_COMMANDS = 1024
+
+
+_ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
+
+
+class Execution:
+    """The commands of one connection.
+
+    Args:
+        session: the connection's.
+    """
+
+    def __init__(self, session: CableSession) -> None:
+        self.session = session
+        self.hub = session.hub
+        self._pending: deque[tuple[commands.Command, int]] = deque()
+        self._pending_size = 0
+        self._worker: asyncio.Task[None] | None = None
+        #: Identifiers whose `subscribe` is waiting or being handled.
+        self._subscribing: set[str] = set()
+
+    def add(self, command: commands.Command, size: int) -> bool:
+        """Let a command wait for those before it; False if too many do."""
+        if isinstance(command, commands.Subscribe):
+            if command.identifier in self._subscribing:
+                return True  # repeated while the first is being handled (2)
+            self._subscribing.add(command.identifier)
+        elif isinstance(command, commands.Unsubscribe):
+            self._subscribing.discard(command.identifier)
+        self._pending.append((command, size))
+        self._pending_size += size
+        if len(self._pending) > MAX_PENDING_COMMANDS or self._pending_size > self.session.settings.max_pending_size:
+            return False
+        if self._worker is None:
+            self._worker = self.hub.spawn(self._work())
+        return True
+
+    def clear(self) -> None:
+        """Forget the commands that wait."""
+        self._pending.clear()
+
+    async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
+        """Wait until the commands so far have been handled, for at most `timeout` seconds."""
+        if self._worker is not None:
+            await asyncio.wait([self._worker], timeout=timeout)
+
+    async def _work(self) -> None:
+        try:
+            while self._pending:
+                command, size = self._pending.popleft()
+                self._pending_size -= size
+                if self.session.closed and isinstance(command, _ANSWERED):
+                    continue  # nobody is left to be answered
+                try:
+                    await self._execute(command)
+                except Exception:
+                    logger.exception("The command %s failed.", type(command).__name__)
+        finally:
+            self._worker = None
+
+    async def _execute(self, command: commands.Command) -> None:
+        if isinstance(command, commands.Subscribe):
+            try:
+                await self._subscribe(command)
+            except Exception:
+                logger.exception("The subscription %s could not be made.", command.identifier)
+                if command.identifier not in self.session.subscriptions:
+                    self.reject(command.identifier)
+            finally:
+                self._subscribing.discard(command.identifier)
+            return
+        subscription = self.session.subscriptions.get(command.identifier)
+        if subscription is None:
+            # A client may well be late: it unsubscribes, and what it sent before is on its way.
+            if isinstance(command, commands.Presence):
+                self.session.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))
+            return
+        await self._execute_for(subscription, command)
+
+    async def _execute_for(self, subscription: Subscription, command: commands.Command) -> None:
+        match command:
+            case commands.Perform():
+                await self._perform(subscription, command)
+            case commands.Unsubscribe():
+                await self._unsubscribe(subscription)
+            case _ if not self.session.extended:
+                self.session.bad_frame(
+                    ProtocolError(f"{type(command).__name__} is not part of {Subprotocol.BASE_JSON}")
+                )
+            case commands.History(history=request):
+                subscription.settle(request)
+                subscription.cancel_deadline()
+            case commands.Whisper(data=data):
+                stream = subscription.whisper_stream
+                # Falsy messages are dropped by clients (11).
+                if stream is not None and data not in ("null", "false", "0", '""'):
+                    await self.hub.engine.streams.awhisper(stream, Message(data, exclude=self.session.sid))
+            case commands.Join(presence=claim):
+                if await subscription.presence.authorizes(claim):
+                    await subscription.presence.join(claim.id, claim.info)
+            case commands.Leave():
+                await subscription.presence.leave()
+            case commands.Presence(return_records=return_records):
+                await subscription.presence.send_info(return_records=return_records)
+
+    # -- subscriptions ----------------------------------------------------------------------------------------------
+
+    async def _subscribe(self, command: commands.Subscribe) -> None:
+        identifier = command.identifier
+        known = self.session.subscriptions.get(identifier)
+        if known is not None:
+            if known.confirmed:
+                return  # a second confirmation would make the client unsubscribe (1)
+            await self._unsubscribe(known)
+        channel = self.make_channel(identifier)
+        if channel is None or len(self.session.subscriptions) >= self.session.settings.max_subscriptions:
+            if channel is not None:
+                logger.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
+            return self.reject(identifier)
+        subscription = Subscription(self.session, identifier, channel)
+        request = command.history if self.session.extended else None
+        reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe)
+        joins: list[Any] = []
+        if reply is not None and not reply.rejected:
+            try:
+                await subscription.apply_streams(reply, request)
+                joins += reply.presence
+                if command.presence is not None and await subscription.presence.authorizes(command.presence):
+                    joins.append(command.presence)
+            except Exception:
+                logger.exception("The subscription %s could not be made.", identifier)
+                reply = None
+        if reply is not None:
+            self._transmit(identifier, reply)
+        if reply is None or reply.rejected:
+            subscription.end()
+            return self.reject(identifier)
+        self.session.subscriptions[identifier] = subscription
+        if self.session.closed:
+            return  # the end of the connection, which waits for this, takes it down
+        subscription.confirm()
+        subscription.settle(request, [join for join in joins if not isinstance(join, PresenceLeave)])
+        self.session.changed()
+
+    async def _unsubscribe(self, subscription: Subscription) -> None:
+        self.session.subscriptions.pop(subscription.identifier, None)
+        subscription.end()
+        # Before anybody sees it gone: or a restore would bring it back, joined, and a new one with its former state.
+        await self.session.save()
+        try:
+            await subscription.presence.leave()
+        except Exception:
+            logger.exception("Presence could not be left; the member goes when its time is over.")
+        await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
+
+    async def _perform(self, subscription: Subscription, command: commands.Perform) -> None:
+        channel = subscription.channel
+        # As in Rails, data that names no action is for `receive`.
+        name = command.data.get("action", "receive")
+        method = channel.find_action(name) if isinstance(name, str) else None
+        if method is None:
+            known = ", ".join(channel.action_names()) or "none"
+            return self.session.bad_frame(
+                ProtocolError(f"{type(channel).__name__} has no action {name!r:.80}; it has {known}")
+            )
+
+        attribute, takes_data = method
+        data = dict(command.data)
+        state = channel.dump_state()
+        reply = await self.call(
+            channel,
+            str(name),
+            partial(getattr(channel, attribute), *((data,) if takes_data else ())),
+            partial(channel.before_action, str(name), data),
+        )
+        if reply is None or reply is REFUSED:
+            return
+        try:
+            await subscription.apply_streams(reply)
+        except Exception:
+            logger.exception("A stream of %s could not be opened.", subscription.identifier)
+            subscription.settle()
+        if reply.streams or channel.dump_state() != state:
+            # A restore, on whatever server, must know all whose effect the client has seen.
+            await self.session.save()
+        self._transmit(subscription.identifier, reply)
+        if reply.rejected:
+            await self._unsubscribe(subscription)
+            return self.reject(subscription.identifier)
+        await subscription.presence.apply(reply)
+        if reply.streams:
+            subscription.settle()
+
+    def make_channel(self, identifier: str) -> Channel | None:
+        """Return the application's object for an identifier; None if there is no such channel."""
+        try:
+            name, params = commands.parse_identifier(identifier)
+        except ProtocolError as error:
+            self.session.bad_frame(error)
+            return None
+        cls = find_channel(name)
+        if cls is None:
+            self.session.bad_frame(ProtocolError(f"there is no channel {name!r:.80}"))
+            return None
+        return cls(self.session.consumer, params, identifier)
+
+    async def call(
+        self, channel: Channel, name: str, handler: Callable[[], Any], check: Callable[[], Any] | None = None
+    ) -> Reply | None:
+        """Run a handler after its check; return what it recorded, REFUSED if the check said no, None if one raised."""
+        state = channel.dump_state()
+        reply, failed = await run_recorded(channel, name, handler, check)
+        if failed:
+            if channel.dump_state() != state:
+                await self.session.save()
+            self._transmit(channel.identifier, reply)
+            return None
+        return reply
+
+    def _transmit(self, identifier: str, reply: Reply) -> None:
+        for data in reply.transmissions:
+            self.session.outbox.push(messages.transmission(identifier, data))
+
+    def reject(self, identifier: str) -> None:
+        """Answer that a subscription was refused."""
+        self.session.outbox.push(messages.acknowledgement(MessageType.REJECT_SUBSCRIPTION, identifier))

@@ -1,0 +1,185 @@
+"""Sessions and remote disconnects while Redis is down, out of reach, or has lost its data."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.conftest import Connect, redis_options
+from tests.conformance.test_disconnect import farewell
+from tests.conformance.test_takeover import disconnects, resume, subscribe
+from tests.support.client import PATIENCE, Client, identify, unique
+from tests.support.faults import FaultProxy
+from tests.support.redis import RedisServer
+from tests.support.server import Server, ServerPool
+
+pytestmark = pytest.mark.redis
+
+PREFIX = "faults"
+#: Seconds over which clients are sent away who are to authenticate again, and some for a busy machine.
+RENEWAL = 10.0 + PATIENCE
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own."""
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def proxy(redis: RedisServer) -> AsyncIterator[FaultProxy]:
+    """The network between the second server and Redis."""
+    async with FaultProxy(redis.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def first(servers: ServerPool, redis: RedisServer) -> AsyncIterator[Server]:
+    server = servers.make("daphne", **redis_options(redis, PREFIX))
+    await asyncio.to_thread(server.start)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def second(tmp_path: Path, first: Server, redis: RedisServer, proxy: FaultProxy) -> AsyncIterator[Server]:
+    options = {**redis_options(redis, PREFIX), "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0"}
+    server = Server("uvicorn", tmp_path, first.database, options, shared=True)
+    await asyncio.to_thread(server.start)
+    yield server
+    server.kill()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what another process brings about."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        await asyncio.sleep(0.02)
+
+
+def record(redis: RedisServer, client: Client) -> str:
+    """Return what Redis has of a client's session."""
+    return redis.cli("GET", f"{PREFIX}:session:{client.sid}") or ""
+
+
+async def test_while_redis_is_down_clients_begin_anew_and_their_subscribes_wait(
+    first: Server, second: Server, redis: RedisServer, connect_to: Connect
+) -> None:
+    stream = unique("stream")
+    former = await connect_to(first)
+    identifier = await former.subscribe(identify("StreamChannel", streams=[stream]))
+    redis.kill()
+    await former.cut()
+    client = await connect_to(second, sid=former.sid)
+    assert "restored" not in client.welcome
+    await client.send("subscribe", identifier, history={"since": 1})
+    redis.start()
+    await client.expect({"type": "confirm_subscription", "identifier": identifier})
+    await client.expect({"type": "confirm_history", "identifier": identifier})
+    await first.call("broadcast", stream, {"n": 1})
+    assert await client.messages(identifier, 1) == [{"n": 1}]
+    # And its session is kept.
+    await until(lambda: stream in record(redis, client))
+    second.kill()
+    again = await connect_to(first, sid=client.sid)
+    assert again.welcome["restored_ids"] == [identifier]
+
+
+async def test_sessions_that_redis_has_lost_are_written_again(
+    first: Server, second: Server, redis: RedisServer, connect_to: Connect
+) -> None:
+    former = await connect_to(first)
+    identifier = await subscribe(former, unique("stream"))
+    redis.restart_empty()
+    await until(lambda: record(redis, former))
+    await former.perform(identifier, "increment")
+    await former.until({"message": {"count": 2}})
+    await until(lambda: '"count": 2' in record(redis, former))
+    first.kill()
+    client = await connect_to(second, sid=former.sid)
+    await resume(client, identifier, 2)
+
+
+async def test_a_session_that_ended_while_redis_was_down_is_written_when_it_is_back(
+    first: Server, second: Server, redis: RedisServer, connect_to: Connect
+) -> None:
+    former = await connect_to(first)
+    identifier = await subscribe(former)
+    redis.kill()
+    await former.perform(identifier, "increment")
+    await former.expect({"message": {"count": 2}})
+    await former.cut()
+    redis.start()
+    await until(lambda: '"count": 2' in record(redis, former))
+    client = await connect_to(second, sid=former.sid)
+    await resume(client, identifier, 2)
+
+
+async def test_a_process_that_was_cut_off_hears_of_a_disconnect_when_it_is_back(
+    first: Server, second: Server, proxy: FaultProxy, connect_to: Connect
+) -> None:
+    name = unique("user")
+    client = await connect_to(second, cookie=await first.sign_in(name))
+    other = await connect_to(second)
+    proxy.refuse()
+    proxy.cut()
+    await first.call("disconnect_user", name)
+    await client.nothing()
+    proxy.accept()
+    await farewell(client, reconnect=False)
+    await other.nothing()
+
+
+async def test_after_a_restart_of_redis_with_its_data_only_those_are_closed_who_were_disconnected(
+    first: Server, second: Server, redis: RedisServer, proxy: FaultProxy, connect_to: Connect
+) -> None:
+    name = unique("user")
+    client = await connect_to(second, cookie=await first.sign_in(name))
+    other = await connect_to(second)
+    # Something has been said before.
+    gone = await connect_to(second, cookie=await first.sign_in("gone"))
+    await first.call("disconnect_user", "gone")
+    await farewell(gone, reconnect=False)
+    proxy.refuse()
+    proxy.cut()
+    await first.call("disconnect_user", name)
+    redis.restart()
+    proxy.accept()
+    await farewell(client, reconnect=True)
+    await until(lambda: "Control messages were lost" in second.log)
+    await other.nothing()
+    assert other.alive
+
+
+async def test_after_the_loss_of_its_data_everybody_has_to_authenticate_again(
+    first: Server, second: Server, redis: RedisServer, proxy: FaultProxy, connect_to: Connect
+) -> None:
+    # Nobody can tell any more what was revoked: the safe thing.
+    name = unique("user")
+    client = await connect_to(second, cookie=await first.sign_in(name))
+    identifier = await subscribe(client)
+    gone = await connect_to(second, cookie=await first.sign_in("gone"))
+    await first.call("disconnect_user", "gone")
+    await farewell(gone, reconnect=False)
+    proxy.refuse()
+    proxy.cut()
+    await first.call("disconnect_user", name)
+    redis.restart_empty()
+    proxy.accept()
+    await client.closed(RENEWAL)
+    assert disconnects(client) == []
+    again = await connect_to(second, sid=client.sid, cookie=await first.sign_in(name))
+    await resume(again, identifier)
+
+
+async def test_logging_out_works_without_redis(first: Server, redis: RedisServer, connect_to: Connect) -> None:
+    cookie = await first.sign_in("alice")
+    redis.kill()
+    await first.sign_out(cookie)
+    assert "could not be closed" in first.log

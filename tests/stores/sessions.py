@@ -1,0 +1,91 @@
+"""The session stores under test, by what keeps them, and whose sessions they get."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+
+from reliable_cable.conf import get_settings
+from reliable_cable.sessions.base import SessionRecord, SessionStore
+from reliable_cable.sessions.memory import MemorySessionStore
+from reliable_cable.sessions.model import ModelSessionStore
+from reliable_cable.sessions.redis import RedisSessionStore
+from tests.support.redis import RedisPool, RedisServer, find_binaries
+
+from .conftest import REDIS_STORES, Clock
+
+TTL = 300.0
+#: Seconds, so many that a test is over within.
+MOMENT = 20.0
+#: When the sessions of the tests were authenticated: Clock's beginning.
+THEN = 1_000_000.0
+
+ann = {"user": "auth.user:1"}
+bob = {"user": "auth.user:2"}
+nobody = {"user": ""}
+ANN = SessionRecord(ann, THEN, {"subscriptions": [{"identifier": '{"channel":"Chat"}', "offset": 5}]})
+BOB = SessionRecord(bob, THEN, {})
+
+
+class RedisClock(Clock):
+    """Also lets the time pass for the keys in Redis, which expire by its own clock."""
+
+    def __init__(self, server: RedisServer, prefix: str) -> None:
+        super().__init__()
+        self._server = server
+        self._prefix = prefix
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        for key in self._server.cli("KEYS", f"{self._prefix}:*"):
+            self._server.cli("PEXPIRE", key, round(self._server.cli("PTTL", key) - seconds * 1000))
+
+
+#: Aliases of the databases that the model store is tested on.
+ALIASES = [
+    pytest.param(alias, marks=pytest.mark.postgres if alias == "postgres" else ())
+    for alias in django_settings.DATABASES
+]
+
+
+@pytest.fixture(params=ALIASES)
+def alias(request: pytest.FixtureRequest) -> str:
+    alias: str = request.param
+    return alias
+
+
+def model_store(alias: str, clock: Clock, **settings: Any) -> ModelSessionStore:
+    return ModelSessionStore(replace(get_settings(), sessions_ttl=TTL, database=alias, **settings), clock=clock)
+
+
+@pytest.fixture(params=["memory", *ALIASES, *REDIS_STORES])
+def kind(request: pytest.FixtureRequest) -> str:
+    """What keeps the sessions: memory, a database, or a Redis, by name."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+def clock(request: pytest.FixtureRequest, key_prefix: str) -> Clock:
+    kind = request.getfixturevalue("kind") if "kind" in request.fixturenames else ""
+    if kind in {binary.name for binary in find_binaries()}:
+        return RedisClock(request.getfixturevalue("redis_pool").get(kind), key_prefix)
+    return Clock()
+
+
+@pytest.fixture
+async def store(kind: str, clock: Clock, redis_pool: RedisPool, key_prefix: str) -> AsyncIterator[SessionStore]:
+    if kind == "memory":
+        yield MemorySessionStore(replace(get_settings(), sessions_ttl=TTL), clock=clock)
+    elif isinstance(clock, RedisClock):
+        settings = replace(get_settings(), sessions_ttl=TTL, redis_url=redis_pool.get(kind).url, key_prefix=key_prefix)
+        store = RedisSessionStore(settings, clock=clock)
+        yield store
+        await store.client.aclose()
+        store.client.close()
+    else:
+        yield model_store(kind, clock)

@@ -1,0 +1,201 @@
+"""A TCP proxy on the loopback that does to connections what networks do: resets, refusals, stalls, lost replies."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import socket
+import struct
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+_SUBSCRIBE = re.compile(rb"\r\n[PS]?SUBSCRIBE\r\n", re.IGNORECASE)
+#: Bytes of what passed before that are searched again with what comes next.
+_OVERLAP = 64
+_CHUNK = 65536
+
+
+class Link:
+    """A client's connection, and the one to the server behind it."""
+
+    def __init__(self, *writers: asyncio.StreamWriter) -> None:
+        #: Whether the client has sent a SUBSCRIBE, as Redis clients do on their pub/sub connection.
+        self.subscribed = False
+        self._writers = writers
+        self._sent = b""
+        self._trap: _Trap | None = None
+
+    def reset(self) -> None:
+        """Close both with a TCP RST; what is under way is lost."""
+        for writer in self._writers:
+            connection: socket.socket = writer.get_extra_info("socket")
+            if connection.fileno() != -1:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    async def closed(self) -> None:
+        """Wait until both have closed."""
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+
+    def request(self, data: bytes, traps: list[_Trap]) -> None:
+        """Take notice of what the client sends."""
+        text = self._sent[-_OVERLAP:] + data
+        self._sent = text[-_OVERLAP:]
+        self.subscribed = self.subscribed or _SUBSCRIBE.search(text) is not None
+        for trap in traps:
+            if self._trap is None and trap.pattern in text:
+                traps.remove(trap)
+                self._trap = trap
+                break
+
+    def loses(self, data: bytes, traps: list[_Trap]) -> bool:
+        """Whether this answer is the one that gets lost."""
+        trap, self._trap = self._trap, None
+        if trap is None:
+            return False
+        if data.startswith(b"-"):  # a Redis error: the request did nothing, another one is to be waited for
+            traps.append(trap)
+            return False
+        trap.sprung.set()
+        return True
+
+
+class _Trap:
+    def __init__(self, pattern: bytes) -> None:
+        self.pattern = pattern
+        self.sprung = asyncio.Event()
+
+
+class FaultProxy:
+    """Forwards 127.0.0.1:`port` to other ports of the loopback; for use with `async with`.
+
+    Args:
+        targets: the servers' ports; of several, each connection gets one by chance. Nobody need listen there yet.
+    """
+
+    def __init__(self, *targets: int) -> None:
+        self.port = 0
+        self._targets = targets
+        self._links: dict[Link, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._traps: list[_Trap] = []
+        self._refusing = False
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.close()
+        self.refuse()
+        self.resume()
+        self.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._server.wait_closed()
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The connections that are open, oldest first."""
+        return tuple(self._links)
+
+    def cut(self, links: Iterable[Link] | None = None) -> int:
+        """Reset connections, all that are open by default; return how many."""
+        chosen = [link for link in (self.links if links is None else links) if link in self._links]
+        for link in chosen:
+            del self._links[link]
+            link.reset()
+        return len(chosen)
+
+    def refuse(self) -> None:
+        """Reset each new connection at once, until `accept`."""
+        self._refusing = True
+
+    def accept(self) -> None:
+        """Let new connections through again."""
+        self._refusing = False
+
+    def stall(self) -> None:
+        """Let nothing pass, in either direction, until `resume`; connections stay open."""
+        self._flowing.clear()
+
+    def resume(self) -> None:
+        """Let pass what was held up, and everything else."""
+        self._flowing.set()
+
+    def lose_reply(self, pattern: bytes) -> asyncio.Event:
+        """Let one request pass to the server, and reset its connection when the server answers.
+
+        For clients that wait for each answer. A Redis error as the answer is passed on: the next such request is taken.
+
+        Args:
+            pattern: at most 64 bytes that the request contains.
+
+        Returns:
+            Set when it has happened.
+        """
+        trap = _Trap(pattern)
+        self._traps.append(trap)
+        return trap.sprung
+
+    def lose_nothing(self) -> None:
+        """Forget the calls of `lose_reply` that met no request."""
+        self._traps.clear()
+
+    # -- forwarding ---------------------------------------------------------------------------------------------------
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if self._refusing:
+            return Link(writer).reset()
+        try:
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", random.choice(self._targets))
+        except OSError:  # the server is down
+            return Link(writer).reset()
+        link = Link(writer, server_writer)
+        if self._refusing:
+            return link.reset()
+        self._links[link] = None
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._requests(link, reader, server_writer))
+                both.create_task(self._answers(link, server_reader, writer))
+        finally:
+            self._links.pop(link, None)
+            link.reset()
+            await link.closed()
+
+    async def _requests(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(_CHUNK):
+                await self._flowing.wait()
+                link.request(data, self._traps)
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
+        except OSError:
+            link.reset()
+
+    async def _answers(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(_CHUNK):
+                await self._flowing.wait()
+                if link.loses(data, self._traps):
+                    return link.reset()
+                writer.write(data)
+                await writer.drain()
+            writer.write_eof()
+        except OSError:
+            link.reset()

@@ -1,0 +1,333 @@
+"""When sessions are written, read and looked after, and what a store that fails or is slow changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from reliable_cable.conf import read_settings
+from reliable_cable.exceptions import StoreError
+from reliable_cable.identity import Identity
+from reliable_cable.sessions import service as service_module
+from reliable_cable.sessions.base import SessionRecord
+from reliable_cable.sessions.memory import MemorySessionStore
+from reliable_cable.sessions.service import WITNESS, SessionService
+
+ann = {"user": "ann"}
+
+
+class Store(MemorySessionStore):
+    """Fails while `down`, does not answer while `open` is not set, and counts what is written."""
+
+    may_lose_data = True
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(replace(read_settings({"ENGINE": "memory"}), **settings))
+        self.down = False
+        self.open = asyncio.Event()
+        self.open.set()
+        self.saves: list[dict[str, SessionRecord]] = []
+        self.tried = asyncio.Event()
+
+    async def _reach(self) -> None:
+        self.tried.set()
+        await self.open.wait()
+        if self.down:
+            raise StoreError("down")
+
+    async def asave(self, records: Mapping[str, SessionRecord]) -> None:
+        await self._reach()
+        self.saves.append({sid: record for sid, record in records.items() if not sid.startswith(WITNESS)})
+        await super().asave(records)
+
+    async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
+        await self._reach()
+        return await super().aload(sid, identity)
+
+    async def atouch(self, sids: Collection[str]) -> set[str]:
+        await self._reach()
+        return await super().atouch(sids)
+
+    async def adelete(self, sids: Collection[str]) -> None:
+        await self._reach()
+        await super().adelete(sids)
+
+
+class Session:
+    """A connection whose session has a number."""
+
+    def __init__(self, sid: str) -> None:
+        self.sid = sid
+        self.number = 0
+
+    @property
+    def sids(self) -> frozenset[str]:
+        return frozenset([self.sid])
+
+    def record(self) -> SessionRecord:
+        return SessionRecord(ann, 0, {"number": self.number})
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "SAVE_DELAY", 0.001)
+    monkeypatch.setattr(service_module, "RETRY_DELAY", 0.002)
+
+
+async def number(service: SessionService, sid: str = "a") -> Any:
+    """Return what is kept."""
+    record = await MemorySessionStore.aload(service.store, sid, ann)
+    return record and record.data["number"]
+
+
+async def until_kept(service: SessionService, wanted: Any, sid: str = "a") -> None:
+    """Wait until that is kept."""
+    async with asyncio.timeout(5):
+        while await number(service, sid) != wanted:  # noqa: ASYNC110 - a store has no events
+            await asyncio.sleep(0.001)
+
+
+class TestWriting:
+    async def test_what_changed_is_written_soon_and_together(self) -> None:
+        service = SessionService(store := Store())
+        sessions = [Session(sid) for sid in "abc"]
+        for session in sessions:
+            service.add(session)
+            service.changed(session)
+            service.changed(session)
+        assert store.saves == []
+        await until_kept(service, 0, "c")
+        assert [set(records) for records in store.saves] == [{"a", "b", "c"}]
+
+    async def test_or_at_once_if_somebody_waits(self) -> None:
+        service = SessionService(Store())
+        service.add(session := Session("a"))
+        session.number = 1
+        await service.save(session)
+        assert await number(service) == 1
+
+    async def test_who_waits_at_the_same_time_waits_for_few_writes(self) -> None:
+        service = SessionService(store := Store())
+        sessions = [Session(str(n)) for n in range(100)]
+        for session in sessions:
+            service.add(session)
+        store.open.clear()
+        waiting = asyncio.gather(*(service.save(session) for session in sessions))
+        await store.tried.wait()
+        store.open.set()
+        await waiting
+        assert len(store.saves) <= 2
+        assert {sid for records in store.saves for sid in records} == {session.sid for session in sessions}
+
+    async def test_the_last_record_of_a_session_is_kept_as_it_was(self) -> None:
+        service = SessionService(Store())
+        service.add(session := Session("a"))
+        session.number = 5
+        await service.drop(session)
+        session.number = 6
+        service.changed(session)
+        await service.save(session)
+        assert await number(service) == 5
+
+    async def test_without_a_time_to_live_nothing_is_written(self) -> None:
+        service = SessionService(store := Store(sessions_ttl=0))
+        service.add(session := Session("a"))
+        await service.save(session)
+        await service.drop(session)
+        assert await service.load("a", ann) is None
+        assert store.saves == []
+
+    async def test_a_record_that_cannot_be_made_costs_only_its_own_session(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class Broken(Session):
+            def record(self) -> SessionRecord:
+                raise ValueError("no record")
+
+        service = SessionService(Store())
+        service.add(broken := Broken("b"))
+        service.add(session := Session("a"))
+        service.changed(broken)
+        await service.save(session)
+        assert await number(service) == 0
+        assert "no record" in caplog.text
+
+
+class TestAStoreThatFails:
+    async def test_is_tried_until_it_is_back(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "reliable_cable")
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        store.down = True
+        session.number = 1
+        await service.save(session)
+        for _ in range(3):
+            store.tried.clear()
+            await store.tried.wait()
+        session.number = 2  # the newest is written
+        store.down = False
+        await until_kept(service, 2)
+        await asyncio.sleep(0)
+        assert [record.message for record in caplog.records] == [
+            "Sessions cannot be written: down",
+            "Sessions are kept again.",
+        ], "once for an outage"
+
+    async def test_keeps_nobody_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service_module, "PATIENCE", 0.001)
+        monkeypatch.setattr(service_module, "RETRY_DELAY", 60)
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        store.open.clear()
+        async with asyncio.timeout(5):
+            await service.save(session)
+            session.number = 1
+            await service.save(session)
+            assert await service.load("b", ann) is None
+            await service.drop(session)
+        store.open.set()
+
+    async def test_gets_the_sessions_that_ended_meanwhile(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        store.down = True
+        session.number = 7
+        await service.drop(session)
+        assert await number(service) == 0
+        store.down = False
+        await until_kept(service, 7)
+
+    async def test_but_not_those_that_would_have_expired(self) -> None:
+        service = SessionService(store := Store(sessions_ttl=0.02))
+        service.add(session := Session("a"))
+        store.down = True
+        await service.drop(session)
+        await asyncio.sleep(0.03)  # its time to live
+        store.down = False
+        store.tried.clear()
+        await store.tried.wait()
+        assert store.saves == []
+
+    async def test_deletes_who_was_sent_away_when_it_is_back(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        store.down = True
+        service.void(session)
+        assert await service.load("a", ann) is None
+        store.down = False
+        await until_kept(service, None)
+
+    async def test_with_another_error_is_not_tried_again(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Odd(Session):
+            def record(self) -> SessionRecord:
+                return SessionRecord(ann, 0, {"number": object()})
+
+        service = SessionService(store := Store())
+        service.add(session := Odd("a"))
+        await service.save(session)
+        assert "could not be written" in caplog.text
+        assert len(store.saves) == 1
+
+
+class TestReading:
+    async def test_the_newest_record_is_read(self) -> None:
+        service = SessionService(Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        session.number = 3
+        service.changed(session)
+        record = await service.load("a", ann)
+        assert record is not None
+        assert record.data["number"] == 3
+
+    async def test_a_store_that_fails_knows_nobody(self, caplog: pytest.LogCaptureFixture) -> None:
+        service = SessionService(store := Store())
+        store.down = True
+        assert await service.load("a", ann) is None
+        assert await service.load("a", ann) is None
+        assert len(caplog.records) == 1
+        assert "Traceback" not in caplog.text
+
+
+class TestLookingAfter:
+    async def test_records_that_the_store_has_lost_are_written_again(self) -> None:
+        service = SessionService(store := Store())
+        for sid in "ab":
+            service.add(session := Session(sid))
+            await service.save(session)
+        store.delete(["a"])
+        await service.refresh()
+        await until_kept(service, 0, "a")
+        assert set(store.saves[-1]) == {"a"}
+
+    async def test_what_is_still_to_be_written_was_not_lost(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        service.changed(session)
+        await service.refresh()
+        await until_kept(service, 0)
+        assert len(store.saves) == 1
+
+    async def test_a_store_is_known_to_have_lost_nothing_if_it_has_what_was_written_to_be_missed(self) -> None:
+        service = SessionService(Store())
+        service.add(session := Session("a"))
+        assert not await service.refresh(), "nothing has been written yet"
+        await service.save(session)
+        assert await service.refresh()
+        await service.save(session)
+        assert await service.refresh(), "by another witness"
+
+    async def test_a_loss_is_remembered_though_everything_was_written_again(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        store.delete(list(store._kept))
+        await service.save(session)  # it has changed since
+        await service.refresh()
+        await service.save(session)
+        assert not await service.refresh()
+
+    async def test_a_loss_is_forgotten_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(service_module, "LOSS_MEMORY", 0)
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        store.delete(list(store._kept))
+        await service.refresh()
+        await service.save(session)
+        assert await service.refresh()
+
+    async def test_a_store_that_loses_nothing_needs_no_witness(self) -> None:
+        store = Store()
+        store.may_lose_data = False
+        service = SessionService(store)
+        service.add(session := Session("a"))
+        await service.save(session)
+        assert list(store._kept) == ["a"]
+        assert await service.refresh()
+
+    async def test_a_store_that_may_have_lost_data_is_looked_at_soon(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        store.delete(["a"])
+        service.suspect()
+        service.suspect()
+        await until_kept(service, 0)
+
+    async def test_all_are_touched_before_they_expire(self) -> None:
+        service = SessionService(store := Store(sessions_ttl=0.03))
+        service.add(session := Session("a"))
+        await service.save(session)
+        for _ in range(4):
+            store.tried.clear()
+            await store.tried.wait()
+        await until_kept(service, 0)
+        service.discard(session)
