@@ -74,14 +74,16 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
         return None
     if record is None or record.identity != session.identity:
         return None
+    # A client that never hears the welcome comes back with the old id: its record stays until it expires, and says that a
+    # connection has the session.
+    former = replace(record, data={**record.data, "alive": True})
     if old is not None:
         old.supersede()
+        # What the store has may be older: the client may be back once more before this restore is done.
+        hub.sessions.keep(sid, former)
     try:
         identifiers = await _restore_all(session, sid, record.data, transmissions)
         alive = bool(record.data["alive"]) and old is None
-        # A client that never hears the welcome comes back with the old id: its record stays until it expires, and says
-        # that a connection has the session.
-        former = replace(record, data={**record.data, "alive": True})
     except Exception:
         # Of another version, say. The client subscribes afresh, with its positions.
         logger.exception("A session record could not be read.")

@@ -96,8 +96,13 @@ class SessionService:
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
         """Write the record of a session that continues session `sid`, and what is to become of the old record."""
         self.add(session)
-        self._keep(sid, record)
+        self.keep(sid, record)
         await self.save(session)
+
+    def keep(self, sid: str, record: SessionRecord) -> None:
+        """Write the record of a session that is not live here any more."""
+        self._keep(sid, record)
+        self._write_soon()
 
     async def drop(self, session: LiveSession) -> None:
         """Write a session's record for the last time: its time to live begins."""
