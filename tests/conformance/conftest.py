@@ -16,19 +16,13 @@ from tests.support.server import Server, ServerPool
 
 __all__ = ["beside", "kind", "server", "servers", "strict"]
 
-REDIS_ENGINE = {
-    "streams": "reliable_cable.streams.redis.RedisStreamStore",
-    "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
-    "sessions": "reliable_cable.sessions.redis.RedisSessionStore",
-}
-
 Connect = Callable[..., Awaitable[Client]]
 Pair = tuple[Server, Server]
 
 
 def redis_options(server: RedisServer, prefix: str) -> dict[str, Any]:
     """Return the settings of servers that share a Redis."""
-    return {"REDIS_URL": server.url, "KEY_PREFIX": prefix, "ENGINE": REDIS_ENGINE}
+    return {"REDIS_URL": server.url, "KEY_PREFIX": prefix}
 
 
 #: What servers can share: a Redis, or only a database.
