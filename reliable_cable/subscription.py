@@ -63,6 +63,8 @@ class Subscription:
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: When a restored session was left, and the presence key it had then.
         self._left: tuple[float, str] | None = None
+        #: Whether a restore would find it where the client stands: not while a first request of its is being looked up.
+        self.restorable = True
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -184,11 +186,7 @@ class Subscription:
         self._replays.add(self._replay)
         self._replay.add_done_callback(self._replays.discard)
 
-    async def _run(
-        self,
-        previous: asyncio.Task[None] | None,
-        request: HistoryRequest | None,
-    ) -> None:
+    async def _run(self, previous: asyncio.Task[None] | None, request: HistoryRequest | None) -> None:
         try:
             if previous is not None and not previous.done():
                 await asyncio.wait([previous])
@@ -217,6 +215,7 @@ class Subscription:
         complete = False
         try:
             pages = await self._rewind(request)
+            self.restorable = True
             if pages is not None:
                 complete = await self._send_pages(readers, pages)
         except Exception:
@@ -226,6 +225,7 @@ class Subscription:
                 if reader.stream is not None and reader.stream.position is not None:
                     reader.position = reader.stream.position
                     self._firsts[name] = reader.position
+        self.restorable = True
         self._acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
 
     def _kept(self, name: str) -> bool:
