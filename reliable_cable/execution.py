@@ -145,6 +145,7 @@ class Execution:
             return self.reject(identifier)
         subscription = Subscription(self.session, identifier, channel)
         request = command.history if self.session.extended else None
+        subscription.restorable = request is None
         reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe)
         joins: list[Any] = []
         if reply is not None and not reply.rejected:

@@ -32,7 +32,8 @@ def make_record(session: CableSession) -> SessionRecord:
             "sids": list(session.former),
             "alive": not session.closed,
             "left_at": time.time(),
-            "subscriptions": [subscription.record() for subscription in session.subscriptions.values()],
+            # The client subscribes afresh, with its own request, to what is left out.
+            "subscriptions": [each.record() for each in session.subscriptions.values() if each.restorable],
         },
     )
 

@@ -52,6 +52,8 @@ class Subscription:
         self._replays: set[asyncio.Task[None]] = set()
         #: When a restored session was left, until the client has what it missed.
         self._left_at: float | None = None
+        #: Whether a restore would find it where the client stands: not while a first request of its is being looked up.
+        self.restorable = True
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -175,11 +177,7 @@ class Subscription:
         self._replays.add(self._replay)
         self._replay.add_done_callback(self._replays.discard)
 
-    async def _run(
-        self,
-        previous: asyncio.Task[None] | None,
-        request: HistoryRequest | None,
-    ) -> None:
+    async def _run(self, previous: asyncio.Task[None] | None, request: HistoryRequest | None) -> None:
         try:
             if previous is not None and not previous.done():
                 await asyncio.wait([previous])
@@ -206,6 +204,7 @@ class Subscription:
         complete = False
         try:
             pages = await self._rewind(request)
+            self.restorable = True
             if pages is not None:
                 complete = await self._send_pages(readers, pages)
         except Exception:
@@ -215,6 +214,7 @@ class Subscription:
                 if reader.stream is not None and reader.stream.position is not None:
                     reader.position = reader.stream.position
                     self._firsts[name] = reader.position
+        self.restorable = True
         self._acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
 
     def _kept(self, name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -54,6 +56,17 @@ async def pair(shared: Pair) -> AsyncIterator[Pair]:
             one.signal(signal.SIGCONT)
         else:
             await one.restart()
+
+
+async def stand_still(server: Server, other: Server) -> None:
+    """Stop a process (SIGSTOP), but not while it has locked the database that it shares with another one."""
+    while True:
+        server.signal(signal.SIGSTOP)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await other.call("broadcast", unique("unlocked"), {"n": 1})
+                return
+        server.signal(signal.SIGCONT)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.conftest import Connect, Pair
+from tests.conformance.conftest import Connect, Pair, stand_still
 from tests.conformance.test_takeover import resume, subscribe, works
 from tests.support.client import BASE, EXTENDED, Client, identify, unique
 from tests.support.server import OtherProcess, Server
@@ -114,7 +114,7 @@ async def test_a_process_that_stood_still_obeys_when_it_goes_on(pair: Pair, conn
     cookie = await first.sign_in(name)
     client = await connect_to(first, cookie=cookie)
     identifier = await subscribe(client)
-    first.signal(signal.SIGSTOP)
+    await stand_still(first, second)
     await second.call("disconnect_user", name)
     moved = await come_back(second, cookie=cookie, sid=client.sid)
     assert "restored" not in moved.welcome

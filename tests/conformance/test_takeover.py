@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.conformance.conftest import Connect, Pair
+from tests.conformance.conftest import Connect, Pair, stand_still
 from tests.support.client import Client, Frame, identify, unique
 
 
@@ -153,7 +153,7 @@ async def test_a_process_that_stood_still_closes_it_when_it_goes_on(pair: Pair, 
     first, second = pair
     former = await connect_to(first)
     identifier = await subscribe(former)
-    first.signal(signal.SIGSTOP)
+    await stand_still(first, second)
     client = await connect_to(second, sid=former.sid)
     await resume(client, identifier)
     first.signal(signal.SIGCONT)

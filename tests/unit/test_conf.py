@@ -12,7 +12,16 @@ from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from reliable_cable.conf import CHECKS, CableSettings, StreamPolicy, derived_secret, get_settings, read_settings
+from reliable_cable.conf import (
+    CHECKS,
+    CONTROL_POLICY,
+    CONTROL_STREAM,
+    CableSettings,
+    StreamPolicy,
+    derived_secret,
+    get_settings,
+    read_settings,
+)
 
 PATHS = {"streams": "a.B", "presence": "a.C", "sessions": "a.D"}
 
@@ -198,6 +207,13 @@ class TestStreams:
         assert settings.policy("chat:vip:1") == StreamPolicy(1000, 60)
         assert settings.policy("chat:2") == StreamPolicy(50, 5, durable=True)
         assert settings.policy("other") == StreamPolicy(50, 60)
+
+    def test_no_pattern_is_for_what_the_processes_tell_each_other(self) -> None:
+        for options in ({"history_size": 0}, {"history_size": 1, "durable": True}):
+            settings = read_settings({"HISTORY_SIZE": 0, "STREAMS": {"*": options}})
+            assert settings.policy(CONTROL_STREAM) == CONTROL_POLICY
+        assert CONTROL_POLICY.history_size > 0
+        assert not CONTROL_POLICY.durable
 
     def test_patterns_match_the_whole_name_with_its_case(self) -> None:
         settings = read_settings({"STREAMS": {"Chat:?": {"history_size": 1}}})

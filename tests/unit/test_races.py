@@ -170,6 +170,21 @@ class TestReplays:
             await rest(client)
             assert (await get_engine().presence.ainfo("room")).total == 0
 
+    async def test_a_request_that_a_drop_overtook_is_made_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The session stood at the stream's end so far: a restore from there would leave a gap.
+        await abroadcast("room", 1)
+        async with Client() as client:
+            gate = Gate(monkeypatch, "aoffset_since")
+            await client.subscribe(ROOM, history={"since": 1})
+            await gate.asked.wait()
+        gate.open.set()
+        async with Client(client.sid) as again:
+            assert again.welcome["restored_ids"] == []
+            await again.subscribe(ROOM, history={"since": 1})
+            assert await rest(again) == [1, "confirm_history"]
+        async with Client(again.sid) as last:
+            assert last.welcome["restored_ids"] == [ROOM]
+
     async def test_a_restored_reader_goes_by_its_own_stream_id_only(self) -> None:
         other = identifier("Room", other=True)
         async with Client() as client:
