@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import socket
 import struct
@@ -68,15 +69,15 @@ class _Trap:
 
 
 class FaultProxy:
-    """Forwards 127.0.0.1:`port` to another port of the loopback; for use with `async with`.
+    """Forwards 127.0.0.1:`port` to other ports of the loopback; for use with `async with`.
 
     Args:
-        target: the server's port; nobody need listen there yet.
+        targets: the servers' ports; of several, each connection gets one by chance. Nobody need listen there yet.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, *targets: int) -> None:
         self.port = 0
-        self._target = target
+        self._targets = targets
         self._links: dict[Link, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._traps: list[_Trap] = []
@@ -160,7 +161,7 @@ class FaultProxy:
         if self._refusing:
             return Link(writer).reset()
         try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", random.choice(self._targets))
         except OSError:  # the server is down
             return Link(writer).reset()
         link = Link(writer, server_writer)
