@@ -1,0 +1,198 @@
+"""Who broadcasts in the storm: a server's own view, another process, and a Celery worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from celery.exceptions import TimeoutError as TaskTimeout
+
+from tests.support.server import CallFailed, OtherProcess, Server
+
+from .plan import STREAMS, now
+from .tasks import TASK, make_app
+from .verdict import Sent
+
+#: Seconds that a call may take; an append tries for 8 s before it gives up.
+CALL_TIMEOUT = 40.0
+#: Seconds until a call whose fate is unknown is repeated.
+REPEAT = 0.2
+
+
+class Refused(Exception):
+    """The call raised `BroadcastError`: nothing is stored."""
+
+
+class Uncertain(Exception):
+    """The call raised `BroadcastUncertain`, or its answer was lost."""
+
+
+class Caller(ABC):
+    """Makes calls (tests/integration/project/calls.py) in some process."""
+
+    name: str
+
+    async def broadcast(self, stream: str, data: Any, key: str) -> tuple[str, int]:
+        """Broadcast, and return the position.
+
+        Raises:
+            Refused: nothing is stored.
+            Uncertain: perhaps it is.
+        """
+        request = {"call": "broadcast", "args": [stream, data], "kwargs": {"idempotency_key": key}}
+        answer = await self.call(request)
+        error = answer.get("error")
+        if error is None:
+            return answer["result"]["epoch"], answer["result"]["offset"]
+        if error.startswith("BroadcastError:"):
+            raise Refused(error)
+        if error.startswith("BroadcastUncertain:"):
+            raise Uncertain(error)
+        raise CallFailed(f"{self.name} broadcast to {stream!r}: {error}")
+
+    @abstractmethod
+    async def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Make a call; return its `result` or its `error`."""
+
+    async def close(self) -> None:  # noqa: B027 - most have nothing to close
+        """Release what it holds."""
+
+
+class ViewCaller(Caller):
+    """A view of a server, one of several by chance; the answer is lost when that server is killed."""
+
+    name = "view"
+
+    def __init__(self, servers: Sequence[Server], rng: random.Random) -> None:
+        self._servers = servers
+        self._rng = rng
+        self._http = httpx.AsyncClient(timeout=CALL_TIMEOUT, trust_env=False, verify=False)  # noqa: S501 - no TLS here
+
+    async def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Make a call in a server's process."""
+        port = self._rng.choice(self._servers).port
+        try:
+            response = await self._http.post(f"http://127.0.0.1:{port}/call", json=request)
+            response.raise_for_status()
+        except httpx.HTTPError as error:
+            raise Uncertain(repr(error)) from error
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+
+class ProcessCaller(Caller):
+    """A process beside the servers, as a shell or a management command is."""
+
+    name = "process"
+
+    def __init__(self, process: OtherProcess) -> None:
+        self._process = process
+
+    async def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Make a call in that process."""
+        try:
+            return {"result": await self._process.call(request["call"], *request["args"], **request["kwargs"])}
+        except CallFailed as error:
+            return {"error": str(error)}
+
+
+class TaskCaller(Caller):
+    """A task in a Celery worker.
+
+    Args:
+        broker: its URL.
+    """
+
+    name = "task"
+
+    def __init__(self, broker: str) -> None:
+        self._app = make_app(broker)
+
+    async def call(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a task and wait for its result."""
+        return await asyncio.to_thread(self._call, request)
+
+    def _call(self, request: dict[str, Any]) -> dict[str, Any]:
+        result = self._app.send_task(TASK, [request])
+        try:
+            answer: dict[str, Any] = result.get(timeout=CALL_TIMEOUT)
+        except TaskTimeout as error:
+            raise Uncertain("the task's result did not come") from error
+        result.forget()
+        return answer
+
+    async def close(self) -> None:
+        """Close the connections to the broker."""
+        await asyncio.to_thread(self._app.close)
+
+
+class Broadcaster:
+    """Broadcasts again and again, and notes what came of each.
+
+    Args:
+        caller: makes the calls.
+        rng: chooses streams and pauses.
+        pause: seconds between two broadcasts, on average.
+    """
+
+    def __init__(self, caller: Caller, rng: random.Random, pause: float) -> None:
+        self.sent: list[Sent] = []
+        #: How many calls ended each way; one that was repeated counts each time.
+        self.refused = self.uncertain = 0
+        self._caller = caller
+        self._rng = rng
+        self._pause = pause
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Broadcast until `stop`."""
+        while not self._stopping.is_set():
+            await self.broadcast(self._rng.choice(STREAMS))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), self._rng.uniform(0, 2 * self._pause))
+
+    async def close(self) -> None:
+        """Release what the caller holds."""
+        await self._caller.close()
+
+    def stop(self) -> None:
+        """Finish what is under way, and nothing more."""
+        self._stopping.set()
+
+    async def broadcast(self, stream: str) -> Sent:
+        """Broadcast once; repeat it until its fate is known."""
+        id_ = f"{self._caller.name}-{len(self.sent) + 1}"
+        begun = now()
+        uncertain = False
+        position = None
+        while True:
+            try:
+                position = await self._caller.broadcast(stream, {"id": id_, "stream": stream}, id_)
+                break
+            except Refused:
+                self.refused += 1
+                if not uncertain:
+                    break
+            except Uncertain:
+                self.uncertain += 1
+                uncertain = True
+            await asyncio.sleep(REPEAT)
+        self.sent.append(Sent(stream, id_, begun, position, uncertain))
+        return self.sent[-1]
+
+    async def broadcast_surely(self, stream: str) -> Sent:
+        """Broadcast until one is stored."""
+        while True:
+            one = await self.broadcast(stream)
+            if one.position is not None:
+                return one
+            await asyncio.sleep(REPEAT)

@@ -1,0 +1,117 @@
+"""The storm's processes: two servers on one database, Redis, another process, a Celery worker, and proxies between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.support.faults import FaultProxy
+from tests.support.redis import RedisServer, find_binaries
+from tests.support.server import ROOT, Kind, OtherProcess, Server, environment, make_database
+
+from .plan import Plan
+
+
+class Stage:
+    """Everything that a storm needs running; for use with `async with`.
+
+    Args:
+        plan: says which engine.
+        folder: for databases and logs.
+    """
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.servers: list[Server] = []
+        #: What clients connect to: one of the servers, by chance.
+        self.web: FaultProxy
+        self.redis: RedisServer | None = None
+        #: What all processes reach Redis by.
+        self.redis_proxy: FaultProxy | None = None
+        self.broker: RedisServer
+        self.beside: OtherProcess
+        self._stack = AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        """Where the cable is."""
+        return f"ws://127.0.0.1:{self.web.port}/cable"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        template = await asyncio.to_thread(make_database, self.folder)
+        redis_url = None
+        if self.plan.engine == "redis":
+            binary = next((one for one in find_binaries() if self.plan.redis in ("", one.name)), None)
+            self.redis = RedisServer(self.folder / "redis", binary)
+            await self._enter_in_thread(self.redis)
+            self.redis_proxy = await self._stack.enter_async_context(FaultProxy(self.redis.port))
+            redis_url = f"redis://127.0.0.1:{self.redis_proxy.port}/0"
+        self.broker = RedisServer(self.folder / "broker")
+        await self._enter_in_thread(self.broker)
+        settings = self.plan.settings(redis_url)
+        first = self._server("daphne", template, settings, None)
+        self.servers = [first, self._server("uvicorn", template, settings, first)]
+        await asyncio.gather(*(self._enter_in_thread(server) for server in self.servers))
+        self.web = await self._stack.enter_async_context(FaultProxy(*(server.port for server in self.servers)))
+        self.beside = self._stack.enter_context(OtherProcess(first))
+        self._stack.enter_context(Worker(self.folder, first.database, settings, self.broker.url))
+
+    def _server(self, kind: Kind, template: Path, settings: dict[str, Any], beside: Server | None) -> Server:
+        folder = self.folder / kind
+        folder.mkdir()
+        return Server(kind, folder, template, settings, beside=beside)
+
+    async def _enter_in_thread(self, thing: Server | RedisServer) -> None:
+        await asyncio.to_thread(thing.__enter__)
+        self._stack.callback(thing.__exit__, None, None, None)
+
+
+class Worker:
+    """A Celery worker with two prefork children."""
+
+    def __init__(self, folder: Path, database: Path, settings: dict[str, Any], broker: str) -> None:
+        self._command = [sys.executable, "-m", "celery", "-A", "tests.storm.tasks", "worker"]
+        self._command += ["--pool", "prefork", "--concurrency", "2", "--loglevel", "WARNING", "--without-mingle"]
+        self._environment = environment(database, settings, CABLE_STORM_BROKER=broker)
+        self._log = folder / "worker.log"
+
+    def __enter__(self) -> Self:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # Its children are in its process group, which is theirs alone.
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def make_folder() -> Path:
+    """Return a new folder for a storm's files."""
+    return Path(tempfile.mkdtemp(prefix="cable-storm-"))
