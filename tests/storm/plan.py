@@ -78,7 +78,12 @@ class Plan:
         streams = {"kept:*": {**POLICY, "durable": True}, "plain:*": POLICY, "room:*": POLICY}
         if redis_url is None:
             return {"ENGINE": "database", "STREAMS": {name: {**POLICY} for name in streams}}
-        return {"REDIS_URL": redis_url, "STREAMS": streams}
+        engine = {
+            "streams": "reliable_cable.streams.durable.DurableStreamStore",
+            "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
+            "sessions": "reliable_cable.sessions.model.ModelSessionStore",
+        }
+        return {"REDIS_URL": redis_url, "STREAMS": streams, "ENGINE": engine}
 
 
 def now() -> float:
