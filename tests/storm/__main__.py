@@ -10,7 +10,7 @@ import sys
 from .plan import Plan
 from .report import table, violations
 from .stage import make_folder
-from .storm import run
+from .storm import Storm
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
         only=tuple(options.only),
     )
     folder = make_folder()
-    outcome = asyncio.run(run(plan, folder, lambda text: print(text, flush=True)))  # noqa: T201 - a command
+    outcome = asyncio.run(Storm(plan, folder, lambda text: print(text, flush=True)).run())  # noqa: T201 - a command
     print(table(outcome))  # noqa: T201
     if not outcome.good:
         print(violations(outcome))  # noqa: T201

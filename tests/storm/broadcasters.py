@@ -160,10 +160,6 @@ class Broadcaster:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._rng.uniform(0, 2 * self._pause))
 
-    async def close(self) -> None:
-        """Release what the caller holds."""
-        await self._caller.close()
-
     def stop(self) -> None:
         """Finish what is under way, and nothing more."""
         self._stopping.set()

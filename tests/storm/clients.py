@@ -15,6 +15,7 @@ from tests.support.client import Client, Frame, identify
 from tests.support.recovering import RecoveringClient
 
 from .plan import SUBSCRIPTIONS, now
+from .presence import Change
 from .verdict import Delivery, Signal
 
 #: Names of who got what: a client and the number of its subscription.
@@ -56,12 +57,17 @@ class Logs:
 class StormClient(RecoveringClient):
     """A client of our own that notes everything in the storm's logs."""
 
-    def __init__(self, url: str, name: str, logs: Logs) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, name: str, logs: Logs, *, restoring: bool) -> None:
+        super().__init__(url, restoring=restoring)
         self.name = name
+        #: What it was told of presence.
+        self.changes: list[Change] = []
         self._logs = logs
 
     async def _receive(self, client: Client, frame: Frame) -> None:
+        if frame.get("type") == "presence" and frame["message"]["type"] in ("join", "leave"):
+            message = frame["message"]
+            self.changes.append(Change(message["type"], message["id"], now(), self.connects))
         number = NUMBERS.get(frame.get("identifier", ""))
         if number is not None:
             key = (self.name, number)
@@ -80,11 +86,13 @@ class NpmClients:
         url: of the cable.
         names: of the clients.
         logs: where to note what they get.
+        present: whether each is present in the room, by its name.
     """
 
-    def __init__(self, node: str, url: str, names: list[str], logs: Logs) -> None:
+    def __init__(self, node: str, url: str, names: list[str], logs: Logs, *, present: bool) -> None:
         self._command = [node, str(FOLDER / "storm.mjs"), url, json.dumps(names)]
         self._command.append(json.dumps([[channel, params] for channel, params, _ in SUBSCRIPTIONS]))
+        self._command.append("present" if present else "")
         self._names = names
         self._logs = logs
         self._process: Process | None = None
@@ -93,7 +101,7 @@ class NpmClients:
         self.counts: defaultdict[str, int] = defaultdict(int)
         self._subscribed: set[Key] = set()
         self._changed = asyncio.Condition()
-        self._members: dict[str, dict[str, Any]] = {}
+        self._members: dict[str, dict[str, Any] | None] = {}
 
     async def __aenter__(self) -> Self:
         if self._names:
@@ -116,7 +124,7 @@ class NpmClients:
         async with asyncio.timeout(30), self._changed:
             await self._changed.wait_for(lambda: len(self._subscribed) == wanted)
 
-    async def members(self) -> dict[str, dict[str, Any]]:
+    async def members(self) -> dict[str, dict[str, Any] | None]:
         """Return what each client believes to be the members of the room, by client."""
         if self._process is None or self._process.stdin is None:
             return {}

@@ -30,6 +30,9 @@ SUBSCRIPTIONS: tuple[tuple[str, Mapping[str, Any], str], ...] = (
 )
 ROOM_IDENTIFIER = identify("RoomChannel", room=ROOM)
 
+#: Seconds; short, so that members of a killed server leave while the storm still looks.
+PRESENCE_TTL = 4.0
+
 POLICY = {"history_size": 50_000, "history_ttl": 86_400}
 
 
@@ -73,6 +76,11 @@ class Plan:
             words.append(f"--only {' '.join(self.only)}")
         return " ".join(words)
 
+    @property
+    def has_presence(self) -> bool:
+        """Whether servers share presence: in the embedded engine each has its own."""
+        return self.engine == "redis"
+
     def settings(self, redis_url: str | None) -> dict[str, Any]:
         """Return `RELIABLE_CABLE` for all processes."""
         streams = {"kept:*": {**POLICY, "durable": True}, "plain:*": POLICY, "room:*": POLICY}
@@ -83,7 +91,13 @@ class Plan:
             "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
             "sessions": "reliable_cable.sessions.model.ModelSessionStore",
         }
-        return {"REDIS_URL": redis_url, "STREAMS": streams, "ENGINE": engine}
+        return {"REDIS_URL": redis_url, "STREAMS": streams, "ENGINE": engine, "PRESENCE_TTL": PRESENCE_TTL}
+
+
+def member_id(number: int, clients: int) -> str | None:
+    """Return as whom the client of a number is present: half of them are, and the last two of these as the same one."""
+    half = clients // 2
+    return f"member-{min(number, half - 1)}" if number <= half else None
 
 
 def now() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from .presence import PRESENCE_KINDS
 from .storm import Outcome
 from .verdict import KINDS
 
@@ -14,7 +15,7 @@ def table(outcome: Outcome) -> str:
     for finding in outcome.findings:
         found[finding.kind] += finding.count
     rows: list[tuple[str, object]] = [
-        ("broadcasts", len(outcome.sent)),
+        ("broadcasts", outcome.broadcasts),
         ("  refused (BroadcastError)", outcome.refused),
         ("  uncertain, repeated", outcome.uncertain),
         ("deliveries", outcome.deliveries),
@@ -25,8 +26,9 @@ def table(outcome: Outcome) -> str:
         *((f"  {kind}", count) for kind, count in sorted(outcome.faults.items())),
         ("epochs", outcome.epochs),
         ("signalled", outcome.signals),
+        ("changes of membership", outcome.changes),
         ("seconds to catch up", f"{outcome.catching_up:.1f}"),
-        *((kind, found[kind]) for kind in KINDS),
+        *((kind, found[kind]) for kind in (*KINDS, *PRESENCE_KINDS)),
         ("complaints", len(outcome.complaints)),
     ]
     width = max(len(name) for name, _ in rows)

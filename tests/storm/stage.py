@@ -31,6 +31,8 @@ class Stage:
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
         self.folder = folder
+        #: Where the processes note the presence signals that they send.
+        self.signals = folder / "signals"
         self.servers: list[Server] = []
         #: What clients connect to: one of the servers, by chance.
         self.web: FaultProxy
@@ -75,13 +77,13 @@ class Stage:
         self.servers = [first, self._server("uvicorn", template, settings, first)]
         await asyncio.gather(*(self._enter_in_thread(server) for server in self.servers))
         self.web = await self._stack.enter_async_context(FaultProxy(*(server.port for server in self.servers)))
-        self.beside = self._stack.enter_context(OtherProcess(first))
+        self.beside = self._stack.enter_context(OtherProcess(first, self.folder / "process.log"))
         self._stack.enter_context(Worker(self.folder, first.database, settings, self.broker.url))
 
     def _server(self, kind: Kind, template: Path, settings: dict[str, Any], beside: Server | None) -> Server:
         folder = self.folder / kind
         folder.mkdir()
-        return Server(kind, folder, template, settings, beside=beside)
+        return Server(kind, folder, template, settings, beside=beside, CABLE_TEST_SIGNALS=str(self.signals))
 
     async def _enter_in_thread(self, thing: Server | RedisServer) -> None:
         await asyncio.to_thread(thing.__enter__)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -16,12 +17,15 @@ from tests.node import node_modules
 from tests.support.client import identify
 
 from .broadcasters import Broadcaster, ProcessCaller, TaskCaller, ViewCaller
-from .clients import Logs, NpmClients, StormClient
+from .clients import Key, Logs, NpmClients, StormClient
 from .faults import Faults
+from .members import Members
 from .plan import PATIENCE, STREAMS, SUBSCRIPTIONS, Plan, now
 from .stage import Stage
 from .verdict import Finding, Sent, Truth, judge_log, judge_store
 
+#: Every so many-th client never asks for its session, and recovers by its positions.
+RECOVERING = 4
 #: Broadcasts to each stream after the faults.
 CLOSING = 3
 
@@ -33,19 +37,20 @@ class Outcome:
     plan: Plan
     folder: Path
     findings: list[Finding] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     #: When each fault began, in seconds since the first one, and what it was.
     history: list[tuple[float, str]] = field(default_factory=list)
-    sent: list[Sent] = field(default_factory=list)
+    broadcasts: int = 0
     refused: int = 0
     uncertain: int = 0
     deliveries: int = 0
-    signals: int = 0
-    epochs: int = 0
     connects: int = 0
     restores: int = 0
     recreated: int = 0
-    complaints: list[str] = field(default_factory=list)
+    epochs: int = 0
+    signals: int = 0
+    changes: int = 0
     catching_up: float = 0.0
 
     @property
@@ -54,92 +59,155 @@ class Outcome:
         return not self.findings and not self.complaints
 
 
-async def run(plan: Plan, folder: Path, tell: Callable[[str], None] = lambda text: None) -> Outcome:
-    """Let a storm happen, and judge it.
+class Storm:
+    """Servers, broadcasters and clients, and what happens to them.
 
     Args:
         plan: what to do.
         folder: for databases and logs of servers.
         tell: takes a line about each step.
     """
-    rng = random.Random(plan.seed)
-    logs = Logs()
-    outcome = Outcome(plan, folder)
-    async with AsyncExitStack() as stack:
-        tell(f"starting servers; files are in {folder}")
-        stage = await stack.enter_async_context(Stage(plan, folder))
-        broadcasters = [
-            Broadcaster(
-                ViewCaller(stage.servers, random.Random(rng.random())), random.Random(rng.random()), plan.pause
-            ),
-            Broadcaster(ProcessCaller(stage.beside), random.Random(rng.random()), plan.pause),
-            Broadcaster(TaskCaller(stage.broker.url), random.Random(rng.random()), plan.pause),
+
+    def __init__(self, plan: Plan, folder: Path, tell: Callable[[str], None] = lambda text: None) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._tell = tell
+        self._rng = random.Random(plan.seed)
+        self._logs = Logs()
+        self._names = [f"npm-{number}" for number in range(1, plan.npm_clients + 1)]
+        self._stage = Stage(plan, folder)
+        self._broadcasters: list[Broadcaster] = []
+        self._clients: list[StormClient] = []
+        self._npm: NpmClients
+        self._members: Members
+        self._faults: Faults
+        self._keys: list[Key] = []
+
+    async def run(self) -> Outcome:
+        """Let it happen, and judge it."""
+        outcome = Outcome(self._plan, self._folder)
+        async with AsyncExitStack() as stack:
+            await self._gather(stack)
+            await self._begin()
+            start = now()
+            await self._rage()
+            over = now()
+            await self._end()
+            outcome.catching_up = now() - over
+            outcome.history = [(at - start, kind) for at, kind in self._faults.history]
+            if self._plan.has_presence:
+                outcome.findings += await self._members.at_rest(self._stage.beside)
+                ahead = time.time() - now()
+                outcome.findings += self._members.judge(self._stage.signals, self._faults.history, ahead)
+        self._count(outcome)
+        self._judge(outcome)
+        return outcome
+
+    def _chance(self) -> random.Random:
+        return random.Random(self._rng.random())
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    async def _gather(self, stack: AsyncExitStack) -> None:
+        """Start everything, and let everybody subscribe."""
+        self._tell(f"starting servers; files are in {self._folder}")
+        stage = await stack.enter_async_context(self._stage)
+        callers = [
+            ViewCaller(stage.servers, self._chance()),
+            ProcessCaller(stage.beside),
+            TaskCaller(stage.broker.url),
         ]
-        for broadcaster in broadcasters:
-            stack.push_async_callback(broadcaster.close)
-        clients = [StormClient(stage.url, f"client-{number}", logs) for number in range(1, plan.clients + 1)]
-        names = [f"npm-{number}" for number in range(1, plan.npm_clients + 1)]
-        npm = NpmClients(await asyncio.to_thread(_node) if names else "", stage.url, names, logs)
-        tell(f"{plan.clients} clients of our own and {plan.npm_clients} npm clients subscribe")
-        await stack.enter_async_context(npm)
-        for client in clients:
-            await stack.enter_async_context(client)
-        await asyncio.gather(*(_subscribe(client) for client in clients), npm.subscribed())
-        everyone = [
-            (name, number) for name in [*(c.name for c in clients), *names] for number in range(len(SUBSCRIPTIONS))
-        ]
+        for caller in callers:
+            stack.push_async_callback(caller.close)
+        self._broadcasters = [Broadcaster(caller, self._chance(), self._plan.pause) for caller in callers]
+        self._tell(f"{self._plan.clients} clients of our own and {self._plan.npm_clients} npm clients subscribe")
+        node = await asyncio.to_thread(find_node) if self._names else ""
+        self._npm = NpmClients(node, stage.url, self._names, self._logs, present=self._plan.has_presence)
+        await stack.enter_async_context(self._npm)
+        for number in range(1, self._plan.clients + 1):
+            restoring = number % RECOVERING != 0
+            client = StormClient(stage.url, f"client-{number}", self._logs, restoring=restoring)
+            self._clients.append(await stack.enter_async_context(client))
+        await asyncio.gather(*(_subscribe(client) for client in self._clients), self._npm.subscribed())
+        names = [*(client.name for client in self._clients), *self._names]
+        self._keys = [(name, number) for name in names for number in range(len(SUBSCRIPTIONS))]
+        self._members = Members(self._clients, self._npm, self._names, self._chance())
+        self._faults = Faults(stage, self._chance())
 
-        def truth(stream: str) -> Truth:
-            sent = [one for broadcaster in broadcasters for one in broadcaster.sent]
-            return Truth(stream, sent, durable=stream not in plan.volatile)
-
-        async def catch_up() -> None:
-            ends = {stream: truth(stream).end for stream in STREAMS}
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PATIENCE):
-                    while any(logs.reached(key) != ends[SUBSCRIPTIONS[key[1]][2]] for key in everyone):
-                        logs.changed.clear()
-                        await logs.changed.wait()
-
-        # Each broadcaster shows that it can, and everybody gets the first messages, before anything goes wrong.
+    async def _begin(self) -> None:
+        """Each broadcaster shows that it can, and everybody gets the first messages, before anything goes wrong."""
         for stream in STREAMS:
-            for broadcaster in broadcasters:
+            for broadcaster in self._broadcasters:
                 await broadcaster.broadcast_surely(stream)
-        await catch_up()
-        tell(f"faults for {plan.seconds:g} s")
-        faults = Faults(stage, random.Random(rng.random()))
-        start = now()
-        broadcasting = [asyncio.create_task(broadcaster.run()) for broadcaster in broadcasters]
-        await faults.run(plan.seconds)
-        tell("the faults are over; everybody catches up")
-        for broadcaster in broadcasters:
+        await self._catch_up()
+        if self._plan.has_presence:
+            await self._members.enter()
+
+    async def _rage(self) -> None:
+        """Broadcast under faults, and finish what was begun when they are over."""
+        self._tell(f"faults for {self._plan.seconds:g} s")
+        broadcasting = [asyncio.create_task(broadcaster.run()) for broadcaster in self._broadcasters]
+        moving = asyncio.create_task(self._members.run()) if self._plan.has_presence else None
+        await self._faults.run(self._plan.seconds)
+        if moving is not None:
+            moving.cancel()
+        for broadcaster in self._broadcasters:
             broadcaster.stop()
         await asyncio.gather(*broadcasting)
+
+    async def _end(self) -> None:
+        """Broadcast a little without faults; everybody catches up."""
+        self._tell("the faults are over; everybody catches up")
         for _ in range(CLOSING):
             for stream in STREAMS:
-                await broadcasters[1].broadcast_surely(stream)
-        over = now()
-        await catch_up()
-        outcome.catching_up = now() - over
+                await self._broadcasters[1].broadcast_surely(stream)
+        await self._catch_up()
 
-    outcome.sent = [one for broadcaster in broadcasters for one in broadcaster.sent]
-    outcome.refused = sum(broadcaster.refused for broadcaster in broadcasters)
-    outcome.uncertain = sum(broadcaster.uncertain for broadcaster in broadcasters)
-    outcome.faults = faults.counts
-    outcome.history = [(at - start, kind) for at, kind in faults.history]
-    outcome.deliveries, outcome.signals = logs.deliveries, logs.signals
-    outcome.connects = sum(client.connects for client in clients) + npm.counts["connect"] // len(SUBSCRIPTIONS)
-    outcome.restores = sum(client.restores for client in clients) + npm.counts["restore"] // len(SUBSCRIPTIONS)
-    outcome.recreated = sum(client.recreated for client in clients) + npm.counts["recreate"]
-    outcome.complaints = [*logs.complaints, *(f"{c.name}: {frame}" for c in clients for frame in c.complaints)]
-    for stream in STREAMS:
-        known = truth(stream)
-        outcome.epochs += len(known.tails)
-        of_stream = {key: logs.logs[key] for key in everyone if SUBSCRIPTIONS[key[1]][2] == stream}
-        outcome.findings += judge_store(known, {f"{name} {number}": log for (name, number), log in of_stream.items()})
-        for (name, number), log in of_stream.items():
-            outcome.findings += judge_log(known, f"{name}, {stream} ({number})", log)
-    return outcome
+    async def _catch_up(self) -> None:
+        """Wait until everybody has the newest message of each stream; who has not is judged later."""
+        ends = {stream: self._truth(stream).end for stream in STREAMS}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while any(self._logs.reached(key) != ends[_stream(key)] for key in self._keys):
+                    self._logs.changed.clear()
+                    await self._logs.changed.wait()
+
+    # -- what came of it ----------------------------------------------------------------------------------------------
+
+    @property
+    def _sent(self) -> list[Sent]:
+        return [one for broadcaster in self._broadcasters for one in broadcaster.sent]
+
+    def _truth(self, stream: str) -> Truth:
+        return Truth(stream, self._sent, durable=stream not in self._plan.volatile)
+
+    def _count(self, outcome: Outcome) -> None:
+        outcome.broadcasts = len(self._sent)
+        outcome.refused = sum(broadcaster.refused for broadcaster in self._broadcasters)
+        outcome.uncertain = sum(broadcaster.uncertain for broadcaster in self._broadcasters)
+        outcome.faults = self._faults.counts
+        outcome.deliveries, outcome.signals = self._logs.deliveries, self._logs.signals
+        per_cable = len(SUBSCRIPTIONS)
+        outcome.connects = sum(client.connects for client in self._clients) + self._npm.counts["connect"] // per_cable
+        outcome.restores = sum(client.restores for client in self._clients) + self._npm.counts["restore"] // per_cable
+        outcome.recreated = sum(client.recreated for client in self._clients) + self._npm.counts["recreate"]
+        outcome.changes = self._members.changes
+        outcome.complaints = list(self._logs.complaints)
+        for client in self._clients:
+            outcome.complaints += [f"{client.name} was told {frame}" for frame in client.complaints]
+
+    def _judge(self, outcome: Outcome) -> None:
+        for stream in STREAMS:
+            truth = self._truth(stream)
+            outcome.epochs += len(truth.tails)
+            logs = {key: self._logs.logs[key] for key in self._keys if _stream(key) == stream}
+            outcome.findings += judge_store(truth, {f"{name} {number}": log for (name, number), log in logs.items()})
+            for (name, number), log in logs.items():
+                outcome.findings += judge_log(truth, f"{name}, {stream} ({number})", log)
+
+
+def _stream(key: Key) -> str:
+    return SUBSCRIPTIONS[key[1]][2]
 
 
 async def _subscribe(client: StormClient) -> None:
@@ -147,7 +215,12 @@ async def _subscribe(client: StormClient) -> None:
         await client.subscribe(identify(channel, **params))
 
 
-def _node() -> str:
+def find_node() -> str:
+    """Return the path of Node, with the npm packages installed.
+
+    Raises:
+        RuntimeError: there is none.
+    """
     node = shutil.which("node")
     if node is None:
         raise RuntimeError("the npm clients need Node; --npm-clients 0 goes without")

@@ -235,17 +235,20 @@ class OtherProcess:
 
     Args:
         server: whose database it shares.
+        log: takes what it writes to its standard error; None: that is shown.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", PROJECT],
-            cwd=ROOT,
-            env=server.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, server: Server, log: Path | None = None) -> None:
+        with contextlib.ExitStack() as files:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", PROJECT],
+                cwd=ROOT,
+                env=server.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if log is None else files.enter_context(log.open("ab")),
+                text=True,
+            )
         self._lock = asyncio.Lock()
 
     def __enter__(self) -> Self:
