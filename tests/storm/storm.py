@@ -94,7 +94,7 @@ class Storm:
             over = now()
             await self._end()
             outcome.catching_up = now() - over
-            outcome.history = [(at - start, kind) for at, kind in self._faults.history]
+            outcome.history = [(at - start, kind) for at, kind in sorted(self._faults.history)]
             if self._plan.has_presence:
                 outcome.findings += await self._members.at_rest(self._stage.beside)
                 ahead = time.time() - now()
