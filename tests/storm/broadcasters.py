@@ -37,7 +37,7 @@ class Caller(ABC):
 
     name: str
 
-    async def broadcast(self, stream: str, data: Any, key: str) -> tuple[str, int]:
+    async def broadcast(self, stream: str, data: Any, key: str | None) -> tuple[str, int]:
         """Broadcast, and return the position.
 
         Raises:
@@ -165,14 +165,15 @@ class Broadcaster:
         self._stopping.set()
 
     async def broadcast(self, stream: str) -> Sent:
-        """Broadcast once; repeat it until its fate is known."""
+        """Broadcast once; half of the time with a key, so that it can be repeated until its fate is known."""
         id_ = f"{self._caller.name}-{len(self.sent) + 1}"
+        key = id_ if self._rng.random() < 0.5 else None
         begun = now()
         uncertain = False
         position = None
         while True:
             try:
-                position = await self._caller.broadcast(stream, {"id": id_, "stream": stream}, id_)
+                position = await self._caller.broadcast(stream, {"id": id_, "stream": stream}, key)
                 break
             except Refused:
                 self.refused += 1
@@ -181,6 +182,8 @@ class Broadcaster:
             except Uncertain:
                 self.uncertain += 1
                 uncertain = True
+                if key is None:
+                    break
             await asyncio.sleep(REPEAT)
         self.sent.append(Sent(stream, id_, begun, position, uncertain))
         return self.sent[-1]

@@ -184,6 +184,17 @@ def test_a_message_whose_fate_was_unknown_may_be_in_a_lost_epoch_too() -> None:
     assert store(unknown, Delivery("a", 4, "x", 0), durable=True) == {REPEATED: 1}
 
 
+def test_a_message_whose_fate_was_unknown_and_that_was_not_repeated_is_stored_once_at_most() -> None:
+    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 4, None, uncertain=True), *sent("a", [5, 6], start=1)]
+    end = [*unknown, Sent("s", "y", 9, ("a", 7))]
+    assert store(unknown[:4], *got("a", 1)) == {}
+    assert store(end, Delivery("a", 4, "x", 0)) == {}
+    assert store([*end, Sent("s", "z", 10, ("a", 9))], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {
+        REPEATED: 1
+    }
+    assert store([*end, *sent("b", [1], start=20)], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {REPEATED: 1}
+
+
 def test_a_refused_broadcast_that_arrives_is_found() -> None:
     refused = [*sent("a", range(1, 4)), Sent("s", "no", 3.5, None), Sent("s", "x", 5, ("a", 5))]
     assert store(refused, Delivery("a", 4, "no", 0)) == {UNFOUNDED: 1}

@@ -33,8 +33,9 @@ class Sent:
         stream: where to.
         id: of the message, used once.
         begun: when the call was first made, by the storm's clock.
-        position: (epoch, offset); None: it raised `BroadcastError`, so it is stored nowhere.
-        uncertain: a try's fate was unknown, so that it may be in an epoch that was lost as well.
+        position: (epoch, offset); None: it raised `BroadcastError`, so it is stored nowhere, unless it is uncertain.
+        uncertain: a try's fate was unknown. With a position, it was repeated, and may be in an epoch that was lost as
+            well; without one, it was not repeated, and is stored once or not at all.
     """
 
     stream: str
@@ -183,8 +184,10 @@ def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
         epochs = Counter(epoch for epoch, _ in positions)
         if known is None:
             findings.append(Finding(UNFOUNDED, truth.stream, f"{id_} was never broadcast"))
-        elif known.position is None:
+        elif known.position is None and not known.uncertain:
             findings.append(Finding(UNFOUNDED, truth.stream, f"{id_} was refused, and is at {sorted(positions)}"))
+        elif known.position is None and len(positions) > 1:
+            findings.append(Finding(REPEATED, truth.stream, f"{id_} is stored at {sorted(positions)}"))
         elif max(epochs.values()) > 1 or (len(epochs) > 1 and (truth.durable or not known.uncertain)):
             findings.append(Finding(REPEATED, truth.stream, f"{id_} is stored at {sorted(positions)}"))
     epoch, tail = truth.end
