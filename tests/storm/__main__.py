@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of faults, one a second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--engine", choices=["redis", "database"], default="redis")
+    parser.add_argument("--database", choices=["sqlite", "postgres"], default="sqlite", help="for durable streams")
     parser.add_argument("--redis", default="", help='which server program, "valkey 8.1"; by default the first found')
     parser.add_argument("--clients", type=int, default=20, help="of our own")
     parser.add_argument("--npm-clients", type=int, default=4)
@@ -30,6 +31,7 @@ def main() -> int:
         seconds=options.seconds,
         seed=options.seed,
         engine=options.engine,
+        database=options.database,
         redis=options.redis,
         clients=options.clients,
         npm_clients=options.npm_clients,

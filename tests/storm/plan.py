@@ -44,6 +44,7 @@ class Plan:
         seconds: for which there are faults.
         seed: chooses faults, streams and clients.
         engine: "redis" or "database".
+        database: for durable streams: "sqlite" or "postgres".
         redis: the name of the server program, "valkey 8.1"; empty: the first that is found.
         clients: of our own.
         npm_clients: the unmodified ones, in Node.
@@ -54,6 +55,7 @@ class Plan:
     seconds: float = 60.0
     seed: int = 1
     engine: Literal["redis", "database"] = "redis"
+    database: Literal["sqlite", "postgres"] = "sqlite"
     redis: str = ""
     clients: int = 20
     npm_clients: int = 4
@@ -69,6 +71,7 @@ class Plan:
     def command(self) -> str:
         """What repeats this storm, as far as a seed can."""
         words = [f"python -m tests.storm --seconds {self.seconds:g} --seed {self.seed} --engine {self.engine}"]
+        words.append(f"--database {self.database}")
         if self.redis:
             words.append(f'--redis "{self.redis}"')
         words.append(f"--clients {self.clients} --npm-clients {self.npm_clients} --pause {self.pause:g}")

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.faults import FaultProxy
+from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import RedisServer, find_binaries
 from tests.support.server import ROOT, Kind, OtherProcess, Server, environment, make_database
 
@@ -33,6 +34,7 @@ class Stage:
         self.folder = folder
         #: Where the processes note the presence signals that they send.
         self.signals = folder / "signals"
+        self._variables = {"CABLE_TEST_SIGNALS": str(self.signals)}
         self.servers: list[Server] = []
         #: What clients connect to: one of the servers, by chance.
         self.web: FaultProxy
@@ -62,7 +64,9 @@ class Stage:
         await self._stack.aclose()
 
     async def _start(self) -> None:
-        template = await asyncio.to_thread(make_database, self.folder)
+        if self.plan.database == "postgres":
+            self._variables["CABLE_TEST_POSTGRES"] = await asyncio.to_thread(self._start_postgres)
+        template = await asyncio.to_thread(make_database, self.folder, **self._variables)
         redis_url = None
         if self.plan.engine == "redis":
             binary = next((one for one in find_binaries() if self.plan.redis in ("", one.name)), None)
@@ -78,12 +82,18 @@ class Stage:
         await asyncio.gather(*(self._enter_in_thread(server) for server in self.servers))
         self.web = await self._stack.enter_async_context(FaultProxy(*(server.port for server in self.servers)))
         self.beside = self._stack.enter_context(OtherProcess(first, self.folder / "process.log"))
-        self._stack.enter_context(Worker(self.folder, first.database, settings, self.broker.url))
+        self._stack.enter_context(Worker(self.folder, first.database, settings, self.broker.url, self._variables))
 
     def _server(self, kind: Kind, template: Path, settings: dict[str, Any], beside: Server | None) -> Server:
         folder = self.folder / kind
         folder.mkdir()
-        return Server(kind, folder, template, settings, beside=beside, CABLE_TEST_SIGNALS=str(self.signals))
+        return Server(kind, folder, template, settings, beside=beside, **self._variables)
+
+    def _start_postgres(self) -> str:
+        binaries = find_postgres()
+        if binaries is None:
+            raise RuntimeError("no PostgreSQL server (initdb, pg_ctl) on this machine")
+        return self._stack.enter_context(running_postgres(binaries))
 
     async def _enter_in_thread(self, thing: Server | RedisServer) -> None:
         await asyncio.to_thread(thing.__enter__)
@@ -93,10 +103,12 @@ class Stage:
 class Worker:
     """A Celery worker with two prefork children."""
 
-    def __init__(self, folder: Path, database: Path, settings: dict[str, Any], broker: str) -> None:
+    def __init__(
+        self, folder: Path, database: Path, settings: dict[str, Any], broker: str, variables: dict[str, str]
+    ) -> None:
         self._command = [sys.executable, "-m", "celery", "-A", "tests.storm.tasks", "worker"]
         self._command += ["--pool", "prefork", "--concurrency", "2", "--loglevel", "WARNING", "--without-mingle"]
-        self._environment = environment(database, settings, CABLE_STORM_BROKER=broker)
+        self._environment = environment(database, settings, CABLE_STORM_BROKER=broker, **variables)
         self._log = folder / "worker.log"
 
     def __enter__(self) -> Self:

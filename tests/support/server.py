@@ -65,11 +65,17 @@ def environment(database: Path, settings: Mapping[str, Any] | None = None, **var
     }
 
 
-def make_database(folder: Path) -> Path:
-    """Return a new SQLite file with all migrations applied."""
+def make_database(folder: Path, **variables: str) -> Path:
+    """Return a new SQLite file with all migrations applied.
+
+    Args:
+        folder: for the file.
+        variables: more of the environment; if it names a PostgreSQL, the migrations go there, and the file is empty.
+    """
     path = folder / "migrated.sqlite3"
     command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
-    subprocess.run(command, cwd=ROOT, env=environment(path), check=True, timeout=PATIENCE * 2)
+    subprocess.run(command, cwd=ROOT, env=environment(path, None, **variables), check=True, timeout=PATIENCE * 2)
+    path.touch()
     return path
 
 
