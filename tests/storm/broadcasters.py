@@ -14,14 +14,16 @@ from celery.exceptions import TimeoutError as TaskTimeout
 
 from tests.support.server import CallFailed, OtherProcess, Server
 
-from .plan import STREAMS, now
+from .plan import DURABLE, STREAMS, now
 from .tasks import TASK, make_app
-from .verdict import Sent
+from .verdict import Fate, Position, Sent
 
 #: Seconds that a call may take; an append tries for 8 s before it gives up.
 CALL_TIMEOUT = 40.0
 #: Seconds until a call whose fate is unknown is repeated.
 REPEAT = 0.2
+#: The part of the broadcasts to durable streams that is made in a transaction.
+IN_TRANSACTION = 0.3
 
 
 class Refused(Exception):
@@ -37,18 +39,33 @@ class Caller(ABC):
 
     name: str
 
-    async def broadcast(self, stream: str, data: Any, key: str | None) -> tuple[str, int]:
+    async def broadcast(self, stream: str, data: Any, key: str | None) -> Position:
         """Broadcast, and return the position.
 
         Raises:
             Refused: nothing is stored.
             Uncertain: perhaps it is.
         """
-        request = {"call": "broadcast", "args": [stream, data], "kwargs": {"idempotency_key": key}}
+        result = await self._ask(
+            stream, {"call": "broadcast", "args": [stream, data], "kwargs": {"idempotency_key": key}}
+        )
+        return result["epoch"], result["offset"]
+
+    async def broadcast_in_transaction(self, stream: str, data: Any, *, commit: bool) -> None:
+        """Broadcast in a transaction, and commit it or roll it back.
+
+        Raises:
+            Refused, Uncertain: as for `broadcast`.
+        """
+        await self._ask(
+            stream, {"call": "broadcast_in_transaction", "args": [stream, data], "kwargs": {"commit": commit}}
+        )
+
+    async def _ask(self, stream: str, request: dict[str, Any]) -> Any:
         answer = await self.call(request)
         error = answer.get("error")
         if error is None:
-            return answer["result"]["epoch"], answer["result"]["offset"]
+            return answer["result"]
         if error.startswith("BroadcastError:"):
             raise Refused(error)
         if error.startswith("BroadcastUncertain:"):
@@ -156,7 +173,11 @@ class Broadcaster:
     async def run(self) -> None:
         """Broadcast until `stop`."""
         while not self._stopping.is_set():
-            await self.broadcast(self._rng.choice(STREAMS))
+            stream = self._rng.choice(STREAMS)
+            if stream in DURABLE and self._rng.random() < IN_TRANSACTION:
+                await self.broadcast_in_transaction(stream)
+            else:
+                await self.broadcast(stream)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), self._rng.uniform(0, 2 * self._pause))
 
@@ -166,10 +187,10 @@ class Broadcaster:
 
     async def broadcast(self, stream: str) -> Sent:
         """Broadcast once; half of the time with a key, so that it can be repeated until its fate is known."""
-        id_ = f"{self._caller.name}-{len(self.sent) + 1}"
+        id_ = self._next_id()
         key = id_ if self._rng.random() < 0.5 else None
         begun = now()
-        uncertain = False
+        fate = Fate.STORED
         position = None
         while True:
             try:
@@ -177,16 +198,36 @@ class Broadcaster:
                 break
             except Refused:
                 self.refused += 1
-                if not uncertain:
+                if fate is Fate.STORED:
+                    fate = Fate.REFUSED
                     break
             except Uncertain:
                 self.uncertain += 1
-                uncertain = True
+                fate = Fate.UNKNOWN
                 if key is None:
                     break
             await asyncio.sleep(REPEAT)
-        self.sent.append(Sent(stream, id_, begun, position, uncertain))
+        self.sent.append(Sent(stream, id_, begun, position, fate))
         return self.sent[-1]
+
+    async def broadcast_in_transaction(self, stream: str) -> None:
+        """Broadcast in a transaction, which is rolled back now and then; for streams that share its fate."""
+        id_ = self._next_id()
+        begun = now()
+        commit = self._rng.random() < 0.8
+        fate = Fate.COMMITTED if commit else Fate.REFUSED
+        try:
+            await self._caller.broadcast_in_transaction(stream, {"id": id_, "stream": stream}, commit=commit)
+        except Refused:
+            self.refused += 1
+            fate = Fate.REFUSED
+        except Uncertain:
+            self.uncertain += 1
+            fate = Fate.UNKNOWN if commit else Fate.REFUSED
+        self.sent.append(Sent(stream, id_, begun, None, fate))
+
+    def _next_id(self) -> str:
+        return f"{self._caller.name}-{len(self.sent) + 1}"
 
     async def broadcast_surely(self, stream: str) -> Sent:
         """Broadcast until one is stored."""

@@ -48,7 +48,7 @@ class Logs:
         self.logs[key].append(Signal(now()))
         self.changed.set()
 
-    def reached(self, key: Key) -> tuple[str, int]:
+    def last(self, key: Key) -> tuple[str, int]:
         """Return the last position that a client got."""
         last = next((event for event in reversed(self.logs[key]) if isinstance(event, Delivery)), None)
         return ("", 0) if last is None else (last.epoch, last.offset)

@@ -165,10 +165,10 @@ class Storm:
 
     async def _catch_up(self) -> None:
         """Wait until everybody has the newest message of each stream; who has not is judged later."""
-        ends = {stream: self._truth(stream).end for stream in STREAMS}
+        truths = {stream: self._truth(stream) for stream in STREAMS}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                while any(self._logs.reached(key) != ends[_stream(key)] for key in self._keys):
+                while not all(truths[_stream(key)].reached(self._logs.last(key)) for key in self._keys):
                     self._logs.changed.clear()
                     await self._logs.changed.wait()
 

@@ -12,6 +12,7 @@ from tests.storm.verdict import (
     UNFOUNDED,
     UNSIGNALLED,
     Delivery,
+    Fate,
     Finding,
     Sent,
     Signal,
@@ -21,9 +22,9 @@ from tests.storm.verdict import (
 )
 
 
-def sent(epoch: str, offsets: Iterable[int], *, start: float = 0.0, uncertain: bool = False) -> list[Sent]:
+def sent(epoch: str, offsets: Iterable[int], *, start: float = 0.0) -> list[Sent]:
     """Broadcasts that were stored in an epoch, one a second."""
-    return [Sent("s", f"{epoch}{n}", start + n, (epoch, n), uncertain) for n in offsets]
+    return [Sent("s", f"{epoch}{n}", start + n, (epoch, n)) for n in offsets]
 
 
 def got(epoch: str, *offsets: int) -> list[Delivery]:
@@ -172,12 +173,12 @@ def test_an_offset_that_was_given_twice_is_found() -> None:
 
 
 def test_a_message_that_is_stored_twice_is_found() -> None:
-    twice = [*sent("a", range(1, 3)), Sent("s", "a3", 9, ("a", 3), uncertain=True), Sent("s", "x", 10, ("a", 5))]
+    twice = [*sent("a", range(1, 3)), Sent("s", "a3", 9, ("a", 3), Fate.UNKNOWN), Sent("s", "x", 10, ("a", 5))]
     assert store(twice, Delivery("a", 4, "a3", 0)) == {REPEATED: 1}
 
 
 def test_a_message_whose_fate_was_unknown_may_be_in_a_lost_epoch_too() -> None:
-    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 99, ("b", 1), uncertain=True)]
+    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 99, ("b", 1), Fate.UNKNOWN)]
     assert store(unknown, Delivery("a", 4, "x", 0)) == {}
     known = [*sent("a", range(1, 4)), Sent("s", "x", 99, ("b", 1))]
     assert store(known, Delivery("a", 4, "x", 0)) == {REPEATED: 1}
@@ -185,7 +186,7 @@ def test_a_message_whose_fate_was_unknown_may_be_in_a_lost_epoch_too() -> None:
 
 
 def test_a_message_whose_fate_was_unknown_and_that_was_not_repeated_is_stored_once_at_most() -> None:
-    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 4, None, uncertain=True), *sent("a", [5, 6], start=1)]
+    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 4, None, Fate.UNKNOWN), *sent("a", [5, 6], start=1)]
     end = [*unknown, Sent("s", "y", 9, ("a", 7))]
     assert store(unknown[:4], *got("a", 1)) == {}
     assert store(end, Delivery("a", 4, "x", 0)) == {}
@@ -196,8 +197,21 @@ def test_a_message_whose_fate_was_unknown_and_that_was_not_repeated_is_stored_on
 
 
 def test_a_refused_broadcast_that_arrives_is_found() -> None:
-    refused = [*sent("a", range(1, 4)), Sent("s", "no", 3.5, None), Sent("s", "x", 5, ("a", 5))]
+    refused = [*sent("a", range(1, 4)), Sent("s", "no", 3.5, None, Fate.REFUSED), Sent("s", "x", 5, ("a", 5))]
     assert store(refused, Delivery("a", 4, "no", 0)) == {UNFOUNDED: 1}
+
+
+def test_a_committed_broadcast_is_stored_once_wherever_that_is() -> None:
+    committed = [*sent("a", range(1, 4)), Sent("s", "c", 3.5, None, Fate.COMMITTED), Sent("s", "x", 5, ("a", 6))]
+    assert store(committed, Delivery("a", 4, "c", 0), Delivery("a", 5, "c", 0), durable=True) == {REPEATED: 1}
+    committed[-1] = Sent("s", "x", 5, ("a", 5))
+    assert store(committed, Delivery("a", 4, "c", 0), durable=True) == {}
+    committed[-1] = Sent("s", "x", 5, ("a", 4))
+    assert store(committed, durable=True) == {LOST: 1}
+
+
+def test_a_message_behind_the_last_known_one_is_right() -> None:
+    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5, 6)) == {}
 
 
 def test_a_message_that_nobody_sent_is_found() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 #: Kinds of findings.
 LOST = "lost"
@@ -25,6 +26,17 @@ KINDS = (LOST, REPEATED, DISORDERED, UNSIGNALLED, NEEDLESS, UNFOUNDED)
 Position = tuple[str, int]
 
 
+class Fate(Enum):
+    """What the caller of a broadcast knows in the end."""
+
+    STORED = "stored"  #: at the position that it got at once
+    COMMITTED = "committed"  #: in a transaction: at some position
+    REFUSED = "refused"  #: it raised `BroadcastError`, or was rolled back: nowhere
+    #: A try's fate was unknown. With a position, it was repeated until that came, and may be in an epoch that was lost
+    #: as well; without one, it was not repeated, and is stored once or not at all.
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """A broadcast, and what its caller knows.
@@ -33,16 +45,15 @@ class Sent:
         stream: where to.
         id: of the message, used once.
         begun: when the call was first made, by the storm's clock.
-        position: (epoch, offset); None: it raised `BroadcastError`, so it is stored nowhere, unless it is uncertain.
-        uncertain: a try's fate was unknown. With a position, it was repeated, and may be in an epoch that was lost as
-            well; without one, it was not repeated, and is stored once or not at all.
+        position: (epoch, offset), if it is known.
+        fate: what is known.
     """
 
     stream: str
     id: str
     begun: float
     position: Position | None
-    uncertain: bool = False
+    fate: Fate = Fate.STORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +118,12 @@ class Truth:
 
     @property
     def end(self) -> Position:
-        """The position of the newest message."""
+        """The position of the newest message, as far as broadcasters know."""
         return self.last_epoch, self.tails[self.last_epoch]
+
+    def reached(self, position: Position) -> bool:
+        """Whether that is the newest message; or a later one, whose position its caller does not know."""
+        return position[0] == self.last_epoch and position[1] >= self.end[1]
 
     def begun_after(self, time: float, epoch: str, before: int) -> list[int]:
         """Return the offsets below `before` of an epoch's messages that were broadcast after a time."""
@@ -145,7 +160,7 @@ def judge_log(truth: Truth, where: str, log: Log) -> list[Finding]:
         met.add(run.epoch)
         findings += _judge_run(where, run)
     last = runs[-1] if runs else None
-    if last is None or (last.epoch, max(last.offsets)) != truth.end:
+    if last is None or not truth.reached((last.epoch, max(last.offsets))):
         tail = truth.end[1]
         reached = max(last.offsets) if last is not None and last.epoch == truth.last_epoch else 0
         what = f"it ends at ({last.epoch if last else ''}, {reached}), not at {truth.end}"
@@ -184,12 +199,18 @@ def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
         epochs = Counter(epoch for epoch, _ in positions)
         if known is None:
             findings.append(Finding(UNFOUNDED, truth.stream, f"{id_} was never broadcast"))
-        elif known.position is None and not known.uncertain:
+        elif known.fate is Fate.REFUSED:
             findings.append(Finding(UNFOUNDED, truth.stream, f"{id_} was refused, and is at {sorted(positions)}"))
-        elif known.position is None and len(positions) > 1:
-            findings.append(Finding(REPEATED, truth.stream, f"{id_} is stored at {sorted(positions)}"))
-        elif max(epochs.values()) > 1 or (len(epochs) > 1 and (truth.durable or not known.uncertain)):
-            findings.append(Finding(REPEATED, truth.stream, f"{id_} is stored at {sorted(positions)}"))
+        elif len(positions) > 1:
+            # Repeated after its epoch was lost: nobody could know that it had been there.
+            lawful = known.fate is Fate.UNKNOWN and known.position is not None and not truth.durable
+            if max(epochs.values()) > 1 or not lawful:
+                findings.append(Finding(REPEATED, truth.stream, f"{id_} is stored at {sorted(positions)}"))
+    findings += [
+        Finding(LOST, truth.stream, f"{one.id} was committed, and nobody got it")
+        for one in truth.sent
+        if one.fate is Fate.COMMITTED and one.id not in places
+    ]
     epoch, tail = truth.end
     empty = [offset for offset in range(1, tail + 1) if (epoch, offset) not in at]
     if empty:
