@@ -20,6 +20,8 @@ from tests.support.server import ROOT, Kind, OtherProcess, Server, environment, 
 
 from .plan import Plan
 
+KINDS: tuple[Kind, ...] = ("daphne", "uvicorn")
+
 
 class Stage:
     """Everything that a storm needs running; for use with `async with`.
@@ -69,25 +71,24 @@ class Stage:
         template = await asyncio.to_thread(make_database, self.folder, **self._variables)
         redis_url = None
         if self.plan.engine == "redis":
-            binary = next((one for one in find_binaries() if self.plan.redis in ("", one.name)), None)
-            self.redis = RedisServer(self.folder / "redis", binary)
+            binaries = [one for one in find_binaries() if self.plan.redis in ("", one.name)]
+            if not binaries:
+                raise RuntimeError(f"no {self.plan.redis or 'Redis or Valkey'} server on this machine")
+            self.redis = RedisServer(self.folder / "redis", binaries[0])
             await self._enter_in_thread(self.redis)
             self.redis_proxy = await self._stack.enter_async_context(FaultProxy(self.redis.port))
             redis_url = f"redis://127.0.0.1:{self.redis_proxy.port}/0"
         self.broker = RedisServer(self.folder / "broker")
         await self._enter_in_thread(self.broker)
         settings = self.plan.settings(redis_url)
-        first = self._server("daphne", template, settings, None)
-        self.servers = [first, self._server("uvicorn", template, settings, first)]
+        self.servers = [self._server(kind, template, settings) for kind in KINDS]
         await asyncio.gather(*(self._enter_in_thread(server) for server in self.servers))
         self.web = await self._stack.enter_async_context(FaultProxy(*(server.port for server in self.servers)))
-        self.beside = self._stack.enter_context(OtherProcess(first, self.folder / "process.log"))
-        self._stack.enter_context(Worker(self.folder, first.database, settings, self.broker.url, self._variables))
+        self.beside = self._stack.enter_context(OtherProcess(self.servers[0], self.folder / "process.log"))
+        self._stack.enter_context(Worker(self.folder, template, settings, self.broker.url, self._variables))
 
-    def _server(self, kind: Kind, template: Path, settings: dict[str, Any], beside: Server | None) -> Server:
-        folder = self.folder / kind
-        folder.mkdir()
-        return Server(kind, folder, template, settings, beside=beside, **self._variables)
+    def _server(self, kind: Kind, template: Path, settings: dict[str, Any]) -> Server:
+        return Server(kind, self.folder, template, settings, shared=True, **self._variables)
 
     def _start_postgres(self) -> str:
         binaries = find_postgres()
