@@ -21,6 +21,8 @@ from .verdict import Finding
 INTERVAL = 0.5
 #: Faults that may swallow a change: the process that had to tell it is gone, or the data that it depends on.
 SWALLOWING = ("server SIGKILL", "server SIGTERM", "Redis restarted", "Redis older", "Redis empty", "FLUSHALL")
+#: Faults after which clients are told again who is there, in case they missed it (presence/lists.py).
+RETOLD = (*SWALLOWING, "pub/sub cut", "Redis paused")
 
 
 class Members:
@@ -101,11 +103,13 @@ class Members:
             faults: when each happened, by the storm's clock, and what it was.
             wall: the seconds by which the wall clock is ahead of the storm's.
         """
+        faults = list(faults)
         excuses = [at for at, kind in faults if kind in SWALLOWING]
+        retold = [at for at, kind in faults if kind in RETOLD]
         reach = 2 * PRESENCE_TTL
         findings: list[Finding] = []
         for client in self._clients:
-            findings += judge_changes(client.name, client.changes, excuses, reach=reach)
+            findings += judge_changes(client.name, client.changes, retold, reach=reach)
         lines = map(json.loads, signals.read_text().splitlines()) if signals.exists() else ()
         told = [Change(line["type"], line["id"], line["at"] - wall) for line in lines if line["stream"] == ROOM]
         told.sort(key=lambda change: change.at)

@@ -1,7 +1,8 @@
 """What the storm's logs say of presence, as pure functions.
 
 At rest, what every client believes equals who is there. Before that, each change of membership is told once: joins and
-leaves of an id alternate. Where a process that had to tell was killed, or Redis lost its data, one may be missing.
+leaves of an id alternate. Where a process that had to tell was killed, or Redis lost its data, one may be missing; and
+where a process may have missed some, it tells its clients again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def judge_changes(where: str, changes: Iterable[Change], excuses: Sequence[float
     Args:
         where: who heard them.
         changes: in the order in which they were heard.
-        excuses: when something happened that may have swallowed the change between.
+        excuses: when something happened that may have swallowed the change between, or made it be told again.
         reach: seconds that pass at most from such a fault until it shows.
     """
     findings: list[Finding] = []
