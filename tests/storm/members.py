@@ -14,11 +14,13 @@ from tests.support.server import OtherProcess
 
 from .clients import NpmClients, StormClient
 from .plan import PATIENCE, PRESENCE_TTL, ROOM, ROOM_IDENTIFIER, member_id
-from .presence import Change, judge_beliefs, judge_changes, judge_last
+from .presence import Change, judge_beliefs, judge_changes, judge_last, untangle
 from .verdict import Finding
 
 #: Seconds between two changes of membership.
 INTERVAL = 0.5
+#: Seconds within which signals of one id may be sent in another order than that of the changes.
+TANGLED = 0.1
 #: Faults that may swallow a change: the process that had to tell it is gone, or the data that it depends on.
 SWALLOWING = ("server SIGKILL", "server SIGTERM", "Redis restarted", "Redis older", "Redis empty", "FLUSHALL")
 #: Faults after which clients are told again who is there, in case they missed it (presence/lists.py).
@@ -112,7 +114,7 @@ class Members:
             findings += judge_changes(client.name, client.changes, retold, reach=reach)
         lines = map(json.loads, signals.read_text().splitlines()) if signals.exists() else ()
         told = [Change(line["type"], line["id"], line["at"] - wall) for line in lines if line["stream"] == ROOM]
-        told.sort(key=lambda change: change.at)
+        told = untangle(sorted(told, key=lambda change: change.at), within=TANGLED)
         findings += judge_changes("the signals", told, excuses, reach=reach)
         if not excuses:
             findings += judge_last("the signals", self.expected, told)

@@ -35,6 +35,24 @@ class Change:
     hearing: int = 0
 
 
+def untangle(changes: Iterable[Change], *, within: float) -> list[Change]:
+    """Return signals in an order in which joins and leaves of an id alternate, as far as small shifts bring that about.
+
+    Two changes of one id that two calls brought about at the same time are signalled in any order.
+
+    Args:
+        changes: in the order in which they were noted.
+        within: seconds that two changes may be apart to be exchanged.
+    """
+    of_id: dict[str, list[Change]] = {}
+    for change in changes:
+        known = of_id.setdefault(change.id, [])
+        known.append(change)
+        if len(known) > 2 and known[-3].type == known[-2].type != change.type and change.at - known[-2].at <= within:
+            known[-2:] = [change, known[-2]]
+    return sorted((change for known in of_id.values() for change in known), key=lambda change: change.id)
+
+
 def judge_changes(where: str, changes: Iterable[Change], excuses: Sequence[float], *, reach: float) -> list[Finding]:
     """Find joins and leaves of one id that were told twice in a row.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tests.storm.presence import BELIEF, TWICE, Change, judge_beliefs, judge_changes, judge_last
+from tests.storm.presence import BELIEF, TWICE, Change, judge_beliefs, judge_changes, judge_last, untangle
 
 JOIN: Literal["join"] = "join"
 LEAVE: Literal["leave"] = "leave"
@@ -53,3 +53,16 @@ def test_the_last_that_was_told_must_be_so() -> None:
     changes = [Change(JOIN, "a", 1), Change(JOIN, "b", 2), Change(LEAVE, "b", 3)]
     assert judge_last("signals", ["a"], changes) == []
     assert [finding.count for finding in judge_last("signals", ["b"], changes)] == [2]
+
+
+def test_signals_of_changes_at_the_same_time_may_be_exchanged() -> None:
+    changes = [Change(JOIN, "a", 1), Change(JOIN, "a", 2.01), Change(JOIN, "b", 2.02), Change(LEAVE, "a", 2.03)]
+    assert told(*changes) == [TWICE]
+    untangled = untangle(changes, within=0.1)
+    assert told(*untangled) == []
+    assert judge_last("signals", ["a", "b"], untangled) == []
+
+
+def test_signals_that_are_further_apart_are_not_exchanged() -> None:
+    changes = [Change(JOIN, "a", 1), Change(JOIN, "a", 2), Change(LEAVE, "a", 3)]
+    assert told(*untangle(changes, within=0.1)) == [TWICE]
