@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
+from celery import Celery
 from celery.exceptions import TimeoutError as TaskTimeout
 
 from tests.support.server import CallFailed, OtherProcess, Server
 
 from .plan import DURABLE, STREAMS, now
-from .tasks import TASK, make_app
 from .verdict import Fate, Position, Sent
 
 #: Seconds that a call may take; an append tries for 8 s before it gives up.
@@ -132,14 +132,14 @@ class TaskCaller(Caller):
     name = "task"
 
     def __init__(self, broker: str) -> None:
-        self._app = make_app(broker)
+        self._app = Celery("storm", broker=broker, backend=broker, set_as_current=False)
 
     async def call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Send a task and wait for its result."""
         return await asyncio.to_thread(self._call, request)
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:
-        result = self._app.send_task(TASK, [request])
+        result = self._app.send_task("tests.integration.project.tasks.perform", [request])
         try:
             answer: dict[str, Any] = result.get(timeout=CALL_TIMEOUT)
         except TaskTimeout as error:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.celery import Worker
 from tests.support.faults import FaultProxy
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.redis import RedisServer, find_binaries
-from tests.support.server import ROOT, Kind, OtherProcess, Server, environment, make_database
+from tests.support.server import Kind, OtherProcess, Server, environment, make_database
 
 from .plan import Plan
 
@@ -85,7 +82,8 @@ class Stage:
         await asyncio.gather(*(self._enter_in_thread(server) for server in self.servers))
         self.web = await self._stack.enter_async_context(FaultProxy(*(server.port for server in self.servers)))
         self.beside = self._stack.enter_context(OtherProcess(self.servers[0], self.folder / "process.log"))
-        self._stack.enter_context(Worker(self.folder, template, settings, self.broker.url, self._variables))
+        tasks = {"CABLE_TEST_BROKER": self.broker.url, "CABLE_TEST_RESULTS": self.broker.url}
+        await self._enter_in_thread(Worker(self.folder, environment(template, settings, **self._variables, **tasks)))
 
     def _server(self, kind: Kind, template: Path, settings: dict[str, Any]) -> Server:
         return Server(kind, self.folder, template, settings, shared=True, **self._variables)
@@ -96,35 +94,9 @@ class Stage:
             raise RuntimeError("no PostgreSQL server (initdb, pg_ctl) on this machine")
         return self._stack.enter_context(running_postgres(binaries))
 
-    async def _enter_in_thread(self, thing: Server | RedisServer) -> None:
+    async def _enter_in_thread(self, thing: Server | RedisServer | Worker) -> None:
         await asyncio.to_thread(thing.__enter__)
         self._stack.callback(thing.__exit__, None, None, None)
-
-
-class Worker:
-    """A Celery worker with two prefork children."""
-
-    def __init__(
-        self, folder: Path, database: Path, settings: dict[str, Any], broker: str, variables: dict[str, str]
-    ) -> None:
-        self._command = [sys.executable, "-m", "celery", "-A", "tests.storm.tasks", "worker"]
-        self._command += ["--pool", "prefork", "--concurrency", "2", "--loglevel", "WARNING", "--without-mingle"]
-        self._environment = environment(database, settings, CABLE_STORM_BROKER=broker, **variables)
-        self._log = folder / "worker.log"
-
-    def __enter__(self) -> Self:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=log, start_new_session=True
-            )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Its children are in its process group, which is theirs alone.
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 def make_folder() -> Path:
