@@ -1,4 +1,4 @@
-"""What goes wrong in the storm: one fault a second, chosen by the seed."""
+"""What goes wrong in the storm: fault after fault, chosen by the seed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from tests.support.server import Server
 from .plan import now
 from .stage import Stage
 
-#: Seconds between two faults.
-INTERVAL = 1.0
 #: Seconds for which Redis is paused.
 PAUSE = 2.0
 
@@ -65,11 +63,11 @@ class Faults:
         return {name: make for name, make in kinds.items() if not only or name in only}
 
     async def run(self, seconds: float) -> None:
-        """Make a fault each second, for some time, and wait until all are over."""
+        """Make faults, one after the other, for some time, and wait until all are over."""
         end = now() + seconds
         while (left := end - now()) > 0:
             self._make_one()
-            await asyncio.sleep(min(INTERVAL, left))
+            await asyncio.sleep(min(self._stage.plan.every, left))
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self._stage.redis_proxy is not None:

@@ -48,6 +48,7 @@ class Plan:
         redis: the name of the server program, "valkey 8.1"; empty: the first that is found.
         clients: of our own.
         npm_clients: the unmodified ones, in Node.
+        every: seconds between two faults.
         pause: seconds between two broadcasts of one broadcaster, on average.
         only: kinds of faults; empty: all that the engine can stand.
     """
@@ -59,6 +60,7 @@ class Plan:
     redis: str = ""
     clients: int = 20
     npm_clients: int = 4
+    every: float = 1.0
     pause: float = 0.05
     only: tuple[str, ...] = ()
 
@@ -75,6 +77,7 @@ class Plan:
         if self.redis:
             words.append(f'--redis "{self.redis}"')
         words.append(f"--clients {self.clients} --npm-clients {self.npm_clients} --pause {self.pause:g}")
+        words.append(f"--every {self.every:g}")
         if self.only:
             words.append(f"--only {' '.join(self.only)}")
         return " ".join(words)
