@@ -207,7 +207,7 @@ class Broadcaster:
                 if key is None:
                     break
             await asyncio.sleep(REPEAT)
-        self.sent.append(Sent(stream, id_, begun, position, fate))
+        self.sent.append(Sent(stream, id_, begun, position, fate, now()))
         return self.sent[-1]
 
     async def broadcast_in_transaction(self, stream: str) -> None:
@@ -224,7 +224,7 @@ class Broadcaster:
         except Uncertain:
             self.uncertain += 1
             fate = Fate.UNKNOWN if commit else Fate.REFUSED
-        self.sent.append(Sent(stream, id_, begun, None, fate))
+        self.sent.append(Sent(stream, id_, begun, None, fate, now()))
 
     def _next_id(self) -> str:
         return f"{self._caller.name}-{len(self.sent) + 1}"

@@ -23,8 +23,8 @@ from tests.storm.verdict import (
 
 
 def sent(epoch: str, offsets: Iterable[int], *, start: float = 0.0) -> list[Sent]:
-    """Broadcasts that were stored in an epoch, one a second."""
-    return [Sent("s", f"{epoch}{n}", start + n, (epoch, n)) for n in offsets]
+    """Broadcasts that were stored in an epoch, one a second, each in half a second."""
+    return [Sent("s", f"{epoch}{n}", start + n, (epoch, n), ended=start + n + 0.5) for n in offsets]
 
 
 def got(epoch: str, *offsets: int) -> list[Delivery]:
@@ -177,12 +177,17 @@ def test_a_message_that_is_stored_twice_is_found() -> None:
     assert store(twice, Delivery("a", 4, "a3", 0)) == {REPEATED: 1}
 
 
-def test_a_message_whose_fate_was_unknown_may_be_in_a_lost_epoch_too() -> None:
-    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 99, ("b", 1), Fate.UNKNOWN)]
-    assert store(unknown, Delivery("a", 4, "x", 0)) == {}
-    known = [*sent("a", range(1, 4)), Sent("s", "x", 99, ("b", 1))]
-    assert store(known, Delivery("a", 4, "x", 0)) == {REPEATED: 1}
-    assert store(unknown, Delivery("a", 4, "x", 0), durable=True) == {REPEATED: 1}
+def test_a_message_whose_epoch_was_lost_while_it_was_broadcast_may_be_in_the_next_one_too() -> None:
+    broadcasts = [*sent("a", range(1, 4)), *sent("b", [2], start=100)]
+    during = Sent("s", "x", 4, ("b", 1), Fate.STORED, ended=100)
+    assert store([*broadcasts, during], Delivery("a", 4, "x", 0)) == {}
+    assert store([*broadcasts, during], Delivery("a", 4, "x", 0), durable=True) == {REPEATED: 1}
+    assert store([*broadcasts, during], *[Delivery("a", n, "x", 0) for n in (4, 5)]) == {REPEATED: 1}
+
+
+def test_a_message_that_was_broadcast_after_the_loss_is_in_the_new_epoch_only() -> None:
+    broadcasts = [*sent("a", range(1, 4)), *sent("b", [1], start=100), Sent("s", "x", 105, ("b", 2), ended=106)]
+    assert store(broadcasts, Delivery("a", 4, "x", 0)) == {REPEATED: 1}
 
 
 def test_a_message_whose_fate_was_unknown_and_that_was_not_repeated_is_stored_once_at_most() -> None:

@@ -32,8 +32,8 @@ class Fate(Enum):
     STORED = "stored"  #: at the position that it got at once
     COMMITTED = "committed"  #: in a transaction: at some position
     REFUSED = "refused"  #: it raised `BroadcastError`, or was rolled back: nowhere
-    #: A try's fate was unknown. With a position, it was repeated until that came, and may be in an epoch that was lost
-    #: as well; without one, it was not repeated, and is stored once or not at all.
+    #: A try's fate was unknown. With a position, it was repeated until that came; without one, it was not repeated, and
+    #: is stored once or not at all.
     UNKNOWN = "unknown"
 
 
@@ -47,6 +47,7 @@ class Sent:
         begun: when the call was first made, by the storm's clock.
         position: (epoch, offset), if it is known.
         fate: what is known.
+        ended: when the call, or the last of its repeats, returned.
     """
 
     stream: str
@@ -54,6 +55,7 @@ class Sent:
     begun: float
     position: Position | None
     fate: Fate = Fate.STORED
+    ended: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,19 @@ class Truth:
     def reached(self, position: Position) -> bool:
         """Whether that is the newest message; or a later one, whose position its caller does not know."""
         return position[0] == self.last_epoch and position[1] >= self.end[1]
+
+    def lost_during(self, one: Sent, epochs: Iterable[str]) -> bool:
+        """Whether a broadcast is in the last of some epochs by its position, and that one began during its call.
+
+        Then a first try may have stored it in a former epoch, whose loss made the next try store it again: nobody could
+        know that it had been there.
+        """
+        if one.position is None:
+            return False
+        # In the order of their first broadcasts.
+        later = list(self.tails)[list(self.tails).index(_epoch(one)) + 1 :]
+        known_before = [other for other in self.sent if other.position and _epoch(other) == _epoch(one)]
+        return not set(epochs).intersection(later) and all(other.ended >= one.begun for other in known_before)
 
     def begun_after(self, time: float, epoch: str, before: int) -> list[int]:
         """Return the offsets below `before` of an epoch's messages that were broadcast after a time."""
@@ -202,9 +217,7 @@ def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
         elif known.fate is Fate.REFUSED:
             findings.append(Finding(UNFOUNDED, truth.stream, f"{id_} was refused, and is at {sorted(positions)}"))
         elif len(positions) > 1:
-            # Repeated after its epoch was lost: nobody could know that it had been there.
-            lawful = known.fate is Fate.UNKNOWN and known.position is not None and not truth.durable
-            if max(epochs.values()) > 1 or not lawful:
+            if truth.durable or max(epochs.values()) > 1 or not truth.lost_during(known, epochs):
                 findings.append(Finding(REPEATED, truth.stream, f"{id_} is stored at {sorted(positions)}"))
     findings += [
         Finding(LOST, truth.stream, f"{one.id} was committed, and nobody got it")
