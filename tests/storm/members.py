@@ -83,7 +83,9 @@ class Members:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE / 2):
                 while True:
-                    findings = judge_beliefs(self.expected, await self._beliefs(), await process.call("presence", ROOM))
+                    findings = judge_beliefs(
+                        self.expected, await self._beliefs(), await process.call("who_is_there", ROOM)
+                    )
                     if not findings:
                         break
                     await asyncio.sleep(0.2)

@@ -92,12 +92,7 @@ class Plan:
         streams = {"kept:*": {**POLICY, "durable": True}, "plain:*": POLICY, "room:*": POLICY}
         if redis_url is None:
             return {"ENGINE": "database", "STREAMS": {name: {**POLICY} for name in streams}}
-        engine = {
-            "streams": "reliable_cable.streams.durable.DurableStreamStore",
-            "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
-            "sessions": "reliable_cable.sessions.model.ModelSessionStore",
-        }
-        return {"REDIS_URL": redis_url, "STREAMS": streams, "ENGINE": engine, "PRESENCE_TTL": PRESENCE_TTL}
+        return {"REDIS_URL": redis_url, "STREAMS": streams, "PRESENCE_TTL": PRESENCE_TTL}
 
 
 def member_id(number: int, clients: int) -> str | None:

@@ -90,9 +90,35 @@ def wait_at_gate(name: str, count: int) -> int:
     return gates[name].wait_for(count)
 
 
-def presence(stream: str) -> Mapping[str, Any]:
-    """Return the info of each id that is in a stream."""
-    return reliable_cable.presence_for(stream).info().records or {}
+_signals: list[tuple[str, str, str]] = []
+
+
+def presence_signals(stream: str) -> list[tuple[str, str]]:
+    """Return the signals that this process was sent about a stream, as types and ids; from the first call on."""
+    presence_joined.connect(_keep, dispatch_uid="kept")
+    presence_left.connect(_keep, dispatch_uid="kept")
+    return [(type_, id_) for name, type_, id_ in _signals if name == stream]
+
+
+def _keep(*, signal: Any, stream: str, id: str, **kwargs: Any) -> None:  # noqa: A002 - the signal's argument
+    _signals.append((stream, "join" if signal is presence_joined else "leave", id))
+
+
+def who_is_there(stream: str) -> dict[str, Any]:
+    """Return who is in a stream, asked from sync code."""
+    return dict(reliable_cable.presence_for(stream).info().records or {})
+
+
+def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = True) -> None:
+    """Close a user's connections, inside a transaction that is committed or rolled back."""
+    try:
+        with transaction.atomic():
+            user = get_user_model().objects.get(username=username)
+            reliable_cable.disconnect(user=user, reconnect=reconnect)
+            if not commit:
+                raise _Undo
+    except _Undo:
+        pass
 
 
 CALLS: Mapping[str, Callable[..., Any]] = {
@@ -107,7 +133,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "group_send": group_send,
     "open_gate": open_gate,
     "position": reliable_cable.position,
-    "presence": presence,
+    "presence_signals": presence_signals,
     "serve_wsgi": serve_wsgi,
     "wait_at_gate": wait_at_gate,
     "who_is_there": who_is_there,

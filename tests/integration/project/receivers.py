@@ -22,11 +22,9 @@ def _left(sender: object, *, stream: str, id: str, **kwargs: Any) -> None:  # no
 
 
 def _note(kind: str, stream: str, id_: str) -> None:
+    line = json.dumps({"type": kind, "stream": stream, "id": id_, "at": time.time(), "pid": os.getpid()})
     with Path(FILE).open("a") as file:
-        # One short write: those of several processes do not mix.
-        file.write(
-            json.dumps({"type": kind, "stream": stream, "id": id_, "at": time.time(), "pid": os.getpid()}) + "\n"
-        )
+        file.write(line + "\n")  # one short write: those of several processes do not mix
 
 
 def connect() -> None:
