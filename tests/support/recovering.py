@@ -2,7 +2,8 @@
 
 It keeps one position per stream id for all identifiers, asks for history by these, believes `restored_ids`, and
 closes a channel for good if the connection drops while its `subscribe` is unanswered. The application on top, which
-is here too, then makes the channel again (PROTOCOL.md, 19).
+is here too, then makes the channel again (PROTOCOL.md, 19). Its view of presence is the npm client's as well: asked for
+once after each fresh subscription, kept over a restore, and moved by joins and leaves.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class RecoveringClient:
         self.received: defaultdict[str, list[Any]] = defaultdict(list)
         #: What the `info` event says, by identifier: `history_received` and `history_not_found`.
         self.infos: defaultdict[str, list[str]] = defaultdict(list)
+        #: What it joined presence with, by identifier.
+        self.joined: dict[str, Frame] = {}
+        #: The members that it knows, by identifier, as `watch` asked for; None: it has asked, or will ask.
+        self.members: dict[str, dict[str, Any] | None] = {}
         self.connects = self.restores = self.recreated = 0
         #: What it complained of: confirmations that it did not ask for, and the like.
         self.complaints: list[Frame] = []
@@ -87,6 +92,21 @@ class RecoveringClient:
         """Call an action of a channel that is connected."""
         assert self._client is not None, "there is no connection"
         await self._client.perform(identifier, action, **data)
+
+    async def watch(self, identifier: str) -> None:
+        """Know the members of a channel that was subscribed to, from now on."""
+        self.members[identifier] = None
+        await self._say("presence", identifier)
+
+    async def join(self, identifier: str, id: str, info: Any = None) -> None:  # noqa: A002 - the wire's name
+        """Be present in a channel that was subscribed to, also after a reconnect, until `leave`."""
+        self.joined[identifier] = {"id": id, "info": info}
+        await self._say("join", identifier, presence=self.joined[identifier])
+
+    async def leave(self, identifier: str) -> None:
+        """Be present no more."""
+        del self.joined[identifier]
+        await self._say("leave", identifier)
 
     async def cut(self) -> bool:
         """Break the connection, if there is one."""
@@ -149,6 +169,10 @@ class RecoveringClient:
                 self.complaints.append(frame)
                 return await client.send("unsubscribe", identifier)
             self.channels[identifier] = "connected"
+            if identifier in self.members:
+                await self.watch(identifier)
+        elif kind == "presence":
+            self._receive_presence(identifier, frame["message"])
         elif kind == "reject_subscription":
             self.complaints.append(frame)
             self.channels[identifier] = "closed"
@@ -160,6 +184,17 @@ class RecoveringClient:
                 self.positions[frame["stream_id"]] = {"epoch": frame["epoch"], "offset": frame["offset"]}
             self.received[identifier].append(frame["message"])
 
+    def _receive_presence(self, identifier: str, message: Frame) -> None:
+        if identifier not in self.members:
+            return
+        members = self.members[identifier]
+        if message["type"] == "info" and members is None:
+            self.members[identifier] = {record["id"]: record["info"] for record in message["records"]}
+        elif message["type"] == "join" and members is not None:
+            members[message["id"]] = message["info"]
+        elif message["type"] == "leave" and members is not None:
+            members.pop(message["id"], None)
+
     async def _welcomed(self, client: Client, frame: Frame) -> None:
         client.welcome = frame
         self.sid = frame["sid"]
@@ -168,24 +203,38 @@ class RecoveringClient:
         self.restores += bool(frame.get("restored"))
         for identifier in restored:
             await client.send("history", identifier, history=self._history(identifier))
+            if identifier in self.joined:
+                await client.send("join", identifier, presence=self.joined[identifier])
         for identifier in list(self.channels):
             if identifier in restored:
                 self.channels[identifier] = "connected"
             else:
+                if identifier in self.members:
+                    self.members[identifier] = None
                 await self._send_subscribe(client, identifier)
 
     def _history(self, identifier: str) -> Frame:
         known = {name: self.positions[name] for name in self.stream_ids[identifier] if name in self.positions}
         return {"since": self.since, "streams": known}
 
+    def _request(self, identifier: str) -> Frame:
+        joined = self.joined.get(identifier)
+        return {"history": self._history(identifier), **({"presence": joined} if joined else {})}
+
+    async def _say(self, command: str, identifier: str, **body: Any) -> None:
+        """Send a command if there is a connection; what matters is said again on the next one."""
+        if self._client is not None and self.channels.get(identifier) == "connected":
+            with contextlib.suppress(WebSocketException):
+                await self._client.send(command, identifier, **body)
+
     async def _send_subscribe(self, client: Client, identifier: str) -> None:
         self.channels[identifier] = "pending"
-        await client.send("subscribe", identifier, history=self._history(identifier))
+        await client.send("subscribe", identifier, **self._request(identifier))
         asyncio.get_running_loop().call_later(REPEAT, self._repeat, client, identifier)
 
     def _repeat(self, client: Client, identifier: str) -> None:
         if self._client is client and self.channels.get(identifier) == "pending":
-            frame = json.dumps({"command": "subscribe", "identifier": identifier, "history": self._history(identifier)})
+            frame = json.dumps({"command": "subscribe", "identifier": identifier, **self._request(identifier)})
             self._repeating = asyncio.ensure_future(self._send_again(client, frame))
 
     async def _send_again(self, client: Client, frame: str) -> None:

@@ -65,11 +65,17 @@ def environment(database: Path, settings: Mapping[str, Any] | None = None, **var
     }
 
 
-def make_database(folder: Path) -> Path:
-    """Return a new SQLite file with all migrations applied."""
+def make_database(folder: Path, **variables: str) -> Path:
+    """Return a new SQLite file with all migrations applied.
+
+    Args:
+        folder: for the file.
+        variables: more of the environment; if it names a PostgreSQL, the migrations go there, and the file is empty.
+    """
     path = folder / "migrated.sqlite3"
     command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
-    subprocess.run(command, cwd=ROOT, env=environment(path), check=True, timeout=PATIENCE * 2)
+    subprocess.run(command, cwd=ROOT, env=environment(path, None, **variables), check=True, timeout=PATIENCE * 2)
+    path.touch()
     return path
 
 
@@ -235,17 +241,20 @@ class OtherProcess:
 
     Args:
         server: whose database it shares.
+        log: takes what it writes to its standard error; None: that is shown.
     """
 
-    def __init__(self, server: Server) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", PROJECT],
-            cwd=ROOT,
-            env=server.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, server: Server, log: Path | None = None) -> None:
+        with contextlib.ExitStack() as files:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", PROJECT],
+                cwd=ROOT,
+                env=server.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if log is None else files.enter_context(log.open("ab")),
+                text=True,
+            )
         self._lock = asyncio.Lock()
 
     def __enter__(self) -> Self:

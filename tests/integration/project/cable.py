@@ -10,7 +10,10 @@ from typing import Any
 from django.contrib.auth import get_user_model
 
 from reliable_cable import Channel, action, broadcast, state
+from tests.integration.project import receivers
 from tests.integration.project.gates import gates
+
+receivers.connect()
 
 
 class EchoChannel(Channel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Any
 
 SECRET_KEY = "servers under test"
 DEBUG = False
@@ -29,13 +30,21 @@ MIDDLEWARE = [
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 # Passwords of test users need no protection, and tests no slow hashing.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-DATABASES = {
+DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ["CABLE_TEST_DATABASE"],
         "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 10, "init_command": "PRAGMA journal_mode=WAL;"},
     }
 }
+if "CABLE_TEST_POSTGRES" in os.environ:
+    DATABASES["default"] = {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "postgres",
+        "USER": "postgres",
+        "HOST": os.environ["CABLE_TEST_POSTGRES"],
+        "CONN_MAX_AGE": 60,
+    }
 RELIABLE_CABLE = {
     "SECRET": "a secret that tests can sign with",
     "STREAMS": {
@@ -50,6 +59,8 @@ CHANNEL_LAYERS = json.loads(os.environ.get("CABLE_TEST_CHANNEL_LAYERS", "{}"))
 CELERY_BROKER_URL = os.environ.get("CABLE_TEST_BROKER", "")
 CELERY_TASK_DEFAULT_QUEUE = os.environ.get("CABLE_TEST_QUEUE", "celery")
 CELERY_TASK_IGNORE_RESULT = True
+# Where results go that a task keeps all the same.
+CELERY_RESULT_BACKEND = os.environ.get("CABLE_TEST_RESULTS") or None
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 TASKS = {
     "default": {

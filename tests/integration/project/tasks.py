@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from celery import shared_task
@@ -29,3 +30,9 @@ def count_up(stream: str, first: int, last: int, writer: str) -> None:
     """Broadcast the numbers from `first` to `last`, each on its own, with the process that did it."""
     for number in range(first, last + 1):
         reliable_cable.broadcast(stream, {"n": number, "writer": writer, "pid": os.getpid()})
+
+
+@shared_task(ignore_result=False)  # type: ignore[untyped-decorator]
+def perform(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a call (calls.py) in a worker, and have its result kept for who sent the task."""
+    return calls.perform(request)

@@ -1,0 +1,34 @@
+"""Where the environment names a file, all processes note there which presence signals they sent, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from reliable_cable.signals import presence_joined, presence_left
+
+FILE = os.environ.get("CABLE_TEST_SIGNALS", "")
+
+
+def _joined(sender: object, *, stream: str, id: str, **kwargs: Any) -> None:  # noqa: A002 - the signal's name
+    _note("join", stream, id)
+
+
+def _left(sender: object, *, stream: str, id: str, **kwargs: Any) -> None:  # noqa: A002 - the signal's name
+    _note("leave", stream, id)
+
+
+def _note(kind: str, stream: str, id_: str) -> None:
+    line = json.dumps({"type": kind, "stream": stream, "id": id_, "at": time.time(), "pid": os.getpid()})
+    with Path(FILE).open("a") as file:
+        file.write(line + "\n")  # one short write: those of several processes do not mix
+
+
+def connect() -> None:
+    """Begin, if there is a file."""
+    if FILE:
+        presence_joined.connect(_joined, dispatch_uid="tests")
+        presence_left.connect(_left, dispatch_uid="tests")

@@ -1,0 +1,159 @@
+"""Who listens in the storm: clients of our own, and the npm client in Node; each keeps a log for each subscription."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from asyncio.subprocess import PIPE, Process
+from collections import defaultdict
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from tests.node import FOLDER
+from tests.support.client import Client, Frame, identify
+from tests.support.recovering import RecoveringClient
+
+from .plan import SUBSCRIPTIONS, now
+from .presence import Change
+from .verdict import Delivery, Signal
+
+#: Names of who got what: a client and the number of its subscription.
+Key = tuple[str, int]
+NUMBERS = {identify(channel, **params): number for number, (channel, params, _) in enumerate(SUBSCRIPTIONS)}
+
+
+class Logs:
+    """What everybody got, by client and subscription."""
+
+    def __init__(self) -> None:
+        self.logs: defaultdict[Key, list[Delivery | Signal]] = defaultdict(list)
+        self.deliveries = self.signals = 0
+        #: What should never have happened.
+        self.complaints: list[str] = []
+        #: Set with every entry.
+        self.changed = asyncio.Event()
+
+    def deliver(self, key: Key, message: Mapping[str, Any], epoch: str, offset: int) -> None:
+        """Note a message."""
+        self.deliveries += 1
+        if message["stream"] != SUBSCRIPTIONS[key[1]][2]:
+            self.complaints.append(f"{key} got a message of {message['stream']}")
+        self.logs[key].append(Delivery(epoch, offset, message["id"], now()))
+        self.changed.set()
+
+    def signal(self, key: Key) -> None:
+        """Note that a client was told of a loss."""
+        self.signals += 1
+        self.logs[key].append(Signal(now()))
+        self.changed.set()
+
+    def last(self, key: Key) -> tuple[str, int]:
+        """Return the last position that a client got."""
+        last = next((event for event in reversed(self.logs[key]) if isinstance(event, Delivery)), None)
+        return ("", 0) if last is None else (last.epoch, last.offset)
+
+
+class StormClient(RecoveringClient):
+    """A client of our own that notes everything in the storm's logs."""
+
+    def __init__(self, url: str, name: str, logs: Logs, *, restoring: bool) -> None:
+        super().__init__(url, restoring=restoring)
+        self.name = name
+        #: What it was told of presence.
+        self.changes: list[Change] = []
+        self._logs = logs
+
+    async def _receive(self, client: Client, frame: Frame) -> None:
+        if frame.get("type") == "presence" and frame["message"]["type"] in ("join", "leave"):
+            message = frame["message"]
+            self.changes.append(Change(message["type"], message["id"], now(), self.connects))
+        number = NUMBERS.get(frame.get("identifier", ""))
+        if number is not None:
+            key = (self.name, number)
+            if "stream_id" in frame:
+                self._logs.deliver(key, frame["message"], frame["epoch"], frame["offset"])
+            elif frame.get("type") == "reject_history":
+                self._logs.signal(key)
+        await super()._receive(client, frame)
+
+
+class NpmClients:
+    """The unmodified npm clients, in one Node process; for use with `async with`.
+
+    Args:
+        node: the program.
+        url: of the cable.
+        names: of the clients.
+        logs: where to note what they get.
+        present: whether each is present in the room, by its name.
+    """
+
+    def __init__(self, node: str, url: str, names: list[str], logs: Logs, *, present: bool) -> None:
+        self._command = [node, str(FOLDER / "storm.mjs"), url, json.dumps(names)]
+        self._command.append(json.dumps([[channel, params] for channel, params, _ in SUBSCRIPTIONS]))
+        self._command.append("present" if present else "")
+        self._names = names
+        self._logs = logs
+        self._process: Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        #: How often each kind of event came that is neither a message nor a signal.
+        self.counts: defaultdict[str, int] = defaultdict(int)
+        self._subscribed: set[Key] = set()
+        self._changed = asyncio.Condition()
+        self._members: dict[str, dict[str, Any] | None] = {}
+
+    async def __aenter__(self) -> Self:
+        if self._names:
+            self._process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, stdout=PIPE)
+            self._reader = asyncio.create_task(self._read(self._process))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._reader is not None:
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+            await self._reader
+
+    async def subscribed(self) -> None:
+        """Wait until all subscriptions were confirmed."""
+        wanted = len(self._names) * len(SUBSCRIPTIONS)
+        async with asyncio.timeout(30), self._changed:
+            await self._changed.wait_for(lambda: len(self._subscribed) == wanted)
+
+    async def members(self) -> dict[str, dict[str, Any] | None]:
+        """Return what each client believes to be the members of the room, by client."""
+        if self._process is None or self._process.stdin is None:
+            return {}
+        self._members = {}
+        self._process.stdin.write(b"members\n")
+        await self._process.stdin.drain()
+        async with asyncio.timeout(30), self._changed:
+            await self._changed.wait_for(lambda: len(self._members) == len(self._names))
+        return self._members
+
+    async def _read(self, process: Process) -> None:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            self._take(json.loads(line))
+            async with self._changed:
+                self._changed.notify_all()
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        if event["kind"] == "members":
+            self._members[event["client"]] = event["members"]
+            return
+        key = (event["client"], event["number"])
+        if event["kind"] == "message":
+            self._logs.deliver(key, event["message"], event["meta"]["epoch"], event["meta"]["offset"])
+        elif event["kind"] == "history_not_found":
+            self._logs.signal(key)
+        else:
+            self.counts[event["kind"]] += 1
+            if event["kind"] == "connect":
+                self._subscribed.add(key)
+            elif event["kind"] == "rejected":
+                self._logs.complaints.append(f"{key} was rejected")

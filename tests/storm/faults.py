@@ -1,0 +1,183 @@
+"""What goes wrong in the storm: fault after fault, chosen by the seed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+
+from reliable_cable.redis.client import script_text
+from tests.support.redis import RedisServer
+from tests.support.server import Server
+
+from .plan import now
+from .stage import Stage
+
+#: Seconds for which Redis is paused.
+PAUSE = 2.0
+
+
+class Faults:
+    """Makes faults, and counts them.
+
+    Args:
+        stage: what they happen to.
+        rng: chooses them.
+    """
+
+    def __init__(self, stage: Stage, rng: random.Random) -> None:
+        self.counts: Counter[str] = Counter()
+        #: When each fault happened, by the storm's clock, and what it was.
+        self.history: list[tuple[float, str]] = []
+        self._stage = stage
+        self._rng = rng
+        self._busy: set[object] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._snapshot: Path | None = None
+        self._kinds = self._choose_kinds()
+
+    def _choose_kinds(self) -> Mapping[str, Callable[[], Awaitable[bool]]]:
+        kinds: dict[str, Callable[[], Awaitable[bool]]] = {
+            "client reset": self._reset_clients,
+            "server SIGKILL": self._kill_server,
+            "server SIGTERM": self._terminate_server,
+        }
+        if self._stage.redis is not None:
+            kinds |= {
+                "pub/sub cut": self._cut_pubsub,
+                "append reply lost": self._lose_reply,
+                "Redis paused": self._pause,
+                "Redis restarted": self._restart_redis,
+                "Redis older": self._restart_older,
+                "Redis empty": self._restart_empty,
+                "FLUSHALL": self._flush,
+            }
+        only = self._stage.plan.only
+        unknown = set(only) - set(kinds)
+        if unknown:
+            raise ValueError(f"no such faults: {sorted(unknown)}; there are {sorted(kinds)}")
+        return {name: make for name, make in kinds.items() if not only or name in only}
+
+    async def run(self, seconds: float) -> None:
+        """Make faults, one after the other, for some time, and wait until all are over."""
+        end = now() + seconds
+        while (left := end - now()) > 0:
+            self._make_one()
+            await asyncio.sleep(min(self._stage.plan.every, left))
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._stage.redis_proxy is not None:
+            self._stage.redis_proxy.lose_nothing()
+
+    def _make_one(self) -> None:
+        # A server that is being started cannot be killed, and so on: then it is another fault's turn.
+        kinds = list(self._kinds)
+        self._rng.shuffle(kinds)
+        task = asyncio.create_task(self._make(kinds))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, kinds: list[str]) -> None:
+        for kind in kinds:
+            begun = now()
+            if await self._kinds[kind]():
+                self.counts[kind] += 1
+                self.history.append((begun, kind))
+                return
+
+    # -- connections --------------------------------------------------------------------------------------------------
+
+    async def _reset_clients(self) -> bool:
+        links = self._stage.web.links
+        chosen = self._rng.sample(links, min(len(links), self._rng.randint(1, 4)))
+        return self._stage.web.cut(chosen) > 0
+
+    async def _cut_pubsub(self) -> bool:
+        proxy = self._stage.redis_proxy
+        assert proxy is not None
+        links = [link for link in proxy.links if link.subscribed]
+        return bool(links) and proxy.cut([self._rng.choice(links)]) > 0
+
+    async def _lose_reply(self) -> bool:
+        proxy = self._stage.redis_proxy
+        assert proxy is not None
+        lost = proxy.lose_reply(append_digest())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(lost.wait(), 5)
+        return lost.is_set()
+
+    # -- servers ------------------------------------------------------------------------------------------------------
+
+    def _free_server(self) -> Server | None:
+        free = [server for server in self._stage.servers if server not in self._busy]
+        return self._rng.choice(free) if free else None
+
+    async def _kill_server(self) -> bool:
+        server = self._free_server()
+        if server is None:
+            return False
+        with self._using(server):
+            await server.restart()
+        return True
+
+    async def _terminate_server(self) -> bool:
+        server = self._free_server()
+        if server is None:
+            return False
+        with self._using(server):
+            await server.terminate()
+            await server.restart()
+        return True
+
+    # -- Redis --------------------------------------------------------------------------------------------------------
+
+    async def _pause(self) -> bool:
+        return await self._with_redis(lambda redis: redis.pause(PAUSE), PAUSE)
+
+    async def _restart_redis(self) -> bool:
+        kill = self._rng.random() < 0.5
+        return await self._with_redis(lambda redis: redis.restart(kill=kill))
+
+    async def _restart_older(self) -> bool:
+        snapshot = self._snapshot
+        if snapshot is None:
+            await self._with_redis(self._take_snapshot)
+            return False
+        self._snapshot = None
+        return await self._with_redis(lambda redis: redis.restart_from(snapshot))
+
+    async def _restart_empty(self) -> bool:
+        return await self._with_redis(lambda redis: redis.restart_empty())
+
+    async def _flush(self) -> bool:
+        return await self._with_redis(lambda redis: redis.flushall())
+
+    async def _with_redis(self, do: Callable[[RedisServer], None], lasting: float = 0.0) -> bool:
+        redis = self._stage.redis
+        assert redis is not None
+        if redis in self._busy:
+            return False
+        with self._using(redis):
+            await asyncio.to_thread(do, redis)
+            await asyncio.sleep(lasting)
+        return True
+
+    def _take_snapshot(self, redis: RedisServer) -> None:
+        self._snapshot = redis.snapshot()
+
+    @contextlib.contextmanager
+    def _using(self, thing: object) -> Iterator[None]:
+        self._busy.add(thing)
+        try:
+            yield
+        finally:
+            self._busy.discard(thing)
+
+
+def append_digest() -> bytes:
+    """Return what tells the append script's EVALSHA among other requests."""
+    return hashlib.sha1(script_text("append").encode(), usedforsecurity=False).hexdigest().encode()

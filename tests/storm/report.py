@@ -1,0 +1,44 @@
+"""The storm's one table."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from .presence import PRESENCE_KINDS
+from .storm import Outcome
+from .verdict import KINDS
+
+
+def table(outcome: Outcome) -> str:
+    """Return what happened, a line for each number."""
+    found: Counter[str] = Counter()
+    for finding in outcome.findings:
+        found[finding.kind] += finding.count
+    rows: list[tuple[str, object]] = [
+        ("broadcasts", outcome.broadcasts),
+        ("  refused (BroadcastError)", outcome.refused),
+        ("  uncertain, repeated", outcome.uncertain),
+        ("deliveries", outcome.deliveries),
+        ("connections", outcome.connects),
+        ("  sessions restored", outcome.restores),
+        ("  channels made again", outcome.recreated),
+        ("faults", sum(outcome.faults.values())),
+        *((f"  {kind}", count) for kind, count in sorted(outcome.faults.items())),
+        ("epochs", outcome.epochs),
+        ("signalled", outcome.signals),
+        ("changes of membership", outcome.changes),
+        ("seconds to catch up", f"{outcome.catching_up:.1f}"),
+        *((kind, found[kind]) for kind in (*KINDS, *PRESENCE_KINDS)),
+        ("complaints", len(outcome.complaints)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
+
+
+def violations(outcome: Outcome, most: int = 40) -> str:
+    """Return what went wrong, and what repeats it."""
+    lines = [f"{finding.kind}: {finding.where}: {finding.what}" for finding in outcome.findings]
+    lines += [f"complaint: {complaint}" for complaint in outcome.complaints]
+    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+    faults = [f"  {at:6.1f} s  {kind}" for at, kind in outcome.history]
+    return "\n".join([*lines[:most], *more, "faults:", *faults, f"again: {outcome.plan.command}"])

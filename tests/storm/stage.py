@@ -1,0 +1,104 @@
+"""The storm's processes: two servers on one database, Redis, another process, a Celery worker, and proxies between."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.support.celery import Worker
+from tests.support.faults import FaultProxy
+from tests.support.postgres import find_postgres, running_postgres
+from tests.support.redis import RedisServer, find_binaries
+from tests.support.server import Kind, OtherProcess, Server, environment, make_database
+
+from .plan import Plan
+
+KINDS: tuple[Kind, ...] = ("daphne", "uvicorn")
+
+
+class Stage:
+    """Everything that a storm needs running; for use with `async with`.
+
+    Args:
+        plan: says which engine.
+        folder: for databases and logs.
+    """
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        #: Where the processes note the presence signals that they send.
+        self.signals = folder / "signals"
+        self._variables = {"CABLE_TEST_SIGNALS": str(self.signals)}
+        self.servers: list[Server] = []
+        #: What clients connect to: one of the servers, by chance.
+        self.web: FaultProxy
+        self.redis: RedisServer | None = None
+        #: What all processes reach Redis by.
+        self.redis_proxy: FaultProxy | None = None
+        self.broker: RedisServer
+        self.beside: OtherProcess
+        self._stack = AsyncExitStack()
+
+    @property
+    def url(self) -> str:
+        """Where the cable is."""
+        return f"ws://127.0.0.1:{self.web.port}/cable"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        if self.plan.database == "postgres":
+            self._variables["CABLE_TEST_POSTGRES"] = await asyncio.to_thread(self._start_postgres)
+        template = await asyncio.to_thread(make_database, self.folder, **self._variables)
+        redis_url = None
+        if self.plan.engine == "redis":
+            binaries = [one for one in find_binaries() if self.plan.redis in ("", one.name)]
+            if not binaries:
+                raise RuntimeError(f"no {self.plan.redis or 'Redis or Valkey'} server on this machine")
+            self.redis = RedisServer(self.folder / "redis", binaries[0])
+            await self._enter_in_thread(self.redis)
+            self.redis_proxy = await self._stack.enter_async_context(FaultProxy(self.redis.port))
+            redis_url = f"redis://127.0.0.1:{self.redis_proxy.port}/0"
+        self.broker = RedisServer(self.folder / "broker")
+        await self._enter_in_thread(self.broker)
+        settings = self.plan.settings(redis_url)
+        self.servers = [self._server(kind, template, settings) for kind in KINDS]
+        await asyncio.gather(*(self._enter_in_thread(server) for server in self.servers))
+        self.web = await self._stack.enter_async_context(FaultProxy(*(server.port for server in self.servers)))
+        self.beside = self._stack.enter_context(OtherProcess(self.servers[0], self.folder / "process.log"))
+        tasks = {"CABLE_TEST_BROKER": self.broker.url, "CABLE_TEST_RESULTS": self.broker.url}
+        await self._enter_in_thread(Worker(self.folder, environment(template, settings, **self._variables, **tasks)))
+
+    def _server(self, kind: Kind, template: Path, settings: dict[str, Any]) -> Server:
+        return Server(kind, self.folder, template, settings, shared=True, **self._variables)
+
+    def _start_postgres(self) -> str:
+        binaries = find_postgres()
+        if binaries is None:
+            raise RuntimeError("no PostgreSQL server (initdb, pg_ctl) on this machine")
+        return self._stack.enter_context(running_postgres(binaries))
+
+    async def _enter_in_thread(self, thing: Server | RedisServer | Worker) -> None:
+        await asyncio.to_thread(thing.__enter__)
+        self._stack.callback(thing.__exit__, None, None, None)
+
+
+def make_folder() -> Path:
+    """Return a new folder for a storm's files."""
+    return Path(tempfile.mkdtemp(prefix="cable-storm-"))

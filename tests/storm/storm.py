@@ -1,0 +1,228 @@
+"""One storm, from its first broadcast to the verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.node import node_modules
+from tests.support.client import identify
+
+from .broadcasters import Broadcaster, ProcessCaller, TaskCaller, ViewCaller
+from .clients import Key, Logs, NpmClients, StormClient
+from .faults import Faults
+from .members import Members
+from .plan import PATIENCE, STREAMS, SUBSCRIPTIONS, Plan, now
+from .stage import Stage
+from .verdict import Finding, Sent, Truth, judge_log, judge_store
+
+#: Every so many-th client never asks for its session, and recovers by its positions.
+RECOVERING = 4
+#: Broadcasts to each stream after the faults.
+CLOSING = 3
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a storm."""
+
+    plan: Plan
+    folder: Path
+    findings: list[Finding] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    #: When each fault began, in seconds since the first one, and what it was.
+    history: list[tuple[float, str]] = field(default_factory=list)
+    broadcasts: int = 0
+    refused: int = 0
+    uncertain: int = 0
+    deliveries: int = 0
+    connects: int = 0
+    restores: int = 0
+    recreated: int = 0
+    epochs: int = 0
+    signals: int = 0
+    changes: int = 0
+    catching_up: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.findings and not self.complaints
+
+
+class Storm:
+    """Servers, broadcasters and clients, and what happens to them.
+
+    Args:
+        plan: what to do.
+        folder: for databases and logs of servers.
+        tell: takes a line about each step.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, tell: Callable[[str], None] = lambda text: None) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._tell = tell
+        self._rng = random.Random(plan.seed)
+        self._logs = Logs()
+        self._names = [f"npm-{number}" for number in range(1, plan.npm_clients + 1)]
+        self._stage = Stage(plan, folder)
+        self._broadcasters: list[Broadcaster] = []
+        self._clients: list[StormClient] = []
+        self._npm: NpmClients
+        self._members: Members
+        self._faults: Faults
+        self._keys: list[Key] = []
+
+    async def run(self) -> Outcome:
+        """Let it happen, and judge it."""
+        outcome = Outcome(self._plan, self._folder)
+        async with AsyncExitStack() as stack:
+            await self._gather(stack)
+            await self._begin()
+            start = now()
+            await self._rage()
+            over = now()
+            await self._end()
+            outcome.catching_up = now() - over
+            outcome.history = [(at - start, kind) for at, kind in sorted(self._faults.history)]
+            if self._plan.has_presence:
+                outcome.findings += await self._members.at_rest(self._stage.beside)
+                ahead = time.time() - now()
+                outcome.findings += self._members.judge(self._stage.signals, self._faults.history, ahead)
+        self._count(outcome)
+        self._judge(outcome)
+        return outcome
+
+    def _chance(self) -> random.Random:
+        return random.Random(self._rng.random())
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    async def _gather(self, stack: AsyncExitStack) -> None:
+        """Start everything, and let everybody subscribe."""
+        self._tell(f"starting servers; files are in {self._folder}")
+        stage = await stack.enter_async_context(self._stage)
+        callers = [
+            ViewCaller(stage.servers, self._chance()),
+            ProcessCaller(stage.beside),
+            TaskCaller(stage.broker.url),
+        ]
+        for caller in callers:
+            stack.push_async_callback(caller.close)
+        self._broadcasters = [Broadcaster(caller, self._chance(), self._plan.pause) for caller in callers]
+        self._tell(f"{self._plan.clients} clients of our own and {self._plan.npm_clients} npm clients subscribe")
+        node = await asyncio.to_thread(find_node) if self._names else ""
+        self._npm = NpmClients(node, stage.url, self._names, self._logs, present=self._plan.has_presence)
+        await stack.enter_async_context(self._npm)
+        for number in range(1, self._plan.clients + 1):
+            restoring = number % RECOVERING != 0
+            client = StormClient(stage.url, f"client-{number}", self._logs, restoring=restoring)
+            self._clients.append(await stack.enter_async_context(client))
+        await asyncio.gather(*(_subscribe(client) for client in self._clients), self._npm.subscribed())
+        names = [*(client.name for client in self._clients), *self._names]
+        self._keys = [(name, number) for name in names for number in range(len(SUBSCRIPTIONS))]
+        self._members = Members(self._clients, self._npm, self._names, self._chance())
+        self._faults = Faults(stage, self._chance())
+
+    async def _begin(self) -> None:
+        """Each broadcaster shows that it can, and everybody gets the first messages, before anything goes wrong."""
+        for stream in STREAMS:
+            for broadcaster in self._broadcasters:
+                await broadcaster.broadcast_surely(stream)
+        await self._catch_up()
+        if self._plan.has_presence:
+            await self._members.enter()
+
+    async def _rage(self) -> None:
+        """Broadcast under faults, and finish what was begun when they are over."""
+        self._tell(f"faults for {self._plan.seconds:g} s")
+        broadcasting = [asyncio.create_task(broadcaster.run()) for broadcaster in self._broadcasters]
+        moving = asyncio.create_task(self._members.run()) if self._plan.has_presence else None
+        await self._faults.run(self._plan.seconds)
+        if moving is not None:
+            moving.cancel()
+        for broadcaster in self._broadcasters:
+            broadcaster.stop()
+        await asyncio.gather(*broadcasting)
+
+    async def _end(self) -> None:
+        """Broadcast a little without faults; everybody catches up."""
+        self._tell("the faults are over; everybody catches up")
+        for _ in range(CLOSING):
+            for stream in STREAMS:
+                await self._broadcasters[1].broadcast_surely(stream)
+        await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """Wait until everybody has the newest message of each stream; who has not is judged later."""
+        truths = {stream: self._truth(stream) for stream in STREAMS}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while not all(truths[_stream(key)].reached(self._logs.last(key)) for key in self._keys):
+                    self._logs.changed.clear()
+                    await self._logs.changed.wait()
+
+    # -- what came of it ----------------------------------------------------------------------------------------------
+
+    @property
+    def _sent(self) -> list[Sent]:
+        return [one for broadcaster in self._broadcasters for one in broadcaster.sent]
+
+    def _truth(self, stream: str) -> Truth:
+        return Truth(stream, self._sent, durable=stream not in self._plan.volatile)
+
+    def _count(self, outcome: Outcome) -> None:
+        outcome.broadcasts = len(self._sent)
+        outcome.refused = sum(broadcaster.refused for broadcaster in self._broadcasters)
+        outcome.uncertain = sum(broadcaster.uncertain for broadcaster in self._broadcasters)
+        outcome.faults = self._faults.counts
+        outcome.deliveries, outcome.signals = self._logs.deliveries, self._logs.signals
+        per_cable = len(SUBSCRIPTIONS)
+        outcome.connects = sum(client.connects for client in self._clients) + self._npm.counts["connect"] // per_cable
+        outcome.restores = sum(client.restores for client in self._clients) + self._npm.counts["restore"] // per_cable
+        outcome.recreated = sum(client.recreated for client in self._clients) + self._npm.counts["recreate"]
+        outcome.changes = self._members.changes
+        outcome.complaints = list(self._logs.complaints)
+        for client in self._clients:
+            outcome.complaints += [f"{client.name} was told {frame}" for frame in client.complaints]
+
+    def _judge(self, outcome: Outcome) -> None:
+        for stream in STREAMS:
+            truth = self._truth(stream)
+            outcome.epochs += len(truth.tails)
+            logs = {key: self._logs.logs[key] for key in self._keys if _stream(key) == stream}
+            outcome.findings += judge_store(truth, {f"{name} {number}": log for (name, number), log in logs.items()})
+            for (name, number), log in logs.items():
+                outcome.findings += judge_log(truth, f"{name}, {stream} ({number})", log)
+
+
+def _stream(key: Key) -> str:
+    return SUBSCRIPTIONS[key[1]][2]
+
+
+async def _subscribe(client: StormClient) -> None:
+    for channel, params, _ in SUBSCRIPTIONS:
+        await client.subscribe(identify(channel, **params))
+
+
+def find_node() -> str:
+    """Return the path of Node, with the npm packages installed.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    node = shutil.which("node")
+    if node is None:
+        raise RuntimeError("the npm clients need Node; --npm-clients 0 goes without")
+    node_modules()
+    return node

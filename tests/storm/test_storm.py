@@ -1,0 +1,38 @@
+"""A short storm on each engine; `python -m tests.storm` lets one rage for longer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.node import require_node
+from tests.storm.plan import Plan
+from tests.storm.report import table, violations
+from tests.storm.storm import Outcome, Storm
+
+ENGINES = [
+    pytest.param(Plan(seconds=15, clients=12, engine="redis"), id="redis"),
+    pytest.param(Plan(seconds=6, clients=8, npm_clients=2, engine="database"), id="database"),
+]
+
+
+@pytest.mark.redis
+@pytest.mark.node
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("plan", ENGINES)
+async def test_every_promise_is_kept_in_a_storm(plan: Plan, tmp_path: Path) -> None:
+    require_node()
+    outcome = await Storm(plan, tmp_path).run()
+    print(table(outcome))  # noqa: T201 - shown when it fails
+    assert outcome.good, violations(outcome)
+    assert_it_was_one(outcome)
+
+
+def assert_it_was_one(outcome: Outcome) -> None:
+    """Something happened, and much was delivered all the same."""
+    plan = outcome.plan
+    assert sum(outcome.faults.values()) >= plan.seconds / 2
+    assert outcome.broadcasts > 10 * plan.seconds
+    assert outcome.deliveries >= outcome.broadcasts * (plan.clients + plan.npm_clients) / 2
+    assert outcome.restores > 0

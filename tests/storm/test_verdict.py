@@ -1,0 +1,228 @@
+"""The storm's verdict: fed with every kind of broken log, it finds the break, and nothing where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tests.storm.verdict import (
+    DISORDERED,
+    LOST,
+    NEEDLESS,
+    REPEATED,
+    UNFOUNDED,
+    UNSIGNALLED,
+    Delivery,
+    Fate,
+    Finding,
+    Sent,
+    Signal,
+    Truth,
+    judge_log,
+    judge_store,
+)
+
+
+def sent(epoch: str, offsets: Iterable[int], *, start: float = 0.0) -> list[Sent]:
+    """Broadcasts that were stored in an epoch, one a second, each in half a second."""
+    return [Sent("s", f"{epoch}{n}", start + n, (epoch, n), ended=start + n + 0.5) for n in offsets]
+
+
+def got(epoch: str, *offsets: int) -> list[Delivery]:
+    """Deliveries of an epoch."""
+    return [Delivery(epoch, n, f"{epoch}{n}", 0.0) for n in offsets]
+
+
+def kinds(findings: Iterable[Finding]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for finding in findings:
+        found[finding.kind] = found.get(finding.kind, 0) + finding.count
+    return found
+
+
+def of_one_epoch(*log: Delivery | Signal, durable: bool = True) -> dict[str, int]:
+    return kinds(judge_log(Truth("s", sent("a", range(1, 6)), durable=durable), "client", log))
+
+
+#: Five messages in epoch a; then Redis lost its data, and five in epoch b.
+LOSSY = [*sent("a", range(1, 6)), *sent("b", range(1, 6), start=100)]
+
+
+def of_two_epochs(*log: Delivery | Signal) -> dict[str, int]:
+    return kinds(judge_log(Truth("s", LOSSY, durable=False), "client", log))
+
+
+# -- one epoch --------------------------------------------------------------------------------------------------------
+
+
+def test_exactly_the_sequence_is_right() -> None:
+    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5)) == {}
+    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5), durable=False) == {}
+
+
+def test_a_gap_is_a_loss() -> None:
+    assert of_one_epoch(*got("a", 1, 2, 5)) == {LOST: 2}
+
+
+def test_a_gap_is_a_loss_though_it_was_signalled_where_no_history_was_lost() -> None:
+    log: list[Delivery | Signal] = [*got("a", 1, 2), Signal(0), *got("a", 5)]
+    assert of_one_epoch(*log, durable=False) == {LOST: 2, NEEDLESS: 1}
+    assert of_one_epoch(*log, durable=True) == {LOST: 2, NEEDLESS: 1}
+
+
+def test_a_missing_beginning_is_a_loss() -> None:
+    assert of_one_epoch(*got("a", 2, 3, 4, 5)) == {LOST: 1}
+
+
+def test_a_missing_end_is_a_loss() -> None:
+    assert of_one_epoch(*got("a", 1, 2, 3)) == {LOST: 2}
+
+
+def test_nothing_at_all_is_a_loss() -> None:
+    assert of_one_epoch() == {LOST: 5}
+
+
+def test_a_message_twice_is_a_repeat() -> None:
+    assert of_one_epoch(*got("a", 1, 2, 2, 3, 4, 5)) == {REPEATED: 1}
+    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5, 3)) == {REPEATED: 1}
+
+
+def test_a_message_that_comes_late_is_disorder_and_no_loss() -> None:
+    assert of_one_epoch(*got("a", 1, 3, 2, 4, 5)) == {DISORDERED: 1}
+
+
+def test_a_signal_where_nothing_was_lost_is_needless() -> None:
+    for durable in (False, True):
+        assert of_one_epoch(*got("a", 1, 2), Signal(0), *got("a", 3, 4, 5), durable=durable) == {NEEDLESS: 1}
+        assert of_one_epoch(*got("a", 1, 2, 3, 4, 5), Signal(0), durable=durable) == {NEEDLESS: 1}
+        assert of_one_epoch(Signal(0), *got("a", 1, 2, 3, 4, 5), durable=durable) == {NEEDLESS: 1}
+
+
+# -- two epochs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_signalled_between_the_epochs_is_right() -> None:
+    assert of_two_epochs(*got("a", 1, 2, 3, 4, 5), Signal(50), *got("b", 1, 2, 3, 4, 5)) == {}
+
+
+def test_the_end_of_the_lost_epoch_may_be_missing() -> None:
+    assert of_two_epochs(*got("a", 1, 2), Signal(50), Signal(51), *got("b", 1, 2, 3, 4, 5)) == {}
+
+
+def test_a_loss_without_a_signal_is_found() -> None:
+    assert of_two_epochs(*got("a", 1, 2, 3, 4, 5), *got("b", 1, 2, 3, 4, 5)) == {UNSIGNALLED: 1}
+
+
+def test_a_lost_beginning_without_a_signal_is_found() -> None:
+    assert of_two_epochs(*got("b", 1, 2, 3, 4, 5)) == {UNSIGNALLED: 1}
+    assert of_two_epochs(Signal(50), *got("b", 1, 2, 3, 4, 5)) == {}
+
+
+def test_a_signal_at_the_wrong_place_is_found() -> None:
+    late = of_two_epochs(*got("a", 1, 2, 3, 4, 5), *got("b", 1), Signal(150), *got("b", 2, 3, 4, 5))
+    assert late == {UNSIGNALLED: 1, NEEDLESS: 1}
+    early = of_two_epochs(*got("a", 1, 2), Signal(50), *got("a", 3, 4, 5), *got("b", 1, 2, 3, 4, 5))
+    assert early == {UNSIGNALLED: 1, NEEDLESS: 1}
+
+
+def test_what_was_broadcast_before_the_signal_may_be_missing_but_nothing_after_it() -> None:
+    assert of_two_epochs(*got("a", 1), Signal(102.5), *got("b", 3, 4, 5)) == {}
+    assert of_two_epochs(*got("a", 1), Signal(100.5), *got("b", 3, 4, 5)) == {LOST: 2}
+
+
+def test_only_the_last_signal_before_the_new_epoch_counts() -> None:
+    assert of_two_epochs(*got("a", 1), Signal(50), Signal(102.5), *got("b", 3, 4, 5)) == {}
+
+
+def test_within_the_new_epoch_everything_counts() -> None:
+    assert of_two_epochs(*got("a", 1), Signal(50), *got("b", 1, 3, 4, 5)) == {LOST: 1}
+    assert of_two_epochs(*got("a", 1), Signal(50), *got("b", 1, 2, 2, 4, 3)) == {
+        REPEATED: 1,
+        DISORDERED: 1,
+        LOST: 1,
+    }
+
+
+def test_a_client_that_stays_in_the_lost_epoch_has_lost_the_new_one() -> None:
+    assert of_two_epochs(*got("a", 1, 2, 3, 4, 5), Signal(50)) == {LOST: 5}
+
+
+def test_an_epoch_that_comes_back_is_disorder() -> None:
+    assert of_two_epochs(*got("a", 1, 2), Signal(50), *got("b", 1, 2), *got("a", 3), *got("b", 3, 4, 5)) == {
+        DISORDERED: 1 + 3
+    }
+
+
+def test_a_durable_stream_has_one_epoch_signalled_or_not() -> None:
+    log: list[Delivery | Signal] = [*got("a", 1, 2, 3, 4, 5), Signal(50), *got("b", 1, 2, 3, 4, 5)]
+    assert LOST in kinds(judge_log(Truth("s", LOSSY, durable=True), "client", log))
+
+
+# -- the store --------------------------------------------------------------------------------------------------------
+
+
+def store(broadcasts: list[Sent], *log: Delivery, durable: bool = False) -> dict[str, int]:
+    return kinds(judge_store(Truth("s", broadcasts, durable=durable), {"client": log}))
+
+
+def test_a_store_that_keeps_each_message_once_is_right() -> None:
+    assert store(LOSSY, *got("a", 1, 2), *got("b", 1)) == {}
+
+
+def test_an_offset_that_was_given_twice_is_found() -> None:
+    assert store(LOSSY, Delivery("b", 2, "a1", 0)) == {UNFOUNDED: 1, REPEATED: 1}
+
+
+def test_a_message_that_is_stored_twice_is_found() -> None:
+    twice = [*sent("a", range(1, 3)), Sent("s", "a3", 9, ("a", 3), Fate.UNKNOWN), Sent("s", "x", 10, ("a", 5))]
+    assert store(twice, Delivery("a", 4, "a3", 0)) == {REPEATED: 1}
+
+
+def test_a_message_whose_epoch_was_lost_while_it_was_broadcast_may_be_in_the_next_one_too() -> None:
+    broadcasts = [*sent("a", range(1, 4)), *sent("b", [2], start=100)]
+    during = Sent("s", "x", 4, ("b", 1), Fate.STORED, ended=100)
+    assert store([*broadcasts, during], Delivery("a", 4, "x", 0)) == {}
+    assert store([*broadcasts, during], Delivery("a", 4, "x", 0), durable=True) == {REPEATED: 1}
+    assert store([*broadcasts, during], *[Delivery("a", n, "x", 0) for n in (4, 5)]) == {REPEATED: 1}
+
+
+def test_a_message_that_was_broadcast_after_the_loss_is_in_the_new_epoch_only() -> None:
+    broadcasts = [*sent("a", range(1, 4)), *sent("b", [1], start=100), Sent("s", "x", 105, ("b", 2), ended=106)]
+    assert store(broadcasts, Delivery("a", 4, "x", 0)) == {REPEATED: 1}
+
+
+def test_a_message_whose_fate_was_unknown_and_that_was_not_repeated_is_stored_once_at_most() -> None:
+    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 4, None, Fate.UNKNOWN), *sent("a", [5, 6], start=1)]
+    end = [*unknown, Sent("s", "y", 9, ("a", 7))]
+    assert store(unknown[:4], *got("a", 1)) == {}
+    assert store(end, Delivery("a", 4, "x", 0)) == {}
+    assert store([*end, Sent("s", "z", 10, ("a", 9))], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {
+        REPEATED: 1
+    }
+    assert store([*end, *sent("b", [1], start=20)], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {REPEATED: 1}
+
+
+def test_a_refused_broadcast_that_arrives_is_found() -> None:
+    refused = [*sent("a", range(1, 4)), Sent("s", "no", 3.5, None, Fate.REFUSED), Sent("s", "x", 5, ("a", 5))]
+    assert store(refused, Delivery("a", 4, "no", 0)) == {UNFOUNDED: 1}
+
+
+def test_a_committed_broadcast_is_stored_once_wherever_that_is() -> None:
+    committed = [*sent("a", range(1, 4)), Sent("s", "c", 3.5, None, Fate.COMMITTED), Sent("s", "x", 5, ("a", 6))]
+    assert store(committed, Delivery("a", 4, "c", 0), Delivery("a", 5, "c", 0), durable=True) == {REPEATED: 1}
+    committed[-1] = Sent("s", "x", 5, ("a", 5))
+    assert store(committed, Delivery("a", 4, "c", 0), durable=True) == {}
+    committed[-1] = Sent("s", "x", 5, ("a", 4))
+    assert store(committed, durable=True) == {LOST: 1}
+
+
+def test_a_message_behind_the_last_known_one_is_right() -> None:
+    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5, 6)) == {}
+
+
+def test_a_message_that_nobody_sent_is_found() -> None:
+    strange = [*sent("a", range(1, 4)), Sent("s", "x", 5, ("a", 5))]
+    assert store(strange, Delivery("a", 4, "strange", 0)) == {UNFOUNDED: 1}
+
+
+def test_an_offset_without_a_message_is_found() -> None:
+    assert store([*sent("a", range(1, 4)), *sent("a", [6])]) == {UNFOUNDED: 2}
