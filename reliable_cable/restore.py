@@ -75,8 +75,8 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
         return None
     if record is None or record.identity != session.identity:
         return None
-    # A client that never hears the welcome comes back with the old id: its record stays until it expires, and says that a
-    # connection has the session.
+    # A client that never hears the welcome comes back with the old id: its record stays until it expires, and says
+    # that a connection has the session.
     former = replace(record, data={**record.data, "alive": True})
     if old is not None:
         old.supersede()
