@@ -19,6 +19,8 @@ from .stage import Stage
 
 #: Seconds for which Redis is paused.
 PAUSE = 2.0
+#: Seconds for which nothing passes to Redis and from it, at most: longer than the time-outs of connections.
+STALL = 9.0
 
 
 class Faults:
@@ -51,6 +53,7 @@ class Faults:
                 "pub/sub cut": self._cut_pubsub,
                 "append reply lost": self._lose_reply,
                 "Redis paused": self._pause,
+                "Redis stalled": self._stall,
                 "Redis restarted": self._restart_redis,
                 "Redis older": self._restart_older,
                 "Redis empty": self._restart_empty,
@@ -137,6 +140,18 @@ class Faults:
 
     async def _pause(self) -> bool:
         return await self._with_redis(lambda redis: redis.pause(PAUSE), PAUSE)
+
+    async def _stall(self) -> bool:
+        proxy = self._stage.redis_proxy
+        assert proxy is not None
+        # Seldom, since nothing else can happen meanwhile.
+        if proxy in self._busy or (len(self._kinds) > 1 and self._rng.random() < 0.75):
+            return False
+        with self._using(proxy):
+            proxy.stall()
+            await asyncio.sleep(self._rng.uniform(0, STALL))
+            proxy.resume()
+        return True
 
     async def _restart_redis(self) -> bool:
         kill = self._rng.random() < 0.5
