@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, PresenceLeave, Reply, find_channel
-from .exceptions import ProtocolError
+from .exceptions import ProtocolError, StoreError
 from .handlers import REFUSED, run_recorded
 from .protocol import commands, messages
 from .protocol.constants import MessageType, Subprotocol
@@ -154,6 +154,11 @@ class Execution:
                 joins += reply.presence
                 if command.presence is not None and await subscription.presence.authorizes(command.presence):
                     joins.append(command.presence)
+            except StoreError as error:
+                # No word on the client's rights, which a rejection would be, for good. It shall come back and ask again.
+                logger.warning("The subscription %s could not be made; its client is sent away: %s", identifier, error)
+                subscription.end()
+                return self.session.restart()
             except Exception:
                 logger.exception("The subscription %s could not be made.", identifier)
                 reply = None

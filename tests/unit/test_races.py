@@ -200,7 +200,9 @@ class TestReplays:
 
 
 class TestStoresThatFail:
-    async def test_a_stream_that_cannot_be_opened_rejects(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_stream_that_cannot_be_opened_sends_the_client_away_so_that_it_asks_again(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async def fail(name: str) -> None:
             raise StoreError("down")
 
@@ -209,7 +211,9 @@ class TestStoresThatFail:
                 patch.setattr(get_engine().streams, "aposition", fail)
                 patch.setattr(hub_module, "OPEN_PATIENCE", 0)
                 await client.send("subscribe", ROOM)
-                assert await rest(client) == ["reject_subscription"]
+                # Neither a rejection nor a `disconnect`: the session may be resumed.
+                assert await client.communicator.receive_output(timeout=5) == {"type": "websocket.close", "code": 1000}
+        async with Client(client.sid) as client:
             await client.subscribe(ROOM)
             await abroadcast("room", 1)
             assert await rest(client) == [1]
