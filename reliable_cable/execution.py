@@ -155,7 +155,7 @@ class Execution:
                 if command.presence is not None and await subscription.presence.authorizes(command.presence):
                     joins.append(command.presence)
             except StoreError as error:
-                # No word on the client's rights, which a rejection would be, for good. It shall come back and ask again.
+                # A rejection would be about the client's rights, and for good: it shall come back and ask again.
                 logger.warning("The subscription %s could not be made; its client is sent away: %s", identifier, error)
                 subscription.end()
                 return self.session.restart()

@@ -34,8 +34,8 @@ PAGE_SIZE = 200
 #: Seconds until a store that failed is asked again.
 RETRY_DELAY = 0.5
 
-#: Seconds for which the opening of a stream is tried: a client gives up a subscribe after 10, and closes its channel for
-#: good; before that it is sent away to come back.
+#: Seconds for which the opening of a stream is tried, then the client is sent away to come back: it would give up a
+#: subscribe after 10, and close its channel for good.
 OPEN_PATIENCE = 8.0
 
 
