@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .channel import Channel, PresenceJoin, Reply, StreamStart
+from .exceptions import StoreError
 from .hub import PAGE_SIZE, RETRY_DELAY
 from .membership import Membership
 from .protocol import messages
@@ -21,6 +23,7 @@ from .stream_ids import stream_alias
 if TYPE_CHECKING:
     from .session import CableSession
 
+T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
 
 
@@ -203,7 +206,7 @@ class Subscription:
         readers = [reader for name, reader in self.readers.items() if self._kept(name)]
         complete = False
         try:
-            pages = await self._rewind(request)
+            pages = await self._patiently(partial(self._rewind, request))
             self.restorable = True
             if pages is not None:
                 complete = await self._send_pages(readers, pages)
@@ -265,8 +268,21 @@ class Subscription:
         complete = True
         while behind := [reader for reader in readers if self.hub.is_behind(reader)]:
             for reader in behind:
-                complete = await self.hub.send_page(reader, pages.pop(reader, None)) and complete
+                send = partial(self.hub.send_page, reader, pages.pop(reader, None))
+                complete = await self._patiently(send) and complete
         return complete
+
+    async def _patiently(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read until the store can be read: what is out of reach is not lost, and live messages wait there, too."""
+        failed = False
+        while True:
+            try:
+                return await read()
+            except StoreError as error:
+                log = logger.debug if failed else logger.warning
+                log("A stream of %s could not be read; trying again: %s", self.identifier, error)
+                failed = True
+                await asyncio.sleep(RETRY_DELAY)
 
     async def _catch_up(self) -> None:
         """Bring all readers to where the hub stands, and let them go live together."""
@@ -276,12 +292,8 @@ class Subscription:
             if not behind:
                 break
             for reader in behind:
-                try:
-                    if not await self.hub.send_page(reader):
-                        self._lost()
-                except Exception:
-                    logger.exception("A stream of %s could not be read; trying again.", self.identifier)
-                    await asyncio.sleep(RETRY_DELAY)
+                if not await self._patiently(partial(self.hub.send_page, reader)):
+                    self._lost()
         for reader in readers:
             self.hub.go_live(reader)
 

@@ -10,6 +10,7 @@ import pytest
 
 from reliable_cable import Channel, StoreError, action, state
 from reliable_cable import hub as hub_module
+from reliable_cable import subscription as subscription_module
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
@@ -290,11 +291,35 @@ class TestStoresThatFail:
             await client.send("subscribe", ROOM)
             assert await rest(client) == ["confirm_subscription"]
 
-    async def test_history_that_cannot_be_read_is_rejected_and_live_messages_follow(
-        self, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("name", ["aread", "aoffset_since"])
+    async def test_history_that_cannot_be_read_is_not_lost_it_follows_when_it_can_be(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
     ) -> None:
+        real = getattr(get_engine().streams, name)
+        tries = 0
+
+        async def fail_twice(*args: Any, **options: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise StoreError("down")
+            return await real(*args, **options)
+
+        async with Client() as first:
+            await first.subscribe(ROOM)
+            await abroadcast("room", 1)
+            await rest(first)
+            monkeypatch.setattr(subscription_module, "RETRY_DELAY", 0.001)
+            monkeypatch.setattr(get_engine().streams, name, fail_twice)
+            async with Client() as client:
+                await client.subscribe(ROOM, history={"since": 1})
+                while tries < 3:
+                    await turns()
+                assert await rest(client) == [1, "confirm_history"]
+
+    async def test_history_that_cannot_be_understood_is_rejected(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def fail(*args: Any, **options: Any) -> None:
-            raise StoreError("down")
+            raise LookupError("a defect")
 
         async with Client() as client:
             monkeypatch.setattr(get_engine().streams, "aoffset_since", fail)
