@@ -39,6 +39,9 @@ DEFAULTS: Final = {
 #: Options that a Unix socket's connection does not take.
 TCP_ONLY: Final = ("socket_keepalive",)
 
+#: What says that an event loop's connection is broken; uvloop raises RuntimeError where that was closed meanwhile.
+BROKEN: Final = (RedisError, OSError, RuntimeError)
+
 LUA = Path(__file__).parent / "lua"
 
 
@@ -210,7 +213,7 @@ class RedisClient:
         pool: Any = self._async_pool()
         try:
             connection: Any = await pool.get_connection()
-        except (RedisError, OSError) as error:
+        except BROKEN as error:
             raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
         try:
             answers = await self._aexchange(connection, calls)
@@ -224,7 +227,7 @@ class RedisClient:
                     answers[number] = answer
         except BusyLoadingError as error:
             raise RedisUnavailable(f"Redis is loading its data: {error}.", sent=False) from error
-        except (RedisError, OSError) as error:
+        except BROKEN as error:
             await connection.disconnect(nowait=True)
             raise RedisUnavailable(f"Redis did not answer: {error}.", sent=True) from error
         except BaseException:

@@ -9,9 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from redis.exceptions import RedisError
-
-from .client import RedisClient
+from .client import BROKEN, RedisClient
 
 logger = logging.getLogger("reliable_cable")
 
@@ -111,7 +109,7 @@ class PubSub:
                 self._due.setdefault(channel, deque()).append(self._channels[channel])
         try:
             await connection.send_command(command, *channels, check_health=False)
-        except (RedisError, OSError):
+        except BROKEN:
             pass  # the reader notices, too
 
     async def _keep_connected(self) -> None:
@@ -121,7 +119,7 @@ class PubSub:
                 await self._serve()
             except Exception as error:
                 if not self._failing:
-                    expected = isinstance(error, RedisError | OSError | TimeoutError)
+                    expected = isinstance(error, (*BROKEN, TimeoutError))
                     logger.warning("The pub/sub connection to Redis was lost: %s.", error, exc_info=not expected)
                     delay = RETRY_FIRST
                 self._failing = True
@@ -193,7 +191,7 @@ class PubSub:
                 logger.warning("The pub/sub connection to Redis is silent; it is made again.")
                 await connection.disconnect(nowait=True)
                 return
-            with contextlib.suppress(RedisError, OSError):
+            with contextlib.suppress(*BROKEN):
                 await connection.send_command("PING", check_health=False)
 
 

@@ -1,0 +1,62 @@
+"""The Redis client, where connections break in ways of their own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.redis.client import Call, RedisClient, RedisUnavailable
+from tests.support.faults import FaultProxy
+from tests.support.redis import RedisServer
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[RedisClient]:
+    client = RedisClient(CableSettings(redis_url=redis_url))
+    yield client
+    client.close()
+
+
+@pytest.mark.parametrize("connected", [True, False])
+async def test_a_connection_that_the_event_loop_has_closed_is_a_broken_one(
+    client: RedisClient, monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    # With uvloop, sending on it raises what is neither an OSError nor redis-py's; while it is opened, too.
+    if connected:
+        await client.arun(Call("PING"))
+    write = asyncio.StreamWriter.writelines
+    tries = 0
+
+    def fail_twice(writer: asyncio.StreamWriter, lines: Iterable[bytes]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 2:
+            raise RuntimeError("unable to perform operation; the handler is closed")
+        write(writer, lines)
+
+    monkeypatch.setattr(asyncio.StreamWriter, "writelines", fail_twice)
+    with pytest.raises(RedisUnavailable):
+        await client.arun(Call("PING"), again=True)
+    assert tries == 2
+    assert await client.arun(Call("PING")) == [b"PONG"]
+    await client.aclose()
+
+
+async def test_a_connection_whose_opening_was_cancelled_gives_no_wrong_answers(redis_server: RedisServer) -> None:
+    async with FaultProxy(redis_server.port) as proxy:
+        client = RedisClient(CableSettings(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))
+        proxy.stall()
+        opening = asyncio.ensure_future(client.arun(Call("PING")))
+        async with asyncio.timeout(10):
+            while not proxy.links:
+                await asyncio.sleep(0.01)
+        opening.cancel()
+        await asyncio.wait([opening])
+        proxy.resume()
+        assert await client.arun(Call("ECHO", (), ("hello",))) == [b"hello"]
+        await client.aclose()
