@@ -9,6 +9,7 @@ import pytest
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.redis.client import Call, RedisClient, RedisUnavailable
+from tests.stores.conftest import until
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer
 
@@ -52,9 +53,7 @@ async def test_a_connection_whose_opening_was_cancelled_gives_no_wrong_answers(r
         client = RedisClient(CableSettings(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))
         proxy.stall()
         opening = asyncio.ensure_future(client.arun(Call("PING")))
-        async with asyncio.timeout(10):
-            while not proxy.links:
-                await asyncio.sleep(0.01)
+        await until(lambda: proxy.links)
         opening.cancel()
         await asyncio.wait([opening])
         proxy.resume()
