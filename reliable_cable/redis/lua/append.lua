@@ -5,10 +5,14 @@
 --   was first tried, or '' the first time; the seconds that an idle stream's numbering is kept; the number of streams;
 --   then for each stream: its name, channel, history size, history TTL in seconds; then for each message: the number of
 --   its stream, data, exclude, idempotency key.
--- Returns for each message its epoch and offset; 'uncertain' if a repeated append cannot be recognised any more.
+-- Returns for each message its epoch and offset; 'uncertain' if a repeated append cannot be recognised any more; 'late'
+--   to a first try that a Redis that hung has found only after the next one.
 --
 -- meta: n name, e epoch, t tail, r run_id of the Redis that gave the epoch, a when the tail was made, z when the newest trimmed
---   entry was made, k whether idempotency keys were ever used.
+--   entry was made, k whether idempotency keys were ever used, l ids of appends that were repeated lately.
+
+-- Characters of ids of repeated appends that are remembered: as many as one Redis that hangs makes at once.
+local REMEMBERED = 8192
 
 local run_id, now, fresh, append = ARGV[1], clock(ARGV[2]), ARGV[3], ARGV[4]
 local elapsed, idle, count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
@@ -18,13 +22,14 @@ local streams = {}
 for number = 1, count do
   local meta, log, keys = KEYS[3 * number - 2], KEYS[3 * number - 1], KEYS[3 * number]
   local at = 4 + 4 * number
-  local stored = redis.call('HMGET', meta, 'e', 't', 'r', 'a', 'z', 'k')
+  local stored = redis.call('HMGET', meta, 'e', 't', 'r', 'a', 'z', 'k', 'l')
   local stream = {
     meta = meta, log = log, keys = keys, name = ARGV[at], channel = ARGV[at + 1], size = tonumber(ARGV[at + 2]),
     ttl = tonumber(ARGV[at + 3]),
     epoch = stored[1], tail = tonumber(stored[2]), made = tonumber(stored[4]), trimmed = tonumber(stored[5]),
-    keyed = stored[6] == '1', kept = 0, own = {}, earlier = {},
+    keyed = stored[6] == '1', kept = 0, own = {}, earlier = {}, repeated = stored[7] or '',
   }
+  if not elapsed and string.find(stream.repeated, append, 1, true) then return 'late' end
   if stream.epoch and stored[3] == run_id then
     stream.kept = redis.call('XLEN', log)
     -- The log expired as a whole.
@@ -139,6 +144,7 @@ for _, stream in ipairs(streams) do
     redis.call('PEXPIRE', stream.log, math.ceil(stream.ttl * 1000))
     if stream.keyed then redis.call('PEXPIRE', stream.keys, math.ceil(stream.ttl * 1000)) end
   end
+  if elapsed then redis.call('HSET', stream.meta, 'l', string.sub(stream.repeated .. append .. ' ', -REMEMBERED)) end
 end
 
 return answer
