@@ -24,13 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tests.integration.project"
 Kind = Literal["daphne", "uvicorn"]
 
-#: With `REDIS_URL`: streams in Redis, the rest as in the embedded engine.
-REDIS_STREAMS = {
-    "streams": "reliable_cable.streams.redis.RedisStreamStore",
-    "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
-    "sessions": "reliable_cable.sessions.model.ModelSessionStore",
-}
-
 #: Seconds that a server may take to start or to stop.
 PATIENCE = 30.0
 #: Below the ports that kernels give to outgoing connections, so that a server can be started again on its own.
