@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.client import Client, unique
 from tests.support.fixtures import beside, kind, server, servers, strict
-from tests.support.redis import RedisServer, find_binaries
+from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Server, ServerPool
 
 __all__ = ["beside", "kind", "server", "servers", "strict"]
@@ -27,19 +27,35 @@ def redis_options(server: RedisServer, prefix: str) -> dict[str, Any]:
     return {"REDIS_URL": server.url, "KEY_PREFIX": prefix}
 
 
+SharedRedis = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def shared_redis(request: pytest.FixtureRequest) -> SharedRedis:
+    """Settings of servers on a Redis of this test run, with keys of their own."""
+
+    def settings() -> dict[str, Any]:
+        pool: RedisPool = request.getfixturevalue("redis_pool")
+        return redis_options(pool.get(find_binaries()[0].name), unique("shared"))
+
+    return settings
+
+
 #: What servers can share: a Redis, or only a database.
 ENGINES = [pytest.param("redis", marks=pytest.mark.redis), pytest.param("database")]
 
 
 @pytest.fixture(scope="session", params=ENGINES)
 def shared(
-    request: pytest.FixtureRequest, servers: ServerPool, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    servers: ServerPool,
+    shared_redis: SharedRedis,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Pair]:
     """Two running servers, daphne and uvicorn, on one database and, by turns, one Redis."""
     options = {}
     if request.param == "redis":
-        redis: RedisServer = request.getfixturevalue("redis_pool").get(find_binaries()[0].name)
-        options = redis_options(redis, unique("shared"))
+        options = shared_redis()
     with (
         servers.make("daphne", **options) as first,
         Server("uvicorn", tmp_path_factory.mktemp("second"), first.database, options, shared=True) as second,
