@@ -1,4 +1,4 @@
-"""Scenarios run against real servers, once for each kind."""
+"""Scenarios run against real servers, once for each kind and each engine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from tests.support.client import Client, unique
-from tests.support.fixtures import beside, kind, server, servers, strict
+from tests.support.fixtures import beside, kind, server, strict
 from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Server, ServerPool
 
-__all__ = ["beside", "kind", "server", "servers", "strict"]
+__all__ = ["beside", "kind", "server", "strict"]
 
 Connect = Callable[..., Awaitable[Client]]
 Pair = tuple[Server, Server]
@@ -45,17 +45,53 @@ def shared_redis(request: pytest.FixtureRequest) -> SharedRedis:
 ENGINES = [pytest.param("redis", marks=pytest.mark.redis), pytest.param("database")]
 
 
+#: Of tests that are marked `slow`, one kind of server runs on each engine; of all others, both run on both.
+SLOW = {("daphne", "database"), ("uvicorn", "redis")}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the other combinations of what is slow."""
+    left_out = [item for item in items if item.get_closest_marker("slow") and not _is_chosen(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_chosen(item: pytest.Item) -> bool:
+    params = item.callspec.params  # type: ignore[attr-defined]  # of a parametrised function
+    return (params["kind"], params["engine"]) in SLOW
+
+
 @pytest.fixture(scope="session", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Which engine."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def pools(shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerPool]]:
+    """The servers of this test run, by engine."""
+    pools = {
+        "redis": ServerPool(tmp_path_factory.mktemp("servers"), shared_redis),
+        "database": ServerPool(tmp_path_factory.mktemp("servers")),
+    }
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture(scope="session")
+def servers(pools: dict[str, ServerPool], engine: str) -> ServerPool:
+    """The servers on an engine: those on Redis have nothing in common there."""
+    return pools[engine]
+
+
+@pytest.fixture(scope="session")
 def shared(
-    request: pytest.FixtureRequest,
-    servers: ServerPool,
-    shared_redis: SharedRedis,
-    tmp_path_factory: pytest.TempPathFactory,
+    engine: str, servers: ServerPool, shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     """Two running servers, daphne and uvicorn, on one database and, by turns, one Redis."""
-    options = {}
-    if request.param == "redis":
-        options = shared_redis()
+    options = shared_redis() if engine == "redis" else {}
     with (
         servers.make("daphne", **options) as first,
         Server("uvicorn", tmp_path_factory.mktemp("second"), first.database, options, shared=True) as second,

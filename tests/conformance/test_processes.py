@@ -39,6 +39,7 @@ async def test_a_broadcast_without_history_arrives_too(connect: Connect, beside:
     await client.nothing()
 
 
+@pytest.mark.slow
 async def test_several_writers_at_once_lose_and_repeat_nothing(
     connect: Connect, server: Server, beside: OtherProcess
 ) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import InvalidHandshake
 
-from tests.conformance.conftest import ENGINES, SharedRedis
+from tests.conformance.conftest import SharedRedis
 from tests.support.client import BASE, EXTENDED, Client, identify, unique
 from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 
+@pytest.mark.slow
 async def test_a_graceful_stop(servers: ServerPool, kind: Kind) -> None:
     gate = unique("gate")
     async with AsyncExitStack() as stack:
@@ -59,6 +60,7 @@ async def end(client: Client) -> float:
     return time.monotonic()
 
 
+@pytest.mark.slow
 async def test_nothing_is_lost_across_a_graceful_stop(servers: ServerPool, kind: Kind) -> None:
     stream = unique("large:")
     identifier = identify("StreamChannel", streams=[stream])
@@ -82,6 +84,7 @@ async def test_nothing_is_lost_across_a_graceful_stop(servers: ServerPool, kind:
         assert seen == list(range(1, 301))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
 async def test_unsubscribed_runs_for_everyone_before_the_process_ends(
     servers: ServerPool, kind: Kind, protocol: str
@@ -97,6 +100,7 @@ async def test_unsubscribed_runs_for_everyone_before_the_process_ends(
         assert (await server.call("position", audit))["offset"] == 10
 
 
+@pytest.mark.slow
 async def test_without_clients_the_process_ends_at_once(servers: ServerPool, kind: Kind) -> None:
     with servers.make(kind) as server:
         async with Client(server.url):
@@ -114,7 +118,6 @@ class CarefulServer(Server):
         return [python, "-X", "dev", "-m", "tests.support.ending", *words]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 async def test_nothing_is_left_open(
     servers: ServerPool, kind: Kind, engine: str, shared_redis: SharedRedis, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -293,10 +293,12 @@ class ServerPool:
 
     Args:
         folder: for their files.
+        defaults: called for each server, returns keys of `RELIABLE_CABLE` for it that a test does not give.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, defaults: Callable[[], Mapping[str, Any]] = dict) -> None:
         self._folder = folder
+        self._defaults = defaults
         self._template: Path | None = None
         self._stack = contextlib.ExitStack()
         self._servers: dict[tuple[Kind, str], Server] = {}
@@ -315,7 +317,7 @@ class ServerPool:
         self._count += 1
         folder = self._folder / f"{kind}-{self._count}"
         folder.mkdir()
-        return Server(kind, folder, self._template, settings)
+        return Server(kind, folder, self._template, {**self._defaults(), **settings})
 
     def get(self, kind: Kind, **settings: Any) -> Server:
         """Return the running server of these settings."""
