@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from tests.conformance.conftest import Connect
 from tests.support.client import BASE, identify, unique
 from tests.support.server import OtherProcess, Server
