@@ -46,6 +46,12 @@ class Engine:
     presence: PresenceStore
     sessions: SessionStore
 
+    async def aclose(self) -> None:
+        """Release what the stores hold on the running event loop; they may be used again."""
+        await self.streams.aclose()
+        await self.presence.aclose()
+        await self.sessions.aclose()
+
 
 def engine_paths(settings: CableSettings) -> Mapping[str, str]:
     """Return the dotted path of each part's class."""

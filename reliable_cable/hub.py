@@ -38,6 +38,9 @@ RETRY_DELAY = 0.5
 #: subscribe after 10, and close its channel for good.
 OPEN_PATIENCE = 8.0
 
+#: Seconds for which a hub that is closed waits for what its connections began.
+CLOSE_PATIENCE = 1.0
+
 
 class Hub:
     """All streams, presence and sessions that the connections of one event loop share.
@@ -322,6 +325,21 @@ class Hub:
             del self._closing[name]
         if not task.cancelled() and task.exception() is not None:
             logger.error("The stream %r could not be left.", name, exc_info=task.exception())
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    async def aclose(self) -> None:
+        """Leave all streams, and close what this event loop has of the stores; connections are to have ended before.
+
+        What they left to be done is waited for, `CLOSE_PATIENCE` at most.
+        """
+        pending = [*self._tasks, *self._closing.values()]
+        if pending:
+            await asyncio.wait(pending, timeout=CLOSE_PATIENCE)
+        await self.sessions.stop()
+        await self.presence.stop()
+        await self._listener.close()
+        await self.engine.aclose()
 
     # -- connections --------------------------------------------------------------------------------------------
 

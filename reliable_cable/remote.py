@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Collection
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -80,17 +81,27 @@ def _when_committed(call: partial[None]) -> None:
 def _condition(identifiers: dict[str, Any]) -> dict[str, str]:
     if not identifiers:
         raise InvalidIdentifier("disconnect() needs at least one identifier: disconnect(user=user).")
-    if not identifier_names.issuperset(identifiers):
-        _import_consumers()
+    check_names(identifiers)
     for name, value in identifiers.items():
-        if name not in identifier_names:
-            raise InvalidIdentifier(
-                f"disconnect({name}=…): no connection is identified by {name!r}; the names in `identified_by` of the "
-                f"consumers that are known here are {', '.join(map(repr, sorted(identifier_names)))}."
-            )
         if not identify(value) or getattr(value, "pk", value) is None:
             raise InvalidIdentifier(f"disconnect({name}={value!r}): that is nobody, or not saved.")
     return {name: identify(value) for name, value in identifiers.items()}
+
+
+def check_names(names: Collection[str]) -> None:
+    """Check that there are connections that these identifiers can name.
+
+    Raises:
+        InvalidIdentifier: no consumer has one of them in `identified_by`.
+    """
+    if not identifier_names.issuperset(names):
+        _import_consumers()
+    for name in names:
+        if name not in identifier_names:
+            raise InvalidIdentifier(
+                f"Nothing is disconnected: no connection is identified by {name!r}; the names in `identified_by` of "
+                f"the consumers that are known here are {', '.join(map(repr, sorted(identifier_names)))}."
+            )
 
 
 def _import_consumers() -> None:

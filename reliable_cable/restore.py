@@ -79,6 +79,8 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
     # that a connection has the session.
     former = replace(record, data={**record.data, "alive": True})
     if old is not None:
+        # It may be a later one than the client knows of: what says that it has session `sid` is meant for this one too.
+        record = replace(record, data={**record.data, "sids": [old.sid, *record.data["sids"]]})
         old.supersede()
         # What the store has may be older: the client may be back once more before this restore is done.
         hub.sessions.keep(sid, former)
@@ -99,7 +101,7 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
 
 
 async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any], transmissions: list[str]) -> list[str]:
-    session.former = (sid, *data["sids"])[: MAX_SIDS - 1]
+    session.former = tuple(dict.fromkeys((sid, *data["sids"])))[: MAX_SIDS - 1]
     restored: list[str] = []
     incarnations = await _incarnations(session, data["subscriptions"])
     for item in data["subscriptions"]:

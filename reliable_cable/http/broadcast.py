@@ -1,4 +1,4 @@
-"""`POST /_broadcast` and `POST /api/publish`: one message or an array of them, in AnyCable's format."""
+"""`POST /_broadcast` and `POST /api/publish`: a message, an array of them, or a command, in AnyCable's format."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from reliable_cable.exceptions import (
     PayloadTooLarge,
 )
 
+from .commands import FORMAT as COMMAND
+from .commands import run_command
 from .endpoints import Refusal, endpoint, read_body
 
 logger = logging.getLogger("reliable_cable")
@@ -37,20 +39,24 @@ META: Mapping[str, type] = {"exclude_socket": str, "transient": bool, "idempoten
 @require_POST
 @endpoint("broadcast-cable", "broadcast_key")
 def broadcast(request: HttpRequest) -> HttpResponse:
-    """Broadcast what the body says: 201 means stored."""
+    """Broadcast, or do, what the body says: 201 means stored, or done."""
     return _broadcast(request)
 
 
 @require_POST
 @endpoint("api-cable", "api_key")
 def publish(request: HttpRequest) -> HttpResponse:
-    """Broadcast what the body says, for who has the API's key."""
+    """Do the same, for who has the API's key."""
     return _broadcast(request)
 
 
 def _broadcast(request: HttpRequest) -> HttpResponse:
     try:
-        broadcast_batch(_parse(read_body(request)))
+        parsed = _parse(read_body(request))
+        if isinstance(parsed, dict) and "command" in parsed and "stream" not in parsed:
+            run_command(parsed)
+        else:
+            broadcast_batch(_items(parsed))
     except PayloadTooLarge as error:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
     except (InvalidPayload, InvalidStreamName, InvalidOption) as error:
@@ -71,11 +77,14 @@ def _broadcast(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=HTTPStatus.CREATED)
 
 
-def _parse(body: bytes) -> list[BatchItem]:
+def _parse(body: bytes) -> Any:
     try:
-        parsed = json.loads(body.decode())
+        return json.loads(body.decode())
     except (ValueError, RecursionError) as error:
         raise _nonsense(f"The body is not JSON ({error})") from error
+
+
+def _items(parsed: Any) -> list[BatchItem]:
     if not isinstance(parsed, list):
         return [_item(parsed, "The body")]
     if not parsed:
@@ -127,5 +136,6 @@ def _no_json(name: str) -> Any:
 
 def _nonsense(problem: str) -> Refusal:
     return Refusal(
-        HTTPStatus.UNPROCESSABLE_ENTITY, f'{problem}. Allowed is {FORMAT}, "meta" being optional, or an array of these.'
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        f'{problem}. Allowed is {FORMAT}, "meta" being optional, or an array of these; or, alone, {COMMAND}.',
     )

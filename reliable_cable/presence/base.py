@@ -179,6 +179,10 @@ class PresenceStore(ABC):
         `deliver` is always called on that loop, in a callback of its own, never from inside another call here.
         """
 
+    async def aclose(self) -> None:
+        """Release what this store holds on the running event loop; it may be used again."""
+        return None
+
     @abstractmethod
     async def _run(self, call: Callable[[], T]) -> T:
         """Run a sync method of this store without blocking the event loop."""

@@ -125,18 +125,18 @@ class PresenceService:
         return self._rounds is not None
 
     async def stop(self) -> None:
-        """Make no more rounds and send no more signals; the members stay for the rest of their time."""
+        """Make no more rounds; the members stay for the rest of their time. Signals that are due are sent."""
         self._stopped = True
         self._held.clear()
         self._served.clear()
-        self._signals.clear()
-        tasks = [task for task in (self._rounds, self._sending) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._rounds is not None:
+            self._rounds.cancel()
+            await asyncio.wait([self._rounds])
         # A task that was cancelled before it ran has not said so itself.
-        self._rounds = self._sending = None
+        self._rounds = None
         await self.lists.close()
+        if self._sending is not None:
+            await asyncio.wait([self._sending])
 
     # -- streams ------------------------------------------------------------------------------------------------------
 

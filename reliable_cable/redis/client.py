@@ -137,7 +137,8 @@ class RedisClient:
         """Close the connections of this event loop."""
         pool = self._async_pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
-            await pool.disconnect()
+            # What is in use is closed by whoever uses it.
+            await pool.disconnect(inuse_connections=False)
 
     # -- sync ---------------------------------------------------------------------------------------------------------
 
@@ -235,6 +236,8 @@ class RedisClient:
             await connection.disconnect(nowait=True)
             raise
         finally:
+            if self._async_pools.get(asyncio.get_running_loop()) is not pool:
+                await connection.disconnect(nowait=True)  # closed meanwhile
             await pool.release(connection)
         return _checked(answers)
 

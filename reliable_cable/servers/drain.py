@@ -1,7 +1,7 @@
 """Draining before shutdown: connections end one after another, with everything answered, before the server stops.
 
 Both daphne and uvicorn close every socket as soon as they hear of SIGTERM. So their handler is kept waiting: ours runs
-first, ends the connections over `DRAIN_TIME`, and then calls theirs.
+first, ends the connections over `DRAIN_TIME`, closes the hub, and then calls theirs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ logger = logging.getLogger("reliable_cable")
 DRAIN_TIME = 1.5
 #: Seconds after which the server stops whatever is left.
 DRAIN_LIMIT = 5.0
+#: Seconds after which it stops although the stores are not closed: one may not answer.
+CLOSE_LIMIT = 3.0
 
 SIGNALS = (signal.SIGTERM,)
 
@@ -66,10 +68,16 @@ class Drain:
 
     async def _drain(self, number: int) -> None:
         try:
-            async with asyncio.timeout(DRAIN_LIMIT):
-                await drain(self._hub())
+            hub = self._hub()
+            try:
+                async with asyncio.timeout(DRAIN_LIMIT):
+                    await drain(hub)
+            except TimeoutError:
+                logger.warning("Not all connections could be drained in %s seconds.", DRAIN_LIMIT)
+            async with asyncio.timeout(CLOSE_LIMIT):
+                await hub.aclose()
         except TimeoutError:
-            logger.warning("Not all connections could be drained in %s seconds.", DRAIN_LIMIT)
+            logger.warning("The stores could not be closed in %s seconds.", CLOSE_LIMIT)
         except Exception:
             logger.exception("Draining failed.")
         finally:

@@ -104,6 +104,10 @@ class SessionStore(ABC):
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to `limit` expired records; return how many went."""
 
+    async def aclose(self) -> None:
+        """Release what this store holds on the running event loop; it may be used again."""
+        return None
+
     @abstractmethod
     async def _run(self, call: Callable[[], T]) -> T:
         """Run a sync method of this store without blocking the event loop."""

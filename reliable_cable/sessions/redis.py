@@ -36,6 +36,10 @@ class RedisSessionStore(SessionStore):
         self.client = client_for(settings)
         self._ttl = int(settings.sessions_ttl * 1000)
 
+    async def aclose(self) -> None:
+        """Close the connections of this event loop."""
+        await self.client.aclose()
+
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Store records; the first one that is not JSON raises, and none is stored."""
         for calls in _batches(self._save(records)):

@@ -185,6 +185,19 @@ class SessionService:
         self._suspecting = None
         await self.touch()
 
+    async def stop(self) -> None:
+        """Write what there is to write, once, and begin nothing more by itself."""
+        if self._touching is not None:
+            self._touching.cancel()
+            self._touching = None
+        if self._changed or self._left or self._void:
+            await self._write()
+        tasks = [task for task in (self._writer, *self._tasks) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._writer = None
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def _keep(self, sid: str, record: SessionRecord) -> None:

@@ -1,4 +1,4 @@
-"""Scenarios run against real servers, once for each kind."""
+"""Scenarios run against real servers, once for each kind and each engine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from tests.support.client import Client, unique
-from tests.support.fixtures import beside, kind, server, servers, strict
-from tests.support.redis import RedisServer, find_binaries
+from tests.support.fixtures import beside, kind, server, strict
+from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Server, ServerPool
 
-__all__ = ["beside", "kind", "server", "servers", "strict"]
+__all__ = ["beside", "kind", "server", "strict"]
 
 Connect = Callable[..., Awaitable[Client]]
 Pair = tuple[Server, Server]
@@ -27,19 +27,71 @@ def redis_options(server: RedisServer, prefix: str) -> dict[str, Any]:
     return {"REDIS_URL": server.url, "KEY_PREFIX": prefix}
 
 
+SharedRedis = Callable[[], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def shared_redis(request: pytest.FixtureRequest) -> SharedRedis:
+    """Settings of servers on a Redis of this test run, with keys of their own."""
+
+    def settings() -> dict[str, Any]:
+        pool: RedisPool = request.getfixturevalue("redis_pool")
+        return redis_options(pool.get(find_binaries()[0].name), unique("shared"))
+
+    return settings
+
+
 #: What servers can share: a Redis, or only a database.
 ENGINES = [pytest.param("redis", marks=pytest.mark.redis), pytest.param("database")]
 
 
+#: Of tests that are marked `slow`, one kind of server runs on each engine; of all others, both run on both.
+SLOW = {("daphne", "database"), ("uvicorn", "redis")}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the other combinations of what is slow."""
+    left_out = [item for item in items if item.get_closest_marker("slow") and not _is_chosen(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_chosen(item: pytest.Item) -> bool:
+    params = item.callspec.params  # type: ignore[attr-defined]  # of a parametrised function
+    return (params["kind"], params["engine"]) in SLOW
+
+
 @pytest.fixture(scope="session", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> str:
+    """Which engine."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def pools(shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerPool]]:
+    """The servers of this test run, by engine."""
+    pools = {
+        "redis": ServerPool(tmp_path_factory.mktemp("servers"), shared_redis),
+        "database": ServerPool(tmp_path_factory.mktemp("servers")),
+    }
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+@pytest.fixture(scope="session")
+def servers(pools: dict[str, ServerPool], engine: str) -> ServerPool:
+    """The servers on an engine: those on Redis have nothing in common there."""
+    return pools[engine]
+
+
+@pytest.fixture(scope="session")
 def shared(
-    request: pytest.FixtureRequest, servers: ServerPool, tmp_path_factory: pytest.TempPathFactory
+    engine: str, servers: ServerPool, shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
     """Two running servers, daphne and uvicorn, on one database and, by turns, one Redis."""
-    options = {}
-    if request.param == "redis":
-        redis: RedisServer = request.getfixturevalue("redis_pool").get(find_binaries()[0].name)
-        options = redis_options(redis, unique("shared"))
+    options = shared_redis() if engine == "redis" else {}
     with (
         servers.make("daphne", **options) as first,
         Server("uvicorn", tmp_path_factory.mktemp("second"), first.database, options, shared=True) as second,

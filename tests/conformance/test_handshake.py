@@ -66,13 +66,16 @@ async def test_a_connection_refused_by_the_application_is_told_unauthorized(serv
 
 
 async def test_pings_tell_the_time_and_the_first_is_jittered(strict: Server) -> None:
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(Client(strict.url)) for _ in range(6)]
-        times = [await client.ping(3) for client in clients]
+    spread = 0.0
+    async with asyncio.timeout(20):
+        while spread < 0.02:  # again, if the machine stood still meanwhile: then all were sent at once
+            async with AsyncExitStack() as stack:
+                clients = [await stack.enter_async_context(Client(strict.url)) for _ in range(6)]
+                times = [await client.ping(3) for client in clients]
+            spread = max(first for first, *_ in times) - min(first for first, *_ in times)
     assert all(isinstance(message, int) for client in clients for _, message in client.pings)
     # The interval is 0.3 s: the first ping comes after 0.15 to 0.45 s.
     assert all(0.14 < first < 0.9 for first, *_ in times), times
-    assert max(first for first, *_ in times) - min(first for first, *_ in times) > 0.02, f"not jittered: {times}"
     assert all(0.1 < later - earlier < 0.9 for each in times for earlier, later in pairwise(each)), times
 
 

@@ -266,6 +266,7 @@ async def test_streams_that_the_subscription_does_not_have_are_never_read(connec
     await client.nothing()
 
 
+@pytest.mark.slow
 async def test_a_long_history_arrives_whole_while_messages_go_on(connect: Connect, server: Server) -> None:
     # 4 and 9: in pages; live messages are held back until it has been replayed.
     stream = unique("large:")

@@ -261,7 +261,7 @@ async def test_what_a_handler_joined_is_joined_again_by_the_server(strict: Serve
 async def test_a_dead_member_whose_server_was_restarted_is_not_shown_for_ever(servers: ServerPool, kind: Kind) -> None:
     # 14: presence in memory was lost, so that identifier is left out of `restored_ids`, and starts afresh.
     room = identify("RoomChannel", room=unique("room"))
-    with servers.make(kind) as server:
+    with servers.make(kind, PRESENCE_TTL=2) as server:
         async with Client(server.url) as former, Client(server.url) as other:
             await other.subscribe(room, presence={"id": "other", "info": {}})
             await former.subscribe(room, presence={"id": "ann", "info": {}})

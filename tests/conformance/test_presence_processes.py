@@ -28,10 +28,11 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def started(redis: RedisServer, servers: ServerPool) -> Iterator[Pair]:
+def started(redis: RedisServer, pools: dict[str, ServerPool]) -> Iterator[Pair]:
     """Two servers on that Redis."""
     options: dict[str, Any] = {"REDIS_URL": redis.url, "PRESENCE_TTL": TTL}
-    with servers.make("daphne", **options) as one, servers.make("uvicorn", **options) as two:
+    make = pools["database"].make
+    with make("daphne", **options) as one, make("uvicorn", **options) as two:
         yield one, two
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from tests.conformance.conftest import Connect
 from tests.support.client import BASE, identify, unique
 from tests.support.server import OtherProcess, Server
@@ -39,6 +41,7 @@ async def test_a_broadcast_without_history_arrives_too(connect: Connect, beside:
     await client.nothing()
 
 
+@pytest.mark.slow
 async def test_several_writers_at_once_lose_and_repeat_nothing(
     connect: Connect, server: Server, beside: OtherProcess
 ) -> None:

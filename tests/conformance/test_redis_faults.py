@@ -39,8 +39,8 @@ async def proxy(redis: RedisServer) -> AsyncIterator[FaultProxy]:
 
 
 @pytest.fixture
-async def first(servers: ServerPool, redis: RedisServer) -> AsyncIterator[Server]:
-    server = servers.make("daphne", **redis_options(redis, PREFIX))
+async def first(pools: dict[str, ServerPool], redis: RedisServer) -> AsyncIterator[Server]:
+    server = pools["database"].make("daphne", **redis_options(redis, PREFIX))
     await asyncio.to_thread(server.start)
     yield server
     server.kill()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidHandshake
 
+from tests.conformance.conftest import SharedRedis
 from tests.support.client import BASE, EXTENDED, Client, identify, unique
 from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 
+@pytest.mark.slow
 async def test_a_graceful_stop(servers: ServerPool, kind: Kind) -> None:
     gate = unique("gate")
     async with AsyncExitStack() as stack:
@@ -57,6 +60,7 @@ async def end(client: Client) -> float:
     return time.monotonic()
 
 
+@pytest.mark.slow
 async def test_nothing_is_lost_across_a_graceful_stop(servers: ServerPool, kind: Kind) -> None:
     stream = unique("large:")
     identifier = identify("StreamChannel", streams=[stream])
@@ -80,6 +84,7 @@ async def test_nothing_is_lost_across_a_graceful_stop(servers: ServerPool, kind:
         assert seen == list(range(1, 301))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
 async def test_unsubscribed_runs_for_everyone_before_the_process_ends(
     servers: ServerPool, kind: Kind, protocol: str
@@ -95,6 +100,7 @@ async def test_unsubscribed_runs_for_everyone_before_the_process_ends(
         assert (await server.call("position", audit))["offset"] == 10
 
 
+@pytest.mark.slow
 async def test_without_clients_the_process_ends_at_once(servers: ServerPool, kind: Kind) -> None:
     with servers.make(kind) as server:
         async with Client(server.url):
@@ -102,3 +108,32 @@ async def test_without_clients_the_process_ends_at_once(servers: ServerPool, kin
         started = time.monotonic()
         assert await server.terminate() in (0, -15)
         assert time.monotonic() - started < 5
+
+
+class CarefulServer(Server):
+    """A server in Python's development mode, which tells of whatever it left open."""
+
+    def _command(self) -> list[str]:
+        python, _, *words = super()._command()
+        return [python, "-X", "dev", "-m", "tests.support.ending", *words]
+
+
+async def test_nothing_is_left_open(
+    servers: ServerPool, kind: Kind, engine: str, shared_redis: SharedRedis, tmp_path: Path
+) -> None:
+    options = shared_redis() if engine == "redis" else {}
+    async with AsyncExitStack() as stack:
+        template = servers.make(kind).database
+        server = stack.enter_context(CarefulServer(kind, tmp_path, template, options))
+        clients = [await stack.enter_async_context(Client(server.url)) for _ in range(3)]
+        for client in clients:
+            room = await client.subscribe(identify("RoomChannel", room="room"))
+            await client.send("join", room, presence={"id": client.sid})
+            await client.expect({"type": "presence", "message": {"type": "join", "id": client.sid}})
+        await server.call("broadcast", "room", {"n": 1})
+        await clients[0].until({"message": {"n": 1}})
+        assert await server.terminate() == 0
+        log = server.log
+        assert "All was let go." in log
+        for complaint in ("ResourceWarning", "was destroyed", "never awaited", "Traceback", "could not be"):
+            assert complaint not in log

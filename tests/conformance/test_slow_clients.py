@@ -12,6 +12,8 @@ from websockets.exceptions import ConnectionClosed
 from tests.support.client import BASE, EXTENDED, Client, Frame, identify, unique
 from tests.support.server import Kind, ServerPool
 
+pytestmark = pytest.mark.slow
+
 SIZE, COUNT = 100_000, 300
 #: How many are sent until the reader is waited for: less than MAX_PENDING_SIZE.
 STEP = 5

@@ -13,6 +13,8 @@ from tests.support.client import Client, identify, unique
 from tests.support.recovering import RecoveringClient
 from tests.support.server import Kind, OtherProcess, ServerPool
 
+pytestmark = pytest.mark.slow
+
 TOTAL = 400
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from demo_project.chat.accounts import PASSWORD
 from tests.node import require_node
-from tests.support.client import identify
+from tests.support.client import Client, identify, unique
 from tests.support.nginx import DEPLOY, DeployedServer, Nginx, procfile
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.recovering import RecoveringClient
@@ -91,7 +91,8 @@ class Deployment:
             "DEBUG": "0",
             "SECRET_KEY": "a secret",
             "DATABASE_URL": f"postgres://postgres@{socket.replace('/', '%2F')}/postgres",
-            "CELERY_BROKER_URL": redis.url,
+            "REDIS_URL": redis.url,
+            "CELERY_BROKER_URL": redis.url.removesuffix("0") + "1",  # as in compose.yaml
             "DEMO_TOKEN_DELAY": "0.05",
         }
         self.servers = [DemoServer(kind, folder, variables) for kind in ("daphne", "uvicorn")]
@@ -113,13 +114,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 
 @contextmanager
-def signed_in(base: str) -> Iterator[httpx.Client]:
-    """Give a browser, as it were, in which carol has logged in."""
+def signed_in(base: str, username: str = "carol") -> Iterator[httpx.Client]:
+    """Give a browser, as it were, in which somebody has logged in."""
     with httpx.Client(base_url=base, trust_env=False, headers={"Origin": base}) as browser:
         page = browser.get("/login/")
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
         assert token
-        form = {"csrfmiddlewaretoken": token[1], "username": "carol", "password": PASSWORD}
+        form = {"csrfmiddlewaretoken": token[1], "username": username, "password": PASSWORD}
         assert browser.post("/login/", data=form).headers["Location"] == "/"
         yield browser
 
@@ -147,12 +148,43 @@ def test_strangers_origins_are_refused_behind_the_proxy(deployment: Deployment) 
         assert browser.get("/cable", headers=headers | key).status_code == 403
 
 
+def cookie_of(deployment: Deployment, username: str) -> str:
+    """Log somebody in; return the `Cookie` header."""
+    with signed_in(deployment.nginx.base, username) as browser:
+        return f"sessionid={browser.cookies['sessionid']}"
+
+
+def names(client: RecoveringClient, identifier: str) -> set[str]:
+    """The names of the members that a client knows."""
+    return {info["name"] for info in (client.members[identifier] or {}).values()}
+
+
+async def test_both_servers_know_who_is_in_a_room_and_whose_session_it_is(deployment: Deployment) -> None:
+    daphne, uvicorn = deployment.servers
+    cookies = [cookie_of(deployment, username) for username in ("alice", "bob")]
+    room = identify("ChatChannel", room_id=1)
+    async with RecoveringClient(daphne.url, cookie=cookies[0]) as alice:
+        await alice.subscribe(room)
+        await alice.watch(room)
+        async with Client(uvicorn.url, cookie=cookies[1]) as bob:
+            await bob.subscribe(room)
+            await alice.wait_for(lambda: names(alice, room) == {"alice", "bob"})
+            await bob.send("whisper", room, data={"typing": True})
+            await alice.wait_for_messages(room, 1)
+            assert alice.received[room] == [{"typing": True}]
+            await bob.cut()
+        async with Client(daphne.url, cookie=cookies[1], sid=bob.sid) as bob:
+            assert bob.welcome["restored_ids"] == [room]
+            await bob.send("history", room, history={"since": alice.since})
+            await bob.perform(room, "speak", text="here again", client_id=unique("message"))
+            await alice.wait_for_messages(room, 2)
+            assert names(alice, room) == {"alice", "bob"}
+
+
 async def test_an_answer_goes_on_while_every_server_is_killed(deployment: Deployment) -> None:
     # A Celery worker writes it.
-    with signed_in(deployment.nginx.base) as browser:
-        cookie = f"sessionid={browser.cookies['sessionid']}"
     identifier = identify("AssistantChannel")
-    async with RecoveringClient(deployment.nginx.url, cookie=cookie) as client:
+    async with RecoveringClient(deployment.nginx.url, cookie=cookie_of(deployment, "carol")) as client:
         await client.subscribe(identifier)
         await client.perform(identifier, "ask", prompt="What is an offset?")
         await client.wait_for_messages(identifier, 2)

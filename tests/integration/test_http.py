@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisServer
-from tests.support.server import REDIS_STREAMS, Kind, OtherProcess, Server, ServerPool
+from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 SECRET = "a secret that tests can sign with"
 
@@ -109,6 +109,24 @@ async def test_the_api_publishes_and_tells_who_is_there(http: httpx.AsyncClient,
     assert await cable.messages(identifier, 1) == [{"n": 1}]
 
 
+def user_id(server: Server, username: str) -> int:
+    with contextlib.closing(sqlite3.connect(server.database)) as connection:
+        return int(connection.execute("SELECT id FROM auth_user WHERE username = ?", [username]).fetchone()[0])
+
+
+async def test_a_command_closes_a_users_connections(http: httpx.AsyncClient, cable: Client, server: Server) -> None:
+    names = [unique("user"), unique("user")]
+    cookies = [await server.sign_in(name) for name in names]
+    async with Client(server.url, cookie=cookies[0]) as mine, Client(server.url, cookie=cookies[1]) as other:
+        identifier = json.dumps({"user": f"auth.user:{user_id(server, names[0])}"})
+        command = {"command": "disconnect", "payload": {"identifier": identifier, "reconnect": True}}
+        assert (await http.post("/_broadcast", json=command)).status_code == 201
+        await mine.expect({"type": "disconnect", "reason": "remote", "reconnect": True})
+        await mine.closed()
+        await other.nothing()
+        await cable.nothing()
+
+
 async def test_refusals(http: httpx.AsyncClient, server: Server) -> None:
     stream = unique("http/")
     wrong = {"Authorization": f"Bearer {key('api-cable')}"}
@@ -174,7 +192,7 @@ async def test_a_wsgi_server_beside_takes_broadcasts_too(
 @pytest.mark.redis
 async def test_while_redis_is_down_a_post_is_told_so(servers: ServerPool, kind: Kind, tmp_path: Path) -> None:
     stream, headers = unique("http/"), {"Authorization": f"Bearer {key('broadcast-cable')}"}
-    with RedisServer(tmp_path) as redis, servers.make(kind, REDIS_URL=redis.url, ENGINE=REDIS_STREAMS) as server:
+    with RedisServer(tmp_path) as redis, servers.make(kind, REDIS_URL=redis.url) as server:
         url = f"http://127.0.0.1:{server.port}/_broadcast"
         async with (
             Client(server.url) as cable,

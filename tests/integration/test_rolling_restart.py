@@ -29,14 +29,7 @@ def engine(request: pytest.FixtureRequest) -> Mapping[str, Any]:
     if getattr(request, "param", "database") == "database":
         return {}
     redis: RedisPool = request.getfixturevalue("redis_pool")
-    url, prefix = redis.get(find_binaries()[0].name).url, unique("cable-test-")
-    # Until Redis keeps the rest too: ENGINE goes then.
-    engine = {
-        "streams": "reliable_cable.streams.redis.RedisStreamStore",
-        "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
-        "sessions": "reliable_cable.sessions.model.ModelSessionStore",
-    }
-    return {"REDIS_URL": url, "KEY_PREFIX": prefix, "ENGINE": engine}
+    return {"REDIS_URL": redis.get(find_binaries()[0].name).url, "KEY_PREFIX": unique("cable-test-")}
 
 
 @pytest.fixture

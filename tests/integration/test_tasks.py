@@ -15,12 +15,12 @@ import pytest
 from tests.support.celery import Worker
 from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisPool, RedisServer, find_binaries
-from tests.support.server import PATIENCE, REDIS_STREAMS, ROOT, Kind, Server, ServerPool
+from tests.support.server import PATIENCE, ROOT, Kind, Server, ServerPool
 
 #: The settings of each engine, given a Redis that all processes reach.
 ENGINES: Mapping[str, Callable[[RedisServer], dict[str, Any]]] = {
     "embedded": lambda redis: {},
-    "redis": lambda redis: {"REDIS_URL": redis.url, "KEY_PREFIX": unique("tasks-"), "ENGINE": REDIS_STREAMS},
+    "redis": lambda redis: {"REDIS_URL": redis.url, "KEY_PREFIX": unique("tasks-")},
 }
 
 celery = pytest.mark.redis  # it is the broker

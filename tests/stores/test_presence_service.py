@@ -151,6 +151,20 @@ class TestSignals:
             ("leave", type(store), "s", "1", {"name": "Ann"}, False),
         ]
 
+    async def test_what_is_due_is_sent_before_the_service_has_stopped(
+        self, service: PresenceService, rounds: Rounds
+    ) -> None:
+        got: list[str] = []
+
+        def on_join(**kwargs: Any) -> None:
+            got.append(kwargs["id"])
+
+        with receiving(presence_joined, on_join):
+            for number in range(3):
+                await service.join("s", f"phone{number}", str(number), None)
+            await service.stop()
+        assert got == ["0", "1", "2"]
+
     async def test_a_receiver_that_raises_is_logged_and_stops_nothing(
         self, store: PresenceStore, service: PresenceService, caplog: pytest.LogCaptureFixture
     ) -> None:

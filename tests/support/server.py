@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -23,13 +23,6 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tests.integration.project"
 Kind = Literal["daphne", "uvicorn"]
-
-#: With `REDIS_URL`: streams in Redis, the rest as in the embedded engine.
-REDIS_STREAMS = {
-    "streams": "reliable_cable.streams.redis.RedisStreamStore",
-    "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
-    "sessions": "reliable_cable.sessions.model.ModelSessionStore",
-}
 
 #: Seconds that a server may take to start or to stop.
 PATIENCE = 30.0
@@ -300,10 +293,12 @@ class ServerPool:
 
     Args:
         folder: for their files.
+        defaults: called for each server, returns keys of `RELIABLE_CABLE` for it that a test does not give.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, defaults: Callable[[], Mapping[str, Any]] = dict) -> None:
         self._folder = folder
+        self._defaults = defaults
         self._template: Path | None = None
         self._stack = contextlib.ExitStack()
         self._servers: dict[tuple[Kind, str], Server] = {}
@@ -322,7 +317,7 @@ class ServerPool:
         self._count += 1
         folder = self._folder / f"{kind}-{self._count}"
         folder.mkdir()
-        return Server(kind, folder, self._template, settings)
+        return Server(kind, folder, self._template, {**self._defaults(), **settings})
 
     def get(self, kind: Kind, **settings: Any) -> Server:
         """Return the running server of these settings."""

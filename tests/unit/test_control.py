@@ -261,6 +261,14 @@ class TestTakeovers:
             await hear({"supersede": [[first.sid, second.sid]]})
             assert await third.quiet()
 
+    async def test_nor_is_who_came_back_once_more_with_an_older_id(self) -> None:
+        # Its client never heard the welcome of the one between, whose announcement is heard last.
+        async with Client() as former:
+            pass
+        async with Client(former.sid) as unheard, Client(former.sid) as client:
+            await hear({"supersede": [[former.sid, unheard.sid]]})
+            assert await client.quiet()
+
     async def test_the_one_that_was_announced_last_stays(self) -> None:
         async with Client() as first:
             pass

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reliable_cable import hub as hub_module
 from reliable_cable.conf import CableSettings, read_settings
 from reliable_cable.engine import Engine
 from reliable_cable.exceptions import StoreError
@@ -293,3 +294,30 @@ def check(got: list[Any], truth: list[tuple[str, int]]) -> None:
         assert index == previous or (told and index >= previous), (got, truth)
         previous, told = index + 1, False
     assert previous == len(truth) or told or not truth, (got, truth)
+
+
+async def test_a_hub_that_is_closed_waits_for_what_connections_began_and_leaves_its_streams() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    done: list[str] = []
+
+    async def begun() -> None:
+        await asyncio.sleep(0)
+        done.append("done")
+
+    harness.hub.spawn(begun())
+    await harness.hub.aclose()
+    assert done == ["done"]
+    harness.store.append([("s", Message("1"))])
+    await asyncio.sleep(0)
+    assert log == []
+    assert len(asyncio.all_tasks()) == 1, "only this test"
+
+
+async def test_a_hub_that_is_closed_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "CLOSE_PATIENCE", 0.01)
+    harness = Harness()
+    task = harness.hub.spawn(asyncio.Event().wait())  # type: ignore[arg-type]
+    async with asyncio.timeout(5):
+        await harness.hub.aclose()
+    assert task.cancel()

@@ -331,3 +331,25 @@ class TestLookingAfter:
             await store.tried.wait()
         await until_kept(service, 0)
         service.discard(session)
+
+
+class TestStopping:
+    async def test_what_is_changed_is_written_first(self) -> None:
+        service = SessionService(Store())
+        session = Session("a")
+        service.add(session)
+        session.number = 5
+        service.changed(session)
+        await service.stop()
+        assert await number(service) == 5
+        assert len(asyncio.all_tasks()) == 1, "only this test"
+
+    async def test_a_store_that_fails_is_tried_once(self) -> None:
+        store = Store()
+        store.down = True
+        service = SessionService(store)
+        service.add(Session("a"))
+        service.changed(Session("a"))
+        await service.stop()
+        assert store.tried.is_set()
+        assert len(asyncio.all_tasks()) == 1, "only this test"

@@ -1,0 +1,75 @@
+"""Commands in what is posted instead of messages, in AnyCable's format; there is one: `disconnect`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidIdentifier, StoreError
+from reliable_cable.identity import Identity
+from reliable_cable.remote import check_names, disconnect_identity
+
+from .endpoints import Refusal
+
+logger = logging.getLogger("reliable_cable")
+
+FORMAT = r'{"command": "disconnect", "payload": {"identifier": "{\"user\": \"auth.user:42\"}", "reconnect": false}}'
+
+
+def run_command(command: Mapping[str, Any]) -> None:
+    """Do what a posted object with a `command` says.
+
+    Raises:
+        Refusal: it makes no sense, or a store failed.
+    """
+    if command["command"] != "disconnect":
+        raise _nonsense("There is no such command")
+    payload = command.get("payload")
+    if not isinstance(payload, dict):
+        raise _nonsense('The command has no "payload" that is an object')
+    reconnect = payload.get("reconnect")
+    if not isinstance(reconnect, bool | None):
+        raise _nonsense('The payload has a "reconnect" that is no true or false')
+    condition = _condition(payload.get("identifier"))
+    try:
+        disconnect_identity(condition, reconnect=bool(reconnect))
+    except BroadcastUncertain as error:
+        logger.exception("Whether connections were closed as posted is unknown.")
+        raise Refusal(
+            HTTPStatus.SERVICE_UNAVAILABLE, "Whether any connection was closed is unknown. Post it again.", stored=None
+        ) from error
+    except (BroadcastError, StoreError) as error:
+        logger.exception("Connections could not be closed as posted.")
+        raise Refusal(
+            HTTPStatus.SERVICE_UNAVAILABLE, "No connection was closed: the store failed. Try again.", stored=False
+        ) from error
+
+
+def _condition(text: Any) -> Identity:
+    """Return the identifiers that are a JSON text in the payload, as AnyCable has it."""
+    if not isinstance(text, str):
+        raise _nonsense('The payload has no "identifier" that is a string')
+    try:
+        identifiers = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _nonsense(f"The identifier is not JSON ({error})") from error
+    if not isinstance(identifiers, dict) or not identifiers:
+        raise _nonsense("The identifier is no JSON object with at least one name")
+    for name, value in identifiers.items():
+        # Each begins with the type of what `connect` set (identity.py).
+        if not isinstance(value, str) or not value.partition(":")[2]:
+            raise _nonsense(
+                f'The identifier has a {name!r} that is no "<app>.<model>:<primary key>" nor "<type>:<value>"'
+            )
+    try:
+        check_names(identifiers)
+    except InvalidIdentifier as error:
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
+    return identifiers
+
+
+def _nonsense(problem: str) -> Refusal:
+    return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{problem}. Allowed is {FORMAT}.")
