@@ -49,13 +49,13 @@ def test_daphne_hands_over_a_partial_of_its_reply_method() -> None:
     assert "partial" in source
     assert "handle_reply" in source
     send, _ = daphne_send()
-    assert isinstance(recognise(send), DaphneConnection)
+    assert isinstance(recognise({}, send), DaphneConnection)
 
 
 def test_daphnes_buffer_is_watched_by_a_producer() -> None:
     send, protocol = daphne_send()
     calls: list[str] = []
-    recognise(send).attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
+    recognise({}, send).attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
     (producer,) = protocol.transport.producers
     producer.pauseProducing()
     producer.resumeProducing()
@@ -67,7 +67,7 @@ def test_daphne_connections_are_aborted_through_autobahn(monkeypatch: pytest.Mon
     send, _ = daphne_send()
     calls: list[bool] = []
     monkeypatch.setattr(WebSocketProtocol, "dropConnection", lambda self, abort: calls.append(abort))
-    recognise(send).abort()
+    recognise({}, send).abort()
     assert calls == [True]
 
 
@@ -90,7 +90,7 @@ async def test_uvicorn_hands_over_a_method_of_its_protocol() -> None:
             self.done = True
 
     protocol.transport = Aborted()  # type: ignore[assignment]
-    connection = recognise(send)
+    connection = recognise({}, send)
     assert isinstance(connection, UvicornConnection)
     connection.abort()
     assert protocol.transport.done  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ async def test_middlewares_that_wrap_send_are_looked_behind() -> None:
     seen: list[Connection] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(recognise(send))
+        seen.append(recognise({}, send))
 
     def closure(inner: Any) -> Any:
         async def middleware(scope: Any, receive: Any, send: Any) -> None:
@@ -123,7 +123,7 @@ async def test_other_servers_are_only_asked_to_close() -> None:
     async def send(message: Any) -> None:
         sent.put_nowait(message)
 
-    connection = recognise(send)
+    connection = recognise({}, send)
     assert type(connection) is Connection
     assert not connection.drainable
     connection.attach(lambda: None, lambda: None)
