@@ -62,7 +62,7 @@ class CableWebSocketProtocol(Protocol):
         """Offer the extension."""
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope["extensions"][FRAMES_EXTENSION] = FramesConnection(self)
+            self.scope["extensions"][FRAMES_EXTENSION] = FramesConnection(self)  # type: ignore[assignment,index]
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Call `pause` when the transport's buffer fills, and `resume` when it has drained."""

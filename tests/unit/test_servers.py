@@ -59,8 +59,9 @@ def test_daphnes_buffer_is_watched_by_a_producer() -> None:
     (producer,) = protocol.transport.producers
     producer.pauseProducing()
     producer.resumeProducing()
-    producer.stopProducing()
     assert calls == ["pause", "resume"]
+    producer.stopProducing()
+    assert calls == ["pause", "resume", "pause"], "nothing is to be written to a lost connection"
 
 
 def test_daphne_connections_are_aborted_through_autobahn(monkeypatch: pytest.MonkeyPatch) -> None:
