@@ -53,16 +53,23 @@ class FramesConnection(UvicornConnection):
 
 
 class CableWebSocketProtocol(Protocol):
-    """uvicorn's WebSocket protocol, whose scope has the extension `reliable_cable.frames`: this protocol itself."""
+    """uvicorn's WebSocket protocol, whose scope has the extension `reliable_cable.frames`: a `FramesConnection`.
+
+    It agrees to no compression: a frame that is made once for all cannot be compressed for each.
+    """
 
     _pause: Callable[[], None] | None = None
     _resume: Callable[[], None] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn.available_extensions = []
 
     def handle_connect(self, event: Any) -> None:
         """Offer the extension."""
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope["extensions"][FRAMES_EXTENSION] = FramesConnection(self)  # type: ignore[assignment,index]
+            self.scope["extensions"][FRAMES_EXTENSION] = FramesConnection(self)  # type: ignore[assignment]
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Call `pause` when the transport's buffer fills, and `resume` when it has drained."""
