@@ -165,7 +165,7 @@ class Channel:
         self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         self.reactor = Reactor()
         self.protocol = WebSocketProtocol()
-        self.transport: Any = tcp.Connection(self.near, self.protocol, self.reactor)
+        self.transport: Any = tcp.Connection(self.near, self.protocol, self.reactor)  # type: ignore[arg-type]
         self.transport.connected = True
         self.protocol.transport = self.transport
         self.protocol.state = WebSocketProtocol.STATE_OPEN
