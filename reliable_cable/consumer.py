@@ -148,7 +148,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.send", "text": text})
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
-        connection = recognise(send)
+        connection = recognise(self.scope, send)
         if connection.drainable:
             _install_drain()
         query = parse_qs(self.scope.get("query_string", b"").decode("latin1"))

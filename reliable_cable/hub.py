@@ -124,6 +124,9 @@ class Hub:
 
     def go_live(self, reader: Reader) -> None:
         """Let a reader that stands where the hub stands have what comes next."""
+        if reader.stream is not None and reader.stream.position is not None:
+            # The very object, by which a message on its way knows who stands where it comes next.
+            reader.position = reader.stream.position
         reader.live = reader.stream is not None
         for frame in reader.held:
             reader.outbox.push(frame)
@@ -249,8 +252,8 @@ class Hub:
         if step.lost:
             found.move(start)
             self.sessions.suspect()
-        else:
-            found.position = start
+        elif found.position != start:
+            found.learn(start)
         for entry in step.entries:
             found.send(entry, page.epoch)
         # A page that was full, or read after an offset that means nothing any more, is not all there is.

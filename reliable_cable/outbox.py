@@ -9,9 +9,16 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any
 
+from .protocol.frames import Frame, text_frame
+
 logger = logging.getLogger("reliable_cable")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def wire(text: str) -> bytes:
+    """Return a text as a WebSocket frame; one that goes to many is made once."""
+    return text.wire if isinstance(text, Frame) else text_frame(text.encode())
 
 
 class _Resumed:
@@ -49,6 +56,7 @@ class Outbox:
         send: the ASGI `send`.
         limit: how much may queue here, in characters; more calls `overflow`, once.
         overflow: called when the client turns out to be too slow.
+        write: writes a WebSocket frame and does not wait, where the server offers that (servers/base.py).
     """
 
     __slots__ = (
@@ -62,10 +70,22 @@ class Outbox:
         "_send",
         "_size",
         "_task",
+        "_write",
+        "ready",
     )
 
-    def __init__(self, send: Send, *, limit: int, overflow: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Send,
+        *,
+        limit: int,
+        overflow: Callable[[], None],
+        write: Callable[[bytes], None] | None = None,
+    ) -> None:
         self._send = send
+        self._write = write
+        #: Writes a frame at once; None while that is not possible, or never is: then `push` does what is.
+        self.ready = write
         self._limit = limit
         self._overflow = overflow
         self._queue: deque[str] = deque()
@@ -83,10 +103,16 @@ class Outbox:
 
     def push(self, text: str) -> None:
         """Send a frame as soon as the socket takes it, after those before it."""
+        if self.ready is not None:
+            try:
+                self.ready(wire(text))
+            except Exception:
+                self.failed()
+            return
         if self._closed:
             return
         if not self._blocked:
-            self._write({"type": "websocket.send", "text": text})
+            self._drive({"type": "websocket.send", "text": text})
             return
         self._queue.append(text)
         self._size += len(text)
@@ -101,12 +127,36 @@ class Outbox:
     def pause(self) -> None:
         """Keep frames here from now on: the server's buffer is full."""
         self._paused = self._blocked = True
+        self.ready = None
 
     def resume(self) -> None:
         """Send what was kept: the server's buffer has room."""
         self._paused = False
-        if self._blocked and self._task is None and not self._closed:
+        if self._closed or not self._blocked:
+            return
+        if self._write is not None:
+            self._write_queued(self._write)
+        elif self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._flush())
+
+    def _write_queued(self, write: Callable[[bytes], None]) -> None:
+        try:
+            while self._queue and not self._paused:
+                text = self._queue.popleft()
+                self._size -= len(text)
+                write(wire(text))
+        except Exception:
+            self.failed()
+            return
+        if not self._paused:
+            self._blocked = False
+            self.ready = write
+            self._wake()
+
+    def failed(self) -> None:
+        """A frame could not be sent: the socket has gone; the server tells the application through `receive`."""
+        logger.debug("A frame could not be sent.", exc_info=True)
+        self.abandon()
 
     async def drained(self) -> None:
         """Wait until nothing is kept back here."""
@@ -127,6 +177,7 @@ class Outbox:
                 if self._closed:
                     return False
                 self._closed = True
+                self.ready = None
                 await self._send({"type": "websocket.close", "code": code})
         except Exception:
             # Timed out, or whatever a server raises when the socket has gone.
@@ -139,22 +190,21 @@ class Outbox:
     def abandon(self) -> None:
         """Send nothing any more, and forget what was kept."""
         self._closed = True
+        self.ready = None
         self._queue.clear()
         self._size = 0
         if self._task is not None:
             self._task.cancel()
         self._wake()
 
-    def _write(self, message: dict[str, Any]) -> None:
+    def _drive(self, message: dict[str, Any]) -> None:
         coroutine: Any = self._send(message)
         try:
             waited = coroutine.send(None)
         except StopIteration:
             return
         except Exception:
-            # The socket has gone; the server tells the application through `receive`.
-            logger.debug("A frame could not be sent.", exc_info=True)
-            self._closed = True
+            self.failed()
             return
         self._blocked = True
         self._task = asyncio.get_running_loop().create_task(self._flush(_Resumed(coroutine, waited)))

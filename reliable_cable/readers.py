@@ -7,14 +7,20 @@ it. Otherwise it is *behind*.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from .outbox import Outbox
 from .protocol import messages
+from .protocol.frames import Frame
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry
 from .streams.base import Transient
+
+#: Readers who are sent a message in one turn of the event loop.
+SLICE = 500
 
 #: Messages without a position that are kept for a reader during its replay.
 MAX_HELD = 100
@@ -83,14 +89,69 @@ class Group:
         self._epoch = ""
         self._encode: Callable[[int, str], str] | None = None
 
-    def encode(self, epoch: str, offset: int, data: str) -> str:
+    def encode(self, epoch: str, offset: int, data: str) -> Frame:
         """Return a numbered message as a frame."""
         if self.stream_id is None:
-            return messages.transmission(self.identifier, data)
+            return self.transmission(data)
         if self._encode is None or epoch != self._epoch:
             self._encode = messages.broadcast_encoder(self.identifier, self.stream_id, epoch)
             self._epoch = epoch
-        return self._encode(offset, data)
+        return Frame(self._encode(offset, data))
+
+    def transmission(self, data: str) -> Frame:
+        """Return a message without a position as a frame."""
+        return Frame(messages.transmission(self.identifier, data))
+
+    def send_entry(self, readers: Iterable[Reader], item: Numbered) -> None:
+        """Send a numbered message to those readers who live where it comes next."""
+        entry, former, position = item.entry, item.former, item.position
+        frame: Frame | None = None
+        wire = b""
+        for reader in readers:
+            # Whoever came to live meanwhile stands elsewhere, and was sent it from the store.
+            if not reader.live or reader.position is not former:
+                continue
+            reader.position = position
+            if entry.exclude and entry.exclude in reader.sids:
+                continue
+            if frame is None:
+                frame = self.encode(position.epoch, entry.offset, entry.data)
+                wire = frame.wire
+            write = reader.outbox.ready
+            if write is None:
+                reader.outbox.push(frame)
+                continue
+            try:
+                write(wire)
+            except Exception:
+                reader.outbox.failed()
+
+    def send_transient(self, readers: Iterable[Reader], event: Transient) -> None:
+        """Send a message without a position: after the replay, to those who are in one."""
+        frame: Frame | None = None
+        for reader in readers:
+            if not reader.announced or (event.exclude and event.exclude in reader.sids):
+                continue
+            frame = frame or self.transmission(event.data)
+            if reader.live:
+                reader.outbox.push(frame)
+            elif len(reader.held) < MAX_HELD:
+                reader.held.append(frame)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A numbered message on its way to the live readers.
+
+    Args:
+        entry: the message.
+        former: where the readers stand who are to be sent it; this very object, which all of them share.
+        position: where they stand then.
+    """
+
+    entry: StreamEntry
+    former: StreamPosition | None
+    position: StreamPosition
 
 
 class Ear(Protocol):
@@ -104,9 +165,12 @@ class Ear(Protocol):
 
 
 class HubStream:
-    """A stream that has readers here, and how far the hub has delivered it."""
+    """A stream that has readers here, and how far the hub has delivered it.
 
-    __slots__ = ("again", "ear", "groups", "name", "opening", "position", "repair", "uses")
+    What is sent to many goes out in slices, between which the event loop turns to others.
+    """
+
+    __slots__ = ("_outgoing", "_sending", "again", "ear", "groups", "name", "opening", "position", "repair", "uses")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -117,6 +181,8 @@ class HubStream:
         self.opening: asyncio.Task[None] | None = None
         self.repair: asyncio.Task[None] | None = None
         self.again = False
+        self._outgoing: deque[Numbered | Transient] = deque()
+        self._sending: asyncio.Task[None] | None = None
 
     def group(self, reader: Reader) -> Group:
         """Return the group that a reader belongs to."""
@@ -128,44 +194,56 @@ class HubStream:
 
     def send(self, entry: StreamEntry, epoch: str) -> None:
         """Send a numbered message to every live reader; the hub then stands behind it."""
-        self.position = StreamPosition(epoch, entry.offset)
+        former, self.position = self.position, StreamPosition(epoch, entry.offset)
         if self.ear is not None:
             self.ear.hear(entry.data)
-        for group in self.groups.values():
-            frame = ""
-            for reader in group.readers:
-                if not reader.live:
-                    continue
-                reader.position = self.position
-                if entry.exclude and entry.exclude in reader.sids:
-                    continue
-                frame = frame or group.encode(epoch, entry.offset, entry.data)
-                reader.outbox.push(frame)
+        self._send(Numbered(entry, former, self.position))
 
     def send_transient(self, event: Transient) -> None:
-        """Send a message without a position to every reader: after the replay, if there is one."""
-        for group in self.groups.values():
-            frame = ""
-            for reader in group.readers:
-                if not reader.announced or (event.exclude and event.exclude in reader.sids):
-                    continue
-                frame = frame or messages.transmission(group.identifier, event.data)
-                if reader.live:
-                    reader.outbox.push(frame)
-                elif len(reader.held) < MAX_HELD:
-                    reader.held.append(frame)
+        """Send a message without a position to every reader."""
+        self._send(event)
+
+    def _send(self, item: Numbered | Transient) -> None:
+        if self._sending is None and self.uses <= SLICE:
+            for group in self.groups.values():
+                _send_to(group, group.readers, item)
+            return
+        self._outgoing.append(item)
+        if self._sending is None:
+            self._sending = asyncio.get_running_loop().create_task(self._send_outgoing())
+
+    async def _send_outgoing(self) -> None:
+        try:
+            while self._outgoing:
+                item = self._outgoing.popleft()
+                for group in list(self.groups.values()):
+                    readers = list(group.readers)
+                    for start in range(0, len(readers), SLICE):
+                        _send_to(group, readers[start : start + SLICE], item)
+                        await asyncio.sleep(0)
+        finally:
+            self._sending = None
 
     def send_presence(self, message: str) -> None:
         """Send a join or leave to every reader that presence is for."""
         for group in self.groups.values():
-            frame = messages.presence_event(group.identifier, message)
+            frame = Frame(messages.presence_event(group.identifier, message))
             for reader in group.readers:
                 if reader.presence and reader.announced:
                     reader.outbox.push(frame)
 
+    def learn(self, position: StreamPosition) -> None:
+        """The stream, which had no epoch, has one: whoever stood at its beginning does so still."""
+        former, self.position = self.position, position
+        for group in self.groups.values():
+            for reader in group.readers:
+                if reader.position is former:
+                    reader.position = position
+
     def move(self, position: StreamPosition) -> None:
         """Start over at another position: live readers have lost something, and are told."""
         self.position = position
+        self._outgoing.clear()
         if self.ear is not None:
             self.ear.lost()
         for group in self.groups.values():
@@ -173,3 +251,10 @@ class HubStream:
                 if reader.live:
                     reader.position = position
                     reader.lost()
+
+
+def _send_to(group: Group, readers: Iterable[Reader], item: Numbered | Transient) -> None:
+    if isinstance(item, Numbered):
+        group.send_entry(readers, item)
+    else:
+        group.send_transient(readers, item)

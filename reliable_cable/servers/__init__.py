@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from .base import Connection
+from .base import FRAMES_EXTENSION, Connection
 
 #: How many wrappers of middlewares are looked behind.
 _DEPTH = 8
 
 
-def recognise(send: Any) -> Connection:
-    """Return what is known of the connection behind an ASGI `send`, looking behind middlewares that wrapped it."""
+def recognise(scope: Mapping[str, Any], send: Any) -> Connection:
+    """Return what is known of a connection: what its scope offers, or what is behind its `send`, wrapped or not."""
     from . import daphne, uvicorn
+
+    offered = (scope.get("extensions") or {}).get(FRAMES_EXTENSION)
+    if isinstance(offered, Connection):
+        return offered
 
     seen = [send]
     for _ in range(_DEPTH):

@@ -9,6 +9,9 @@ from typing import Any
 
 from reliable_cable.protocol.constants import CLOSE_NORMAL
 
+#: The extension of an ASGI scope by which a server offers more than `send`: its value is a `Connection`.
+FRAMES_EXTENSION = "reliable_cable.frames"
+
 
 class Connection:
     """A connection of a server that is not known: the session has only ASGI.
@@ -19,6 +22,9 @@ class Connection:
 
     #: Whether the server is one whose shutdown can be drained.
     drainable = False
+    #: Writes one WebSocket frame, ready as it goes over the wire, without waiting; None where that is not possible.
+    #: While the transport's buffer is full (`attach`), it is not to be called.
+    write: Callable[[bytes], None] | None = None
 
     def __init__(self, send: Any) -> None:
         self._send = send

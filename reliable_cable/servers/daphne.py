@@ -1,4 +1,8 @@
-"""daphne: `send` returns at once and buffers without limit in Twisted's transport, which tells when that is full."""
+"""daphne: `send` returns at once and buffers without limit in Twisted's transport, which tells when that is full.
+
+A frame that was made once for all subscribers goes straight to the socket while the transport has nothing of its own to
+write, and else through the transport, so that the order stays. With TLS there is no such way.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from autobahn.websocket.protocol import WebSocketProtocol
+from twisted.internet import tcp
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
@@ -19,9 +25,8 @@ class _Valve:
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self.pauseProducing = pause
         self.resumeProducing = resume
-
-    def stopProducing(self) -> None:  # noqa: N802 - Twisted's name
-        """The connection was lost: ASGI tells that too."""
+        #: The connection was lost: nothing is to be written any more. ASGI tells it, too.
+        self.stopProducing = pause
 
 
 class DaphneConnection(Connection):
@@ -36,6 +41,9 @@ class DaphneConnection(Connection):
     def __init__(self, protocol: Any) -> None:
         super().__init__(None)
         self._protocol = protocol
+        transport = protocol.transport
+        if isinstance(transport, tcp.Connection) and not transport.TLS:
+            self.write = partial(_write, protocol, transport, transport.socket.send)
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Register for the state of the transport's buffer."""
@@ -47,6 +55,23 @@ class DaphneConnection(Connection):
     def abort(self) -> None:
         """Drop the connection at once."""
         self._protocol.dropConnection(abort=True)
+
+
+def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: bytes) -> None:
+    if protocol.state != WebSocketProtocol.STATE_OPEN:
+        return
+    # Both buffers are private, and pinned by tests/unit/test_servers.py.
+    if transport._tempDataBuffer or transport.dataBuffer:
+        transport.write(frame)
+        return
+    try:
+        sent = send(frame)
+    except BlockingIOError:
+        sent = 0
+    except OSError:
+        return  # Twisted notices, too, and says so
+    if sent < len(frame):
+        transport.write(frame[sent:])
 
 
 def recognise(send: Any) -> DaphneConnection | None:

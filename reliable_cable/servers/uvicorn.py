@@ -1,10 +1,25 @@
-"""uvicorn: `send` waits while the transport's buffer is full; aborting needs the transport."""
+"""uvicorn: `send` waits while the transport's buffer is full; aborting needs the transport.
+
+`CableWebSocketProtocol` offers more, as an ASGI extension of the scope: it writes frames that were made once for all
+subscribers, and tells when the transport's buffer is full. Choose it with
+
+    uvicorn --ws reliable_cable.servers.uvicorn:CableWebSocketProtocol project.asgi:application
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from .base import Connection
+from .base import FRAMES_EXTENSION, Connection
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
+else:
+    try:
+        from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
+    except ImportError:  # uvicorn, or websockets, is not installed: nobody asks for the protocol
+        Protocol = object
 
 
 class UvicornConnection(Connection):
@@ -23,6 +38,63 @@ class UvicornConnection(Connection):
     def abort(self) -> None:
         """Drop the connection at once."""
         self._protocol.transport.abort()
+
+
+class FramesConnection(UvicornConnection):
+    """A WebSocket connection of `CableWebSocketProtocol`."""
+
+    def __init__(self, protocol: CableWebSocketProtocol) -> None:
+        super().__init__(protocol)
+        self.write = protocol.transport.write
+
+    def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """Call `pause` when the transport's buffer fills, and `resume` when it has drained."""
+        self._protocol.attach(pause, resume)
+
+
+class CableWebSocketProtocol(Protocol):
+    """uvicorn's WebSocket protocol, whose scope has the extension `reliable_cable.frames`: a `FramesConnection`.
+
+    It agrees to no compression: a frame that is made once for all cannot be compressed for each.
+    """
+
+    _pause: Callable[[], None] | None = None
+    _resume: Callable[[], None] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn.available_extensions = []
+
+    def handle_connect(self, event: Any) -> None:
+        """Offer the extension."""
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            self.scope["extensions"][FRAMES_EXTENSION] = FramesConnection(self)  # type: ignore[assignment]
+
+    def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
+        """Call `pause` when the transport's buffer fills, and `resume` when it has drained."""
+        self._pause, self._resume = pause, resume
+        if not self.writable.is_set():
+            pause()
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        super().pause_writing()
+        if self._pause is not None:
+            self._pause()
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained."""
+        super().resume_writing()
+        if self._resume is not None:
+            self._resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has gone: nothing is to be written any more."""
+        if self._pause is not None:
+            self._pause()
+        self._pause = self._resume = None
+        super().connection_lost(exc)
 
 
 def recognise(send: Any) -> UvicornConnection | None:

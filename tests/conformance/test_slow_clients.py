@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from contextlib import AsyncExitStack
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -15,6 +16,8 @@ from tests.support.server import Kind, ServerPool
 pytestmark = pytest.mark.slow
 
 SIZE, COUNT = 100_000, 300
+#: Clients that stop reading at once.
+SLOW = 100
 #: How many are sent until the reader is waited for: less than MAX_PENDING_SIZE.
 STEP = 5
 
@@ -40,6 +43,27 @@ async def test_a_client_that_reads_nothing_is_dropped(servers: ServerPool, kind:
             assert (await watcher.messages(watching, 1))[0]["event"] == "unsubscribed"
             await watcher.nothing()
     assert "too_slow" in server.log
+
+
+async def test_a_hundred_clients_that_stop_reading_cost_bounded_memory(servers: ServerPool, kind: Kind) -> None:
+    server = servers.get(kind)
+    stream = unique("small:")
+    identifier = identify("StreamChannel", streams=[stream])
+    async with AsyncExitStack() as stack:
+        reader = await stack.enter_async_context(Client(server.url))
+        await reader.subscribe(identifier)
+        for _ in range(SLOW):
+            slow = await stack.enter_async_context(Client(server.url, reading=False))
+            await slow.send("subscribe", identifier)
+        before, most = server.rss, 0
+        for start in range(1, COUNT, STEP):
+            await server.call("flood", stream, STEP, SIZE)
+            received = [await reader.expect({"identifier": identifier}) for _ in range(STEP)]
+            assert [frame["offset"] for frame in received] == list(range(start, start + STEP))
+            most = max(most, server.rss - before)
+        # 30 MB went through for each of them.
+        assert most < SLOW * 1024 * 1024 + 20_000_000
+    assert server.log.count("too_slow") >= SLOW
 
 
 async def test_a_client_that_asks_much_and_reads_nothing_is_dropped(servers: ServerPool, kind: Kind) -> None:

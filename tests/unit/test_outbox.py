@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from reliable_cable.outbox import Outbox
+from reliable_cable.protocol.frames import Frame, text_frame
 
 
 class Socket:
@@ -141,3 +142,97 @@ async def test_close_gives_up_on_a_socket_that_takes_nothing() -> None:
     outbox.push("a")
     assert not await outbox.close(1000, timeout=0.01)
     assert outbox.closed
+
+
+class Transport:
+    """What takes ready frames, and tells that its buffer is full after a number of them."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.room = 1000
+        self.outbox: Outbox | None = None
+        self.error: Exception | None = None
+
+    def write(self, frame: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.frames.append(frame)
+        self.room -= 1
+        if self.room == 0 and self.outbox is not None:
+            self.outbox.pause()
+
+    @property
+    def texts(self) -> str:
+        return "".join(frame[2:].decode() for frame in self.frames)
+
+
+def make_writing(limit: int = 100) -> tuple[Outbox, Transport, Socket, Overflow]:
+    socket, transport, overflow = Socket(), Transport(), Overflow()
+    outbox = transport.outbox = Outbox(socket.send, limit=limit, overflow=overflow, write=transport.write)
+    return outbox, transport, socket, overflow
+
+
+class TestFrames:
+    async def test_a_server_that_takes_frames_is_given_frames(self) -> None:
+        outbox, transport, socket, _ = make_writing()
+        frame = Frame("shared")
+        outbox.push(frame)
+        outbox.push("single")
+        assert transport.frames == [frame.wire, text_frame(b"single")]
+        assert transport.frames[0] is frame.wire
+        assert socket.sent == []
+
+    async def test_a_full_buffer_keeps_order_and_drains(self) -> None:
+        outbox, transport, _, overflow = make_writing()
+        transport.room = 2
+        for text in "abcdef":
+            outbox.push(text)
+        assert transport.texts == "ab"
+        assert outbox.ready is None
+        transport.room = 2
+        outbox.resume()
+        assert transport.texts == "abcd"
+        outbox.push("g")
+        transport.room = 1000
+        outbox.resume()
+        await outbox.drained()
+        outbox.push("h")
+        assert transport.texts == "abcdefgh"
+        assert outbox.ready is not None
+        assert overflow.calls == 0
+
+    async def test_what_waits_is_bounded(self) -> None:
+        outbox, transport, _, overflow = make_writing(limit=10)
+        transport.room = 1
+        for _ in range(20):
+            outbox.push("xxxx")
+        assert (overflow.calls, outbox.closed, len(transport.frames)) == (1, True, 1)
+        outbox.resume()
+        assert len(transport.frames) == 1
+
+    async def test_a_transport_that_fails_ends_the_connections_frames(self) -> None:
+        outbox, transport, _, _ = make_writing()
+        transport.error = OSError("gone")
+        outbox.push("a")
+        assert (outbox.closed, outbox.ready) == (True, None)
+
+    async def test_a_transport_that_fails_while_draining_ends_them_too(self) -> None:
+        outbox, transport, _, _ = make_writing()
+        outbox.pause()
+        outbox.push("a")
+        transport.error = OSError("gone")
+        outbox.resume()
+        assert outbox.closed
+        await outbox.drained()
+
+    async def test_close_goes_through_the_server_after_all_frames(self) -> None:
+        outbox, transport, socket, _ = make_writing()
+        transport.room = 1
+        outbox.push("a")
+        outbox.push("b")
+        closing = asyncio.ensure_future(outbox.close(1000, timeout=5))
+        await asyncio.sleep(0)
+        outbox.resume()
+        assert await closing
+        outbox.push("c")
+        assert (transport.texts, socket.sent) == ("ab", ["websocket.close"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from channels.sessions import CookieMiddleware, SessionMiddleware
 from daphne.server import Server
 from daphne.ws_protocol import WebSocketProtocol
+from twisted.internet import tcp
 from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -17,7 +21,7 @@ from uvicorn.server import ServerState
 from reliable_cable.servers import recognise
 from reliable_cable.servers.base import Connection
 from reliable_cable.servers.daphne import DaphneConnection
-from reliable_cable.servers.uvicorn import UvicornConnection
+from reliable_cable.servers.uvicorn import CableWebSocketProtocol, UvicornConnection
 
 
 class Transport:
@@ -49,25 +53,26 @@ def test_daphne_hands_over_a_partial_of_its_reply_method() -> None:
     assert "partial" in source
     assert "handle_reply" in source
     send, _ = daphne_send()
-    assert isinstance(recognise(send), DaphneConnection)
+    assert isinstance(recognise({}, send), DaphneConnection)
 
 
 def test_daphnes_buffer_is_watched_by_a_producer() -> None:
     send, protocol = daphne_send()
     calls: list[str] = []
-    recognise(send).attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
+    recognise({}, send).attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
     (producer,) = protocol.transport.producers
     producer.pauseProducing()
     producer.resumeProducing()
-    producer.stopProducing()
     assert calls == ["pause", "resume"]
+    producer.stopProducing()
+    assert calls == ["pause", "resume", "pause"], "nothing is to be written to a lost connection"
 
 
 def test_daphne_connections_are_aborted_through_autobahn(monkeypatch: pytest.MonkeyPatch) -> None:
     send, _ = daphne_send()
     calls: list[bool] = []
     monkeypatch.setattr(WebSocketProtocol, "dropConnection", lambda self, abort: calls.append(abort))
-    recognise(send).abort()
+    recognise({}, send).abort()
     assert calls == [True]
 
 
@@ -90,7 +95,7 @@ async def test_uvicorn_hands_over_a_method_of_its_protocol() -> None:
             self.done = True
 
     protocol.transport = Aborted()  # type: ignore[assignment]
-    connection = recognise(send)
+    connection = recognise({}, send)
     assert isinstance(connection, UvicornConnection)
     connection.abort()
     assert protocol.transport.done  # type: ignore[attr-defined]
@@ -100,7 +105,7 @@ async def test_middlewares_that_wrap_send_are_looked_behind() -> None:
     seen: list[Connection] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(recognise(send))
+        seen.append(recognise({}, send))
 
     def closure(inner: Any) -> Any:
         async def middleware(scope: Any, receive: Any, send: Any) -> None:
@@ -123,9 +128,177 @@ async def test_other_servers_are_only_asked_to_close() -> None:
     async def send(message: Any) -> None:
         sent.put_nowait(message)
 
-    connection = recognise(send)
+    connection = recognise({}, send)
     assert type(connection) is Connection
     assert not connection.drainable
     connection.attach(lambda: None, lambda: None)
     connection.abort()
     assert await asyncio.wait_for(sent.get(), 5) == {"type": "websocket.close", "code": 1000}
+
+
+# -- frames through daphne ---------------------------------------------------------------------------------------------
+
+
+class Reactor:
+    """Twisted's reactor, as far as a transport uses it: a test calls `doWrite` itself."""
+
+    def __init__(self) -> None:
+        self.writers: set[Any] = set()
+
+    def addReader(self, reader: Any) -> None: ...  # noqa: N802 - Twisted's names
+
+    def removeReader(self, reader: Any) -> None: ...  # noqa: N802
+
+    def addWriter(self, writer: Any) -> None:  # noqa: N802
+        self.writers.add(writer)
+
+    def removeWriter(self, writer: Any) -> None:  # noqa: N802
+        self.writers.discard(writer)
+
+
+class Channel:
+    """A socket pair whose near end is a transport of Twisted's, as daphne has it."""
+
+    def __init__(self) -> None:
+        self.near, self.far = socket.socketpair()
+        self.near.setblocking(False)
+        self.near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        self.reactor = Reactor()
+        self.protocol = WebSocketProtocol()
+        self.transport: Any = tcp.Connection(self.near, self.protocol, self.reactor)  # type: ignore[arg-type]
+        self.transport.connected = True
+        self.protocol.transport = self.transport
+        self.protocol.state = WebSocketProtocol.STATE_OPEN
+        server = Server(application=None, endpoints=["tcp:0"])
+        self.connection = recognise({}, partial(server.handle_reply, self.protocol))
+        self.events: list[str] = []
+        self.connection.attach(lambda: self.events.append("pause"), lambda: self.events.append("resume"))
+
+    def write(self, frame: bytes) -> None:
+        assert self.connection.write is not None
+        self.connection.write(frame)
+
+    def close(self) -> None:
+        self.near.close()
+        self.far.close()
+
+
+@pytest.fixture
+def channel() -> Iterator[Channel]:
+    channel = Channel()
+    yield channel
+    channel.close()
+
+
+def test_daphne_frames_go_straight_to_an_idle_socket(channel: Channel) -> None:
+    channel.write(b"one")
+    channel.write(b"two")
+    assert channel.far.recv(100) == b"onetwo"
+    assert not channel.reactor.writers
+
+
+def test_a_full_socket_gets_the_rest_through_the_transport_in_order(channel: Channel) -> None:
+    frames = [bytes([65 + n]) * 20_000 for n in range(20)]
+    for frame in frames[:10]:
+        channel.write(frame)
+    assert channel.reactor.writers, "the transport has the rest to write"
+    assert "pause" in channel.events
+    received = b""
+    for frame in frames[10:]:
+        received += channel.far.recv(1000)
+        channel.transport.doWrite()
+        channel.write(frame)
+    while channel.reactor.writers:
+        received += channel.far.recv(100_000)
+        channel.transport.doWrite()
+    channel.write(b"end")
+    channel.far.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            received += channel.far.recv(100_000)
+    assert received == b"".join(frames) + b"end"
+    assert channel.events[-1] == "resume"
+
+
+def test_what_the_transport_still_has_goes_first(channel: Channel) -> None:
+    channel.transport.write(b"written by daphne, ")
+    channel.write(b"then ours")
+    channel.transport.doWrite()
+    assert channel.far.recv(100) == b"written by daphne, then ours"
+
+
+def test_nothing_follows_a_close_and_a_socket_that_broke_is_twisteds_business(channel: Channel) -> None:
+    channel.protocol.state = WebSocketProtocol.STATE_CLOSING
+    channel.write(b"late")
+    channel.protocol.state = WebSocketProtocol.STATE_OPEN
+    channel.far.close()
+    channel.write(b"nobody hears")
+    channel.write(b"nobody hears")
+    assert not channel.reactor.writers
+
+
+def test_a_connection_with_tls_takes_no_frames() -> None:
+    send, _ = daphne_send()
+    assert recognise({}, send).write is None
+
+
+# -- frames through uvicorn --------------------------------------------------------------------------------------------
+
+
+class Wire:
+    """An asyncio transport, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+async def test_the_uvicorn_protocol_offers_frames_in_the_scope() -> None:
+    scopes: asyncio.Queue[Any] = asyncio.Queue()
+    done = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await scopes.put((scope, send))
+        await done.wait()
+
+    config = Config(application, log_config=None)
+    config.load()
+    protocol = CableWebSocketProtocol(config, ServerState(), {}, asyncio.get_running_loop())
+    wire = Wire()
+    protocol.connection_made(wire)  # type: ignore[arg-type]
+    protocol.data_received(
+        b"GET /cable HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+    )
+    scope, send = await scopes.get()
+    connection = recognise(scope, send)
+    events: list[str] = []
+    connection.attach(lambda: events.append("pause"), lambda: events.append("resume"))
+    assert connection.drainable
+    await send({"type": "websocket.accept"})
+    assert b"permessage-deflate" not in wire.written[0], "what is written once for all cannot be compressed for each"
+    assert connection.write is not None
+    connection.write(b"frame")
+    assert wire.written[1] == b"frame"
+    protocol.pause_writing()
+    assert not protocol.writable.is_set()
+    protocol.resume_writing()
+    assert protocol.writable.is_set()
+    assert events == ["pause", "resume"]
+    protocol.connection_lost(None)
+    protocol.resume_writing()
+    assert events == ["pause", "resume", "pause"], "nothing is to be written to a lost connection"
+    done.set()
+    await asyncio.gather(*protocol.tasks)
