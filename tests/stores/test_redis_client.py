@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,11 +13,16 @@ import pytest
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.redis.client import Call, RedisClient, RedisUnavailable
-from tests.stores.conftest import until
+from reliable_cable.streams.base import Message
+from tests.stores.conftest import MakeStore, until
+from tests.stores.test_redis_streams import alias, make_own, own
+from tests.stores.test_streams import append, kept
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.redis
+
+__all__ = ["alias", "make_own", "own"]
 
 
 @pytest.fixture
@@ -81,3 +89,64 @@ async def test_a_client_that_is_closed_lets_calls_end_and_keeps_no_connection(tm
 def connections(server: RedisServer) -> int:
     """How many connections the server has, with the one that asks."""
     return int(server.cli("INFO", "clients")["connected_clients"])
+
+
+class TestClient:
+    def test_threads_share_a_pool_and_wait_for_its_connections(self, make_store: MakeStore) -> None:
+        store = make_store(redis_options={"max_connections": 2}, history_size=1000)
+        threads = [
+            threading.Thread(target=lambda: [append(store, str(number)) for number in range(20)]) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [offset for offset, _ in kept(store)] == list(range(1, 161))
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+    def test_a_forked_child_has_connections_of_its_own(self, make_store: MakeStore) -> None:
+        store = make_store()
+        append(store, "0")
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                append(store, *map(str, range(1, 51)))
+                code = 0
+            finally:
+                os._exit(code)
+        for number in range(50):
+            append(store, str(number))
+        assert os.waitpid(pid, 0)[1] == 0
+        assert [offset for offset, _ in kept(store)] == list(range(2, 102))
+
+    def test_a_redis_that_forgot_the_scripts_is_told_them_again(self, own: RedisServer, make_own: MakeStore) -> None:
+        store = make_own()
+        append(store, "1")
+        own.cli("SCRIPT", "FLUSH")
+        assert append(store, "2") == [2]
+
+    def test_a_unix_socket_will_do(self, tmp_path: Path, key_prefix: str) -> None:
+        socket = Path("/tmp") / f"{key_prefix}-{os.getpid()}.sock"  # noqa: S108 - paths of sockets must be short
+        with RedisServer(tmp_path / "redis", options={"unixsocket": str(socket)}):
+            client = RedisClient(CableSettings(redis_url=f"unix://{socket}"))
+            assert client.run(Call("PING")) == [b"PONG"]
+            client.close()
+
+    def test_tls_is_used_where_the_url_says_so(self) -> None:
+        client = RedisClient(CableSettings(redis_url="rediss://127.0.0.1:1", redis_options={"ssl_cert_reqs": "none"}))
+        assert type(client._pool.make_connection()).__name__ == "SSLConnection"
+        client.close()
+
+    async def test_a_call_that_is_cancelled_leaves_no_answer_for_the_next(
+        self, own: RedisServer, make_own: MakeStore
+    ) -> None:
+        store = make_own(redis_options={"max_connections": 1})
+        await store.aappend([("a", Message(json.dumps("x" * 1000)))])
+        await asyncio.to_thread(own.pause, 0.3)
+        reading = asyncio.create_task(store.aread("a", after=0, limit=10))
+        await asyncio.sleep(0.1)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert await store.client.arun(Call("ECHO", [], ["hello"])) == [b"hello"]
