@@ -1,0 +1,105 @@
+"""What `manage.py cable_doctor` and the warning at start-up say of the engine and of the Redis under it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.test import override_settings
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.consumer import get_hub
+from reliable_cable.redis.client import RedisClient
+from reliable_cable.redis.doctor import find_problems
+from tests.benchmarks import subscribers
+from tests.stores.conftest import until
+from tests.support.redis import RedisServer
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own."""
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+def doctor(**settings: Any) -> str:
+    """Return what the command prints."""
+    out = io.StringIO()
+    with override_settings(RELIABLE_CABLE=settings):
+        call_command("cable_doctor", stdout=out, no_color=True)
+    return out.getvalue()
+
+
+def test_a_sound_redis_passes_and_a_message_goes_through(redis: RedisServer) -> None:
+    said = doctor(REDIS_URL=redis.url)
+    assert "streams: reliable_cable.streams.redis.RedisStreamStore" in said
+    assert "went through" in said
+    assert "Nothing is wrong." in said
+
+
+def test_so_does_the_memory_engine() -> None:
+    assert "Nothing is wrong." in doctor(ENGINE="memory")
+
+
+def test_a_redis_that_may_evict_fails_with_the_remedy(redis: RedisServer) -> None:
+    redis.cli("CONFIG", "SET", "maxmemory", "100mb")
+    assert "Nothing is wrong." in doctor(REDIS_URL=redis.url), "noeviction is the default"
+    redis.cli("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+    with pytest.raises(CommandError, match="set maxmemory-policy to noeviction"):
+        doctor(REDIS_URL=redis.url)
+
+
+def test_a_replica_fails(redis: RedisServer, tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "replica") as replica:
+        replica.cli("REPLICAOF", "127.0.0.1", redis.port)
+        client = RedisClient(CableSettings(redis_url=replica.url))
+        (problem,) = find_problems(client)
+        client.close()
+    assert "primary" in problem
+
+
+def test_a_redis_that_is_down_fails(redis: RedisServer) -> None:
+    redis.kill()
+    with pytest.raises(CommandError, match="cannot be reached"):
+        doctor(REDIS_URL=redis.url)
+
+
+@pytest.mark.parametrize(
+    ("info", "problem"),
+    [
+        (b"redis_version:6.0.16\r\n", "too old"),
+        (b"redis_version:6.2.0\r\ncluster_enabled:1\r\n", "cluster"),
+        (b"# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.8\r\n", ""),
+    ],
+)
+def test_versions_and_clusters(info: bytes, problem: str) -> None:
+    client = mock.Mock(run=mock.Mock(return_value=[info]))
+    assert [problem in found for found in find_problems(client)] == ([True] if problem else [])
+
+
+async def test_a_server_warns_when_it_starts(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    redis.cli("CONFIG", "SET", "maxmemory", "100mb")
+    redis.cli("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    with override_settings(RELIABLE_CABLE={"REDIS_URL": redis.url}):
+        hub = get_hub()
+        await until(lambda: "noeviction" in caplog.text)
+        await hub.aclose()
+
+
+async def test_what_a_broadcast_costs_redis_does_not_grow_with_its_subscribers(redis: RedisServer) -> None:
+    with override_settings(RELIABLE_CABLE={"REDIS_URL": redis.url}):
+        costs = await subscribers.measure(redis, (1, 100))
+        await get_hub().aclose()
+    one, many = costs[1], costs[100]
+    assert many["commands"] < one["commands"] + 1
+    assert many["bytes out"] < one["bytes out"] * 1.1
+    assert many["bytes in"] < one["bytes in"] * 1.1
