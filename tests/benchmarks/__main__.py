@@ -16,7 +16,7 @@ MOST_OF_BARE, LEAST_OF_GROUP = 2.5, 15
 
 
 def run_broadcast() -> int:
-    """Measure broadcasting with a Redis of its own, print a table, and return the exit code: 1 if a bound is not kept."""
+    """Measure broadcasting with a Redis of its own, and print a table; return 1 if a bound is not kept."""
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     from django.conf import settings
 

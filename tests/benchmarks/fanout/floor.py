@@ -26,7 +26,7 @@ def compile_floor(folder: Path) -> Path | None:
 
 
 class Floor:
-    """Sends by the library that `CABLE_BENCH_FLOOR` names, else by one call of C's `send` from Python for each socket."""
+    """Sends by the library that `CABLE_BENCH_FLOOR` names, else by a call of C's `send` from Python for each socket."""
 
     def __init__(self) -> None:
         path = os.environ.get("CABLE_BENCH_FLOOR")

@@ -1,6 +1,6 @@
 """One server after the other: what a connection costs it, and each way of broadcasting, in turns with the floor.
 
-The floor is measured again right beside everything that is compared with it, over as many sockets of a process that runs
+The floor is measured before and after everything that is compared with it, over as many sockets of a process that runs
 all the time; a ratio is that of neighbours. So what else the machine does meanwhile counts for both.
 """
 
@@ -44,8 +44,8 @@ class Plan:
     """
 
     connections: int = 1000
-    rounds: int = 3
-    seconds: float = 3
+    rounds: int = 5
+    seconds: float = 2
     burst: int = 100
     idle: float = 4
     signed_in: int = 300
@@ -143,12 +143,13 @@ class Bench:
             for kind, (rate, messages) in kinds.items():
                 assert self._floor is not None
                 floor_rate, floor_messages = (rate, messages) if rate in (0, 20) else (20, round(20 * plan.seconds))
-                floor = self._round(self._floor, FLOOR.ways[0], floor_rate, floor_messages)
-                for way in subject.ways:
-                    one = self._round(target, way, rate, messages)
-                    one["floor_us"] = floor["floor_us"]
-                    one["floor_process_us"] = floor["us"]
-                    one["ratio"] = one["us"] / floor["floor_us"]
+                before = self._round(self._floor, FLOOR.ways[0], floor_rate, floor_messages)
+                ones = [self._round(target, way, rate, messages) for way in subject.ways]
+                after = self._round(self._floor, FLOOR.ways[0], floor_rate, floor_messages)
+                for way, one in zip(subject.ways, ones, strict=True):
+                    one["floor_us"] = (before["floor_us"] + after["floor_us"]) / 2
+                    one["floor_process_us"] = (before["us"] + after["us"]) / 2
+                    one["ratio"] = one["us"] / one["floor_us"]
                     found.setdefault((way.name, kind), []).append(one)
         results: list[Result] = []
         for way in subject.ways:

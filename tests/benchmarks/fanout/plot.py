@@ -49,7 +49,7 @@ def plot(measured: Mapping[str, Any]) -> str:
     for tick in TICKS:
         x = _place(tick)
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP - 6}" y2="{bottom}"/>')
-        parts.append(f'<text class="small" x="{x}" y="{bottom + 16}" text-anchor="middle">{tick}×</text>')
+        parts.append(f'<text class="small" x="{x}" y="{bottom + 16}" text-anchor="middle">{tick}</text>')
     for number, row in enumerate(rows):
         y = TOP + ROW * number + ROW / 2
         paced, burst = _place(float(row[3])), _place(float(row[5])) if row[5] else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-HEAD = ("", "broadcast by", "20/s µs", "× floor", "b2b µs", "× floor", "p50 ms", "p99 ms")
+HEAD = ("", "broadcast by", "20/s µs", "floors", "b2b µs", "floors", "p50 ms", "p99 ms")
 COSTS = ("", "connect µs", "signed in µs", "idle µs/s", "memory KiB")
 SMALL = ("", "streams", "per s", "µs", "p50 ms", "p99 ms", "max ms")
 
