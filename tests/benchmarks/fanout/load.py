@@ -39,5 +39,5 @@ def clients(program: Path, url: str, *, streams: int = 1, identifier: str | None
         streams: how many there are.
         identifier: what to subscribe to, with %d for the stream's number; None: the project's channel.
     """
-    command = [program, "-url", url, "-streams", str(streams)]
+    command: list[str | Path] = [program, "-url", url, "-streams", str(streams)]
     return LineProcess(command if identifier is None else [*command, "-identifier", identifier])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import django
@@ -41,7 +42,7 @@ def sign_in() -> dict[str, Any]:
 
 def main() -> None:
     """Take commands, one a line."""
-    actions = {"publish": publish, "sign_in": sign_in}
+    actions: dict[str, Callable[..., dict[str, Any]]] = {"publish": publish, "sign_in": sign_in}
     for line in sys.stdin:
         command = json.loads(line)
         answer = actions[command.pop("do")](**command)

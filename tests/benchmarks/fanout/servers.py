@@ -183,17 +183,7 @@ def running(subject: Subject, environment: Mapping[str, str], log: Path) -> Iter
     port = free_port()
     command = {
         "daphne": ["daphne", "-v", "0", "-b", "127.0.0.1", "-p", str(port)],
-        "uvicorn": [
-            "uvicorn",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--lifespan",
-            "off",
-            "--log-level",
-            "warning",
-        ],
+        "uvicorn": ["uvicorn", "--lifespan", "off", "--log-level", "warning", "--port", str(port)],
     }[subject.kind]
     words = [sys.executable, "-m", *command, *subject.options, subject.application]
     with log.open("ab") as output:
