@@ -44,7 +44,7 @@ class Plan:
     """
 
     connections: int = 1000
-    rounds: int = 5
+    rounds: int = 3
     seconds: float = 2
     burst: int = 100
     idle: float = 4
