@@ -97,6 +97,8 @@ class Bench:
                 load.ask("close")
             if subject.signed_in:
                 with self._clients(server) as load:
+                    load.ask("connect", count=WARM, cookie=self._cookie)
+                    _settle(server)
                     result["connect_signed_in_us"] = self._connect(server, load, self.plan.signed_in, self._cookie)
                     load.ask("close")
             if subject.small_streams:
@@ -116,11 +118,11 @@ class Bench:
 
     def _connections(self, server: Running, load: LineProcess) -> Result:
         load.ask("connect", count=WARM)
-        time.sleep(1)
+        _settle(server)
         count = self.plan.connections - WARM
         memory_before = memory(server.pid)
         connect = self._connect(server, load, count)
-        time.sleep(1)
+        _settle(server)
         before = usage(server.pid)
         time.sleep(self.plan.idle)
         idle = (usage(server.pid) - before).cpu
@@ -192,6 +194,7 @@ class Bench:
         messages = streams * 4
         with self._clients(server, streams=streams) as load:
             load.ask("connect", count=2 * streams)
+            _settle(server)
             before = usage(server.pid)
             load.ask("expect")
             options = {"rate": streams, "streams": streams}
@@ -206,6 +209,15 @@ class Bench:
             "lost": seen["expected"] - seen["delivered"],
             **{name: seen[name] for name in ("p50_ms", "p99_ms", "max_ms", "disordered")},
         }
+
+
+def _settle(server: Running) -> None:
+    """Wait until a server does nothing but ping: clients that left and came make work for a while."""
+    for _ in range(20):
+        before = usage(server.pid)
+        time.sleep(0.5)
+        if (usage(server.pid) - before).cpu < 0.05:
+            return
 
 
 @dataclass(frozen=True)
