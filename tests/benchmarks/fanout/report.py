@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from statistics import median
 from typing import Any
 
 HEAD = ("", "broadcast by", "20/s µs", "floors", "b2b µs", "floors", "p50 ms", "p99 ms")
@@ -22,14 +23,19 @@ def fan_out(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                     f"{way['name']}, {result['server']}" if bare else result["name"],
                     "POST to it" if bare else way["name"],
                     f"{paced['us']:.1f}",
-                    f"{paced['ratio']:.2f}",
+                    _floors(paced),
                     f"{burst['us']:.1f}" if burst else "",
-                    f"{burst['ratio']:.2f}" if burst else "",
+                    _floors(burst) if burst else "",
                     f"{paced['p50_ms']:.1f}",
                     f"{paced['p99_ms']:.1f}",
                 )
             )
     return rows
+
+
+def _floors(part: Mapping[str, Any]) -> str:
+    """Return how many times the floor it is: the whole process that sends from C, and the loop of `send()` in it."""
+    return f"{part['us'] / part['floor_process_us']:.2f} ({part['ratio']:.2f})"
 
 
 def costs(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -60,9 +66,9 @@ def small_streams(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]
     ]
 
 
-def floors(results: Iterable[Mapping[str, Any]], kind: str) -> list[float]:
+def floors(results: Iterable[Mapping[str, Any]], kind: str, key: str) -> list[float]:
     """Return every floor that was measured, in µs."""
-    return [way[kind]["floor_us"] for result in results for way in result["ways"] if kind in way]
+    return [way[kind][key] for result in results for way in result["ways"] if kind in way]
 
 
 def problems(results: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -98,16 +104,18 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def report(measured: Mapping[str, Any]) -> str:
     """Return the whole report in Markdown."""
     results = measured["results"]
-    paced, burst = floors(results, "paced"), floors(results, "back_to_back")
     parts = [
         f"{measured['plan']['connections']} subscribers of one stream, {measured['environment']['floor']}. CPU of the "
-        "server's process tree per delivered message, in µs, kernel included.",
+        "server's process tree per delivered message, in µs, kernel included. In multiples of the floor beside it: the "
+        "whole process that sends from C, and in brackets its loop of send() alone.",
     ]
-    if paced:
-        parts.append(
-            f"Floor: {min(paced):.1f} to {max(paced):.1f} µs at 20/s"
-            + (f", {min(burst):.1f} to {max(burst):.1f} µs back to back." if burst else ".")
-        )
+    for kind, words in {"paced": "20 broadcasts/s", "back_to_back": "back to back"}.items():
+        whole, loop = floors(results, kind, "floor_process_us"), floors(results, kind, "floor_us")
+        if loop:
+            parts.append(
+                f"Floor, {words}: {median(whole):.1f} µs ({min(whole):.1f} to {max(whole):.1f}), of which "
+                f"{median(loop):.1f} µs ({min(loop):.1f} to {max(loop):.1f}) in the loop."
+            )
     sections = ((HEAD, fan_out(results)), (COSTS, costs(results)), (SMALL, small_streams(results)))
     parts += [table(head, rows) for head, rows in sections if rows]
     parts += [f"PROBLEM: {problem}" for problem in problems(results)]
