@@ -115,8 +115,8 @@ def _heading(measured: dict[str, Any]) -> str:
     where = measured["environment"]
     packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
     return (
-        f"Measured on {where['date']} by `python -m tests.benchmarks fanout`: Linux {where['kernel']}, {where['cores']} "
-        f"cores, Python {where['python']}, {where['redis']}, {packages}."
+        f"Measured on {where['date']} by `python -m tests.benchmarks fanout`: Linux {where['kernel']}, "
+        f"{where['cores']} cores, Python {where['python']}, {where['redis']}, {packages}."
     )
 
 
