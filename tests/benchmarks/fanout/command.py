@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=WS,POST,KEY,PID",
         help="also measure a server of Action Cable that runs already; it must allow $pubsub without a signature",
     )
-    parser.add_argument("--output", type=Path, help="for the results (JSON); the plot is drawn beside it")
+    parser.add_argument("--output", type=Path, help="for the results (JSON); the table and the plot are put beside it")
 
 
 def environment_of(floor: Path | None, redis: str) -> dict[str, Any]:
@@ -105,8 +105,19 @@ def run(options: argparse.Namespace) -> int:
     if output is not None:
         output.write_text(json.dumps(_rounded(measured), indent=1) + "\n")
         output.with_suffix(".svg").write_text(plot(measured))
+        output.with_suffix(".md").write_text(f"{_heading(measured)}\n\n{report(measured)}\n")
         sys.stdout.write(f"\n{output}\n")
     return 0
+
+
+def _heading(measured: dict[str, Any]) -> str:
+    """Return where and when it was measured."""
+    where = measured["environment"]
+    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
+    return (
+        f"Measured on {where['date']} by `python -m tests.benchmarks fanout`: Linux {where['kernel']}, "
+        f"{where['cores']} cores, Python {where['python']}, {where['redis']}, {packages}."
+    )
 
 
 def _rounded(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from .report import fan_out
 
 #: Geometry, in pixels.
-WIDTH, LEFT, RIGHT, TOP, ROW = 860, 330, 60, 64, 24
+WIDTH, LEFT, RIGHT, TOP, ROW = 880, 360, 60, 64, 24
 #: Of the axis, in floors.
 TICKS = (1, 2, 5, 10, 20, 50, 100)
 STYLE = """
@@ -41,7 +41,7 @@ def plot(measured: Mapping[str, Any]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
         f"<style>{STYLE}</style>",
-        '<text x="8" y="20">CPU per delivered message, in multiples of one send() from C (logarithmic)</text>',
+        '<text x="8" y="20">CPU per delivered message, in multiples of a server that calls send() from C</text>',
         f'<circle class="paced" cx="14" cy="38" r="5"/><text class="small" x="24" y="42">20 broadcasts/s to '
         f"{measured['plan']['connections']} subscribers</text>",
         '<circle class="burst" cx="234" cy="38" r="4.5"/><text class="small" x="244" y="42">back to back</text>',
