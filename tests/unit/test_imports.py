@@ -17,7 +17,7 @@ PACKAGE = "reliable_cable"
 LAYERS = (
     ("exceptions", "identity", "signals"),
     ("protocol", "conf"),
-    ("middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
+    ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("streams", "presence", "sessions"),
     ("engine", "readers"),
     ("presence.service", "sessions.service"),
