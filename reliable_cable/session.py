@@ -93,9 +93,7 @@ class CableSession:
         #: Whether it took a session over, and its announcement has not been heard yet (control.py).
         self.announcing = False
         self.closed = False
-        self.outbox = Outbox(
-            send, limit=hub.settings.max_pending_size, overflow=self._too_slow, write=connection.write
-        )
+        self.outbox = Outbox(send, limit=hub.settings.max_pending_size, overflow=self._too_slow, write=connection.write)
         self.subscriptions: dict[str, Subscription] = {}
         self._connection = connection
         self.ping_interval = ping_interval

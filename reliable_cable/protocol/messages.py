@@ -8,7 +8,6 @@ from typing import Any
 
 from .constants import DisconnectReason, MessageType
 
-
 #: Made once: `json.dumps` makes a new one for each call that has options.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 

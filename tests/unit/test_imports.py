@@ -18,7 +18,7 @@ LAYERS = (
     ("exceptions", "identity", "signals"),
     ("protocol", "conf"),
     ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
-    ("streams", "presence", "sessions"),
+    ("auth", "streams", "presence", "sessions"),
     ("engine", "readers"),
     ("presence.service", "sessions.service"),
     ("control",),
