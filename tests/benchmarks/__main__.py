@@ -1,7 +1,8 @@
-"""`python -m tests.benchmarks`: starts a Redis of its own, measures, prints a table; fails if a bound is not kept."""
+"""`python -m tests.benchmarks broadcast`: what a broadcast costs who makes it; `… fanout`: what it costs a server."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import sys
@@ -10,14 +11,13 @@ from pathlib import Path
 
 import django
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
-
 #: `broadcast()` may cost this many times the bare script, and a group message must cost this many times `broadcast()`.
 MOST_OF_BARE, LEAST_OF_GROUP = 2.5, 15
 
 
-def main() -> int:
-    """Run the benchmarks of broadcasting; return the exit code."""
+def run_broadcast() -> int:
+    """Measure broadcasting with a Redis of its own, and print a table; return 1 if a bound is not kept."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     from django.conf import settings
 
     from tests.support.redis import RedisServer
@@ -48,6 +48,18 @@ def main() -> int:
         for what, is_kept in kept.items():
             sys.stdout.write(f"{'kept' if is_kept else 'NOT KEPT'}: {what}\n")
         return 0 if all(kept.values()) else 1
+
+
+def main() -> int:
+    """Run a benchmark; return the exit code."""
+    from tests.benchmarks.fanout import command
+
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    choices = parser.add_subparsers(dest="benchmark", required=True)
+    choices.add_parser("broadcast", help="what broadcast() costs, against the bare script and a channel layer's group")
+    command.add_arguments(choices.add_parser("fanout", help="CPU per delivery, memory and CPU per connection"))
+    options = parser.parse_args()
+    return run_broadcast() if options.benchmark == "broadcast" else command.run(options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""`python -m tests.benchmarks fanout`: starts all that it needs, measures, prints the table, and keeps the results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tests.support.redis import RedisServer
+from tests.support.server import ROOT
+
+from . import load
+from .floor import compile_floor
+from .lines import LineProcess
+from .measure import QUICK, Bench, Plan
+from .plot import plot
+from .report import report
+from .servers import SUBJECTS, by_url
+
+RESULTS = Path(__file__).parents[1] / "results"
+PACKAGES = ("channels", "channels_redis", "daphne", "django", "redis", "twisted", "uvicorn", "uvloop", "websockets")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--quick", action="store_true", help="one short round: rough figures in a minute or two")
+    parser.add_argument("--only", action="append", default=[], help="measure servers with this in their name")
+    parser.add_argument("--connections", type=int, help="subscribers of the one stream")
+    parser.add_argument(
+        "--url",
+        action="append",
+        default=[],
+        type=by_url,
+        metavar="NAME=WS,POST,KEY,PID",
+        help="also measure a server of Action Cable that runs already; it must allow $pubsub without a signature",
+    )
+    parser.add_argument("--output", type=Path, help="for the results (JSON); the plot is drawn beside it")
+
+
+def environment_of(floor: Path | None, redis: str) -> dict[str, Any]:
+    """Return on what it was measured."""
+    packages: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "kernel": platform.release().partition("-")[0],
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "redis": redis,
+        "floor": "floor from C" if floor else "floor from Python by ctypes (no C compiler)",
+        "packages": packages,
+    }
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure; return the exit code."""
+    plan = QUICK if options.quick else Plan()
+    if options.connections:
+        plan = replace(plan, connections=options.connections)
+    subjects = [one for one in SUBJECTS if not options.only or any(word in one.name for word in options.only)]
+    program = load.build()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        floor = compile_floor(folder)
+        with RedisServer(folder / "redis", options={"appendonly": "no"}) as redis:
+            environment = {
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "tests.benchmarks.project.settings",
+                "CABLE_BENCH_REDIS": redis.url,
+                "CABLE_BENCH_DATABASE": str(folder / "db.sqlite3"),
+                **({"CABLE_BENCH_FLOOR": str(floor)} if floor else {}),
+            }
+            migrate = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
+            subprocess.run(migrate, cwd=ROOT, env=environment, check=True, timeout=60)
+            publisher = [sys.executable, "-m", "tests.benchmarks.fanout.publisher"]
+            measured: dict[str, Any] = {
+                "environment": environment_of(floor, redis.binary.name),
+                "plan": asdict(plan),
+                "results": [],
+            }
+            with LineProcess(publisher, environment, ROOT) as other:
+                bench = Bench(plan, program, folder, environment, other)
+                with bench.over_floor():
+                    for subject in (*subjects, *options.url):
+                        sys.stderr.write(f"{subject.name} …\n")
+                        measured["results"].append(bench.measure(subject))
+    sys.stdout.write(report(measured) + "\n")
+    whole = not (options.quick or options.only or options.connections)
+    output = options.output or (RESULTS / "fanout.json" if whole else None)
+    if output is not None:
+        output.write_text(json.dumps(_rounded(measured), indent=1) + "\n")
+        output.with_suffix(".svg").write_text(plot(measured))
+        sys.stdout.write(f"\n{output}\n")
+    return 0
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_rounded(inner) for inner in value]
+    return round(value, 3) if isinstance(value, float) else value

@@ -1,0 +1,70 @@
+"""The plot that README.md shows: SVG by hand, for both a light and a dark page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from .report import fan_out
+
+#: Geometry, in pixels.
+WIDTH, LEFT, RIGHT, TOP, ROW = 860, 330, 60, 64, 24
+#: Of the axis, in floors.
+TICKS = (1, 2, 5, 10, 20, 50, 100)
+STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #24292f }
+.small { font-size: 11px; fill: #57606a }
+.ours { font-weight: 600 }
+.grid { stroke: #d0d7de }
+.paced { fill: #0969da }
+.burst { fill: none; stroke: #bc4c00; stroke-width: 2 }
+.bar { stroke: #d0d7de; stroke-width: 2 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 }
+  .small { fill: #9198a1 }
+  .grid, .bar { stroke: #3d444d }
+  .paced { fill: #4493f8 }
+  .burst { stroke: #f0883e }
+}
+"""
+
+
+def plot(measured: Mapping[str, Any]) -> str:
+    """Return the ratios of CPU per delivery to the floor as an SVG, on a logarithmic axis."""
+    # Of this project one row a server is enough: broadcasts by another process.
+    rows = [row for row in fan_out(measured["results"]) if not (row[0].startswith("reliable") and "POST" in row[1])]
+    rows.sort(key=lambda row: float(row[3]))
+    height = TOP + ROW * len(rows) + 34
+    bottom = TOP + ROW * len(rows)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
+        f"<style>{STYLE}</style>",
+        '<text x="8" y="20">CPU per delivered message, in multiples of one send() from C (logarithmic)</text>',
+        f'<circle class="paced" cx="14" cy="38" r="5"/><text class="small" x="24" y="42">20 broadcasts/s to '
+        f"{measured['plan']['connections']} subscribers</text>",
+        '<circle class="burst" cx="234" cy="38" r="4.5"/><text class="small" x="244" y="42">back to back</text>',
+    ]
+    for tick in TICKS:
+        x = _place(tick)
+        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP - 6}" y2="{bottom}"/>')
+        parts.append(f'<text class="small" x="{x}" y="{bottom + 16}" text-anchor="middle">{tick}</text>')
+    for number, row in enumerate(rows):
+        y = TOP + ROW * number + ROW / 2
+        paced, burst = _place(float(row[3])), _place(float(row[5])) if row[5] else None
+        ours = ' class="ours"' if row[0].startswith("reliable") else ""
+        parts.append(f'<text{ours} x="{LEFT - 16}" y="{y + 4}" text-anchor="end">{escape(row[0])}</text>')
+        if burst is not None:
+            parts.append(f'<line class="bar" x1="{paced}" x2="{burst}" y1="{y}" y2="{y}"/>')
+            parts.append(f'<circle class="burst" cx="{burst}" cy="{y}" r="4.5"/>')
+        parts.append(f'<circle class="paced" cx="{paced}" cy="{y}" r="5"/>')
+        label = max(paced, burst or 0) + 12
+        parts.append(f'<text class="small" x="{label}" y="{y + 4}">{float(row[2]):.0f} µs</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _place(ratio: float) -> float:
+    """Return where a ratio is on the axis."""
+    share = math.log(max(ratio, 0.8) / 0.8) / math.log(TICKS[-1] / 0.8)
+    return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)

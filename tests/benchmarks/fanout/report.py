@@ -1,0 +1,114 @@
+"""The table: figures, and ratios to the floor that was measured beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+HEAD = ("", "broadcast by", "20/s µs", "floors", "b2b µs", "floors", "p50 ms", "p99 ms")
+COSTS = ("", "connect µs", "signed in µs", "idle µs/s", "memory KiB")
+SMALL = ("", "streams", "per s", "µs", "p50 ms", "p99 ms", "max ms")
+
+
+def fan_out(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of what a delivery costs."""
+    rows: list[tuple[str, ...]] = []
+    for result in results:
+        for way in result["ways"]:
+            paced, burst = way["paced"], way.get("back_to_back")
+            bare = result["name"].startswith("bare hub")
+            rows.append(
+                (
+                    f"{way['name']}, {result['server']}" if bare else result["name"],
+                    "POST to it" if bare else way["name"],
+                    f"{paced['us']:.1f}",
+                    f"{paced['ratio']:.2f}",
+                    f"{burst['us']:.1f}" if burst else "",
+                    f"{burst['ratio']:.2f}" if burst else "",
+                    f"{paced['p50_ms']:.1f}",
+                    f"{paced['p99_ms']:.1f}",
+                )
+            )
+    return rows
+
+
+def costs(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of what a connection costs."""
+    return [
+        (
+            result["name"],
+            f"{result['connect_us']:.0f}",
+            f"{result['connect_signed_in_us']:.0f}" if "connect_signed_in_us" in result else "",
+            f"{result['idle_us']:.1f}",
+            f"{result['memory_kib']:.1f}",
+        )
+        for result in results
+    ]
+
+
+def small_streams(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of many small streams."""
+    return [
+        (
+            result["name"],
+            f"{small['streams']}",
+            f"{small['rate']:.0f}",
+            *(f"{small[key]:.1f}" for key in ("us", "p50_ms", "p99_ms", "max_ms")),
+        )
+        for result in results
+        if (small := result.get("small_streams"))
+    ]
+
+
+def floors(results: Iterable[Mapping[str, Any]], kind: str) -> list[float]:
+    """Return every floor that was measured, in µs."""
+    return [way[kind]["floor_us"] for result in results for way in result["ways"] if kind in way]
+
+
+def problems(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what went wrong, in words."""
+    found: list[str] = []
+    for result in results:
+        parts = [(f"{way['name']}, {kind}", way[kind]) for way in result["ways"] for kind in way if kind != "name"]
+        if "small_streams" in result:
+            parts.append(("small streams", result["small_streams"]))
+        for what, part in parts:
+            for key in ("lost", "disordered", "posts_failed"):
+                if part.get(key):
+                    found.append(f"{result['name']}, {what}: {part[key]} {key.replace('_', ' ')}")
+    return found
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    rule = ["-" * width + ("" if column < 1 else ":") for column, width in enumerate(widths)]
+
+    def line(words: Iterable[str]) -> str:
+        padded = (
+            word.ljust(width) if column < 1 else word.rjust(width + 1)
+            for column, (word, width) in enumerate(zip(words, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    return "\n".join([line(head), f"| {' | '.join(rule)} |", *(line(row) for row in rows)])
+
+
+def report(measured: Mapping[str, Any]) -> str:
+    """Return the whole report in Markdown."""
+    results = measured["results"]
+    paced, burst = floors(results, "paced"), floors(results, "back_to_back")
+    parts = [
+        f"{measured['plan']['connections']} subscribers of one stream, {measured['environment']['floor']}. CPU of the "
+        "server's process tree per delivered message, in µs, kernel included.",
+    ]
+    if paced:
+        parts.append(
+            f"Floor: {min(paced):.1f} to {max(paced):.1f} µs at 20/s"
+            + (f", {min(burst):.1f} to {max(burst):.1f} µs back to back." if burst else ".")
+        )
+    sections = ((HEAD, fan_out(results)), (COSTS, costs(results)), (SMALL, small_streams(results)))
+    parts += [table(head, rows) for head, rows in sections if rows]
+    parts += [f"PROBLEM: {problem}" for problem in problems(results)]
+    return "\n\n".join(parts)

@@ -1,0 +1,3 @@
+module cableload
+
+go 1.21

@@ -1,0 +1,373 @@
+// Command cableload is the clients' side of the fan-out benchmark: connections to a server that speaks Action Cable, each
+// subscribed to one stream. It takes one command a line, and answers each with a line of JSON:
+//
+//	{"do": "connect", "count": 1000}                          open that many more, and subscribe them
+//	{"do": "post", "messages": 60, "rate": 20, "post": URL}   broadcast by HTTP, and count what arrives
+//	{"do": "expect"}, {"do": "await", "messages": 60}         count what another process broadcasts between the two
+//	{"do": "close"}                                           end all connections
+//
+// What it costs is never counted as the server's, since it is a process of its own; but both share the machine's cores, so
+// only the server's CPU time says something, and no wall time does.
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+var (
+	address    = flag.String("url", "", "where the server is: ws://127.0.0.1:8000/cable")
+	protocol   = flag.String("protocol", "actioncable-v1-ext-json", "the subprotocol to ask for")
+	identifier = flag.String("identifier", `{"channel":"BenchChannel","stream":"bench%d"}`, "%d is the stream's number")
+	streams    = flag.Int("streams", 1, "how many there are; connection i subscribes to number i % streams")
+	sources    = flag.Int("sources", 4, "loopback addresses to connect from: one has too few ports for many connections")
+)
+
+const (
+	dialers  = 50 // at once
+	patience = 20 * time.Second
+	silence  = 4 * time.Second       // without a delivery, after which the rest counts as lost
+	step     = 50 * time.Microsecond // of latency
+	steps    = 400_000               // 20 s
+)
+
+type command struct {
+	Do       string  `json:"do"`
+	Count    int     `json:"count"`
+	Cookie   string  `json:"cookie"`
+	Messages int     `json:"messages"`
+	First    int     `json:"first"` // number of the first message: later ones have greater ones
+	Rate     float64 `json:"rate"`  // a second; 0: as fast as posts are answered
+	Size     int     `json:"size"`  // of the payload's padding
+	Post     string  `json:"post"`
+	Key      string  `json:"key"`
+}
+
+type connection struct {
+	stream int
+	socket net.Conn
+}
+
+var (
+	connections []*connection
+	ended       sync.WaitGroup
+
+	// What is counted between `expect` and `await`.
+	delivered, bytesRead, disordered, pings atomic.Int64
+	latencies                               [steps]atomic.Int32
+)
+
+// dial opens a WebSocket, and returns it with what was read already.
+func dial(number int, cookie string) (net.Conn, *bufio.Reader, error) {
+	host, path, _ := strings.Cut(strings.TrimPrefix(*address, "ws://"), "/")
+	dialer := net.Dialer{
+		Timeout:   patience,
+		LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(1+number%*sources))},
+	}
+	socket, err := dialer.Dial("tcp", host)
+	if err != nil {
+		return nil, nil, err
+	}
+	request := "GET /" + path + " HTTP/1.1\r\nHost: " + host + "\r\nOrigin: http://" + host +
+		"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13" +
+		"\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: " + *protocol + "\r\n"
+	if cookie != "" {
+		request += "Cookie: " + cookie + "\r\n"
+	}
+	if _, err = socket.Write([]byte(request + "\r\n")); err != nil {
+		return nil, nil, err
+	}
+	reader := bufio.NewReaderSize(socket, 1024)
+	response, err := http.ReadResponse(reader, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	if response.StatusCode != http.StatusSwitchingProtocols {
+		return nil, nil, fmt.Errorf("answered %s", response.Status)
+	}
+	return socket, reader, nil
+}
+
+// readFrame reads one frame of a server, which is not masked; a message is one frame.
+func readFrame(reader *bufio.Reader, buffer []byte) (opcode byte, payload []byte, err error) {
+	var head [8]byte
+	if _, err = io.ReadFull(reader, head[:2]); err != nil {
+		return
+	}
+	opcode = head[0] & 0x0f
+	size := uint64(head[1])
+	more := map[uint64]int{126: 2, 127: 8}[size]
+	if more > 0 {
+		if _, err = io.ReadFull(reader, head[:more]); err != nil {
+			return
+		}
+		size = 0
+		for _, digit := range head[:more] {
+			size = size<<8 | uint64(digit)
+		}
+	}
+	if uint64(cap(buffer)) < size {
+		buffer = make([]byte, size)
+	}
+	payload = buffer[:size]
+	_, err = io.ReadFull(reader, payload)
+	return
+}
+
+// writeFrame writes a small frame, masked with zeros.
+func writeFrame(socket net.Conn, opcode byte, payload []byte) {
+	frame := []byte{0x80 | opcode}
+	if len(payload) < 126 {
+		frame = append(frame, 0x80|byte(len(payload)))
+	} else {
+		frame = append(frame, 0x80|126, byte(len(payload)>>8), byte(len(payload)))
+	}
+	socket.Write(append(append(frame, 0, 0, 0, 0), payload...))
+}
+
+// number returns the integer after a key of a JSON text, or -1.
+func number(text []byte, key string) int64 {
+	at := bytes.Index(text, []byte(key))
+	if at < 0 {
+		return -1
+	}
+	value := int64(0)
+	for _, digit := range bytes.TrimLeft(text[at+len(key):], " ") {
+		if digit < '0' || digit > '9' {
+			break
+		}
+		value = value*10 + int64(digit-'0')
+	}
+	return value
+}
+
+func arrived(payload []byte, sent int64, last int64) int64 {
+	place := int64(time.Now().UnixNano()-sent) / int64(step)
+	latencies[min(max(place, 0), steps-1)].Add(1)
+	position := number(payload, `"n":`)
+	if position <= last {
+		disordered.Add(1)
+	}
+	bytesRead.Add(int64(len(payload)))
+	delivered.Add(1)
+	return position
+}
+
+// serve subscribes, says on `ready` how that went, and reads until the connection ends.
+func (c *connection) serve(reader *bufio.Reader, ready chan<- error) {
+	defer ended.Done()
+	name := strings.Replace(*identifier, "%d", strconv.Itoa(c.stream), 1)
+	buffer := make([]byte, 1024)
+	last := int64(-1)
+	said := false
+	say := func(err error) {
+		if !said {
+			said = true
+			ready <- err
+		}
+	}
+	for {
+		opcode, payload, err := readFrame(reader, buffer)
+		switch {
+		case err != nil:
+			say(err)
+			return
+		case opcode == 8:
+			say(fmt.Errorf("closed: %q", payload))
+			return
+		case opcode == 9:
+			writeFrame(c.socket, 10, payload)
+			continue
+		}
+		if sent := number(payload, `"ts":`); sent >= 0 {
+			last = arrived(payload, sent, last)
+			continue
+		}
+		text := string(payload)
+		switch {
+		case strings.Contains(text, `"ping"`):
+			pings.Add(1)
+		case strings.Contains(text, `"welcome"`):
+			subscribe, _ := json.Marshal(map[string]string{"command": "subscribe", "identifier": name})
+			writeFrame(c.socket, 1, subscribe)
+		case strings.Contains(text, `"confirm_subscription"`):
+			say(nil)
+		case strings.Contains(text, `"reject_subscription"`), strings.Contains(text, `"disconnect"`):
+			say(fmt.Errorf("%s", text))
+		}
+	}
+}
+
+func connect(count int, cookie string) map[string]any {
+	ready := make(chan error, count)
+	slots := make(chan bool, dialers)
+	var mutex sync.Mutex
+	base := len(connections)
+	started := time.Now()
+	for i := 0; i < count; i++ {
+		go func(number int) {
+			slots <- true
+			socket, reader, err := dial(number, cookie)
+			if err != nil {
+				<-slots
+				ready <- err
+				return
+			}
+			c := &connection{number % *streams, socket}
+			mutex.Lock()
+			connections = append(connections, c)
+			mutex.Unlock()
+			ended.Add(1)
+			subscribed := make(chan error, 1)
+			go c.serve(reader, subscribed)
+			err = <-subscribed
+			<-slots
+			ready <- err
+		}(base + i)
+	}
+	failed, first := 0, ""
+	for i := 0; i < count; i++ {
+		if err := <-ready; err != nil {
+			failed++
+			first = err.Error()
+		}
+	}
+	return map[string]any{
+		"connected": count - failed, "failed": failed, "error": first, "seconds": time.Since(started).Seconds(),
+	}
+}
+
+func reset() {
+	delivered.Store(0)
+	bytesRead.Store(0)
+	disordered.Store(0)
+	pings.Store(0)
+	for i := range latencies {
+		latencies[i].Store(0)
+	}
+}
+
+// expected is how many deliveries some messages make, of which number m goes to stream m % streams.
+func expected(first, messages int) int64 {
+	readers := make([]int64, *streams)
+	for _, c := range connections {
+		readers[c.stream]++
+	}
+	total := int64(0)
+	for m := first; m < first+messages; m++ {
+		total += readers[m%*streams]
+	}
+	return total
+}
+
+func await(first, messages int) map[string]any {
+	wanted := expected(first, messages)
+	seen, at := int64(-1), time.Now()
+	for delivered.Load() < wanted && time.Since(at) < silence {
+		time.Sleep(2 * time.Millisecond)
+		if now := delivered.Load(); now != seen {
+			seen, at = now, time.Now()
+		}
+	}
+	count := delivered.Load()
+	result := map[string]any{
+		"delivered": count, "expected": wanted, "disordered": disordered.Load(), "pings": pings.Load(),
+		"frame_bytes": float64(bytesRead.Load()) / float64(max(count, 1)),
+	}
+	for name, share := range map[string]float64{"p50_ms": 0.5, "p99_ms": 0.99, "max_ms": 1} {
+		result[name] = quantile(share, count)
+	}
+	return result
+}
+
+func quantile(share float64, count int64) float64 {
+	rank, seen := int64(share*float64(count-1)), int64(0)
+	for place := range latencies {
+		seen += int64(latencies[place].Load())
+		if seen > rank {
+			return float64(place) * step.Seconds() * 1000
+		}
+	}
+	return 0
+}
+
+func post(c command) map[string]any {
+	client := &http.Client{Timeout: patience}
+	pad := strings.Repeat("x", c.Size)
+	failed, problem := 0, ""
+	started := time.Now()
+	for m := c.First; m < c.First+c.Messages; m++ {
+		data := fmt.Sprintf(`{"n":%d,"ts":%d,"pad":"%s"}`, m, time.Now().UnixNano(), pad)
+		body, _ := json.Marshal(map[string]string{"stream": fmt.Sprintf("bench%d", m%*streams), "data": data})
+		request, _ := http.NewRequest("POST", c.Post, bytes.NewReader(body))
+		request.Header.Set("Content-Type", "application/json")
+		if c.Key != "" {
+			request.Header.Set("Authorization", "Bearer "+c.Key)
+		}
+		response, err := client.Do(request)
+		if err != nil {
+			failed, problem = failed+1, err.Error()
+		} else {
+			if response.StatusCode >= 300 {
+				failed, problem = failed+1, response.Status
+			}
+			io.Copy(io.Discard, response.Body)
+			response.Body.Close()
+		}
+		if c.Rate > 0 {
+			time.Sleep(time.Until(started.Add(time.Duration(float64(m-c.First+1) / c.Rate * float64(time.Second)))))
+		}
+	}
+	result := await(c.First, c.Messages)
+	result["posts_failed"], result["error"] = failed, problem
+	return result
+}
+
+func closeAll() {
+	for _, c := range connections {
+		c.socket.Close()
+	}
+	ended.Wait()
+	connections = nil
+}
+
+func main() {
+	flag.Parse()
+	lines := bufio.NewScanner(os.Stdin)
+	answers := json.NewEncoder(os.Stdout)
+	for lines.Scan() {
+		var c command
+		var answer map[string]any
+		if err := json.Unmarshal(lines.Bytes(), &c); err != nil {
+			answer = map[string]any{"error": err.Error()}
+		}
+		switch c.Do {
+		case "connect":
+			answer = connect(c.Count, c.Cookie)
+		case "post":
+			reset()
+			answer = post(c)
+		case "expect":
+			reset()
+			answer = map[string]any{}
+		case "await":
+			answer = await(c.First, c.Messages)
+		case "close":
+			closeAll()
+			answer = map[string]any{}
+		}
+		answers.Encode(answer)
+	}
+}

@@ -1,0 +1,58 @@
+"""The ASGI application; `CABLE_BENCH_APPLICATION` says what is behind `AuthMiddlewareStack`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable
+from typing import Any
+
+from django.core.asgi import get_asgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.benchmarks.project.settings")
+http = get_asgi_application()
+
+# These need the apps, which the line above has loaded.
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
+from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
+from django.urls import path  # noqa: E402
+
+from reliable_cable.consumer import CableConsumer  # noqa: E402
+from tests.benchmarks.fanout import bare  # noqa: E402
+from tests.benchmarks.project.stock import StockConsumer  # noqa: E402
+
+
+class Opaque:
+    """A `send` that tells nothing of the server behind it: what is left is plain ASGI."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __call__(self, event: dict[str, Any]) -> Awaitable[None]:
+        """Send an event."""
+        return self._call(event)  # type: ignore[no-any-return]
+
+
+cable = CableConsumer.as_asgi()
+
+
+async def plain(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """The cable behind a server that it does not recognise."""
+    await cable(scope, receive, Opaque(send))
+
+
+async def bare_hub(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """What a connection costs that does nothing."""
+    await bare.application(scope, receive, send)
+
+
+applications = {"cable": cable, "plain": plain, "bare": bare_hub, "stock": StockConsumer.as_asgi()}
+inner = applications[os.environ.get("CABLE_BENCH_APPLICATION", "cable")]
+application = ProtocolTypeRouter(
+    {
+        "http": http,
+        "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter([path("cable", inner)]))),
+    }
+)

@@ -1,0 +1,43 @@
+"""Settings: what a newcomer has who reads README.md and sets `REDIS_URL`."""
+
+from __future__ import annotations
+
+import os
+
+REDIS_URL = os.environ["CABLE_BENCH_REDIS"]
+
+SECRET_KEY = "a benchmark"
+DEBUG = False
+ALLOWED_HOSTS = ["127.0.0.1"]
+USE_TZ = True
+ROOT_URLCONF = "tests.benchmarks.project.urls"
+INSTALLED_APPS = [
+    "daphne",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "channels",
+    "reliable_cable",
+    "tests.benchmarks.project",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ["CABLE_BENCH_DATABASE"],
+        "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 10, "init_command": "PRAGMA journal_mode=WAL;"},
+    }
+}
+RELIABLE_CABLE = {"REDIS_URL": REDIS_URL, "BROADCAST_KEY": "bench"}
+# Of stock Channels (stock.py).
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": os.environ.get("CABLE_BENCH_LAYER", "channels_redis.pubsub.RedisPubSubChannelLayer"),
+        # Reads would time out after 5 idle seconds with redis-py 8 (README.md, Channel layers).
+        "CONFIG": {"hosts": [{"address": REDIS_URL, "socket_timeout": 60}]},
+    }
+}

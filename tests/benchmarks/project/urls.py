@@ -1,0 +1,9 @@
+"""HTTP: this project's own endpoints, and a view that broadcasts by the channel layer."""
+
+from __future__ import annotations
+
+from django.urls import include, path
+
+from .stock import broadcast
+
+urlpatterns = [path("stock", broadcast), path("", include("reliable_cable.urls"))]
