@@ -76,12 +76,16 @@ class state(Generic[T]):  # noqa: N801 - used like a keyword, as a field is
     def __get__(self, channel: Channel | None, owner: type) -> state[T] | T:
         if channel is None:
             return self
+        if channel._state is None:
+            channel._state = {}
         if self.name not in channel._state:
             channel._state[self.name] = copy.deepcopy(self.default)
         value: T = channel._state[self.name]
         return value
 
     def __set__(self, channel: Channel, value: T) -> None:
+        if channel._state is None:
+            channel._state = {}
         channel._state[self.name] = value
 
 
@@ -160,12 +164,15 @@ class Channel:
     name: ClassVar[str] = "Channel"
     _actions: ClassVar[Mapping[str, tuple[str, bool]]] = {}
 
+    # What every subscription has takes no dict; subclasses have one for what is their own.
+    __slots__ = ("__dict__", "__weakref__", "_reply", "_state", "connection", "identifier", "params")
+
     def __init__(self, connection: Any, params: Mapping[str, Any] | None = None, identifier: str = "") -> None:
         self.connection = connection
         self.params: dict[str, Any] = dict(params or {})
         self.identifier = identifier
-        self.reply = Reply()
-        self._state: dict[str, Any] = {}
+        self._reply: Reply | None = None
+        self._state: dict[str, Any] | None = None
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -217,6 +224,13 @@ class Channel:
     #     def authorize_presence(self, id: str, info: Any) -> bool
 
     # -- for use in handlers ----------------------------------------------------------------------------------------
+
+    @property
+    def reply(self) -> Reply:
+        """What the handler that runs, or ran last, has recorded; gone when that was applied."""
+        if self._reply is None:
+            self._reply = Reply()
+        return self._reply
 
     @property
     def user(self) -> Any:
@@ -314,13 +328,18 @@ class Channel:
 
     def begin(self) -> Mapping[str, Any]:
         """Start recording anew; return the state, for `undo`."""
-        self.reply = Reply()
+        self._reply = None
         return copy.deepcopy(self._state) if self._state else {}
 
     def undo(self, saved: Mapping[str, Any]) -> None:
         """Drop what was recorded and bring the state back."""
-        self.reply = Reply()
-        self._state = dict(saved)
+        self._reply = None
+        self._state = dict(saved) or None
+
+    def take_reply(self) -> Reply:
+        """Return what was recorded, to be applied, and keep nothing of it."""
+        reply, self._reply = self.reply, None
+        return reply
 
     def dump_state(self) -> dict[str, Any]:
         """Return the state as JSON values.
@@ -340,7 +359,7 @@ class Channel:
         """Take back what `dump_state` returned; what is not declared any more is dropped."""
         self._state = {
             name: value for name, value in values.items() if isinstance(inspect.getattr_static(self, name, None), state)
-        }
+        } or None
 
 
 def _target_name(target: Any) -> str:

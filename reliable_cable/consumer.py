@@ -73,12 +73,13 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     scope: dict[str, Any]
     user: Any = None
+    #: The connection, from the welcome on.
+    session: CableSession | None = None
 
-    def __init__(self) -> None:
-        self.session: CableSession | None = None
-        self._rejected = False
-        self._connected = asyncio.Event()
-        self._authenticated = 0.0
+    _authenticated = 0.0
+    _rejected = False
+    #: Messages of the channel layer wait for it.
+    _connected: asyncio.Event | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -109,28 +110,29 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if message["type"] != "websocket.connect":
             return
         layer_task = await self._join_channel_layer()
-        try:
-            session = self.session = await self._accept(send)
-            if session is not None:
-                await self._serve(session, receive)
-        finally:
-            if layer_task is not None:
-                layer_task.cancel()
-
-    async def _serve(self, session: CableSession, receive: Receive) -> None:
-        self._connected.set()
+        session: CableSession | None = None
         code = 1006
         try:
+            session = self.session = await self._accept(send)
+            if session is None:
+                return
+            if self._connected is not None:
+                self._connected.set()
             while True:
+                # An idle connection keeps no message.
+                del message
                 message = await receive()
                 if message["type"] == "websocket.receive":
                     session.receive(message.get("text"))
                 elif message["type"] == "websocket.disconnect":
                     code = message.get("code") or code
-                    break
+                    return
         finally:
-            # A server that stops cancels us: what a restore needs is kept all the same.
-            await asyncio.shield(session.hub.spawn(self._end(session, code)))
+            if session is not None:
+                # A server that stops cancels us: what a restore needs is kept all the same.
+                await asyncio.shield(session.hub.spawn(self._end(session, code)))
+            if layer_task is not None:
+                layer_task.cancel()
 
     async def _accept(self, send: Send) -> CableSession | None:
         subprotocol = negotiate(self.scope.get("subprotocols") or ())
@@ -151,7 +153,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         connection = recognise(self.scope, send)
         if connection.drainable:
             _install_drain()
-        query = parse_qs(self.scope.get("query_string", b"").decode("latin1"))
+        query_string = self.scope.get("query_string")
+        query = parse_qs(query_string.decode("latin1")) if query_string else {}
         session = CableSession(
             hub,
             self,
@@ -189,6 +192,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             raise ValueError(
                 f"{type(self).__name__}.channel_layer_alias: there is no {self.channel_layer_alias!r} layer."
             )
+        self._connected = asyncio.Event()
         self.channel_name = await self.channel_layer.new_channel()
         task = asyncio.get_running_loop().create_task(self._receive_from_layer())
         # Layers clean up after a receiver that is cancelled: it must have begun.
@@ -196,6 +200,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         return task
 
     async def _receive_from_layer(self) -> None:
+        assert self._connected is not None  # noqa: S101 - for the type checker; made before this began
         failing = False
         while True:
             try:

@@ -29,6 +29,22 @@ MAX_PENDING_COMMANDS = 1024
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 
 
+class _Backlog:
+    """The commands of a connection that are being handled or wait for that; idle connections have none.
+
+    Args:
+        size: of the frames whose commands wait, in characters.
+    """
+
+    __slots__ = ("commands", "size", "subscribing")
+
+    def __init__(self) -> None:
+        self.commands: deque[tuple[commands.Command, int]] = deque()
+        self.size = 0
+        #: Identifiers whose `subscribe` is waiting or being handled.
+        self.subscribing: set[str] = set()
+
+
 class Execution:
     """The commands of one connection.
 
@@ -36,53 +52,54 @@ class Execution:
         session: the connection's.
     """
 
+    __slots__ = ("_backlog", "_worker", "session")
+
     def __init__(self, session: CableSession) -> None:
         self.session = session
-        self.hub = session.hub
-        self._pending: deque[tuple[commands.Command, int]] = deque()
-        self._pending_size = 0
+        self._backlog: _Backlog | None = None
         self._worker: asyncio.Task[None] | None = None
-        #: Identifiers whose `subscribe` is waiting or being handled.
-        self._subscribing: set[str] = set()
 
     def add(self, command: commands.Command, size: int) -> bool:
         """Let a command wait for those before it; False if too many do."""
+        backlog = self._backlog
+        if backlog is None:
+            backlog = self._backlog = _Backlog()
+            self._worker = self.session.hub.spawn(self._work(backlog))
         if isinstance(command, commands.Subscribe):
-            if command.identifier in self._subscribing:
+            if command.identifier in backlog.subscribing:
                 return True  # repeated while the first is being handled (2)
-            self._subscribing.add(command.identifier)
+            backlog.subscribing.add(command.identifier)
         elif isinstance(command, commands.Unsubscribe):
-            self._subscribing.discard(command.identifier)
-        self._pending.append((command, size))
-        self._pending_size += size
-        if len(self._pending) > MAX_PENDING_COMMANDS or self._pending_size > self.session.settings.max_pending_size:
-            return False
-        if self._worker is None:
-            self._worker = self.hub.spawn(self._work())
-        return True
+            backlog.subscribing.discard(command.identifier)
+        backlog.commands.append((command, size))
+        backlog.size += size
+        return len(backlog.commands) <= MAX_PENDING_COMMANDS and backlog.size <= self.session.settings.max_pending_size
 
     def clear(self) -> None:
         """Forget the commands that wait."""
-        self._pending.clear()
+        if self._backlog is not None:
+            self._backlog.commands.clear()
 
     async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
         """Wait until the commands so far have been handled, for at most `timeout` seconds."""
         if self._worker is not None:
             await asyncio.wait([self._worker], timeout=timeout)
 
-    async def _work(self) -> None:
+    async def _work(self, backlog: _Backlog) -> None:
         try:
-            while self._pending:
-                command, size = self._pending.popleft()
-                self._pending_size -= size
+            while backlog.commands:
+                command, size = backlog.commands.popleft()
+                backlog.size -= size
                 if self.session.closed and isinstance(command, _ANSWERED):
                     continue  # nobody is left to be answered
                 try:
                     await self._execute(command)
                 except Exception:
                     logger.exception("The command %s failed.", type(command).__name__)
+                if isinstance(command, commands.Subscribe):
+                    backlog.subscribing.discard(command.identifier)
         finally:
-            self._worker = None
+            self._backlog = self._worker = None
 
     async def _execute(self, command: commands.Command) -> None:
         if isinstance(command, commands.Subscribe):
@@ -92,8 +109,6 @@ class Execution:
                 logger.exception("The subscription %s could not be made.", command.identifier)
                 if command.identifier not in self.session.subscriptions:
                     self.reject(command.identifier)
-            finally:
-                self._subscribing.discard(command.identifier)
             return
         subscription = self.session.subscriptions.get(command.identifier)
         if subscription is None:
@@ -120,7 +135,7 @@ class Execution:
                 stream = subscription.whisper_stream
                 # Falsy messages are dropped by clients (11).
                 if stream is not None and data not in ("null", "false", "0", '""'):
-                    await self.hub.engine.streams.awhisper(stream, Message(data, exclude=self.session.sid))
+                    await self.session.hub.engine.streams.awhisper(stream, Message(data, exclude=self.session.sid))
             case commands.Join(presence=claim):
                 if await subscription.presence.authorizes(claim):
                     await subscription.presence.join(claim.id, claim.info)

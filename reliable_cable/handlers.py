@@ -70,5 +70,5 @@ async def run_recorded(
                 raise
             logger.exception("%s.handle_error failed.", type(channel).__name__)
             channel.undo(saved)
-        return channel.reply, True
-    return channel.reply, False
+        return channel.take_reply(), True
+    return channel.take_reply(), False

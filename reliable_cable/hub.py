@@ -16,6 +16,7 @@ from .conf import CableSettings
 from .control import Control
 from .engine import Engine
 from .exceptions import StoreError
+from .heartbeat import Heartbeat
 from .presence.service import PresenceService
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
@@ -60,6 +61,7 @@ class Hub:
         self.holders: dict[str, CableSession] = {}
         self.presence = PresenceService(engine.presence, self._send_presence)
         self.sessions = SessionService(engine.sessions)
+        self.heartbeat = Heartbeat()
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)

@@ -13,13 +13,25 @@ from .channel import PresenceJoin, Reply
 from .handlers import invoke
 from .presence.base import UNHEARD_TIME
 from .presence.lists import PresenceList
+from .presence.service import PresenceService
 from .protocol import messages
 from .protocol.commands import PresenceClaim
 
 if TYPE_CHECKING:
+    from .session import CableSession
     from .subscription import Subscription
 
 logger = logging.getLogger("reliable_cable")
+
+
+def member_key(sid: str, identifier: str) -> str:
+    """Return by which key a session's subscription is a member."""
+    return f"{sid}:{hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest()}"
+
+
+def blank_record(sid: str, identifier: str) -> dict[str, Any]:
+    """Return what `Membership.record` does of a subscription that has nothing to do with presence."""
+    return {"member": None, "watching": None, "key": member_key(sid, identifier)}
 
 
 class Membership:
@@ -29,14 +41,13 @@ class Membership:
         subscription: whose it is.
     """
 
+    __slots__ = ("_former_key", "_key", "_list", "_pending", "_restored", "_subscription", "member")
+
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
-        self._session = subscription.session
-        self._service = subscription.hub.presence
         #: Id and info of who joined.
         self.member: tuple[str, Any] | None = None
-        digest = hashlib.blake2b(subscription.identifier.encode(), digest_size=8).hexdigest()
-        self._key = f"{subscription.session.sid}:{digest}"
+        self._key = member_key(subscription.session.sid, subscription.identifier)
         #: Joins that wait for the history to be sent.
         self._pending: list[PresenceClaim | PresenceJoin] = []
         #: The key in the session that was left, until its member was taken over.
@@ -45,6 +56,14 @@ class Membership:
         self._list: PresenceList | None = None
         #: The incarnation that a restored client's list is right by.
         self._restored: str | None = None
+
+    @property
+    def _session(self) -> CableSession:
+        return self._subscription.session
+
+    @property
+    def _service(self) -> PresenceService:
+        return self._subscription.session.hub.presence
 
     @property
     def _stream(self) -> str | None:
@@ -184,4 +203,5 @@ class Membership:
         """Take what `record` returned in the session that was left."""
         self.member = tuple(data["member"]) if data["member"] is not None else None
         self._restored = data["watching"]
-        self._former_key = data["key"]
+        # Nobody who was not a member has to leave. (Who joined just before a server died leaves when its time is over.)
+        self._former_key = data["key"] if self.member is not None else None

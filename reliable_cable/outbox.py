@@ -15,6 +15,9 @@ logger = logging.getLogger("reliable_cable")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+#: The queue of everybody who has nothing queued: it takes nothing, and is never filled.
+_EMPTY: deque[str] = deque(maxlen=0)
+
 
 def wire(text: str) -> bytes:
     """Return a text as a WebSocket frame; one that goes to many is made once."""
@@ -88,7 +91,7 @@ class Outbox:
         self.ready = write
         self._limit = limit
         self._overflow = overflow
-        self._queue: deque[str] = deque()
+        self._queue = _EMPTY
         self._size = 0
         self._paused = False
         self._blocked = False
@@ -114,6 +117,8 @@ class Outbox:
         if not self._blocked:
             self._drive({"type": "websocket.send", "text": text})
             return
+        if self._queue is _EMPTY:
+            self._queue = deque()
         self._queue.append(text)
         self._size += len(text)
         if self._size > self._limit:
@@ -150,6 +155,7 @@ class Outbox:
             return
         if not self._paused:
             self._blocked = False
+            self._queue = _EMPTY
             self.ready = write
             self._wake()
 
@@ -224,6 +230,7 @@ class Outbox:
             self._task = None
             if not self._paused or self._closed:
                 self._blocked = False
+                self._queue = _EMPTY
                 self._wake()
 
     def _wake(self) -> None:

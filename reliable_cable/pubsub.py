@@ -16,7 +16,8 @@ class PubSubChannel(Channel):
 
     name = "$pubsub"
 
-    def subscribed(self) -> None:
+    # Not `def`: what neither waits nor asks a database needs no thread.
+    async def subscribed(self) -> None:
         """Stream from what the params name, or reject."""
         settings = get_settings()
         signed = self.params.get("signed_stream_name")
@@ -32,10 +33,10 @@ class PubSubChannel(Channel):
             return self.reject()
         self.stream_from(str(stream), whisper=whisper, presence=True)
 
-    def resubscribed(self) -> None:
+    async def resubscribed(self) -> None:
         """Check again: a setting or a secret may have changed while the client was away."""
-        self.subscribed()
+        await self.subscribed()
 
-    def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
         """Whoever may read a stream may be seen on it."""
         return True

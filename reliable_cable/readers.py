@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,7 +57,7 @@ class Reader:
         outbox: Outbox,
         identifier: str,
         stream_id: str | None,
-        sids: frozenset[str],
+        sids: Collection[str],
         lost: Callable[[], None],
         *,
         presence: bool = False,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import time
 from typing import Any
 
+from .conf import CableSettings
 from .exceptions import ProtocolError
 from .execution import Execution
 from .hub import Hub
@@ -28,6 +28,8 @@ logger = logging.getLogger("reliable_cable")
 MAX_BAD_FRAMES = 20
 #: Seconds that a restored identifier's `history` may take (PROTOCOL.md, 5).
 HISTORY_DEADLINE = 10.0
+#: The most bytes that a character can take.
+_LONGEST = 4
 #: Seconds that a farewell may take to be written.
 CLOSE_TIMEOUT = 2.0
 
@@ -46,6 +48,29 @@ class CableSession:
         connection: what is known of the server's transport.
     """
 
+    __slots__ = (
+        "_bad_frames",
+        "_closing",
+        "_connection",
+        "_identity",
+        "_last_pong",
+        "_listening",
+        "announcing",
+        "authenticated",
+        "closed",
+        "consumer",
+        "execution",
+        "extended",
+        "hub",
+        "outbox",
+        "ping_due",
+        "ping_interval",
+        "resumable",
+        "sids",
+        "stream_ids",
+        "subscriptions",
+    )
+
     def __init__(
         self,
         hub: Hub,
@@ -59,36 +84,51 @@ class CableSession:
         connection: Connection,
     ) -> None:
         self.hub = hub
-        self.settings = hub.settings
         self.consumer = consumer
         self.extended = subprotocol.extended
-        self.identity = identity
         self.authenticated = authenticated
-        self.sid = secrets.token_urlsafe(18)
-        #: The ids of the sessions that this one continues, the latest first.
-        self.former: tuple[str, ...] = ()
+        self._identity = tuple(identity.items())
+        #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
+        self.sids: tuple[str, ...] = (secrets.token_urlsafe(18),)
         #: Whether it took a session over, and its announcement has not been heard yet (control.py).
         self.announcing = False
         self.closed = False
-        self.outbox = Outbox(
-            send, limit=self.settings.max_pending_size, overflow=self._too_slow, write=connection.write
-        )
+        self.outbox = Outbox(send, limit=hub.settings.max_pending_size, overflow=self._too_slow, write=connection.write)
         self.subscriptions: dict[str, Subscription] = {}
         self._connection = connection
         self.ping_interval = ping_interval
-        self._ping_timer: asyncio.TimerHandle | None = None
+        self.ping_due = 0
         self._last_pong: float | None = None
         self._bad_frames = 0
         self.execution = Execution(self)
-        self.stream_ids = StreamIds(extended=self.extended)
+        self.stream_ids = StreamIds(extended=subprotocol.extended)
         self.resumable = self.extended and hub.sessions.enabled
         self._closing = False
         self._listening = False
 
     @property
-    def sids(self) -> frozenset[str]:
-        """Every id by which the session is known."""
-        return frozenset((self.sid, *self.former))
+    def settings(self) -> CableSettings:
+        """The hub's."""
+        return self.hub.settings
+
+    @property
+    def identity(self) -> Identity:
+        """Whose connection it is."""
+        return dict(self._identity)
+
+    @property
+    def sid(self) -> str:
+        """The session's id."""
+        return self.sids[0]
+
+    @property
+    def former(self) -> tuple[str, ...]:
+        """The ids of the sessions that this one continues, the latest first."""
+        return self.sids[1:]
+
+    @former.setter
+    def former(self, sids: tuple[str, ...]) -> None:
+        self.sids = (self.sid, *sids)
 
     # -- beginning --------------------------------------------------------------------------------------------------
 
@@ -114,8 +154,7 @@ class CableSession:
             self.outbox.push(text)
         for subscription in self.subscriptions.values():
             subscription.deadline = loop.call_later(HISTORY_DEADLINE, self.restart)
-        first = self.ping_interval * random.uniform(0.5, 1.5)  # noqa: S311 - spreads pings, no secret
-        self._ping_timer = loop.call_later(first, self._ping)
+        self.hub.heartbeat.add(self)
 
     def record(self) -> SessionRecord:
         """Return what a restore needs, as of now."""
@@ -140,7 +179,7 @@ class CableSession:
         try:
             if text is None:
                 raise ProtocolError("binary frames are not part of this subprotocol")
-            if len(text.encode()) > self.settings.max_message_size:
+            if len(text) * _LONGEST > self.settings.max_message_size < len(text.encode()):
                 raise ProtocolError(f"the frame is longer than MAX_MESSAGE_SIZE ({self.settings.max_message_size})")
             command = commands.parse(text)
         except commands.UnansweredSubscribeError as error:
@@ -168,13 +207,17 @@ class CableSession:
 
     # -- heartbeat --------------------------------------------------------------------------------------------------
 
-    def _ping(self) -> None:
+    def ping(self, frame: str) -> bool:
+        """Send a ping, or end the connection of a client that does not answer; False: it is to have no more."""
         timeout = self.settings.pong_timeout
         if timeout is not None and self._last_pong is not None and time.monotonic() - self._last_pong > timeout:
             # Only who has ponged before is expected to (15).
-            return self.disconnect(DisconnectReason.NO_PONG)
-        self.outbox.push(messages.ping(time.time()))
-        self._ping_timer = asyncio.get_running_loop().call_later(self.ping_interval, self._ping)
+            self.disconnect(DisconnectReason.NO_PONG)
+            return False
+        if self._closing or self.closed:
+            return False
+        self.outbox.push(frame)
+        return True
 
     # -- ending -----------------------------------------------------------------------------------------------------
 
@@ -234,8 +277,7 @@ class CableSession:
             return
         self.closed = True
         self.outbox.abandon()
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
+        self.hub.heartbeat.remove(self)
         # A handler that takes its time keeps nobody's place meanwhile.
         self._leave_all()
         await self.execution.finished()
@@ -251,5 +293,4 @@ class CableSession:
 
     def _leave_all(self) -> None:
         for subscription in self.subscriptions.values():
-            subscription.end()
-            subscription.presence.release()
+            subscription.release()

@@ -20,6 +20,8 @@ class StreamIds:
         extended: whether the client speaks the extended protocol; others get no positions.
     """
 
+    __slots__ = ("_extended", "_owners")
+
     def __init__(self, *, extended: bool) -> None:
         self._extended = extended
         #: The identifier that has a stream's plain name.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .channel import Channel, PresenceJoin, Reply, StreamStart
 from .exceptions import StoreError
 from .hub import PAGE_SIZE, RETRY_DELAY
-from .membership import Membership
+from .membership import Membership, blank_record
 from .protocol import messages
 from .protocol.commands import PresenceClaim
 from .protocol.constants import MessageType
@@ -21,10 +21,23 @@ from .readers import Reader
 from .stream_ids import stream_alias
 
 if TYPE_CHECKING:
+    from .hub import Hub
     from .session import CableSession
 
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
+
+
+class _Place(Reader):
+    """A reader, why its stream was started, and where the subscription first stood in it.
+
+    A restore begins there if the client received nothing; None before the stream is open.
+    """
+
+    __slots__ = ("first", "start")
+
+    start: StreamStart
+    first: StreamPosition | None
 
 
 class Subscription:
@@ -36,40 +49,62 @@ class Subscription:
         channel: the application's object.
     """
 
+    __slots__ = (
+        "_left_at",
+        "_presence",
+        "_replay",
+        "_replays",
+        "channel",
+        "confirmed",
+        "deadline",
+        "identifier",
+        "readers",
+        "restorable",
+        "session",
+    )
+
     def __init__(self, session: CableSession, identifier: str, channel: Channel) -> None:
         self.session = session
-        self.hub = session.hub
         self.identifier = identifier
         self.channel = channel
         #: Whether the client was sent a confirmation on this connection.
         self.confirmed = False
-        self.presence = Membership(self)
+        self._presence: Membership | None = None
         #: Runs out if a restored identifier's `history` does not come.
         self.deadline: asyncio.TimerHandle | None = None
-        self.readers: dict[str, Reader] = {}
-        self._starts: dict[str, StreamStart] = {}
-        #: Where the subscription first stood in each stream; a restore begins there if the client received nothing.
-        self._firsts: dict[str, StreamPosition] = {}
+        self.readers: dict[str, _Place] = {}
         #: The latest replay, and all that have not ended: each waits for the one before.
         self._replay: asyncio.Task[None] | None = None
-        self._replays: set[asyncio.Task[None]] = set()
+        self._replays: tuple[asyncio.Task[None], ...] = ()
         #: When a restored session was left, until the client has what it missed.
         self._left_at: float | None = None
         #: Whether a restore would find it where the client stands: not while a first request of its is being looked up.
         self.restorable = True
+
+    @property
+    def hub(self) -> Hub:
+        """The session's."""
+        return self.session.hub
+
+    @property
+    def presence(self) -> Membership:
+        """Its presence; made when it is first asked for."""
+        if self._presence is None:
+            self._presence = Membership(self)
+        return self._presence
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
     @property
     def presence_stream(self) -> str | None:
         """The stream that presence is kept on: the marked one, or the first."""
-        marked = next((name for name, start in self._starts.items() if start.presence), None)
-        return marked or next(iter(self._starts), None)
+        marked = next((name for name, reader in self.readers.items() if reader.start.presence), None)
+        return marked or next(iter(self.readers), None)
 
     @property
     def whisper_stream(self) -> str | None:
         """The stream that the client's whispers go to."""
-        return next((name for name, start in self._starts.items() if start.whisper), None)
+        return next((name for name, reader in self.readers.items() if reader.start.whisper), None)
 
     async def apply_streams(self, reply: Reply, request: HistoryRequest | None = None) -> None:
         """Start and stop the streams that a handler asked for; new ones are behind until `settle` or `replay`.
@@ -84,7 +119,7 @@ class Subscription:
             if isinstance(op, StreamStart):
                 await self._start(op, request)
             else:
-                for name in list(self._starts) if op.name is None else [op.name]:
+                for name in list(self.readers) if op.name is None else [op.name]:
                     self._stop(name)
         if presence_stream is not None and self.presence_stream != presence_stream:
             await self.presence.move(presence_stream)
@@ -92,12 +127,13 @@ class Subscription:
 
     async def _start(self, start: StreamStart, request: HistoryRequest | None, stream_id: str | None = None) -> None:
         known = self.readers.get(start.name)
-        self._starts[start.name] = start
         if known is not None:
+            known.start = start
             return
         if stream_id is None:
             stream_id = self.session.stream_ids.claim(start.name, self.identifier, request)
-        reader = Reader(self.session.outbox, self.identifier, stream_id, self.session.sids, self._lost)
+        reader = _Place(self.session.outbox, self.identifier, stream_id, self.session.sids, self._lost)
+        reader.start, reader.first = start, None
         self.readers[start.name] = reader
         try:
             await self.hub.add(reader, start.name)
@@ -108,11 +144,9 @@ class Subscription:
             # The connection went while the stream was being opened, and took its subscriptions along.
             self.hub.remove(reader)
         reader.announced = self.confirmed
-        self._firsts[start.name] = reader.position
+        reader.first = reader.position
 
     def _stop(self, name: str) -> None:
-        self._starts.pop(name, None)
-        self._firsts.pop(name, None)
         reader = self.readers.pop(name, None)
         if reader is not None:
             self.hub.remove(reader)
@@ -142,6 +176,12 @@ class Subscription:
             reader = self.readers[name]
             self.hub.remove(reader)
             self.session.stream_ids.release(name, self.identifier)
+
+    def release(self) -> None:
+        """The connection went: leave all streams; who joined presence may come back."""
+        self.end()
+        if self._presence is not None:
+            self._presence.release()
 
     def cancel_deadline(self) -> None:
         """The history of a restored identifier was asked for."""
@@ -175,10 +215,16 @@ class Subscription:
         for reader in readers:
             reader.live = reader.live and request is None
         previous = self._replay
-        self.presence.join_later(joins)
+        if joins:
+            self.presence.join_later(joins)
         self._replay = self.hub.spawn(self._run(previous, request))
-        self._replays.add(self._replay)
-        self._replay.add_done_callback(self._replays.discard)
+        self._replays += (self._replay,)
+        self._replay.add_done_callback(self._ended)
+
+    def _ended(self, replay: asyncio.Task[None]) -> None:
+        self._replays = tuple(other for other in self._replays if other is not replay)
+        if self._replay is replay:
+            self._replay = None
 
     async def _run(self, previous: asyncio.Task[None] | None, request: HistoryRequest | None) -> None:
         try:
@@ -190,9 +236,12 @@ class Subscription:
             if request is not None:
                 await self._send_history(request)
             if self._left_at is not None:
-                await self.presence.take_over(self._left_at)
+                if self._presence is not None:
+                    await self._presence.take_over(self._left_at)
+                self.announce()
                 self._left_at = None
-            await self.presence.join_pending()
+            if self._presence is not None:
+                await self._presence.join_pending()
             # The join reaches the client before live messages do.
             await asyncio.sleep(0)
             await self._catch_up()
@@ -213,10 +262,9 @@ class Subscription:
         except Exception:
             logger.exception("The history of %s could not be read.", self.identifier)
         if not complete:
-            for name, reader in self.readers.items():
+            for reader in self.readers.values():
                 if reader.stream is not None and reader.stream.position is not None:
-                    reader.position = reader.stream.position
-                    self._firsts[name] = reader.position
+                    reader.position = reader.first = reader.stream.position
         self.restorable = True
         self._acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
 
@@ -238,7 +286,7 @@ class Subscription:
             ids = (reader.stream_id or name,) if restored else (alias, name)
             position = requested_position(request, ids)
             if position is None and restored:
-                position = self._firsts[name]
+                position = reader.first
             elif position is None and request.since is None:
                 continue
             if position is None:
@@ -256,7 +304,7 @@ class Subscription:
             pages[reader] = page
         for name, position in starts.items():
             if name in self.readers:
-                self.readers[name].position = self._firsts[name] = position
+                self.readers[name].position = self.readers[name].first = position
         return pages
 
     def _server_since(self, since: float) -> float:
@@ -307,16 +355,16 @@ class Subscription:
             "streams": [
                 {
                     "name": name,
-                    "id": self.readers[name].stream_id,
-                    "first": [self._firsts[name].epoch, self._firsts[name].offset],
-                    "whisper": start.whisper,
-                    "presence": start.presence,
+                    "id": reader.stream_id,
+                    "first": [reader.first.epoch, reader.first.offset],
+                    "whisper": reader.start.whisper,
+                    "presence": reader.start.presence,
                 }
-                for name, start in self._starts.items()
-                if name in self._firsts
+                for name, reader in self.readers.items()
+                if reader.first is not None
             ],
             "left_at": self._left_at,
-            **self.presence.record(),
+            **(self._presence.record() if self._presence else blank_record(self.session.sid, self.identifier)),
         }
 
     async def restore(self, data: Mapping[str, Any], left_at: float) -> None:
@@ -326,7 +374,8 @@ class Subscription:
             self.session.stream_ids.take(name, self.identifier, stream["id"])
             start = StreamStart(name, stream["whisper"], stream["presence"])
             await self._start(start, None, stream["id"])
-            self._firsts[name] = StreamPosition(*stream["first"])
+            self.readers[name].first = StreamPosition(*stream["first"])
         self._mark_presence()
-        self.presence.restore(data)
+        if data["member"] is not None or data["watching"] is not None:
+            self.presence.restore(data)
         self._left_at = left_at

@@ -5,19 +5,23 @@ Nothing here survives a fork: pools are kept by process id, and made when first 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from asgiref.sync import SyncToAsync
 from django.db import connections
 
 from .conf import get_settings
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 #: Threads that read and write a store's tables for the event loops of this process.
@@ -107,3 +111,67 @@ async def _run(kind: str, size: int, call: Callable[..., T], *args: Any) -> T:
     runner = SyncToAsync(_with_fresh_connections, thread_sensitive=False, executor=_pool(kind, size))
     result: T = await runner(call, *args)
     return result
+
+
+class _Waiting(Generic[A, T]):
+    """What an event loop waits for."""
+
+    __slots__ = ("calls", "workers")
+
+    def __init__(self) -> None:
+        self.calls: deque[tuple[A, asyncio.Future[T]]] = deque()
+        self.workers: set[asyncio.Task[None]] = set()
+
+
+class Together(Generic[A, T]):
+    """Runs a sync function for many callers: those that come while it runs for others share the next thread hop.
+
+    Args:
+        function: takes one argument; what it raises is raised to that caller.
+        size: most calls in one hop.
+        parallel: most hops at the same time, for each event loop.
+    """
+
+    def __init__(self, function: Callable[[A], T], *, size: int, parallel: int) -> None:
+        self._function = function
+        self._size = size
+        self._parallel = parallel
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Waiting[A, T]] = weakref.WeakKeyDictionary()
+
+    async def __call__(self, argument: A) -> T:
+        """Return the function's result."""
+        loop = asyncio.get_running_loop()
+        waiting = self._loops.get(loop)
+        if waiting is None:
+            waiting = self._loops[loop] = _Waiting()
+        future: asyncio.Future[T] = loop.create_future()
+        waiting.calls.append((argument, future))
+        if len(waiting.workers) < self._parallel:
+            worker = loop.create_task(self._work(waiting))
+            waiting.workers.add(worker)
+            worker.add_done_callback(waiting.workers.discard)
+        return await future
+
+    async def _work(self, waiting: _Waiting[A, T]) -> None:
+        while waiting.calls:
+            calls = [waiting.calls.popleft() for _ in range(min(self._size, len(waiting.calls)))]
+            try:
+                outcomes = await run_handler(self._run, [argument for argument, _ in calls])
+            except Exception as error:
+                outcomes = [(None, error)] * len(calls)
+            for (_, future), (result, cause) in zip(calls, outcomes, strict=True):
+                if future.done():
+                    continue  # its caller has gone
+                if cause is not None:
+                    future.set_exception(cause)
+                else:
+                    future.set_result(cast(T, result))
+
+    def _run(self, arguments: list[A]) -> list[tuple[T | None, Exception | None]]:
+        outcomes: list[tuple[T | None, Exception | None]] = []
+        for argument in arguments:
+            try:
+                outcomes.append((_guarded(self._function, argument), None))
+            except Exception as error:
+                outcomes.append((None, error))
+        return outcomes

@@ -162,7 +162,7 @@ def encode(value: Any) -> str:
         ProtocolError: it holds a number or text that JSON has not.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODER.encode(value)
         text.encode()
     except (ValueError, RecursionError):
         raise ProtocolError("the data holds what JSON text cannot carry") from None
@@ -173,8 +173,13 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+#: Made once: `json.loads` and `json.dumps` make a new one for each call that has options.
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def _loads(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant)
+    return _DECODER.decode(text)
 
 
 def _history(value: Any) -> HistoryRequest:

@@ -19,10 +19,14 @@ class Subprotocol(StrEnum):
         return self is Subprotocol.EXTENDED_JSON
 
 
+#: A tuple of an enumeration's members is much faster to go through than the enumeration.
+_BEST_FIRST: Final = tuple(Subprotocol)
+
+
 def negotiate(offered: Iterable[str]) -> Subprotocol | None:
     """Return the best subprotocol among those a client offers, None if there is none in common."""
     names = set(offered)
-    return next((subprotocol for subprotocol in Subprotocol if subprotocol in names), None)
+    return next((subprotocol for subprotocol in _BEST_FIRST if subprotocol in names), None)
 
 
 class MessageType(StrEnum):

@@ -8,10 +8,13 @@ from typing import Any
 
 from .constants import DisconnectReason, MessageType
 
+#: Made once: `json.dumps` makes a new one for each call that has options.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 def dumps(value: Any) -> str:
     """Return compact JSON text."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
@@ -34,7 +37,7 @@ def pong() -> str:
 
 def acknowledgement(type_: MessageType, identifier: str) -> str:
     """`confirm_…` or `reject_…` for an identifier."""
-    return dumps({"type": type_, "identifier": identifier})
+    return f'{{"type":"{type_}","identifier":{dumps(identifier)}}}'
 
 
 def transmission(identifier: str, data: str) -> str:

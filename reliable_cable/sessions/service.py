@@ -7,7 +7,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, Final, Protocol
 
 from reliable_cable.exceptions import StoreError
@@ -36,10 +36,12 @@ WITNESS: Final = "witness-"
 class LiveSession(Protocol):
     """A connection whose session can be restored."""
 
-    sid: str
+    @property
+    def sid(self) -> str:
+        """The session's id."""
 
     @property
-    def sids(self) -> frozenset[str]:
+    def sids(self) -> Collection[str]:
         """Every id by which the session is known."""
 
     def record(self) -> SessionRecord:
@@ -127,7 +129,7 @@ class SessionService:
         if self.enabled:
             for sid in session.sids:
                 self._left.pop(sid, None)
-            self._void |= session.sids
+            self._void.update(session.sids)
             self._spawn(self._write())
 
     async def load(self, sid: str, identity: Identity) -> SessionRecord | None:

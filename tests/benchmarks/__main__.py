@@ -1,4 +1,7 @@
-"""`python -m tests.benchmarks broadcast`: what a broadcast costs who makes it; `… fanout`: what it costs a server."""
+"""`python -m tests.benchmarks broadcast`: what a broadcast costs who makes it; `… fanout`: what it costs a server.
+
+`… reconnect`: what it costs a server that all clients come back at once.
+"""
 
 from __future__ import annotations
 
@@ -53,13 +56,17 @@ def run_broadcast() -> int:
 def main() -> int:
     """Run a benchmark; return the exit code."""
     from tests.benchmarks.fanout import command
+    from tests.benchmarks.reconnect import command as reconnect
 
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     choices = parser.add_subparsers(dest="benchmark", required=True)
     choices.add_parser("broadcast", help="what broadcast() costs, against the bare script and a channel layer's group")
     command.add_arguments(choices.add_parser("fanout", help="CPU per delivery, memory and CPU per connection"))
+    reconnect.add_arguments(choices.add_parser("reconnect", help="all clients come back at once after a restart"))
     options = parser.parse_args()
-    return run_broadcast() if options.benchmark == "broadcast" else command.run(options)
+    if options.benchmark == "broadcast":
+        return run_broadcast()
+    return reconnect.run(options) if options.benchmark == "reconnect" else command.run(options)
 
 
 if __name__ == "__main__":

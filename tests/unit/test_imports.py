@@ -17,8 +17,8 @@ PACKAGE = "reliable_cable"
 LAYERS = (
     ("exceptions", "identity", "signals"),
     ("protocol", "conf"),
-    ("middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
-    ("streams", "presence", "sessions"),
+    ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
+    ("auth", "streams", "presence", "sessions"),
     ("engine", "readers"),
     ("presence.service", "sessions.service"),
     ("control",),

@@ -35,6 +35,10 @@ class LineProcess:
         with self._process:
             self._process.kill()
 
+    def end(self) -> None:
+        """Kill the process: what it is still doing is of no interest."""
+        self._process.kill()
+
     def ask(self, do: str, **options: Any) -> dict[str, Any]:
         """Give a command, and return its answer."""
         assert self._process.stdin is not None

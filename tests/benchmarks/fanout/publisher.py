@@ -18,12 +18,12 @@ from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
 from reliable_cable import broadcast  # noqa: E402
 
 
-def publish(messages: int, first: int, rate: float, streams: int, size: int) -> dict[str, Any]:
+def publish(messages: int, first: int, rate: float, streams: int, size: int, prefix: str = "bench") -> dict[str, Any]:
     """Broadcast: message number n to stream n modulo `streams`; `rate` a second, or one after the other."""
     pad = "x" * size
     started = time.monotonic()
     for count, number in enumerate(range(first, first + messages), 1):
-        broadcast(f"bench{number % streams}", {"n": number, "ts": time.time_ns(), "pad": pad})
+        broadcast(f"{prefix}{number % streams}", {"n": number, "ts": time.time_ns(), "pad": pad})
         if rate:
             time.sleep(max(0.0, started + count / rate - time.monotonic()))
     return {"seconds": time.monotonic() - started}

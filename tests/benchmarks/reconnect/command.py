@@ -1,0 +1,197 @@
+"""`python -m tests.benchmarks reconnect`: a server is killed and started again, and all its clients come back at once.
+
+Each has missed as many messages. What the server spends until all have caught up is compared with as many connects, as
+measured before, and as many deliveries at one and a half floors, as measured in the same run (PROTOCOL.md, 5 and 7).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.fanout.floor import compile_floor
+from tests.benchmarks.fanout.lines import LineProcess
+from tests.benchmarks.fanout.process import usage
+from tests.benchmarks.fanout.servers import FLOOR, SUBJECTS, Running, Subject, running
+from tests.support.redis import RedisServer
+from tests.support.server import ROOT
+
+#: What a storm may cost is as many connects, and as many deliveries at so many floors.
+FLOORS = 1.5
+#: Bytes of padding in a message.
+PADDING = 200
+#: Clients of another stream, who are there all the time, and broadcasts to them a second.
+BYSTANDERS, RATE = 50, 20
+#: Connections before a server is measured.
+WARM = 50
+NAMES = ("reliable_cable, uvicorn with frames", "reliable_cable, daphne")
+
+
+@dataclass(frozen=True)
+class Storm:
+    """What comes back.
+
+    Args:
+        connections: that come back at once.
+        streams: that they are subscribed to, each to one.
+        messages: that each has missed.
+        signed_in: whether they have a session of Django's.
+    """
+
+    connections: int
+    streams: int
+    messages: int
+    signed_in: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--connections", type=int, default=2000, help="clients that come back (2000)")
+    parser.add_argument("--messages", type=int, default=50, help="messages that each has missed (50)")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 20], help="numbers of streams (1 20)")
+    parser.add_argument("--only", action="append", default=[], help="measure servers with this in their name")
+    parser.add_argument("--signed-in", action="store_true", help="the clients are logged in")
+    parser.add_argument("--output", type=Path, help="for the results (JSON)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure; return 1 if a bound is not kept or a message went missing."""
+    names = [name for name in NAMES if not options.only or any(word in name for word in options.only)]
+    subjects = [subject for subject in SUBJECTS if subject.name in names]
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        floor = compile_floor(folder)
+        with RedisServer(folder / "redis", options={"appendonly": "no"}) as redis:
+            environment = {
+                **os.environ,
+                "DJANGO_SETTINGS_MODULE": "tests.benchmarks.project.settings",
+                "CABLE_BENCH_REDIS": redis.url,
+                "CABLE_BENCH_DATABASE": str(folder / "db.sqlite3"),
+                **({"CABLE_BENCH_FLOOR": str(floor)} if floor else {}),
+            }
+            migrate = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
+            subprocess.run(migrate, cwd=ROOT, env=environment, check=True, timeout=60)
+            for subject in subjects:
+                for streams in options.streams:
+                    redis.cli("FLUSHALL")
+                    storm = Storm(options.connections, streams, options.messages, options.signed_in)
+                    results.append(_measure(subject, storm, environment, folder))
+                    sys.stdout.write(_line(results[-1]) + "\n")
+                    sys.stdout.flush()
+    if options.output is not None:
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+    return 0 if all(result["kept"] for result in results) else 1
+
+
+def _process(module: str, environment: Mapping[str, str]) -> LineProcess:
+    return LineProcess([sys.executable, "-m", f"tests.benchmarks.{module}"], environment, ROOT)
+
+
+def _measure(subject: Subject, storm: Storm, environment: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Return what a storm costs a server."""
+    streams = [f"bench{number}" for number in range(storm.streams)]
+    log = folder / "server.log"
+    floor = _floor(storm, environment, folder)
+    with (
+        _process("fanout.publisher", environment) as publisher,
+        _process("fanout.publisher", environment) as other,
+        _process("reconnect.clients", environment) as clients,
+        _process("reconnect.clients", environment) as bystanders,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        cookie = publisher.ask("sign_in")["cookie"] if storm.signed_in else ""
+        with running(subject, environment, log) as server:
+            bystanders.ask("connect", url=server.url, streams=["warm"], count=WARM, cookie=cookie)
+            before = usage(server.pid)
+            clients.ask("connect", url=server.url, streams=streams, count=storm.connections, cookie=cookie)
+            time.sleep(0.5)  # sessions are written, too
+            connect = (usage(server.pid) - before).cpu / storm.connections
+            publisher.ask("publish", messages=storm.streams, first=0, rate=0, streams=storm.streams, size=PADDING)
+            clients.ask("reach", offset=1)
+            time.sleep(0.5)
+        clients.ask("lost")
+        missed = storm.streams * storm.messages
+        publisher.ask("publish", messages=missed, first=1, rate=0, streams=storm.streams, size=PADDING)
+        with running(subject, environment, log) as server:
+            bystanders.ask("connect", url=server.url, streams=["aside0"], count=BYSTANDERS, cookie=cookie)
+            messages = RATE * 60
+            broadcasts = {"messages": messages, "first": 0, "rate": RATE, "streams": 1, "size": PADDING}
+            beside.submit(other.ask, "publish", prefix="aside", **broadcasts)
+            time.sleep(1)
+            bystanders.ask("latencies")
+            memory, before = _memory(server), usage(server.pid)
+            seen = clients.ask("come_back", url=server.url, offset=1 + storm.messages, cookie=cookie)
+            aside = bystanders.ask("latencies")
+            time.sleep(0.5)
+            cpu = (usage(server.pid) - before).cpu
+            after = _memory(server)
+            other.end()
+    deliveries = storm.connections * storm.messages
+    bound = storm.connections * connect + deliveries * FLOORS * floor
+    return {
+        "name": subject.name,
+        **asdict(storm),
+        **seen,
+        "connect_us": connect * 1e6,
+        "floor_us": floor * 1e6,
+        "cpu_s": cpu,
+        "bound_s": bound,
+        "ratio": cpu / bound,
+        "peak_mib": after["VmHWM"] / 1024,
+        "before_mib": memory["VmRSS"] / 1024,
+        "after_mib": after["VmRSS"] / 1024,
+        "bystanders": aside,
+        "kept": cpu <= bound and not seen["disordered"] and not seen["rejected"],
+    }
+
+
+def _floor(storm: Storm, environment: Mapping[str, str], folder: Path) -> float:
+    """Return the seconds that one `send()` takes, over as many sockets as come back."""
+    rounds = 50
+    data = json.dumps({"n": 0, "ts": time.time_ns(), "pad": "x" * PADDING})
+    body = json.dumps({"stream": "bench0", "data": data}).encode()
+    with (
+        running(FLOOR, environment, folder / "floor.log") as server,
+        _process("reconnect.clients", environment) as load,
+    ):
+        load.ask("connect", url=server.url, streams=["bench0"], count=storm.connections)
+        for _ in range(rounds):
+            request = urllib.request.Request(f"{server.http}/_broadcast?way=floor", body)  # noqa: S310 - loopback
+            urllib.request.urlopen(request, timeout=10).close()  # noqa: S310
+        load.ask("reach", offset=rounds)
+        with urllib.request.urlopen(f"{server.http}/floor", timeout=10) as response:  # noqa: S310
+            return float(json.load(response)["seconds"]) / rounds / storm.connections
+
+
+def _memory(server: Running) -> dict[str, float]:
+    """Return a process's memory, and the most that it had, in KiB."""
+    text = Path(f"/proc/{server.pid}/status").read_text()
+    return {name: float(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) for name in ("VmRSS", "VmHWM")}
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    aside = result["bystanders"]
+    return (
+        f"{result['name']}: {result['connections']} clients of {result['streams']} streams, "
+        f"{result['messages']} messages each: {result['restored']} restored, {result['rejected']} rejected, "
+        f"{result['disordered']} out of order, {result['seconds']:.1f} s\n"
+        f"  CPU {result['cpu_s']:.2f} s, {result['ratio']:.2f} of the bound {result['bound_s']:.2f} s "
+        f"(connect {result['connect_us']:.0f} µs, floor {result['floor_us']:.1f} µs)\n"
+        f"  memory {result['before_mib']:.0f} MiB before, {result['peak_mib']:.0f} at most, "
+        f"{result['after_mib']:.0f} after; bystanders: {aside['count']} deliveries, p50 {aside.get('p50_ms', 0):.0f} ms, "
+        f"p99 {aside.get('p99_ms', 0):.0f} ms, at most {aside.get('max_ms', 0):.0f} ms\n"
+        f"  {'kept' if result['kept'] else 'NOT KEPT'}"
+    )

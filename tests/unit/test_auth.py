@@ -1,0 +1,254 @@
+"""`CableAuthMiddlewareStack` finds the session and user that Channels' `AuthMiddlewareStack` finds, with fewer hops."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import pytest
+from channels.auth import AuthMiddlewareStack
+from django.conf import settings as django_settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.models import AbstractUser
+from django.contrib.sessions.backends.base import SessionBase
+
+from reliable_cable import auth
+from reliable_cable.auth import CableAuthMiddlewareStack
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
+Scope = dict[str, Any]
+Stack = Callable[[Any], Any]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, settings: Any, tmp_path: Any) -> str:
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{request.param}"
+    settings.SESSION_FILE_PATH = str(tmp_path)
+    return str(request.param)
+
+
+@pytest.fixture
+def user() -> AbstractUser:
+    made: AbstractUser = get_user_model().objects.create_user("alice", password="secret")
+    return made
+
+
+def session_of(user: AbstractUser | None, **values: Any) -> str:
+    """Keep a session; return its cookie."""
+    session: SessionBase = import_module(django_settings.SESSION_ENGINE).SessionStore()
+    if user is not None:
+        session[SESSION_KEY] = str(user.pk)
+        session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
+        session[HASH_SESSION_KEY] = user.get_session_auth_hash()
+    session.update({"theme": "dark", **values})
+    session.save()
+    assert session.session_key
+    return session.session_key
+
+
+async def connect(stack: Stack, cookie: str | None = None, scope: Scope | None = None, **more: Any) -> Scope:
+    """Return the scope that the application behind a stack is given."""
+    found: list[Scope] = []
+
+    async def application(scope: Scope, receive: Any, send: Any) -> None:
+        found.append(scope)
+
+    headers = [(b"host", b"example.org")]
+    if cookie is not None:
+        headers.append((b"cookie", f"first=1; {django_settings.SESSION_COOKIE_NAME}={cookie}".encode("latin1")))
+    await stack(application)(scope or {"type": "websocket", "headers": headers, **more}, None, None)
+    return found[0]
+
+
+async def both(cookie: str | None = None, **more: Any) -> tuple[Scope, Scope]:
+    ours = await connect(CableAuthMiddlewareStack, cookie, **more)
+    return ours, await connect(AuthMiddlewareStack, cookie, **more)
+
+
+def seen(scope: Scope) -> dict[str, Any]:
+    """What of a scope an application reads."""
+    session, user = scope["session"], scope["user"]
+    return {
+        "cookies": scope["cookies"],
+        "user": (user.is_authenticated, user.pk, str(user)),
+        "session": dict(session.items()),
+        "key": session.session_key,
+        "modified": session.modified,
+    }
+
+
+async def same(cookie: str | None = None) -> Scope:
+    ours, channels = await both(cookie)
+    assert await asyncio.to_thread(seen, ours) == await asyncio.to_thread(seen, channels)
+    return ours
+
+
+class TestAsChannels:
+    async def test_somebody_who_is_logged_in(self, engine: str, user: AbstractUser) -> None:
+        found = await same(await asyncio.to_thread(session_of, user))
+        assert found["user"] == user
+        assert await found["session"].aget("theme") == "dark"
+
+    async def test_a_session_of_nobody(self, engine: str) -> None:
+        found = await same(await asyncio.to_thread(session_of, None))
+        assert found["user"].is_anonymous
+
+    @pytest.mark.parametrize("cookie", [None, "", "short", "never-heard-of-this-session-key0"])
+    async def test_no_session(self, engine: str, cookie: str | None) -> None:
+        found = await same(cookie)
+        assert found["user"].is_anonymous
+
+    async def test_a_password_that_was_changed_ends_the_session(self, user: AbstractUser) -> None:
+        cookies = [await asyncio.to_thread(session_of, user) for _ in range(2)]
+        await asyncio.to_thread(user.set_password, "other")
+        await user.asave()
+        ours = await connect(CableAuthMiddlewareStack, cookies[0])
+        channels = await connect(AuthMiddlewareStack, cookies[1])
+        for found in (ours, channels):
+            assert found["user"].is_anonymous
+            assert await asyncio.to_thread(found["session"].is_empty)
+        store = import_module(django_settings.SESSION_ENGINE).SessionStore
+        assert [await asyncio.to_thread(store().exists, cookie) for cookie in cookies] == [False, False]
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {SESSION_KEY: "987654"},
+            {BACKEND_SESSION_KEY: "no.such.Backend"},
+            {HASH_SESSION_KEY: "0" * 64},
+            {HASH_SESSION_KEY: ""},
+        ],
+        ids=["user is gone", "backend is gone", "wrong hash", "no hash"],
+    )
+    async def test_a_session_that_is_good_for_nothing(self, user: AbstractUser, values: dict[str, Any]) -> None:
+        cookies = [await asyncio.to_thread(session_of, user, **values) for _ in range(2)]
+        ours = await asyncio.to_thread(seen, await connect(CableAuthMiddlewareStack, cookies[0]))
+        channels = await asyncio.to_thread(seen, await connect(AuthMiddlewareStack, cookies[1]))
+        for found in (ours, channels):
+            del found["cookies"], found["key"]
+        assert ours == channels
+        assert ours["user"][0] is False
+
+    async def test_what_is_in_the_scope_already_stays(self, user: AbstractUser) -> None:
+        cookie = await asyncio.to_thread(session_of, user)
+        session: dict[str, Any] = {}
+        found = await connect(CableAuthMiddlewareStack, cookie, session=session, user="somebody")
+        assert found["session"] is session
+        assert found["user"] == "somebody"
+
+    async def test_the_servers_scope_is_left_alone(self) -> None:
+        scope = {"type": "websocket", "headers": []}
+        assert await connect(CableAuthMiddlewareStack, scope=scope) is not scope
+        assert set(scope) == {"type", "headers"}
+
+    async def test_http_is_served_as_by_channels(self, user: AbstractUser) -> None:
+        cookie = await asyncio.to_thread(session_of, user)
+        sent: list[dict[str, Any]] = []
+
+        async def application(scope: Scope, receive: Any, send: Any) -> None:
+            await scope["session"].aset("seen", value=True)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        headers = [(b"cookie", f"{django_settings.SESSION_COOKIE_NAME}={cookie}".encode())]
+        await CableAuthMiddlewareStack(application)({"type": "http", "headers": headers}, None, send)  # type: ignore[arg-type]
+        assert any(name == b"Set-Cookie" for name, _ in sent[0]["headers"])
+
+
+class TestSecretKeyFallbacks:
+    async def test_a_session_of_the_former_key_is_accepted_and_left_as_it_is(
+        self, user: AbstractUser, settings: Any
+    ) -> None:
+        cookie = await asyncio.to_thread(session_of, user)
+        settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "new", [settings.SECRET_KEY]
+        for _ in range(2):
+            found = await connect(CableAuthMiddlewareStack, cookie)
+            assert found["user"] == user
+            assert found["session"].session_key == cookie
+            assert not found["session"].modified
+
+    async def test_without_the_fallback_it_is_over(self, user: AbstractUser, settings: Any) -> None:
+        cookie = await asyncio.to_thread(session_of, user)
+        settings.SECRET_KEY = "new"
+        assert (await connect(CableAuthMiddlewareStack, cookie))["user"].is_anonymous
+
+
+class GatedBackend(ModelBackend):
+    """Says that a user is asked for, and waits until a test lets it go on."""
+
+    entered: threading.Event
+    gate: threading.Event
+
+    def get_user(self, user_id: Any) -> Any:
+        self.entered.set()
+        assert self.gate.wait(10)
+        if user_id == 0:
+            raise LookupError("the directory is away")
+        return super().get_user(user_id)
+
+
+class TestCost:
+    @pytest.fixture(autouse=True)
+    def _backend(self, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        settings.AUTHENTICATION_BACKENDS = [f"{__name__}.GatedBackend"]
+        monkeypatch.setattr(GatedBackend, "entered", threading.Event(), raising=False)
+        monkeypatch.setattr(GatedBackend, "gate", threading.Event(), raising=False)
+
+    def _session(self, user: AbstractUser, **values: Any) -> str:
+        return session_of(user, **{BACKEND_SESSION_KEY: f"{__name__}.GatedBackend", **values})
+
+    async def test_nobody_who_has_no_session_costs_a_thread_hop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def never(session: SessionBase) -> None:
+            raise AssertionError("a session was looked up")
+
+        monkeypatch.setattr(auth, "_users", never)
+        for cookie in (None, "", "short"):
+            assert (await connect(CableAuthMiddlewareStack, cookie))["user"].is_anonymous
+
+    async def test_those_who_come_together_are_looked_up_together(
+        self, user: AbstractUser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        hops: list[int] = []
+        run = auth._users._run
+
+        def counted(sessions: list[SessionBase]) -> Any:
+            hops.append(len(sessions))
+            return run(sessions)
+
+        monkeypatch.setattr(auth._users, "_run", counted)
+        cookie = await asyncio.to_thread(self._session, user)
+        tasks = [asyncio.create_task(connect(CableAuthMiddlewareStack, cookie)) for _ in range(120)]
+        assert await asyncio.to_thread(GatedBackend.entered.wait, 10)
+        GatedBackend.gate.set()
+        found = await asyncio.gather(*tasks)
+        assert {scope["user"].pk for scope in found} == {user.pk}
+        assert sum(hops) == 120
+        assert max(hops) == auth.BATCH
+        assert len(hops) <= 4
+
+    async def test_a_backend_that_raises_for_one_does_not_for_the_others(self, user: AbstractUser) -> None:
+        GatedBackend.gate.set()
+        bad = await asyncio.to_thread(self._session, user, **{SESSION_KEY: "0"})
+        good = await asyncio.to_thread(self._session, user)
+        outcomes = await asyncio.gather(
+            *(connect(CableAuthMiddlewareStack, cookie) for cookie in (good, bad, good)), return_exceptions=True
+        )
+        assert [type(outcome) for outcome in outcomes] == [dict, LookupError, dict]
+
+    async def test_one_who_goes_while_it_is_looked_up_does_not_disturb_the_others(self, user: AbstractUser) -> None:
+        cookie = await asyncio.to_thread(self._session, user)
+        tasks = [asyncio.create_task(connect(CableAuthMiddlewareStack, cookie)) for _ in range(3)]
+        assert await asyncio.to_thread(GatedBackend.entered.wait, 10)
+        tasks[0].cancel()
+        await asyncio.wait([tasks[0]])
+        GatedBackend.gate.set()
+        found = await asyncio.gather(*tasks[1:])
+        assert [scope["user"].pk for scope in found] == [user.pk, user.pk]
