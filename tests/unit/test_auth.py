@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -15,15 +15,32 @@ from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_K
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AbstractUser
 from django.contrib.sessions.backends.base import SessionBase
+from django.db import connections
 
-from reliable_cable import auth
+from reliable_cable import auth, threads
 from reliable_cable.auth import CableAuthMiddlewareStack
+from reliable_cable.conf import get_settings
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ENGINES = ["db", "cached_db", "cache", "file", "signed_cookies"]
 Scope = dict[str, Any]
 Stack = Callable[[Any], Any]
+
+
+@pytest.fixture(autouse=True)
+def handlers_without_connections() -> Iterator[None]:
+    """Close the handler threads' connections: other tests may not have any."""
+    yield
+    size = get_settings().handler_threads
+    everyone = threading.Barrier(size)
+
+    def close() -> None:
+        everyone.wait(30)
+        connections.close_all()
+
+    for future in [threads._pool("handlers", size).submit(close) for _ in range(size)]:
+        future.result(30)
 
 
 @pytest.fixture(params=ENGINES)

@@ -191,7 +191,8 @@ def _line(result: Mapping[str, Any]) -> str:
         f"  CPU {result['cpu_s']:.2f} s, {result['ratio']:.2f} of the bound {result['bound_s']:.2f} s "
         f"(connect {result['connect_us']:.0f} µs, floor {result['floor_us']:.1f} µs)\n"
         f"  memory {result['before_mib']:.0f} MiB before, {result['peak_mib']:.0f} at most, "
-        f"{result['after_mib']:.0f} after; bystanders: {aside['count']} deliveries, p50 {aside.get('p50_ms', 0):.0f} ms, "
+        f"{result['after_mib']:.0f} after\n"
+        f"  bystanders: {aside['count']} deliveries, p50 {aside.get('p50_ms', 0):.0f} ms, "
         f"p99 {aside.get('p99_ms', 0):.0f} ms, at most {aside.get('max_ms', 0):.0f} ms\n"
         f"  {'kept' if result['kept'] else 'NOT KEPT'}"
     )
