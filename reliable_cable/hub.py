@@ -17,20 +17,26 @@ from .control import Control
 from .engine import Engine
 from .exceptions import StoreError
 from .heartbeat import Heartbeat
+from .pages import PAGE_SIZE, Pages
 from .presence.service import PresenceService
+from .protocol.frames import Frame
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
 from .readers import Ear, HubStream, Reader
 from .sessions.service import SessionService
 from .streams.base import Advanced, Published, StreamEvent, Transient
+from .turns import Turns
 
 if TYPE_CHECKING:
     from .session import CableSession
 
 logger = logging.getLogger("reliable_cable")
 
-#: Entries that are read from the store at once.
-PAGE_SIZE = 200
+#: Characters of history that are written to a connection at once.
+BATCH_SIZE = 64 * 1024
+
+#: Connections that are restored, or whose history is sent, in one turn of the event loop.
+TURN = 20
 
 #: Seconds until a store that failed is asked again.
 RETRY_DELAY = 0.5
@@ -62,6 +68,8 @@ class Hub:
         self.presence = PresenceService(engine.presence, self._send_presence)
         self.sessions = SessionService(engine.sessions)
         self.heartbeat = Heartbeat()
+        self.pages = Pages(engine.streams)
+        self.turns = Turns(TURN)
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
@@ -152,9 +160,7 @@ class Hub:
         if found is None or found.position is None:
             return True
         if page is None:
-            page = await self.engine.streams.aread(
-                found.name, after=reader.position.offset, limit=PAGE_SIZE, known=found.position
-            )
+            page = await self.pages.read(found.name, reader.position, found.position)
         if reader.stream is not found:
             return True
         ahead = reader.position.epoch == page.epoch and reader.position.offset > found.position.offset
@@ -168,15 +174,26 @@ class Hub:
             reader.position = found.position
             return False
         group = found.group(reader)
+        # A long history must not make its reader too slow.
+        most = min(BATCH_SIZE, self.settings.max_pending_size)
+        frames: list[Frame] = []
+        size = 0
         for entry in step.entries:
-            if not (entry.exclude and entry.exclude in reader.sids):
-                reader.outbox.push(group.encode(page.epoch, entry.offset, entry.data))
-            reader.position = StreamPosition(page.epoch, entry.offset)
-            # A long history must not make its reader too slow.
-            await reader.outbox.drained()
-            if reader.stream is not found:
-                return True
+            if entry.exclude and entry.exclude in reader.sids:
+                continue
+            frame = self.pages.encode(group, found.name, page.epoch, entry)
+            if frames and size + len(frame) > most:
+                reader.outbox.push_all(frames)
+                reader.position = StreamPosition(page.epoch, entry.offset - 1)
+                frames, size = [], 0
+                await reader.outbox.drained()
+                if reader.stream is not found:
+                    return True
+            frames.append(frame)
+            size += len(frame)
+        reader.outbox.push_all(frames)
         reader.position = step.position
+        await reader.outbox.drained()
         return True
 
     # -- events -------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -128,6 +128,17 @@ class Outbox:
             except Exception:
                 # The fan-out that brought this goes on to the others.
                 logger.exception("A slow client could not be dropped.")
+
+    def push_all(self, frames: Sequence[str]) -> None:
+        """Send frames, in one write where the server takes frames."""
+        if self.ready is None or len(frames) < 2:
+            for frame in frames:
+                self.push(frame)
+            return
+        try:
+            self.ready(b"".join(map(wire, frames)))
+        except Exception:
+            self.failed()
 
     def pause(self) -> None:
         """Keep frames here from now on: the server's buffer is full."""

@@ -73,6 +73,8 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
     except Exception:
         logger.exception("A session could not be loaded.")
         return None
+    # Records of many come at once, if many are back at once.
+    await hub.turns.take()
     if record is None or record.identity != session.identity:
         return None
     # A client that never hears the welcome comes back with the old id: its record stays until it expires, and says

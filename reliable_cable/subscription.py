@@ -9,8 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .channel import Channel, PresenceJoin, Reply, StreamStart
+<<<<<<< HEAD
 from .exceptions import StoreError
 from .hub import PAGE_SIZE, RETRY_DELAY
+=======
+from .hub import RETRY_DELAY
+>>>>>>> lean
 from .membership import Membership, blank_record
 from .protocol import messages
 from .protocol.commands import PresenceClaim
@@ -234,6 +238,7 @@ class Subscription:
                     # The one before let them go live; a replay moves them back.
                     reader.live = reader.live and request is None
             if request is not None:
+                await self.hub.turns.take()
                 await self._send_history(request)
             if self._left_at is not None:
                 if self._presence is not None:
@@ -294,10 +299,10 @@ class Subscription:
                 offset = await store.aoffset_since(name, self._server_since(request.since))
                 if offset is None:
                     return None
-                page = await store.aread(name, after=offset, limit=PAGE_SIZE, known=known)
+                page = await self.hub.pages.read(name, StreamPosition("", offset), known)
                 position = StreamPosition(page.epoch, offset)
             else:
-                page = await store.aread(name, after=position.offset, limit=PAGE_SIZE, known=known)
+                page = await self.hub.pages.read(name, position, known)
             if not recoverable(position, page):
                 return None
             starts[name] = position

@@ -74,6 +74,10 @@ class SessionStore(ABC):
     def load(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Return the record of a session if it is this identity's and was not revoked; it stays. One round trip."""
 
+    def load_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
+        """Do as `load` for several sessions. A store that can do it in one round trip overrides this."""
+        return [self.load(sid, identity) for sid, identity in wanted]
+
     @abstractmethod
     def touch(self, sids: Collection[str]) -> set[str]:
         """Let the records of these sessions live a whole time to live from now on; return the ids that have none.
@@ -119,6 +123,10 @@ class SessionStore(ABC):
     async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Async twin of `load`."""
         return await self._run(partial(self.load, sid, identity))
+
+    async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
+        """Async twin of `load_many`."""
+        return await self._run(partial(self.load_many, wanted))
 
     async def atouch(self, sids: Collection[str]) -> set[str]:
         """Async twin of `touch`."""

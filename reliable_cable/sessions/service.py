@@ -27,6 +27,9 @@ PATIENCE: Final = 2.0
 #: Seconds for which a loss of data is remembered: whoever else finds out about it does so within.
 LOSS_MEMORY: Final = 60.0
 
+#: Sessions that are read at once.
+LOAD_SIZE: Final = 500
+
 #: Nobody's session id, to see whether the store answers.
 _NOBODY: Final = "-"
 #: What the ids of records begin with that are written to be missed if the store loses data.
@@ -67,6 +70,10 @@ class SessionService:
         #: Sessions that may not be restored, and whose records are still to be deleted.
         self._void: set[str] = set()
         self._writer: asyncio.Task[None] | None = None
+        #: A write that has not begun: whoever has something to be written waits for it, too.
+        self._next_write: asyncio.Task[None] | None = None
+        #: Sessions that wait to be read, all at once.
+        self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
         self._touching: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         #: One write at a time: an older record must not be written over a newer one.
@@ -143,11 +150,38 @@ class SessionService:
             async with asyncio.timeout(PATIENCE):
                 if sid in self._changed or sid in self._left:
                     await self._written()
-                found = await self.store.aload(sid, identity)
+                found = await self._load(sid, identity)
         except (StoreError, TimeoutError) as error:
             self._failed("read", error)
             return None
         return None if sid in self._void else found
+
+    async def _load(self, sid: str, identity: Identity) -> SessionRecord | None:
+        found: asyncio.Future[SessionRecord | None] = asyncio.get_running_loop().create_future()
+        self._wanted.append((sid, identity, found))
+        if len(self._wanted) == 1:
+            self._spawn(self._load_wanted())
+        return await found
+
+    async def _load_wanted(self) -> None:
+        # Those that come in the same turn of the event loop are there when this begins.
+        wanted, self._wanted = self._wanted, []
+        for start in range(0, len(wanted), LOAD_SIZE):
+            part = wanted[start : start + LOAD_SIZE]
+            sid, identity, _ = part[0]
+            try:
+                if len(part) == 1:
+                    records = [await self.store.aload(sid, identity)]
+                else:
+                    records = await self.store.aload_many([(sid, identity) for sid, identity, _ in part])
+            except Exception as error:
+                for _, _, found in part:
+                    if not found.done():
+                        found.set_exception(error)
+                continue
+            for (_, _, found), record in zip(part, records, strict=True):
+                if not found.done():
+                    found.set_result(record)
 
     async def refresh(self) -> bool:
         """Touch the records of all live sessions; those that the store has lost are written again.
@@ -224,13 +258,16 @@ class SessionService:
         """Write what there is to write, and wait for that as long as the store is not known to fail."""
         if self._failing:
             return self._write_soon()
-        writing = self._spawn(self._write())
+        if self._next_write is None:
+            self._next_write = self._spawn(self._write())
+        writing = self._next_write
         await asyncio.wait([writing], timeout=PATIENCE)
         if not writing.done():
             self._failed("written", TimeoutError("the store does not answer"))
 
     async def _write(self) -> None:
         async with self._lock:
+            self._next_write = None
             changed, self._changed = self._changed, {}
             now = time.monotonic()
             left = self._left = {sid: kept for sid, kept in self._left.items() if kept[1] > now}

@@ -191,16 +191,19 @@ class TestListening:
     async def test_pub_sub_announces_and_the_polls_have_nothing_to_add(
         self, make: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(durable_streams, "QUIET_POLL_INTERVAL", 0.01)
+        # No poll may come between a commit and its announcement.
+        monkeypatch.setattr(durable_streams, "QUIET_POLL_INTERVAL", 60)
         store, other = make(), make()
         heard: list[StreamEvent] = []
-        listener = store.listen(heard.append)
+        listener: Any = store.listen(heard.append)
         await listener.subscribe("a")
         await other.aappend([("a", Message("1"))])
         await store.aappend([("a", Message("2"))])
         await until(lambda: len(heard) == 2)
         polls = mock.Mock(wraps=store._model.poll)
         monkeypatch.setattr(store._model, "poll", polls)
+        monkeypatch.setattr(durable_streams, "QUIET_POLL_INTERVAL", 0.01)
+        listener._tables._woken.set()
         await until(lambda: polls.call_count >= 3)
         assert [(type(event), getattr(event, "offset", 0)) for event in heard] == [(Published, 1), (Published, 2)]
         await listener.close()

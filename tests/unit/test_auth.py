@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from asgiref.sync import SyncToAsync
 from channels.auth import AuthMiddlewareStack
 from django.conf import settings as django_settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
@@ -30,7 +31,7 @@ Stack = Callable[[Any], Any]
 
 @pytest.fixture(autouse=True)
 def handlers_without_connections() -> Iterator[None]:
-    """Close the handler threads' connections: other tests may not have any."""
+    """Close the connections of the handler threads, and of Django's: other tests may not have any."""
     yield
     size = get_settings().handler_threads
     everyone = threading.Barrier(size)
@@ -41,6 +42,7 @@ def handlers_without_connections() -> Iterator[None]:
 
     for future in [threads._pool("handlers", size).submit(close) for _ in range(size)]:
         future.result(30)
+    SyncToAsync.single_thread_executor.submit(connections.close_all).result(30)
 
 
 @pytest.fixture(params=ENGINES)

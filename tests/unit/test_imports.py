@@ -17,9 +17,10 @@ PACKAGE = "reliable_cable"
 LAYERS = (
     ("exceptions", "identity", "signals"),
     ("protocol", "conf"),
-    ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
+    ("heartbeat", "turns", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("auth", "streams", "presence", "sessions"),
     ("engine", "readers"),
+    ("pages",),
     ("presence.service", "sessions.service"),
     ("control",),
     ("broadcasting", "hub"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ class Store(MemorySessionStore):
         self.open = asyncio.Event()
         self.open.set()
         self.saves: list[dict[str, SessionRecord]] = []
+        self.loads: list[list[str]] = []
         self.tried = asyncio.Event()
 
     async def _reach(self) -> None:
@@ -48,6 +49,11 @@ class Store(MemorySessionStore):
     async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
         await self._reach()
         return await super().aload(sid, identity)
+
+    async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
+        await self._reach()
+        self.loads.append([sid for sid, _ in wanted])
+        return await super().aload_many(wanted)
 
     async def atouch(self, sids: Collection[str]) -> set[str]:
         await self._reach()
@@ -254,6 +260,45 @@ class TestReading:
         assert await service.load("a", ann) is None
         assert len(caplog.records) == 1
         assert "Traceback" not in caplog.text
+
+    async def test_those_who_are_back_at_the_same_time_are_read_together(self) -> None:
+        service = SessionService(store := Store())
+        for sid in "abc":
+            service.add(session := Session(sid))
+            await service.save(session)
+            await service.drop(session)
+        found = await asyncio.gather(*(service.load(sid, ann) for sid in ("a", "nobody", "c", "b")))
+        assert [record and record.data["number"] for record in found] == [0, None, 0, 0]
+        assert store.loads == [["a", "nobody", "c", "b"]]
+
+    async def test_a_store_that_fails_fails_for_all_of_them(self, caplog: pytest.LogCaptureFixture) -> None:
+        service = SessionService(store := Store())
+        store.down = True
+        assert await asyncio.gather(*(service.load(sid, ann) for sid in "abc")) == [None] * 3
+        assert len(caplog.records) == 1
+
+    async def test_one_that_goes_meanwhile_does_not_disturb_the_others(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("b"))
+        await service.save(session)
+        await service.drop(session)
+        store.open.clear()
+        store.tried.clear()
+        tasks = [asyncio.create_task(service.load(sid, ann)) for sid in "ab"]
+        await store.tried.wait()
+        tasks[0].cancel()
+        await asyncio.wait([tasks[0]])
+        store.open.set()
+        assert await tasks[1] is not None
+
+    async def test_many_writes_that_are_waited_for_are_few(self) -> None:
+        service = SessionService(store := Store())
+        sessions = [Session(f"s{number}") for number in range(50)]
+        for session in sessions:
+            service.add(session)
+        await asyncio.gather(*(service.save(session) for session in sessions))
+        assert sum(len(saved) for saved in store.saves) == 50
+        assert len(store.saves) <= 2
 
 
 class TestLookingAfter:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,6 +64,9 @@ class Client(asyncio.Protocol):
         #: The offset up to which it waits for messages, and whom it then tells.
         self.until = 0
         self.awaited: Awaited | None = None
+        #: Connects anew, if the server ends the connection before that; and how often it did.
+        self.back: Callable[[], object] | None = None
+        self.again = 0
         #: Messages that were not the next one.
         self.disordered = 0
         self.latencies: list[float] = []
@@ -72,6 +76,9 @@ class Client(asyncio.Protocol):
 
     async def connect(self, url: str, number: int, cookie: str, *, back: bool) -> None:
         """Connect; `back`: with the session and the position that it had."""
+        if back:
+            loop = asyncio.get_running_loop()
+            self.back = lambda: loop.create_task(self.connect(url, number, cookie, back=True))
         address = urlsplit(url)
         self._buffer.clear()
         self._upgraded = self.restored = self.rejected = self.confirmed = self.complete = False
@@ -100,6 +107,12 @@ class Client(asyncio.Protocol):
                 await asyncio.sleep(0.05)  # the server is not there yet
         self._transport = transport
         transport.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """The connection has gone: come back, if that was to bring something."""
+        if self.awaited is not None and self.back is not None and self._transport is not None:
+            self.again += 1
+            self.back()
 
     def close(self) -> None:
         """End the connection, if the server has not done so."""
@@ -210,7 +223,7 @@ class Clients:
     async def come_back(self, url: str, offset: int, cookie: str = "") -> dict[str, Any]:
         """Let all clients come back at once, and wait until each has had what it missed."""
         for client in self.clients:
-            client.disordered, client.latencies = 0, []
+            client.disordered, client.again, client.latencies = 0, 0, []
         started = time.monotonic()
         await self._connect(range(len(self.clients)), url, cookie, back=True, offset=offset)
         return {
@@ -218,6 +231,7 @@ class Clients:
             "restored": sum(client.restored for client in self.clients),
             "rejected": sum(client.rejected for client in self.clients),
             "disordered": sum(client.disordered for client in self.clients),
+            "again": sum(client.again for client in self.clients),
         }
 
     async def latencies(self) -> dict[str, Any]:
