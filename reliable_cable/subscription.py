@@ -9,12 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .channel import Channel, PresenceJoin, Reply, StreamStart
-<<<<<<< HEAD
 from .exceptions import StoreError
-from .hub import PAGE_SIZE, RETRY_DELAY
-=======
 from .hub import RETRY_DELAY
->>>>>>> lean
 from .membership import Membership, blank_record
 from .protocol import messages
 from .protocol.commands import PresenceClaim

@@ -184,19 +184,6 @@ def _memory(server: Running) -> dict[str, float]:
 
 def _line(result: Mapping[str, Any]) -> str:
     aside = result["bystanders"]
-<<<<<<< HEAD
-    return (
-        f"{result['name']}: {result['connections']} clients of {result['streams']} streams, "
-        f"{result['messages']} messages each: {result['restored']} restored, {result['rejected']} rejected, "
-        f"{result['disordered']} out of order, {result['seconds']:.1f} s\n"
-        f"  CPU {result['cpu_s']:.2f} s, {result['ratio']:.2f} of the bound {result['bound_s']:.2f} s "
-        f"(connect {result['connect_us']:.0f} µs, floor {result['floor_us']:.1f} µs)\n"
-        f"  memory {result['before_mib']:.0f} MiB before, {result['peak_mib']:.0f} at most, "
-        f"{result['after_mib']:.0f} after\n"
-        f"  bystanders: {aside['count']} deliveries, p50 {aside.get('p50_ms', 0):.0f} ms, "
-        f"p99 {aside.get('p99_ms', 0):.0f} ms, at most {aside.get('max_ms', 0):.0f} ms\n"
-        f"  {'kept' if result['kept'] else 'NOT KEPT'}"
-=======
     return "\n".join(
         [
             f"{result['name']}: {result['connections']} clients of {result['streams']} streams, "
@@ -210,5 +197,4 @@ def _line(result: Mapping[str, Any]) -> str:
             f"p99 {aside.get('p99_ms', 0):.0f} ms, at most {aside.get('max_ms', 0):.0f} ms",
             "  kept" if result["kept"] else "  NOT KEPT",
         ]
->>>>>>> lean
     )
