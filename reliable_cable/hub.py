@@ -24,7 +24,7 @@ from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
 from .readers import Ear, HubStream, Reader
 from .sessions.service import SessionService
-from .streams.base import Advanced, Published, StreamEvent, Transient
+from .streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
 from .turns import Turns
 
 if TYPE_CHECKING:
@@ -219,6 +219,7 @@ class Hub:
         if verdict is Verdict.NEXT:
             found.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
         elif verdict is Verdict.GAP:
+            found.keep_early(event)
             self._repair(found)
 
     def _send_presence(self, stream: str, message: str) -> None:
@@ -263,9 +264,16 @@ class Hub:
                 self._apply(found, page)
         finally:
             found.repair = None
+            found.forget_early()
 
     def _apply(self, found: HubStream, page: StreamPage) -> None:
         assert found.position is not None  # noqa: S101 - for the type checker; an open stream has one
+        if page.epoch and found.position == NOWHERE:
+            found.learn(StreamPosition(page.epoch, 0))
+        # A burst may have trimmed what came before it was read: what was announced is here all the same.
+        found.send_early()
+        if page.epoch == found.position.epoch and page.tail < found.position.offset:
+            return
         step = advance(found.position, page)
         start = StreamPosition(step.position.epoch, step.position.offset - len(step.entries))
         if step.lost:
@@ -275,6 +283,7 @@ class Hub:
             found.learn(start)
         for entry in step.entries:
             found.send(entry, page.epoch)
+        found.send_early()
         # A page that was full, or read after an offset that means nothing any more, is not all there is.
         found.again = found.again or step.lost or len(page.entries) == PAGE_SIZE
 

@@ -16,11 +16,14 @@ from .outbox import Outbox
 from .protocol import messages
 from .protocol.frames import Frame
 from .protocol.positions import StreamPosition
-from .protocol.recovery import StreamEntry
-from .streams.base import Transient
+from .protocol.recovery import StreamEntry, Verdict, judge
+from .streams.base import Published, Transient
 
 #: Readers who are sent a message in one turn of the event loop.
 SLICE = 500
+
+#: Characters of announced messages that are kept while those before them are read.
+MAX_EARLY = 4 * 1024 * 1024
 
 #: Messages without a position that are kept for a reader during its replay.
 MAX_HELD = 100
@@ -170,7 +173,20 @@ class HubStream:
     What is sent to many goes out in slices, between which the event loop turns to others.
     """
 
-    __slots__ = ("_outgoing", "_sending", "again", "ear", "groups", "name", "opening", "position", "repair", "uses")
+    __slots__ = (
+        "_early",
+        "_early_size",
+        "_outgoing",
+        "_sending",
+        "again",
+        "ear",
+        "groups",
+        "name",
+        "opening",
+        "position",
+        "repair",
+        "uses",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -181,6 +197,9 @@ class HubStream:
         self.opening: asyncio.Task[None] | None = None
         self.repair: asyncio.Task[None] | None = None
         self.again = False
+        #: Announced messages that came before the ones that are being read.
+        self._early: list[Published] = []
+        self._early_size = 0
         self._outgoing: deque[Numbered | Transient] = deque()
         self._sending: asyncio.Task[None] | None = None
 
@@ -198,6 +217,28 @@ class HubStream:
         if self.ear is not None:
             self.ear.hear(entry.data)
         self._send(Numbered(entry, former, self.position))
+
+    def keep_early(self, event: Published) -> None:
+        """Keep a message for when those before it have been read; within bounds, since the store has it, too."""
+        if self._early_size + len(event.data) <= MAX_EARLY:
+            self._early.append(event)
+            self._early_size += len(event.data) + 1
+
+    def send_early(self) -> None:
+        """Send what was kept and comes next."""
+        early = self._early
+        self.forget_early()
+        for event in early:
+            verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.offset)
+            if verdict is Verdict.NEXT:
+                self.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
+            elif verdict is Verdict.GAP:
+                self.keep_early(event)
+
+    def forget_early(self) -> None:
+        """Keep nothing any more: what was kept has been read, or lost."""
+        self._early = []
+        self._early_size = 0
 
     def send_transient(self, event: Transient) -> None:
         """Send a message without a position to every reader."""

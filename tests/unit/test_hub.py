@@ -147,6 +147,33 @@ async def test_trimmed_messages_are_told_of_and_the_rest_follows() -> None:
     assert offsets(log) == ["lost", 4, 5]
 
 
+async def test_a_burst_that_trims_what_is_being_read_is_sent_from_what_was_announced() -> None:
+    harness = Harness(HISTORY_SIZE=2)
+    _, log = await harness.reader()
+    for event in [harness.append() for _ in range(20)]:
+        harness.hub.deliver(event)
+    await harness.settled()
+    assert offsets(log) == list(range(1, 21)), "also of a stream that had no epoch"
+    events = [harness.append() for _ in range(10)]
+    harness.hub.deliver(events[1])
+    harness.hub.deliver(events[0])
+    for event in events[2:]:
+        harness.hub.deliver(event)
+    await harness.settled()
+    assert offsets(log) == list(range(1, 31))
+
+
+async def test_what_was_announced_of_another_epoch_is_not_sent() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    late = harness.append()
+    harness.store.forget("s")
+    harness.hub.deliver(late)
+    harness.hub.deliver(harness.append('"new"'))
+    await harness.settled()
+    assert [frame["message"] for frame in log] == ["new"]
+
+
 async def test_a_new_epoch_is_told_of_and_starts_over() -> None:
     harness = Harness()
     _, log = await harness.reader()
