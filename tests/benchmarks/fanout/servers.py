@@ -182,7 +182,8 @@ def running(subject: Subject, environment: Mapping[str, str], log: Path) -> Iter
         return
     port = free_port()
     command = {
-        "daphne": ["daphne", "-v", "0", "-b", "127.0.0.1", "-p", str(port)],
+        # By itself it lets 50 connections wait: of many that come at once, most would try again after seconds.
+        "daphne": ["daphne", "-v", "0", "-e", f"tcp:port={port}:interface=127.0.0.1:backlog=4096"],
         "uvicorn": ["uvicorn", "--lifespan", "off", "--log-level", "warning", "--port", str(port)],
     }[subject.kind]
     words = [sys.executable, "-m", *command, *subject.options, subject.application]
