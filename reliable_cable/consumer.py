@@ -158,7 +158,6 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         session = CableSession(
             hub,
             self,
-            send,
             subprotocol=subprotocol,
             identity=identity_of(self, self.identified_by),
             authenticated=self._authenticated,

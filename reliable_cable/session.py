@@ -13,7 +13,7 @@ from .exceptions import ProtocolError
 from .execution import Execution
 from .hub import Hub
 from .identity import Identity
-from .outbox import Outbox, Send
+from .outbox import Outbox
 from .protocol import commands, messages
 from .protocol.constants import CLOSE_NORMAL, DisconnectReason, Subprotocol
 from .restore import make_record, restore
@@ -40,7 +40,6 @@ class CableSession:
     Args:
         hub: of this event loop.
         consumer: what channels see as `self.connection`.
-        send: the ASGI `send`.
         subprotocol: what was agreed on.
         identity: whose connection it is.
         authenticated: when that was found out, by the session store's clock.
@@ -75,7 +74,6 @@ class CableSession:
         self,
         hub: Hub,
         consumer: Any,
-        send: Send,
         *,
         subprotocol: Subprotocol,
         identity: Identity,
@@ -93,7 +91,9 @@ class CableSession:
         #: Whether it took a session over, and its announcement has not been heard yet (control.py).
         self.announcing = False
         self.closed = False
-        self.outbox = Outbox(send, limit=hub.settings.max_pending_size, overflow=self._too_slow, write=connection.write)
+        self.outbox = Outbox(
+            connection.send, limit=hub.settings.max_pending_size, overflow=self._too_slow, write=connection.write
+        )
         self.subscriptions: dict[str, Subscription] = {}
         self._connection = connection
         self.ping_interval = ping_interval

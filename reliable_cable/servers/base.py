@@ -27,7 +27,9 @@ class Connection:
     write: Callable[[bytes], None] | None = None
 
     def __init__(self, send: Any) -> None:
-        self._send = send
+        #: The server's own `send`, where it was found behind those of middlewares: these have no part in what goes out
+        #: once a connection was accepted.
+        self.send = send
         self._closing: asyncio.Task[None] | None = None
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
@@ -43,4 +45,4 @@ class Connection:
 
     async def _close(self) -> None:
         with contextlib.suppress(Exception):  # whatever a server raises when the socket has gone
-            await self._send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            await self.send({"type": "websocket.close", "code": CLOSE_NORMAL})

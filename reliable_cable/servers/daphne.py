@@ -33,13 +33,14 @@ class DaphneConnection(Connection):
     """A WebSocket connection of daphne.
 
     Args:
-        protocol: the autobahn protocol behind `send`.
+        send: the `send` that daphne made.
+        protocol: the autobahn protocol behind it.
     """
 
     drainable = True
 
-    def __init__(self, protocol: Any) -> None:
-        super().__init__(None)
+    def __init__(self, send: Any, protocol: Any) -> None:
+        super().__init__(send)
         self._protocol = protocol
         transport = protocol.transport
         if isinstance(transport, tcp.Connection) and not transport.TLS:
@@ -79,5 +80,5 @@ def recognise(send: Any) -> DaphneConnection | None:
     if isinstance(send, partial) and len(send.args) == 1:
         server = getattr(send.func, "__self__", None)
         if any(cls.__module__ == "daphne.server" for cls in type(server).__mro__):
-            return DaphneConnection(send.args[0])
+            return DaphneConnection(send, send.args[0])
     return None

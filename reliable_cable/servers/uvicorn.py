@@ -32,7 +32,7 @@ class UvicornConnection(Connection):
     drainable = True
 
     def __init__(self, protocol: Any) -> None:
-        super().__init__(None)
+        super().__init__(protocol.send)
         self._protocol = protocol
 
     def abort(self) -> None:

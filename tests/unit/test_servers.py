@@ -120,6 +120,7 @@ async def test_middlewares_that_wrap_send_are_looked_behind() -> None:
     stack = closure(CookieMiddleware(SessionMiddleware(closure(application))))
     await stack({"type": "websocket", "headers": []}, None, send)
     assert isinstance(seen[0], DaphneConnection)
+    assert seen[0].send is send, "what goes out after the handshake goes past them"
 
 
 async def test_other_servers_are_only_asked_to_close() -> None:
