@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from typing import Final, Protocol
@@ -44,7 +45,8 @@ class Heartbeat:
             self._tick = int(loop.time() / TICK)
             self._wait(loop)
         first = connection.ping_interval * random.uniform(0.5, 1.5)  # noqa: S311 - spreads pings, no secret
-        self._schedule(connection, int(loop.time() / TICK), first)
+        # Late by a part of a tick, never early.
+        self._schedule(connection, math.ceil((loop.time() + first) / TICK))
 
     def remove(self, connection: Pinged) -> None:
         """Ping a connection no more; one that is not pinged is ignored."""
@@ -57,8 +59,8 @@ class Heartbeat:
             self._timer.cancel()
             self._timer = None
 
-    def _schedule(self, connection: Pinged, now: int, delay: float) -> None:
-        connection.ping_due = now + max(round(delay / TICK), 1)
+    def _schedule(self, connection: Pinged, tick: int) -> None:
+        connection.ping_due = tick
         self._due.setdefault(connection.ping_due, set()).add(connection)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -72,7 +74,7 @@ class Heartbeat:
             for connection in self._due.pop(tick, ()):
                 try:
                     if connection.ping(frame):
-                        self._schedule(connection, now, connection.ping_interval)
+                        self._schedule(connection, now + max(round(connection.ping_interval / TICK), 1))
                 except Exception:
                     logger.exception("A connection could not be pinged.")
         self._tick = now

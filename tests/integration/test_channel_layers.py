@@ -98,7 +98,8 @@ async def test_a_broadcast_of_another_process_wakes_the_server(layered: Server, 
 
 async def idle(client: Client) -> None:
     """Let more than 5 seconds pass without a message of the layer, by the server's pings."""
-    assert len(await client.ping(7, timeout=PATIENCE * 2)) >= 7
+    count = len(client.pings) + 7
+    assert len(await client.ping(count, timeout=PATIENCE * 2)) >= count
 
 
 @pytest.mark.parametrize(
@@ -110,14 +111,19 @@ async def test_a_layer_that_was_idle_is_heard_and_the_system_check_knows_which_o
     servers: ServerPool, redis: RedisServer, backend: str, host: dict[str, Any]
 ) -> None:
     configured = layers(backend, redis, **host)
+    fails = backend == CORE and not host and int(version("redis").split(".")[0]) >= 8
     with make_server(servers, "uvicorn", configured) as server, OtherProcess(server) as beside:
         stream = unique("idle/")
         async with Client(server.url) as reader, Client(layered_url(server)) as listener:
             identifier = await reader.subscribe(identify("StreamChannel", streams=[stream]))
             await idle(listener)
+            # Redis answers when the time-out is over, too: on a busy machine its answer may be the first.
+            for _ in range(5 if fails else 0):
+                if "cannot be heard" in server.log:
+                    break
+                await idle(listener)
             await beside.call("group_send", "notes", {"type": "note", "stream": stream, "text": "late"})
             assert await reader.messages(identifier, 1) == [{"text": "late", "by": listener.sid}]
-        failed = "cannot be heard" in server.log
+        assert ("cannot be heard" in server.log) == fails
     with override_settings(CHANNEL_LAYERS=configured):
-        assert [message.id for message in check_channel_layers()] == ["reliable_cable.W004"] * failed
-    assert failed == (backend == CORE and not host and int(version("redis").split(".")[0]) >= 8)
+        assert [message.id for message in check_channel_layers()] == ["reliable_cable.W004"] * fails

@@ -225,8 +225,8 @@ class TestListening:
         await until(lambda: Advanced("a") in heard)
         heard.clear()
         await store.aappend([("a", Message("2"))])
-        await until(lambda: heard)
-        assert [type(event) for event in heard] == [Published], "of its own process's it hears directly"
+        # It hears directly of its own process's, perhaps after a poll that saw the commit.
+        await until(lambda: [event for event in heard if isinstance(event, Published)])
         await listener.close()
         await asyncio.to_thread(redis.start)
 
