@@ -141,6 +141,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
         await _run(self.connect)
+        await hub.turns.take()
         if hub.draining:
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None

@@ -35,7 +35,7 @@ logger = logging.getLogger("reliable_cable")
 #: Characters of history that are written to a connection at once.
 BATCH_SIZE = 64 * 1024
 
-#: Connections that are restored, or whose history is sent, in one turn of the event loop.
+#: Connections that begin, are restored, or are sent their history in one turn of the event loop.
 TURN = 20
 
 #: Seconds until a store that failed is asked again.

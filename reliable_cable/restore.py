@@ -99,6 +99,7 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
         transmissions.clear()
         return None
     await hub.sessions.take_over(session, sid, former)
+    await hub.turns.take()
     return Restored(sid, identifiers, alive)
 
 

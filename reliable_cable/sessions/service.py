@@ -7,7 +7,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 from reliable_cable.exceptions import StoreError
@@ -27,8 +27,9 @@ PATIENCE: Final = 2.0
 #: Seconds for which a loss of data is remembered: whoever else finds out about it does so within.
 LOSS_MEMORY: Final = 60.0
 
-#: Sessions that are read at once.
-LOAD_SIZE: Final = 500
+#: Sessions that are read at once, and written: a record takes longer to be made.
+LOAD_SIZE: Final = 200
+SAVE_SIZE: Final = 100
 
 #: Nobody's session id, to see whether the store answers.
 _NOBODY: Final = "-"
@@ -118,8 +119,9 @@ class SessionService:
         if self._live.get(session.sid) is not session:
             return
         self.discard(session)
-        for sid, record in _records({session.sid: session}).items():
-            self._keep(sid, record)
+        record = _record(session)
+        if record is not None:
+            self._keep(session.sid, record)
         await self._written()
 
     def discard(self, session: LiveSession) -> None:
@@ -272,15 +274,18 @@ class SessionService:
             now = time.monotonic()
             left = self._left = {sid: kept for sid, kept in self._left.items() if kept[1] > now}
             left, void = dict(left), set(self._void)
-            records = {sid: record for sid, (record, _) in left.items()} | _records(changed)
+            wanted: list[tuple[str, SessionRecord | LiveSession]] = [(sid, kept[0]) for sid, kept in left.items()]
+            wanted += changed.items()
             witness = ""
             if self._witness_due and self._live:
                 witness = WITNESS + secrets.token_hex(8)
-                records[witness] = SessionRecord({}, 0)
+                wanted.append((witness, SessionRecord({}, 0)))
             try:
-                if records:
-                    await self.store.asave(records)
-                elif self._failing:
+                for start in range(0, len(wanted), SAVE_SIZE):
+                    # Records as they are now: to make them takes time, which is shared with others.
+                    if records := self._records(wanted[start : start + SAVE_SIZE]):
+                        await self.store.asave(records)
+                if not wanted and self._failing:
                     await self.store.atouch([_NOBODY])
                 if void:
                     await self.store.adelete(void)
@@ -291,7 +296,7 @@ class SessionService:
                 return
             except Exception:
                 # Another try would be of no use. A client that has no record subscribes afresh.
-                logger.exception("%d session records could not be written.", len(records))
+                logger.exception("%d session records could not be written.", len(wanted))
             else:
                 if witness:
                     self._witness, self._witness_due = witness, False
@@ -300,6 +305,16 @@ class SessionService:
         if self._failing:
             self._failing = False
             logger.info("Sessions are kept again.")
+
+    def _records(self, wanted: Sequence[tuple[str, SessionRecord | LiveSession]]) -> dict[str, SessionRecord]:
+        records: dict[str, SessionRecord] = {}
+        for sid, item in wanted:
+            if isinstance(item, SessionRecord):
+                records[sid] = item
+            # The record of one that has gone meanwhile is another matter.
+            elif self._live.get(sid) is item and (record := _record(item)) is not None:
+                records[sid] = record
+        return records
 
     def _failed(self, done: str, error: Exception) -> None:
         if not self._failing:
@@ -329,12 +344,10 @@ class SessionService:
             self._failed("touched", error)
 
 
-def _records(sessions: Mapping[str, LiveSession]) -> dict[str, SessionRecord]:
-    """Return the sessions' records; one that cannot be made costs only its own session its restore."""
-    records: dict[str, SessionRecord] = {}
-    for sid, session in sessions.items():
-        try:
-            records[sid] = session.record()
-        except Exception:
-            logger.exception("A session record could not be made.")
-    return records
+def _record(session: LiveSession) -> SessionRecord | None:
+    """Return a session's record; one that cannot be made costs only this session its restore."""
+    try:
+        return session.record()
+    except Exception:
+        logger.exception("A session record could not be made.")
+        return None

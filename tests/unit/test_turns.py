@@ -1,0 +1,57 @@
+"""No more than so many go on in one turn of the event loop, in the order in which they came."""
+
+from __future__ import annotations
+
+import asyncio
+
+from reliable_cable.turns import Turns
+
+
+async def test_few_go_on_at_once() -> None:
+    turns = Turns(3)
+    for _ in range(3):
+        coroutine = turns.take()
+        try:
+            coroutine.send(None)
+        except StopIteration:
+            continue
+        raise AssertionError("it was made to wait")
+
+
+async def test_many_go_on_in_order_so_many_in_each_turn() -> None:
+    turns = Turns(3)
+    now = 0
+    went: list[tuple[int, int]] = []
+
+    def count() -> None:
+        nonlocal now
+        now += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    async def go(number: int) -> None:
+        await turns.take()
+        went.append((now, number))
+
+    count()
+    await asyncio.gather(*(go(number) for number in range(20)))
+    assert [number for _, number in went] == list(range(20))
+    counts = [[turn for turn, _ in went].count(turn) for turn in dict(went)]
+    assert max(counts) == 3
+
+
+async def test_one_who_goes_away_keeps_nobody_waiting() -> None:
+    turns = Turns(1)
+    tasks = [asyncio.create_task(turns.take()) for _ in range(4)]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait(tasks)
+    assert [task.cancelled() for task in tasks] == [False, False, True, False]
+
+
+async def test_nothing_runs_for_nobody() -> None:
+    turns = Turns(1)
+    await asyncio.gather(*(turns.take() for _ in range(3)))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (turns._taken, len(turns._waiting)) == (0, 0)
