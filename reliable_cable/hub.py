@@ -134,10 +134,11 @@ class Hub:
 
     def go_live(self, reader: Reader) -> None:
         """Let a reader that stands where the hub stands have what comes next."""
-        if reader.stream is not None and reader.stream.position is not None:
+        # One that is live already may still be sent what the hub has delivered to others.
+        if not reader.live and reader.stream is not None and reader.stream.position is not None:
             # The very object, by which a message on its way knows who stands where it comes next.
             reader.position = reader.stream.position
-        reader.live = reader.stream is not None
+            reader.live = True
         for frame in reader.held:
             reader.outbox.push(frame)
         reader.held.clear()

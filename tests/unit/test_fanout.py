@@ -80,7 +80,7 @@ async def test_a_loss_meanwhile_is_told_to_all_and_nothing_older_follows() -> No
     assert [1, "lost", 1] in [offsets(log) for log in logs]
 
 
-step = st.sampled_from(["publish", "publish", "turn", "turn", "join", "leave", "replay", "whisper"])
+step = st.sampled_from(["publish", "publish", "turn", "turn", "join", "leave", "replay", "settle", "whisper"])
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -117,6 +117,8 @@ def test_whatever_happens_between_slices_every_reader_gets_each_message_once_in_
                     continue
                 if what == "leave":
                     harness.hub.remove(reader)
+                elif what == "settle":  # as when its subscription starts another stream
+                    harness.hub.go_live(reader)
                 else:  # as a subscription does on a client's request
                     reader.live = False
                     await asyncio.sleep(0)
