@@ -264,6 +264,76 @@ async def catch_up(harness: Harness, reader: Reader) -> bool:
     return complete
 
 
+async def behind(harness: Harness, outbox: Outbox, sids: tuple[str, ...] = ()) -> Reader:
+    """Return a reader that stands before the stream's first message."""
+    reader = Reader(outbox, "I", "s", sids, lambda: None)
+    await harness.hub.add(reader, "s")
+    reader.position = StreamPosition(reader.position.epoch, 0)
+    return reader
+
+
+async def test_a_history_is_one_write_and_leaves_out_what_is_not_for_its_reader() -> None:
+    harness = Harness()
+    for number in range(6):
+        harness.append(str(number), exclude="mine" if number in (0, 3, 5) else "")
+    writes: list[bytes] = []
+
+    async def send(message: dict[str, Any]) -> None: ...
+
+    outbox = Outbox(send, limit=10**6, overflow=lambda: None, write=writes.append)
+    reader = await behind(harness, outbox, ("other", "mine"))
+    assert await catch_up(harness, reader)
+    assert len(writes) == 1
+    assert [writes[0].count(b'"offset":%d}' % offset) for offset in range(1, 7)] == [0, 1, 1, 0, 1, 0]
+    assert reader.position.offset == 6
+
+
+async def test_those_who_come_back_together_cost_one_read_and_one_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness()
+    for _ in range(5):
+        harness.append()
+    calls: list[int] = []
+    encode, read = Group.encode, harness.store.aread
+
+    def counted(group: Group, epoch: str, offset: int, data: str) -> Any:
+        calls.append(offset)
+        return encode(group, epoch, offset, data)
+
+    async def noted(stream: str, **options: Any) -> StreamPage:
+        if options["limit"]:
+            calls.append(-1)
+        return await read(stream, **options)
+
+    monkeypatch.setattr(Group, "encode", counted)
+    monkeypatch.setattr(harness.store, "aread", noted)
+    logs: list[list[bytes]] = [[] for _ in range(20)]
+
+    async def send(message: dict[str, Any]) -> None: ...
+
+    readers = [
+        await behind(harness, Outbox(send, limit=10**6, overflow=lambda: None, write=log.append)) for log in logs
+    ]
+    assert all(await asyncio.gather(*(catch_up(harness, reader) for reader in readers)))
+    assert sorted(calls) == [-1, 1, 2, 3, 4, 5]
+    assert all(log == logs[0] for log in logs)
+
+
+async def test_a_long_history_is_written_as_the_socket_takes_it() -> None:
+    harness = Harness(MAX_PENDING_SIZE=1024)
+    for _ in range(50):
+        harness.append('"' + "x" * 60 + '"')
+    taken: list[int] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        await asyncio.sleep(0)
+        taken.append(json.loads(message["text"])["offset"])
+
+    slow: list[str] = []
+    outbox = Outbox(send, limit=harness.settings.max_pending_size, overflow=lambda: slow.append("too slow"))
+    assert await catch_up(harness, await behind(harness, outbox))
+    assert (taken, slow) == (list(range(1, 51)), [])
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32), st.integers(3, 100))
 def test_storms(seed: int, size: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from reliable_cable.outbox import Outbox
+from reliable_cable.outbox import Outbox, wire
 from reliable_cable.protocol.frames import Frame, text_frame
 
 
@@ -181,6 +181,23 @@ class TestFrames:
         assert transport.frames == [frame.wire, text_frame(b"single")]
         assert transport.frames[0] is frame.wire
         assert socket.sent == []
+
+    async def test_several_frames_are_one_write_while_there_is_room(self) -> None:
+        outbox, transport, _, overflow = make_writing()
+        outbox.push_all(["a", "b"])
+        outbox.push_all([])
+        outbox.push_all(["c"])
+        outbox.pause()
+        outbox.push_all(["d", "e"])
+        outbox.resume()
+        assert transport.frames == [wire("a") + wire("b"), wire("c"), wire("d"), wire("e")]
+        assert overflow.calls == 0
+
+    async def test_a_transport_that_fails_for_several_frames_ends_them(self) -> None:
+        outbox, transport, _, _ = make_writing()
+        transport.error = OSError("gone")
+        outbox.push_all(["a", "b"])
+        assert (outbox.closed, outbox.ready) == (True, None)
 
     async def test_a_full_buffer_keeps_order_and_drains(self) -> None:
         outbox, transport, _, overflow = make_writing()
