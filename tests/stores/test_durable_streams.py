@@ -20,7 +20,7 @@ from reliable_cable.streams.base import Advanced, Message, Published, StreamEven
 from reliable_cable.streams.durable import DurableStreamStore
 from reliable_cable.streams.model import ModelStreamStore
 from reliable_cable.streams.redis import RedisStreamStore
-from tests.stores.conftest import MakeStore, finish_store_threads, until
+from tests.stores.conftest import MakeStore, finish_store_threads, until, with_own_connection
 from tests.stores.test_streams import append, kept
 from tests.support.redis import RedisServer
 
@@ -180,7 +180,7 @@ class TestTransactions:
             with mock.patch.object(ModelStreamStore, "_number_after_commit"), transaction.atomic():
                 crashed.append_on_commit([("a", Message("1"))], "default")
 
-        await asyncio.to_thread(commit)
+        await asyncio.to_thread(with_own_connection(commit))
         await until(lambda: heard)
         assert [event.stream for event in heard] == ["a"]
         assert (await store.aposition("a")).offset == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -21,6 +22,7 @@ from django.db import connections
 from reliable_cable import auth, threads
 from reliable_cable.auth import CableAuthMiddlewareStack
 from reliable_cable.conf import get_settings
+from tests.stores.conftest import with_own_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -56,6 +58,11 @@ def engine(request: pytest.FixtureRequest, settings: Any, tmp_path: Any) -> str:
 def user() -> AbstractUser:
     made: AbstractUser = get_user_model().objects.create_user("alice", password="secret")
     return made
+
+
+async def in_thread(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call in another thread, which keeps no connection."""
+    return await asyncio.to_thread(with_own_connection(partial(call, *args, **kwargs)))
 
 
 def session_of(user: AbstractUser | None, **values: Any) -> str:
@@ -104,18 +111,18 @@ def seen(scope: Scope) -> dict[str, Any]:
 
 async def same(cookie: str | None = None) -> Scope:
     ours, channels = await both(cookie)
-    assert await asyncio.to_thread(seen, ours) == await asyncio.to_thread(seen, channels)
+    assert await in_thread(seen, ours) == await in_thread(seen, channels)
     return ours
 
 
 class TestAsChannels:
     async def test_somebody_who_is_logged_in(self, engine: str, user: AbstractUser) -> None:
-        found = await same(await asyncio.to_thread(session_of, user))
+        found = await same(await in_thread(session_of, user))
         assert found["user"] == user
         assert await found["session"].aget("theme") == "dark"
 
     async def test_a_session_of_nobody(self, engine: str) -> None:
-        found = await same(await asyncio.to_thread(session_of, None))
+        found = await same(await in_thread(session_of, None))
         assert found["user"].is_anonymous
 
     @pytest.mark.parametrize("cookie", [None, "", "short", "never-heard-of-this-session-key0"])
@@ -124,16 +131,16 @@ class TestAsChannels:
         assert found["user"].is_anonymous
 
     async def test_a_password_that_was_changed_ends_the_session(self, user: AbstractUser) -> None:
-        cookies = [await asyncio.to_thread(session_of, user) for _ in range(2)]
-        await asyncio.to_thread(user.set_password, "other")
+        cookies = [await in_thread(session_of, user) for _ in range(2)]
+        await in_thread(user.set_password, "other")
         await user.asave()
         ours = await connect(CableAuthMiddlewareStack, cookies[0])
         channels = await connect(AuthMiddlewareStack, cookies[1])
         for found in (ours, channels):
             assert found["user"].is_anonymous
-            assert await asyncio.to_thread(found["session"].is_empty)
+            assert await in_thread(found["session"].is_empty)
         store = import_module(django_settings.SESSION_ENGINE).SessionStore
-        assert [await asyncio.to_thread(store().exists, cookie) for cookie in cookies] == [False, False]
+        assert [await in_thread(store().exists, cookie) for cookie in cookies] == [False, False]
 
     @pytest.mark.parametrize(
         "values",
@@ -146,16 +153,16 @@ class TestAsChannels:
         ids=["user is gone", "backend is gone", "wrong hash", "no hash"],
     )
     async def test_a_session_that_is_good_for_nothing(self, user: AbstractUser, values: dict[str, Any]) -> None:
-        cookies = [await asyncio.to_thread(session_of, user, **values) for _ in range(2)]
-        ours = await asyncio.to_thread(seen, await connect(CableAuthMiddlewareStack, cookies[0]))
-        channels = await asyncio.to_thread(seen, await connect(AuthMiddlewareStack, cookies[1]))
+        cookies = [await in_thread(session_of, user, **values) for _ in range(2)]
+        ours = await in_thread(seen, await connect(CableAuthMiddlewareStack, cookies[0]))
+        channels = await in_thread(seen, await connect(AuthMiddlewareStack, cookies[1]))
         for found in (ours, channels):
             del found["cookies"], found["key"]
         assert ours == channels
         assert ours["user"][0] is False
 
     async def test_what_is_in_the_scope_already_stays(self, user: AbstractUser) -> None:
-        cookie = await asyncio.to_thread(session_of, user)
+        cookie = await in_thread(session_of, user)
         session: dict[str, Any] = {}
         found = await connect(CableAuthMiddlewareStack, cookie, session=session, user="somebody")
         assert found["session"] is session
@@ -167,7 +174,7 @@ class TestAsChannels:
         assert set(scope) == {"type", "headers"}
 
     async def test_http_is_served_as_by_channels(self, user: AbstractUser) -> None:
-        cookie = await asyncio.to_thread(session_of, user)
+        cookie = await in_thread(session_of, user)
         sent: list[dict[str, Any]] = []
 
         async def application(scope: Scope, receive: Any, send: Any) -> None:
@@ -186,7 +193,7 @@ class TestSecretKeyFallbacks:
     async def test_a_session_of_the_former_key_is_accepted_and_left_as_it_is(
         self, user: AbstractUser, settings: Any
     ) -> None:
-        cookie = await asyncio.to_thread(session_of, user)
+        cookie = await in_thread(session_of, user)
         settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "new", [settings.SECRET_KEY]
         for _ in range(2):
             found = await connect(CableAuthMiddlewareStack, cookie)
@@ -195,7 +202,7 @@ class TestSecretKeyFallbacks:
             assert not found["session"].modified
 
     async def test_without_the_fallback_it_is_over(self, user: AbstractUser, settings: Any) -> None:
-        cookie = await asyncio.to_thread(session_of, user)
+        cookie = await in_thread(session_of, user)
         settings.SECRET_KEY = "new"
         assert (await connect(CableAuthMiddlewareStack, cookie))["user"].is_anonymous
 
@@ -243,7 +250,7 @@ class TestCost:
             return run(sessions)
 
         monkeypatch.setattr(auth._users, "_run", counted)
-        cookie = await asyncio.to_thread(self._session, user)
+        cookie = await in_thread(self._session, user)
         tasks = [asyncio.create_task(connect(CableAuthMiddlewareStack, cookie)) for _ in range(120)]
         assert await asyncio.to_thread(GatedBackend.entered.wait, 10)
         GatedBackend.gate.set()
@@ -255,15 +262,15 @@ class TestCost:
 
     async def test_a_backend_that_raises_for_one_does_not_for_the_others(self, user: AbstractUser) -> None:
         GatedBackend.gate.set()
-        bad = await asyncio.to_thread(self._session, user, **{SESSION_KEY: "0"})
-        good = await asyncio.to_thread(self._session, user)
+        bad = await in_thread(self._session, user, **{SESSION_KEY: "0"})
+        good = await in_thread(self._session, user)
         outcomes = await asyncio.gather(
             *(connect(CableAuthMiddlewareStack, cookie) for cookie in (good, bad, good)), return_exceptions=True
         )
         assert [type(outcome) for outcome in outcomes] == [dict, LookupError, dict]
 
     async def test_one_who_goes_while_it_is_looked_up_does_not_disturb_the_others(self, user: AbstractUser) -> None:
-        cookie = await asyncio.to_thread(self._session, user)
+        cookie = await in_thread(self._session, user)
         tasks = [asyncio.create_task(connect(CableAuthMiddlewareStack, cookie)) for _ in range(3)]
         assert await asyncio.to_thread(GatedBackend.entered.wait, 10)
         tasks[0].cancel()
