@@ -135,6 +135,8 @@ const scenarios = {
     const { epoch } = await broadcast(stream, { n: 1 })
     await eventually(() => channel.messages.length === 1, 'a message')
     equal(channel.metas, [{ stream, epoch, offset: 1 }], 'the meta')
+    // The message may be a part of the history.
+    await eventually(() => channel.infos.length === 1, 'the first history')
     equal(channel.infos, ['history_received'], 'the first history')
     cable.disconnect()
   },

@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
                     sys.stdout.write(_line(results[-1]) + "\n")
                     sys.stdout.flush()
     if options.output is not None:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
     return 0 if all(result["kept"] for result in results) else 1
 
