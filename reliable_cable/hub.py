@@ -104,10 +104,7 @@ class Hub:
         found, reader.stream, reader.live = reader.stream, None, False
         if found is None:
             return
-        group = found.group(reader)
-        group.readers.pop(reader, None)
-        if not group.readers:
-            found.groups.pop((reader.identifier, reader.stream_id), None)
+        found.drop(reader)
         self._release(found)
 
     async def follow(self, stream: str, ear: Ear) -> HubStream:

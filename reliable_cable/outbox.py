@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
-from .protocol.frames import Frame, text_frame
+from .protocol.frames import Frame
 
 logger = logging.getLogger("reliable_cable")
 
@@ -19,9 +19,16 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 _EMPTY: deque[str] = deque(maxlen=0)
 
 
-def wire(text: str) -> bytes:
-    """Return a text as a WebSocket frame; one that goes to many is made once."""
-    return text.wire if isinstance(text, Frame) else text_frame(text.encode())
+def wire(text: str, form: type[Frame] = Frame) -> bytes:
+    """Return a text as a WebSocket frame; one that goes to many is made once.
+
+    Args:
+        text: of the message; a frame that is in neither the plain form nor this one is made again.
+        form: in which the client takes frames.
+    """
+    if isinstance(text, Frame) and type(text) in (Frame, form):
+        return text.wire
+    return form(text).wire
 
 
 class _Resumed:
@@ -60,6 +67,7 @@ class Outbox:
         limit: how much may queue here, in characters; more calls `overflow`, once.
         overflow: called when the client turns out to be too slow.
         write: writes a WebSocket frame and does not wait, where the server offers that (servers/base.py).
+        form: in which the client takes such frames.
     """
 
     __slots__ = (
@@ -74,6 +82,7 @@ class Outbox:
         "_size",
         "_task",
         "_write",
+        "form",
         "ready",
     )
 
@@ -84,9 +93,12 @@ class Outbox:
         limit: int,
         overflow: Callable[[], None],
         write: Callable[[bytes], None] | None = None,
+        form: type[Frame] = Frame,
     ) -> None:
         self._send = send
         self._write = write
+        #: In which the client takes frames that are written.
+        self.form = form
         #: Writes a frame at once; None while that is not possible, or never is: then `push` does what is.
         self.ready = write
         self._limit = limit
@@ -108,7 +120,7 @@ class Outbox:
         """Send a frame as soon as the socket takes it, after those before it."""
         if self.ready is not None:
             try:
-                self.ready(wire(text))
+                self.ready(wire(text, self.form))
             except Exception:
                 self.failed()
             return
@@ -136,7 +148,7 @@ class Outbox:
                 self.push(frame)
             return
         try:
-            self.ready(b"".join(map(wire, frames)))
+            self.ready(b"".join([wire(frame, self.form) for frame in frames]))
         except Exception:
             self.failed()
 
@@ -160,7 +172,7 @@ class Outbox:
             while self._queue and not self._paused:
                 text = self._queue.popleft()
                 self._size -= len(text)
-                write(wire(text))
+                write(wire(text, self.form))
         except Exception:
             self.failed()
             return

@@ -53,7 +53,7 @@ class _Kept:
         self.after = after
         self.until = until
         self.size = sum(len(entry.data) for entry in page.entries)
-        self.frames: dict[tuple[str, str | None, int], Frame] = {}
+        self.frames: dict[tuple[str, str | None, type[Frame], int], Frame] = {}
 
 
 class Pages:
@@ -115,7 +115,7 @@ class Pages:
         kept = self._kept.get(stream)
         if kept is None or kept.page.epoch != epoch or len(group.readers) < 2:
             return group.encode(epoch, entry.offset, entry.data)
-        key = (group.identifier, group.stream_id, entry.offset)
+        key = (group.identifier, group.stream_id, group.form, entry.offset)
         frame = kept.frames.get(key)
         if frame is None:
             frame = group.encode(epoch, entry.offset, entry.data)

@@ -25,6 +25,9 @@ SLICE = 500
 #: Characters of announced messages that are kept while those before them are read.
 MAX_EARLY = 4 * 1024 * 1024
 
+#: Of a group: the identifier, the stream's name as its clients know it, and the form in which they take frames.
+GroupKey = tuple[str, str | None, type[Frame]]
+
 #: Messages without a position that are kept for a reader during its replay.
 MAX_HELD = 100
 
@@ -83,11 +86,12 @@ class Reader:
 class Group:
     """The readers for whom a message of a stream is the same frame."""
 
-    __slots__ = ("_encode", "_epoch", "identifier", "readers", "stream_id")
+    __slots__ = ("_encode", "_epoch", "form", "identifier", "readers", "stream_id")
 
-    def __init__(self, identifier: str, stream_id: str | None) -> None:
+    def __init__(self, identifier: str, stream_id: str | None, form: type[Frame] = Frame) -> None:
         self.identifier = identifier
         self.stream_id = stream_id
+        self.form = form
         self.readers: dict[Reader, None] = {}
         self._epoch = ""
         self._encode: Callable[[int, str], str] | None = None
@@ -99,11 +103,11 @@ class Group:
         if self._encode is None or epoch != self._epoch:
             self._encode = messages.broadcast_encoder(self.identifier, self.stream_id, epoch)
             self._epoch = epoch
-        return Frame(self._encode(offset, data))
+        return self.form(self._encode(offset, data))
 
     def transmission(self, data: str) -> Frame:
         """Return a message without a position as a frame."""
-        return Frame(messages.transmission(self.identifier, data))
+        return self.form(messages.transmission(self.identifier, data))
 
     def send_entry(self, readers: Iterable[Reader], item: Numbered) -> None:
         """Send a numbered message to those readers who live where it comes next."""
@@ -191,7 +195,7 @@ class HubStream:
     def __init__(self, name: str) -> None:
         self.name = name
         self.position: StreamPosition | None = None
-        self.groups: dict[tuple[str, str | None], Group] = {}
+        self.groups: dict[GroupKey, Group] = {}
         self.ear: Ear | None = None
         self.uses = 0
         self.opening: asyncio.Task[None] | None = None
@@ -205,11 +209,18 @@ class HubStream:
 
     def group(self, reader: Reader) -> Group:
         """Return the group that a reader belongs to."""
-        key = (reader.identifier, reader.stream_id)
+        key = _group_key(reader)
         group = self.groups.get(key)
         if group is None:
             group = self.groups[key] = Group(*key)
         return group
+
+    def drop(self, reader: Reader) -> None:
+        """Take a reader out of its group, which goes with its last one."""
+        group = self.group(reader)
+        group.readers.pop(reader, None)
+        if not group.readers:
+            del self.groups[_group_key(reader)]
 
     def send(self, entry: StreamEntry, epoch: str) -> None:
         """Send a numbered message to every live reader; the hub then stands behind it."""
@@ -268,7 +279,7 @@ class HubStream:
     def send_presence(self, message: str) -> None:
         """Send a join or leave to every reader that presence is for."""
         for group in self.groups.values():
-            frame = Frame(messages.presence_event(group.identifier, message))
+            frame = group.form(messages.presence_event(group.identifier, message))
             for reader in group.readers:
                 if reader.presence and reader.announced:
                     reader.outbox.push(frame)
@@ -292,6 +303,10 @@ class HubStream:
                 if reader.live:
                     reader.position = position
                     reader.lost()
+
+
+def _group_key(reader: Reader) -> GroupKey:
+    return reader.identifier, reader.stream_id, reader.outbox.form
 
 
 def _send_to(group: Group, readers: Iterable[Reader], item: Numbered | Transient) -> None:

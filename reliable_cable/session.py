@@ -92,7 +92,11 @@ class CableSession:
         self.announcing = False
         self.closed = False
         self.outbox = Outbox(
-            connection.send, limit=hub.settings.max_pending_size, overflow=self._too_slow, write=connection.write
+            connection.send,
+            limit=hub.settings.max_pending_size,
+            overflow=self._too_slow,
+            write=connection.write,
+            form=connection.form,
         )
         self.subscriptions: dict[str, Subscription] = {}
         self._connection = connection

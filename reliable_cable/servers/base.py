@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reliable_cable.protocol.constants import CLOSE_NORMAL
+from reliable_cable.protocol.frames import Frame
 
 #: The extension of an ASGI scope by which a server offers more than `send`: its value is a `Connection`.
 FRAMES_EXTENSION = "reliable_cable.frames"
@@ -25,6 +26,8 @@ class Connection:
     #: Writes one WebSocket frame, ready as it goes over the wire, without waiting; None where that is not possible.
     #: While the transport's buffer is full (`attach`), it is not to be called.
     write: Callable[[bytes], None] | None = None
+    #: In which the client takes the frames that `write` is given.
+    form: type[Frame] = Frame
 
     def __init__(self, send: Any) -> None:
         #: The server's own `send`, where it was found behind those of middlewares: these have no part in what goes out

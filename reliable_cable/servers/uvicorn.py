@@ -4,17 +4,22 @@
 subscribers, and tells when the transport's buffer is full. Choose it with
 
     uvicorn --ws reliable_cable.servers.uvicorn:CableWebSocketProtocol project.asgi:application
+
+deflate.py has one that compresses those frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from reliable_cable.protocol.frames import Frame
 
 from .base import FRAMES_EXTENSION, Connection
 
 if TYPE_CHECKING:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
+    from websockets.extensions import ServerExtensionFactory
 else:
     try:
         from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
@@ -46,6 +51,7 @@ class FramesConnection(UvicornConnection):
     def __init__(self, protocol: CableWebSocketProtocol) -> None:
         super().__init__(protocol)
         self.write = protocol.transport.write
+        self.form = protocol.form
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Call `pause` when the transport's buffer fills, and `resume` when it has drained."""
@@ -55,21 +61,28 @@ class FramesConnection(UvicornConnection):
 class CableWebSocketProtocol(Protocol):
     """uvicorn's WebSocket protocol, whose scope has the extension `reliable_cable.frames`: a `FramesConnection`.
 
-    It agrees to no compression: a frame that is made once for all cannot be compressed for each.
+    It agrees to no extension: a frame that is made once for all cannot be compressed for each.
     """
 
+    #: What is agreed to if the client offers it.
+    extensions: ClassVar[Sequence[ServerExtensionFactory]] = ()
     _pause: Callable[[], None] | None = None
     _resume: Callable[[], None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn.available_extensions = []
+        self.conn.available_extensions = self.extensions
 
     def handle_connect(self, event: Any) -> None:
         """Offer the extension."""
         super().handle_connect(event)
         if hasattr(self, "scope"):
             self.scope["extensions"][FRAMES_EXTENSION] = FramesConnection(self)  # type: ignore[assignment]
+
+    @property
+    def form(self) -> type[Frame]:
+        """In which the client takes frames, once the handshake was read."""
+        return Frame
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Call `pause` when the transport's buffer fills, and `resume` when it has drained."""

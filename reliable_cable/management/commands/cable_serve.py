@@ -25,6 +25,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Take an address, and what is passed on to uvicorn."""
         parser.add_argument("address", nargs="?", default="127.0.0.1:8000", help="host:port; 127.0.0.1:8000 by default")
+        parser.add_argument(
+            "--compress", action="store_true", help="compress messages (permessage-deflate), each once for all clients"
+        )
         parser.add_argument("--log-level", default="warning", help="uvicorn's; sessions' ids are logged from info on")
         parser.add_argument("--forwarded-allow-ips", help="proxies whose X-Forwarded headers are believed")
 
@@ -40,13 +43,18 @@ class Command(BaseCommand):
         application = getattr(django_settings, "ASGI_APPLICATION", None)
         if not application:
             raise CommandError("Set ASGI_APPLICATION to the path of the application in your asgi.py.")
+        protocol = CableWebSocketProtocol
+        if options["compress"]:
+            from reliable_cable.servers.deflate import CompressingWebSocketProtocol  # needs websockets
+
+            protocol = CompressingWebSocketProtocol
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         uvicorn.run(
             ":".join(application.rsplit(".", 1)),
             host=host.strip("[]"),
             port=int(port),
-            ws=CableWebSocketProtocol,
+            ws=protocol,
             # Longer ones are refused frame by frame (MAX_MESSAGE_SIZE); this bounds what one frame can cost.
             ws_max_size=4 * get_settings().max_message_size,
             loop="uvloop" if importlib.util.find_spec("uvloop") else "auto",
