@@ -8,7 +8,7 @@ import json
 import pytest
 
 from tests.node import FOLDER, node_modules, require_node
-from tests.support.server import Server
+from tests.support.server import Server, ServerPool
 
 #: Seconds that all scenarios of a client may take, together.
 PATIENCE = 60.0
@@ -17,6 +17,17 @@ PATIENCE = 60.0
 @pytest.mark.node
 @pytest.mark.parametrize(("script", "least"), [("anycable.mjs", 20), ("actioncable.mjs", 5), ("serverless.mjs", 3)])
 async def test_an_unmodified_client(server: Server, script: str, least: int) -> None:
+    await run(server, script, least)
+
+
+@pytest.mark.node
+async def test_an_unmodified_client_of_a_server_that_compresses(servers: ServerPool) -> None:
+    """`ws` offers permessage-deflate by itself."""
+    await run(servers.get("compressing"), "anycable.mjs", 20)
+
+
+async def run(server: Server, script: str, least: int) -> None:
+    """Run a client's scenarios, of which there are so many at least."""
     node = require_node()
     await asyncio.to_thread(node_modules)
     process = await asyncio.create_subprocess_exec(

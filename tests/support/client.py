@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.extensions import ClientExtensionFactory
 from websockets.typing import Subprotocol
 
 EXTENDED = "actioncable-v1-ext-json"
@@ -65,6 +66,7 @@ class Client:
         headers: of the handshake.
         cookie: of the handshake.
         reading: whether it reads at all; one that does not takes no more than its buffers hold.
+        extensions: that are offered.
     """
 
     def __init__(
@@ -78,12 +80,14 @@ class Client:
         cookie: str = "",
         origin: str = "http://127.0.0.1",
         reading: bool = True,
+        extensions: Sequence[ClientExtensionFactory] = (),
     ) -> None:
         parts = [part for part in (f"sid={sid}" if sid else "", query) if part]
         self.url = url + ("?" + "&".join(parts) if parts else "")
         self.headers = {"Origin": origin, **({"Cookie": cookie} if cookie else {}), **(headers or {})}
         self.protocols = protocols
         self.reading = reading
+        self.extensions = extensions
         #: Every frame but pings, in the order of arrival.
         self.log: list[Frame] = []
         #: When each ping came, by the monotonic clock, and what it said.
@@ -125,6 +129,7 @@ class Client:
             additional_headers=self.headers,
             user_agent_header=None,
             compression=None,
+            extensions=self.extensions or None,
             max_size=None,
             max_queue=None if self.reading else 1,
             ping_interval=None,

@@ -22,7 +22,8 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tests.integration.project"
-Kind = Literal["daphne", "uvicorn"]
+#: The last one is uvicorn as `cable_serve --compress` starts it.
+Kind = Literal["daphne", "uvicorn", "compressing"]
 
 #: Seconds that a server may take to start or to stop.
 PATIENCE = 30.0
@@ -188,8 +189,9 @@ class Server:
         application = f"{PROJECT}.asgi:application"
         if self.kind == "daphne":
             return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port), application]
-        if self._writes_frames:
-            return [sys.executable, "-m", "django", "cable_serve", f"127.0.0.1:{self.port}"]
+        if self._writes_frames or self.kind == "compressing":
+            options = ["--compress"] if self.kind == "compressing" else []
+            return [sys.executable, "-m", "django", "cable_serve", *options, f"127.0.0.1:{self.port}"]
         return [
             *[sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(self.port), "--lifespan", "off"],
             *["--no-access-log", application],

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from reliable_cable.outbox import Outbox, wire
-from reliable_cable.protocol.frames import Frame, text_frame
+from reliable_cable.protocol.frames import CompressedFrame, Frame, compressed_frame, text_frame
 
 
 class Socket:
@@ -253,3 +253,45 @@ class TestFrames:
         assert await closing
         outbox.push("c")
         assert (transport.texts, socket.sent) == ("ab", ["websocket.close"])
+
+
+#: Long enough to be compressed.
+LONG = '{"text":"' + "again and again " * 50 + '"}'
+
+
+class TestCompression:
+    def outbox(self, form: type[Frame]) -> tuple[Outbox, Transport]:
+        socket, transport = Socket(), Transport()
+        return Outbox(socket.send, limit=10**6, overflow=Overflow(), write=transport.write, form=form), transport
+
+    async def test_whoever_did_not_agree_is_sent_plain_frames_whatever_is_pushed(self) -> None:
+        outbox, transport = self.outbox(Frame)
+        texts = [LONG, Frame(LONG), CompressedFrame(LONG)]
+        for text in texts:
+            outbox.push(text)
+        outbox.push_all(texts)
+        outbox.pause()
+        outbox.push(CompressedFrame(LONG))
+        outbox.resume()
+        plain = text_frame(LONG.encode())
+        assert transport.frames == [plain, plain, plain, plain * 3, plain]
+
+    async def test_whoever_agreed_is_sent_what_was_compressed_once(self) -> None:
+        outbox, transport = self.outbox(CompressedFrame)
+        shared = CompressedFrame(LONG)
+        outbox.push(shared)
+        outbox.push_all([shared, LONG])
+        outbox.pause()
+        outbox.push(LONG)
+        outbox.resume()
+        compressed = compressed_frame(LONG.encode())
+        assert compressed[0] & 0x40
+        assert transport.frames == [compressed, compressed * 2, compressed]
+        assert transport.frames[0] is shared.wire
+
+    async def test_plain_frames_that_are_for_all_are_for_them_too(self) -> None:
+        """A ping, for one; it is not made again for each."""
+        outbox, transport = self.outbox(CompressedFrame)
+        ping = Frame(LONG)
+        outbox.push(ping)
+        assert transport.frames[0] is ping.wire

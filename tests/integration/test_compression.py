@@ -1,0 +1,147 @@
+"""permessage-deflate on real servers: who agrees to it, and that nobody notices but by the bytes."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+from reliable_cable.protocol.frames import WINDOW_BITS
+from tests.support.client import Client, identify, unique
+from tests.support.deflate import NotingFactory
+from tests.support.server import Server, ServerPool
+
+#: Payloads that a compressing server compresses, but for the last.
+PAYLOADS: list[Any] = [
+    {"text": "żółw, again and again. " * 20},
+    {"rows": [{"id": number, "name": f"row {number}", "open": True} for number in range(500)]},
+    {"text": "x" * 200_000},
+    {"n": 1},
+]
+COMPRESSED = [True, True, True, False]
+
+Connect = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+def compressing(servers: ServerPool) -> Server:
+    """uvicorn with `CompressingWebSocketProtocol`."""
+    return servers.get("compressing")
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Open a connection to a server, with what `Client` takes."""
+    async with AsyncExitStack() as stack:
+
+        async def connect(server: Server, *extensions: NotingFactory, **options: Any) -> Client:
+            return await stack.enter_async_context(Client(server.url, extensions=extensions, **options))
+
+        yield connect
+
+
+def agreed(factory: NotingFactory) -> bool:
+    """Whether the server agreed to no more of a window than this project's frames have, and to keep none."""
+    if factory.agreed is None:
+        return False
+    assert factory.agreed.remote_no_context_takeover
+    assert factory.agreed.remote_max_window_bits == WINDOW_BITS
+    return True
+
+
+async def test_each_client_is_sent_what_it_agreed_to(compressing: Server, connect: Connect) -> None:
+    stream = unique("mixed")
+    identifier = identify("StreamChannel", streams=[stream])
+    factories = [NotingFactory(), NotingFactory(server_max_window_bits=9), NotingFactory(server_max_window_bits=15)]
+    clients = [await connect(compressing, factory) for factory in factories] + [await connect(compressing)]
+    assert [agreed(factory) for factory in factories] == [True, False, True]
+    for client in clients:
+        await client.subscribe(identifier)
+    for payload in PAYLOADS:
+        await compressing.call("broadcast", stream, payload)
+    for client in clients:
+        assert await client.messages(identifier, len(PAYLOADS)) == PAYLOADS
+    for factory in (factories[0], factories[2]):
+        assert factory.agreed is not None
+        assert factory.agreed.compressed[-len(PAYLOADS) :] == COMPRESSED
+
+
+async def test_what_was_missed_is_compressed_too_and_whoever_comes_back_may_agree_to_something_else(
+    compressing: Server, connect: Connect
+) -> None:
+    stream = unique("missed")
+    identifier = identify("StreamChannel", streams=[stream])
+    client = await connect(compressing, NotingFactory())
+    await client.subscribe(identifier)
+    await compressing.call("broadcast", stream, "first")
+    first = await client.expect({"message": "first"})
+    await client.cut()
+    for payload in PAYLOADS:
+        await compressing.call("broadcast", stream, payload)
+    history = {"streams": {first["stream_id"]: {"epoch": first["epoch"], "offset": first["offset"]}}}
+    for extensions in ([], [NotingFactory()]):
+        again = await connect(compressing, *extensions, sid=client.sid)
+        assert again.welcome["restored"]
+        await again.send("history", identifier, history=history)
+        frames = await again.until({"type": "confirm_history"})
+        assert [frame["message"] for frame in frames if "message" in frame] == PAYLOADS
+        for factory in extensions:
+            assert factory.agreed is not None
+            assert sum(factory.agreed.compressed) >= 3
+        client = again
+        await client.cut()
+
+
+async def test_commands_may_come_compressed(compressing: Server, connect: Connect) -> None:
+    factory = NotingFactory()
+    client = await connect(compressing, factory)
+    identifier = await client.subscribe(identify("EchoChannel"))
+    for text in ("again and again " * 500, "short"):
+        await client.perform(identifier, "echo", text=text)
+        (message,) = await client.messages(identifier, 1)
+        assert message["echo"]["text"] == text
+
+
+@pytest.mark.parametrize(("size", "fragments"), [(200_000_000, 1), (3_000_000, 50)])
+async def test_a_small_message_that_becomes_large_is_refused_before_it_is(
+    compressing: Server, connect: Connect, size: int, fragments: int
+) -> None:
+    """The connection ends, at four times MAX_MESSAGE_SIZE (256 KiB); the server does not take the memory."""
+    client = await connect(compressing, NotingFactory())
+    other = await connect(compressing)
+    before = compressing.rss
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -WINDOW_BITS)
+    bomb = b"".join(compressor.compress(bytes(size // 100)) for _ in range(100)) + compressor.flush()
+    assert len(bomb) < size / 500
+    step = -(-len(bomb) // fragments)
+    frames = bytearray()
+    for start in range(0, len(bomb), step):
+        opcode, rsv1 = (Opcode.CONT, 0) if start else (Opcode.TEXT, 0x40)
+        data = Frame(opcode, bomb[start : start + step], fin=start + step >= len(bomb)).serialize(mask=True)
+        frames += bytes((data[0] | rsv1, *data[1:]))
+    client.socket.transport.write(frames)
+    # None: what the server had not read yet when it closed made that a reset.
+    assert await client.closed() in (1009, None)
+    assert compressing.rss - before < 50_000_000
+    await other.nothing()
+
+
+async def test_a_server_by_itself_goes_on_as_it_does(server: Server, connect: Connect) -> None:
+    """uvicorn's own protocol compresses for each client, daphne does not; frames of ours are plain."""
+    stream = unique("own")
+    identifier = identify("StreamChannel", streams=[stream])
+    factory = NotingFactory()
+    clients = [await connect(server, factory), await connect(server)]
+    assert (factory.agreed is not None) == (server.kind == "uvicorn")
+    for client in clients:
+        await client.subscribe(identifier)
+    for payload in PAYLOADS:
+        await server.call("broadcast", stream, payload)
+    for client in clients:
+        assert await client.messages(identifier, len(PAYLOADS)) == PAYLOADS
+    if factory.agreed is not None:
+        assert all(factory.agreed.compressed)
