@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="one short round: rough figures in a minute or two")
     parser.add_argument("--only", action="append", default=[], help="measure servers with this in their name")
     parser.add_argument("--connections", type=int, help="subscribers of the one stream")
+    parser.add_argument("--size", type=int, help="bytes of JSON in each message")
     parser.add_argument(
         "--url",
         action="append",
@@ -72,6 +73,8 @@ def run(options: argparse.Namespace) -> int:
     plan = QUICK if options.quick else Plan()
     if options.connections:
         plan = replace(plan, connections=options.connections)
+    if options.size:
+        plan = replace(plan, size=options.size)
     subjects = [one for one in SUBJECTS if not options.only or any(word in one.name for word in options.only)]
     program = load.build()
     with tempfile.TemporaryDirectory() as name:
@@ -100,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
                         sys.stderr.write(f"{subject.name} …\n")
                         measured["results"].append(bench.measure(subject))
     sys.stdout.write(report(measured) + "\n")
-    whole = not (options.quick or options.only or options.connections)
+    whole = not (options.quick or options.only or options.connections or options.size)
     output = options.output or (RESULTS / "fanout.json" if whole else None)
     if output is not None:
         output.write_text(json.dumps(_rounded(measured), indent=1) + "\n")

@@ -30,7 +30,9 @@ def build() -> Path:
     return program
 
 
-def clients(program: Path, url: str, *, streams: int = 1, identifier: str | None = None) -> LineProcess:
+def clients(
+    program: Path, url: str, *, streams: int = 1, identifier: str | None = None, compress: bool = False
+) -> LineProcess:
     """Start a load client.
 
     Args:
@@ -38,6 +40,9 @@ def clients(program: Path, url: str, *, streams: int = 1, identifier: str | None
         url: where the server is.
         streams: how many there are.
         identifier: what to subscribe to, with %d for the stream's number; None: the project's channel.
+        compress: whether they offer permessage-deflate, to which the server must agree.
     """
     command: list[str | Path] = [program, "-url", url, "-streams", str(streams)]
-    return LineProcess(command if identifier is None else [*command, "-identifier", identifier])
+    if identifier is not None:
+        command += ["-identifier", identifier]
+    return LineProcess([*command, "-compress"] if compress else command)

@@ -21,8 +21,6 @@ from .load import clients
 from .process import memory, usage
 from .servers import FLOOR, OTHER, Running, Subject, Way, running
 
-#: What the load client and the publisher put into each message besides its number and time, in bytes.
-PADDING = 200
 #: Connections before a server is measured: what its first ones cost is no matter of their number.
 WARM = 50
 
@@ -41,6 +39,7 @@ class Plan:
         idle: seconds after connecting, in which pings go on.
         signed_in: connections with a session.
         small_streams: how many there are; with two subscribers each, and as many broadcasts a second.
+        size: bytes of JSON in each message besides its number and time.
     """
 
     connections: int = 1000
@@ -50,6 +49,7 @@ class Plan:
     idle: float = 4
     signed_in: int = 300
     small_streams: int = 500
+    size: int = 200
 
 
 QUICK = Plan(rounds=1, seconds=1.5, burst=60, idle=3, signed_in=100, small_streams=250)
@@ -91,7 +91,7 @@ class Bench:
         result: Result = {"name": subject.name, "server": subject.kind, "ways": []}
         log = self._folder / "server.log"
         with running(subject, self._environment, log) as server:
-            with self._clients(server, identifier=subject.identifier) as load:
+            with self._clients(server, identifier=subject.identifier, compress=subject.compress) as load:
                 result |= self._connections(server, load)
                 result["ways"] = self._ways(_Target(subject, server, load))
                 load.ask("close")
@@ -166,14 +166,15 @@ class Bench:
 
     def _round(self, target: _Target, way: Way, rate: float, messages: int) -> Result:
         """Broadcast to all clients of one stream, and return what that cost."""
+        plan = self.plan
         first, self._first = self._first, self._first + messages
         before, floor_before = usage(target.server.pid), target.floor_seconds(way)
         if way is OTHER:
             target.load.ask("expect")
-            self._publisher.ask("publish", messages=messages, first=first, rate=rate, streams=1, size=PADDING)
+            self._publisher.ask("publish", messages=messages, first=first, rate=rate, streams=1, size=plan.size)
             seen = target.load.ask("await", messages=messages, first=first)
         else:
-            options = {"post": target.server.http + (way.path or ""), "key": way.key, "size": PADDING}
+            options = {"post": target.server.http + (way.path or ""), "key": way.key, "size": plan.size}
             seen = target.load.ask("post", messages=messages, first=first, rate=rate, **options)
         spent = usage(target.server.pid) - before
         delivered = max(seen["delivered"], 1)
@@ -185,6 +186,7 @@ class Bench:
             "disordered": seen["disordered"],
             "posts_failed": seen.get("posts_failed", 0),
             "frame_bytes": seen["frame_bytes"],
+            "wire_bytes": seen["wire_bytes"],
             **{name: seen[name] for name in ("p50_ms", "p99_ms", "max_ms")},
         }
 
@@ -198,7 +200,7 @@ class Bench:
             before = usage(server.pid)
             load.ask("expect")
             options = {"rate": streams, "streams": streams}
-            took = self._publisher.ask("publish", messages=messages, first=0, size=PADDING, **options)
+            took = self._publisher.ask("publish", messages=messages, first=0, size=self.plan.size, **options)
             seen = load.ask("await", messages=messages)
             spent = usage(server.pid) - before
             load.ask("close")

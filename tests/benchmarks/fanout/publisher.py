@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -17,13 +18,30 @@ from django.contrib.sessions.backends.db import SessionStore  # noqa: E402
 
 from reliable_cable import broadcast  # noqa: E402
 
+WORDS = (
+    "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but "
+    "not what all were we when your can said there use an each which she do how their if will up other about out many"
+).split()
+
+
+def records(seed: int, size: int) -> list[dict[str, Any]]:
+    """Return records that are about so many bytes of JSON, in which a compressor finds what it finds in others."""
+    chance = random.Random(seed)
+    made: list[dict[str, Any]] = []
+    left = size - 1
+    while left > 0:
+        text = " ".join(chance.choices(WORDS, k=9))
+        made.append({"id": chance.randrange(10**6), "user": chance.choice(WORDS), "text": text})
+        left -= len(json.dumps(made[-1], separators=(",", ":"))) + 1
+    made[-1]["text"] = text[: left or None]
+    return made
+
 
 def publish(messages: int, first: int, rate: float, streams: int, size: int, prefix: str = "bench") -> dict[str, Any]:
     """Broadcast: message number n to stream n modulo `streams`; `rate` a second, or one after the other."""
-    pad = "x" * size
     started = time.monotonic()
     for count, number in enumerate(range(first, first + messages), 1):
-        broadcast(f"{prefix}{number % streams}", {"n": number, "ts": time.time_ns(), "pad": pad})
+        broadcast(f"{prefix}{number % streams}", {"n": number, "ts": time.time_ns(), "pad": records(number, size)})
         if rate:
             time.sleep(max(0.0, started + count / rate - time.monotonic()))
     return {"seconds": time.monotonic() - started}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import Any
 
-HEAD = ("", "broadcast by", "20/s µs", "floors", "b2b µs", "floors", "p50 ms", "p99 ms")
+HEAD = ("", "broadcast by", "20/s µs", "floors", "b2b µs", "floors", "p50 ms", "p99 ms", "bytes")
 COSTS = ("", "connect µs", "signed in µs", "idle µs/s", "memory KiB")
 SMALL = ("", "streams", "per s", "µs", "p50 ms", "p99 ms", "max ms")
 
@@ -28,6 +28,7 @@ def fan_out(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                     _floors(burst) if burst else "",
                     f"{paced['p50_ms']:.1f}",
                     f"{paced['p99_ms']:.1f}",
+                    f"{paced['wire_bytes']:.0f}",
                 )
             )
     return rows
@@ -106,8 +107,8 @@ def report(measured: Mapping[str, Any]) -> str:
     results = measured["results"]
     parts = [
         f"{measured['plan']['connections']} subscribers of one stream, {measured['environment']['floor']}. CPU of the "
-        "server's process tree per delivered message, in µs, kernel included. In multiples of the floor beside it: the "
-        "whole process that sends from C, and in brackets its loop of send() alone.",
+        "server's process tree per delivered message, in µs, kernel included; bytes: of its frame, on the wire. In "
+        "multiples of the floor beside it: the whole process that sends from C; in brackets, its loop of send() alone.",
     ]
     for kind, words in {"paced": "20 broadcasts/s", "back_to_back": "back to back"}.items():
         whole, loop = floors(results, kind, "floor_process_us"), floors(results, kind, "floor_us")

@@ -17,6 +17,7 @@ from tests.support.server import PATIENCE, ROOT, free_port
 PROJECT = "tests.benchmarks.project.asgi:application"
 BARE = "tests.benchmarks.fanout.bare:application"
 FRAMES = "reliable_cable.servers.uvicorn:CableWebSocketProtocol"
+COMPRESSED = "reliable_cable.servers.deflate:CompressingWebSocketProtocol"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Subject:
         back_to_back: whether it is measured with as many as it takes, too.
         small_streams: whether it is measured with many small streams, too.
         signed_in: whether it is measured with clients that are logged in, too.
+        compress: whether its clients offer permessage-deflate.
         identifier: what to subscribe to; None: the project's channel.
         url: of the WebSocket, of one that runs already.
         post: where its broadcasts are posted.
@@ -69,6 +71,7 @@ class Subject:
     back_to_back: bool = True
     small_streams: bool = False
     signed_in: bool = False
+    compress: bool = False
     identifier: str | None = None
     url: str = ""
     post: str = ""
@@ -97,6 +100,12 @@ def cable(name: str, kind: str, application: str = "cable", **options: tuple[str
         signed_in=True,
         **options,  # type: ignore[arg-type]
     )
+
+
+def compressing(name: str, *options: str) -> Subject:
+    """Return this project on uvicorn, with clients that take what is compressed."""
+    variables = {"CABLE_BENCH_APPLICATION": "cable"}
+    return Subject(name, "uvicorn", PROJECT, (OTHER,), options, variables, compress=True)
 
 
 def behind_auth(kind: str) -> Subject:
@@ -128,6 +137,8 @@ SUBJECTS = (
     behind_auth("daphne"),
     cable("reliable_cable, uvicorn with frames", "uvicorn", options=("--ws", FRAMES), small_streams=True),
     cable("reliable_cable, uvicorn", "uvicorn"),
+    compressing("reliable_cable, uvicorn with frames, compressed once", "--ws", COMPRESSED),
+    compressing("reliable_cable, uvicorn, compressed for each"),
     cable("reliable_cable, daphne", "daphne", small_streams=True),
     cable("reliable_cable, daphne by ASGI send", "daphne", "plain"),
     stock("uvicorn", "channels_redis.pubsub.RedisPubSubChannelLayer"),

@@ -32,6 +32,7 @@ var (
 	protocol   = flag.String("protocol", "actioncable-v1-ext-json", "the subprotocol to ask for")
 	identifier = flag.String("identifier", `{"channel":"BenchChannel","stream":"bench%d"}`, "%d is the stream's number")
 	streams    = flag.Int("streams", 1, "how many there are; connection i subscribes to number i % streams")
+	compress   = flag.Bool("compress", false, "offer permessage-deflate; it is an error if the server does not agree")
 	sources    = flag.Int("sources", 4, "loopback addresses to connect from: one has too few ports for many connections")
 )
 
@@ -56,8 +57,9 @@ type command struct {
 }
 
 type connection struct {
-	stream int
-	socket net.Conn
+	stream   int
+	socket   net.Conn
+	deflated *inflater
 }
 
 var (
@@ -65,12 +67,12 @@ var (
 	ended       sync.WaitGroup
 
 	// What is counted between `expect` and `await`.
-	delivered, bytesRead, disordered, pings atomic.Int64
-	latencies                               [steps]atomic.Int32
+	delivered, bytesRead, wireRead, disordered, pings atomic.Int64
+	latencies                                         [steps]atomic.Int32
 )
 
-// dial opens a WebSocket, and returns it with what was read already.
-func dial(number int, cookie string) (net.Conn, *bufio.Reader, error) {
+// dial opens a WebSocket, and returns it with what was read already, and with what was agreed on for its messages.
+func dial(number int, cookie string) (net.Conn, *bufio.Reader, *inflater, error) {
 	host, path, _ := strings.Cut(strings.TrimPrefix(*address, "ws://"), "/")
 	dialer := net.Dialer{
 		Timeout:   patience,
@@ -78,7 +80,7 @@ func dial(number int, cookie string) (net.Conn, *bufio.Reader, error) {
 	}
 	socket, err := dialer.Dial("tcp", host)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	request := "GET /" + path + " HTTP/1.1\r\nHost: " + host + "\r\nOrigin: http://" + host +
 		"\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13" +
@@ -86,27 +88,37 @@ func dial(number int, cookie string) (net.Conn, *bufio.Reader, error) {
 	if cookie != "" {
 		request += "Cookie: " + cookie + "\r\n"
 	}
+	if *compress {
+		request += "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
+	}
 	if _, err = socket.Write([]byte(request + "\r\n")); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	reader := bufio.NewReaderSize(socket, 1024)
 	response, err := http.ReadResponse(reader, nil)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if response.StatusCode != http.StatusSwitchingProtocols {
-		return nil, nil, fmt.Errorf("answered %s", response.Status)
+		return nil, nil, nil, fmt.Errorf("answered %s", response.Status)
 	}
-	return socket, reader, nil
+	if !*compress {
+		return socket, reader, nil, nil
+	}
+	agreed := response.Header.Get("Sec-WebSocket-Extensions")
+	if !strings.HasPrefix(agreed, "permessage-deflate") {
+		return nil, nil, nil, fmt.Errorf("agreed to %q", agreed)
+	}
+	return socket, reader, &inflater{takeover: !strings.Contains(agreed, "server_no_context_takeover")}, nil
 }
 
-// readFrame reads one frame of a server, which is not masked; a message is one frame.
-func readFrame(reader *bufio.Reader, buffer []byte) (opcode byte, payload []byte, err error) {
+// readFrame reads one frame of a server, which is not masked; a message is one frame. The size is that of all of it.
+func readFrame(reader *bufio.Reader, buffer []byte) (opcode byte, deflated bool, payload []byte, wire int, err error) {
 	var head [8]byte
 	if _, err = io.ReadFull(reader, head[:2]); err != nil {
 		return
 	}
-	opcode = head[0] & 0x0f
+	opcode, deflated = head[0]&0x0f, head[0]&0x40 != 0
 	size := uint64(head[1])
 	more := map[uint64]int{126: 2, 127: 8}[size]
 	if more > 0 {
@@ -121,7 +133,7 @@ func readFrame(reader *bufio.Reader, buffer []byte) (opcode byte, payload []byte
 	if uint64(cap(buffer)) < size {
 		buffer = make([]byte, size)
 	}
-	payload = buffer[:size]
+	payload, wire = buffer[:size], 2+more+int(size)
 	_, err = io.ReadFull(reader, payload)
 	return
 }
@@ -153,7 +165,7 @@ func number(text []byte, key string) int64 {
 	return value
 }
 
-func arrived(payload []byte, sent int64, last int64) int64 {
+func arrived(payload []byte, wire int, sent int64, last int64) int64 {
 	place := int64(time.Now().UnixNano()-sent) / int64(step)
 	latencies[min(max(place, 0), steps-1)].Add(1)
 	position := number(payload, `"n":`)
@@ -161,6 +173,7 @@ func arrived(payload []byte, sent int64, last int64) int64 {
 		disordered.Add(1)
 	}
 	bytesRead.Add(int64(len(payload)))
+	wireRead.Add(int64(wire))
 	delivered.Add(1)
 	return position
 }
@@ -179,7 +192,10 @@ func (c *connection) serve(reader *bufio.Reader, ready chan<- error) {
 		}
 	}
 	for {
-		opcode, payload, err := readFrame(reader, buffer)
+		opcode, deflated, payload, wire, err := readFrame(reader, buffer)
+		if err == nil && deflated {
+			payload, err = c.deflated.inflate(payload)
+		}
 		switch {
 		case err != nil:
 			say(err)
@@ -192,7 +208,7 @@ func (c *connection) serve(reader *bufio.Reader, ready chan<- error) {
 			continue
 		}
 		if sent := number(payload, `"ts":`); sent >= 0 {
-			last = arrived(payload, sent, last)
+			last = arrived(payload, wire, sent, last)
 			continue
 		}
 		text := string(payload)
@@ -219,13 +235,13 @@ func connect(count int, cookie string) map[string]any {
 	for i := 0; i < count; i++ {
 		go func(number int) {
 			slots <- true
-			socket, reader, err := dial(number, cookie)
+			socket, reader, deflated, err := dial(number, cookie)
 			if err != nil {
 				<-slots
 				ready <- err
 				return
 			}
-			c := &connection{number % *streams, socket}
+			c := &connection{number % *streams, socket, deflated}
 			mutex.Lock()
 			connections = append(connections, c)
 			mutex.Unlock()
@@ -252,6 +268,7 @@ func connect(count int, cookie string) map[string]any {
 func reset() {
 	delivered.Store(0)
 	bytesRead.Store(0)
+	wireRead.Store(0)
 	disordered.Store(0)
 	pings.Store(0)
 	for i := range latencies {
@@ -285,6 +302,7 @@ func await(first, messages int) map[string]any {
 	result := map[string]any{
 		"delivered": count, "expected": wanted, "disordered": disordered.Load(), "pings": pings.Load(),
 		"frame_bytes": float64(bytesRead.Load()) / float64(max(count, 1)),
+		"wire_bytes":  float64(wireRead.Load()) / float64(max(count, 1)),
 	}
 	for name, share := range map[string]float64{"p50_ms": 0.5, "p99_ms": 0.99, "max_ms": 1} {
 		result[name] = quantile(share, count)
