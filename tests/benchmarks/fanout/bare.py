@@ -92,7 +92,10 @@ class Hub:
         """Broadcast, or tell what the floor was."""
         status, answer = 201, b""
         if scope["path"] == "/_broadcast":
-            body = json.loads((await receive())["body"])
+            parts = [await receive()]
+            while parts[-1].get("more_body"):
+                parts.append(await receive())
+            body = json.loads(b"".join(part["body"] for part in parts))
             way = parse_qs(scope["query_string"].decode()).get("way", ["send"])[0]
             readers = self.streams.get(body["stream"])
             if readers is not None:
