@@ -20,7 +20,7 @@ from .protocol.recovery import StreamEntry, Verdict, judge
 from .streams.base import Published, Transient
 
 #: Readers who are sent something in one turn of the event loop, at most; and bytes that count as one more reader.
-SLICE = 500
+SLICE = 250
 SLICE_UNIT = 8 * 1024
 
 #: Messages that go out in one write, at most, and characters of their payloads unless it is one.
