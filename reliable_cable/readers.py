@@ -27,6 +27,10 @@ SLICE_UNIT = 8 * 1024
 MAX_BATCH = 32
 MAX_BATCH_SIZE = 16 * 1024
 
+#: Seconds that a stream rests after sending something took as long; shorter ones are none.
+REST_LEAST = 0.002
+REST_MOST = 0.02
+
 #: Characters of announced messages that are kept while those before them are read.
 MAX_EARLY = 4 * 1024 * 1024
 
@@ -318,9 +322,12 @@ class HubStream:
         self._sending = loop.create_task(self._send_outgoing()) if self._outgoing else None
 
     async def _send_outgoing(self) -> None:
-        room = SLICE
+        loop = asyncio.get_running_loop()
+        rest = 0.0
         try:
-            while self._outgoing:
+            room = SLICE
+            while self._outgoing and not rest:
+                started = loop.time()
                 batch = Batch(self._next())
                 for group in list(self.groups.values()):
                     parcel = group.pack(batch)
@@ -333,8 +340,12 @@ class HubStream:
                         if room <= 0:
                             await asyncio.sleep(0)
                             room = SLICE
+                took = loop.time() - started
+                if took >= REST_LEAST and len(self._outgoing) < MAX_BATCH:
+                    rest = min(took, REST_MOST)
         finally:
-            self._sending = None
+            # Whoever keeps the loop busy leaves it to others for as long, and has more to send at once then.
+            self._sending = loop.call_later(rest, self._go_on, loop) if rest else None
 
     def _next(self) -> list[Numbered | Transient]:
         """Take what goes out together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from itertools import count
 from typing import Any
 
@@ -21,6 +22,8 @@ from tests.unit.test_hub import Harness, offsets
 @pytest.fixture(autouse=True)
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "SLICE", 2)
+    # However busy the machine is.
+    monkeypatch.setattr(readers, "REST_LEAST", math.inf)
 
 
 async def turns(count: int = 100) -> None:
@@ -101,6 +104,34 @@ async def test_one_write_has_so_many_messages_and_characters_at_most(monkeypatch
         harness.hub.deliver(harness.append(data))
     await turns()
     assert one.log == [[1], [2], [3, 4, 5], [6, 7, 8], [9], [10]]
+
+
+async def test_a_stream_that_kept_the_loop_busy_rests_as_long_and_what_comes_meanwhile_goes_out_in_one_write(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(readers, "REST_LEAST", 0.002)
+    now = 100.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    harness = Harness()
+    here = [await Written(harness).come() for _ in range(5)]
+    await harness.publish()
+    await turns()
+    assert here[4].log == [[1]]
+    harness.hub.deliver(harness.append())
+    while len(here[4].log) < 2:
+        now += 0.003
+        await asyncio.sleep(0)
+    await turns()
+    for _ in range(3):
+        harness.hub.deliver(harness.append())
+        await turns()
+    assert [one.log for one in here] == [[[1], [2]]] * 5
+    now += 0.005
+    await turns()
+    assert [one.log for one in here] == [[[1], [2]]] * 5
+    now += 0.002
+    await turns()
+    assert [one.log for one in here] == [[[1], [2], [3, 4, 5]]] * 5
 
 
 async def test_of_what_goes_out_together_everybody_gets_what_is_for_him() -> None:
