@@ -24,8 +24,8 @@ SLICE = 250
 SLICE_UNIT = 8 * 1024
 
 #: Messages that go out in one write, at most, and characters of their payloads unless it is one.
-MAX_BATCH = 32
-MAX_BATCH_SIZE = 16 * 1024
+MAX_BATCH = 100
+MAX_BATCH_SIZE = 32 * 1024
 
 #: Seconds that a stream rests after sending something took as long; shorter ones are none.
 REST_LEAST = 0.002
