@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +19,17 @@ from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, Verdict, judge
 from .streams.base import Published, Transient
 
-#: Readers who are sent a message in one turn of the event loop.
-SLICE = 500
+#: Readers who are sent something in one turn of the event loop, at most; and bytes that count as one more reader.
+SLICE = 250
+SLICE_UNIT = 8 * 1024
+
+#: Messages that go out in one write, at most, and characters of their payloads unless it is one.
+MAX_BATCH = 100
+MAX_BATCH_SIZE = 32 * 1024
+
+#: Seconds that a stream rests after sending something took as long; shorter ones are none.
+REST_LEAST = 0.002
+REST_MOST = 0.02
 
 #: Characters of announced messages that are kept while those before them are read.
 MAX_EARLY = 4 * 1024 * 1024
@@ -109,41 +118,15 @@ class Group:
         """Return a message without a position as a frame."""
         return self.form(messages.transmission(self.identifier, data))
 
-    def send_entry(self, readers: Iterable[Reader], item: Numbered) -> None:
-        """Send a numbered message to those readers who live where it comes next."""
-        entry, former, position = item.entry, item.former, item.position
-        frame: Frame | None = None
-        wire = b""
-        for reader in readers:
-            # Whoever came to live meanwhile stands elsewhere, and was sent it from the store.
-            if not reader.live or reader.position is not former:
-                continue
-            reader.position = position
-            if entry.exclude and entry.exclude in reader.sids:
-                continue
-            if frame is None:
-                frame = self.encode(position.epoch, entry.offset, entry.data)
-                wire = frame.wire
-            write = reader.outbox.ready
-            if write is None:
-                reader.outbox.push(frame)
-                continue
-            try:
-                write(wire)
-            except Exception:
-                reader.outbox.failed()
-
-    def send_transient(self, readers: Iterable[Reader], event: Transient) -> None:
-        """Send a message without a position: after the replay, to those who are in one."""
-        frame: Frame | None = None
-        for reader in readers:
-            if not reader.announced or (event.exclude and event.exclude in reader.sids):
-                continue
-            frame = frame or self.transmission(event.data)
-            if reader.live:
-                reader.outbox.push(frame)
-            elif len(reader.held) < MAX_HELD:
-                reader.held.append(frame)
+    def pack(self, batch: Batch) -> Parcel:
+        """Return messages as the frames that each reader of the group is sent."""
+        frames = [
+            self.encode(item.position.epoch, item.entry.offset, item.entry.data)
+            if isinstance(item, Numbered)
+            else self.transmission(item.data)
+            for item in batch.items
+        ]
+        return Parcel(batch, frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +142,82 @@ class Numbered:
     entry: StreamEntry
     former: StreamPosition | None
     position: StreamPosition
+
+
+class Batch:
+    """Messages of a stream that follow one another.
+
+    Args:
+        items: at least one.
+    """
+
+    __slots__ = ("excluded", "former", "items", "position")
+
+    def __init__(self, items: Sequence[Numbered | Transient]) -> None:
+        numbered = [item for item in items if isinstance(item, Numbered)]
+        self.items = items
+        #: Where readers stand before and behind it; None if nothing in it has a position.
+        self.former = numbered[0].former if numbered else None
+        self.position = numbered[-1].position if numbered else None
+        #: Sessions that are not sent all of it.
+        self.excluded = frozenset(
+            exclude for item in items if (exclude := (item.entry if isinstance(item, Numbered) else item).exclude)
+        )
+
+
+class Parcel:
+    """A batch as the readers of one group are sent it.
+
+    Args:
+        batch: the messages.
+        frames: each of them as a frame.
+    """
+
+    __slots__ = ("_batch", "_block", "_frames", "weight")
+
+    def __init__(self, batch: Batch, frames: Sequence[Frame]) -> None:
+        self._batch = batch
+        self._frames = frames
+        #: What is written at once.
+        self._block = frames[0].wire if len(frames) == 1 else b"".join([frame.wire for frame in frames])
+        #: What a reader counts of a slice.
+        self.weight = _weight(len(self._block))
+
+    def send(self, readers: Iterable[Reader]) -> None:
+        """Send all of it to those readers who live where it comes next, and to the others what is for them."""
+        former, position, some = self._batch.former, self._batch.position, self._batch.excluded
+        numbered = position is not None
+        block = self._block
+        for reader in readers:
+            # Whoever came to live meanwhile stands elsewhere, and was sent the first of it from the store.
+            if not reader.live or (reader.position is not former and numbered) or (some and _among(reader.sids, some)):
+                self._send_singly(reader)
+                continue
+            if position is not None:
+                reader.position = position
+            write = reader.outbox.ready
+            if write is None:
+                for frame in self._frames:
+                    reader.outbox.push(frame)
+                continue
+            try:
+                write(block)
+            except Exception:
+                reader.outbox.failed()
+
+    def _send_singly(self, reader: Reader) -> None:
+        for item, frame in zip(self._batch.items, self._frames, strict=True):
+            if isinstance(item, Numbered):
+                if not reader.live or reader.position is not item.former:
+                    continue
+                reader.position = item.position
+                if not (item.entry.exclude and item.entry.exclude in reader.sids):
+                    reader.outbox.push(frame)
+            elif reader.announced and not (item.exclude and item.exclude in reader.sids):
+                if reader.live:
+                    reader.outbox.push(frame)
+                elif len(reader.held) < MAX_HELD:
+                    reader.held.append(frame)  # for after the replay that it is in
 
 
 class Ear(Protocol):
@@ -205,7 +264,8 @@ class HubStream:
         self._early: list[Published] = []
         self._early_size = 0
         self._outgoing: deque[Numbered | Transient] = deque()
-        self._sending: asyncio.Task[None] | None = None
+        #: What goes on with it: after this turn of the event loop, or in those that follow.
+        self._sending: asyncio.Handle | asyncio.Task[None] | None = None
 
     def group(self, reader: Reader) -> Group:
         """Return the group that a reader belongs to."""
@@ -256,25 +316,58 @@ class HubStream:
         self._send(event)
 
     def _send(self, item: Numbered | Transient) -> None:
-        if self._sending is None and self.uses <= SLICE:
+        loop = asyncio.get_running_loop()
+        if self._sending is not None:
+            self._outgoing.append(item)
+        elif self.uses * _weight(_size(item)) <= SLICE:
+            batch = Batch([item])
             for group in self.groups.values():
-                _send_to(group, group.readers, item)
-            return
-        self._outgoing.append(item)
-        if self._sending is None:
-            self._sending = asyncio.get_running_loop().create_task(self._send_outgoing())
+                group.pack(batch).send(group.readers)
+            # Whatever else comes in this turn goes out together.
+            self._sending = loop.call_soon(self._go_on, loop)
+        else:
+            self._outgoing.append(item)
+            self._go_on(loop)
+
+    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sending = loop.create_task(self._send_outgoing()) if self._outgoing else None
 
     async def _send_outgoing(self) -> None:
+        loop = asyncio.get_running_loop()
+        rest = 0.0
         try:
-            while self._outgoing:
-                item = self._outgoing.popleft()
+            room = SLICE
+            while self._outgoing and not rest:
+                started = loop.time()
+                batch = Batch(self._next())
                 for group in list(self.groups.values()):
+                    parcel = group.pack(batch)
                     readers = list(group.readers)
-                    for start in range(0, len(readers), SLICE):
-                        _send_to(group, readers[start : start + SLICE], item)
-                        await asyncio.sleep(0)
+                    while readers:
+                        some = readers[: max(1, room // parcel.weight)]
+                        parcel.send(some)
+                        del readers[: len(some)]
+                        room -= len(some) * parcel.weight
+                        if room <= 0:
+                            await asyncio.sleep(0)
+                            room = SLICE
+                took = loop.time() - started
+                if took >= REST_LEAST and len(self._outgoing) < MAX_BATCH:
+                    rest = min(took, REST_MOST)
         finally:
-            self._sending = None
+            # Whoever keeps the loop busy leaves it to others for as long, and has more to send at once then.
+            self._sending = loop.call_later(rest, self._go_on, loop) if rest else None
+
+    def _next(self) -> list[Numbered | Transient]:
+        """Take what goes out together."""
+        items = [self._outgoing.popleft()]
+        size = _size(items[0])
+        while self._outgoing and len(items) < MAX_BATCH:
+            size += _size(self._outgoing[0])
+            if size > MAX_BATCH_SIZE:
+                break
+            items.append(self._outgoing.popleft())
+        return items
 
     def send_presence(self, message: str) -> None:
         """Send a join or leave to every reader that presence is for."""
@@ -309,8 +402,13 @@ def _group_key(reader: Reader) -> GroupKey:
     return reader.identifier, reader.stream_id, reader.outbox.form
 
 
-def _send_to(group: Group, readers: Iterable[Reader], item: Numbered | Transient) -> None:
-    if isinstance(item, Numbered):
-        group.send_entry(readers, item)
-    else:
-        group.send_transient(readers, item)
+def _size(item: Numbered | Transient) -> int:
+    return len(item.entry.data if isinstance(item, Numbered) else item.data)
+
+
+def _weight(size: int) -> int:
+    return 1 + size // SLICE_UNIT
+
+
+def _among(sids: Collection[str], some: frozenset[str]) -> bool:
+    return not some.isdisjoint(sids)

