@@ -225,8 +225,8 @@ async def test_a_broadcast_is_compressed_once_for_all_who_agreed_and_for_nobody_
     harness.hub.deliver(harness.append(LONG))
     harness.hub.deliver(Transient("s", LONG, ""))
     async with asyncio.timeout(5):
-        while any(len(one.read()) < 3 for one in all_kinds):
-            await asyncio.sleep(0)  # noqa: ASYNC110 - a turn of the event loop, in which they go out
+        while any(len(one.read()) < 3 for one in all_kinds):  # noqa: ASYNC110 - turns of the event loop
+            await asyncio.sleep(0)
     for one in all_kinds:
         assert [frame["message"] for frame in one.read()] == [json.loads(LONG)] * 3
     first, plain, second, other = (one.writes for one in all_kinds)
