@@ -101,8 +101,8 @@ class Server:
         if not shared:
             shutil.copy(template, self.database)
         self.environment = environment(self.database, settings, **variables)
-        # So each server is started both ways: by its own command, and by ours.
-        self._by_ours = "REDIS_URL" in (settings or {})
+        # So both are served: the servers as their own commands start them, and as ours do.
+        self._writes_frames = "REDIS_URL" in (settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -187,9 +187,9 @@ class Server:
     def _command(self) -> list[str]:
         application = f"{PROJECT}.asgi:application"
         if self.kind == "daphne":
-            module = "reliable_cable.servers.paced_daphne" if self._by_ours else "daphne"
+            module = "reliable_cable.servers.paced_daphne" if self._writes_frames else "daphne"
             return [sys.executable, "-m", module, "-b", "127.0.0.1", "-p", str(self.port), application]
-        if self._by_ours:
+        if self._writes_frames:
             return [sys.executable, "-m", "django", "cable_serve", f"127.0.0.1:{self.port}"]
         return [
             *[sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(self.port), "--lifespan", "off"],

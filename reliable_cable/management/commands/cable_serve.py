@@ -48,10 +48,10 @@ class Command(BaseCommand):
             ":".join(application.rsplit(".", 1)),
             host=host.strip("[]"),
             port=int(port),
-            http=PacedHTTPProtocol,
             ws=CableWebSocketProtocol,
             # Longer ones are refused frame by frame (MAX_MESSAGE_SIZE); this bounds what one frame can cost.
             ws_max_size=4 * get_settings().max_message_size,
+            http=PacedHTTPProtocol,
             loop="uvloop" if importlib.util.find_spec("uvloop") else "auto",
             lifespan="off",
             backlog=BACKLOG,
