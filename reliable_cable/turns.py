@@ -39,17 +39,14 @@ class Turns:
         await turn
 
     def run(self, call: Callable[[], object]) -> None:
-        """Call something when its turn has come: at once where few come.
-
-        Args:
-            call: may not raise.
-        """
+        """Call something when its turn has come: at once where few come, else from the event loop."""
         if self._begin():
             call()
             return
+        loop = asyncio.get_running_loop()
 
         def go() -> bool:
-            call()
+            loop.call_soon(call)
             return True
 
         self._waiting.append(go)

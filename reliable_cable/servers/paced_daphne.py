@@ -40,10 +40,16 @@ class _Waiting(Protocol):
         self._turns.run(partial(self._begin, data))
 
     def _begin(self, data: bytes) -> None:
-        if self.transport.connected:
-            self.transport.protocol = self._protocol
-            self.transport.resumeProducing()
+        if not self.transport.connected:
+            return
+        self.transport.protocol = self._protocol
+        self.transport.resumeProducing()
+        try:
             self._protocol.dataReceived(data)
+        except Exception:
+            # As Twisted does when a protocol fails.
+            self.transport.abortConnection()
+            raise
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 - Twisted's name
         self._protocol.connectionLost(reason)

@@ -32,9 +32,15 @@ class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # o
         self.turns.run(partial(self._begin, data))
 
     def _begin(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.resume_reading()
+        if self.transport.is_closing():
+            return
+        self.transport.resume_reading()
+        try:
             super().data_received(data)
+        except Exception:
+            # As a transport does whose protocol fails.
+            self.transport.abort()
+            raise
 
     def handle_websocket_upgrade(self, *args: Any) -> None:
         """Hand the connection over and go: httptools' parser, which has our methods, would keep this alive."""

@@ -66,7 +66,7 @@ class Wire:
     def __init__(self) -> None:
         self.written: list[bytes] = []
         self.reading = True
-        self.closing = False
+        self.closing = self.aborted = False
         self.protocol: Any = None
 
     def get_extra_info(self, name: str) -> None:
@@ -89,6 +89,9 @@ class Wire:
 
     def close(self) -> None:
         self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
 
 
 class Uvicorn:
@@ -171,6 +174,28 @@ async def test_uvicorn_begins_nothing_for_who_has_gone() -> None:
         await until(lambda: len(server.began) == 2 * TURN - 1)
         await server.idle()
     assert wires[-1].written == []
+
+
+async def test_uvicorn_drops_whose_data_it_fails_on_and_begins_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = CableWebSocketProtocol.handle_connect
+
+    def fail_for_some(self: CableWebSocketProtocol, event: Any) -> None:
+        if event.path == "/fail":
+            raise ZeroDivisionError
+        connect(self, event)
+
+    monkeypatch.setattr(CableWebSocketProtocol, "handle_connect", fail_for_some)
+    failed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
+    with clock() as counting:
+        server = Uvicorn(counting)
+        wires = [server.connect() for _ in range(2 * TURN + 1)]
+        for number, wire in enumerate(wires):
+            wire.protocol.data_received(HANDSHAKE.replace(b"/cable", b"/fail") if number == TURN else HANDSHAKE)
+        await until(lambda: len(server.began) == 2 * TURN)
+        await server.idle()
+    assert [number for number, wire in enumerate(wires) if wire.aborted] == [TURN]
+    assert [type(error) for error in failed] == [ZeroDivisionError]
 
 
 async def test_uvicorns_http_protocol_goes_when_a_websocket_begins() -> None:
@@ -266,6 +291,21 @@ async def test_daphne_begins_nothing_for_who_has_gone() -> None:
         await until(lambda: recorders.made[-1].received)
     assert recorders.made[-2].lost
     assert recorders.made[-2].received == []
+
+
+async def test_daphne_drops_whose_data_it_fails_on() -> None:
+    failed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
+    with clock() as counting:
+        recorders = Recorders(counting)
+        factory = PacedFactory(recorders)
+        transports = [accept(factory) for _ in range(TURN + 2)]
+        recorders.made[-2].counting = None
+        for transport in transports:
+            transport.protocol.dataReceived(b"first")
+        await until(lambda: recorders.made[-1].received)
+    assert [transport.disconnecting for transport in transports] == [False] * TURN + [True, False]
+    assert len(failed) == 1
 
 
 async def test_a_connection_that_is_refused_and_a_port_that_closes_are_the_other_factorys_business() -> None:

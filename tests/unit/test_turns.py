@@ -53,6 +53,23 @@ async def test_calls_wait_as_coroutines_do() -> None:
     assert sorted(set(counts)) == [3, 6, 8]
 
 
+async def test_a_call_that_fails_keeps_nobody_waiting() -> None:
+    turns = Turns(1)
+    failed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
+    error = ValueError()
+
+    def fail() -> None:
+        raise error
+
+    turns.run(lambda: None)
+    for _ in range(2):
+        turns.run(fail)
+    async with asyncio.timeout(10):
+        await turns.take()
+    assert failed == [error, error]
+
+
 async def test_one_who_goes_away_keeps_nobody_waiting() -> None:
     turns = Turns(1)
     tasks = [asyncio.create_task(turns.take()) for _ in range(4)]
