@@ -25,7 +25,7 @@ from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
 from .readers import Ear, HubStream, Reader
 from .sessions.service import SessionService
 from .streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
-from .turns import Turns
+from .turns import TURN, Turns
 
 if TYPE_CHECKING:
     from .session import CableSession
@@ -34,9 +34,6 @@ logger = logging.getLogger("reliable_cable")
 
 #: Characters of history that are written to a connection at once.
 BATCH_SIZE = 64 * 1024
-
-#: Connections that begin, are restored, or are sent their history in one turn of the event loop.
-TURN = 20
 
 #: Seconds until a store that failed is asked again.
 RETRY_DELAY = 0.5

@@ -102,7 +102,7 @@ class Server:
         if not shared:
             shutil.copy(template, self.database)
         self.environment = environment(self.database, settings, **variables)
-        # So both ways of uvicorn's are served: by its own protocol, and by ours.
+        # So both are served: the servers as their own commands start them, and as ours do.
         self._writes_frames = "REDIS_URL" in (settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -188,7 +188,8 @@ class Server:
     def _command(self) -> list[str]:
         application = f"{PROJECT}.asgi:application"
         if self.kind == "daphne":
-            return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port), application]
+            module = "reliable_cable.servers.paced_daphne" if self._writes_frames else "daphne"
+            return [sys.executable, "-m", module, "-b", "127.0.0.1", "-p", str(self.port), application]
         if self._writes_frames or self.kind == "compressing":
             options = ["--compress"] if self.kind == "compressing" else []
             return [sys.executable, "-m", "django", "cable_serve", *options, f"127.0.0.1:{self.port}"]

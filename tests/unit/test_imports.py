@@ -15,9 +15,9 @@ PACKAGE = "reliable_cable"
 #: From the bottom up: a module may import its own package and the layers before its own, not its neighbours in a layer.
 #: An entry stands for a module or a whole package; where two fit, the longer one counts.
 LAYERS = (
-    ("exceptions", "identity", "signals"),
+    ("exceptions", "identity", "signals", "turns"),
     ("protocol", "conf"),
-    ("heartbeat", "turns", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
+    ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("auth", "streams", "presence", "sessions"),
     ("engine", "readers"),
     ("pages",),

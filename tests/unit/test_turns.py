@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from reliable_cable.turns import Turns
 
@@ -37,6 +38,36 @@ async def test_many_go_on_in_order_so_many_in_each_turn() -> None:
     assert [number for _, number in went] == list(range(20))
     counts = [[turn for turn, _ in went].count(turn) for turn in dict(went)]
     assert max(counts) == 3
+
+
+async def test_calls_wait_as_coroutines_do() -> None:
+    turns = Turns(3)
+    went: list[int] = []
+    for number in range(8):
+        turns.run(partial(went.append, number))
+    counts = [len(went)]
+    while len(went) < 8:
+        await asyncio.sleep(0)
+        counts.append(len(went))
+    assert went == list(range(8))
+    assert sorted(set(counts)) == [3, 6, 8]
+
+
+async def test_a_call_that_fails_keeps_nobody_waiting() -> None:
+    turns = Turns(1)
+    failed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
+    error = ValueError()
+
+    def fail() -> None:
+        raise error
+
+    turns.run(lambda: None)
+    for _ in range(2):
+        turns.run(fail)
+    async with asyncio.timeout(10):
+        await turns.take()
+    assert failed == [error, error]
 
 
 async def test_one_who_goes_away_keeps_nobody_waiting() -> None:

@@ -37,6 +37,8 @@ class Command(BaseCommand):
             import uvicorn
         except ImportError as error:
             raise CommandError("uvicorn is not installed: pip install 'reliable_cable[uvicorn]'") from error
+        from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol  # needs uvicorn
+
         host, separator, port = options["address"].rpartition(":")
         if not separator or not port.isdecimal():
             raise CommandError(f"{options['address']!r} is not an address; give host:port, as 127.0.0.1:8000.")
@@ -57,6 +59,7 @@ class Command(BaseCommand):
             ws=protocol,
             # Longer ones are refused frame by frame (MAX_MESSAGE_SIZE); this bounds what one frame can cost.
             ws_max_size=4 * get_settings().max_message_size,
+            http=PacedHTTPProtocol,
             loop="uvloop" if importlib.util.find_spec("uvloop") else "auto",
             lifespan="off",
             backlog=BACKLOG,

@@ -16,8 +16,6 @@ from tests.support.server import PATIENCE, ROOT, free_port
 
 PROJECT = "tests.benchmarks.project.asgi:application"
 BARE = "tests.benchmarks.fanout.bare:application"
-FRAMES = "reliable_cable.servers.uvicorn:CableWebSocketProtocol"
-COMPRESSED = "reliable_cable.servers.deflate:CompressingWebSocketProtocol"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Subject:
 
     Args:
         name: what the table calls it.
-        kind: "uvicorn" or "daphne"; "url" for one that runs already.
+        kind: "cable_serve", "uvicorn" or "daphne"; "url" for one that runs already.
         application: for the server's command line.
         ways: that are measured; none: only what a connection costs.
         options: more of the command line.
@@ -102,10 +100,10 @@ def cable(name: str, kind: str, application: str = "cable", **options: tuple[str
     )
 
 
-def compressing(name: str, *options: str) -> Subject:
+def compressing(name: str, kind: str, *options: str) -> Subject:
     """Return this project on uvicorn, with clients that take what is compressed."""
     variables = {"CABLE_BENCH_APPLICATION": "cable"}
-    return Subject(name, "uvicorn", PROJECT, (OTHER,), options, variables, compress=True)
+    return Subject(name, kind, PROJECT, (OTHER,), options, variables, compress=True)
 
 
 def behind_auth(kind: str) -> Subject:
@@ -135,10 +133,10 @@ SUBJECTS = (
     bare("daphne", "send", "write", "socket"),
     behind_auth("uvicorn"),
     behind_auth("daphne"),
-    cable("reliable_cable, uvicorn with frames", "uvicorn", options=("--ws", FRAMES), small_streams=True),
+    cable("reliable_cable, uvicorn with frames", "cable_serve", small_streams=True),
     cable("reliable_cable, uvicorn", "uvicorn"),
-    compressing("reliable_cable, uvicorn with frames, compressed once", "--ws", COMPRESSED),
-    compressing("reliable_cable, uvicorn, compressed for each"),
+    compressing("reliable_cable, uvicorn with frames, compressed once", "cable_serve", "--compress"),
+    compressing("reliable_cable, uvicorn, compressed for each", "uvicorn"),
     cable("reliable_cable, daphne", "daphne", small_streams=True),
     cable("reliable_cable, daphne by ASGI send", "daphne", "plain"),
     stock("uvicorn", "channels_redis.pubsub.RedisPubSubChannelLayer"),
@@ -194,10 +192,12 @@ def running(subject: Subject, environment: Mapping[str, str], log: Path) -> Iter
     port = free_port()
     command = {
         # By itself it lets 50 connections wait: of many that come at once, most would try again after seconds.
-        "daphne": ["daphne", "-v", "0", "-e", f"tcp:port={port}:interface=127.0.0.1:backlog=4096"],
+        "daphne": ["reliable_cable.servers.paced_daphne", "-v", "0", "-b", "127.0.0.1", "-p", str(port)],
+        "cable_serve": ["django", "cable_serve", f"127.0.0.1:{port}"],
         "uvicorn": ["uvicorn", "--lifespan", "off", "--log-level", "warning", "--port", str(port)],
     }[subject.kind]
-    words = [sys.executable, "-m", *command, *subject.options, subject.application]
+    application = [] if subject.kind == "cable_serve" else [subject.application]  # it is in the settings
+    words = [sys.executable, "-m", *command, *subject.options, *application]
     with log.open("ab") as output:
         process = subprocess.Popen(
             words, cwd=ROOT, env={**os.environ, **environment, **subject.variables}, stdout=output, stderr=output

@@ -10,6 +10,7 @@ SECRET_KEY = "a benchmark"
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1"]
 USE_TZ = True
+ASGI_APPLICATION = "tests.benchmarks.project.asgi.application"
 ROOT_URLCONF = "tests.benchmarks.project.urls"
 INSTALLED_APPS = [
     "daphne",

@@ -1,0 +1,97 @@
+"""daphne, which begins a few connections in each turn of the event loop, as paced_uvicorn.py does.
+
+    python -m reliable_cable.servers.paced_daphne -b 127.0.0.1 -p 8000 project.asgi:application
+
+takes whatever `daphne` takes. Needs daphne.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+# First: it installs the reactor.
+from daphne.server import Server  # isort: skip
+from daphne.cli import CommandLineInterface
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.tcp import Port
+from twisted.python.failure import Failure
+
+from reliable_cable.turns import TURN, Turns
+
+#: Connections that may wait to be accepted: many come at once after a restart. daphne by itself lets 50.
+BACKLOG = 4096
+
+
+class _Waiting(Protocol):
+    """What a connection has until its turn has come: its first data wait, and no more are read."""
+
+    transport: Any
+
+    def __init__(self, protocol: Any, turns: Turns) -> None:
+        self._protocol = protocol
+        self._turns = turns
+
+    def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
+        self._protocol.makeConnection(self.transport)
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+        self.transport.pauseProducing()
+        self._turns.run(partial(self._begin, data))
+
+    def _begin(self, data: bytes) -> None:
+        if not self.transport.connected:
+            return
+        self.transport.protocol = self._protocol
+        self.transport.resumeProducing()
+        try:
+            self._protocol.dataReceived(data)
+        except Exception:
+            # As Twisted does when a protocol fails.
+            self.transport.abortConnection()
+            raise
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:  # noqa: N802 - Twisted's name
+        self._protocol.connectionLost(reason)
+
+
+class PacedFactory(Factory):
+    """Builds the protocols of another factory, which begin when their turn has come.
+
+    Args:
+        factory: Twisted's, of a server.
+    """
+
+    def __init__(self, factory: Any) -> None:
+        self._factory = factory
+        self._turns = Turns(TURN)
+
+    def buildProtocol(self, addr: Any) -> Protocol | None:  # noqa: N802 - Twisted's name
+        """Return the protocol of a new connection."""
+        protocol = self._factory.buildProtocol(addr)
+        return None if protocol is None else _Waiting(protocol, self._turns)
+
+    def doStop(self) -> None:  # noqa: N802 - Twisted's name
+        """The port, which has begun with the other factory, closes."""
+        self._factory.doStop()
+
+
+class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
+    """daphne's server, paced."""
+
+    def listen_success(self, port: Any) -> None:
+        """Pace what a port accepts."""
+        super().listen_success(port)
+        if isinstance(port, Port):
+            port.factory = PacedFactory(port.factory)
+            port.socket.listen(BACKLOG)
+
+
+class CommandLine(CommandLineInterface):  # type: ignore[misc]  # daphne is untyped
+    """daphne's command line."""
+
+    server_class = PacedServer
+
+
+if __name__ == "__main__":
+    CommandLine.entrypoint()

@@ -1,0 +1,359 @@
+"""However many connections come at once, a few of them begin in each turn of the event loop: counted, not timed."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from daphne.server import Server
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.tcp import Port
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from reliable_cable.servers import collector
+from reliable_cable.servers.paced_daphne import BACKLOG, CommandLine, PacedFactory, PacedServer
+from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
+from reliable_cable.servers.uvicorn import CableWebSocketProtocol
+from reliable_cable.turns import TURN, Turns
+
+MANY = 5 * TURN
+HANDSHAKE = (
+    b"GET /cable HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+class Clock:
+    """Counts the turns of the event loop."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._handle = asyncio.get_running_loop().call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self.now += 1
+        self._handle = asyncio.get_running_loop().call_soon(self._tick)
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._handle.cancel()
+
+
+@contextmanager
+def clock() -> Iterator[Clock]:
+    """Count turns for as long as the block."""
+    counting = Clock()
+    try:
+        yield counting
+    finally:
+        counting.stop()
+
+
+# -- uvicorn -----------------------------------------------------------------------------------------------------------
+
+
+class Wire:
+    """An asyncio transport, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.reading = True
+        self.closing = self.aborted = False
+        self.protocol: Any = None
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def close(self) -> None:
+        self.closing = True
+
+    def abort(self) -> None:
+        self.closing = self.aborted = True
+
+
+class Uvicorn:
+    """uvicorn's part of a server: connections, and in which turn the application began for each."""
+
+    def __init__(self, counting: Clock) -> None:
+        self.began: list[int] = []
+        self._counting = counting
+        self._config = Config(self._application, interface="asgi3", log_config=None, ws=CableWebSocketProtocol)
+        self._config.load()
+        self._state = ServerState()
+        # Its turns are those of this test's event loop.
+        self._protocol = type("OfThisTest", (PacedHTTPProtocol,), {"turns": Turns(TURN)})
+
+    async def _application(self, scope: Any, receive: Any, send: Any) -> None:
+        self.began.append(self._counting.now)
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+        else:
+            await send({"type": "http.response.start", "status": 200})
+            await send({"type": "http.response.body", "body": (await receive())["body"]})
+
+    def connect(self) -> Wire:
+        """Return the transport of a new connection."""
+        wire = Wire()
+        wire.protocol = self._protocol(self._config, self._state, {}, asyncio.get_running_loop())
+        wire.protocol.connection_made(wire)
+        return wire
+
+    async def idle(self) -> None:
+        """Wait until all applications have ended that began."""
+        while self._state.tasks:
+            await asyncio.gather(*self._state.tasks)
+            await asyncio.sleep(0)
+
+
+async def until(condition: Any) -> None:
+    """Let the event loop turn until something is so."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the loop's turns are what is waited for
+            await asyncio.sleep(0)
+
+
+async def test_uvicorn_begins_a_few_websockets_in_each_turn() -> None:
+    with clock() as counting:
+        server = Uvicorn(counting)
+        wires = [server.connect() for _ in range(MANY)]
+        for wire in wires:
+            wire.protocol.data_received(HANDSHAKE)
+        assert sum(wire.reading for wire in wires) == TURN, "more data of those who wait would be kept in memory"
+        await until(lambda: len(server.began) == MANY)
+        await server.idle()
+    assert max(Counter(server.began).values()) == TURN
+    assert all(wire.written[0].startswith(b"HTTP/1.1 101 ") for wire in wires)
+    assert all(isinstance(wire.protocol, CableWebSocketProtocol) for wire in wires)
+
+
+async def test_uvicorn_reads_on_where_a_request_comes_in_pieces() -> None:
+    with clock() as counting:
+        server = Uvicorn(counting)
+        wires = [server.connect() for _ in range(2 * TURN)]
+        for wire in wires:
+            wire.protocol.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Le")
+        await until(lambda: all(wire.reading for wire in wires))
+        for wire in wires:
+            wire.protocol.data_received(b"ngth: 5\r\nConnection: close\r\n\r\nhello")
+        await until(lambda: all(wire.closing for wire in wires))
+        await server.idle()
+    assert all(b"hello" in b"".join(wire.written) for wire in wires)
+
+
+async def test_uvicorn_begins_nothing_for_who_has_gone() -> None:
+    with clock() as counting:
+        server = Uvicorn(counting)
+        wires = [server.connect() for _ in range(2 * TURN)]
+        for wire in wires:
+            wire.protocol.data_received(HANDSHAKE)
+        wires[-1].closing = True
+        wires[-1].protocol.connection_lost(None)
+        await until(lambda: len(server.began) == 2 * TURN - 1)
+        await server.idle()
+    assert wires[-1].written == []
+
+
+async def test_uvicorn_drops_whose_data_it_fails_on_and_begins_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = CableWebSocketProtocol.handle_connect
+
+    def fail_for_some(self: CableWebSocketProtocol, event: Any) -> None:
+        if event.path == "/fail":
+            raise ZeroDivisionError
+        connect(self, event)
+
+    monkeypatch.setattr(CableWebSocketProtocol, "handle_connect", fail_for_some)
+    failed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
+    with clock() as counting:
+        server = Uvicorn(counting)
+        wires = [server.connect() for _ in range(2 * TURN + 1)]
+        for number, wire in enumerate(wires):
+            wire.protocol.data_received(HANDSHAKE.replace(b"/cable", b"/fail") if number == TURN else HANDSHAKE)
+        await until(lambda: len(server.began) == 2 * TURN)
+        await server.idle()
+    assert [number for number, wire in enumerate(wires) if wire.aborted] == [TURN]
+    assert [type(error) for error in failed] == [ZeroDivisionError]
+
+
+async def test_uvicorns_http_protocol_goes_when_a_websocket_begins() -> None:
+    """httptools' parser and the protocol refer to each other: pinned is that the protocol has it as `parser`."""
+    with clock() as counting:
+        server = Uvicorn(counting)
+        wire = server.connect()
+        former = wire.protocol
+        assert former.parser is not None
+        former.data_received(HANDSHAKE)
+        assert former.parser is None
+        await until(lambda: server.began)
+        await server.idle()
+
+
+# -- daphne ------------------------------------------------------------------------------------------------------------
+
+
+class Recorder(Protocol):
+    """A protocol behind the pace."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.received: list[tuple[int, bytes]] = []
+        self.lost = False
+        self.counting: Any = None
+
+    def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
+        self.made += 1
+
+    def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
+        self.received.append((self.counting.now, data))
+
+    def connectionLost(self, reason: Failure | None = None) -> None:  # noqa: N802 - Twisted's name
+        self.lost = True
+
+
+class Recorders(Factory):
+    """Makes them."""
+
+    def __init__(self, counting: Clock | None) -> None:
+        self.made: list[Recorder] = []
+        self.stopped = False
+        self._counting = counting
+
+    def buildProtocol(self, addr: Any) -> Recorder | None:  # noqa: N802 - Twisted's name
+        if addr is None:
+            return None
+        recorder = Recorder()
+        recorder.counting = self._counting
+        self.made.append(recorder)
+        return recorder
+
+    def doStop(self) -> None:  # noqa: N802 - Twisted's name
+        self.stopped = True
+
+
+def accept(factory: PacedFactory) -> Any:
+    """Return the transport of a new connection, as Twisted makes it."""
+    transport: Any = StringTransport()  # type: ignore[no-untyped-call]
+    transport.protocol = factory.buildProtocol("an address")
+    transport.protocol.makeConnection(transport)
+    return transport
+
+
+async def test_daphne_begins_a_few_connections_in_each_turn() -> None:
+    with clock() as counting:
+        recorders = Recorders(counting)
+        factory = PacedFactory(recorders)
+        transports = [accept(factory) for _ in range(MANY)]
+        for transport in transports:
+            transport.protocol.dataReceived(b"first")
+        paused = [transport.producerState for transport in transports]
+        assert paused.count("producing") == TURN, "more data of those who wait would be kept in memory"
+        await until(lambda: all(recorder.received for recorder in recorders.made))
+    assert max(Counter(recorder.received[0][0] for recorder in recorders.made).values()) == TURN
+    assert [recorder.made for recorder in recorders.made] == [1] * MANY
+    for transport in transports:
+        assert transport.producerState == "producing"
+        transport.protocol.dataReceived(b"second")
+    assert {b"".join(data for _, data in recorder.received) for recorder in recorders.made} == {b"firstsecond"}
+
+
+async def test_daphne_begins_nothing_for_who_has_gone() -> None:
+    with clock() as counting:
+        recorders = Recorders(counting)
+        factory = PacedFactory(recorders)
+        transports = [accept(factory) for _ in range(TURN + 2)]
+        for transport in transports:
+            transport.protocol.dataReceived(b"first")
+        transports[-2].connected = False
+        transports[-2].protocol.connectionLost()
+        await until(lambda: recorders.made[-1].received)
+    assert recorders.made[-2].lost
+    assert recorders.made[-2].received == []
+
+
+async def test_daphne_drops_whose_data_it_fails_on() -> None:
+    failed: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
+    with clock() as counting:
+        recorders = Recorders(counting)
+        factory = PacedFactory(recorders)
+        transports = [accept(factory) for _ in range(TURN + 2)]
+        recorders.made[-2].counting = None
+        for transport in transports:
+            transport.protocol.dataReceived(b"first")
+        await until(lambda: recorders.made[-1].received)
+    assert [transport.disconnecting for transport in transports] == [False] * TURN + [True, False]
+    assert len(failed) == 1
+
+
+async def test_a_connection_that_is_refused_and_a_port_that_closes_are_the_other_factorys_business() -> None:
+    with clock() as counting:
+        recorders = Recorders(counting)
+        factory = PacedFactory(recorders)
+        assert factory.buildProtocol(None) is None
+        factory.doStop()
+    assert recorders.stopped
+
+
+def test_daphne_tells_its_server_of_each_port() -> None:
+    """Pinned: who makes the server, and whom it tells."""
+    assert CommandLine.server_class is PacedServer
+    assert "listen_success" in Server.run.__code__.co_names
+    server = PacedServer(application=None, endpoints=["tcp:0"])
+    port = Port(0, Recorders(None))  # type: ignore[arg-type]
+    backlogs: list[int] = []
+
+    class Socket:
+        def listen(self, backlog: int) -> None:
+            backlogs.append(backlog)
+
+    port.socket = Socket()
+    port.getHost = lambda: None  # type: ignore[method-assign]
+    server.listen_success(port)
+    assert isinstance(port.factory, PacedFactory)
+    assert backlogs == [BACKLOG]
+
+
+# -- the collector -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def thresholds() -> Iterator[tuple[int, int, int]]:
+    """The collector's, put back after the test."""
+    former = gc.get_threshold()
+    yield former
+    gc.set_threshold(*former)
+
+
+def test_full_collections_become_rarer(thresholds: tuple[int, int, int]) -> None:
+    gc.set_threshold(*thresholds[:2], collector.FORMER)
+    collector.relax()
+    assert gc.get_threshold() == (*thresholds[:2], collector.RARE)
+
+
+def test_how_often_a_project_wants_full_collections_is_left_to_it(thresholds: tuple[int, int, int]) -> None:
+    gc.set_threshold(700, 10, 12)
+    collector.relax()
+    assert gc.get_threshold() == (700, 10, 12)
