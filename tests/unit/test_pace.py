@@ -18,7 +18,9 @@ from twisted.python.failure import Failure
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from reliable_cable import consumer
 from reliable_cable.servers import collector
+from reliable_cable.servers.drain import Drain
 from reliable_cable.servers.paced_daphne import BACKLOG, CommandLine, PacedFactory, PacedServer
 from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
@@ -357,3 +359,12 @@ def test_how_often_a_project_wants_full_collections_is_left_to_it(thresholds: tu
     gc.set_threshold(700, 10, 12)
     collector.relax()
     assert gc.get_threshold() == (700, 10, 12)
+
+
+async def test_the_first_connection_of_a_server_makes_them_rarer(
+    thresholds: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Drain, "install", lambda self: True)
+    gc.set_threshold(*thresholds[:2], collector.FORMER)
+    consumer._prepare_server()
+    assert gc.get_threshold()[2] == collector.RARE
