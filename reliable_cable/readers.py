@@ -39,10 +39,13 @@ class Reader:
         sids: the session ids by which a broadcast can exclude this connection.
         lost: called when messages to a live reader are missing for good.
         presence: whether the stream's joins and leaves are for this reader.
+        behind: called when a live reader's connection takes no more for now: whoever has it called lets the reader
+            catch up. None: such a connection is dropped.
     """
 
     __slots__ = (
         "announced",
+        "behind",
         "held",
         "identifier",
         "live",
@@ -64,12 +67,14 @@ class Reader:
         lost: Callable[[], None],
         *,
         presence: bool = False,
+        behind: Callable[[], None] | None = None,
     ) -> None:
         self.outbox = outbox
         self.identifier = identifier
         self.stream_id = stream_id
         self.sids = sids
         self.lost = lost
+        self.behind = behind
         self.presence = presence
         #: Whether the client knows the subscription, so that presence events make sense to it.
         self.announced = False
@@ -78,6 +83,24 @@ class Reader:
         self.held: list[str] = []
         self.stream: HubStream | None = None
         self.position = StreamPosition("", 0)
+
+    def fall_behind(self, position: StreamPosition) -> None:
+        """Be live no more, but stand at `position`: the connection takes no more for now."""
+        self.position, self.live = position, False
+        if self.behind is not None:
+            self.behind()
+
+    def hold(self, frame: Frame) -> None:
+        """Keep a message without a position until the reader is live, within bounds."""
+        if len(self.held) < MAX_HELD and self.outbox.can_hold(len(frame)):
+            self.held.append(frame)
+            self.outbox.held += len(frame)
+
+    def let_go(self) -> list[str]:
+        """Return what was held, and hold it no more."""
+        held, self.held = self.held, []
+        self.outbox.held -= sum(map(len, held))
+        return held
 
 
 class Group:
@@ -122,7 +145,8 @@ class Group:
                 wire = frame.wire
             write = reader.outbox.ready
             if write is None:
-                reader.outbox.push(frame)
+                if not reader.outbox.push(frame, kept=reader.behind is not None):
+                    reader.fall_behind(former)
                 continue
             try:
                 write(wire)
@@ -138,8 +162,8 @@ class Group:
             frame = frame or self.transmission(event.data)
             if reader.live:
                 reader.outbox.push(frame)
-            elif len(reader.held) < MAX_HELD:
-                reader.held.append(frame)
+            else:
+                reader.hold(frame)
 
 
 @dataclass(frozen=True, slots=True)

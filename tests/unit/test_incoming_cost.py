@@ -69,7 +69,9 @@ ROOM = identifier("Room")
 
 
 @pytest.fixture(autouse=True)
-def _room(settings: Any) -> Iterator[None]:
+def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Handlers would wait for a thread now and then, if another test has left a database connection.
+    monkeypatch.setattr(threads, "_connected", set())
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     registry["Room"] = [Room]
     yield
@@ -269,7 +271,6 @@ class TestDatabaseConnections:
                 return connections.all(initialized_only=initialized_only)
 
         monkeypatch.setattr(threads, "connections", Looked)
-        monkeypatch.setattr(threads, "_connected", set())
         monkeypatch.setattr(threads, "_refreshed", 0.0)
         return found
 
