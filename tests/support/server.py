@@ -101,8 +101,8 @@ class Server:
         if not shared:
             shutil.copy(template, self.database)
         self.environment = environment(self.database, settings, **variables)
-        # So both ways of uvicorn's are served: by its own protocol, and by ours.
-        self._writes_frames = "REDIS_URL" in (settings or {})
+        # So both ways are served: as the servers start by themselves, and as we start them.
+        self._by_cable_serve = "REDIS_URL" in (settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -186,10 +186,11 @@ class Server:
 
     def _command(self) -> list[str]:
         application = f"{PROJECT}.asgi:application"
+        if self._by_cable_serve:
+            address = f"127.0.0.1:{self.port}"
+            return [sys.executable, "-m", "django", "cable_serve", "--server", self.kind, address]
         if self.kind == "daphne":
             return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port), application]
-        if self._writes_frames:
-            return [sys.executable, "-m", "django", "cable_serve", f"127.0.0.1:{self.port}"]
         return [
             *[sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(self.port), "--lifespan", "off"],
             *["--no-access-log", application],
