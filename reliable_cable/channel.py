@@ -126,6 +126,8 @@ class Reply:
     streams: list[StreamStart | StreamStop] = field(default_factory=list)
     presence: list[PresenceJoin | PresenceLeave] = field(default_factory=list)
     rejected: bool = False
+    #: Whether the state is another one than before.
+    changed: bool = False
 
 
 class ChannelPresence:
@@ -327,18 +329,27 @@ class Channel:
         return bool(self._state)
 
     def begin(self) -> Mapping[str, Any]:
-        """Start recording anew; return the state, for `undo`."""
+        """Start recording anew; return the state, for `undo`, as JSON values.
+
+        Raises:
+            ChannelError: a value is not JSON.
+        """
         self._reply = None
-        return copy.deepcopy(self._state) if self._state else {}
+        return self.dump_state()
 
     def undo(self, saved: Mapping[str, Any]) -> None:
         """Drop what was recorded and bring the state back."""
         self._reply = None
         self._state = dict(saved) or None
 
-    def take_reply(self) -> Reply:
-        """Return what was recorded, to be applied, and keep nothing of it."""
+    def take_reply(self, *, changed: bool = False) -> Reply:
+        """Return what was recorded, to be applied, and keep nothing of it.
+
+        Args:
+            changed: whether the handler changed the state.
+        """
         reply, self._reply = self.reply, None
+        reply.changed = changed
         return reply
 
     def dump_state(self) -> dict[str, Any]:

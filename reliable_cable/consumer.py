@@ -28,7 +28,7 @@ from .protocol.constants import (
     DisconnectReason,
     negotiate,
 )
-from .servers import collector, recognise
+from .servers import recognise
 from .servers.drain import Drain
 from .session import CableSession
 from .threads import run_handler
@@ -153,7 +153,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             return None
         connection = recognise(self.scope, send)
         if connection.drainable:
-            _prepare_server()
+            _install_drain()
         query_string = self.scope.get("query_string")
         query = parse_qs(query_string.decode("latin1")) if query_string else {}
         session = CableSession(
@@ -233,10 +233,9 @@ async def _run(method: Callable[..., Any], *args: Any) -> None:
         await run_handler(method, *args)
 
 
-def _prepare_server() -> None:
+def _install_drain() -> None:
     loop = asyncio.get_running_loop()
     if loop not in _drains:
-        collector.relax()
         drain = _drains[loop] = Drain(get_hub, loop)
         if not drain.install():
             logger.debug("Connections will not be drained before shutdown: this is not the main thread.")

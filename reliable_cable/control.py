@@ -22,7 +22,7 @@ from .streams.base import Message
 
 if TYPE_CHECKING:
     from .hub import Hub
-    from .readers import HubStream
+    from .hub_stream import HubStream
     from .session import CableSession
 
 logger = logging.getLogger("reliable_cable")

@@ -27,6 +27,8 @@ MAX_PENDING_COMMANDS = 1024
 
 
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
+#: Commands after which more are likely to come.
+_REPEATED = (commands.Perform, commands.Whisper)
 
 
 class _Backlog:
@@ -36,17 +38,29 @@ class _Backlog:
         size: of the frames whose commands wait, in characters.
     """
 
-    __slots__ = ("commands", "size", "subscribing")
+    __slots__ = ("commands", "lingers", "parked", "size", "subscribing")
 
     def __init__(self) -> None:
         self.commands: deque[tuple[commands.Command, int]] = deque()
         self.size = 0
         #: Identifiers whose `subscribe` is waiting or being handled.
         self.subscribing: set[str] = set()
+        #: Whether the worker waits for the next command when it has none left, and what it waits for.
+        self.lingers = True
+        self.parked: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Let the worker go on, if it waits; it ends if there is nothing to be done."""
+        if self.parked is not None and not self.parked.done():
+            self.parked.set_result(None)
 
 
 class Execution:
     """The commands of one connection.
+
+    A task runs them: so handlers have one, and the connection's end is noticed meanwhile. It lingers until the next
+    ping: a client that sends one message after another costs a task for each ping, not for each message, and an idle
+    one has none.
 
     Args:
         session: the connection's.
@@ -65,6 +79,8 @@ class Execution:
         if backlog is None:
             backlog = self._backlog = _Backlog()
             self._worker = self.session.hub.spawn(self._work(backlog))
+        else:
+            backlog.wake()
         if isinstance(command, commands.Subscribe):
             if command.identifier in backlog.subscribing:
                 return True  # repeated while the first is being handled (2)
@@ -80,9 +96,16 @@ class Execution:
         if self._backlog is not None:
             self._backlog.commands.clear()
 
+    def rest(self) -> None:
+        """Let a worker that has nothing to do end."""
+        if self._backlog is not None:
+            self._backlog.wake()
+
     async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
         """Wait until the commands so far have been handled, for at most `timeout` seconds."""
-        if self._worker is not None:
+        if self._backlog is not None and self._worker is not None:
+            self._backlog.lingers = False
+            self._backlog.wake()
             await asyncio.wait([self._worker], timeout=timeout)
 
     async def _work(self, backlog: _Backlog) -> None:
@@ -98,6 +121,10 @@ class Execution:
                     logger.exception("The command %s failed.", type(command).__name__)
                 if isinstance(command, commands.Subscribe):
                     backlog.subscribing.discard(command.identifier)
+                if backlog.lingers and not backlog.commands and isinstance(command, _REPEATED):
+                    backlog.parked = asyncio.get_running_loop().create_future()
+                    await backlog.parked
+                    backlog.parked = None
         finally:
             self._backlog = self._worker = None
 
@@ -213,7 +240,6 @@ class Execution:
 
         attribute, takes_data = method
         data = dict(command.data)
-        state = channel.dump_state()
         reply = await self.call(
             channel,
             str(name),
@@ -227,14 +253,15 @@ class Execution:
         except Exception:
             logger.exception("A stream of %s could not be opened.", subscription.identifier)
             subscription.settle()
-        if reply.streams or channel.dump_state() != state:
+        if reply.streams or reply.changed:
             # A restore, on whatever server, must know all whose effect the client has seen.
             await self.session.save()
         self._transmit(subscription.identifier, reply)
         if reply.rejected:
             await self._unsubscribe(subscription)
             return self.reject(subscription.identifier)
-        await subscription.presence.apply(reply)
+        if reply.presence:
+            await subscription.presence.apply(reply)
         if reply.streams:
             subscription.settle()
 
@@ -255,10 +282,9 @@ class Execution:
         self, channel: Channel, name: str, handler: Callable[[], Any], check: Callable[[], Any] | None = None
     ) -> Reply | None:
         """Run a handler after its check; return what it recorded, REFUSED if the check said no, None if one raised."""
-        state = channel.dump_state()
         reply, failed = await run_recorded(channel, name, handler, check)
         if failed:
-            if channel.dump_state() != state:
+            if reply.changed:
                 await self.session.save()
             self._transmit(channel.identifier, reply)
             return None

@@ -50,12 +50,13 @@ async def run_recorded(
         What is to be applied, and whether one of them raised: then it is what `handle_error` recorded.
     """
     saved = channel.begin()
+    changed = False
     try:
         if check is not None and await invoke(check) is False:
             channel.undo(saved)
             return REFUSED, False
         await invoke(handler)
-        channel.dump_state()
+        changed = channel.dump_state() != saved
     except (Exception, asyncio.CancelledError) as cause:
         if _cancelled(cause):
             raise
@@ -64,11 +65,11 @@ async def run_recorded(
         channel.undo(saved)
         try:
             await invoke(partial(channel.handle_error, error, name))
-            channel.dump_state()
+            changed = channel.dump_state() != saved
         except (Exception, asyncio.CancelledError) as cause:
             if _cancelled(cause):
                 raise
             logger.exception("%s.handle_error failed.", type(channel).__name__)
             channel.undo(saved)
-        return channel.take_reply(), True
-    return channel.take_reply(), False
+        return channel.take_reply(changed=changed), True
+    return channel.take_reply(changed=changed), False

@@ -17,12 +17,13 @@ from .control import Control
 from .engine import Engine
 from .exceptions import StoreError
 from .heartbeat import Heartbeat
+from .hub_stream import Ear, HubStream
 from .pages import PAGE_SIZE, Pages
 from .presence.service import PresenceService
 from .protocol.frames import Frame
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
-from .readers import Ear, HubStream, Reader
+from .readers import Reader
 from .sessions.service import SessionService
 from .streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
 from .turns import TURN, Turns
@@ -99,6 +100,7 @@ class Hub:
     def remove(self, reader: Reader) -> None:
         """Take a reader off its stream; whatever is under way for it ends."""
         found, reader.stream, reader.live = reader.stream, None, False
+        reader.let_go()
         if found is None:
             return
         found.drop(reader)
@@ -133,16 +135,15 @@ class Hub:
             # The very object, by which a message on its way knows who stands where it comes next.
             reader.position = reader.stream.position
             reader.live = True
-        for frame in reader.held:
+        for frame in reader.let_go():
             reader.outbox.push(frame)
-        reader.held.clear()
 
     def is_behind(self, reader: Reader) -> bool:
         """Whether there is something to be read for a reader before it can go live."""
         return reader.stream is not None and reader.position != reader.stream.position
 
     async def send_page(self, reader: Reader, page: StreamPage | None = None) -> bool:
-        """Send what a reader misses, as far as one page goes, and wait until the socket took it.
+        """Send what a reader misses, as far as one page goes, when the socket takes it, and wait until it did.
 
         Args:
             reader: not live.
@@ -154,10 +155,11 @@ class Hub:
         found = reader.stream
         if found is None or found.position is None:
             return True
+        await reader.outbox.drained()
         if page is None:
             page = await self.pages.read(found.name, reader.position, found.position)
-        if reader.stream is not found:
-            return True
+        if reader.stream is not found or reader.outbox.blocked:
+            return True  # another reader of the connection was quicker
         ahead = reader.position.epoch == page.epoch and reader.position.offset > found.position.offset
         if page.epoch != found.position.epoch or page.tail < found.position.offset or ahead:
             # The hub has not seen this epoch yet, or not all that the client saw elsewhere, or the page is older than
@@ -170,7 +172,7 @@ class Hub:
             return False
         group = found.group(reader)
         # A long history must not make its reader too slow.
-        most = min(BATCH_SIZE, self.settings.max_pending_size)
+        most = min(BATCH_SIZE, self.settings.max_pending_size // 2)
         frames: list[Frame] = []
         size = 0
         for entry in step.entries:

@@ -15,6 +15,9 @@ logger = logging.getLogger("reliable_cable")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+#: Seconds in which a full socket that is waited for must have taken something.
+STALL_TIME = 10.0
+
 #: The queue of everybody who has nothing queued: it takes nothing, and is never filled.
 _EMPTY: deque[str] = deque(maxlen=0)
 
@@ -60,12 +63,14 @@ class Outbox:
 
     A fan-out never waits for a socket: `push` drives the server's `send` once, and if that suspends, a task of this
     connection's own finishes it while further frames queue here. So do frames while the server says, through `pause`,
-    that its buffer is full.
+    that its buffer is full. What can be read from a store later fills no more than half of the limit, what readers hold
+    back three quarters: the rest is for what can only be sent.
 
     Args:
         send: the ASGI `send`.
         limit: how much may queue here, in characters; more calls `overflow`, once.
-        overflow: called when the client turns out to be too slow.
+        overflow: called when the client turns out to be too slow: too much waits, or nothing moved for `STALL_TIME`
+            while something waited for it (`drained`).
         write: writes a WebSocket frame and does not wait, where the server offers that (servers/base.py).
         form: in which the client takes such frames.
     """
@@ -75,14 +80,17 @@ class Outbox:
         "_closed",
         "_drained",
         "_limit",
+        "_moved",
         "_overflow",
         "_paused",
         "_queue",
         "_send",
         "_size",
         "_task",
+        "_watch",
         "_write",
         "form",
+        "held",
         "ready",
     )
 
@@ -105,8 +113,13 @@ class Outbox:
         self._overflow = overflow
         self._queue = _EMPTY
         self._size = 0
+        #: Characters that readers of this connection hold back until they are live.
+        self.held = 0
         self._paused = False
         self._blocked = False
+        #: Judges whether a full socket takes anything; and whether it has, since it judged last.
+        self._watch: asyncio.TimerHandle | None = None
+        self._moved = False
         self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -116,30 +129,53 @@ class Outbox:
         """Whether nothing is sent any more."""
         return self._closed
 
-    def push(self, text: str) -> None:
-        """Send a frame as soon as the socket takes it, after those before it."""
+    @property
+    def blocked(self) -> bool:
+        """Whether what is pushed has to wait."""
+        return self._blocked and not self._closed
+
+    def push(self, text: str, *, kept: bool = False) -> bool:
+        """Send a frame as soon as the socket takes it, after those before it.
+
+        Args:
+            text: the frame.
+            kept: whether it can be read from a store later.
+
+        Returns:
+            False if it was not taken, since it is kept and much waits already.
+        """
         if self.ready is not None:
             try:
                 self.ready(wire(text, self.form))
             except Exception:
                 self.failed()
-            return
+            return True
         if self._closed:
-            return
+            return True
         if not self._blocked:
             self._drive({"type": "websocket.send", "text": text})
-            return
+            return True
+        if kept and self._size + self.held + len(text) > self._limit // 2:
+            return False
         if self._queue is _EMPTY:
             self._queue = deque()
         self._queue.append(text)
         self._size += len(text)
-        if self._size > self._limit:
-            self.abandon()
-            try:
-                self._overflow()
-            except Exception:
-                # The fan-out that brought this goes on to the others.
-                logger.exception("A slow client could not be dropped.")
+        if self._size + self.held > self._limit:
+            self._give_up()
+        return True
+
+    def can_hold(self, size: int) -> bool:
+        """Whether a reader may hold back so many characters more."""
+        return self._size + self.held + size <= self._limit * 3 // 4
+
+    def _give_up(self) -> None:
+        self.abandon()
+        try:
+            self._overflow()
+        except Exception:
+            # The fan-out that brought this goes on to the others.
+            logger.exception("A slow client could not be dropped.")
 
     def push_all(self, frames: Sequence[str]) -> None:
         """Send frames, in one write where the server takes frames."""
@@ -160,6 +196,7 @@ class Outbox:
     def resume(self) -> None:
         """Send what was kept: the server's buffer has room."""
         self._paused = False
+        self._moved = True
         if self._closed or not self._blocked:
             return
         if self._write is not None:
@@ -188,11 +225,26 @@ class Outbox:
         self.abandon()
 
     async def drained(self) -> None:
-        """Wait until nothing is kept back here."""
-        while self._blocked and not self._closed:
+        """Wait until nothing is kept back here; a client that takes nothing meanwhile is dropped."""
+        while self.blocked:
+            if self._watch is None:
+                self._wait_for_movement()
             if self._drained is None:
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
+
+    def _wait_for_movement(self) -> None:
+        self._moved = False
+        self._watch = asyncio.get_running_loop().call_later(STALL_TIME, self._judge)
+
+    def _judge(self) -> None:
+        self._watch = None
+        if not self._blocked:
+            return
+        if self._moved:
+            self._wait_for_movement()
+        else:
+            self._give_up()
 
     async def close(self, code: int, *, timeout: float) -> bool:  # noqa: ASYNC109 - bounds a farewell
         """Send what was kept, for at most `timeout` seconds, then end the connection with a close code.
@@ -222,6 +274,9 @@ class Outbox:
         self.ready = None
         self._queue.clear()
         self._size = 0
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if self._task is not None:
             self._task.cancel()
         self._wake()
@@ -242,10 +297,12 @@ class Outbox:
         try:
             if first is not None:
                 await first
+                self._moved = True
             while self._queue and not self._paused:
                 text = self._queue.popleft()
                 self._size -= len(text)
                 await self._send({"type": "websocket.send", "text": text})
+                self._moved = True
         except Exception:
             self._closed = True
             self._queue.clear()

@@ -6,33 +6,22 @@ it. Otherwise it is *behind*.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from .outbox import Outbox
 from .protocol import messages
 from .protocol.frames import Frame
 from .protocol.positions import StreamPosition
-from .protocol.recovery import StreamEntry, Verdict, judge
-from .streams.base import Published, Transient
+from .protocol.recovery import StreamEntry
+from .streams.base import Transient
 
-#: Readers who are sent something in one turn of the event loop, at most; and bytes that count as one more reader.
-SLICE = 250
-SLICE_UNIT = 8 * 1024
+if TYPE_CHECKING:
+    from .hub_stream import HubStream
 
-#: Messages that go out in one write, at most, and characters of their payloads unless it is one.
-MAX_BATCH = 100
-MAX_BATCH_SIZE = 32 * 1024
-
-#: Seconds that a stream rests after sending something took as long; shorter ones are none.
-REST_LEAST = 0.002
-REST_MOST = 0.02
-
-#: Characters of announced messages that are kept while those before them are read.
-MAX_EARLY = 4 * 1024 * 1024
+#: Bytes written to a reader for which it counts as one more.
+UNIT = 8 * 1024
 
 #: Of a group: the identifier, the stream's name as its clients know it, and the form in which they take frames.
 GroupKey = tuple[str, str | None, type[Frame]]
@@ -51,10 +40,13 @@ class Reader:
         sids: the session ids by which a broadcast can exclude this connection.
         lost: called when messages to a live reader are missing for good.
         presence: whether the stream's joins and leaves are for this reader.
+        behind: called when a live reader's connection takes no more for now: whoever has it called lets the reader
+            catch up. None: such a connection is dropped.
     """
 
     __slots__ = (
         "announced",
+        "behind",
         "held",
         "identifier",
         "live",
@@ -76,12 +68,14 @@ class Reader:
         lost: Callable[[], None],
         *,
         presence: bool = False,
+        behind: Callable[[], None] | None = None,
     ) -> None:
         self.outbox = outbox
         self.identifier = identifier
         self.stream_id = stream_id
         self.sids = sids
         self.lost = lost
+        self.behind = behind
         self.presence = presence
         #: Whether the client knows the subscription, so that presence events make sense to it.
         self.announced = False
@@ -90,6 +84,24 @@ class Reader:
         self.held: list[str] = []
         self.stream: HubStream | None = None
         self.position = StreamPosition("", 0)
+
+    def fall_behind(self, position: StreamPosition) -> None:
+        """Be live no more, but stand at `position`: the connection takes no more for now."""
+        self.position, self.live = position, False
+        if self.behind is not None:
+            self.behind()
+
+    def hold(self, frame: Frame) -> None:
+        """Keep a message without a position until the reader is live, within bounds."""
+        if len(self.held) < MAX_HELD and self.outbox.can_hold(len(frame)):
+            self.held.append(frame)
+            self.outbox.held += len(frame)
+
+    def let_go(self) -> list[str]:
+        """Return what was held, and hold it no more."""
+        held, self.held = self.held, []
+        self.outbox.held -= sum(map(len, held))
+        return held
 
 
 class Group:
@@ -181,7 +193,7 @@ class Parcel:
         #: What is written at once.
         self._block = frames[0].wire if len(frames) == 1 else b"".join([frame.wire for frame in frames])
         #: What a reader counts of a slice.
-        self.weight = _weight(len(self._block))
+        self.weight = weigh(len(self._block))
 
     def send(self, readers: Iterable[Reader]) -> None:
         """Send all of it to those readers who live where it comes next, and to the others what is for them."""
@@ -193,13 +205,12 @@ class Parcel:
             if not reader.live or (reader.position is not former and numbered) or (some and _among(reader.sids, some)):
                 self._send_singly(reader)
                 continue
-            if position is not None:
-                reader.position = position
             write = reader.outbox.ready
             if write is None:
-                for frame in self._frames:
-                    reader.outbox.push(frame)
+                self._send_singly(reader)
                 continue
+            if position is not None:
+                reader.position = position
             try:
                 write(block)
             except Exception:
@@ -211,204 +222,31 @@ class Parcel:
                 if not reader.live or reader.position is not item.former:
                     continue
                 reader.position = item.position
-                if not (item.entry.exclude and item.entry.exclude in reader.sids):
-                    reader.outbox.push(frame)
+                if item.entry.exclude and item.entry.exclude in reader.sids:
+                    continue
+                if not reader.outbox.push(frame, kept=reader.behind is not None):
+                    reader.fall_behind(item.former)
             elif reader.announced and not (item.exclude and item.exclude in reader.sids):
                 if reader.live:
                     reader.outbox.push(frame)
-                elif len(reader.held) < MAX_HELD:
-                    reader.held.append(frame)  # for after the replay that it is in
+                else:
+                    reader.hold(frame)
 
 
-class Ear(Protocol):
-    """Takes a stream's messages for this process, not for a client."""
-
-    def hear(self, data: str) -> None:
-        """Take a numbered message."""
-
-    def lost(self) -> None:
-        """Messages are missing for good."""
-
-
-class HubStream:
-    """A stream that has readers here, and how far the hub has delivered it.
-
-    What is sent to many goes out in slices, between which the event loop turns to others.
-    """
-
-    __slots__ = (
-        "_early",
-        "_early_size",
-        "_outgoing",
-        "_sending",
-        "again",
-        "ear",
-        "groups",
-        "name",
-        "opening",
-        "position",
-        "repair",
-        "uses",
-    )
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.position: StreamPosition | None = None
-        self.groups: dict[GroupKey, Group] = {}
-        self.ear: Ear | None = None
-        self.uses = 0
-        self.opening: asyncio.Task[None] | None = None
-        self.repair: asyncio.Task[None] | None = None
-        self.again = False
-        #: Announced messages that came before the ones that are being read.
-        self._early: list[Published] = []
-        self._early_size = 0
-        self._outgoing: deque[Numbered | Transient] = deque()
-        #: What goes on with it: after this turn of the event loop, or in those that follow.
-        self._sending: asyncio.Handle | asyncio.Task[None] | None = None
-
-    def group(self, reader: Reader) -> Group:
-        """Return the group that a reader belongs to."""
-        key = _group_key(reader)
-        group = self.groups.get(key)
-        if group is None:
-            group = self.groups[key] = Group(*key)
-        return group
-
-    def drop(self, reader: Reader) -> None:
-        """Take a reader out of its group, which goes with its last one."""
-        group = self.group(reader)
-        group.readers.pop(reader, None)
-        if not group.readers:
-            del self.groups[_group_key(reader)]
-
-    def send(self, entry: StreamEntry, epoch: str) -> None:
-        """Send a numbered message to every live reader; the hub then stands behind it."""
-        former, self.position = self.position, StreamPosition(epoch, entry.offset)
-        if self.ear is not None:
-            self.ear.hear(entry.data)
-        self._send(Numbered(entry, former, self.position))
-
-    def keep_early(self, event: Published) -> None:
-        """Keep a message for when those before it have been read; within bounds, since the store has it, too."""
-        if self._early_size + len(event.data) <= MAX_EARLY:
-            self._early.append(event)
-            self._early_size += len(event.data) + 1
-
-    def send_early(self) -> None:
-        """Send what was kept and comes next."""
-        early = self._early
-        self.forget_early()
-        for event in early:
-            verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.offset)
-            if verdict is Verdict.NEXT:
-                self.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
-            elif verdict is Verdict.GAP:
-                self.keep_early(event)
-
-    def forget_early(self) -> None:
-        """Keep nothing any more: what was kept has been read, or lost."""
-        self._early = []
-        self._early_size = 0
-
-    def send_transient(self, event: Transient) -> None:
-        """Send a message without a position to every reader."""
-        self._send(event)
-
-    def _send(self, item: Numbered | Transient) -> None:
-        loop = asyncio.get_running_loop()
-        if self._sending is not None:
-            self._outgoing.append(item)
-        elif self.uses * _weight(_size(item)) <= SLICE:
-            batch = Batch([item])
-            for group in self.groups.values():
-                group.pack(batch).send(group.readers)
-            # Whatever else comes in this turn goes out together.
-            self._sending = loop.call_soon(self._go_on, loop)
-        else:
-            self._outgoing.append(item)
-            self._go_on(loop)
-
-    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sending = loop.create_task(self._send_outgoing()) if self._outgoing else None
-
-    async def _send_outgoing(self) -> None:
-        loop = asyncio.get_running_loop()
-        rest = 0.0
-        try:
-            room = SLICE
-            while self._outgoing and not rest:
-                started = loop.time()
-                batch = Batch(self._next())
-                for group in list(self.groups.values()):
-                    parcel = group.pack(batch)
-                    readers = list(group.readers)
-                    while readers:
-                        some = readers[: max(1, room // parcel.weight)]
-                        parcel.send(some)
-                        del readers[: len(some)]
-                        room -= len(some) * parcel.weight
-                        if room <= 0:
-                            await asyncio.sleep(0)
-                            room = SLICE
-                took = loop.time() - started
-                if took >= REST_LEAST and len(self._outgoing) < MAX_BATCH:
-                    rest = min(took, REST_MOST)
-        finally:
-            # Whoever keeps the loop busy leaves it to others for as long, and has more to send at once then.
-            self._sending = loop.call_later(rest, self._go_on, loop) if rest else None
-
-    def _next(self) -> list[Numbered | Transient]:
-        """Take what goes out together."""
-        items = [self._outgoing.popleft()]
-        size = _size(items[0])
-        while self._outgoing and len(items) < MAX_BATCH:
-            size += _size(self._outgoing[0])
-            if size > MAX_BATCH_SIZE:
-                break
-            items.append(self._outgoing.popleft())
-        return items
-
-    def send_presence(self, message: str) -> None:
-        """Send a join or leave to every reader that presence is for."""
-        for group in self.groups.values():
-            frame = group.form(messages.presence_event(group.identifier, message))
-            for reader in group.readers:
-                if reader.presence and reader.announced:
-                    reader.outbox.push(frame)
-
-    def learn(self, position: StreamPosition) -> None:
-        """The stream, which had no epoch, has one: whoever stood at its beginning does so still."""
-        former, self.position = self.position, position
-        for group in self.groups.values():
-            for reader in group.readers:
-                if reader.position is former:
-                    reader.position = position
-
-    def move(self, position: StreamPosition) -> None:
-        """Start over at another position: live readers have lost something, and are told."""
-        self.position = position
-        self._outgoing.clear()
-        if self.ear is not None:
-            self.ear.lost()
-        for group in self.groups.values():
-            for reader in list(group.readers):
-                if reader.live:
-                    reader.position = position
-                    reader.lost()
-
-
-def _group_key(reader: Reader) -> GroupKey:
-    return reader.identifier, reader.stream_id, reader.outbox.form
-
-
-def _size(item: Numbered | Transient) -> int:
+def size_of(item: Numbered | Transient) -> int:
+    """Return how many characters a message has."""
     return len(item.entry.data if isinstance(item, Numbered) else item.data)
 
 
-def _weight(size: int) -> int:
-    return 1 + size // SLICE_UNIT
+def weigh(size: int) -> int:
+    """Return for how many readers one counts to whom so much is written."""
+    return 1 + size // UNIT
 
 
 def _among(sids: Collection[str], some: frozenset[str]) -> bool:
     return not some.isdisjoint(sids)
+
+
+def group_key(reader: Reader) -> GroupKey:
+    """Return what tells a reader's group from others of its stream."""
+    return reader.identifier, reader.stream_id, reader.outbox.form

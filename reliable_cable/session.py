@@ -220,6 +220,7 @@ class CableSession:
             return False
         if self._closing or self.closed:
             return False
+        self.execution.rest()
         self.outbox.push(frame)
         return True
 

@@ -132,7 +132,8 @@ class Subscription:
             return
         if stream_id is None:
             stream_id = self.session.stream_ids.claim(start.name, self.identifier, request)
-        reader = _Place(self.session.outbox, self.identifier, stream_id, self.session.sids, self._lost)
+        sids = self.session.sids
+        reader = _Place(self.session.outbox, self.identifier, stream_id, sids, self._lost, behind=self.settle)
         reader.start, reader.first = start, None
         self.readers[start.name] = reader
         try:

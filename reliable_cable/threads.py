@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from asgiref.sync import SyncToAsync
 from django.db import connections
+from django.db.backends.signals import connection_created
 
 from .conf import get_settings
 
@@ -32,6 +33,16 @@ REFRESH_INTERVAL = 1.0
 
 _pools: dict[tuple[int, str, int], ThreadPoolExecutor] = {}
 _lock = threading.Lock()
+
+#: Threads in which a database connection was opened, and was not found closed since.
+_connected: set[int] = set()
+
+
+def _remember_connection(**kwargs: Any) -> None:
+    _connected.add(threading.get_ident())
+
+
+connection_created.connect(_remember_connection)
 
 
 def _pool(kind: str, size: int) -> ThreadPoolExecutor:
@@ -66,6 +77,8 @@ _refreshed = 0.0
 async def refresh_connections() -> None:
     """Close the database connections of async handlers that have become unusable; cheap when called often."""
     global _refreshed
+    if not _connected:
+        return
     now = time.monotonic()
     if now - _refreshed > REFRESH_INTERVAL:
         _refreshed = now
@@ -75,11 +88,18 @@ async def refresh_connections() -> None:
 def close_old_connections() -> None:
     """Close this thread's database connections that broke or outlived their age, but none with an open transaction.
 
-    Django's function of this name closes those, too: it expects to be called between requests only.
+    Django's function of this name closes those, too: it expects to be called between requests only. Where no connection
+    was opened since, nothing is looked at.
     """
-    for connection in connections.all(initialized_only=True):
+    thread = threading.get_ident()
+    if thread not in _connected:
+        return
+    found = connections.all(initialized_only=True)
+    for connection in found:
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+    if all(connection.connection is None for connection in found):
+        _connected.discard(thread)
 
 
 def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:

@@ -1,8 +1,6 @@
 """daphne, which begins a few connections in each turn of the event loop, as paced_uvicorn.py does.
 
-    python -m reliable_cable.servers.paced_daphne -b 127.0.0.1 -p 8000 project.asgi:application
-
-takes whatever `daphne` takes. Needs daphne.
+`manage.py cable_serve --server daphne` uses it. Needs daphne.
 """
 
 from __future__ import annotations
@@ -12,15 +10,11 @@ from typing import Any
 
 # First: it installs the reactor.
 from daphne.server import Server  # isort: skip
-from daphne.cli import CommandLineInterface
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
 from reliable_cable.turns import TURN, Turns
-
-#: Connections that may wait to be accepted: many come at once after a restart. daphne by itself lets 50.
-BACKLOG = 4096
 
 
 class _Waiting(Protocol):
@@ -84,14 +78,3 @@ class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
         super().listen_success(port)
         if isinstance(port, Port):
             port.factory = PacedFactory(port.factory)
-            port.socket.listen(BACKLOG)
-
-
-class CommandLine(CommandLineInterface):  # type: ignore[misc]  # daphne is untyped
-    """daphne's command line."""
-
-    server_class = PacedServer
-
-
-if __name__ == "__main__":
-    CommandLine.entrypoint()

@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks broadcast`: what a broadcast costs who makes it; `… fanout`: what it costs a server.
 
-`… reconnect`: what it costs a server that all clients come back at once.
+`… reconnect`: what it costs a server that all clients come back at once. `… incoming`: what a client's message costs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import asyncio
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import django
 
@@ -55,6 +57,7 @@ def run_broadcast() -> int:
 
 def main() -> int:
     """Run a benchmark; return the exit code."""
+    from tests.benchmarks import incoming
     from tests.benchmarks.fanout import command
     from tests.benchmarks.reconnect import command as reconnect
 
@@ -63,10 +66,12 @@ def main() -> int:
     choices.add_parser("broadcast", help="what broadcast() costs, against the bare script and a channel layer's group")
     command.add_arguments(choices.add_parser("fanout", help="CPU per delivery, memory and CPU per connection"))
     reconnect.add_arguments(choices.add_parser("reconnect", help="all clients come back at once after a restart"))
+    incoming.add_arguments(choices.add_parser("incoming", help="CPU per message from a client"))
     options = parser.parse_args()
     if options.benchmark == "broadcast":
         return run_broadcast()
-    return reconnect.run(options) if options.benchmark == "reconnect" else command.run(options)
+    modules: Mapping[str, Any] = {"fanout": command, "reconnect": reconnect, "incoming": incoming}
+    return int(modules[options.benchmark].run(options))
 
 
 if __name__ == "__main__":

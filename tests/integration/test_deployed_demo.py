@@ -29,8 +29,6 @@ pytestmark = [pytest.mark.nginx, pytest.mark.node, pytest.mark.postgres, pytest.
 class DemoServer(DeployedServer):
     """A server of the demo itself."""
 
-    application = "demo_project.asgi:application"
-
     def __init__(self, kind: Kind, folder: Path, variables: Mapping[str, str]) -> None:
         super().__init__(kind, folder, folder, shared=True)
         self.environment = dict(variables)

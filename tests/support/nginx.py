@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.support.server import PATIENCE, PROJECT, ROOT, Server, free_port
+from tests.support.server import PATIENCE, ROOT, Server, free_port
 
 DEPLOY = ROOT / "demo_project" / "deploy"
 #: nginx's prefix, as the Procfile has it.
@@ -45,14 +45,10 @@ def replaced(text: str, old: str, new: str) -> str:
 class DeployedServer(Server):
     """A server of the tests' project that is started by the Procfile's command, on a port of its own."""
 
-    #: What is served in place of the demo.
-    application = f"{PROJECT}.asgi:application"
-
     def _command(self) -> list[str]:
-        command = shlex.join(procfile()[f"web-{self.kind}"])
-        command = re.sub(r"\b800[12]\b", str(self.port), command)
-        command = replaced(command, "demo_project.asgi:application", self.application)
-        return [sys.executable, "-m", *shlex.split(command)]
+        python, *words = procfile()[f"web-{self.kind}"]
+        assert python == "python"
+        return [sys.executable, *(re.sub(r"\b800[12]\b", str(self.port), word) for word in words)]
 
 
 class Nginx:

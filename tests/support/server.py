@@ -102,8 +102,8 @@ class Server:
         if not shared:
             shutil.copy(template, self.database)
         self.environment = environment(self.database, settings, **variables)
-        # So both are served: the servers as their own commands start them, and as ours do.
-        self._writes_frames = "REDIS_URL" in (settings or {})
+        # So both ways are served: as the servers start by themselves, and as we start them.
+        self._by_cable_serve = "REDIS_URL" in (settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -187,12 +187,11 @@ class Server:
 
     def _command(self) -> list[str]:
         application = f"{PROJECT}.asgi:application"
-        if self.kind == "daphne":
-            module = "reliable_cable.servers.paced_daphne" if self._writes_frames else "daphne"
-            return [sys.executable, "-m", module, "-b", "127.0.0.1", "-p", str(self.port), application]
-        if self._writes_frames or self.kind == "compressing":
-            options = ["--compress"] if self.kind == "compressing" else []
+        if self._by_cable_serve or self.kind == "compressing":
+            options = ["--compress"] if self.kind == "compressing" else ["--server", self.kind]
             return [sys.executable, "-m", "django", "cable_serve", *options, f"127.0.0.1:{self.port}"]
+        if self.kind == "daphne":
+            return [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(self.port), application]
         return [
             *[sys.executable, "-m", "uvicorn", "--host", "127.0.0.1", "--port", str(self.port), "--lifespan", "off"],
             *["--no-access-log", application],

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reliable_cable import readers
+from reliable_cable import hub_stream, readers
 from reliable_cable.outbox import Outbox
 from reliable_cable.readers import Reader
 from reliable_cable.streams.base import Transient
@@ -21,9 +21,9 @@ from tests.unit.test_hub import Harness, offsets
 
 @pytest.fixture(autouse=True)
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "SLICE", 2)
+    monkeypatch.setattr(hub_stream, "SLICE", 2)
     # However busy the machine is.
-    monkeypatch.setattr(readers, "REST_LEAST", math.inf)
+    monkeypatch.setattr(hub_stream, "REST_LEAST", math.inf)
 
 
 async def turns(count: int = 100) -> None:
@@ -94,8 +94,8 @@ async def test_what_comes_in_one_turn_goes_out_in_one_write_but_for_the_first() 
 
 
 async def test_one_write_has_so_many_messages_and_characters_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_BATCH", 3)
-    monkeypatch.setattr(readers, "MAX_BATCH_SIZE", 100)
+    monkeypatch.setattr(hub_stream, "MAX_BATCH", 3)
+    monkeypatch.setattr(hub_stream, "MAX_BATCH_SIZE", 100)
     harness = Harness()
     one = await Written(harness).come()
     await harness.publish()
@@ -109,7 +109,7 @@ async def test_one_write_has_so_many_messages_and_characters_at_most(monkeypatch
 async def test_a_stream_that_kept_the_loop_busy_rests_as_long_and_what_comes_meanwhile_goes_out_in_one_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(readers, "REST_LEAST", 0.002)
+    monkeypatch.setattr(hub_stream, "REST_LEAST", 0.002)
     now = 100.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     harness = Harness()
@@ -156,7 +156,7 @@ async def test_of_what_is_large_fewer_are_sent_in_one_turn() -> None:
     logs = [(await harness.reader())[1] for _ in range(4)]
     await harness.publish()
     await turns()
-    harness.hub.deliver(harness.append(f'"{"x" * readers.SLICE_UNIT}"'))
+    harness.hub.deliver(harness.append(f'"{"x" * readers.UNIT}"'))
     seen = []
     while sum(map(len, logs)) < 8:
         seen.append(sum(map(len, logs)) - 4)

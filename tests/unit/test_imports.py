@@ -20,7 +20,7 @@ LAYERS = (
     ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("auth", "streams", "presence", "sessions"),
     ("engine", "readers"),
-    ("pages",),
+    ("hub_stream", "pages"),
     ("presence.service", "sessions.service"),
     ("control",),
     ("broadcasting", "hub"),

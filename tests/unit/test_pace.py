@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,7 @@ from twisted.python.failure import Failure
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from reliable_cable import consumer
-from reliable_cable.servers import collector
-from reliable_cable.servers.drain import Drain
-from reliable_cable.servers.paced_daphne import BACKLOG, CommandLine, PacedFactory, PacedServer
+from reliable_cable.servers.paced_daphne import PacedFactory, PacedServer
 from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 from reliable_cable.turns import TURN, Turns
@@ -321,50 +317,9 @@ async def test_a_connection_that_is_refused_and_a_port_that_closes_are_the_other
 
 def test_daphne_tells_its_server_of_each_port() -> None:
     """Pinned: who makes the server, and whom it tells."""
-    assert CommandLine.server_class is PacedServer
     assert "listen_success" in Server.run.__code__.co_names
     server = PacedServer(application=None, endpoints=["tcp:0"])
     port = Port(0, Recorders(None))  # type: ignore[arg-type]
-    backlogs: list[int] = []
-
-    class Socket:
-        def listen(self, backlog: int) -> None:
-            backlogs.append(backlog)
-
-    port.socket = Socket()
     port.getHost = lambda: None  # type: ignore[method-assign]
     server.listen_success(port)
     assert isinstance(port.factory, PacedFactory)
-    assert backlogs == [BACKLOG]
-
-
-# -- the collector -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def thresholds() -> Iterator[tuple[int, int, int]]:
-    """The collector's, put back after the test."""
-    former = gc.get_threshold()
-    yield former
-    gc.set_threshold(*former)
-
-
-def test_full_collections_become_rarer(thresholds: tuple[int, int, int]) -> None:
-    gc.set_threshold(*thresholds[:2], collector.FORMER)
-    collector.relax()
-    assert gc.get_threshold() == (*thresholds[:2], collector.RARE)
-
-
-def test_how_often_a_project_wants_full_collections_is_left_to_it(thresholds: tuple[int, int, int]) -> None:
-    gc.set_threshold(700, 10, 12)
-    collector.relax()
-    assert gc.get_threshold() == (700, 10, 12)
-
-
-async def test_the_first_connection_of_a_server_makes_them_rarer(
-    thresholds: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Drain, "install", lambda self: True)
-    gc.set_threshold(*thresholds[:2], collector.FORMER)
-    consumer._prepare_server()
-    assert gc.get_threshold()[2] == collector.RARE

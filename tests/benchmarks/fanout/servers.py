@@ -16,6 +16,7 @@ from tests.support.server import PATIENCE, ROOT, free_port
 
 PROJECT = "tests.benchmarks.project.asgi:application"
 BARE = "tests.benchmarks.fanout.bare:application"
+DAPHNE = ("--server", "daphne")
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,8 @@ SUBJECTS = (
     cable("reliable_cable, uvicorn", "uvicorn"),
     compressing("reliable_cable, uvicorn with frames, compressed once", "cable_serve", "--compress"),
     compressing("reliable_cable, uvicorn, compressed for each", "uvicorn"),
-    cable("reliable_cable, daphne", "daphne", small_streams=True),
-    cable("reliable_cable, daphne by ASGI send", "daphne", "plain"),
+    cable("reliable_cable, daphne", "cable_serve", options=DAPHNE, small_streams=True),
+    cable("reliable_cable, daphne by ASGI send", "cable_serve", "plain", options=DAPHNE),
     stock("uvicorn", "channels_redis.pubsub.RedisPubSubChannelLayer"),
     stock("daphne", "channels_redis.core.RedisChannelLayer"),
 )
@@ -191,9 +192,9 @@ def running(subject: Subject, environment: Mapping[str, str], log: Path) -> Iter
         return
     port = free_port()
     command = {
-        # By itself it lets 50 connections wait: of many that come at once, most would try again after seconds.
-        "daphne": ["reliable_cable.servers.paced_daphne", "-v", "0", "-b", "127.0.0.1", "-p", str(port)],
         "cable_serve": ["django", "cable_serve", f"127.0.0.1:{port}"],
+        # By itself it lets 50 connections wait: of many that come at once, most would try again after seconds.
+        "daphne": ["daphne", "-v", "0", "-e", f"tcp:port={port}:interface=127.0.0.1:backlog=4096"],
         "uvicorn": ["uvicorn", "--lifespan", "off", "--log-level", "warning", "--port", str(port)],
     }[subject.kind]
     application = [] if subject.kind == "cable_serve" else [subject.application]  # it is in the settings

@@ -19,6 +19,7 @@ from django.urls import path  # noqa: E402
 
 from reliable_cable.consumer import CableConsumer  # noqa: E402
 from tests.benchmarks.fanout import bare  # noqa: E402
+from tests.benchmarks.project.receivers import Receiver, receiver  # noqa: E402
 from tests.benchmarks.project.stock import StockConsumer  # noqa: E402
 
 
@@ -48,7 +49,14 @@ async def bare_hub(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await bare.application(scope, receive, send)
 
 
-applications = {"cable": cable, "plain": plain, "bare": bare_hub, "stock": StockConsumer.as_asgi()}
+applications = {
+    "cable": cable,
+    "plain": plain,
+    "bare": bare_hub,
+    "stock": StockConsumer.as_asgi(),
+    "receiver": receiver,
+    "consumer": Receiver.as_asgi(),
+}
 inner = applications[os.environ.get("CABLE_BENCH_APPLICATION", "cable")]
 application = ProtocolTypeRouter(
     {

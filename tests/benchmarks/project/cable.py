@@ -1,8 +1,8 @@
-"""The channel that the load client subscribes to."""
+"""The channel that the load clients subscribe to."""
 
 from __future__ import annotations
 
-from reliable_cable import Channel
+from reliable_cable import Channel, action
 
 
 class BenchChannel(Channel):
@@ -10,4 +10,17 @@ class BenchChannel(Channel):
 
     def subscribed(self) -> None:
         """Start the stream."""
-        self.stream_from(self.params["stream"])
+        self.stream_from(self.params["stream"], whisper=bool(self.params.get("whisper")))
+
+    @action
+    async def nothing(self) -> None:
+        """Do nothing, in the event loop."""
+
+    @action
+    def sync_nothing(self) -> None:
+        """Do nothing, in a thread."""
+
+    @action
+    async def answer(self) -> None:
+        """Answer."""
+        self.transmit({"answer": 1})

@@ -1,0 +1,47 @@
+"""Applications that decode what they are sent, and do nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+PROTOCOL = "actioncable-v1-ext-json"
+WELCOME = '{"type":"welcome","sid":"xxxxxxxxxxxxxxxxxxxxxxxx"}'
+
+
+def answer(text: str) -> str | None:
+    """Return what a frame is answered, if it is."""
+    frame = json.loads(text)
+    if frame["command"] == "subscribe":
+        return json.dumps({"type": "confirm_subscription", "identifier": frame["identifier"]})
+    if json.loads(frame["data"])["action"] == "answer":
+        return json.dumps({"identifier": frame["identifier"], "message": {"answer": 1}})
+    return None
+
+
+async def receiver(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Serve a connection by ASGI alone."""
+    await receive()
+    await send({"type": "websocket.accept", "subprotocol": PROTOCOL})
+    await send({"type": "websocket.send", "text": WELCOME})
+    while (event := await receive())["type"] == "websocket.receive":
+        text = answer(event["text"])
+        if text is not None:
+            await send({"type": "websocket.send", "text": text})
+
+
+class Receiver(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels is untyped
+    """Serves a connection as Channels' documentation shows."""
+
+    async def connect(self) -> None:
+        """Welcome the client."""
+        await self.accept(PROTOCOL)
+        await self.send(text_data=WELCOME)
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        """Take a frame."""
+        text = answer(text_data or "")
+        if text is not None:
+            await self.send(text_data=text)
