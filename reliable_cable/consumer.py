@@ -131,6 +131,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if session is not None:
                 # A server that stops cancels us: what a restore needs is kept all the same.
                 await asyncio.shield(session.hub.spawn(self._end(session, code)))
+                self.session = None
             if layer_task is not None:
                 layer_task.cancel()
 

@@ -34,6 +34,10 @@ def wire(text: str, form: type[Frame] = Frame) -> bytes:
     return form(text).wire
 
 
+def _tell_nobody() -> None:
+    """Take the place of who was told."""
+
+
 class _Resumed:
     """Awaits the rest of a coroutine that was started by hand and waits for `waited`."""
 
@@ -280,6 +284,10 @@ class Outbox:
         if self._task is not None:
             self._task.cancel()
         self._wake()
+
+    def let_go(self) -> None:
+        """Refer to nobody who is to be told: the connection has gone."""
+        self._overflow = _tell_nobody
 
     def _drive(self, message: dict[str, Any]) -> None:
         coroutine: Any = self._send(message)

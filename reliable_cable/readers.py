@@ -40,8 +40,7 @@ class Reader:
         sids: the session ids by which a broadcast can exclude this connection.
         lost: called when messages to a live reader are missing for good.
         presence: whether the stream's joins and leaves are for this reader.
-        behind: called when a live reader's connection takes no more for now: whoever has it called lets the reader
-            catch up. None: such a connection is dropped.
+        behind: called when its connection takes no more for now, to let it catch up later; None: that is dropped.
     """
 
     __slots__ = (
@@ -85,9 +84,9 @@ class Reader:
         self.stream: HubStream | None = None
         self.position = StreamPosition("", 0)
 
-    def fall_behind(self, position: StreamPosition) -> None:
-        """Be live no more, but stand at `position`: the connection takes no more for now."""
-        self.position, self.live = position, False
+    def fall_behind(self) -> None:
+        """Be live no more, where it stands: its connection takes no more for now."""
+        self.live = False
         if self.behind is not None:
             self.behind()
 
@@ -207,7 +206,7 @@ class Parcel:
                 continue
             write = reader.outbox.ready
             if write is None:
-                self._send_singly(reader)
+                self._send_singly(reader)  # a full socket may take only some of it
                 continue
             if position is not None:
                 reader.position = position
@@ -221,11 +220,10 @@ class Parcel:
             if isinstance(item, Numbered):
                 if not reader.live or reader.position is not item.former:
                     continue
-                reader.position = item.position
-                if item.entry.exclude and item.entry.exclude in reader.sids:
-                    continue
-                if not reader.outbox.push(frame, kept=reader.behind is not None):
-                    reader.fall_behind(item.former)
+                if item.entry.exclude in reader.sids or reader.outbox.push(frame, kept=reader.behind is not None):
+                    reader.position = item.position
+                else:
+                    reader.fall_behind()
             elif reader.announced and not (item.exclude and item.exclude in reader.sids):
                 if reader.live:
                     reader.outbox.push(frame)

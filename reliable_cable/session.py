@@ -246,8 +246,9 @@ class CableSession:
     async def drain(self, delay: float) -> None:
         """End the connection before the server stops: after `delay` seconds, and after answering what was asked."""
         await asyncio.sleep(delay)
-        await self.execution.finished(CLOSE_TIMEOUT)
-        self.restart()
+        if not self.closed:
+            await self.execution.finished(CLOSE_TIMEOUT)
+            self.restart()
 
     def revoke(self, *, reconnect: bool) -> None:
         """End the connection, and its session in whatever state that is, since someone disconnected its like."""
@@ -295,6 +296,15 @@ class CableSession:
             self.hub.control.release()
         for subscription in self.subscriptions.values():
             await self.execution.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Refer to nothing that refers to this: so it is freed at once, and not by a full garbage collection."""
+        for subscription in self.subscriptions.values():
+            subscription.let_go()
+        self.subscriptions = {}
+        self.outbox.let_go()
+        del self.execution
 
     def _leave_all(self) -> None:
         for subscription in self.subscriptions.values():

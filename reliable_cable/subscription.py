@@ -184,6 +184,11 @@ class Subscription:
         if self._presence is not None:
             self._presence.release()
 
+    def let_go(self) -> None:
+        """Refer to nothing that refers to this: the connection has gone, and nobody asks any more."""
+        self.readers = {}
+        self._presence = None
+
     def cancel_deadline(self) -> None:
         """The history of a restored identifier was asked for."""
         if self.deadline is not None:

@@ -108,6 +108,10 @@ class CableWebSocketProtocol(Protocol):
             self._pause()
         self._pause = self._resume = None
         super().connection_lost(exc)
+        # What refers to itself is freed by a full garbage collection only: the extension, and the parser.
+        if hasattr(self, "scope"):
+            self.scope["extensions"].pop(FRAMES_EXTENSION, None)
+        self.conn.parser.close()
 
 
 def recognise(send: Any) -> UvicornConnection | None:
