@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,7 @@ class Execution:
             await asyncio.wait([self._worker], timeout=timeout)
 
     async def _work(self, backlog: _Backlog) -> None:
+        context = copy_context()
         try:
             while backlog.commands:
                 command, size = backlog.commands.popleft()
@@ -121,7 +123,13 @@ class Execution:
                     logger.exception("The command %s failed.", type(command).__name__)
                 if isinstance(command, commands.Subscribe):
                     backlog.subscribing.discard(command.identifier)
-                if backlog.lingers and not backlog.commands and isinstance(command, _REPEATED):
+                if (
+                    backlog.lingers
+                    and not backlog.commands
+                    and isinstance(command, _REPEATED)
+                    # What a handler has set, a language say, is for none after it.
+                    and copy_context() == context
+                ):
                     backlog.parked = asyncio.get_running_loop().create_future()
                     await backlog.parked
                     backlog.parked = None

@@ -152,14 +152,18 @@ class Hub:
         Returns:
             False if messages are missing for good: the reader then stands where the hub stands.
         """
+        async with reader.outbox.turn:
+            return await self._send_page(reader, page)
+
+    async def _send_page(self, reader: Reader, page: StreamPage | None) -> bool:
+        await reader.outbox.drained()
         found = reader.stream
         if found is None or found.position is None:
             return True
-        await reader.outbox.drained()
         if page is None:
             page = await self.pages.read(found.name, reader.position, found.position)
-        if reader.stream is not found or reader.outbox.blocked:
-            return True  # another reader of the connection was quicker
+        if reader.stream is not found:
+            return True
         ahead = reader.position.epoch == page.epoch and reader.position.offset > found.position.offset
         if page.epoch != found.position.epoch or page.tail < found.position.offset or ahead:
             # The hub has not seen this epoch yet, or not all that the client saw elsewhere, or the page is older than

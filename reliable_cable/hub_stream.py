@@ -7,6 +7,7 @@ which the event loop turns to others.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from typing import Protocol
 
@@ -15,6 +16,8 @@ from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, Verdict, judge
 from .readers import Batch, Group, GroupKey, Numbered, Reader, group_key, size_of, weigh
 from .streams.base import Published, Transient
+
+logger = logging.getLogger("reliable_cable")
 
 #: Readers who are sent something in one turn of the event loop, at most.
 SLICE = 250
@@ -129,8 +132,11 @@ class HubStream:
             self._outgoing.append(item)
         elif self.uses * weigh(size_of(item)) <= SLICE:
             batch = Batch([item])
-            for group in self.groups.values():
-                group.pack(batch).send(group.readers)
+            try:
+                for group in self.groups.values():
+                    group.pack(batch).send(group.readers)
+            except Exception:
+                self._failed()
             # Whatever else comes in this turn goes out together.
             self._sending = loop.call_soon(self._go_on, loop)
         else:
@@ -162,9 +168,17 @@ class HubStream:
                 took = loop.time() - started
                 if took >= REST_LEAST and len(self._outgoing) < MAX_BATCH:
                     rest = min(took, REST_MOST)
+        except Exception:
+            self._failed()
         finally:
             # Whoever keeps the loop busy leaves it to others for as long, and has more to send at once then.
             self._sending = loop.call_later(rest, self._go_on, loop) if rest else None
+
+    def _failed(self) -> None:
+        """Something could not be sent to all: whoever is live is told, or would wait for what comes next forever."""
+        logger.exception("Messages of the stream %r could not be sent.", self.name)
+        if self.position is not None:
+            self.move(self.position)
 
     def _next(self) -> list[Numbered | Transient]:
         """Take what goes out together."""

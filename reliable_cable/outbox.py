@@ -15,8 +15,10 @@ logger = logging.getLogger("reliable_cable")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: Seconds in which a full socket that is waited for must have taken something.
+#: Seconds in which the client of a full socket that is waited for must have taken something; and where nobody knows
+#: what the kernel has of it, which is several megabytes: a slow client takes its time for these.
 STALL_TIME = 10.0
+BLIND_STALL_TIME = 60.0
 
 #: The queue of everybody who has nothing queued: it takes nothing, and is never filled.
 _EMPTY: deque[str] = deque(maxlen=0)
@@ -36,6 +38,10 @@ def wire(text: str, form: type[Frame] = Frame) -> bytes:
 
 def _tell_nobody() -> None:
     """Take the place of who was told."""
+
+
+def _nobody_knows() -> None:
+    """Take the place of who knows how much was not taken yet."""
 
 
 class _Resumed:
@@ -68,15 +74,16 @@ class Outbox:
     A fan-out never waits for a socket: `push` drives the server's `send` once, and if that suspends, a task of this
     connection's own finishes it while further frames queue here. So do frames while the server says, through `pause`,
     that its buffer is full. What can be read from a store later fills no more than half of the limit, what readers hold
-    back three quarters: the rest is for what can only be sent.
+    back a quarter: the rest is for what can only be sent.
 
     Args:
         send: the ASGI `send`.
         limit: how much may queue here, in characters; more calls `overflow`, once.
         overflow: called when the client turns out to be too slow: too much waits, or nothing moved for `STALL_TIME`
-            while something waited for it (`drained`).
+            (`BLIND_STALL_TIME`) while something waited for it (`drained`).
         write: writes a WebSocket frame and does not wait, where the server offers that (servers/base.py).
         form: in which the client takes such frames.
+        unsent: returns what changes whenever the client takes something; None: nobody knows.
     """
 
     __slots__ = (
@@ -91,6 +98,9 @@ class Outbox:
         "_send",
         "_size",
         "_task",
+        "_turn",
+        "_unsent",
+        "_unsent_then",
         "_watch",
         "_write",
         "form",
@@ -106,6 +116,7 @@ class Outbox:
         overflow: Callable[[], None],
         write: Callable[[bytes], None] | None = None,
         form: type[Frame] = Frame,
+        unsent: Callable[[], object] = _nobody_knows,
     ) -> None:
         self._send = send
         self._write = write
@@ -124,6 +135,9 @@ class Outbox:
         #: Judges whether a full socket takes anything; and whether it has, since it judged last.
         self._watch: asyncio.TimerHandle | None = None
         self._moved = False
+        self._unsent = unsent
+        self._unsent_then: object = None
+        self._turn: asyncio.Lock | None = None
         self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -171,7 +185,7 @@ class Outbox:
 
     def can_hold(self, size: int) -> bool:
         """Whether a reader may hold back so many characters more."""
-        return self._size + self.held + size <= self._limit * 3 // 4
+        return self.held + size <= self._limit // 4
 
     def _give_up(self) -> None:
         self.abandon()
@@ -237,15 +251,23 @@ class Outbox:
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
 
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held by the one who reads from a store for this connection, and waits until that was sent."""
+        if self._turn is None:
+            self._turn = asyncio.Lock()
+        return self._turn
+
     def _wait_for_movement(self) -> None:
-        self._moved = False
-        self._watch = asyncio.get_running_loop().call_later(STALL_TIME, self._judge)
+        self._moved, self._unsent_then = False, self._unsent()
+        time = BLIND_STALL_TIME if self._unsent_then is None else STALL_TIME
+        self._watch = asyncio.get_running_loop().call_later(time, self._judge)
 
     def _judge(self) -> None:
         self._watch = None
         if not self._blocked:
             return
-        if self._moved:
+        if self._moved or self._unsent() != self._unsent_then:
             self._wait_for_movement()
         else:
             self._give_up()

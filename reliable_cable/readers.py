@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: Bytes written to a reader for which it counts as one more.
 UNIT = 8 * 1024
 
+#: Bytes that are written at once, unless it is one message.
+MAX_BLOCK = 128 * 1024
+
 #: Of a group: the identifier, the stream's name as its clients know it, and the form in which they take frames.
 GroupKey = tuple[str, str | None, type[Frame]]
 
@@ -92,7 +95,8 @@ class Reader:
 
     def hold(self, frame: Frame) -> None:
         """Keep a message without a position until the reader is live, within bounds."""
-        if len(self.held) < MAX_HELD and self.outbox.can_hold(len(frame)):
+        # One that was removed meanwhile would never let it go.
+        if self.stream is not None and len(self.held) < MAX_HELD and self.outbox.can_hold(len(frame)):
             self.held.append(frame)
             self.outbox.held += len(frame)
 
@@ -189,10 +193,13 @@ class Parcel:
     def __init__(self, batch: Batch, frames: Sequence[Frame]) -> None:
         self._batch = batch
         self._frames = frames
-        #: What is written at once.
-        self._block = frames[0].wire if len(frames) == 1 else b"".join([frame.wire for frame in frames])
+        #: What is written at once; None: it would be too much for who may be slow.
+        self._block: bytes | None = frames[0].wire
+        if len(frames) > 1:
+            size = sum(len(frame.wire) for frame in frames)
+            self._block = None if size > MAX_BLOCK else b"".join([frame.wire for frame in frames])
         #: What a reader counts of a slice.
-        self.weight = weigh(len(self._block))
+        self.weight = weigh(sum(map(len, frames)))
 
     def send(self, readers: Iterable[Reader]) -> None:
         """Send all of it to those readers who live where it comes next, and to the others what is for them."""
@@ -205,7 +212,7 @@ class Parcel:
                 self._send_singly(reader)
                 continue
             write = reader.outbox.ready
-            if write is None:
+            if write is None or block is None:
                 self._send_singly(reader)  # a full socket may take only some of it
                 continue
             if position is not None:

@@ -97,6 +97,7 @@ class CableSession:
             overflow=self._too_slow,
             write=connection.write,
             form=connection.form,
+            unsent=connection.unsent,
         )
         self.subscriptions: dict[str, Subscription] = {}
         self._connection = connection

@@ -144,7 +144,8 @@ class Subscription:
         if self.session.closed:
             # The connection went while the stream was being opened, and took its subscriptions along.
             self.hub.remove(reader)
-        reader.announced = self.confirmed
+        # A restored one was confirmed on another connection.
+        reader.announced = self.confirmed or any(other.announced for other in self.readers.values())
         reader.first = reader.position
 
     def _stop(self, name: str) -> None:

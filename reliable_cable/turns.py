@@ -21,6 +21,7 @@ class Turns:
     def __init__(self, size: int) -> None:
         self._size = size
         self._taken = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: deque[Callable[[], bool]] = deque()
 
     async def take(self) -> None:
@@ -52,8 +53,12 @@ class Turns:
         self._waiting.append(go)
 
     def _begin(self) -> bool:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            # One that ended in the middle of a turn has none after it.
+            self._loop, self._taken = loop, 0
+            self._waiting.clear()
         if self._taken == 0:
-            loop = asyncio.get_running_loop()
             loop.call_soon(self._next, loop)
         if self._taken >= self._size:
             return False

@@ -179,9 +179,12 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(","
 
 
 def _loads(text: str) -> Any:
-    value, end = _DECODER.raw_decode(text)
     # `decode` looks for white space around it first, which takes half as long again.
-    return value if end == len(text) else _DECODER.decode(text)
+    if text[:1] in ("{", "["):
+        value, end = _DECODER.raw_decode(text)
+        if end == len(text):
+            return value
+    return _DECODER.decode(text)
 
 
 def _history(value: Any) -> HistoryRequest:

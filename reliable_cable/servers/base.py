@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from reliable_cable.protocol.constants import CLOSE_NORMAL
+
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = termios = None  # type: ignore[assignment]
 from reliable_cable.protocol.frames import Frame
 
 #: The extension of an ASGI scope by which a server offers more than `send`: its value is a `Connection`.
@@ -41,6 +48,10 @@ class Connection:
         A server whose `send` waits while its buffer is full needs none of this.
         """
 
+    def unsent(self) -> Any:
+        """Return what changes whenever the client takes something; None if that is not known."""
+        return None
+
     def abort(self) -> None:
         """Drop the connection at once, with whatever its buffer holds; here, only ask for its end."""
         if self._closing is None:
@@ -49,3 +60,14 @@ class Connection:
     async def _close(self) -> None:
         with contextlib.suppress(Exception):  # whatever a server raises when the socket has gone
             await self.send({"type": "websocket.close", "code": CLOSE_NORMAL})
+
+
+def in_kernel(file: int) -> int | None:
+    """Return how many bytes a socket has that the other side has not confirmed; None where the system does not say."""
+    if termios is None:
+        return None
+    try:
+        answer = fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return None
+    return int.from_bytes(answer, sys.byteorder)

@@ -15,7 +15,7 @@ from twisted.internet import tcp
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from .base import Connection
+from .base import Connection, in_kernel
 
 
 @implementer(IPushProducer)
@@ -52,6 +52,15 @@ class DaphneConnection(Connection):
         # The HTTP channel of the handshake is still registered; its part is over.
         transport.unregisterProducer()
         transport.registerProducer(_Valve(pause, resume), True)
+
+    def unsent(self) -> Any:
+        """Return how much the transport and the kernel have."""
+        transport = self._protocol.transport
+        if not isinstance(transport, tcp.Connection) or not transport.connected:
+            return None
+        kept = in_kernel(transport.fileno())
+        waiting = len(transport.dataBuffer) - transport.offset, len(transport._tempDataBuffer)
+        return None if kept is None else (*waiting, kept)
 
     def abort(self) -> None:
         """Drop the connection at once."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reliable_cable.protocol.frames import Frame
 
-from .base import FRAMES_EXTENSION, Connection
+from .base import FRAMES_EXTENSION, Connection, in_kernel
 
 if TYPE_CHECKING:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
@@ -43,6 +43,13 @@ class UvicornConnection(Connection):
     def abort(self) -> None:
         """Drop the connection at once."""
         self._protocol.transport.abort()
+
+    def unsent(self) -> Any:
+        """Return how much the transport and the kernel have."""
+        transport = self._protocol.transport
+        socket = transport.get_extra_info("socket")
+        kept = None if socket is None or transport.is_closing() else in_kernel(socket.fileno())
+        return None if kept is None else (transport.get_write_buffer_size(), kept)
 
 
 class FramesConnection(UvicornConnection):

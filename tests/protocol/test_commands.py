@@ -48,6 +48,11 @@ class TestCommands:
         assert read(command="ping") == Ping()
         assert read(command="pong") == Pong()
 
+    @pytest.mark.parametrize("space", [" ", "\n", "\r\n", "\t"])
+    def test_white_space_around_it_is_no_matter(self, space: str) -> None:
+        assert parse(f'{space}{{"command":"ping"}}{space}') == Ping()
+        assert parse_identifier(f'{space}{{"channel":"X"}}{space}') == ("X", {})
+
     def test_the_identifier_is_kept_byte_for_byte(self) -> None:
         identifier = '{ "channel" :"C","é":"\\u00e9"}'
         assert read(command="unsubscribe", identifier=identifier).identifier == identifier

@@ -231,7 +231,7 @@ async def test_subscriptions_that_catch_up_together_do_so_by_turns(frames: bool)
 async def test_one_that_stays_stuck_is_dropped_in_time(
     frames: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(outbox, "STALL_TIME", 0.02)
+    monkeypatch.setattr(outbox, "BLIND_STALL_TIME", 0.02)
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)
         for number in range(100):

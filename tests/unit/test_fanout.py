@@ -134,6 +134,23 @@ async def test_a_stream_that_kept_the_loop_busy_rests_as_long_and_what_comes_mea
     assert [one.log for one in here] == [[[1], [2], [3, 4, 5]]] * 5
 
 
+@pytest.mark.parametrize("readers_here", [1, 5], ids=["at once", "in slices"])
+async def test_where_sending_fails_everybody_is_told_and_gets_what_comes_next(
+    monkeypatch: pytest.MonkeyPatch, readers_here: int
+) -> None:
+    harness = Harness()
+    logs = [(await harness.reader())[1] for _ in range(readers_here)]
+    await harness.publish()
+    await turns()
+    with monkeypatch.context() as patched:
+        patched.setattr(readers.Group, "encode", lambda *args: 1 / 0)
+        await harness.publish()
+        await turns()
+    await harness.publish()
+    await turns()
+    assert [offsets(log) for log in logs] == [[1, "lost", 3]] * readers_here
+
+
 async def test_of_what_goes_out_together_everybody_gets_what_is_for_him() -> None:
     harness = Harness()
     here, other = await Written(harness, "here").come(), await Written(harness, "other").come()

@@ -86,3 +86,27 @@ async def test_nothing_runs_for_nobody() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     assert (turns._taken, len(turns._waiting)) == (0, 0)
+
+
+def test_a_loop_that_ended_in_the_middle_of_a_turn_leaves_nothing_to_the_next() -> None:
+    turns = Turns(1)
+
+    async def begin_two() -> list[str]:
+        begun: list[str] = []
+        turns.run(lambda: begun.append("one"))
+        turns.run(lambda: begun.append("two"))
+        return begun
+
+    async def begin_two_and_wait() -> list[str]:
+        begun = await begin_two()
+        async with asyncio.timeout(10):
+            await turns.take()
+        return begun
+
+    loop = asyncio.new_event_loop()
+    first = loop.create_task(begin_two())
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert first.result() == ["one"]
+    assert asyncio.run(begin_two_and_wait()) == ["one", "two"]

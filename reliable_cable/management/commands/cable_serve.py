@@ -78,16 +78,19 @@ def _serve_by_uvicorn(application: str, host: str, port: int, options: dict[str,
         import uvicorn
     except ImportError as error:
         raise CommandError("Use --server daphne, or install uvicorn: pip install 'reliable_cable[uvicorn]'") from error
-    # These need uvicorn.
-    from reliable_cable.servers.deflate import CompressingWebSocketProtocol
-    from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
+    from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol  # needs uvicorn
 
+    protocol = CableWebSocketProtocol
+    if options["compress"]:
+        from reliable_cable.servers.deflate import CompressingWebSocketProtocol
+
+        protocol = CompressingWebSocketProtocol
     uvicorn.run(
         ":".join(application.rsplit(".", 1)),
         host=host,
         port=port,
         http=PacedHTTPProtocol,
-        ws=CompressingWebSocketProtocol if options["compress"] else CableWebSocketProtocol,
+        ws=protocol,
         ws_max_size=_largest_frame(),
         loop="uvloop" if importlib.util.find_spec("uvloop") else "auto",
         lifespan="off",
