@@ -10,9 +10,10 @@ from typing import Any
 from .report import fan_out
 
 #: Geometry, in pixels.
-WIDTH, LEFT, RIGHT, TOP, ROW = 880, 360, 60, 64, 24
-#: Of the axis, in floors.
-TICKS = (1, 2, 5, 10, 20, 50, 100)
+WIDTH, LEFT, RIGHT, TOP, ROW = 940, 420, 60, 64, 24
+#: Of the axis, in floors: where it begins, and its ticks.
+LEAST = 0.04
+TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #24292f }
 .small { font-size: 11px; fill: #57606a }
@@ -70,5 +71,5 @@ def _floors(text: str) -> float:
 
 def _place(ratio: float) -> float:
     """Return where a ratio is on the axis."""
-    share = math.log(max(ratio, 0.8) / 0.8) / math.log(TICKS[-1] / 0.8)
+    share = math.log(max(ratio, LEAST) / LEAST) / math.log(TICKS[-1] / LEAST)
     return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
