@@ -83,7 +83,7 @@ class Outbox:
             (`BLIND_STALL_TIME`) while something waited for it (`drained`).
         write: writes a WebSocket frame and does not wait, where the server offers that (servers/base.py).
         form: in which the client takes such frames.
-        unsent: returns what changes whenever the client takes something; None: nobody knows.
+        unsent: returns how many bytes were written and not taken by the client yet; None: nobody knows.
     """
 
     __slots__ = (
@@ -116,7 +116,7 @@ class Outbox:
         overflow: Callable[[], None],
         write: Callable[[bytes], None] | None = None,
         form: type[Frame] = Frame,
-        unsent: Callable[[], object] = _nobody_knows,
+        unsent: Callable[[], int | None] = _nobody_knows,
     ) -> None:
         self._send = send
         self._write = write
@@ -136,7 +136,7 @@ class Outbox:
         self._watch: asyncio.TimerHandle | None = None
         self._moved = False
         self._unsent = unsent
-        self._unsent_then: object = None
+        self._unsent_then: int | None = None
         self._turn: asyncio.Lock | None = None
         self._closed = False
         self._task: asyncio.Task[None] | None = None
@@ -267,7 +267,9 @@ class Outbox:
         self._watch = None
         if not self._blocked:
             return
-        if self._moved or self._unsent() != self._unsent_then:
+        unsent, then = self._unsent(), self._unsent_then
+        # It may have grown by a ping of the server's own.
+        if self._moved or (unsent is not None and then is not None and unsent < then):
             self._wait_for_movement()
         else:
             self._give_up()

@@ -48,8 +48,8 @@ class Connection:
         A server whose `send` waits while its buffer is full needs none of this.
         """
 
-    def unsent(self) -> Any:
-        """Return what changes whenever the client takes something; None if that is not known."""
+    def unsent(self) -> int | None:
+        """Return how many bytes were written and not taken by the client yet; None if that is not known."""
         return None
 
     def abort(self) -> None:

@@ -53,14 +53,14 @@ class DaphneConnection(Connection):
         transport.unregisterProducer()
         transport.registerProducer(_Valve(pause, resume), True)
 
-    def unsent(self) -> Any:
-        """Return how much the transport and the kernel have."""
+    def unsent(self) -> int | None:
+        """Return how many bytes the transport and the kernel have."""
         transport = self._protocol.transport
         if not isinstance(transport, tcp.Connection) or not transport.connected:
             return None
         kept = in_kernel(transport.fileno())
-        waiting = len(transport.dataBuffer) - transport.offset, len(transport._tempDataBuffer)
-        return None if kept is None else (*waiting, kept)
+        waiting = len(transport.dataBuffer) - transport.offset + sum(map(len, transport._tempDataBuffer))
+        return None if kept is None else waiting + kept
 
     def abort(self) -> None:
         """Drop the connection at once."""

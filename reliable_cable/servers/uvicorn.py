@@ -44,12 +44,12 @@ class UvicornConnection(Connection):
         """Drop the connection at once."""
         self._protocol.transport.abort()
 
-    def unsent(self) -> Any:
-        """Return how much the transport and the kernel have."""
+    def unsent(self) -> int | None:
+        """Return how many bytes the transport and the kernel have."""
         transport = self._protocol.transport
         socket = transport.get_extra_info("socket")
         kept = None if socket is None or transport.is_closing() else in_kernel(socket.fileno())
-        return None if kept is None else (transport.get_write_buffer_size(), kept)
+        return None if kept is None else transport.get_write_buffer_size() + kept
 
 
 class FramesConnection(UvicornConnection):

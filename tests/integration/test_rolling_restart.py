@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from reliable_cable.outbox import STALL_TIME
 from tests.support.client import Client, identify, unique
 from tests.support.nginx import DeployedServer, Nginx
 from tests.support.recovering import RecoveringClient
@@ -146,6 +147,6 @@ async def test_a_slow_client_is_noticed_through_nginx(pair: list[Server], nginx:
         await slow.send("subscribe", identify("AuditedChannel", audit=audit, streams=[stream]))
         assert (await watcher.messages(watching, 1))[0]["event"] == "subscribed"
         flood = asyncio.create_task(pair[0].call("flood", stream, 300, 100_000))
-        assert (await watcher.messages(watching, 1, timeout=30))[0]["event"] == "unsubscribed"
+        assert (await watcher.messages(watching, 1, timeout=STALL_TIME + 30))[0]["event"] == "unsubscribed"
         await flood
     assert any("too_slow" in server.log for server in pair)

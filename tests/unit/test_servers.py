@@ -221,6 +221,22 @@ def test_a_full_socket_gets_the_rest_through_the_transport_in_order(channel: Cha
     assert channel.events[-1] == "resume"
 
 
+def test_what_the_client_has_not_taken_is_known(channel: Channel) -> None:
+    channel.write(b"x" * 100_000)
+    before = channel.connection.unsent()
+    assert before is not None
+    assert before >= 90_000, "some may have got as far as the other side's buffer"
+    while channel.far.recv(1 << 16, socket.MSG_DONTWAIT):
+        if channel.reactor.writers:
+            channel.transport.doWrite()
+        after = channel.connection.unsent()
+        assert after is not None
+        assert after < before
+        if not after:
+            break
+        before = after
+
+
 def test_what_the_transport_still_has_goes_first(channel: Channel) -> None:
     channel.transport.write(b"written by daphne, ")
     channel.write(b"then ours")
