@@ -31,7 +31,13 @@ def build() -> Path:
 
 
 def clients(
-    program: Path, url: str, *, streams: int = 1, identifier: str | None = None, compress: bool = False
+    program: Path,
+    url: str,
+    *,
+    streams: int = 1,
+    identifier: str | None = None,
+    compress: bool = False,
+    yielding: bool = False,
 ) -> LineProcess:
     """Start a load client.
 
@@ -41,8 +47,10 @@ def clients(
         streams: how many there are.
         identifier: what to subscribe to, with %d for the stream's number; None: the project's channel.
         compress: whether they offer permessage-deflate, to which the server must agree.
+        yielding: whether they leave the processor to others, who else would wait for it.
     """
-    command: list[str | Path] = [program, "-url", url, "-streams", str(streams)]
+    first: list[str | Path] = ["nice", "-n", "19"] if yielding else []
+    command: list[str | Path] = [*first, program, "-url", url, "-streams", str(streams)]
     if identifier is not None:
         command += ["-identifier", identifier]
     return LineProcess([*command, "-compress"] if compress else command)

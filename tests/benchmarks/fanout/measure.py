@@ -230,7 +230,7 @@ class Bench:
         crowd, few = self.plan.crowd, 10
         crowds, others = {"messages": 10, "rate": 2, "streams": 1}, {"messages": 250, "rate": 50, "streams": 1}
         with (
-            self._clients(server) as many,
+            self._clients(server, yielding=True) as many,
             self._clients(server, identifier='{"channel":"BenchChannel","stream":"beside%d"}') as load,
             self._new_publisher() as second,
             ThreadPoolExecutor(1) as pool,
