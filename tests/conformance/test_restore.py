@@ -75,9 +75,11 @@ async def test_a_session_can_be_restored_again_and_again(connect: Connect, serve
         await server.call("broadcast", stream, {"n": number})
         if last is not None:
             await client.send("history", identifier, history=asking(last))
-        last = await client.expect({"message": {"n": number}, "offset": number})
-        if number > 1:
-            await client.expect({"type": "confirm_history"})
+        # It is part of the history, or comes after it, if the server hears of it later; in any case once.
+        frames = sorted([await client.next() for _ in range(min(number, 2))], key=lambda frame: "message" in frame)
+        last = frames.pop()
+        assert (last["message"], last["offset"]) == ({"n": number}, number)
+        assert [frame["type"] for frame in frames] == ["confirm_history"] * (number > 1)
         await client.nothing()
         await client.cut()
         client = await connect(sid=client.sid)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.utils import translation
 
-from reliable_cable import Channel, action, outbox
+from reliable_cable import Channel, action, outbox, threads
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
@@ -43,7 +43,9 @@ class More(Channel, abstract=True):
 
 
 @pytest.fixture(autouse=True)
-def _rooms(settings: Any) -> Iterator[None]:
+def _rooms(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # Handlers would wait for a thread now and then, if another test has left a database connection.
+    monkeypatch.setattr(threads, "_connected", set())
     configured(settings)
     registry.update({"Room": [Room], "More": [More]})
     yield
