@@ -194,10 +194,8 @@ class Parcel:
         self._batch = batch
         self._frames = frames
         #: What is written at once; None: it would be too much for who may be slow.
-        self._block: bytes | None = frames[0].wire
-        if len(frames) > 1:
-            size = sum(len(frame.wire) for frame in frames)
-            self._block = None if size > MAX_BLOCK else b"".join([frame.wire for frame in frames])
+        block = b"".join([frame.wire for frame in frames])
+        self._block = block if len(frames) == 1 or len(block) <= MAX_BLOCK else None
         #: What a reader counts of a slice.
         self.weight = weigh(sum(map(len, frames)))
 

@@ -9,10 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -21,9 +18,8 @@ from typing import Any
 
 from tests.benchmarks.fanout.process import usage
 from tests.benchmarks.fanout.servers import PROJECT, Subject, running
+from tests.benchmarks.stage import stage
 from tests.support.client import Client, identify
-from tests.support.redis import RedisServer
-from tests.support.server import ROOT
 
 #: What is sent: the command, and its data; bare applications know only some.
 KINDS: Mapping[str, tuple[str, Any]] = {
@@ -68,26 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, and print a table."""
     results: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with RedisServer(folder / "redis", options={"appendonly": "no"}) as redis:
-            environment = {
-                **os.environ,
-                "DJANGO_SETTINGS_MODULE": "tests.benchmarks.project.settings",
-                "CABLE_BENCH_REDIS": redis.url,
-                "CABLE_BENCH_DATABASE": str(folder / "db.sqlite3"),
-            }
-            migrate = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
-            subprocess.run(migrate, cwd=ROOT, env=environment, check=True, timeout=60)
-            for subject in SUBJECTS:
-                if options.only and not any(word in subject.name for word in options.only):
-                    continue
-                with running(subject, environment, folder / "log") as server:
-                    costs = asyncio.run(_measure(subject, server.pid, server.url, options))
-                results[subject.name] = costs
-                text = ", ".join(f"{kind} {cost:.0f}" for kind, cost in costs.items())
-                sys.stdout.write(f"{subject.name:36} µs per message: {text}\n")
-                sys.stdout.flush()
+    with stage(with_floor=False) as ground:
+        for subject in SUBJECTS:
+            if options.only and not any(word in subject.name for word in options.only):
+                continue
+            with running(subject, ground.environment, ground.folder / "log") as server:
+                costs = asyncio.run(_measure(subject, server.pid, server.url, options))
+            results[subject.name] = costs
+            text = ", ".join(f"{kind} {cost:.0f}" for kind, cost in costs.items())
+            sys.stdout.write(f"{subject.name:36} µs per message: {text}\n")
+            sys.stdout.flush()
     if options.output is not None:
         options.output.write_text(json.dumps(results, indent=1) + "\n")
     return 0

@@ -6,9 +6,7 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -17,11 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tests.support.redis import RedisServer
+from tests.benchmarks.stage import stage
 from tests.support.server import ROOT
 
 from . import load
-from .floor import compile_floor
 from .lines import LineProcess
 from .measure import QUICK, Bench, Plan
 from .plot import plot
@@ -78,33 +75,21 @@ def run(options: argparse.Namespace) -> int:
         plan = replace(plan, size=options.size)
     subjects = [one for one in SUBJECTS if not options.only or any(word in one.name for word in options.only)]
     program = load.build()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        floor = compile_floor(folder)
-        with RedisServer(folder / "redis", options={"appendonly": "no"}) as redis:
-            environment = {
-                **os.environ,
-                "DJANGO_SETTINGS_MODULE": "tests.benchmarks.project.settings",
-                "CABLE_BENCH_REDIS": redis.url,
-                "CABLE_BENCH_DATABASE": str(folder / "db.sqlite3"),
-                **({"CABLE_BENCH_FLOOR": str(floor)} if floor else {}),
-            }
-            migrate = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
-            subprocess.run(migrate, cwd=ROOT, env=environment, check=True, timeout=60)
-            publisher = partial(
-                LineProcess, [sys.executable, "-m", "tests.benchmarks.fanout.publisher"], environment, ROOT
-            )
-            measured: dict[str, Any] = {
-                "environment": environment_of(floor, redis.binary.name),
-                "plan": asdict(plan),
-                "results": [],
-            }
-            with publisher() as other:
-                bench = Bench(plan, program, folder, environment, publisher, other)
-                with bench.over_floor():
-                    for subject in (*subjects, *options.url):
-                        sys.stderr.write(f"{subject.name} …\n")
-                        measured["results"].append(bench.measure(subject))
+    with stage(with_floor=True) as ground:
+        publisher = partial(
+            LineProcess, [sys.executable, "-m", "tests.benchmarks.fanout.publisher"], ground.environment, ROOT
+        )
+        measured: dict[str, Any] = {
+            "environment": environment_of(ground.floor, ground.redis.binary.name),
+            "plan": asdict(plan),
+            "results": [],
+        }
+        with publisher() as other:
+            bench = Bench(plan, program, ground.folder, ground.environment, publisher, other)
+            with bench.over_floor():
+                for subject in (*subjects, *options.url):
+                    sys.stderr.write(f"{subject.name} …\n")
+                    measured["results"].append(bench.measure(subject))
     sys.stdout.write(report(measured) + "\n")
     whole = not (options.quick or options.only or options.connections or options.size)
     output = options.output or (RESULTS / "fanout.json" if whole else None)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -21,11 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.fanout.floor import compile_floor
 from tests.benchmarks.fanout.lines import LineProcess
 from tests.benchmarks.fanout.process import usage
 from tests.benchmarks.fanout.servers import FLOOR, SUBJECTS, Running, Subject, running
-from tests.support.redis import RedisServer
+from tests.benchmarks.stage import stage
 from tests.support.server import ROOT
 
 #: What a storm may cost is as many connects, and as many deliveries at so many floors.
@@ -71,26 +67,14 @@ def run(options: argparse.Namespace) -> int:
     names = [name for name in NAMES if not options.only or any(word in name for word in options.only)]
     subjects = [subject for subject in SUBJECTS if subject.name in names]
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        floor = compile_floor(folder)
-        with RedisServer(folder / "redis", options={"appendonly": "no"}) as redis:
-            environment = {
-                **os.environ,
-                "DJANGO_SETTINGS_MODULE": "tests.benchmarks.project.settings",
-                "CABLE_BENCH_REDIS": redis.url,
-                "CABLE_BENCH_DATABASE": str(folder / "db.sqlite3"),
-                **({"CABLE_BENCH_FLOOR": str(floor)} if floor else {}),
-            }
-            migrate = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
-            subprocess.run(migrate, cwd=ROOT, env=environment, check=True, timeout=60)
-            for subject in subjects:
-                for streams in options.streams:
-                    redis.cli("FLUSHALL")
-                    storm = Storm(options.connections, streams, options.messages, options.signed_in)
-                    results.append(_measure(subject, storm, environment, folder))
-                    sys.stdout.write(_line(results[-1]) + "\n")
-                    sys.stdout.flush()
+    with stage(with_floor=True) as ground:
+        for subject in subjects:
+            for streams in options.streams:
+                ground.redis.cli("FLUSHALL")
+                storm = Storm(options.connections, streams, options.messages, options.signed_in)
+                results.append(_measure(subject, storm, ground.environment, ground.folder))
+                sys.stdout.write(_line(results[-1]) + "\n")
+                sys.stdout.flush()
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
