@@ -33,16 +33,13 @@ _REPEATED = (commands.Perform, commands.Whisper)
 
 
 class _Backlog:
-    """The commands of a connection that are being handled or wait for that; idle connections have none.
-
-    Args:
-        size: of the frames whose commands wait, in characters.
-    """
+    """The commands of a connection that are being handled or wait for that; idle connections have none."""
 
     __slots__ = ("commands", "lingers", "parked", "size", "subscribing")
 
     def __init__(self) -> None:
         self.commands: deque[tuple[commands.Command, int]] = deque()
+        #: Of the frames whose commands wait, in characters.
         self.size = 0
         #: Identifiers whose `subscribe` is waiting or being handled.
         self.subscribing: set[str] = set()

@@ -53,18 +53,23 @@ def agreed(factory: NotingFactory) -> bool:
     return True
 
 
-async def test_each_client_is_sent_what_it_agreed_to(compressing: Server, connect: Connect) -> None:
+async def all_receive(server: Server, clients: list[Client]) -> None:
+    """Broadcast the payloads; every client must get them."""
     stream = unique("mixed")
     identifier = identify("StreamChannel", streams=[stream])
-    factories = [NotingFactory(), NotingFactory(server_max_window_bits=9), NotingFactory(server_max_window_bits=15)]
-    clients = [await connect(compressing, factory) for factory in factories] + [await connect(compressing)]
-    assert [agreed(factory) for factory in factories] == [True, False, True]
     for client in clients:
         await client.subscribe(identifier)
     for payload in PAYLOADS:
-        await compressing.call("broadcast", stream, payload)
+        await server.call("broadcast", stream, payload)
     for client in clients:
         assert await client.messages(identifier, len(PAYLOADS)) == PAYLOADS
+
+
+async def test_each_client_is_sent_what_it_agreed_to(compressing: Server, connect: Connect) -> None:
+    factories = [NotingFactory(), NotingFactory(server_max_window_bits=9), NotingFactory(server_max_window_bits=15)]
+    clients = [await connect(compressing, factory) for factory in factories] + [await connect(compressing)]
+    assert [agreed(factory) for factory in factories] == [True, False, True]
+    await all_receive(compressing, clients)
     for factory in (factories[0], factories[2]):
         assert factory.agreed is not None
         assert factory.agreed.compressed[-len(PAYLOADS) :] == COMPRESSED
@@ -132,16 +137,9 @@ async def test_a_small_message_that_becomes_large_is_refused_before_it_is(
 
 async def test_a_server_by_itself_goes_on_as_it_does(server: Server, connect: Connect) -> None:
     """uvicorn's own protocol compresses for each client, daphne does not; frames of ours are plain."""
-    stream = unique("own")
-    identifier = identify("StreamChannel", streams=[stream])
     factory = NotingFactory()
     clients = [await connect(server, factory), await connect(server)]
     assert (factory.agreed is not None) == (server.kind == "uvicorn")
-    for client in clients:
-        await client.subscribe(identifier)
-    for payload in PAYLOADS:
-        await server.call("broadcast", stream, payload)
-    for client in clients:
-        assert await client.messages(identifier, len(PAYLOADS)) == PAYLOADS
+    await all_receive(server, clients)
     if factory.agreed is not None:
         assert all(factory.agreed.compressed)

@@ -19,7 +19,7 @@ from reliable_cable.protocol.recovery import StreamEntry
 from reliable_cable.readers import MAX_BLOCK
 from reliable_cable.servers.base import in_kernel
 
-from .test_bursts import LIMIT, ONE, Room, Wire, configured, frames_or_not, publish
+from .test_bursts import LIMIT, ONE, Room, Wire, configured, frames_or_not, publish, publish_many
 from .wire import Client, identifier
 
 
@@ -67,8 +67,7 @@ async def test_who_empties_the_kernels_buffer_is_not_stuck(frames: bool, monkeyp
     async with Wire(frames=frames) as client:
         client.session.outbox._unsent = lambda: unsent
         await client.subscribe(ONE)
-        for number in range(100):
-            await publish("a", number, 500)
+        await publish_many("a", 100, 500)
         await client.settle()
         for then in range(9, 4, -1):
             unsent = then
@@ -116,8 +115,7 @@ async def test_a_reader_that_was_removed_holds_nothing_back() -> None:
 async def test_history_and_what_is_held_back_leave_room_for_what_can_only_be_sent() -> None:
     async with Wire(frames=False) as client:
         await client.subscribe(ONE)
-        for number in range(60):
-            await publish("a", number, 400)
+        await publish_many("a", 60, 400)
         for number in range(1, 30):
             await publish("a", -number, 300, transient=True)
         await client.settle()

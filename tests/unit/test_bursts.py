@@ -193,6 +193,12 @@ async def publish(stream: str, number: int, size: int = 10, *, transient: bool =
     await abroadcast(stream, {"stream": stream, "n": number, "pad": "x" * size}, transient=transient)
 
 
+async def publish_many(stream: str, count: int, size: int, *, transient: bool = False) -> None:
+    """Publish numbers from 0, all at once."""
+    for number in range(count):
+        await publish(stream, number, size, transient=transient)
+
+
 frames_or_not = pytest.mark.parametrize("frames", [True, False], ids=["frames", "send"])
 
 
@@ -201,8 +207,7 @@ frames_or_not = pytest.mark.parametrize("frames", [True, False], ids=["frames", 
 async def test_a_burst_of_many_times_the_limit_is_read_at_the_clients_pace(frames: bool, protocol: str) -> None:
     async with Wire(frames=frames, protocol=protocol) as client:
         await client.subscribe(ONE)
-        for number in range(100):
-            await publish("a", number, 500)
+        await publish_many("a", 100, 500)
         await client.settle()
         assert not client.aborted
         await client.read_all()
@@ -218,8 +223,7 @@ async def test_subscriptions_that_catch_up_together_do_so_by_turns(frames: bool)
         names = [identifier("Room", streams=["a"], n=number) for number in range(10)]
         for name in names:
             await client.subscribe(name)
-        for number in range(20):
-            await publish("a", number, 500)
+        await publish_many("a", 20, 500)
         await client.settle()
         await client.read_all()
         assert not client.aborted
@@ -234,8 +238,7 @@ async def test_one_that_stays_stuck_is_dropped_in_time(
     monkeypatch.setattr(outbox, "BLIND_STALL_TIME", 0.02)
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)
-        for number in range(100):
-            await publish("a", number, 500)
+        await publish_many("a", 100, 500)
         await asyncio.wait_for(client.ended.wait(), 5)
     assert "too_slow" in caplog.text
 
@@ -244,8 +247,7 @@ async def test_one_that_stays_stuck_is_dropped_in_time(
 async def test_one_that_reads_slowly_is_not(frames: bool) -> None:
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)
-        for number in range(30):
-            await publish("a", number, 500)
+        await publish_many("a", 30, 500)
         await client.settle()
         judged = 0
         while 29 not in client.numbers(ONE, "a"):
@@ -284,8 +286,7 @@ async def test_what_was_trimmed_before_the_client_read_it_is_told(frames: bool, 
 async def test_what_has_no_position_has_the_old_rule(frames: bool, caplog: pytest.LogCaptureFixture) -> None:
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)
-        for number in range(100):
-            await publish("a", number, 500, transient=True)
+        await publish_many("a", 100, 500, transient=True)
         await client.settle()
         assert client.aborted
     assert "too_slow" in caplog.text
@@ -295,8 +296,7 @@ async def test_what_has_no_position_has_the_old_rule(frames: bool, caplog: pytes
 async def test_what_has_no_position_follows_what_it_came_after(frames: bool) -> None:
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)
-        for number in range(20):
-            await publish("a", number, 500)
+        await publish_many("a", 20, 500)
         await publish("a", -1, transient=True)
         await client.settle()
         await client.read_all()
@@ -309,8 +309,7 @@ async def test_what_has_no_position_follows_what_it_came_after(frames: bool) -> 
 async def test_a_client_that_is_behind_may_be_pinged(frames: bool) -> None:
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)
-        for number in range(20):
-            await publish("a", number, 500)
+        await publish_many("a", 20, 500)
         await client.settle()
         assert client.session.ping('{"type":"ping","message":1}')
         await client.read_all()
@@ -322,8 +321,7 @@ async def test_a_client_that_is_behind_may_be_pinged(frames: bool) -> None:
 async def test_who_unsubscribes_while_behind_keeps_nothing(frames: bool) -> None:
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)
-        for number in range(20):
-            await publish("a", number, 500)
+        await publish_many("a", 20, 500)
         await publish("a", -1, transient=True)
         await client.settle()
         assert client.session.outbox.held > 0
