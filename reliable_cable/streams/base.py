@@ -23,6 +23,11 @@ NOWHERE = StreamPosition("", 0)
 #: Seconds for which a stream's epoch and tail outlive its newest message: 30 days (PROTOCOL.md, 8).
 IDLE_STREAM_TTL = 30 * 86400.0
 
+#: How long, in seconds, every entry stays readable for followers, whatever the history size.
+YOUNG_TIME = 20.0
+#: How many bytes of young entries beyond the history size a stream keeps at most.
+YOUNG_SIZE = 16 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -101,6 +106,20 @@ class StreamListener(ABC):
     async def close(self) -> None:
         """Release everything this listener holds (tasks, connections)."""
 
+    async def fence(self) -> None:
+        """Return when every event that was announced before this call has been delivered, or is known to be lost.
+
+        A gap counts as lost only after a fence that began when the answer of the store's read had come.
+        """
+        return None
+
+    def doubt(self, stream: str) -> None:
+        """Announce `Advanced` for this stream at the next check, unless the stream does not exist.
+
+        Call this when a repair ended without reaching the position that was announced.
+        """
+        return None
+
 
 class StreamStore(ABC):
     """Numbers, keeps and announces messages.
@@ -158,16 +177,21 @@ class StreamStore(ABC):
         """Announce a client's whisper: as `publish_transient`, but cheap: it may stay in this process."""
 
     @abstractmethod
-    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    def read(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
 
         The entries are in offset order; if `after + 1` is no longer kept they begin with the oldest that is.
-        Entries past the stream's history TTL are not returned. A stream that does not exist has the epoch `""`.
+        A stream that does not exist has the epoch `""`.
 
         Args:
             stream: its name.
             after: return greater offsets only.
             limit: the greatest number of entries to return.
+            following: False: the reader returns after an absence. It is offered what the history size and TTL allow.
+                True: the reader was never away. It is offered every entry that the store still has, at least those
+                that are younger than `YOUNG_TIME`, up to `YOUNG_SIZE` bytes beyond the history size.
             known: a position of this epoch that the stream had at some time, and that the answer may stand at: a store
                 with a copy that is quicker to read, and perhaps behind, can use that. None: as the stream stands now.
         """
@@ -185,8 +209,14 @@ class StreamStore(ABC):
         return StreamPosition(page.epoch, page.tail)
 
     @abstractmethod
-    def forget(self, stream: str) -> None:
-        """Delete a stream's history and end its epoch; the next message begins another one at offset 1."""
+    def forget(self, stream: str, *, epoch: str = "") -> None:
+        """Delete a stream's history and end its epoch; the next message begins another one at offset 1.
+
+        Args:
+            stream: its name.
+            epoch: forget the stream only if this is still its epoch (a compare-and-set). `""`: whatever its epoch is.
+                A hub passes the epoch of a stream whose store has proved to have lost messages.
+        """
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
@@ -198,6 +228,14 @@ class StreamStore(ABC):
 
         `deliver` is always called on that loop, in a callback of its own, never from inside another call here.
         """
+
+    def time(self) -> float:
+        """Return the present time by the store's clock, in seconds since 1970.
+
+        Raises:
+            StoreError: the store could not be asked.
+        """
+        return self.clock()
 
     def problems(self) -> list[str]:
         """Say what about the store's surroundings breaks its promises; each a sentence with its remedy.
@@ -231,9 +269,11 @@ class StreamStore(ABC):
         """Async twin of `whisper`."""
         await self._run(partial(self.whisper, stream, message))
 
-    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    async def aread(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         """Async twin of `read`."""
-        return await self._run(partial(self.read, stream, after=after, limit=limit, known=known))
+        return await self._run(partial(self.read, stream, after=after, limit=limit, known=known, following=following))
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
         """Async twin of `offset_since`."""
@@ -243,9 +283,13 @@ class StreamStore(ABC):
         """Async twin of `position`."""
         return await self._run(partial(self.position, stream))
 
-    async def aforget(self, stream: str) -> None:
+    async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Async twin of `forget`."""
-        await self._run(partial(self.forget, stream))
+        await self._run(partial(self.forget, stream, epoch=epoch))
+
+    async def atime(self) -> float:
+        """Async twin of `time`."""
+        return await self._run(self.time)
 
     async def aproblems(self) -> list[str]:
         """Async twin of `problems`."""

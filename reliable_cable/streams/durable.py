@@ -104,36 +104,40 @@ class DurableStreamStore(StreamStore):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    def read(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
 
         The hot tail is used where it reaches from `after` to what is known of the stream; else the models are read.
         """
         if not self._is_durable(stream):
-            return self._redis.read(stream, after=after, limit=limit)
+            return self._redis.read(stream, after=after, limit=limit, following=following)
         if known is not None and not self._resting:
             try:
-                page = self._redis.read(stream, after=after, limit=limit)
+                page = self._redis.read(stream, after=after, limit=limit, following=following)
             except StoreError as error:
                 self._rest(error)
             else:
                 if _serves(page, after, known):
                     return page
-        return self._model.read(stream, after=after, limit=limit)
+        return self._model.read(stream, after=after, limit=limit, following=following)
 
-    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    async def aread(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         """Async twin of `read`."""
         if not self._is_durable(stream):
-            return await self._redis.aread(stream, after=after, limit=limit)
+            return await self._redis.aread(stream, after=after, limit=limit, following=following)
         if known is not None and not self._resting:
             try:
-                page = await self._redis.aread(stream, after=after, limit=limit)
+                page = await self._redis.aread(stream, after=after, limit=limit, following=following)
             except StoreError as error:
                 self._rest(error)
             else:
                 if _serves(page, after, known):
                     return page
-        return await self._model.aread(stream, after=after, limit=limit)
+        return await self._model.aread(stream, after=after, limit=limit, following=following)
 
     def position(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message."""
@@ -153,13 +157,13 @@ class DurableStreamStore(StreamStore):
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
-    def forget(self, stream: str) -> None:
+    def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch."""
-        self._store(stream).forget(stream)
+        self._store(stream).forget(stream, epoch=epoch)
 
-    async def aforget(self, stream: str) -> None:
+    async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Async twin of `forget`."""
-        await self._store(stream).aforget(stream)
+        await self._store(stream).aforget(stream, epoch=epoch)
 
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to about `limit` rows that are past their time; return how many went."""

@@ -100,7 +100,9 @@ class MemoryStreamStore(StreamStore):
         """Announce a client's whisper."""
         self.publish_transient(stream, message)
 
-    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    def read(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         with self._lock:
             found = self._fresh(stream)
@@ -123,10 +125,12 @@ class MemoryStreamStore(StreamStore):
                     return kept.entry.offset - 1
             return found.tail
 
-    def forget(self, stream: str) -> None:
+    def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch."""
         with self._lock:
-            if self._streams.pop(stream, None) is not None:
+            found = self._streams.get(stream)
+            if found is not None and epoch in ("", found.epoch):
+                del self._streams[stream]
                 self._bus.publish([Advanced(stream)])
 
     def prune(self, *, limit: int = 1000) -> int:

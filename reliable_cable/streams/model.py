@@ -265,7 +265,9 @@ class ModelStreamStore(StreamStore):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    def read(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         policy = self.settings.policy(stream)
         alive = self._entries(OuterRef("pk")).filter(created__gt=self.clock() - policy.history_ttl)
@@ -376,7 +378,7 @@ class ModelStreamStore(StreamStore):
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
-    def forget(self, stream: str) -> None:
+    def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch: at once, outside of the caller's transaction."""
         self._database.outside(partial(self._forget, stream))
 

@@ -185,11 +185,15 @@ class RedisStreamStore(StreamStore):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    def read(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         return _page(self.client.run(self._read(stream, after, limit), again=True)[0])
 
-    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    async def aread(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         """Async twin of `read`."""
         return _page((await self.client.arun(self._read(stream, after, limit), again=True))[0])
 
@@ -230,11 +234,11 @@ class RedisStreamStore(StreamStore):
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
-    def forget(self, stream: str) -> None:
+    def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch."""
         self.client.run(Call("forget", self.keys(stream), [self.channel(stream)]), again=True)
 
-    async def aforget(self, stream: str) -> None:
+    async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Async twin of `forget`."""
         await self.client.arun(Call("forget", self.keys(stream), [self.channel(stream)]), again=True)
 
