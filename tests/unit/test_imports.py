@@ -21,7 +21,7 @@ LAYERS = (
     ("auth", "streams", "presence", "sessions"),
     ("engine", "readers"),
     ("hub_stream", "pages"),
-    ("presence.service", "sessions.service"),
+    ("presence.service", "repair", "sessions.service"),
     ("control",),
     ("broadcasting", "hub"),
     ("channel", "remote"),
