@@ -11,22 +11,33 @@ from django.db.models.expressions import Combinable, Expression
 
 from .database import Database
 
-#: The time at which PostgreSQL computes a row. If the row was locked and changed by another transaction, it is
-#: computed again after the wait.
-_PRESENT_TIME = Func(template="EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::double precision", output_field=FloatField())
-#: The time at which PostgreSQL began the statement. It is constant during the statement, so conditions can use indices.
-_STATEMENT_TIME = Func(
-    template="EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::double precision", output_field=FloatField()
-)
-#: The identifier of a PostgreSQL cluster, and its timeline. A promoted standby and a recovered backup begin a timeline,
-#: and a cluster into which a dump is loaded has another identifier.
-_LINEAGE = Func(
-    template=(
+
+class _PresentTime(Func):
+    """The time at which PostgreSQL computes a row: again after a wait for a lock, if the row was changed meanwhile."""
+
+    template = "EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::double precision"
+    output_field = FloatField()
+
+
+class _StatementTime(Func):
+    """The time at which PostgreSQL began the statement. It is constant, so that conditions with it can use indices."""
+
+    template = "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::double precision"
+    output_field = FloatField()
+
+
+class _Lineage(Func):
+    """The identifier and the timeline of a PostgreSQL cluster.
+
+    A promoted standby and a recovered backup begin a new timeline. A cluster into which a dump is loaded has another
+    identifier.
+    """
+
+    template = (
         "(SELECT system_identifier FROM pg_control_system())::text || '.' || "
         "SUBSTR(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
-    ),
-    output_field=CharField(),
-)
+    )
+    output_field = CharField()
 
 
 class DatabaseServer:
@@ -50,12 +61,12 @@ class DatabaseServer:
 
     def now(self) -> Expression:
         """Return the present time, to be stored or selected: if the statement waits for a lock, the time after it."""
-        return _PRESENT_TIME if self._uses_server_clock else Value(self._host_time(), output_field=FloatField())
+        return _PresentTime() if self._uses_server_clock else Value(self._host_time(), output_field=FloatField())
 
     def ago(self, seconds: float) -> Combinable:
         """Return the time some seconds ago, to be compared with a column."""
         if self._uses_server_clock:
-            return _STATEMENT_TIME - Value(seconds, output_field=FloatField())
+            return _StatementTime() - Value(seconds, output_field=FloatField())
         return Value(self._host_time() - seconds, output_field=FloatField())
 
     def time(self) -> float:
@@ -67,7 +78,7 @@ class DatabaseServer:
         if not self._uses_server_clock:
             return self._host_time()
         with connections[self._database.alias].cursor() as cursor:
-            cursor.execute(f"SELECT {_PRESENT_TIME.template}")
+            cursor.execute(f"SELECT {_PresentTime.template}")
             (now,) = cursor.fetchone()
         return float(now)
 
@@ -86,7 +97,7 @@ class DatabaseServer:
 
     def lineage(self) -> Expression:
         """Return the name of the history that the server continues, to be selected: `""` if it is unknown."""
-        return _LINEAGE if self._tells_lineage else Value("", output_field=CharField())
+        return _Lineage() if self._tells_lineage else Value("", output_field=CharField())
 
     def prepare(self) -> None:
         """Find out once whether the server tells its lineage. Call this outside of a transaction that must not fail.
@@ -106,4 +117,4 @@ class DatabaseServer:
 
     def _query_lineage(self) -> None:
         with connections[self._database.alias].cursor() as cursor:
-            cursor.execute(f"SELECT {_LINEAGE.template}")
+            cursor.execute(f"SELECT {_Lineage.template}")
