@@ -12,6 +12,7 @@ from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from reliable_cable import models
+from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.streams.base import YOUNG_TIME, Message
 from reliable_cable.streams.model import BATCH, ModelStreamStore
@@ -141,6 +142,14 @@ class TestPlans:
         assert "TEMP B-TREE" not in page
         (since,) = self.plans(alias, lambda: full.offset_since("s7", clock.now - 5))
         assert since.count("reliable_cable_entry_time") == 2
+
+    def test_so_they_are_by_the_servers_own_clock(self, full: ModelStreamStore, alias: str) -> None:
+        store = ModelStreamStore(CableSettings(database=alias))
+        state, *_ = self.plans(alias, lambda: store.read("s7", after=0, limit=10))
+        assert "reliable_cable_entry_time" in state
+        assert "Seq Scan on reliable_cable_streamentry" not in state
+        if alias == "postgres":
+            assert "created >" in state[state.index("reliable_cable_entry_time") :].partition("Index Cond")[2]
 
 
 class TestTrimming:
