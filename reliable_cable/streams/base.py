@@ -12,6 +12,7 @@ from typing import TypeVar
 from django.db import transaction
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 
@@ -217,6 +218,17 @@ class StreamStore(ABC):
             epoch: forget the stream only if this is still its epoch (a compare-and-set). `""`: whatever its epoch is.
                 A hub passes the epoch of a stream whose store has proved to have lost messages.
         """
+
+    def forget_all(self) -> int:
+        """End the epoch of every stream, as `forget` does for one, in bounded steps; return the number of streams.
+
+        This is a step of every restore from a backup: a store that went back would otherwise give the offsets of lost
+        messages to other messages of the same epoch. Messages waiting in an outbox survive.
+
+        Raises:
+            StoreError: the store could not be asked, or does not implement this.
+        """
+        raise StoreError(f"{type(self).__name__} cannot end the epochs of all streams: it does not have forget_all().")
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:

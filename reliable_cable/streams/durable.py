@@ -36,7 +36,7 @@ class DurableStreamStore(StreamStore):
 
     Args:
         settings: as for both stores.
-        clock: for tests; None: Redis's own clock for its streams, this host's for the durable ones.
+        clock: for tests; None: Redis's own clock for its streams, the model store's for the durable ones.
     """
 
     supports_durable = True
@@ -45,7 +45,7 @@ class DurableStreamStore(StreamStore):
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock or time.time)
         self._redis = RedisStreamStore(settings, clock=clock)
-        self._model = ModelStreamStore(settings, clock=self.clock, announce=self._announce)
+        self._model = ModelStreamStore(settings, clock=clock, announce=self._announce)
         self._resting_until = 0.0
 
     def _is_durable(self, stream: str) -> bool:

@@ -173,6 +173,11 @@ class PollingListener(BusListener):
                 task.cancel()
             await asyncio.wait(set(self._tasks))
 
+    def doubt(self, stream: str) -> None:
+        """Announce `Advanced` for this stream at the next poll, unless the stream does not exist."""
+        if stream in self._known:
+            self._known[stream] = NOWHERE
+
     def note(self, event: StreamEvent) -> None:
         """Know of an event that was announced in another way."""
         if isinstance(event, Published):
