@@ -8,10 +8,10 @@ from functools import partial
 from django.db.models import F, OuterRef, Subquery
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.database import Database
 from reliable_cable.models import Stream, StreamEntry, TransientEntry
 
 from .base import IDLE_STREAM_TTL
-from .database import Database
 
 #: Rows that one transaction deletes or looks at.
 BATCH = 500
@@ -41,7 +41,7 @@ class Retention:
 
     def trim(self, name: str) -> None:
         """Delete all of a stream's entries that are past its size or TTL, a batch at a time."""
-        while self._database.atomic(partial(self._trim, name, BATCH)):
+        while self._database.write(partial(self._trim, name, BATCH)):
             pass
 
     def _trim(self, name: str, limit: int) -> int:
@@ -68,7 +68,7 @@ class Retention:
         """Delete up to about `limit` entries, idle streams and old transient messages; return how many went."""
         count = self._prune_entries(limit)
         if count < limit:
-            count += self._database.atomic(partial(self._delete_idle, limit - count))
+            count += self._database.write(partial(self._delete_idle, limit - count))
         if count < limit:
             count += self.delete_transients(limit - count)
         return count
@@ -90,7 +90,7 @@ class Retention:
                 overfull = stream.tail - stream.low + 1 > policy.history_size
                 expired = stream.oldest is None or stream.oldest <= now - policy.history_ttl
                 if count < limit and (overfull or expired):
-                    count += self._database.atomic(partial(self._trim, stream.name, min(limit - count, BATCH)))
+                    count += self._database.write(partial(self._trim, stream.name, min(limit - count, BATCH)))
             if len(streams) < BATCH:
                 break
             last = streams[-1].pk
@@ -108,7 +108,11 @@ class Retention:
     def delete_transients(self, limit: int = BATCH) -> int:
         """Delete up to `limit` transient messages that every process has had time to find; return how many went."""
         old = self._database.rows(TransientEntry).filter(created__lt=self._clock() - TRANSIENT_TTL)
-        ids = list(old.order_by("created").values_list("pk", flat=True)[:limit])
-        if ids:
-            self._database.rows(TransientEntry).filter(pk__in=ids).delete()
-        return len(ids)
+
+        def delete() -> int:
+            ids = list(old.order_by("created").values_list("pk", flat=True)[:limit])
+            if ids:
+                self._database.rows(TransientEntry).filter(pk__in=ids).delete()
+            return len(ids)
+
+        return self._database.write(delete)
