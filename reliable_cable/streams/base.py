@@ -269,13 +269,17 @@ class StreamStore(ABC):
     async def _run(self, call: Callable[[], T]) -> T:
         """Run a sync method of this store without blocking the event loop."""
 
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        """Do as `_run` for a method that writes, and may have to wait for other writers."""
+        return await self._run(call)
+
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Async twin of `append`."""
-        return await self._run(partial(self.append, items))
+        return await self._run_write(partial(self.append, items))
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
         """Async twin of `publish_transient`."""
-        await self._run(partial(self.publish_transient, stream, message))
+        await self._run_write(partial(self.publish_transient, stream, message))
 
     async def awhisper(self, stream: str, message: Message) -> None:
         """Async twin of `whisper`."""
@@ -297,7 +301,7 @@ class StreamStore(ABC):
 
     async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Async twin of `forget`."""
-        await self._run(partial(self.forget, stream, epoch=epoch))
+        await self._run_write(partial(self.forget, stream, epoch=epoch))
 
     async def atime(self) -> float:
         """Async twin of `time`."""
@@ -309,4 +313,4 @@ class StreamStore(ABC):
 
     async def aprune(self, *, limit: int = 1000) -> int:
         """Async twin of `prune`."""
-        return await self._run(partial(self.prune, limit=limit))
+        return await self._run_write(partial(self.prune, limit=limit))

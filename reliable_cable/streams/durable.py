@@ -216,6 +216,9 @@ class DurableStreamStore(StreamStore):
     async def _run(self, call: Callable[[], T]) -> T:
         return await self._model._run(call)
 
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        return await self._model._run_write(call)
+
 
 def _serves(page: StreamPage, after: int, known: StreamPosition) -> bool:
     """Whether a page of the hot tail has all that there is between an offset and a known position."""

@@ -17,14 +17,14 @@ from django.db.models import Exists, OuterRef, QuerySet, Subquery
 
 from reliable_cable import models
 from reliable_cable.conf import CableSettings
+from reliable_cable.database import Database, repeated_read
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage
-from reliable_cable.threads import run_store
+from reliable_cable.threads import run_store, run_store_write
 
 from .base import Advanced, Message, Published, StreamEvent, StreamListener, StreamStore, Transient
 from .bus import Bus
-from .database import Database
 from .database_server import DatabaseServer
 from .model_retention import Retention
 from .polling import Poll, PollingListener, SeenIds
@@ -149,7 +149,7 @@ class ModelStreamStore(StreamStore):
         """
         failure: BroadcastError | None = None
         with self._database.broadcast_errors():
-            waiting = self._waiting(streams)
+            waiting = self._database.read(partial(self._waiting, streams))
         for name in waiting:
             try:
                 self._append([name], ())
@@ -282,6 +282,7 @@ class ModelStreamStore(StreamStore):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    @repeated_read
     def read(
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
@@ -305,12 +306,14 @@ class ModelStreamStore(StreamStore):
         # More was trimmed since the stream's row was read.
         return StreamPage(row.epoch, row.tail, low if first == start else first, entries)
 
+    @repeated_read
     def position(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message: `("", 0)` if it never had any."""
         with self._database.read_errors(f"The stream {stream!r} cannot be read"):
             found = self._tails([stream])
         return found.get(stream, StreamPosition("", 0))
 
+    @repeated_read
     def offset_since(self, stream: str, since: float) -> int | None:
         """Return the offset after which lies everything appended at or after `since`; None if some of it is gone."""
         policy = self.settings.policy(stream)
@@ -352,10 +355,12 @@ class ModelStreamStore(StreamStore):
             self._database.later(self._retention.delete_transients)
 
     def _insert_transient(self, stream: str, message: Message) -> None:
-        with self._database.broadcast_errors():
+        def insert() -> None:
             self._database.rows(models.TransientEntry).create(
                 name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self._server.now()
             )
+
+        self._database.store(insert)
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper, in this process only: whispers are many, and losing one is harmless."""
@@ -365,6 +370,7 @@ class ModelStreamStore(StreamStore):
         """Return a listener that hands events to `deliver`, on the event loop that calls this."""
         return PollingListener(self, self.bus, deliver)
 
+    @repeated_read
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Look at the tables on behalf of a listener: at idle, a query for each.
 
@@ -414,7 +420,7 @@ class ModelStreamStore(StreamStore):
         if not epoch:
             self.number_outbox([stream])
         with self._database.read_errors(f"The stream {stream!r} cannot be forgotten"):
-            gone = self._database.atomic(delete)
+            gone = self._database.write(delete)
         if gone:
             self._announce([Advanced(stream)])
 
@@ -459,3 +465,6 @@ class ModelStreamStore(StreamStore):
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await run_store(call)
+
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        return await run_store_write(call)

@@ -16,7 +16,7 @@ from typing import Protocol
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import CableError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.threads import run_store
+from reliable_cable.threads import run_store, run_store_write
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, Transient, moved
 from .bus import Bus, BusListener
@@ -231,7 +231,7 @@ class PollingListener(BusListener):
             self._failing = False
 
     async def _prune(self) -> None:
-        await run_store(partial(self._store.prune, limit=PRUNE_LIMIT))
+        await run_store_write(partial(self._store.prune, limit=PRUNE_LIMIT))
 
     async def _poll(self) -> None:
         before = dict(self._known)
@@ -245,4 +245,4 @@ class PollingListener(BusListener):
                 events.append(Advanced(stream))
         self.push(events)
         if found.waiting:
-            await run_store(partial(self._store.number_outbox, found.waiting))
+            await run_store_write(partial(self._store.number_outbox, found.waiting))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from reliable_cable.streams.durable import DurableStreamStore
 from reliable_cable.streams.memory import MemoryStreamStore
 from reliable_cable.streams.model import ModelStreamStore
 from reliable_cable.streams.redis import RedisStreamStore
-from reliable_cable.threads import STORE_THREADS, submit_store
+from reliable_cable.threads import end_threads
 from tests.stores.presence import KEPT, TTL
 from tests.support.redis import RedisPool, find_binaries
 
@@ -137,9 +136,7 @@ def presence_store(
 
 def finish_store_threads() -> None:
     """Wait until the store threads have trimmed what they were going to: emptying the tables waits for no one."""
-    everyone = threading.Barrier(STORE_THREADS)
-    for future in [submit_store(everyone.wait) for _ in range(STORE_THREADS)]:
-        future.result(timeout=30)
+    assert end_threads(30)
 
 
 @pytest.fixture

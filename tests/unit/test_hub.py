@@ -28,9 +28,10 @@ from reliable_cable.streams.memory import MemoryStreamStore
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for no clock where the store does not have what was announced."""
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let repairs read again at once, and the store trim at once."""
     monkeypatch.setattr("reliable_cable.repair.IDLE_DELAYS", (0.0,) * 5)
+    monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
 
 
 class UnreliableStore(MemoryStreamStore):

@@ -15,9 +15,10 @@ PACKAGE = "reliable_cable"
 #: From the bottom up: a module may import its own package and the layers before its own, not its neighbours in a layer.
 #: An entry stands for a module or a whole package; where two fit, the longer one counts.
 LAYERS = (
-    ("exceptions", "identity", "signals", "turns"),
+    ("exceptions", "executor", "fair_lock", "identity", "signals", "turns"),
     ("protocol", "conf"),
     ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
+    ("database",),
     ("auth", "streams", "presence", "sessions"),
     ("engine", "readers"),
     ("hub_stream", "pages"),
