@@ -10,6 +10,7 @@ from typing import TypeVar
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.db.models import Model, QuerySet
 
+from reliable_cable.committing import in_transaction
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.threads import submit_store
@@ -74,9 +75,9 @@ class Database:
             BroadcastError: the open transaction holds SQLite's only write lock, so the call would wait for its caller.
         """
         connection = connections[self.alias]
-        if not (self.threads and connection.in_atomic_block):
+        if not (self.threads and in_transaction(connection)):
             return call()
-        if getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE"):
+        if connection.in_atomic_block and getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE"):
             raise BroadcastError(
                 f"Nothing was broadcast: the database {self.alias!r} is locked by the caller's own transaction, and "
                 f"SQLite has one writer. Leave out immediate=True: the broadcast then waits for the commit."
