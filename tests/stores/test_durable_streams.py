@@ -244,6 +244,7 @@ class TestListening:
     async def test_forgetting_reaches_everybody(self, make: MakeStore) -> None:
         store, other = make(), make()
         await store.aappend([("a", Message("1"))])
+        assert await asyncio.to_thread(store._pusher.flush, 30)
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
         await listener.subscribe("a")
