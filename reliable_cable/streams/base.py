@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from django.db import transaction
-
+from reliable_cable.committing import after_commit, report_failure
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
@@ -159,15 +158,15 @@ class StreamStore(ABC):
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages when the transaction that is open on database `using` commits; never if it does not.
 
-        Here: appended after the commit, so that a crash between the two loses them. A store that shares the
-        transaction's database does better.
+        Here: appended after the commit, so that a crash between the two loses them. An error is logged then, and
+        signalled by `broadcast_failed`. A store that shares the transaction's database does better.
+
+        Raises:
+            BroadcastError: the messages could not be added to the transaction, or nothing can wait for its commit.
         """
         items = tuple(items)
-
-        def append() -> None:
-            self.append(items)
-
-        transaction.on_commit(append, using=using)
+        failed = partial(report_failure, type(self), [stream for stream, _ in items])
+        after_commit(partial(self.append, items), [using], failed=failed)
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:

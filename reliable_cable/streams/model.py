@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from django.db import transaction
+from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet, Subquery
 
 from reliable_cable import models
+from reliable_cable.committing import after_commit, is_manual, report_failure
 from reliable_cable.conf import CableSettings
 from reliable_cable.database import Database, repeated_read
 from reliable_cable.exceptions import BroadcastError
@@ -114,11 +115,16 @@ class ModelStreamStore(StreamStore):
         return self._database.outside(partial(self._append, names, items))
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
-        """Store messages when the transaction that is open on database `using` commits; never if it does not."""
+        """Store messages when the transaction that is open on database `using` commits; never if it does not.
+
+        Messages to be kept become part of a transaction on `settings.database`, also of one without `on_commit` hooks
+        (`set_autocommit(False)`): then the next append or poll after the commit numbers them.
+        """
         kept = [item for item in items if self.settings.policy(item[0]).history_size]
         for name, message in items:
             if not self.settings.policy(name).history_size:
-                transaction.on_commit(partial(self.publish_transient, name, message), using=using)
+                failed = partial(report_failure, type(self), [name])
+                after_commit(partial(self.publish_transient, name, message), [using], failed=failed)
         if not kept:
             return
         if using != self.settings.database:
@@ -131,15 +137,17 @@ class ModelStreamStore(StreamStore):
                 )
                 for name, message in kept
             )
-        names = sorted({name for name, _ in kept})
-        transaction.on_commit(partial(self._number_after_commit, names), using=using)
+        if not is_manual(connections[using]):
+            names = sorted({name for name, _ in kept})
+            failed = partial(self._not_numbered, names)
+            after_commit(partial(self._number_after_commit, names), [using], failed=failed)
 
     def _number_after_commit(self, names: Collection[str]) -> None:
-        try:
-            self.number_outbox(names)
-        except Exception:
-            # They are stored: the next append or poll numbers them. The caller's request did what it should.
-            logger.warning("Broadcasts were committed, but not numbered yet: %s", ", ".join(names), exc_info=True)
+        self.number_outbox(names)
+
+    def _not_numbered(self, names: Collection[str], error: Exception) -> None:
+        # They are stored: the next append or poll numbers them.
+        logger.warning("Broadcasts were committed, but not numbered yet: %s", ", ".join(names), exc_info=error)
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
         """Number the committed messages that wait, of some streams or of all.
