@@ -72,7 +72,7 @@ class HubStream:
         self.repair: asyncio.Task[None] | None = None
         self.again = False
         #: Announced messages that came before the ones that are being read.
-        self._early: list[Published] = []
+        self._early: list[Published | Transient] = []
         self._early_size = 0
         self._outgoing: deque[Numbered | Transient] = deque()
         #: What goes on with it: after this turn of the event loop, or in those that follow.
@@ -100,17 +100,22 @@ class HubStream:
             self.ear.hear(entry.data)
         self._send(Numbered(entry, former, self.position))
 
-    def keep_early(self, event: Published) -> None:
-        """Keep a message for when those before it have been read; within bounds, since the store has it, too."""
+    def keep_early(self, event: Published | Transient) -> None:
+        """Keep a message until those before it have been read; within bounds, since the store has it, too."""
         if self._early_size + len(event.data) <= MAX_EARLY:
             self._early.append(event)
             self._early_size += len(event.data) + 1
 
     def send_early(self) -> None:
-        """Send what was kept and comes next."""
-        early = self._early
-        self.forget_early()
+        """Send the kept messages that come next. One without a position follows those that it came after."""
+        early, self._early, self._early_size = self._early, [], 0
         for event in early:
+            if isinstance(event, Transient):
+                if self.has_early:
+                    self.keep_early(event)
+                else:
+                    self._send(event)
+                continue
             verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.offset)
             if verdict is Verdict.NEXT:
                 self.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
@@ -122,14 +127,19 @@ class HubStream:
         """Whether messages are kept for which those before them are missing."""
         return bool(self._early)
 
-    def forget_early(self) -> None:
-        """Keep nothing any more: what was kept has been read, or lost."""
-        self._early = []
-        self._early_size = 0
+    def drop_early(self) -> None:
+        """Drop the kept messages that have a position: they were read or lost. Send the others."""
+        early, self._early, self._early_size = self._early, [], 0
+        for event in early:
+            if isinstance(event, Transient):
+                self._send(event)
 
     def send_transient(self, event: Transient) -> None:
-        """Send a message without a position to every reader."""
-        self._send(event)
+        """Send a message without a position to every reader, after the messages that came before it."""
+        if self.has_early:
+            self.keep_early(event)
+        else:
+            self._send(event)
 
     def _send(self, item: Numbered | Transient) -> None:
         loop = asyncio.get_running_loop()

@@ -74,7 +74,7 @@ class Repairs:
                 elif found.has_early or found.again:
                     # Something was announced that the store does not have (yet): it may be failing over.
                     if idle == len(IDLE_DELAYS):
-                        found.forget_early()
+                        found.drop_early()
                         self._listener.doubt(found.name)
                         break
                     await asyncio.sleep(IDLE_DELAYS[idle])
@@ -82,7 +82,7 @@ class Repairs:
                 found.again = found.again or found.has_early
         finally:
             found.repair = None
-            found.forget_early()
+            found.drop_early()
 
     async def _read(self, found: HubStream, asked: StreamPosition) -> None:
         page = await self._store.aread(found.name, after=asked.offset, limit=PAGE_SIZE, following=True)

@@ -19,7 +19,7 @@ from reliable_cable.remote import adisconnect
 from reliable_cable.sessions.base import CLOCK_MARGIN, SessionRecord
 from reliable_cable.streams.base import Message
 
-from .wire import BASE, Client, identifier
+from .wire import BASE, Client, identifier, until
 
 
 class Counter(Channel, abstract=True):
@@ -282,7 +282,8 @@ class TestTakeovers:
             # Another process announced itself before this one did.
             get_hub().control.hear(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
             assert await second.quiet()
-            await asyncio.sleep(2 * control.ANNOUNCE_DELAY)
+            session = get_hub().connections[second.sid]
+            await until(lambda: not session.announcing)
             get_hub().control.hear(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
             assert await second.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 

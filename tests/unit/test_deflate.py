@@ -26,7 +26,7 @@ from reliable_cable.servers.deflate import CompressingWebSocketProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 from reliable_cable.streams.base import Transient
 from tests.support.deflate import read
-from tests.unit.test_hub import Harness
+from tests.unit.hubs import Harness
 from tests.unit.test_servers import Wire
 
 LONG = json.dumps({"text": "again and again " * 100})

@@ -16,7 +16,7 @@ from reliable_cable import hub_stream, readers
 from reliable_cable.outbox import Outbox
 from reliable_cable.readers import Reader
 from reliable_cable.streams.base import Transient
-from tests.unit.test_hub import Harness, offsets
+from tests.unit.hubs import Harness, offsets
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from typing import Any
 from reliable_cable.hub_stream import SLICE
 from reliable_cable.outbox import Outbox
 from reliable_cable.readers import Reader
-from tests.unit.test_hub import Harness
+from tests.unit.hubs import Harness
 
 #: Of the bare loop's. Measured were 3 times as many lines of Python (by plain ASGI 6.7), and 3.5 to 5.5 times its time.
 MOST_LINES, MOST_ASGI_LINES, MOST_TIME = 4.0, 8.0, 9.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,18 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reliable_cable import hub as hub_module
-from reliable_cable.conf import CableSettings, read_settings
-from reliable_cable.engine import Engine
-from reliable_cable.exceptions import StoreError
-from reliable_cable.hub import Hub
 from reliable_cable.outbox import Outbox
-from reliable_cable.presence.memory import MemoryPresenceStore
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.readers import MAX_HELD, Group, Reader
-from reliable_cable.sessions.memory import MemorySessionStore
-from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent, StreamListener, Transient
-from reliable_cable.streams.memory import MemoryStreamStore
+from reliable_cable.streams.base import Advanced, Message, Published, Transient
+
+from .hubs import Harness, catch_up, offsets
 
 
 @pytest.fixture(autouse=True)
@@ -32,113 +26,6 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let repairs read again at once, and the store trim at once."""
     monkeypatch.setattr("reliable_cable.repair.IDLE_DELAYS", (0.0,) * 5)
     monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
-
-
-class UnreliableStore(MemoryStreamStore):
-    """Announces only what `announce` is told to; reads fail while `broken`."""
-
-    broken = False
-
-    def __init__(self, settings: CableSettings) -> None:
-        super().__init__(settings)
-        self.deliver: Callable[[StreamEvent], None] = lambda event: None
-        #: Announcements that arrive when a fence is set.
-        self.on_their_way: list[StreamEvent] = []
-        #: Streams of which the listener was told to doubt what was announced.
-        self.doubted: list[str] = []
-        self.reads = 0
-
-    def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
-        self.deliver = deliver
-        return SilentListener(self)
-
-    def go_back(self, messages: int) -> None:
-        """Lose the stream's newest messages, as a database that was restored from a backup."""
-        stream = self._streams["s"]
-        for _ in range(messages):
-            stream.kept.pop()
-            stream.tail -= 1
-
-    async def aread(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
-    ) -> StreamPage:
-        self.reads += 1
-        await asyncio.sleep(0)  # a read takes its time: live messages overtake it
-        if self.broken:
-            raise StoreError("broken")
-        page = self.read(stream, after=after, limit=limit, following=following)
-        await asyncio.sleep(0)
-        return page
-
-
-class SilentListener(StreamListener):
-    """Announces nothing by itself."""
-
-    def __init__(self, store: UnreliableStore) -> None:
-        self._store = store
-
-    async def subscribe(self, stream: str) -> None:
-        pass
-
-    async def unsubscribe(self, stream: str) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-    async def fence(self) -> None:
-        events, self._store.on_their_way = self._store.on_their_way, []
-        for event in events:
-            self._store.deliver(event)
-
-    def doubt(self, stream: str) -> None:
-        self._store.doubted.append(stream)
-
-
-class Harness:
-    """A hub with one stream, `s`, and readers whose frames are kept."""
-
-    def __init__(self, **options: Any) -> None:
-        self.settings = read_settings({"ENGINE": "memory", **options})
-        self.store = UnreliableStore(self.settings)
-        engine = Engine(self.store, MemoryPresenceStore(self.settings), MemorySessionStore(self.settings))
-        self.hub = Hub(engine, self.settings)
-
-    async def reader(self, identifier: str = "I", stream_id: str | None = "s") -> tuple[Reader, list[Any]]:
-        """Return a live reader and the list of what it gets; "lost" where it is told of a loss."""
-        log: list[Any] = []
-
-        async def send(message: dict[str, Any]) -> None:
-            log.append(json.loads(message["text"]))
-
-        outbox = Outbox(send, limit=10**6, overflow=lambda: None)
-        reader = Reader(outbox, identifier, stream_id, frozenset(["sid"]), lambda: log.append("lost"))
-        await self.hub.add(reader, "s")
-        assert not self.hub.is_behind(reader)
-        reader.announced = True
-        self.hub.go_live(reader)
-        return reader, log
-
-    def append(self, data: str = "1", exclude: str = "") -> Published:
-        """Store a message without announcing it."""
-        position = self.store.append([("s", Message(data, exclude))])[0]
-        return Published("s", position.epoch, position.offset, data, exclude)
-
-    async def settled(self) -> None:
-        """Wait until every repair is over."""
-        while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
-            await asyncio.wait(tasks)
-
-    async def publish(self, data: str = "1", exclude: str = "") -> Published:
-        """Store a message, announce it, and wait until it was delivered."""
-        event = self.append(data, exclude)
-        self.hub.deliver(event)
-        await self.settled()
-        return event
-
-
-def offsets(log: list[Any]) -> list[Any]:
-    return [frame if frame == "lost" else frame["offset"] for frame in log]
 
 
 async def test_messages_go_out_at_once_encoded_once_for_each_identifier(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,98 +144,6 @@ async def test_a_late_repeat_from_a_forgotten_epoch_is_not_taken_for_a_first_mes
     assert offsets(log) == [1, "lost"]
 
 
-async def test_what_is_on_its_way_is_not_lost_though_the_store_has_trimmed_it() -> None:
-    harness = Harness(HISTORY_SIZE=2)
-    _, log = await harness.reader()
-    await harness.publish()
-    events = [harness.append() for _ in range(5)]
-    harness.store.on_their_way = list(events[:4])
-    harness.hub.deliver(events[4])
-    await harness.settled()
-    assert offsets(log) == [1, 2, 3, 4, 5, 6]
-
-
-async def test_what_was_announced_and_is_not_in_the_store_yet_is_read_again() -> None:
-    harness = Harness()
-    _, log = await harness.reader()
-    first = await harness.publish()
-    # Announced by the new primary, while reads still go to the former one.
-    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
-    for _ in range(6):
-        await asyncio.sleep(0)
-    assert offsets(log) == [1]
-    harness.append("2")
-    harness.append("3")
-    await harness.settled()
-    assert [frame["message"] for frame in log] == [1, 2, 3]
-    assert harness.store.doubted == []
-
-
-async def test_what_never_comes_is_not_waited_for_for_ever_but_looked_for_later() -> None:
-    harness = Harness()
-    _, log = await harness.reader()
-    first = await harness.publish()
-    reads = harness.store.reads
-    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
-    await harness.settled()
-    assert offsets(log) == [1]
-    assert harness.store.doubted == ["s"]
-    assert harness.store.reads - reads <= 10
-
-
-class TestAStoreThatWentBack:
-    """A database that was restored, or failed over to a copy that lacks the newest messages."""
-
-    async def test_begins_a_new_epoch_and_everybody_is_told(self) -> None:
-        harness = Harness()
-        _, log = await harness.reader()
-        events = [await harness.publish() for _ in range(5)]
-        harness.store.go_back(2)
-        await harness.publish('"with an offset that was given before"')
-        assert offsets(log) == [1, 2, 3, 4, 5, "lost"]
-        event = await harness.publish('"new"')
-        assert event.epoch != events[0].epoch
-        assert (log[-1]["message"], log[-1]["offset"]) == ("new", 1)
-
-    async def test_one_hub_ends_the_epoch_for_all(self) -> None:
-        harness = Harness()
-        await harness.reader()
-        await harness.publish()
-        await harness.publish()
-        harness.store.go_back(1)
-        # Somebody else has noticed, and the stream has gone on in the new epoch.
-        harness.store.forget("s")
-        renewed = harness.append()
-        harness.hub.deliver(Advanced("s"))
-        await harness.settled()
-        assert harness.store.position("s").epoch == renewed.epoch
-
-    async def test_a_subscriber_that_asks_is_answered_at_once(self) -> None:
-        harness = Harness()
-        reader, _ = await harness.reader()
-        for _ in range(5):
-            await harness.publish()
-        reader.live = False
-        reader.position = StreamPosition(reader.position.epoch, 3)
-        harness.store.go_back(2)
-        reads = harness.store.reads
-        assert not await catch_up(harness, reader)
-        assert harness.store.reads - reads < 10
-
-    async def test_a_hub_that_cannot_follow_ends_with_an_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        harness = Harness()
-        reader, _ = await harness.reader()
-        for _ in range(5):
-            await harness.publish()
-        monkeypatch.setattr("reliable_cable.hub.CATCH_UP_DELAYS", (0.0,) * 4)
-        reader.live = False
-        # What its client saw on another server, which this store never had.
-        reader.position = StreamPosition(reader.position.epoch, 9)
-        reads = harness.store.reads
-        assert not await catch_up(harness, reader)
-        assert harness.store.reads - reads < 20
-
-
 async def test_excluded_sessions_are_left_out_and_stay_in_order() -> None:
     harness = Harness()
     _, log = await harness.reader()
@@ -391,14 +186,6 @@ async def test_a_stream_without_readers_is_left() -> None:
     await harness.publish()
     assert offsets(log) == [2]
     harness.hub.remove(again)
-
-
-async def catch_up(harness: Harness, reader: Reader) -> bool:
-    complete = True
-    while harness.hub.is_behind(reader):
-        complete = await harness.hub.send_page(reader) and complete
-    harness.hub.go_live(reader)
-    return complete
 
 
 async def behind(harness: Harness, outbox: Outbox, sids: tuple[str, ...] = ()) -> Reader:

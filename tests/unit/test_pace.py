@@ -22,6 +22,8 @@ from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 from reliable_cable.turns import TURN, Turns
 
+from .wire import until
+
 MANY = 5 * TURN
 HANDSHAKE = (
     b"GET /cable HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -123,13 +125,6 @@ class Uvicorn:
         """Wait until all applications have ended that began."""
         while self._state.tasks:
             await asyncio.gather(*self._state.tasks)
-            await asyncio.sleep(0)
-
-
-async def until(condition: Any) -> None:
-    """Let the event loop turn until something is so."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the loop's turns are what is waited for
             await asyncio.sleep(0)
 
 

@@ -187,7 +187,7 @@ class TestActions:
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.perform(ROOM, "thread")
-            assert (await client.receive())["message"]["thread"].startswith("cable-handlers")
+            assert (await client.receive())["message"]["thread"].startswith("cable-handler")
 
     async def test_data_without_an_action_is_for_receive(self) -> None:
         async with Client() as client:

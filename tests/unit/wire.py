@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +19,13 @@ BASE = "actioncable-v1-json"
 def identifier(channel: str, **params: Any) -> str:
     """Return an identifier as a client writes it."""
     return json.dumps({"channel": channel, **params})
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the event loop turn until something is so."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - the loop's turns are what is waited for
+            await asyncio.sleep(0)
 
 
 class Client:

@@ -1,0 +1,136 @@
+"""A hub with one stream, whose store announces only what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from reliable_cable.conf import CableSettings, read_settings
+from reliable_cable.engine import Engine
+from reliable_cable.exceptions import StoreError
+from reliable_cable.hub import Hub
+from reliable_cable.outbox import Outbox
+from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.readers import Reader
+from reliable_cable.sessions.memory import MemorySessionStore
+from reliable_cable.streams.base import Message, Published, StreamEvent, StreamListener
+from reliable_cable.streams.memory import MemoryStreamStore
+
+
+class UnreliableStore(MemoryStreamStore):
+    """Announces only what `announce` is told to; reads fail while `broken`."""
+
+    broken = False
+
+    def __init__(self, settings: CableSettings) -> None:
+        super().__init__(settings)
+        self.deliver: Callable[[StreamEvent], None] = lambda event: None
+        #: Announcements that arrive when a fence is set.
+        self.on_their_way: list[StreamEvent] = []
+        #: Streams of which the listener was told to doubt what was announced.
+        self.doubted: list[str] = []
+        self.reads = 0
+
+    def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
+        self.deliver = deliver
+        return SilentListener(self)
+
+    def go_back(self, messages: int) -> None:
+        """Lose the stream's newest messages, as a database that was restored from a backup."""
+        stream = self._streams["s"]
+        for _ in range(messages):
+            stream.kept.pop()
+            stream.tail -= 1
+
+    async def aread(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
+        self.reads += 1
+        await asyncio.sleep(0)  # a read takes its time: live messages overtake it
+        if self.broken:
+            raise StoreError("broken")
+        page = self.read(stream, after=after, limit=limit, following=following)
+        await asyncio.sleep(0)
+        return page
+
+
+class SilentListener(StreamListener):
+    """Announces nothing by itself."""
+
+    def __init__(self, store: UnreliableStore) -> None:
+        self._store = store
+
+    async def subscribe(self, stream: str) -> None:
+        pass
+
+    async def unsubscribe(self, stream: str) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def fence(self) -> None:
+        events, self._store.on_their_way = self._store.on_their_way, []
+        for event in events:
+            self._store.deliver(event)
+
+    def doubt(self, stream: str) -> None:
+        self._store.doubted.append(stream)
+
+
+class Harness:
+    """A hub with one stream, `s`, and readers whose frames are kept."""
+
+    def __init__(self, **options: Any) -> None:
+        self.settings = read_settings({"ENGINE": "memory", **options})
+        self.store = UnreliableStore(self.settings)
+        engine = Engine(self.store, MemoryPresenceStore(self.settings), MemorySessionStore(self.settings))
+        self.hub = Hub(engine, self.settings)
+
+    async def reader(self, identifier: str = "I", stream_id: str | None = "s") -> tuple[Reader, list[Any]]:
+        """Return a live reader and the list of what it gets; "lost" where it is told of a loss."""
+        log: list[Any] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            log.append(json.loads(message["text"]))
+
+        outbox = Outbox(send, limit=10**6, overflow=lambda: None)
+        reader = Reader(outbox, identifier, stream_id, frozenset(["sid"]), lambda: log.append("lost"))
+        await self.hub.add(reader, "s")
+        assert not self.hub.is_behind(reader)
+        reader.announced = True
+        self.hub.go_live(reader)
+        return reader, log
+
+    def append(self, data: str = "1", exclude: str = "") -> Published:
+        """Store a message without announcing it."""
+        position = self.store.append([("s", Message(data, exclude))])[0]
+        return Published("s", position.epoch, position.offset, data, exclude)
+
+    async def settled(self) -> None:
+        """Wait until every repair is over."""
+        while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
+            await asyncio.wait(tasks)
+
+    async def publish(self, data: str = "1", exclude: str = "") -> Published:
+        """Store a message, announce it, and wait until it was delivered."""
+        event = self.append(data, exclude)
+        self.hub.deliver(event)
+        await self.settled()
+        return event
+
+
+def offsets(log: list[Any]) -> list[Any]:
+    return [frame if frame == "lost" else frame["offset"] for frame in log]
+
+
+async def catch_up(harness: Harness, reader: Reader) -> bool:
+    complete = True
+    while harness.hub.is_behind(reader):
+        complete = await harness.hub.send_page(reader) and complete
+    harness.hub.go_live(reader)
+    return complete

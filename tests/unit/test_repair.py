@@ -1,0 +1,124 @@
+"""What a hub does about a gap, about messages that do not come, and about a store that lost some."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.streams.base import Advanced, Published, Transient
+
+from .hubs import Harness, catch_up, offsets
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let repairs read again at once, and the store trim at once."""
+    monkeypatch.setattr("reliable_cable.repair.IDLE_DELAYS", (0.0,) * 5)
+    monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
+
+
+async def test_what_is_on_its_way_is_not_lost_though_the_store_has_trimmed_it() -> None:
+    harness = Harness(HISTORY_SIZE=2)
+    _, log = await harness.reader()
+    await harness.publish()
+    events = [harness.append() for _ in range(5)]
+    harness.store.on_their_way = list(events[:4])
+    harness.hub.deliver(events[4])
+    await harness.settled()
+    assert offsets(log) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_has_no_position_follows_what_was_announced_before_it() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    # The stream is new to the hub, which has to read it first.
+    harness.hub.deliver(harness.append("1"))
+    harness.hub.deliver(Transient("s", "2"))
+    await harness.settled()
+    harness.hub.deliver(Published("s", "of an epoch that was forgotten", 7, "lost"))
+    harness.hub.deliver(Transient("s", "3"))
+    await harness.settled()
+    assert [frame["message"] for frame in log] == [1, 2, 3]
+
+
+async def test_what_was_announced_and_is_not_in_the_store_yet_is_read_again() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    first = await harness.publish()
+    # Announced by the new primary, while reads still go to the former one.
+    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
+    for _ in range(6):
+        await asyncio.sleep(0)
+    assert offsets(log) == [1]
+    harness.append("2")
+    harness.append("3")
+    await harness.settled()
+    assert [frame["message"] for frame in log] == [1, 2, 3]
+    assert harness.store.doubted == []
+
+
+async def test_what_never_comes_is_not_waited_for_for_ever_but_looked_for_later() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    first = await harness.publish()
+    reads = harness.store.reads
+    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
+    await harness.settled()
+    assert offsets(log) == [1]
+    assert harness.store.doubted == ["s"]
+    assert harness.store.reads - reads <= 10
+
+
+class TestAStoreThatWentBack:
+    """A database that was restored, or failed over to a copy that lacks the newest messages."""
+
+    async def test_begins_a_new_epoch_and_everybody_is_told(self) -> None:
+        harness = Harness()
+        _, log = await harness.reader()
+        events = [await harness.publish() for _ in range(5)]
+        harness.store.go_back(2)
+        await harness.publish('"with an offset that was given before"')
+        assert offsets(log) == [1, 2, 3, 4, 5, "lost"]
+        event = await harness.publish('"new"')
+        assert event.epoch != events[0].epoch
+        assert (log[-1]["message"], log[-1]["offset"]) == ("new", 1)
+
+    async def test_one_hub_ends_the_epoch_for_all(self) -> None:
+        harness = Harness()
+        await harness.reader()
+        await harness.publish()
+        await harness.publish()
+        harness.store.go_back(1)
+        # Somebody else has noticed, and the stream has gone on in the new epoch.
+        harness.store.forget("s")
+        renewed = harness.append()
+        harness.hub.deliver(Advanced("s"))
+        await harness.settled()
+        assert harness.store.position("s").epoch == renewed.epoch
+
+    async def test_a_subscriber_that_asks_is_answered_at_once(self) -> None:
+        harness = Harness()
+        reader, _ = await harness.reader()
+        for _ in range(5):
+            await harness.publish()
+        reader.live = False
+        reader.position = StreamPosition(reader.position.epoch, 3)
+        harness.store.go_back(2)
+        reads = harness.store.reads
+        assert not await catch_up(harness, reader)
+        assert harness.store.reads - reads < 10
+
+    async def test_a_hub_that_cannot_follow_ends_with_an_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        harness = Harness()
+        reader, _ = await harness.reader()
+        for _ in range(5):
+            await harness.publish()
+        monkeypatch.setattr("reliable_cable.hub.CATCH_UP_DELAYS", (0.0,) * 4)
+        reader.live = False
+        # What its client saw on another server, which this store never had.
+        reader.position = StreamPosition(reader.position.epoch, 9)
+        reads = harness.store.reads
+        assert not await catch_up(harness, reader)
+        assert harness.store.reads - reads < 20
