@@ -1,4 +1,4 @@
-"""Where sync code runs: one bounded pool for channel handlers, a small one for stores.
+"""Where sync code runs: bounded pools of daemon threads for channel handlers and for the stores.
 
 Nothing here survives a fork: pools are kept by process id, and made when first used.
 """
@@ -6,36 +6,50 @@ Nothing here survives a fork: pools are kept by process id, and made when first 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from concurrent.futures import Future
+from functools import partial, wraps
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from asgiref.sync import SyncToAsync
 from django.db import connections
 from django.db.backends.signals import connection_created
 
 from .conf import get_settings
+from .exceptions import AsyncContextError
+from .executor import DaemonExecutor
 
 A = TypeVar("A")
+P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Threads that read and write a store's tables for the event loops of this process.
+#: Threads that read a store's tables for this process, and as many that write them: a write that waits for the
+#: database's lock holds up no read.
 STORE_THREADS = 2
 
+#: How long, in seconds, a thread waits for a job before it ends and closes its database connections.
+IDLE_TIME = 10.0
+#: How long, in seconds, a process that exits waits for jobs that are still running.
+EXIT_TIME = 2.0
+#: After how many idle seconds a store thread checks its database connection before it uses it.
+CHECK_AFTER = 1.0
+#: How long, in seconds, a store thread may use a database connection beyond its `CONN_MAX_AGE`.
+EXTRA_AGE = 60.0
 #: Seconds between checks of the connections that async handlers share.
 REFRESH_INTERVAL = 1.0
 
-_pools: dict[tuple[int, str, int], ThreadPoolExecutor] = {}
-_lock = threading.Lock()
+_executors: dict[tuple[int, str, int], DaemonExecutor] = {}
 
 #: Threads in which a database connection was opened, and was not found closed since.
 _connected: set[int] = set()
+#: `used_at`: when this store thread last finished a job, by the monotonic clock.
+_local = threading.local()
 
 
 def _remember_connection(**kwargs: Any) -> None:
@@ -45,30 +59,94 @@ def _remember_connection(**kwargs: Any) -> None:
 connection_created.connect(_remember_connection)
 
 
-def _pool(kind: str, size: int) -> ThreadPoolExecutor:
+def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a function raise `AsyncContextError` in a thread with a running event loop, which it would block.
+
+    The environment variable `DJANGO_ALLOW_ASYNC_UNSAFE` allows such calls, as it does for Django's own functions.
+
+    Args:
+        twin: what to await instead.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                pass
+            else:
+                if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+                    raise AsyncContextError(
+                        f"{function.__qualname__}() would block the event loop that runs in this thread; use "
+                        f"`await {twin}()`."
+                    )
+            return function(*args, **kwargs)
+
+        return guarded
+
+    return decorate
+
+
+def _close_connections() -> None:
+    """Close this thread's database connections: the thread ends."""
+    connections.close_all()
+    _connected.discard(threading.get_ident())
+
+
+def _executor(kind: str, size: int) -> DaemonExecutor:
     key = (os.getpid(), kind, size)
-    with _lock:
-        pool = _pools.get(key)
-        if pool is None:
-            pool = _pools[key] = ThreadPoolExecutor(size, thread_name_prefix=f"cable-{kind}")
-        return pool
+    executor = _executors.get(key)
+    if executor is None:
+        new = DaemonExecutor(f"cable-{kind}", size, idle_time=IDLE_TIME, at_end=_close_connections)
+        executor = _executors.setdefault(key, new)
+    return executor
+
+
+def end_threads(timeout: float = 0.0) -> bool:
+    """End the threads of this process and close their database connections; later calls start new threads.
+
+    Idle threads end at once, the others after their last job. A test database can be dropped once this returned True.
+
+    Args:
+        timeout: how long, in seconds, to wait for that.
+
+    Returns:
+        Whether all threads have ended.
+    """
+    deadline = time.monotonic() + timeout
+    ended = True
+    for (pid, *_), executor in _executors.copy().items():
+        if pid == os.getpid():
+            ended = executor.end_threads(max(0.0, deadline - time.monotonic())) and ended
+    return ended
+
+
+atexit.register(end_threads, EXIT_TIME)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
     """Run a sync channel handler; those of different connections run in parallel."""
-    return await _run("handlers", get_settings().handler_threads, call, *args)
+    return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 
 async def run_store(call: Callable[..., T], *args: Any) -> T:
-    """Run a store's sync method, apart from the handlers, so that a slow handler delays no delivery."""
-    size = STORE_THREADS if get_settings().handler_threads else 0
-    return await _run("stores", size, call, *args)
+    """Run a store's sync method that reads, apart from the handlers, so that a slow handler delays no delivery."""
+    return await _run("read", _store_threads(), _with_kept_connections, call, *args)
+
+
+async def run_store_write(call: Callable[..., T], *args: Any) -> T:
+    """Run a store's sync method that writes, apart from the reads, which do not wait for the database's write lock."""
+    return await _run("write", _store_threads(), _with_kept_connections, call, *args)
 
 
 def submit_store(call: Callable[[], T]) -> Future[T]:
-    """Run a store's sync method in the store threads, from sync code: on a connection of its own."""
+    """Run a store's sync method that writes in a store thread, from sync code: on a connection of its own."""
+    return _executor("write", STORE_THREADS).submit(_with_kept_connections, call)
 
-    return _pool("stores", STORE_THREADS).submit(partial(_with_fresh_connections, call))
+
+def _store_threads() -> int:
+    return STORE_THREADS if get_settings().handler_threads else 0
 
 
 _refreshed = 0.0
@@ -88,8 +166,10 @@ async def refresh_connections() -> None:
 def close_old_connections() -> None:
     """Close this thread's database connections that broke or outlived their age, but none with an open transaction.
 
-    Django's function of this name closes those, too: it expects to be called between requests only. Where no connection
-    was opened since, nothing is looked at.
+    Those that stay open are checked when they are used next.
+
+    Django's function of this name closes those with an open transaction, too: it expects to be called between requests
+    only. Where no connection was opened since, nothing is looked at.
     """
     thread = threading.get_ident()
     if thread not in _connected:
@@ -98,8 +178,16 @@ def close_old_connections() -> None:
     for connection in found:
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
+            _check_when_used(connection)
     if all(connection.connection is None for connection in found):
         _connected.discard(thread)
+
+
+def _check_when_used(connection: Any) -> None:
+    """Let Django check a connection before its next use: the database may have been restarted."""
+    # What CONN_HEALTH_CHECKS does for each request.
+    connection.health_check_enabled = True
+    connection.health_check_done = False
 
 
 def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
@@ -108,6 +196,25 @@ def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
         return call(*args)
     finally:
         close_old_connections()
+
+
+def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
+    """Call on database connections that stay open after it, whatever `CONN_MAX_AGE` is: the thread soon has more to do.
+
+    After an error, or after some idle time, they are checked when they are used.
+    """
+    now = time.monotonic()
+    idle = now - getattr(_local, "used_at", now) > CHECK_AFTER
+    for connection in connections.all(initialized_only=True):
+        if connection.close_at is not None and now > connection.close_at + EXTRA_AGE:
+            connection.close()
+        elif idle or connection.errors_occurred:
+            connection.errors_occurred = False
+            _check_when_used(connection)
+    try:
+        return call(*args)
+    finally:
+        _local.used_at = time.monotonic()
 
 
 async def run_sensitive(call: Callable[..., T], *args: Any) -> T:
@@ -124,11 +231,12 @@ def _guarded(call: Callable[..., T], *args: Any) -> T:
         raise RuntimeError("a handler raised StopIteration") from error
 
 
-async def _run(kind: str, size: int, call: Callable[..., T], *args: Any) -> T:
+async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[..., T], *args: Any) -> T:
     call = partial(_guarded, call)
     if size == 0:
         return await run_sensitive(call, *args)
-    runner = SyncToAsync(_with_fresh_connections, thread_sensitive=False, executor=_pool(kind, size))
+    # asgiref names a narrower type than it needs.
+    runner = SyncToAsync(prepared, thread_sensitive=False, executor=cast(Any, _executor(kind, size)))
     result: T = await runner(call, *args)
     return result
 

@@ -116,9 +116,13 @@ class SessionStore(ABC):
     async def _run(self, call: Callable[[], T]) -> T:
         """Run a sync method of this store without blocking the event loop."""
 
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        """Do as `_run` for a method that writes, and may have to wait for other writers."""
+        return await self._run(call)
+
     async def asave(self, records: Mapping[str, SessionRecord]) -> None:
         """Async twin of `save`."""
-        await self._run(partial(self.save, records))
+        await self._run_write(partial(self.save, records))
 
     async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Async twin of `load`."""
@@ -130,15 +134,15 @@ class SessionStore(ABC):
 
     async def atouch(self, sids: Collection[str]) -> set[str]:
         """Async twin of `touch`."""
-        return await self._run(partial(self.touch, sids))
+        return await self._run_write(partial(self.touch, sids))
 
     async def adelete(self, sids: Collection[str]) -> None:
         """Async twin of `delete`."""
-        await self._run(partial(self.delete, sids))
+        await self._run_write(partial(self.delete, sids))
 
     async def arevoke(self, condition: Identity) -> float:
         """Async twin of `revoke`."""
-        return await self._run(partial(self.revoke, condition))
+        return await self._run_write(partial(self.revoke, condition))
 
     async def arevoked(self, identities: Sequence[Identity]) -> list[float]:
         """Async twin of `revoked`."""
@@ -146,4 +150,4 @@ class SessionStore(ABC):
 
     async def aprune(self, *, limit: int = 1000) -> int:
         """Async twin of `prune`."""
-        return await self._run(partial(self.prune, limit=limit))
+        return await self._run_write(partial(self.prune, limit=limit))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import TypeVar
 
-from django.db import Error
 from django.db.models import QuerySet, Subquery
 
-from reliable_cable.exceptions import StoreError
+from reliable_cable.conf import CableSettings
+from reliable_cable.database import Database, repeated_read
 from reliable_cable.identity import Identity, canonical, condition_key, condition_keys
 from reliable_cable.models import Revocation, Session
-from reliable_cable.threads import run_store
+from reliable_cable.threads import run_store, run_store_write
 
 from .base import CLOCK_MARGIN, SessionRecord, SessionStore, is_revoked, is_session_id
 
@@ -27,6 +29,10 @@ class ModelSessionStore(SessionStore):
     """
 
     uses_database = True
+
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(settings, clock=clock)
+        self._database = Database(settings)
 
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Insert or replace records with one statement; the first one that is not JSON raises, and none is stored."""
@@ -45,21 +51,23 @@ class ModelSessionStore(SessionStore):
             )
             for sid, record in records.items()
         ]
-        with _store_errors("saved"):
-            self._sessions().bulk_create(
-                rows,
-                update_conflicts=True,
-                unique_fields=["sid"],
-                update_fields=["identity", "authenticated", "data", "expires"],
-            )
+        save = partial(
+            self._sessions().bulk_create,
+            rows,
+            update_conflicts=True,
+            unique_fields=["sid"],
+            update_fields=["identity", "authenticated", "data", "expires"],
+        )
+        self._write("saved", save)
 
+    @repeated_read
     def load(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Return a record, with one SELECT."""
         if not is_session_id(sid):
             return None
         revoked = self._revocations().filter(condition__in=condition_keys(identity)).order_by("-at").values("at")[:1]
         mine = self._alive().filter(sid=sid, identity=canonical(identity)).annotate(revoked=Subquery(revoked))
-        with _store_errors("read"):
+        with self._errors("read"):
             found = mine.values_list("authenticated", "data", "revoked").first()
         if found is None or is_revoked(found[0], [at for at in found[2:] if at is not None]):
             return None
@@ -71,34 +79,38 @@ class ModelSessionStore(SessionStore):
             return set()
         expires = self.clock() + self.settings.sessions_ttl
         alive = self._alive().filter(sid__in=sids)
-        with _store_errors("touched"):
+
+        def touch() -> set[str]:
             if alive.update(expires=expires) == len(set(sids)):
                 return set()
             return set(sids) - set(alive.values_list("sid", flat=True))
 
+        return self._write("touched", touch)
+
     def delete(self, sids: Collection[str]) -> None:
         """Remove records with one DELETE."""
         if sids:
-            with _store_errors("deleted"):
-                self._sessions().filter(sid__in=sids).delete()
+            self._write("deleted", self._sessions().filter(sid__in=sids).delete)
 
     def revoke(self, condition: Identity) -> float:
         """Remember the time with one INSERT: records that are saved later, by whoever was late, are void as well."""
         now = self.clock()
         if self.settings.sessions_ttl:
-            with _store_errors("revoked"):
-                self._revocations().bulk_create(
-                    [Revocation(condition=condition_key(condition), at=now)],
-                    update_conflicts=True,
-                    unique_fields=["condition"],
-                    update_fields=["at"],
-                )
+            revoke = partial(
+                self._revocations().bulk_create,
+                [Revocation(condition=condition_key(condition), at=now)],
+                update_conflicts=True,
+                unique_fields=["condition"],
+                update_fields=["at"],
+            )
+            self._write("revoked", revoke)
         return now
 
+    @repeated_read
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
         """Return for each identity the last time that sessions of its kind were revoked."""
         keys = {key for identity in identities for key in condition_keys(identity)}
-        with _store_errors("read"):
+        with self._errors("read"):
             times = dict(self._revocations().filter(condition__in=keys).values_list("condition", "at"))
         return [max((times.get(key, 0.0) for key in condition_keys(identity)), default=0.0) for identity in identities]
 
@@ -107,13 +119,26 @@ class ModelSessionStore(SessionStore):
         now = self.clock()
         expired = self._sessions().filter(expires__lte=now)
         oldest = expired.order_by("expires").values("sid")[:limit]
-        with _store_errors("pruned"):
+
+        def prune() -> int:
             pruned, _ = expired.filter(sid__in=oldest).delete()
             self._revocations().filter(at__lte=now - self.settings.sessions_ttl - CLOCK_MARGIN).delete()
-        return pruned
+            return pruned
+
+        return self._write("pruned", prune)
+
+    def _write(self, done: str, call: Callable[[], T]) -> T:
+        with self._errors(done):
+            return self._database.write(call)
+
+    def _errors(self, done: str) -> AbstractContextManager[None]:
+        return self._database.read_errors(f"Session records could not be {done}")
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await run_store(call)
+
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        return await run_store_write(call)
 
     def _sessions(self) -> QuerySet[Session]:
         return Session.objects.using(self.settings.database)
@@ -123,11 +148,3 @@ class ModelSessionStore(SessionStore):
 
     def _alive(self) -> QuerySet[Session]:
         return self._sessions().filter(expires__gt=self.clock())
-
-
-@contextmanager
-def _store_errors(done: str) -> Iterator[None]:
-    try:
-        yield
-    except Error as error:
-        raise StoreError(f"Session records could not be {done}: {error}") from error

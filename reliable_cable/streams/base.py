@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from django.db import transaction
-
+from reliable_cable.committing import after_commit, report_failure
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
@@ -159,15 +158,15 @@ class StreamStore(ABC):
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages when the transaction that is open on database `using` commits; never if it does not.
 
-        Here: appended after the commit, so that a crash between the two loses them. A store that shares the
-        transaction's database does better.
+        Here: appended after the commit, so that a crash between the two loses them. An error is logged then, and
+        signalled by `broadcast_failed`. A store that shares the transaction's database does better.
+
+        Raises:
+            BroadcastError: the messages could not be added to the transaction, or nothing can wait for its commit.
         """
         items = tuple(items)
-
-        def append() -> None:
-            self.append(items)
-
-        transaction.on_commit(append, using=using)
+        failed = partial(report_failure, type(self), [stream for stream, _ in items])
+        after_commit(partial(self.append, items), [using], failed=failed)
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:
@@ -269,13 +268,17 @@ class StreamStore(ABC):
     async def _run(self, call: Callable[[], T]) -> T:
         """Run a sync method of this store without blocking the event loop."""
 
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        """Do as `_run` for a method that writes, and may have to wait for other writers."""
+        return await self._run(call)
+
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Async twin of `append`."""
-        return await self._run(partial(self.append, items))
+        return await self._run_write(partial(self.append, items))
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
         """Async twin of `publish_transient`."""
-        await self._run(partial(self.publish_transient, stream, message))
+        await self._run_write(partial(self.publish_transient, stream, message))
 
     async def awhisper(self, stream: str, message: Message) -> None:
         """Async twin of `whisper`."""
@@ -297,7 +300,7 @@ class StreamStore(ABC):
 
     async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Async twin of `forget`."""
-        await self._run(partial(self.forget, stream, epoch=epoch))
+        await self._run_write(partial(self.forget, stream, epoch=epoch))
 
     async def atime(self) -> float:
         """Async twin of `time`."""
@@ -309,4 +312,4 @@ class StreamStore(ABC):
 
     async def aprune(self, *, limit: int = 1000) -> int:
         """Async twin of `prune`."""
-        return await self._run(partial(self.prune, limit=limit))
+        return await self._run_write(partial(self.prune, limit=limit))

@@ -9,7 +9,7 @@ from django.db import InternalError, NotSupportedError, ProgrammingError, connec
 from django.db.models import CharField, FloatField, Func, Value
 from django.db.models.expressions import Combinable, Expression
 
-from .database import Database
+from reliable_cable.database import Database
 
 
 class _PresentTime(Func):
@@ -109,7 +109,7 @@ class DatabaseServer:
             return
         try:
             if self._is_postgresql:
-                self._database.atomic(self._query_lineage)
+                self._database.write(self._query_lineage)
             self._tells_lineage = self._is_postgresql
         except (ProgrammingError, NotSupportedError, InternalError):
             # A managed service that lacks these functions, or does not permit them.

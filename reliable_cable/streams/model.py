@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from django.db import transaction
+from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet, Subquery
 
 from reliable_cable import models
+from reliable_cable.committing import after_commit, is_manual, report_failure
 from reliable_cable.conf import CableSettings
+from reliable_cable.database import Database, repeated_read
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage
-from reliable_cable.threads import run_store
+from reliable_cable.threads import run_store, run_store_write
 
 from .base import Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
 from .bus import Bus
-from .database import Database
 from .database_server import DatabaseServer
 from .model_numbering import Numbering
 from .model_retention import Retention
@@ -116,11 +117,16 @@ class ModelStreamStore(StreamStore):
         return self._database.outside(partial(self._append, names, items))
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
-        """Store messages when the transaction that is open on database `using` commits; never if it does not."""
+        """Store messages when the transaction that is open on database `using` commits; never if it does not.
+
+        Messages to be kept become part of a transaction on `settings.database`, also of one without `on_commit` hooks
+        (`set_autocommit(False)`): then the next append or poll after the commit numbers them.
+        """
         kept = [item for item in items if self.settings.policy(item[0]).history_size]
         for name, message in items:
             if not self.settings.policy(name).history_size:
-                transaction.on_commit(partial(self.publish_transient, name, message), using=using)
+                failed = partial(report_failure, type(self), [name])
+                after_commit(partial(self.publish_transient, name, message), [using], failed=failed)
         if not kept:
             return
         if using != self.settings.database:
@@ -133,15 +139,17 @@ class ModelStreamStore(StreamStore):
                 )
                 for name, message in kept
             )
-        names = sorted({name for name, _ in kept})
-        transaction.on_commit(partial(self._number_after_commit, names), using=using)
+        if not is_manual(connections[using]):
+            names = sorted({name for name, _ in kept})
+            failed = partial(self._not_numbered, names)
+            after_commit(partial(self._number_after_commit, names), [using], failed=failed)
 
     def _number_after_commit(self, names: Collection[str]) -> None:
-        try:
-            self.number_outbox(names)
-        except Exception:
-            # They are stored: the next append or poll numbers them. The caller's request did what it should.
-            logger.warning("Broadcasts were committed, but not numbered yet: %s", ", ".join(names), exc_info=True)
+        self.number_outbox(names)
+
+    def _not_numbered(self, names: Collection[str], error: Exception) -> None:
+        # They are stored: the next append or poll numbers them.
+        logger.warning("Broadcasts were committed, but not numbered yet: %s", ", ".join(names), exc_info=error)
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
         """Number the committed messages that wait, of some streams or of all.
@@ -151,7 +159,7 @@ class ModelStreamStore(StreamStore):
         """
         failure: BroadcastError | None = None
         with self._database.broadcast_errors():
-            waiting = self._waiting(streams)
+            waiting = self._database.read(partial(self._waiting, streams))
         for name in waiting:
             try:
                 self._append([name], ())
@@ -225,6 +233,7 @@ class ModelStreamStore(StreamStore):
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
+    @repeated_read
     def read(
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
@@ -248,12 +257,14 @@ class ModelStreamStore(StreamStore):
         # More was trimmed since the stream's row was read.
         return StreamPage(row.epoch, row.tail, low if first == start else first, entries)
 
+    @repeated_read
     def position(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message: `("", 0)` if it never had any."""
         with self._database.read_errors(f"The stream {stream!r} cannot be read"):
             found = self._tails([stream])
         return found.get(stream, StreamPosition("", 0))
 
+    @repeated_read
     def offset_since(self, stream: str, since: float) -> int | None:
         """Return the offset after which lies everything appended at or after `since`; None if some of it is gone."""
         policy = self.settings.policy(stream)
@@ -295,10 +306,12 @@ class ModelStreamStore(StreamStore):
             self._database.later(self._retention.delete_transients)
 
     def _insert_transient(self, stream: str, message: Message) -> None:
-        with self._database.broadcast_errors():
+        def insert() -> None:
             self._database.rows(models.TransientEntry).create(
                 name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self._server.now()
             )
+
+        self._database.store(insert)
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper, in this process only: whispers are many, and losing one is harmless."""
@@ -308,6 +321,7 @@ class ModelStreamStore(StreamStore):
         """Return a listener that hands events to `deliver`, on the event loop that calls this."""
         return PollingListener(self, self.bus, deliver)
 
+    @repeated_read
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Look at the tables on behalf of a listener: at idle, a query for each.
 
@@ -357,7 +371,7 @@ class ModelStreamStore(StreamStore):
         if not epoch:
             self.number_outbox([stream])
         with self._database.read_errors(f"The stream {stream!r} cannot be forgotten"):
-            gone = self._database.atomic(delete)
+            gone = self._database.write(delete)
         if gone:
             self._announce([Advanced(stream)])
 
@@ -402,3 +416,6 @@ class ModelStreamStore(StreamStore):
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await run_store(call)
+
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        return await run_store_write(call)

@@ -9,10 +9,10 @@ from typing import Any
 from django.db.models import F, Func, IntegerField, OuterRef, Subquery, Sum, Window
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.database import Database
 from reliable_cable.models import Stream, StreamEntry, TransientEntry
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME
-from .database import Database
 from .database_server import DatabaseServer
 
 #: Rows that one transaction deletes or looks at.
@@ -68,7 +68,7 @@ class Retention:
 
     def trim(self, name: str) -> None:
         """Delete all of a stream's entries that are past its size or TTL, a batch at a time."""
-        while self._database.atomic(partial(self._trim, name, BATCH)) == BATCH:
+        while self._database.write(partial(self._trim, name, BATCH)) == BATCH:
             pass
 
     def _trim(self, name: str, limit: int) -> int:
@@ -113,7 +113,7 @@ class Retention:
         """Delete the streams that exist now, with their entries, in bounded transactions; yield the names of each."""
         newest = self._database.rows(Stream).order_by("-pk").values_list("pk", flat=True).first()
         while newest is not None:
-            names = self._database.atomic(partial(self._forget_some, newest))
+            names = self._database.write(partial(self._forget_some, newest))
             if names is None:
                 return
             yield names
@@ -141,7 +141,7 @@ class Retention:
         """Delete up to about `limit` entries, idle streams and old transient messages; return how many went."""
         count = self._prune_entries(limit)
         if count < limit:
-            count += self._database.atomic(partial(self._delete_idle, limit - count))
+            count += self._database.write(partial(self._delete_idle, limit - count))
         if count < limit:
             count += self.delete_transients(limit - count)
         return count
@@ -162,7 +162,7 @@ class Retention:
                 age = float("inf") if stream.oldest is None else stream.now - stream.oldest
                 overfull = stream.tail - stream.low + 1 > policy.history_size
                 if count < limit and age >= YOUNG_TIME and (overfull or age >= policy.history_ttl):
-                    count += self._database.atomic(partial(self._trim, stream.name, min(limit - count, BATCH)))
+                    count += self._database.write(partial(self._trim, stream.name, min(limit - count, BATCH)))
             if len(streams) < BATCH:
                 break
             last = streams[-1].pk
@@ -180,7 +180,11 @@ class Retention:
     def delete_transients(self, limit: int = BATCH) -> int:
         """Delete up to `limit` transient messages that every process has had time to find; return how many went."""
         old = self._database.rows(TransientEntry).filter(created__lt=self._server.ago(TRANSIENT_TTL))
-        ids = list(old.order_by("created").values_list("pk", flat=True)[:limit])
-        if ids:
-            self._database.rows(TransientEntry).filter(pk__in=ids).delete()
-        return len(ids)
+
+        def delete() -> int:
+            ids = list(old.order_by("created").values_list("pk", flat=True)[:limit])
+            if ids:
+                self._database.rows(TransientEntry).filter(pk__in=ids).delete()
+            return len(ids)
+
+        return self._database.write(delete)

@@ -16,7 +16,7 @@ from typing import Protocol
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import CableError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.threads import run_store
+from reliable_cable.threads import run_store, run_store_write
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, Transient, moved
 from .bus import Bus, BusListener
@@ -178,12 +178,15 @@ class PollingListener(BusListener):
         if stream in self._known:
             self._known[stream] = NOWHERE
 
-    def note(self, event: StreamEvent) -> None:
-        """Know of an event that was announced in another way."""
-        if isinstance(event, Published):
-            known = self._known.get(event.stream)
-            if known is not None and event.offset == known.offset + 1 and known.epoch in (event.epoch, ""):
+    def note(self, event: StreamEvent) -> bool:
+        """Take notice of an event that is announced in another way; return False if it was announced before."""
+        known = self._known.get(event.stream)
+        if isinstance(event, Published) and known is not None:
+            if event.epoch == known.epoch and event.offset <= known.offset:
+                return False
+            if event.offset == known.offset + 1 and known.epoch in (event.epoch, ""):
                 self._known[event.stream] = StreamPosition(event.epoch, event.offset)
+        return True
 
     def _heard(self, event: StreamEvent) -> None:
         self.note(event)
@@ -231,7 +234,7 @@ class PollingListener(BusListener):
             self._failing = False
 
     async def _prune(self) -> None:
-        await run_store(partial(self._store.prune, limit=PRUNE_LIMIT))
+        await run_store_write(partial(self._store.prune, limit=PRUNE_LIMIT))
 
     async def _poll(self) -> None:
         before = dict(self._known)
@@ -245,4 +248,4 @@ class PollingListener(BusListener):
                 events.append(Advanced(stream))
         self.push(events)
         if found.waiting:
-            await run_store(partial(self._store.number_outbox, found.waiting))
+            await run_store_write(partial(self._store.number_outbox, found.waiting))

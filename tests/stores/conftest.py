@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from django.db import connections
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.engine import Engine, get_engine
 from reliable_cable.presence.base import PresenceStore
 from reliable_cable.presence.memory import MemoryPresenceStore
 from reliable_cable.presence.redis import RedisPresenceStore
@@ -20,7 +20,7 @@ from reliable_cable.streams.durable import DurableStreamStore
 from reliable_cable.streams.memory import MemoryStreamStore
 from reliable_cable.streams.model import ModelStreamStore
 from reliable_cable.streams.redis import RedisStreamStore
-from reliable_cable.threads import STORE_THREADS, submit_store
+from reliable_cable.threads import end_threads
 from tests.stores.presence import KEPT, TTL
 from tests.support.redis import RedisPool, find_binaries
 
@@ -135,11 +135,26 @@ def presence_store(
     store.close()
 
 
+@pytest.fixture
+def engine(alias: str, redis_settings: dict[str, Any], settings: Any, made_stores: list[Any]) -> Iterator[Engine]:
+    """The stores of `alias`, in force by the settings; with a Redis, `durable` makes every stream durable."""
+    values: dict[str, Any] = {key.upper(): value for key, value in redis_settings.items()}
+    if alias == "durable":
+        values["STREAMS"] = {"*": {"durable": True}}
+    elif not redis_settings:
+        values |= {"ENGINE": "memory"} if alias == "memory" else {"ENGINE": "database", "DATABASE": alias}
+    settings.RELIABLE_CABLE = values
+    made = get_engine()
+    made_stores.append(made.streams)
+    yield made
+    made.streams.close()
+    if made.streams.uses_database:
+        finish_store_threads()
+
+
 def finish_store_threads() -> None:
     """Wait until the store threads have trimmed what they were going to: emptying the tables waits for no one."""
-    everyone = threading.Barrier(STORE_THREADS)
-    for future in [submit_store(everyone.wait) for _ in range(STORE_THREADS)]:
-        future.result(timeout=30)
+    assert end_threads(30)
 
 
 @pytest.fixture

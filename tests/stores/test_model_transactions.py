@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import psycopg
 import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 from django.test import TestCase
 
-from reliable_cable import models
+from reliable_cable import database, models
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.streams.base import YOUNG_TIME, Message
@@ -29,6 +31,18 @@ sqlite_only = pytest.mark.parametrize("alias", [SQLITE], indirect=True)
 
 def on_commit(store: ModelStreamStore, *data: str, stream: str = "a", key: str = "") -> None:
     store.append_on_commit([(stream, Message(d, idempotency_key=key)) for d in data], using=store.settings.database)
+
+
+def sqlite_busy() -> sqlite3.Error:
+    """Return the error of SQLite that another connection has the lock."""
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    return error
+
+
+def postgres_error(code: str) -> psycopg.Error:
+    """Return the error of PostgreSQL with this code."""
+    return psycopg.errors.lookup(code)()
 
 
 def waiting(alias: str) -> int:
@@ -246,7 +260,28 @@ class TestLockedSQLite:
         holder.join()
 
     @pytest.mark.usefixtures("short_timeout")
-    def test_then_there_is_an_error_and_nothing_was_sent(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_lock_that_outlasts_the_databases_timeout_is_waited_for_too(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        locked, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with transaction.atomic(using=alias):
+                locked.set()
+                release.wait(10)
+
+        holder = threading.Thread(target=with_own_connection(hold))
+        holder.start()
+        assert locked.wait(10)
+        threading.Timer(0.5, release.set).start()
+        assert append(store, "1") == [1]
+        holder.join()
+
+    @pytest.mark.usefixtures("short_timeout")
+    def test_then_there_is_an_error_and_nothing_was_sent(
+        self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "WRITE_PATIENCE", 0.2)
         locked, release = threading.Event(), threading.Event()
 
         def hold() -> None:
@@ -330,12 +365,60 @@ class TestErrors:
                 with pytest.raises(StoreError, match="down"):
                     call()
 
-    def test_a_connection_that_broke_is_opened_again(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_conflict_at_the_commit_is_repeated_and_not_uncertain(self, store: ModelStreamStore, alias: str) -> None:
+        connection = connections[alias]
+        commit = connection.commit
+        conflicts = [sqlite_busy(), postgres_error("40001")]
+
+        def fail_to_commit() -> None:
+            if conflicts:
+                raise OperationalError("could not commit") from conflicts.pop()
+            commit()
+
         append(store, "1")
-        connections[alias].connection.close()
+        with mock.patch.object(connection, "commit", fail_to_commit):
+            assert append(store, "2") == [2]
+        assert [data for _, data in kept(store)] == ["1", "2"]
+
+
+@postgres_only
+class TestBrokenConnections:
+    @pytest.fixture
+    def break_connection(self, alias: str) -> Callable[[], None]:
+        """End the server's side of this thread's connection."""
+
+        def end() -> None:
+            mine = connections[alias].connection.info.backend_pid
+            other = connections[alias].copy()
+            with other.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [mine])
+            other.close()
+
+        return end
+
+    def test_writes_and_reads_open_it_again(
+        self, store: ModelStreamStore, break_connection: Callable[[], None]
+    ) -> None:
+        append(store, "1")
+        break_connection()
+        assert append(store, "2") == [2]
+        break_connection()
+        assert [data for _, data in kept(store)] == ["1", "2"]
+        break_connection()
+        assert store.position("a").offset == 2
+
+    def test_one_that_breaks_inside_the_callers_transaction_is_not_opened_again(
+        self, store: ModelStreamStore, alias: str, break_connection: Callable[[], None]
+    ) -> None:
+        def broadcast_twice() -> None:
+            with transaction.atomic(using=alias):
+                on_commit(store, "1")
+                break_connection()
+                on_commit(store, "2")
+
         with pytest.raises(BroadcastError):
-            append(store, "2")
-        assert append(store, "3") == [2]
+            broadcast_twice()
+        assert kept(store) == []
 
 
 class TestInATestCase(TestCase):

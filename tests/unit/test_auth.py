@@ -21,7 +21,6 @@ from django.db import connections
 
 from reliable_cable import auth, threads
 from reliable_cable.auth import CableAuthMiddlewareStack
-from reliable_cable.conf import get_settings
 from tests.stores.conftest import with_own_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -35,15 +34,7 @@ Stack = Callable[[Any], Any]
 def handlers_without_connections() -> Iterator[None]:
     """Close the connections of the handler threads, and of Django's: other tests may not have any."""
     yield
-    size = get_settings().handler_threads
-    everyone = threading.Barrier(size)
-
-    def close() -> None:
-        everyone.wait(30)
-        connections.close_all()
-
-    for future in [threads._pool("handlers", size).submit(close) for _ in range(size)]:
-        future.result(30)
+    assert threads.end_threads(30)
     SyncToAsync.single_thread_executor.submit(connections.close_all).result(30)
 
 

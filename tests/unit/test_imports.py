@@ -15,13 +15,15 @@ PACKAGE = "reliable_cable"
 #: From the bottom up: a module may import its own package and the layers before its own, not its neighbours in a layer.
 #: An entry stands for a module or a whole package; where two fit, the longer one counts.
 LAYERS = (
-    ("exceptions", "identity", "signals", "turns"),
+    ("exceptions", "executor", "fair_lock", "identity", "signals", "turns"),
     ("protocol", "conf"),
     ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
+    ("committing", "workers"),
+    ("database",),
     ("auth", "streams", "presence", "sessions"),
-    ("engine", "readers"),
+    ("engine", "readers", "validation"),
     ("hub_stream", "pages"),
-    ("presence.service", "sessions.service"),
+    ("presence.service", "repair", "sessions.service"),
     ("control",),
     ("broadcasting", "hub"),
     ("channel", "remote"),

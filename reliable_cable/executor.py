@@ -1,0 +1,148 @@
+"""An executor with daemon threads: a process that stops does not wait for a job that hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class _Job:
+    """A call, and the future that takes its result."""
+
+    __slots__ = ("call", "future")
+
+    def __init__(self, call: Callable[[], Any], future: Future[Any]) -> None:
+        self.call = call
+        self.future = future
+
+    def run(self) -> None:
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self.call()
+        except BaseException as error:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(result)
+
+
+#: Where an idle thread receives its next job; None ends the thread.
+_Inbox = SimpleQueue[_Job | None]
+
+
+class DaemonExecutor(Executor):
+    """Runs calls in daemon threads, which are started on demand and end after some idle time.
+
+    `concurrent.futures.ThreadPoolExecutor` makes the interpreter wait at exit until every thread has finished its job,
+    however long that takes. Here the caller of `end_threads` says how long. The thread that became idle last gets the
+    next job, so that as few threads as possible stay alive.
+
+    Args:
+        name: the threads' names begin with it.
+        size: the greatest number of threads.
+        idle_time: how long, in seconds, a thread waits for a job before it ends.
+        at_end: called in each thread before it ends.
+    """
+
+    def __init__(self, name: str, size: int, *, idle_time: float, at_end: Callable[[], None]) -> None:
+        self._name = name
+        self._size = size
+        self._idle_time = idle_time
+        self._at_end = at_end
+        self._lock = threading.Lock()
+        self._jobs: deque[_Job] = deque()
+        self._idle: list[_Inbox] = []
+        #: Threads that take jobs.
+        self._active = 0
+        #: Threads that are alive: the active ones, and those that are ending.
+        self._threads: set[threading.Thread] = set()
+        self._ending = False
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run a call in one of the threads.
+
+        Raises:
+            RuntimeError: no thread can be started: the interpreter is shutting down.
+        """
+        future: Future[T] = Future()
+        job = _Job(partial(fn, *args, **kwargs), future)
+        with self._lock:
+            if self._idle:
+                self._idle.pop().put(job)
+            elif self._active < self._size:
+                self._start(job)
+            else:
+                self._jobs.append(job)
+        return future
+
+    def _start(self, job: _Job) -> None:
+        inbox: _Inbox = SimpleQueue()
+        inbox.put(job)
+        thread = threading.Thread(target=self._work, args=(inbox,), name=self._name, daemon=True)
+        thread.start()
+        self._active += 1
+        self._threads.add(thread)
+
+    def _work(self, inbox: _Inbox) -> None:
+        job = inbox.get()
+        try:
+            while job is not None:
+                job.run()
+                # An idle thread must not keep alive what its last job refers to.
+                job = None
+                job = self._next(inbox)
+            self._at_end()
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _next(self, inbox: _Inbox) -> _Job | None:
+        """Wait for a job; None: the thread is no longer active."""
+        with self._lock:
+            if self._jobs:
+                return self._jobs.popleft()
+            if self._ending:
+                self._active -= 1
+                return None
+            self._idle.append(inbox)
+        try:
+            return inbox.get(timeout=self._idle_time)
+        except Empty:
+            with self._lock:
+                if inbox in self._idle:
+                    self._idle.remove(inbox)
+                    self._active -= 1
+                    return None
+        # A job was handed over at the last moment.
+        return inbox.get()
+
+    def end_threads(self, timeout: float) -> bool:
+        """End the threads: the idle ones now, the others when no job is left. Later jobs start new threads.
+
+        Args:
+            timeout: how long, in seconds, to wait for that.
+
+        Returns:
+            Whether all threads have ended.
+        """
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._ending = True
+            idle, self._idle = self._idle, []
+            self._active -= len(idle)
+            threads = self._threads - {threading.current_thread()}
+        for inbox in idle:
+            inbox.put(None)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            self._ending = False
+            return not self._threads

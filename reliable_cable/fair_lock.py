@@ -1,0 +1,59 @@
+"""A lock that is given to its waiters in the order in which they came."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class FairLock:
+    """A lock with a FIFO queue. `threading.Lock` promises no order: a busy thread can keep all others waiting."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._held = False
+        #: A locked lock for each waiter; releasing it hands the fair lock over.
+        self._waiters: deque[threading.Lock] = deque()
+
+    def acquire(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds for the lock; return whether the caller holds it now."""
+        waiter = threading.Lock()
+        with self._mutex:
+            if not self._held:
+                self._held = True
+                return True
+            waiter.acquire()
+            self._waiters.append(waiter)
+        acquired = False
+        try:
+            acquired = waiter.acquire(timeout=timeout)
+        finally:
+            if not acquired:
+                with self._mutex:
+                    given_up = waiter in self._waiters
+                    if given_up:
+                        self._waiters.remove(waiter)
+                if not given_up:
+                    # It was handed over at the last moment; the caller gets no answer if an exception is on its way.
+                    self.release()
+        return acquired
+
+    def release(self) -> None:
+        """Hand the lock to the first waiter, if there is one."""
+        with self._mutex:
+            if self._waiters:
+                self._waiters.popleft().release()
+            else:
+                self._held = False
+
+    @contextmanager
+    def hold(self, timeout: float) -> Iterator[bool]:
+        """Hold the lock if it can be had within `timeout` seconds; give whether it is held."""
+        acquired = self.acquire(timeout)
+        try:
+            yield acquired
+        finally:
+            if acquired:
+                self.release()

@@ -1,0 +1,81 @@
+"""SQLite as `startproject` configures it: no options, a rollback journal, a connection for each request.
+
+Many threads of several processes broadcast at the same time, while others read and write the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROCESSES = 3
+
+MIGRATE = """
+import sys
+from django.conf import settings
+database = {"ENGINE": "django.db.backends.sqlite3", "NAME": sys.argv[1]}
+settings.configure(DATABASES={"default": database}, INSTALLED_APPS=["reliable_cable"], SECRET_KEY="stock")
+import django
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A database with the app's tables."""
+    file = str(tmp_path / "db.sqlite3")
+    subprocess.run([sys.executable, "-c", MIGRATE, file], check=True, cwd=ROOT)
+    return file
+
+
+def run(**options: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.stores.stock", json.dumps(options)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def refused(*processes: subprocess.Popen[str]) -> list[str]:
+    """Return the errors of all broadcasts."""
+    return [error for process in processes for error in json.loads(process.communicate(timeout=110)[0])]
+
+
+def stored(path: str) -> tuple[list[Any], list[int]]:
+    """Return all payloads, and their offsets."""
+    database = sqlite3.connect(path)
+    try:
+        rows = database.execute("SELECT data, offset FROM reliable_cable_streamentry ORDER BY offset").fetchall()
+    finally:
+        database.close()
+    return [json.loads(data) for data, _ in rows], [offset for _, offset in rows]
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "with polls and session writes"])
+def test_no_broadcast_of_many_writers_is_refused(path: str, busy: bool) -> None:
+    writers, count = (6, 5, 5), 30
+    started = [
+        run(path=path, writers=number, count=count, poll=busy, sessions=busy, history_size=10_000) for number in writers
+    ]
+    assert refused(*started) == []
+    assert [process.returncode for process in started] == [0] * PROCESSES
+    payloads, offsets = stored(path)
+    assert offsets == list(range(1, sum(writers) * count + 1))
+    by_writer: dict[tuple[int, int], list[int]] = {}
+    for process, writer, number in payloads:
+        by_writer.setdefault((process, writer), []).append(number)
+    assert list(by_writer.values()) == [list(range(count))] * sum(writers)
+
+
+def test_a_loop_of_broadcasts_is_not_refused_because_of_its_own_trims(path: str) -> None:
+    assert refused(run(path=path, writers=1, count=300, poll=True, sessions=False, history_size=10)) == []
+    payloads, offsets = stored(path)
+    assert [number for _, _, number in payloads][-10:] == list(range(290, 300))
+    assert offsets[-1] == 300
+    assert len(offsets) < 300, "nothing was trimmed"
