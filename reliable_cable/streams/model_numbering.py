@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.database import Database
 from reliable_cable.models import Stream, StreamEntry
 from reliable_cable.protocol.positions import StreamPosition
 
 from .base import Message, Published, StreamEvent
-from .database import Database
 
 
 class Numbering:
