@@ -387,6 +387,7 @@ class ModelStreamStore(StreamStore):
                 count += len(names)
         return count
 
+    @repeated_read
     def time(self) -> float:
         """Return the present time by the database server's clock on PostgreSQL, by this host's on SQLite."""
         with self._database.read_errors("The time cannot be read"):

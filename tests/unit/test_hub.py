@@ -184,8 +184,7 @@ async def test_a_lost_announcement_is_found_by_a_hint() -> None:
     assert offsets(log) == [1]
 
 
-async def test_trimmed_messages_are_told_of_and_the_rest_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0)
+async def test_trimmed_messages_are_told_of_and_the_rest_follows() -> None:
     harness = Harness(HISTORY_SIZE=2)
     _, log = await harness.reader()
     events = [harness.append() for _ in range(5)]
