@@ -125,7 +125,7 @@ class StreamStore(ABC):
     """Numbers, keeps and announces messages.
 
     Every kept message of a stream gets the next offset: 1, 2, 3, … without holes, in one epoch. An epoch never gives
-    one offset twice. Times are seconds since 1970 by the injected clock; a stream's entry times never decrease.
+    one offset twice. Times are seconds since 1970 by the clock of the store; a stream's entry times never decrease.
 
     Sync methods may be called from any thread, the a-prefixed twins from any event loop. An implementation provides
     the sync methods and `_run`, or overrides the twins where it can do better.

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -24,9 +24,10 @@ from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage
 from reliable_cable.threads import run_store, run_store_write
 
-from .base import Advanced, Message, Published, StreamEvent, StreamListener, StreamStore, Transient
+from .base import Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
 from .bus import Bus
 from .database_server import DatabaseServer
+from .model_numbering import Numbering
 from .model_retention import Retention
 from .polling import Poll, PollingListener, SeenIds
 from .wakeup import Waker
@@ -84,6 +85,7 @@ class ModelStreamStore(StreamStore):
         self._announce = announce or self._announce_and_wake
         self._database = Database(settings)
         self._server = DatabaseServer(self._database, clock)
+        self._numbering = Numbering(self._database, settings)
         self._retention = Retention(self._database, settings, self._server)
         #: This process's listeners.
         self.bus = Bus()
@@ -223,70 +225,11 @@ class ModelStreamStore(StreamStore):
         batch = [(row.name, Message(row.data, row.exclude, row.idempotency_key)) for row in rows]
         tails = {name: stream.tail for name, stream in streams.items()}
         overfull = {name for name, stream in streams.items() if self._retention.has_expired(stream, now)}
-        positions, events = self._store(streams, [*batch, *items] if complete else batch, now)
+        positions, events = self._numbering.insert(streams, [*batch, *items] if complete else batch, now)
         if rows:
             self._database.rows(models.OutboxEntry).filter(pk__in=[row.pk for row in rows]).delete()
         overfull |= {name for name, stream in streams.items() if self._retention.has_grown(stream, tails[name])}
         return _Written(positions[len(rows) :], events, overfull, complete)
-
-    def _store(
-        self, streams: Mapping[str, models.Stream], items: Sequence[tuple[str, Message]], now: float
-    ) -> tuple[list[StreamPosition], list[StreamEvent]]:
-        repeats = self._repeats(streams, items, now)
-        positions: list[StreamPosition] = []
-        entries: list[models.StreamEntry] = []
-        events: list[StreamEvent] = []
-        for name, message in items:
-            stream = streams[name]
-            key = message.idempotency_key or None
-            offset = repeats.get((name, key)) if key else None
-            if offset is None:
-                offset = stream.tail = stream.tail + 1
-                stream.tail_at = max(now, stream.tail_at)
-                entry = models.StreamEntry(
-                    stream=stream, offset=offset, data=message.data, exclude=message.exclude, created=stream.tail_at
-                )
-                entry.idempotency_key = key
-                entries.append(entry)
-                events.append(Published(name, stream.epoch, offset, message.data, message.exclude))
-                if key:
-                    repeats[name, key] = offset
-            positions.append(StreamPosition(stream.epoch, offset))
-        if entries:
-            self._database.rows(models.StreamEntry).bulk_create(entries)
-            changed = [streams[name] for name in sorted({event.stream for event in events})]
-            if len(changed) == 1:
-                self._database.rows(models.Stream).filter(pk=changed[0].pk).update(
-                    tail=changed[0].tail, tail_at=changed[0].tail_at, lineage=changed[0].lineage
-                )
-            else:
-                self._database.rows(models.Stream).bulk_update(changed, ["tail", "tail_at", "lineage"])
-        return positions, events
-
-    def _repeats(
-        self, streams: Mapping[str, models.Stream], items: Iterable[tuple[str, Message]], now: float
-    ) -> dict[tuple[str, str], int]:
-        """Return the offsets of kept entries that have one of the items' idempotency keys."""
-        keys = {message.idempotency_key for _, message in items if message.idempotency_key}
-        if not keys:
-            return {}
-        names = {stream.pk: name for name, stream in streams.items()}
-        found: dict[tuple[str, str], int] = {}
-        gone: list[int] = []
-        entries = self._database.rows(models.StreamEntry).filter(stream__in=list(names), idempotency_key__in=keys)
-        for pk, stream, offset, key, created in entries.values_list(
-            "pk", "stream_id", "offset", "idempotency_key", "created"
-        ):
-            name = names[stream]
-            policy = self.settings.policy(name)
-            if created <= now - policy.history_ttl or offset <= streams[name].tail - policy.history_size:
-                gone.append(pk)
-            elif key is not None:
-                found[name, key] = offset
-        if gone:
-            # Past their time, only not trimmed yet: their keys are free again.
-            self._database.rows(models.StreamEntry).filter(pk__in=gone).update(idempotency_key=None)
-        return found
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -444,6 +387,7 @@ class ModelStreamStore(StreamStore):
                 count += len(names)
         return count
 
+    @repeated_read
     def time(self) -> float:
         """Return the present time by the database server's clock on PostgreSQL, by this host's on SQLite."""
         with self._database.read_errors("The time cannot be read"):

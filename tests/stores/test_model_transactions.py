@@ -20,6 +20,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.streams.base import YOUNG_TIME, Message
 from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.streams.model_numbering import Numbering
 from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, Clock, MakeStore, until, with_own_connection
 from tests.stores.test_streams import append, kept
 
@@ -326,7 +327,7 @@ class TestErrors:
         append(store, "1")
         outage = mock.Mock(side_effect=OperationalError("disk full"))
         with (
-            mock.patch.object(ModelStreamStore, "_store", outage),
+            mock.patch.object(Numbering, "insert", outage),
             pytest.raises(BroadcastError, match="disk full") as caught,
         ):
             append(store, "2")

@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
+from django.db.backends.utils import CursorWrapper
 
 from reliable_cable import models
 from reliable_cable.conf import CableSettings
@@ -123,10 +125,17 @@ class TestServerTime:
         assert models.StreamEntry.objects.using(alias).get(offset=2).created >= before
 
     def test_a_server_that_cannot_be_asked_is_an_error(self, store: ModelStreamStore, alias: str) -> None:
-        store.time()
-        connections[alias].connection.close()
-        with pytest.raises(StoreError, match="The time cannot be read"):
+        outage = mock.Mock(side_effect=OperationalError("down"))
+        with (
+            mock.patch.object(CursorWrapper, "execute", outage),
+            pytest.raises(StoreError, match="time cannot be read"),
+        ):
             store.time()
+
+    def test_a_connection_that_broke_is_opened_again(self, store: ModelStreamStore, alias: str) -> None:
+        before = store.time()
+        connections[alias].connection.close()
+        assert store.time() >= before
 
     def test_trims_go_by_it(self, alias: str, store: ModelStreamStore) -> None:
         store = ModelStreamStore(CableSettings(database=alias, history_size=2))
