@@ -26,6 +26,7 @@ from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
 from .readers import Reader
 from .sessions.service import SessionService
 from .streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
+from .threads import end_threads
 from .turns import TURN, Turns
 
 if TYPE_CHECKING:
@@ -372,6 +373,8 @@ class Hub:
         await self.presence.stop()
         await self._listener.close()
         await self.engine.aclose()
+        # Their database connections would keep a test database from being dropped.
+        end_threads()
 
     # -- connections --------------------------------------------------------------------------------------------
 
