@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .channel import Channel, action, state
     from .consumer import CableConsumer
     from .exceptions import (
+        AsyncContextError,
         BroadcastError,
         BroadcastUncertain,
         CableError,
@@ -60,6 +61,7 @@ _NAMES = {
     "CableConsumer": "consumer",
     **dict.fromkeys(
         [
+            "AsyncContextError",
             "BroadcastError",
             "BroadcastUncertain",
             "CableError",
@@ -80,6 +82,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "AsyncContextError",
     "BroadcastError",
     "BroadcastUncertain",
     "CableConsumer",

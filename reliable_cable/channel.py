@@ -15,6 +15,8 @@ from django.db.models import Model
 from . import broadcasting
 from .exceptions import ChannelError
 from .protocol.positions import StreamPosition
+from .threads import sync_only
+from .validation import check_stream_name
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -255,7 +257,7 @@ class Channel:
         Raises:
             InvalidStreamName: the name cannot be one.
         """
-        broadcasting.check_stream_name(stream)
+        check_stream_name(stream)
         self.reply.streams.append(StreamStart(stream, whisper, presence))
 
     def stream_for(self, target: Any, *, whisper: bool = False, presence: bool = False) -> None:
@@ -302,14 +304,55 @@ class Channel:
         return f"{cls.name}:{_target_name(target)}"
 
     @classmethod
-    def broadcast_to(cls, target: Any, data: Any, **options: Any) -> StreamPosition | None:
+    @sync_only("abroadcast_to")
+    def broadcast_to(
+        cls,
+        target: Any,
+        data: Any,
+        *,
+        transient: bool = False,
+        immediate: bool = False,
+        to_others: bool = False,
+        exclude_socket: str | None = None,
+        idempotency_key: str | None = None,
+        using: str | None = None,
+    ) -> StreamPosition | None:
         """Broadcast to a target's stream on this channel; the options are those of `broadcast`."""
-        return broadcasting.broadcast(cls.broadcasting_for(target), data, **options)
+        return broadcasting.broadcast(
+            cls.broadcasting_for(target),
+            data,
+            transient=transient,
+            immediate=immediate,
+            to_others=to_others,
+            exclude_socket=exclude_socket,
+            idempotency_key=idempotency_key,
+            using=using,
+        )
 
     @classmethod
-    async def abroadcast_to(cls, target: Any, data: Any, **options: Any) -> StreamPosition | None:
+    async def abroadcast_to(
+        cls,
+        target: Any,
+        data: Any,
+        *,
+        transient: bool = False,
+        immediate: bool = False,
+        to_others: bool = False,
+        exclude_socket: str | None = None,
+        idempotency_key: str | None = None,
+        using: str | None = None,
+    ) -> StreamPosition | None:
         """Async twin of `broadcast_to`."""
-        return await broadcasting.abroadcast(cls.broadcasting_for(target), data, **options)
+        return await broadcasting.abroadcast(
+            cls.broadcasting_for(target),
+            data,
+            transient=transient,
+            immediate=immediate,
+            to_others=to_others,
+            exclude_socket=exclude_socket,
+            idempotency_key=idempotency_key,
+            using=using,
+        )
 
     # -- for the session ----------------------------------------------------------------------------------------------
 

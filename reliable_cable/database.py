@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from django.db import Error, InterfaceError, OperationalError, connections, transaction
 from django.db.models import Model, QuerySet
 
+from .committing import in_transaction
 from .conf import CableSettings
 from .exceptions import BroadcastError, BroadcastUncertain, StoreError
 from .fair_lock import FairLock
@@ -97,7 +98,7 @@ class Database:
             django.db.Error: nothing was written; unless it happened during the commit.
         """
         connection = connections[self.alias]
-        if _in_transaction(connection):
+        if in_transaction(connection):
             with transaction.atomic(using=self.alias):
                 return call()
         if connection.vendor != "sqlite":
@@ -144,11 +145,11 @@ class Database:
             BroadcastError: the open transaction holds SQLite's only write lock, so the call would wait for its caller.
         """
         connection = connections[self.alias]
-        if not (self.threads and _in_transaction(connection)):
+        if not (self.threads and in_transaction(connection)):
             return call()
         if connection.vendor != "sqlite":
             return submit_store(call).result()
-        if getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE"):
+        if connection.in_atomic_block and getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE"):
             raise BroadcastError(
                 f"Nothing was broadcast: the database {self.alias!r} is locked by the caller's own transaction, and "
                 f"SQLite has one writer. Leave out immediate=True: the broadcast then waits for the commit."
@@ -180,7 +181,7 @@ class Database:
         A connection that turns out to be broken is opened again once. Inside a transaction of the caller, nothing is
         repeated.
         """
-        if _in_transaction(connections[self.alias]):
+        if in_transaction(connections[self.alias]):
             return call()
         return self._repeat(call, READ_PATIENCE)
 
@@ -214,7 +215,7 @@ class Database:
     def _recover(self) -> None:
         # A broken connection would otherwise stay broken in processes without requests: commands, workers, shells.
         connection = connections[self.alias]
-        if not _in_transaction(connection):
+        if not in_transaction(connection):
             connection.close_if_unusable_or_obsolete()
 
     # -- repeating ----------------------------------------------------------------------------------------------------
@@ -267,12 +268,6 @@ def _briefly(call: Callable[[], T]) -> T:
         return call()
     finally:
         _brief.reset(token)
-
-
-def _in_transaction(connection: Any) -> bool:
-    """Say whether the caller has a transaction open, or may have one because autocommit is off."""
-    autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit
-    return connection.in_atomic_block or not autocommit
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from django.core.exceptions import SynchronousOnlyOperation
+
 
 class CableError(Exception):
     """Root of this package's errors."""
@@ -48,3 +50,7 @@ class ChannelError(CableError):
 
 class StoreError(CableError):
     """A store could not be read."""
+
+
+class AsyncContextError(CableError, SynchronousOnlyOperation):
+    """A sync function was called in a thread with a running event loop; its async twin has to be awaited instead."""

@@ -18,14 +18,15 @@ from .engine import Engine
 from .exceptions import StoreError
 from .heartbeat import Heartbeat
 from .hub_stream import Ear, HubStream
-from .pages import PAGE_SIZE, Pages
+from .pages import Pages
 from .presence.service import PresenceService
 from .protocol.frames import Frame
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
 from .readers import Reader
+from .repair import RETRY_DELAY, Repairs
 from .sessions.service import SessionService
-from .streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
+from .streams.base import Advanced, Published, StreamEvent, Transient
 from .threads import end_threads
 from .turns import TURN, Turns
 
@@ -37,8 +38,8 @@ logger = logging.getLogger("reliable_cable")
 #: Characters of history that are written to a connection at once.
 BATCH_SIZE = 64 * 1024
 
-#: Seconds until a store that failed is asked again.
-RETRY_DELAY = 0.5
+#: Seconds to wait after each repair that did not bring the hub to what a subscriber's page says, before the next one.
+CATCH_UP_DELAYS = (0.0, 0.05, 0.2, 0.5)
 
 #: Seconds for which the opening of a stream is tried, then the client is sent away to come back: it would give up a
 #: subscribe after 10, and close its channel for good.
@@ -72,6 +73,7 @@ class Hub:
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
+        self.repairs = Repairs(engine.streams, self._listener, self.sessions.suspect)
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle: asyncio.Future[None] | None = None
         self.control = Control(self)
@@ -121,7 +123,7 @@ class Hub:
             raise
         found.ear = ear
         found.position = StreamPosition(page.epoch, page.low - 1)
-        self._repair(found)
+        self.repairs.request(found)
         return found
 
     def unfollow(self, found: HubStream) -> None:
@@ -162,15 +164,21 @@ class Hub:
         if found is None or found.position is None:
             return True
         if page is None:
-            page = await self.pages.read(found.name, reader.position, found.position)
+            page = await self.pages.read(found.name, reader.position, found.position, following=True)
         if reader.stream is not found:
             return True
-        ahead = reader.position.epoch == page.epoch and reader.position.offset > found.position.offset
-        if page.epoch != found.position.epoch or page.tail < found.position.offset or ahead:
-            # The hub has not seen this epoch yet, or not all that the client saw elsewhere, or the page is older than
-            # what the hub delivered.
-            await self._repaired(found)
-            return True
+        for delay in CATCH_UP_DELAYS:
+            if _agree(reader.position, page, found.position):
+                break
+            await self.repairs.finish(found)
+            await asyncio.sleep(delay)
+            if reader.stream is not found:
+                return True
+            page = await self.pages.read(found.name, reader.position, found.position, following=True)
+        else:
+            logger.warning("The stream %r could not be caught up with; its subscriber is told.", found.name)
+            reader.position = found.position
+            return False
         step = advance(reader.position, page, upto=found.position.offset)
         if step.lost:
             reader.position = found.position
@@ -210,7 +218,7 @@ class Hub:
         elif found.position is None:
             pass  # being opened: its position will be read after this
         elif isinstance(event, Advanced):
-            self._repair(found)
+            self.repairs.request(found)
             if found.ear is not None:
                 self.sessions.suspect()  # the store may have been away, and be back with other data
         else:
@@ -220,74 +228,16 @@ class Hub:
         verdict = judge(position, event.epoch, event.offset)
         if verdict is Verdict.NEXT:
             found.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
-        elif verdict is Verdict.GAP:
+            return
+        if verdict is Verdict.GAP:
             found.keep_early(event)
-            self._repair(found)
+        # Also after a repeat: a store that went back announces offsets that the stream had before.
+        self.repairs.request(found)
 
     def _send_presence(self, stream: str, message: str) -> None:
         found = self._streams.get(stream)
         if found is not None:
             found.send_presence(message)
-
-    # -- repair -------------------------------------------------------------------------------------------------
-
-    def _repair(self, found: HubStream) -> None:
-        found.again = True
-        if found.repair is None:
-            found.repair = asyncio.get_running_loop().create_task(self._run_repair(found))
-
-    async def _repaired(self, found: HubStream) -> None:
-        self._repair(found)
-        if found.repair is not None:
-            await asyncio.shield(found.repair)
-
-    async def _run_repair(self, found: HubStream) -> None:
-        """Read the store until the hub stands at the stream's end."""
-        failed = False
-        try:
-            while found.again and found.uses and found.position is not None:
-                found.again = False
-                asked = found.position
-                try:
-                    page = await self.engine.streams.aread(found.name, after=asked.offset, limit=PAGE_SIZE)
-                except Exception:
-                    # Nothing is lost: the hub stays where it is, and asks again.
-                    log = logger.debug if failed else logger.exception
-                    log("The stream %r could not be read; trying again.", found.name)
-                    failed = found.again = True
-                    await asyncio.sleep(RETRY_DELAY)
-                    continue
-                if found.position != asked and (
-                    page.epoch != found.position.epoch or page.tail < found.position.offset
-                ):
-                    # Live messages overtook the page.
-                    found.again = True
-                    continue
-                self._apply(found, page)
-        finally:
-            found.repair = None
-            found.forget_early()
-
-    def _apply(self, found: HubStream, page: StreamPage) -> None:
-        assert found.position is not None  # noqa: S101 - for the type checker; an open stream has one
-        if page.epoch and found.position == NOWHERE:
-            found.learn(StreamPosition(page.epoch, 0))
-        # A burst may have trimmed what came before it was read: what was announced is here all the same.
-        found.send_early()
-        if page.epoch == found.position.epoch and page.tail < found.position.offset:
-            return
-        step = advance(found.position, page)
-        start = StreamPosition(step.position.epoch, step.position.offset - len(step.entries))
-        if step.lost:
-            found.move(start)
-            self.sessions.suspect()
-        elif found.position != start:
-            found.learn(start)
-        for entry in step.entries:
-            found.send(entry, page.epoch)
-        found.send_early()
-        # A page that was full, or read after an offset that means nothing any more, is not all there is.
-        found.again = found.again or step.lost or len(page.entries) == PAGE_SIZE
 
     # -- opening and closing ------------------------------------------------------------------------------------
 
@@ -409,3 +359,13 @@ class Hub:
             if self._idle is None or self._idle.done():
                 self._idle = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._idle)
+
+
+def _agree(reader: StreamPosition, page: StreamPage, hub: StreamPosition) -> bool:
+    """Say whether a subscriber can be sent a page now.
+
+    Not if the hub has not seen the page's epoch, or what the client saw on another server. Nor if the page is older
+    than what the hub delivered.
+    """
+    ahead = reader.epoch == page.epoch and reader.offset > hub.offset
+    return page.epoch == hub.epoch and page.tail >= hub.offset and not ahead

@@ -117,6 +117,11 @@ class HubStream:
             elif verdict is Verdict.GAP:
                 self.keep_early(event)
 
+    @property
+    def has_early(self) -> bool:
+        """Whether messages are kept for which those before them are missing."""
+        return bool(self._early)
+
     def forget_early(self) -> None:
         """Keep nothing any more: what was kept has been read, or lost."""
         self._early = []

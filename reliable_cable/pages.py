@@ -65,54 +65,60 @@ class Pages:
 
     def __init__(self, store: StreamStore) -> None:
         self._store = store
-        #: The page that was read last of each stream, the oldest first.
-        self._kept: dict[str, _Kept] = {}
-        self._reading: dict[tuple[str, int], asyncio.Task[StreamPage]] = {}
+        #: The page that was read last of each stream, for followers or not; the oldest first.
+        self._kept: dict[tuple[str, bool], _Kept] = {}
+        self._reading: dict[tuple[str, int, bool], asyncio.Task[StreamPage]] = {}
         self._size = 0
         self._frames_size = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    async def read(self, stream: str, start: StreamPosition, hub: StreamPosition | None) -> StreamPage:
+    async def read(
+        self, stream: str, start: StreamPosition, hub: StreamPosition | None, *, following: bool = False
+    ) -> StreamPage:
         """Return what comes after a position, up to `PAGE_SIZE` entries; the page may begin before it.
 
         Args:
             stream: its name.
             start: the position.
             hub: where the hub stands in the stream. The page reaches that, or was read just now.
+            following: whether it is for a subscriber that was offered this history already (`StreamStore.read`).
 
         Raises:
             StoreError: the store could not be read.
         """
         if hub is None or not hub.epoch:
-            return await self._store.aread(stream, after=start.offset, limit=PAGE_SIZE, known=hub)
+            return await self._ask(stream, start.offset, hub, following)
         loop = asyncio.get_running_loop()
-        kept = self._kept.get(stream)
+        kept = self._kept.get((stream, following))
         if kept is not None and kept.until > loop.time() and _answers(kept.page, kept.after, start, hub):
             return kept.page
-        key = (stream, start.offset)
+        key = (stream, start.offset, following)
         reading = self._reading.get(key)
         if reading is not None:
             page = await asyncio.shield(reading)
             if _answers(page, start.offset, start, hub):
                 return page
             # It was begun before what is known now.
-            return await self._store.aread(stream, after=start.offset, limit=PAGE_SIZE, known=hub)
-        reading = self._reading[key] = loop.create_task(self._read(stream, start.offset, hub))
+            return await self._ask(stream, start.offset, hub, following)
+        reading = self._reading[key] = loop.create_task(self._read(stream, start.offset, hub, following))
         reading.add_done_callback(_retrieved)
         return await asyncio.shield(reading)
 
-    async def _read(self, stream: str, after: int, hub: StreamPosition) -> StreamPage:
+    async def _read(self, stream: str, after: int, hub: StreamPosition, following: bool) -> StreamPage:
         try:
-            page = await self._store.aread(stream, after=after, limit=PAGE_SIZE, known=hub)
+            page = await self._ask(stream, after, hub, following)
         finally:
-            del self._reading[stream, after]
+            del self._reading[stream, after, following]
         if page.entries and page.low - 1 <= after:
-            self._keep(stream, page, after)
+            self._keep((stream, following), page, after)
         return page
+
+    async def _ask(self, stream: str, after: int, hub: StreamPosition | None, following: bool) -> StreamPage:
+        return await self._store.aread(stream, after=after, limit=PAGE_SIZE, known=hub, following=following)
 
     def encode(self, group: Group, stream: str, epoch: str, entry: StreamEntry) -> Frame:
         """Return an entry as a frame: for others of the group, it has been made already."""
-        kept = self._kept.get(stream)
+        kept = self._kept.get((stream, True)) or self._kept.get((stream, False))
         if kept is None or kept.page.epoch != epoch or len(group.readers) < 2:
             return group.encode(epoch, entry.offset, entry.data)
         key = (group.identifier, group.stream_id, group.form, entry.offset)
@@ -126,29 +132,29 @@ class Pages:
 
     # -- keeping ------------------------------------------------------------------------------------------------------
 
-    def _keep(self, stream: str, page: StreamPage, after: int) -> None:
+    def _keep(self, key: tuple[str, bool], page: StreamPage, after: int) -> None:
         loop = asyncio.get_running_loop()
-        self._drop(stream)
+        self._drop(key)
         kept = _Kept(page, after, loop.time() + LIFE)
         if kept.size > MOST:
             return
-        self._kept[stream] = kept
+        self._kept[key] = kept
         self._size += kept.size
         while self._size > MOST:
             self._drop(next(iter(self._kept)))
         if self._timer is None:
             self._timer = loop.call_later(LIFE, self._expire, loop)
 
-    def _drop(self, stream: str) -> None:
-        kept = self._kept.pop(stream, None)
+    def _drop(self, key: tuple[str, bool]) -> None:
+        kept = self._kept.pop(key, None)
         if kept is not None:
             self._size -= kept.size
             self._frames_size -= sum(len(frame) for frame in kept.frames.values())
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        for stream in [stream for stream, kept in self._kept.items() if kept.until <= now]:
-            self._drop(stream)
+        for key in [key for key, kept in self._kept.items() if kept.until <= now]:
+            self._drop(key)
         self._timer = loop.call_later(LIFE, self._expire, loop) if self._kept else None
 
 

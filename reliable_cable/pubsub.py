@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from .broadcasting import check_stream_name
 from .channel import Channel
 from .conf import get_settings
 from .exceptions import InvalidStreamName
 from .signing import verify_stream_name
+from .validation import check_stream_name
 
 
 class PubSubChannel(Channel):

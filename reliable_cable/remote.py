@@ -4,78 +4,144 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Collection, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings as django_settings
-from django.db import transaction
 
-from .broadcasting import open_transaction
+from .committing import after_commit, await_commit, check_hooks, check_using, wait_for_commit
 from .conf import CONTROL_STREAM
 from .control import revocation
 from .engine import get_engine
-from .exceptions import InvalidIdentifier
+from .exceptions import BroadcastError, InvalidIdentifier, StoreError
 from .identity import Identity, identifier_names, identify
-from .threads import run_sensitive
+from .threads import sync_only
+from .workers import Worker
 
 logger = logging.getLogger("reliable_cable")
 
+#: Seconds that the exit of the interpreter waits for disconnects that are not stored yet.
+EXIT_PATIENCE: Final = 5.0
 
-def disconnect(*, reconnect: bool = False, **identifiers: Any) -> None:
+
+@sync_only("adisconnect")
+def disconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
     """Close every connection that has all these identifiers, on every server process, at once.
 
-    `disconnect(user=user)`. Clients that were away may not have their sessions back, either. Inside a transaction this
-    waits for the commit, as broadcasts do. It does not keep anybody from connecting again: `connect` does.
+    `disconnect(user=user)`. Clients that were away may not have their sessions back, either. It does not keep anybody
+    from connecting again: `connect` does. Inside transactions this waits until all of them have committed, as
+    broadcasts do; if a store fails then, it is tried again in the background until it is done.
 
     Args:
         reconnect: whether the clients are to come back, and be authenticated again; if not, they stay away until the
             page is loaded anew.
+        using: wait for the transaction on this database only, if one is open there.
         identifiers: by the names in `identified_by`, the same kind of values that `connect` sets.
 
     Raises:
+        AsyncContextError: an event loop runs in this thread; use `adisconnect`.
         InvalidIdentifier: there is none, no connection has one of that name, or its value is nobody.
+        InvalidOption: there is no database `using`.
         StoreError: nothing was closed; clients that are away may have lost their sessions.
         BroadcastError: as `StoreError`. `BroadcastUncertain`, one of these, leaves open whether any was closed. Calling
             it again is safe.
     """
-    _when_committed(partial(disconnect_identity, _condition(identifiers), reconnect=reconnect))
+    check_using(using)
+    call = _Disconnect(_condition(identifiers), reconnect=reconnect)
+    if not wait_for_commit(call.store_on_commit, using):
+        call.store()
 
 
-async def adisconnect(*, reconnect: bool = False, **identifiers: Any) -> None:
-    """Async twin of `disconnect`."""
-    await run_sensitive(partial(disconnect, reconnect=reconnect, **identifiers))
+async def adisconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
+    """Async twin of `disconnect`; transactions are those that `abroadcast` knows of."""
+    check_using(using)
+    call = _Disconnect(_condition(identifiers), reconnect=reconnect)
+    if not await await_commit(call.store_on_commit, using):
+        await call.astore()
 
 
 def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
     """Do as `disconnect`, at once, for identifiers that are texts already (identity.py)."""
-    engine = get_engine()
-    at = engine.sessions.revoke(condition)
-    engine.streams.append([(CONTROL_STREAM, revocation(condition, at, reconnect=reconnect))])
+    _Disconnect(condition, reconnect=reconnect).store()
 
 
 def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> None:
-    """Receive `user_logged_out`: close the user's connections, and let the user's other devices come back."""
+    """Receive `user_logged_out`: close the user's connections, and let the user's other devices come back.
+
+    This raises nothing, since logging out must work while a store does not. What fails is tried again.
+    """
     text = identify(user)
     if text:
-        _when_committed(partial(_try_to_disconnect, {"user": text}))
+        call = _Disconnect({"user": text}, reconnect=True)
+        try:
+            if not wait_for_commit(call.store_on_commit, None):
+                call.store()
+        except Exception as error:
+            call.store_later(error)
 
 
-def _try_to_disconnect(condition: Identity) -> None:
-    try:
-        disconnect_identity(condition, reconnect=True)
-    except Exception:
-        # Logging out works without us.
-        logger.exception("The connections of a user who logged out could not be closed.")
+class _Disconnect:
+    """One call of `disconnect`, over all its attempts.
+
+    The time of the revocation is the one that the session store gave at the first attempt that reached it, so that
+    whoever connects again meanwhile is left alone.
+    """
+
+    def __init__(self, condition: Identity, *, reconnect: bool) -> None:
+        self.condition = condition
+        self._reconnect = reconnect
+        self._engine = get_engine()
+        self._at: float | None = None
+
+    def store(self) -> None:
+        """Void the sessions, and tell all processes."""
+        if self._at is None:
+            self._at = self._engine.sessions.revoke(self.condition)
+        message = revocation(self.condition, self._at, reconnect=self._reconnect)
+        self._engine.streams.append([(CONTROL_STREAM, message)])
+
+    async def astore(self) -> None:
+        """Async twin of `store`."""
+        if self._at is None:
+            self._at = await self._engine.sessions.arevoke(self.condition)
+        message = revocation(self.condition, self._at, reconnect=self._reconnect)
+        await self._engine.streams.aappend([(CONTROL_STREAM, message)])
+
+    def store_on_commit(self, databases: Sequence[str]) -> None:
+        """Do it after the commit of the transactions on these databases."""
+        check_hooks(databases, "call it after the commit")
+        after_commit(self.store, databases, failed=self.store_later)
+
+    def store_later(self, error: Exception) -> None:
+        """Try again, in the background, until it is done.
+
+        Args:
+            error: why the first attempt failed.
+        """
+        logger.warning("The connections of %s are not closed yet; trying again: %s", dict(self.condition), error)
+        _unstored.put([self])
 
 
-def _when_committed(call: partial[None]) -> None:
-    alias = open_transaction()
-    if alias is None:
-        call()
-    else:
-        transaction.on_commit(call, using=alias)
+def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
+    """Store disconnects until one fails; return those that are left, that one last."""
+    for number, call in enumerate(calls):
+        try:
+            call.store()
+        except (BroadcastError, StoreError):
+            return [*calls[number + 1 :], call]
+        except Exception:
+            logger.exception("The connections of %s could not be closed.", dict(call.condition))
+    return ()
+
+
+def _give_up(calls: Sequence[_Disconnect]) -> None:
+    for call in calls:
+        logger.error("The connections of %s were not closed: the process ends.", dict(call.condition))
+
+
+#: Disconnects that failed when nobody could be told.
+_unstored: Worker[_Disconnect] = Worker("cable-disconnects", _store_all, patience=EXIT_PATIENCE, abandoned=_give_up)
 
 
 def _condition(identifiers: dict[str, Any]) -> dict[str, str]:

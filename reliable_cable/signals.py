@@ -1,6 +1,6 @@
-"""Signals that application code can listen to.
+"""Signals that application code can listen to. What receivers raise is logged.
 
-Receivers run in a thread of the handlers' pool, one event after another; what they raise is logged. Each event is
+Receivers of the presence signals run in a thread of the handlers' pool, one event after another. Each event is
 signalled once, in one process: the one whose client came or left, or that noticed who was gone. If that process dies,
 or the store's answer is lost, it is not signalled: `presence_for` tells who is there. After a Redis came back without
 its latest data, a leave may be signalled twice.
@@ -15,3 +15,7 @@ presence_joined = Signal()
 
 #: Someone left a stream. Arguments as above; `info` is the last that was known.
 presence_left = Signal()
+
+#: A broadcast, or a `forget()`, failed after the commit that it had waited for. Sent in the thread that committed.
+#: Arguments: `sender` (the stream store's class), `stream`, `error`. A `BroadcastUncertain` may have been stored.
+broadcast_failed = Signal()

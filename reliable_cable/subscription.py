@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .channel import Channel, PresenceJoin, Reply, StreamStart
 from .exceptions import StoreError
-from .hub import RETRY_DELAY
 from .membership import Membership, blank_record
 from .protocol import messages
 from .protocol.commands import PresenceClaim
@@ -18,6 +17,7 @@ from .protocol.constants import MessageType
 from .protocol.positions import HistoryRequest, StreamPosition
 from .protocol.recovery import StreamPage, recoverable, requested_position
 from .readers import Reader
+from .repair import RETRY_DELAY
 from .stream_ids import stream_alias
 
 if TYPE_CHECKING:

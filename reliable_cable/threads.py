@@ -14,17 +14,19 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
-from typing import Any, Generic, TypeVar, cast
+from functools import partial, wraps
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from asgiref.sync import SyncToAsync
 from django.db import connections
 from django.db.backends.signals import connection_created
 
 from .conf import get_settings
+from .exceptions import AsyncContextError
 from .executor import DaemonExecutor
 
 A = TypeVar("A")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Threads that read a store's tables for this process, and as many that write them: a write that waits for the
@@ -55,6 +57,35 @@ def _remember_connection(**kwargs: Any) -> None:
 
 
 connection_created.connect(_remember_connection)
+
+
+def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a function raise `AsyncContextError` in a thread with a running event loop, which it would block.
+
+    The environment variable `DJANGO_ALLOW_ASYNC_UNSAFE` allows such calls, as it does for Django's own functions.
+
+    Args:
+        twin: what to await instead.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                pass
+            else:
+                if not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE"):
+                    raise AsyncContextError(
+                        f"{function.__qualname__}() would block the event loop that runs in this thread; use "
+                        f"`await {twin}()`."
+                    )
+            return function(*args, **kwargs)
+
+        return guarded
+
+    return decorate
 
 
 def _close_connections() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_POST
 
-from reliable_cable.broadcasting import BatchItem, ItemOptions, broadcast_batch, check_stream_name
+from reliable_cable.broadcasting import broadcast_batch
 from reliable_cable.exceptions import (
     BroadcastError,
     BroadcastUncertain,
@@ -20,6 +20,7 @@ from reliable_cable.exceptions import (
     InvalidStreamName,
     PayloadTooLarge,
 )
+from reliable_cable.validation import BatchItem, ItemOptions, check_stream_name
 
 from .commands import FORMAT as COMMAND
 from .commands import run_command

@@ -14,7 +14,7 @@ from django.dispatch import Signal
 from reliable_cable.engine import get_engine
 from reliable_cable.exceptions import StoreError
 from reliable_cable.signals import presence_joined, presence_left
-from reliable_cable.threads import run_handler
+from reliable_cable.threads import run_handler, sync_only
 
 from .base import Member, PresenceEvent, PresenceInfo, PresenceStore
 from .lists import PresenceLists
@@ -35,7 +35,11 @@ MAX_PENDING_SIGNALS: Final = 10_000
 
 
 class StreamPresence:
-    """Who is in one stream; made by `presence_for`. Where the store cannot be asked, its methods raise `StoreError`."""
+    """Who is in one stream; made by `presence_for`.
+
+    Where the store cannot be asked, its methods raise `StoreError`. In a thread with a running event loop the sync
+    methods raise `AsyncContextError`.
+    """
 
     __slots__ = ("_store", "stream")
 
@@ -43,10 +47,12 @@ class StreamPresence:
         self.stream = stream
         self._store = store
 
+    @sync_only("ainfo")
     def info(self, *, records: bool = True) -> PresenceInfo:
         """Return who is there, or only how many (`records=False`)."""
         return self._store.info(self.stream, records=records, overdue=False)
 
+    @sync_only("atotal")
     def total(self) -> int:
         """Return how many ids are there."""
         return self._store.info(self.stream, records=False, overdue=False).total

@@ -109,6 +109,18 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
     return Step(sent, StreamPosition(page.epoch, last), lost)
 
 
+def went_back(asked: StreamPosition, page: StreamPage) -> bool:
+    """Say whether a page proves that the store has lost messages.
+
+    A tail never moves backwards within an epoch. So the database was restored, or failed over to an older copy.
+
+    Args:
+        asked: the stream's position when the read began.
+        page: what was read.
+    """
+    return page.epoch == asked.epoch and page.tail < asked.offset
+
+
 def recoverable(position: StreamPosition, page: StreamPage) -> bool:
     """Say whether a reader at `position` can be given all that came after it.
 

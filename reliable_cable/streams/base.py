@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from django.db import transaction
-
+from reliable_cable.committing import after_commit, report_failure
 from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 
@@ -158,15 +158,15 @@ class StreamStore(ABC):
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages when the transaction that is open on database `using` commits; never if it does not.
 
-        Here: appended after the commit, so that a crash between the two loses them. A store that shares the
-        transaction's database does better.
+        Here: appended after the commit, so that a crash between the two loses them. An error is logged then, and
+        signalled by `broadcast_failed`. A store that shares the transaction's database does better.
+
+        Raises:
+            BroadcastError: the messages could not be added to the transaction, or nothing can wait for its commit.
         """
         items = tuple(items)
-
-        def append() -> None:
-            self.append(items)
-
-        transaction.on_commit(append, using=using)
+        failed = partial(report_failure, type(self), [stream for stream, _ in items])
+        after_commit(partial(self.append, items), [using], failed=failed)
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:
@@ -217,6 +217,17 @@ class StreamStore(ABC):
             epoch: forget the stream only if this is still its epoch (a compare-and-set). `""`: whatever its epoch is.
                 A hub passes the epoch of a stream whose store has proved to have lost messages.
         """
+
+    def forget_all(self) -> int:
+        """End the epoch of every stream, as `forget` does for one, in bounded steps; return the number of streams.
+
+        This is a step of every restore from a backup: a store that went back would otherwise give the offsets of lost
+        messages to other messages of the same epoch. Messages waiting in an outbox survive.
+
+        Raises:
+            StoreError: the store could not be asked, or does not implement this.
+        """
+        raise StoreError(f"{type(self).__name__} cannot end the epochs of all streams: it does not have forget_all().")
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:

@@ -1,21 +1,26 @@
 """Redis, with the streams marked `durable` in the models, too (DESIGN.md, Engines): losing Redis loses none of these.
 
-A durable stream is the model store's: it numbers, and has the truth. What it has numbered goes to Redis, which keeps
-the newest messages (the *hot tail*) and announces them. Any of that may fail: then this process's listeners hear of it
-directly, the others by their polls.
+A durable stream is the model store's: it numbers, and has the truth. This process's listeners hear of numbered messages
+directly. A background thread pushes them to Redis, which keeps the newest messages (the *hot tail*) and announces them
+to other processes. If that fails, the others find them by their polls.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from typing import Final, TypeVar
 
+from reliable_cable.committing import check_hooks
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.workers import Worker
 
 from .base import Message, Published, StreamEvent, StreamListener, StreamStore
 from .model import ModelStreamStore
@@ -23,12 +28,17 @@ from .polling import PollingListener
 from .redis import RedisStreamListener, RedisStreamStore
 
 T = TypeVar("T")
+Item = tuple[str, Message]
 logger = logging.getLogger("reliable_cable")
 
 #: Seconds between polls of the tables while Redis announces: they find what a crash kept from Redis.
 QUIET_POLL_INTERVAL: Final = 1.0
-#: Seconds for which a Redis that failed is not asked for the hot tail.
+#: Seconds for which a Redis that failed is neither asked for the hot tail nor sent anything.
 REST_TIME: Final = 1.0
+#: Bytes of messages that may be waiting to be pushed to Redis.
+PUSH_LIMIT: Final = 16 * 1024 * 1024
+#: Seconds that the exit of the interpreter, or closing the store, waits for these messages.
+PUSH_PATIENCE: Final = 1.0
 
 
 class DurableStreamStore(StreamStore):
@@ -36,7 +46,7 @@ class DurableStreamStore(StreamStore):
 
     Args:
         settings: as for both stores.
-        clock: for tests; None: Redis's own clock for its streams, this host's for the durable ones.
+        clock: for tests; None: Redis's own clock for its streams, the model store's for the durable ones.
     """
 
     supports_durable = True
@@ -45,7 +55,10 @@ class DurableStreamStore(StreamStore):
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock or time.time)
         self._redis = RedisStreamStore(settings, clock=clock)
-        self._model = ModelStreamStore(settings, clock=self.clock, announce=self._announce)
+        self._model = ModelStreamStore(settings, clock=clock, announce=self._announce)
+        self._pusher: Worker[StreamEvent] = Worker(
+            "cable-pusher", self._push, patience=PUSH_PATIENCE, limit=PUSH_LIMIT, size=_size
+        )
         self._resting_until = 0.0
 
     def _is_durable(self, stream: str) -> bool:
@@ -63,28 +76,45 @@ class DurableStreamStore(StreamStore):
             BroadcastError: nothing was stored.
             BroadcastUncertain: as ever; also if a batch goes to both stores, and only Redis has stored its part.
         """
-        durable = [item for item in items if self._is_durable(item[0])]
-        others = [item for item in items if not self._is_durable(item[0])]
-        in_redis = iter(self._redis.append(others) if others else ())
-        try:
-            in_models = iter(self._model.append(durable) if durable else ())
-        except BroadcastError as error:
-            if not others:
-                raise
-            raise BroadcastUncertain(f"Only the streams that are not durable took their messages: {error}") from error
-        return [next(in_models if self._is_durable(stream) else in_redis) for stream, _ in items]
+        durable, others = self._split(items)
+        in_redis = self._redis.append(others) if others else []
+        with _half_stored(others):
+            in_models = self._model.append(durable) if durable else []
+        return self._merge(items, in_models, in_redis)
+
+    async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        """Async twin of `append`: no thread waits for Redis."""
+        durable, others = self._split(items)
+        in_redis = await self._redis.aappend(others) if others else []
+        with _half_stored(others):
+            in_models = await self._model.aappend(durable) if durable else []
+        return self._merge(items, in_models, in_redis)
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages when the transaction that is open on database `using` commits; never if it does not.
 
         Those of durable streams are part of the transaction, if it is one of `settings.database`.
         """
-        durable = [item for item in items if self._is_durable(item[0])]
-        others = [item for item in items if not self._is_durable(item[0])]
+        durable, others = self._split(items) if using == self.settings.database else ([], items)
+        if others:
+            # Before anything is written.
+            check_hooks([using])
         if durable:
             self._model.append_on_commit(durable, using)
         if others:
-            self._redis.append_on_commit(others, using)
+            super().append_on_commit(others, using)
+
+    def _split(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+        """Return the items of durable streams, and the others."""
+        durable = [item for item in items if self._is_durable(item[0])]
+        return durable, [item for item in items if not self._is_durable(item[0])]
+
+    def _merge(
+        self, items: Sequence[Item], in_models: Iterable[StreamPosition], in_redis: Iterable[StreamPosition]
+    ) -> list[StreamPosition]:
+        """Return the positions of all items in their order."""
+        durable, others = iter(in_models), iter(in_redis)
+        return [next(durable if self._is_durable(stream) else others) for stream, _ in items]
 
     def publish_transient(self, stream: str, message: Message) -> None:
         """Announce a message that is not kept, to every process."""
@@ -174,7 +204,8 @@ class DurableStreamStore(StreamStore):
         return self._redis.problems()
 
     def close(self) -> None:
-        """Release what both stores hold in this process."""
+        """Push what is waiting, and release what both stores hold in this process."""
+        self._pusher.flush(PUSH_PATIENCE)
         self._redis.close()
         self._model.close()
 
@@ -185,20 +216,24 @@ class DurableStreamStore(StreamStore):
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def _announce(self, events: Sequence[StreamEvent]) -> None:
-        """Bring what the model store did to Redis; if that fails, at least to this process."""
+        """Tell this process at once what the model store did, and Redis soon: no caller waits for Redis."""
+        self._model.bus.publish(events)
+        if not self._resting:
+            self._pusher.put(events)
+
+    def _push(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
+        """Bring events to Redis in their order; they are dropped while it fails."""
         if not self._resting:
             try:
-                published = [event for event in events if isinstance(event, Published)]
-                if published:
-                    self._redis.push(published)
-                for event in events:
-                    if not isinstance(event, Published):
-                        self._redis.forget(event.stream)
+                for numbered, group in groupby(events, lambda event: isinstance(event, Published)):
+                    if numbered:
+                        self._redis.push([event for event in group if isinstance(event, Published)])
+                    else:
+                        for event in group:
+                            self._redis.forget(event.stream)
             except StoreError as error:
                 self._rest(error)
-            else:
-                return
-        self._model.bus.publish(events)
+        return ()
 
     @property
     def _resting(self) -> bool:
@@ -218,6 +253,22 @@ class DurableStreamStore(StreamStore):
 
     async def _run_write(self, call: Callable[[], T]) -> T:
         return await self._model._run_write(call)
+
+
+@contextmanager
+def _half_stored(others: Sequence[Item]) -> Iterator[None]:
+    """Turn an error of the model store into `BroadcastUncertain` if Redis has stored its part of the batch."""
+    try:
+        yield
+    except BroadcastError as error:
+        if not others:
+            raise
+        raise BroadcastUncertain(f"Only the streams that are not durable took their messages: {error}") from error
+
+
+def _size(event: StreamEvent) -> int:
+    """Return the bytes that an event takes in memory."""
+    return sys.getsizeof(event.data) if isinstance(event, Published) else 0
 
 
 def _serves(page: StreamPage, after: int, known: StreamPosition) -> bool:
@@ -241,8 +292,9 @@ class _Listener(StreamListener):
         return max(quick, QUIET_POLL_INTERVAL) if self._redis.connected else quick
 
     def _heard(self, event: StreamEvent) -> None:
-        self._tables.note(event)
-        self._deliver(event)
+        # What this process wrote itself was announced on its own bus.
+        if self._tables.note(event):
+            self._deliver(event)
 
     async def subscribe(self, stream: str) -> None:
         """Announce this stream's events from now on."""

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 from reliable_cable.conf import CableSettings, StreamPolicy
@@ -16,7 +16,18 @@ from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage
 
-from .base import IDLE_STREAM_TTL, Advanced, Message, Published, StreamEvent, StreamListener, StreamStore, Transient
+from .base import (
+    IDLE_STREAM_TTL,
+    YOUNG_SIZE,
+    YOUNG_TIME,
+    Advanced,
+    Message,
+    Published,
+    StreamEvent,
+    StreamListener,
+    StreamStore,
+    Transient,
+)
 from .bus import Bus, BusListener
 
 T = TypeVar("T")
@@ -28,29 +39,42 @@ class _Kept:
     created: float
     key: str
 
+    @property
+    def size(self) -> int:
+        return len(self.entry.data.encode(errors="surrogatepass"))
+
 
 @dataclass(slots=True)
 class _Stream:
+    """A stream: `kept` is within its size and TTL, `young` precedes that, for followers."""
+
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     tail: int = 0
     tail_at: float = 0
+    #: When the newest entry was made that is no longer kept.
     trimmed_at: float | None = None
     kept: deque[_Kept] = field(default_factory=deque)
     keys: dict[str, int] = field(default_factory=dict)
+    young: deque[_Kept] = field(default_factory=deque)
+    young_size: int = 0
 
     @property
     def low(self) -> int:
         return self.tail - len(self.kept) + 1
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Drop what is past the stream's size or time; return how many entries went."""
-        before = len(self.kept)
+        """Drop what is past the stream's size or time, and not young; return how many entries were dropped."""
         while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
-            gone = self.kept.popleft()
-            self.trimmed_at = gone.created
-            if gone.key:
-                del self.keys[gone.key]
-        return before - len(self.kept)
+            old = self.kept.popleft()
+            self.trimmed_at = old.created
+            if old.key:
+                del self.keys[old.key]
+            self.young.append(old)
+            self.young_size += old.size
+        before = len(self.young)
+        while self.young and (self.young_size > YOUNG_SIZE or self.young[0].created <= now - YOUNG_TIME):
+            self.young_size -= self.young.popleft().size
+        return before - len(self.young)
 
 
 class MemoryStreamStore(StreamStore):
@@ -108,9 +132,11 @@ class MemoryStreamStore(StreamStore):
             found = self._fresh(stream)
             if found is None:
                 return StreamPage("", 0, 1)
-            first = min(max(after + 1 - found.low, 0), len(found.kept))
-            entries = tuple(kept.entry for kept in islice(found.kept, first, first + max(limit, 0)))
-            return StreamPage(found.epoch, found.tail, found.low, entries)
+            low = found.low - len(found.young) if following else found.low
+            offered = chain(found.young, found.kept) if following else found.kept
+            first = min(max(after + 1, low), found.tail + 1) - low
+            entries = tuple(kept.entry for kept in islice(offered, first, first + max(limit, 0)))
+            return StreamPage(found.epoch, found.tail, low, entries)
 
     def offset_since(self, stream: str, since: float) -> int | None:
         """Return the offset after which lies everything appended at or after `since`; None if some of it is gone."""
@@ -132,6 +158,14 @@ class MemoryStreamStore(StreamStore):
             if found is not None and epoch in ("", found.epoch):
                 del self._streams[stream]
                 self._bus.publish([Advanced(stream)])
+
+    def forget_all(self) -> int:
+        """End the epoch of every stream; return how many there were."""
+        with self._lock:
+            names = list(self._streams)
+            self._streams.clear()
+            self._bus.publish([Advanced(name) for name in names])
+        return len(names)
 
     def prune(self, *, limit: int = 1000) -> int:
         """Delete what is past its stream's size or TTL, and streams that are long idle; here all of it at once."""

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from django.db import transaction
+from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet, Subquery
 
 from reliable_cable import models
+from reliable_cable.committing import after_commit, is_manual, report_failure
 from reliable_cable.conf import CableSettings
 from reliable_cable.database import Database, repeated_read
 from reliable_cable.exceptions import BroadcastError
@@ -25,6 +26,7 @@ from reliable_cable.threads import run_store, run_store_write
 
 from .base import Advanced, Message, Published, StreamEvent, StreamListener, StreamStore, Transient
 from .bus import Bus
+from .database_server import DatabaseServer
 from .model_retention import Retention
 from .polling import Poll, PollingListener, SeenIds
 from .wakeup import Waker
@@ -46,7 +48,7 @@ class _Written:
         positions: of the caller's messages.
         events: to be announced after the commit.
         overfull: streams that are worth trimming.
-        complete: False: outbox rows were numbered, more of them come before the caller's messages.
+        complete: False: outbox rows were numbered, or epochs ended; what remains takes another transaction.
     """
 
     positions: list[StreamPosition]
@@ -64,7 +66,7 @@ class ModelStreamStore(StreamStore):
 
     Args:
         settings: `database`, and the sizes and times of history.
-        clock: tells the time, in seconds since 1970.
+        clock: for tests; None: the database server's clock on PostgreSQL, this host's on SQLite.
         announce: takes the events after each commit; None: they go to this process's listeners, and others are woken.
     """
 
@@ -75,13 +77,14 @@ class ModelStreamStore(StreamStore):
         self,
         settings: CableSettings,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         announce: Callable[[Sequence[StreamEvent]], None] | None = None,
     ) -> None:
-        super().__init__(settings, clock=clock)
+        super().__init__(settings, clock=clock or time.time)
         self._announce = announce or self._announce_and_wake
         self._database = Database(settings)
-        self._retention = Retention(self._database, settings, clock)
+        self._server = DatabaseServer(self._database, clock)
+        self._retention = Retention(self._database, settings, self._server)
         #: This process's listeners.
         self.bus = Bus()
         self._waker = Waker()
@@ -112,11 +115,16 @@ class ModelStreamStore(StreamStore):
         return self._database.outside(partial(self._append, names, items))
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
-        """Store messages when the transaction that is open on database `using` commits; never if it does not."""
+        """Store messages when the transaction that is open on database `using` commits; never if it does not.
+
+        Messages to be kept become part of a transaction on `settings.database`, also of one without `on_commit` hooks
+        (`set_autocommit(False)`): then the next append or poll after the commit numbers them.
+        """
         kept = [item for item in items if self.settings.policy(item[0]).history_size]
         for name, message in items:
             if not self.settings.policy(name).history_size:
-                transaction.on_commit(partial(self.publish_transient, name, message), using=using)
+                failed = partial(report_failure, type(self), [name])
+                after_commit(partial(self.publish_transient, name, message), [using], failed=failed)
         if not kept:
             return
         if using != self.settings.database:
@@ -129,15 +137,17 @@ class ModelStreamStore(StreamStore):
                 )
                 for name, message in kept
             )
-        names = sorted({name for name, _ in kept})
-        transaction.on_commit(partial(self._number_after_commit, names), using=using)
+        if not is_manual(connections[using]):
+            names = sorted({name for name, _ in kept})
+            failed = partial(self._not_numbered, names)
+            after_commit(partial(self._number_after_commit, names), [using], failed=failed)
 
     def _number_after_commit(self, names: Collection[str]) -> None:
-        try:
-            self.number_outbox(names)
-        except Exception:
-            # They are stored: the next append or poll numbers them. The caller's request did what it should.
-            logger.warning("Broadcasts were committed, but not numbered yet: %s", ", ".join(names), exc_info=True)
+        self.number_outbox(names)
+
+    def _not_numbered(self, names: Collection[str], error: Exception) -> None:
+        # They are stored: the next append or poll numbers them.
+        logger.warning("Broadcasts were committed, but not numbered yet: %s", ", ".join(names), exc_info=error)
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
         """Number the committed messages that wait, of some streams or of all.
@@ -163,6 +173,8 @@ class ModelStreamStore(StreamStore):
         return list(rows.order_by("name").values_list("name", flat=True).distinct()[:BATCH])
 
     def _append(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
+        with self._database.broadcast_errors():
+            self._server.prepare()
         while True:
             written = self._database.store(partial(self._write, names, items))
             if written is None:
@@ -179,34 +191,47 @@ class ModelStreamStore(StreamStore):
         self._database.rows(models.Stream).bulk_create(rows, ignore_conflicts=True)
 
     def _write(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> _Written | None:
-        """Lock the streams, number what waits, then store `items`; None if a stream's row is missing."""
+        """Lock the streams, number what waits, then store `items`; None if a stream's row is missing.
+
+        Streams whose epochs belong to another history of the database are deleted instead.
+        """
         waits = models.OutboxEntry.objects.filter(name=OuterRef("name"))
         locked = self._database.rows(models.Stream).select_for_update().filter(name__in=names).order_by("name")
         streams: dict[str, models.Stream] = {}
         waiting: list[str] = []
-        for stream in locked.annotate(waits=Exists(waits)):
+        ended: list[str] = []
+        now = 0.0
+        for stream in locked.annotate(waits=Exists(waits), now=self._server.now(), present=self._server.lineage()):
             streams[stream.name] = stream
+            now = max(now, stream.now)
             if stream.waits:
                 waiting.append(stream.name)
+            if stream.present and stream.lineage not in ("", stream.present):
+                ended.append(stream.name)
+            stream.lineage = stream.present or stream.lineage
         if len(streams) < len(names):
             return None
+        if ended:
+            # The database may lack entries that this epoch has numbered: their offsets must not be used again.
+            self._database.rows(models.Stream).filter(name__in=ended).delete()
+            return _Written([], [Advanced(name) for name in ended], (), complete=False)
         rows = []
         if waiting:
             # Read under the lock: another process that numbered them has deleted them.
             rows = list(self._database.rows(models.OutboxEntry).filter(name__in=waiting).order_by("id")[:BATCH])
         complete = len(rows) < BATCH
         batch = [(row.name, Message(row.data, row.exclude, row.idempotency_key)) for row in rows]
-        expired = [name for name, stream in streams.items() if self._retention.is_due(stream)]
-        positions, events = self._store(streams, [*batch, *items] if complete else batch)
+        tails = {name: stream.tail for name, stream in streams.items()}
+        overfull = {name for name, stream in streams.items() if self._retention.has_expired(stream, now)}
+        positions, events = self._store(streams, [*batch, *items] if complete else batch, now)
         if rows:
             self._database.rows(models.OutboxEntry).filter(pk__in=[row.pk for row in rows]).delete()
-        overfull = [name for name, stream in streams.items() if self._retention.is_due(stream)]
-        return _Written(positions[len(rows) :], events, {*expired, *overfull}, complete)
+        overfull |= {name for name, stream in streams.items() if self._retention.has_grown(stream, tails[name])}
+        return _Written(positions[len(rows) :], events, overfull, complete)
 
     def _store(
-        self, streams: Mapping[str, models.Stream], items: Sequence[tuple[str, Message]]
+        self, streams: Mapping[str, models.Stream], items: Sequence[tuple[str, Message]], now: float
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
-        now = self.clock()
         repeats = self._repeats(streams, items, now)
         positions: list[StreamPosition] = []
         entries: list[models.StreamEntry] = []
@@ -232,10 +257,10 @@ class ModelStreamStore(StreamStore):
             changed = [streams[name] for name in sorted({event.stream for event in events})]
             if len(changed) == 1:
                 self._database.rows(models.Stream).filter(pk=changed[0].pk).update(
-                    tail=changed[0].tail, tail_at=changed[0].tail_at
+                    tail=changed[0].tail, tail_at=changed[0].tail_at, lineage=changed[0].lineage
                 )
             else:
-                self._database.rows(models.Stream).bulk_update(changed, ["tail", "tail_at"])
+                self._database.rows(models.Stream).bulk_update(changed, ["tail", "tail_at", "lineage"])
         return positions, events
 
     def _repeats(
@@ -271,13 +296,15 @@ class ModelStreamStore(StreamStore):
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         policy = self.settings.policy(stream)
-        alive = self._entries(OuterRef("pk")).filter(created__gt=self.clock() - policy.history_ttl)
+        alive = self._entries(OuterRef("pk")).filter(created__gt=self._server.ago(policy.history_ttl))
         oldest = Subquery(alive.order_by("created", "offset").values("offset")[:1])
         with self._database.read_errors(f"The stream {stream!r} cannot be read"):
             row = self._database.rows(models.Stream).filter(name=stream, tail__gt=0).annotate(oldest=oldest).first()
             if row is None:
                 return StreamPage("", 0, 1)
-            low = max(row.low, row.tail - policy.history_size + 1, row.tail + 1 if row.oldest is None else row.oldest)
+            low = row.low
+            if not following:
+                low = max(low, row.tail - policy.history_size + 1, row.tail + 1 if row.oldest is None else row.oldest)
             start = max(after + 1, low)
             if limit <= 0 or start > row.tail:
                 return StreamPage(row.epoch, row.tail, low)
@@ -303,7 +330,9 @@ class ModelStreamStore(StreamStore):
         query = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
         with self._database.read_errors(f"The stream {stream!r} cannot be read"):
             row = query.annotate(
-                first=Subquery(later.values("offset")[:1]), created=Subquery(later.values("created")[:1])
+                first=Subquery(later.values("offset")[:1]),
+                created=Subquery(later.values("created")[:1]),
+                now=self._server.now(),
             ).first()
         if row is None:
             return 0
@@ -311,7 +340,7 @@ class ModelStreamStore(StreamStore):
             return None
         if row.first is None:
             return row.tail
-        if row.created <= self.clock() - policy.history_ttl or row.first <= row.tail - policy.history_size:
+        if row.created <= row.now - policy.history_ttl or row.first <= row.tail - policy.history_size:
             return None
         return int(row.first) - 1
 
@@ -334,10 +363,12 @@ class ModelStreamStore(StreamStore):
             self._database.later(self._retention.delete_transients)
 
     def _insert_transient(self, stream: str, message: Message) -> None:
-        row = models.TransientEntry(
-            name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self.clock()
-        )
-        self._database.store(partial(self._database.rows(models.TransientEntry).bulk_create, [row]))
+        def insert() -> None:
+            self._database.rows(models.TransientEntry).create(
+                name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self._server.now()
+            )
+
+        self._database.store(insert)
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper, in this process only: whispers are many, and losing one is harmless."""
@@ -384,20 +415,39 @@ class ModelStreamStore(StreamStore):
 
     def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch: at once, outside of the caller's transaction."""
-        self._database.outside(partial(self._forget, stream))
+        self._database.outside(partial(self._forget, stream, epoch))
 
-    def _forget(self, stream: str) -> None:
+    def _forget(self, stream: str, epoch: str) -> None:
         def delete() -> bool:
             row = self._database.rows(models.Stream).select_for_update().filter(name=stream).first()
-            if row is not None:
-                row.delete()
-            return row is not None
+            if row is None or epoch not in ("", row.epoch):
+                return False
+            row.delete()
+            return True
 
-        self.number_outbox([stream])
+        if not epoch:
+            self.number_outbox([stream])
         with self._database.read_errors(f"The stream {stream!r} cannot be forgotten"):
             gone = self._database.write(delete)
         if gone:
             self._announce([Advanced(stream)])
+
+    def forget_all(self) -> int:
+        """End the epoch of every stream, outside of the caller's transaction; return how many there were."""
+        return self._database.outside(self._forget_all)
+
+    def _forget_all(self) -> int:
+        count = 0
+        with self._database.read_errors("The streams cannot be forgotten"):
+            for names in self._retention.forget_all():
+                self._announce([Advanced(name) for name in names])
+                count += len(names)
+        return count
+
+    def time(self) -> float:
+        """Return the present time by the database server's clock on PostgreSQL, by this host's on SQLite."""
+        with self._database.read_errors("The time cannot be read"):
+            return self._server.time()
 
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to about `limit` rows that are past their time; return how many went."""

@@ -2,67 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
-from django.db.models import F, OuterRef, Subquery
+from django.db.models import F, Func, IntegerField, OuterRef, Subquery, Sum, Window
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.database import Database
 from reliable_cable.models import Stream, StreamEntry, TransientEntry
 
-from .base import IDLE_STREAM_TTL
+from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME
+from .database_server import DatabaseServer
 
 #: Rows that one transaction deletes or looks at.
 BATCH = 500
-#: Entries that a stream may hold beyond its size (or a tenth of it) before they are deleted; they are never returned.
-TRIM_SLACK = 50
+#: How many appended entries are worth a transaction that trims, at least. It is a power of two.
+TRIM_STEP = 64
 #: Seconds for which other processes can find a transient message.
 TRANSIENT_TTL = 30.0
+
+
+class _ByteLength(Func):
+    """The number of bytes of a text. `LENGTH` counts characters, and PostgreSQL would have to unpack the text."""
+
+    function = "OCTET_LENGTH"
+    output_field = IntegerField()
+
+    def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
+        """Do without OCTET_LENGTH, which SQLite has since 3.43."""
+        return self.as_sql(compiler, connection, template="LENGTH(CAST(%(expressions)s AS BLOB))", **context)
 
 
 class Retention:
     """Deletes what is past its stream's size or time.
 
     `low` and `trimmed_at` of a stream change in the transaction that deletes the entries, under the lock on its row.
+    Entries younger than `YOUNG_TIME` stay for followers, whatever the size and the TTL, up to `YOUNG_SIZE` bytes.
     """
 
-    def __init__(self, database: Database, settings: CableSettings, clock: Callable[[], float]) -> None:
+    def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer) -> None:
         self._database = database
         self._settings = settings
-        self._clock = clock
+        self._server = server
 
-    def is_due(self, stream: Stream) -> bool:
-        """Say whether trimming a stream is worth a transaction: it is too large, or all of it has expired."""
-        policy = self._settings.policy(stream.name)
+    def has_expired(self, stream: Stream, now: float) -> bool:
+        """Say whether all entries of a stream can be deleted."""
+        ttl = max(self._settings.policy(stream.name).history_ttl, YOUNG_TIME)
+        return stream.low <= stream.tail and stream.tail_at <= now - ttl
+
+    def has_grown(self, stream: Stream, tail: int) -> bool:
+        """Say whether enough was appended to a stream for a trim.
+
+        A trim may find only young entries, which it leaves alone. So the number of appended entries counts, and not
+        the number of kept ones: in a burst, few of the appends are followed by a trim.
+
+        Args:
+            stream: as it is now.
+            tail: the stream's tail before the append.
+        """
         kept = stream.tail - stream.low + 1
-        overfull = kept > policy.history_size + max(TRIM_SLACK, policy.history_size // 10)
-        return overfull or (kept > 0 and stream.tail_at <= self._clock() - policy.history_ttl)
+        # Powers of two: a multiple of the next one is a multiple of this one, too, so none is missed while it grows.
+        step = max(TRIM_STEP, 1 << (kept // 10).bit_length() >> 1)
+        return kept > self._settings.policy(stream.name).history_size and stream.tail // step > tail // step
 
     def trim(self, name: str) -> None:
         """Delete all of a stream's entries that are past its size or TTL, a batch at a time."""
-        while self._database.write(partial(self._trim, name, BATCH)):
+        while self._database.write(partial(self._trim, name, BATCH)) == BATCH:
             pass
 
     def _trim(self, name: str, limit: int) -> int:
-        stream = self._database.rows(Stream).select_for_update().filter(name=name).first()
+        locked = self._database.rows(Stream).select_for_update().filter(name=name)
+        stream = locked.annotate(now=self._server.now()).first()
         if stream is None:
             return 0
-        policy = self._settings.policy(name)
+        low = min(self._first_to_stay(stream, stream.now), stream.low + limit)
+        if low > stream.low:
+            self._delete_below(stream, low)
+        return max(low - stream.low, 0)
+
+    def _first_to_stay(self, stream: Stream, now: float) -> int:
+        """Return the offset of the oldest entry that is not to be deleted. Call this under the lock on the stream."""
         entries = self._database.rows(StreamEntry).filter(stream=stream.pk)
-        # Asked under the lock: a value read together with the row may be older than the lock.
-        alive = entries.filter(created__gt=self._clock() - policy.history_ttl).order_by("created", "offset")
-        oldest = alive.values_list("offset", flat=True).first()
-        low = max(stream.tail - policy.history_size + 1, stream.tail + 1 if oldest is None else oldest)
-        low = min(low, stream.low + limit)
+
+        def first_after(time: float) -> int:
+            later = entries.filter(created__gt=time).order_by("created", "offset")
+            offset = later.values_list("offset", flat=True).first()
+            return stream.tail + 1 if offset is None else offset
+
+        policy = self._settings.policy(stream.name)
+        low = max(stream.tail - policy.history_size + 1, first_after(now - policy.history_ttl))
         if low <= stream.low:
-            return 0
-        gone = entries.filter(offset__lt=low)
+            return stream.low
+        young = min(low, first_after(now - YOUNG_TIME))
+        newer_bytes = Window(Sum(_ByteLength("data")), order_by=F("offset").desc())
+        excess = (
+            entries.filter(offset__gte=young, offset__lt=low).annotate(size=newer_bytes).filter(size__gt=YOUNG_SIZE)
+        )
+        offset = excess.order_by("-offset").values_list("offset", flat=True).first()
+        return young if offset is None else offset + 1
+
+    def _delete_below(self, stream: Stream, low: int) -> None:
+        gone = self._database.rows(StreamEntry).filter(stream=stream.pk, offset__lt=low)
         newest = gone.order_by("-offset").values_list("created", flat=True).first()
         gone.delete()
         trimmed_at = stream.tail_at if newest is None else newest
         self._database.rows(Stream).filter(pk=stream.pk).update(low=low, trimmed_at=trimmed_at)
-        return low - stream.low
+
+    def forget_all(self) -> Iterator[list[str]]:
+        """Delete the streams that exist now, with their entries, in bounded transactions; yield the names of each."""
+        newest = self._database.rows(Stream).order_by("-pk").values_list("pk", flat=True).first()
+        while newest is not None:
+            names = self._database.write(partial(self._forget_some, newest))
+            if names is None:
+                return
+            yield names
+
+    def _forget_some(self, newest: int) -> list[str] | None:
+        streams = self._database.rows(Stream)
+        ids = list(streams.filter(pk__lte=newest).order_by("pk").values_list("pk", flat=True)[:BATCH])
+        if not ids:
+            return None
+        gone: list[Stream] = []
+        rows = 0
+        # Locked by name, like an append's streams: two transactions that lock in one order cannot wait for each other.
+        for stream in streams.select_for_update().filter(pk__in=ids).order_by("name"):
+            rows += 1 + stream.tail - stream.low + 1
+            if rows > BATCH and gone:
+                break
+            if rows > BATCH:
+                self._delete_below(stream, stream.low + BATCH)
+                break
+            gone.append(stream)
+        streams.filter(pk__in=[stream.pk for stream in gone]).delete()
+        return [stream.name for stream in gone]
 
     def prune(self, limit: int) -> int:
         """Delete up to about `limit` entries, idle streams and old transient messages; return how many went."""
@@ -74,12 +147,11 @@ class Retention:
         return count
 
     def _prune_entries(self, limit: int) -> int:
-        now = self._clock()
         entries = self._database.rows(StreamEntry).filter(stream=OuterRef("pk")).order_by("created", "offset")
         filled = (
             self._database.rows(Stream)
             .filter(low__lte=F("tail"))
-            .annotate(oldest=Subquery(entries.values("created")[:1]))
+            .annotate(oldest=Subquery(entries.values("created")[:1]), now=self._server.now())
             .order_by("pk")
         )
         count = last = 0
@@ -87,9 +159,9 @@ class Retention:
             streams = list(filled.filter(pk__gt=last)[:BATCH])
             for stream in streams:
                 policy = self._settings.policy(stream.name)
+                age = float("inf") if stream.oldest is None else stream.now - stream.oldest
                 overfull = stream.tail - stream.low + 1 > policy.history_size
-                expired = stream.oldest is None or stream.oldest <= now - policy.history_ttl
-                if count < limit and (overfull or expired):
+                if count < limit and age >= YOUNG_TIME and (overfull or age >= policy.history_ttl):
                     count += self._database.write(partial(self._trim, stream.name, min(limit - count, BATCH)))
             if len(streams) < BATCH:
                 break
@@ -97,7 +169,7 @@ class Retention:
         return count
 
     def _delete_idle(self, limit: int) -> int:
-        before = self._clock() - IDLE_STREAM_TTL
+        before = self._server.ago(IDLE_STREAM_TTL)
         idle = self._database.rows(Stream).filter(low__gt=F("tail"), tail_at__lte=before).order_by("pk")
         # Locked, so that none gets a message meanwhile; those in use are passed over.
         ids = list(idle.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
@@ -107,7 +179,7 @@ class Retention:
 
     def delete_transients(self, limit: int = BATCH) -> int:
         """Delete up to `limit` transient messages that every process has had time to find; return how many went."""
-        old = self._database.rows(TransientEntry).filter(created__lt=self._clock() - TRANSIENT_TTL)
+        old = self._database.rows(TransientEntry).filter(created__lt=self._server.ago(TRANSIENT_TTL))
 
         def delete() -> int:
             ids = list(old.order_by("created").values_list("pk", flat=True)[:limit])

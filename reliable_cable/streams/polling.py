@@ -173,12 +173,20 @@ class PollingListener(BusListener):
                 task.cancel()
             await asyncio.wait(set(self._tasks))
 
-    def note(self, event: StreamEvent) -> None:
-        """Know of an event that was announced in another way."""
-        if isinstance(event, Published):
-            known = self._known.get(event.stream)
-            if known is not None and event.offset == known.offset + 1 and known.epoch in (event.epoch, ""):
+    def doubt(self, stream: str) -> None:
+        """Announce `Advanced` for this stream at the next poll, unless the stream does not exist."""
+        if stream in self._known:
+            self._known[stream] = NOWHERE
+
+    def note(self, event: StreamEvent) -> bool:
+        """Take notice of an event that is announced in another way; return False if it was announced before."""
+        known = self._known.get(event.stream)
+        if isinstance(event, Published) and known is not None:
+            if event.epoch == known.epoch and event.offset <= known.offset:
+                return False
+            if event.offset == known.offset + 1 and known.epoch in (event.epoch, ""):
                 self._known[event.stream] = StreamPosition(event.epoch, event.offset)
+        return True
 
     def _heard(self, event: StreamEvent) -> None:
         self.note(event)

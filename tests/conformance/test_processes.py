@@ -66,6 +66,34 @@ async def test_several_writers_at_once_lose_and_repeat_nothing(
         await client.nothing()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "count", "size"), [("transaction", 150, 10), ("loop", 150, 10), ("batch", 300, 3000), ("loop", 300, 3000)]
+)
+async def test_more_than_the_history_size_at_once_reaches_whoever_is_connected(
+    connect: Connect, beside: OtherProcess, how: str, count: int, size: int
+) -> None:
+    # The history size (100) bounds what is offered to those who return. These were never away.
+    stream = unique("burst")
+    client, base = await connect(), await connect(protocols=[BASE])
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
+    await base.subscribe(identifier)
+    for first in (1, count + 1):
+        await beside.call("burst", stream, count, size, how)
+        frames = [await client.next() for _ in range(count)]
+        assert [frame.get("offset") for frame in frames] == list(range(first, first + count))
+        numbers = [(await base.next())["message"]["n"] for _ in range(count)]
+        assert numbers == list(range(1, count + 1))
+    returning = await connect()
+    await returning.send(
+        "subscribe",
+        identifier,
+        history={"streams": {stream: {"epoch": frames[0]["epoch"], "offset": 2 * count - 101}}},
+    )
+    await returning.expect({"type": "confirm_subscription"})
+    await returning.expect({"type": "reject_history", "identifier": identifier})
+
+
 async def test_a_broadcast_in_a_transaction_arrives_after_the_commit_or_never(
     connect: Connect, beside: OtherProcess, server: Server
 ) -> None:

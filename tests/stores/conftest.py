@@ -11,6 +11,7 @@ import pytest
 from django.db import connections
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.engine import Engine, get_engine
 from reliable_cable.presence.base import PresenceStore
 from reliable_cable.presence.memory import MemoryPresenceStore
 from reliable_cable.presence.redis import RedisPresenceStore
@@ -132,6 +133,23 @@ def presence_store(
     made_stores.append(store)
     yield store
     store.close()
+
+
+@pytest.fixture
+def engine(alias: str, redis_settings: dict[str, Any], settings: Any, made_stores: list[Any]) -> Iterator[Engine]:
+    """The stores of `alias`, in force by the settings; with a Redis, `durable` makes every stream durable."""
+    values: dict[str, Any] = {key.upper(): value for key, value in redis_settings.items()}
+    if alias == "durable":
+        values["STREAMS"] = {"*": {"durable": True}}
+    elif not redis_settings:
+        values |= {"ENGINE": "memory"} if alias == "memory" else {"ENGINE": "database", "DATABASE": alias}
+    settings.RELIABLE_CABLE = values
+    made = get_engine()
+    made_stores.append(made.streams)
+    yield made
+    made.streams.close()
+    if made.streams.uses_database:
+        finish_store_threads()
 
 
 def finish_store_threads() -> None:

@@ -10,11 +10,13 @@ from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
 from django.db import OperationalError
 from django.db.backends.utils import CursorWrapper
+from django.db.models import F
 from django.test import Client, TestCase, override_settings
 
 from reliable_cable import broadcast
 from reliable_cable.engine import get_engine
 from reliable_cable.models import OutboxEntry, Session, Stream, StreamEntry, TransientEntry
+from reliable_cable.streams.base import YOUNG_TIME
 
 pytestmark = pytest.mark.django_db
 
@@ -35,6 +37,7 @@ class TestCommand:
     def test_it_deletes_all_that_is_past_its_time_and_says_how_much(self) -> None:
         for number in range(1, 8):
             broadcast("a", number, immediate=True)
+        StreamEntry.objects.update(created=F("created") - YOUNG_TIME)
         TransientEntry.objects.create(name="a", data="1", origin="", created=0)
         Session.objects.create(sid="old", identity="{}", authenticated=0, expires=0)
         Stream.objects.create(name="idle", epoch="e", tail=5, low=6)

@@ -61,13 +61,15 @@ def store(make: MakeStore) -> DurableStreamStore:
 
 
 def hot_tail(store: DurableStreamStore) -> tuple[int, list[tuple[int, str]]]:
-    """Return the tail and the entries that Redis has."""
+    """Return the tail and the entries that Redis has, once this store has pushed all of its own."""
+    assert store._pusher.flush(30)
     page = store._redis.read("a", after=0, limit=100)
     return page.tail, [(entry.offset, entry.data) for entry in page.entries]
 
 
 def read_hot(store: DurableStreamStore, after: int, known: StreamPosition) -> StreamPage:
     """Read where only the hot tail answers."""
+    assert store._pusher.flush(30)
     with mock.patch.object(ModelStreamStore, "read", side_effect=AssertionError("the models were asked")):
         return store.read("a", after=after, limit=10, known=known)
 
@@ -89,8 +91,10 @@ class TestHotTail:
         self, store: DurableStreamStore
     ) -> None:
         (first,) = store.append([("a", Message("1"))])
+        assert store._pusher.flush(30)
         with mock.patch.object(RedisStreamStore, "push"):
             (second,) = store.append([("a", Message("2"))])
+            assert store._pusher.flush(30)
         assert hot_tail(store) == (1, [(1, "1")])
         assert len(store.read("a", after=0, limit=10, known=second).entries) == 2, "it is behind"
         assert len(store.read("a", after=2, limit=10, known=first).entries) == 0
@@ -198,6 +202,7 @@ class TestListening:
         listener: Any = store.listen(heard.append)
         await listener.subscribe("a")
         await other.aappend([("a", Message("1"))])
+        await until(lambda: len(heard) == 1)
         await store.aappend([("a", Message("2"))])
         await until(lambda: len(heard) == 2)
         polls = mock.Mock(wraps=store._model.poll)
@@ -239,6 +244,7 @@ class TestListening:
     async def test_forgetting_reaches_everybody(self, make: MakeStore) -> None:
         store, other = make(), make()
         await store.aappend([("a", Message("1"))])
+        assert await asyncio.to_thread(store._pusher.flush, 30)
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
         await listener.subscribe("a")

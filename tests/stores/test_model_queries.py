@@ -12,10 +12,11 @@ from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from reliable_cable import models
+from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.streams.base import Message
+from reliable_cable.streams.base import YOUNG_TIME, Message
 from reliable_cable.streams.model import BATCH, ModelStreamStore
-from reliable_cable.streams.model_retention import TRANSIENT_TTL, TRIM_SLACK
+from reliable_cable.streams.model_retention import TRANSIENT_TTL, TRIM_STEP
 from reliable_cable.streams.polling import SeenIds
 from tests.stores.conftest import MODEL_STORES, Clock, MakeStore, finish_store_threads, wait_until
 from tests.stores.test_streams import append, kept
@@ -56,6 +57,7 @@ class TestCounts:
         assert len(queries(alias, lambda: append(store, "3", key="k2"))) == 2
 
     def test_a_streams_first_message_takes_its_creation_more(self, store: ModelStreamStore, alias: str) -> None:
+        append(store, "the first append of a process also asks the server for its lineage", stream="b")
         assert len(queries(alias, lambda: append(store, "1"))) == 5
 
     def test_inside_a_transaction_there_is_one_insert(self, store: ModelStreamStore, alias: str) -> None:
@@ -141,16 +143,43 @@ class TestPlans:
         (since,) = self.plans(alias, lambda: full.offset_since("s7", clock.now - 5))
         assert since.count("reliable_cable_entry_time") == 2
 
+    def test_so_they_are_by_the_servers_own_clock(self, full: ModelStreamStore, alias: str) -> None:
+        store = ModelStreamStore(CableSettings(database=alias))
+        state, *_ = self.plans(alias, lambda: store.read("s7", after=0, limit=10))
+        assert "reliable_cable_entry_time" in state
+        assert "Seq Scan on reliable_cable_streamentry" not in state
+        if alias == "postgres":
+            assert "created >" in state[state.index("reliable_cable_entry_time") :].partition("Index Cond")[2]
+
 
 class TestTrimming:
-    def test_appending_trims_beside_the_callers_path(self, make_store: MakeStore, alias: str) -> None:
+    def test_appending_trims_beside_the_callers_path(self, make_store: MakeStore, alias: str, clock: Clock) -> None:
         store = make_store(history_size=10)
-        for number in range(10 + TRIM_SLACK):
+        for number in range(1, TRIM_STEP):
             append(store, str(number))
-        assert entries(alias) == 10 + TRIM_SLACK
-        assert len(queries(alias, lambda: append(store, "one too many"))) == 3
+        clock.advance(YOUNG_TIME)
+        assert entries(alias) == TRIM_STEP - 1
+        assert len(queries(alias, lambda: append(store, str(TRIM_STEP)))) == 3
         wait_until(lambda: entries(alias) == 10)
-        assert [offset for offset, _ in kept(store)] == list(range(52, 62))
+        assert [offset for offset, _ in kept(store)] == list(range(TRIM_STEP - 9, TRIM_STEP + 1))
+
+    def test_a_burst_of_appends_causes_few_trims_though_each_finds_young_entries_only(
+        self, make_store: MakeStore, alias: str
+    ) -> None:
+        store = make_store(history_size=10)
+        with mock.patch.object(store._retention, "trim", wraps=store._retention.trim) as trim:
+            for number in range(5 * TRIM_STEP):
+                append(store, str(number))
+            finish_store_threads()
+        assert 1 <= trim.call_count <= 5
+        assert entries(alias) == 5 * TRIM_STEP
+
+    def test_the_larger_a_burst_is_the_fewer_trims_it_causes(self, store: ModelStreamStore) -> None:
+        stream, trims = models.Stream(name="a"), 0
+        for tail in range(100_000):
+            stream.tail = tail + 1
+            trims += store._retention.has_grown(stream, tail)
+        assert 50 < trims < 200
 
     def test_a_stream_that_had_expired_is_emptied(self, store: ModelStreamStore, alias: str, clock: Clock) -> None:
         append(store, *"123")
@@ -158,20 +187,24 @@ class TestTrimming:
         append(store, "4")
         wait_until(lambda: entries(alias) == 1)
 
-    def test_more_than_a_batch(self, make_store: MakeStore, alias: str) -> None:
+    def test_more_than_a_batch(self, make_store: MakeStore, alias: str, clock: Clock) -> None:
         store = make_store(history_size=10)
+        append(store, *map(str, range(2 * TRIM_STEP - 1)))
+        clock.advance(YOUNG_TIME)
         with mock.patch("reliable_cable.streams.model_retention.BATCH", 7):
-            append(store, *map(str, range(100)))
+            append(store, "1")
             wait_until(lambda: entries(alias) == 10)
 
     def test_a_trim_that_fails_is_made_up_for_by_the_next(
-        self, make_store: MakeStore, alias: str, caplog: pytest.LogCaptureFixture
+        self, make_store: MakeStore, alias: str, clock: Clock, caplog: pytest.LogCaptureFixture
     ) -> None:
         store = make_store(history_size=10)
         with mock.patch.object(store._retention, "_trim", side_effect=StoreError("locked")):
-            append(store, *map(str, range(100)))
+            append(store, *map(str, range(TRIM_STEP)))
             wait_until(lambda: "tried again" in caplog.text)
-        assert entries(alias) == 100
+        append(store, *map(str, range(TRIM_STEP - 1)))
+        clock.advance(YOUNG_TIME)
+        assert entries(alias) == 2 * TRIM_STEP - 1
         append(store, "1")
         wait_until(lambda: entries(alias) == 10)
 
@@ -182,12 +215,13 @@ class TestTrimming:
         for data in "1234":
             append(store, data)
             clock.advance(1)
+        clock.advance(YOUNG_TIME)
         assert store.prune(limit=1) == 1
         stream = models.Stream.objects.using(alias).get()
-        assert (stream.low, stream.trimmed_at) == (2, clock.now - 4)
+        assert (stream.low, stream.trimmed_at) == (2, clock.now - YOUNG_TIME - 4)
         assert store.prune() == 1
         stream.refresh_from_db()
-        assert (stream.low, stream.tail, stream.trimmed_at) == (3, 4, clock.now - 3)
+        assert (stream.low, stream.tail, stream.trimmed_at) == (3, 4, clock.now - YOUNG_TIME - 3)
         assert store.prune() == 0
 
     def test_pruning_reaches_every_stream_within_its_limit(

@@ -215,8 +215,9 @@ class TestSignals:
 async def test_django_code_asks_for_a_streams_presence() -> None:
     with override_settings(RELIABLE_CABLE={"ENGINE": "memory"}):
         presence = presence_for("s")
-        assert presence.info() == PresenceInfo(0, {})
+        assert await asyncio.to_thread(presence.info) == await presence.ainfo() == PresenceInfo(0, {})
         get_engine().presence.join("s", "phone", "1", "Ann")
-        assert presence.info() == await presence.ainfo() == PresenceInfo(1, {"1": "Ann"})
-        assert presence.info(records=False) == await presence.ainfo(records=False) == PresenceInfo(1, None)
-        assert presence.total() == await presence.atotal() == 1
+        assert await asyncio.to_thread(presence.info) == await presence.ainfo() == PresenceInfo(1, {"1": "Ann"})
+        count = await asyncio.to_thread(presence.info, records=False)
+        assert count == await presence.ainfo(records=False) == PresenceInfo(1, None)
+        assert await asyncio.to_thread(presence.total) == await presence.atotal() == 1

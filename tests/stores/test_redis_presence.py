@@ -407,7 +407,7 @@ async def test_django_code_asks_from_anywhere(redis_url: str, key_prefix: str, s
     store = get_engine().presence
     assert isinstance(store, RedisPresenceStore)
     await store.ajoin("s", "phone", "1", "Ann")
-    assert presence.total() == await presence.atotal() == await asyncio.to_thread(presence.total) == 1
-    assert presence.info() == await presence.ainfo() == PresenceInfo(1, {"1": "Ann"})
+    assert await presence.atotal() == await asyncio.to_thread(presence.total) == 1
+    assert await asyncio.to_thread(presence.info) == await presence.ainfo() == PresenceInfo(1, {"1": "Ann"})
     store.close()
     await store.aclose()

@@ -190,10 +190,13 @@ class TestIsolationLevels:
         assert_complete(history(store, "a"), writers, MESSAGES)
 
 
+def database_of(alias: str) -> dict[str, Any]:
+    """Return the settings of a database, for another process."""
+    return {key: value for key, value in connections[alias].settings_dict.items() if key not in ("TEST", "TIME_ZONE")}
+
+
 def start_worker(alias: str, **options: Any) -> subprocess.Popen[bytes]:
-    database = {
-        key: value for key, value in connections[alias].settings_dict.items() if key not in ("TEST", "TIME_ZONE")
-    }
+    database = database_of(alias)
     options = {"databases": {"default": database, alias: database}, "alias": alias, **options}
     return subprocess.Popen([sys.executable, "-m", "tests.stores.worker", json.dumps(options)], cwd=ROOT)
 

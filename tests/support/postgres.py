@@ -30,45 +30,76 @@ def _unprivileged_user() -> str | None:
     return "postgres" if "postgres" in users else "nobody"
 
 
+class PostgresServer:
+    """A server with the superuser `postgres`, which listens on a Unix socket in its directory only.
+
+    Args:
+        binaries: the directory of `initdb` and `pg_ctl`.
+    """
+
+    def __init__(self, binaries: Path) -> None:
+        self._binaries = binaries
+        self._user = _unprivileged_user()
+        self._base = Path(tempfile.mkdtemp(prefix="cable-pg-"))
+        self._data = str(self._base / "data")
+        if self._user is not None:
+            shutil.chown(self._base, self._user)
+
+    @property
+    def host(self) -> str:
+        """The directory of its socket, as HOST in Django's settings."""
+        return str(self._base)
+
+    def initialize(self) -> None:
+        """Make a new cluster."""
+        self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+
+    def copy(self, primary: PostgresServer) -> None:
+        """Make a copy of a running server's cluster, which follows it as a standby."""
+        self._run("pg_basebackup", "-h", primary.host, "-U", "postgres", "-D", self._data, "-R", "-c", "fast", "-N")
+
+    def start(self) -> None:
+        """Start the server and wait until it accepts connections."""
+        options = f"{OPTIONS} -c listen_addresses='' -c unix_socket_directories='{self._base}'"
+        self._control("-l", str(self._base / "server"), "-o", options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop the server: `fast` sends a standby what it lacks, `immediate` is a crash."""
+        self._control("-m", mode, "stop")
+
+    def promote(self) -> None:
+        """Make a standby the primary, and wait until it is."""
+        self._control("promote")
+
+    def delete(self) -> None:
+        """Stop the server if it runs, and delete its directory."""
+        try:
+            if (self._base / "data" / "postmaster.pid").exists():
+                self.stop()
+        finally:
+            shutil.rmtree(self._base, ignore_errors=True)
+
+    def _control(self, *command: str) -> None:
+        self._run("pg_ctl", "-D", self._data, "-w", *command)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        # Output goes to a file: the server would keep a pipe open.
+        with (self._base / "log").open("a") as log:
+            done = subprocess.run(
+                [str(self._binaries / program), *arguments],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=self._user, cwd=self._base, check=False,
+            )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"{program} failed:\n{(self._base / 'log').read_text()}")
+
+
 @contextmanager
 def running_postgres(binaries: Path) -> Iterator[str]:
     """Run a server; give the directory of its socket, which is its HOST, with the superuser `postgres`."""
-    user = _unprivileged_user()
-    base = Path(tempfile.mkdtemp(prefix="cable-pg-"))
-
-    def run(*command: str) -> None:
-        # Output goes to a file: the server would keep a pipe open.
-        with (base / "log").open("a") as log:
-            done = subprocess.run(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=user, cwd=base, check=False
-            )
-        if done.returncode:
-            raise RuntimeError(f"{command[0]} failed:\n{(base / 'log').read_text()}")
-
+    server = PostgresServer(binaries)
     try:
-        if user is not None:
-            shutil.chown(base, user)
-        data = str(base / "data")
-        run(
-            str(binaries / "initdb"),
-            "-D",
-            data,
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--locale=C",
-            "--no-sync",
-        )
-        run(
-            str(binaries / "pg_ctl"), "-D", data, "-w", "-l", str(base / "server"), "-o",
-            f"{OPTIONS} -c listen_addresses='' -c unix_socket_directories='{base}'", "start",
-        )  # fmt: skip
-        try:
-            yield str(base)
-        finally:
-            run(str(binaries / "pg_ctl"), "-D", data, "-w", "-m", "immediate", "stop")
+        server.initialize()
+        server.start()
+        yield server.host
     finally:
-        shutil.rmtree(base, ignore_errors=True)
+        server.delete()

@@ -11,11 +11,10 @@ from unittest import mock
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import connections, transaction
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory, override_settings
 
-from reliable_cable import broadcasting
 from reliable_cable.broadcasting import (
     HistoryEntry,
     abroadcast,
@@ -25,7 +24,6 @@ from reliable_cable.broadcasting import (
     aposition,
     broadcast,
     broadcast_batch,
-    check_stream_name,
     forget,
     history,
     position,
@@ -35,6 +33,7 @@ from reliable_cable.exceptions import BroadcastError, InvalidOption, InvalidPayl
 from reliable_cable.middleware import SocketIdMiddleware
 from reliable_cable.models import StreamEntry, TransientEntry
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.validation import check_stream_name
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -298,18 +297,6 @@ class TestTransactions:
             assert broadcast("a", 1, immediate=True) is not None
             transaction.set_rollback(True)
         assert data() == [1]
-
-    def test_another_databases_transaction_counts_where_the_stores_own_has_none(self) -> None:
-        def find(**in_atomic_block: bool) -> str | None:
-            initialized = [mock.Mock(alias=alias, in_atomic_block=there) for alias, there in in_atomic_block.items()]
-            with mock.patch.object(type(connections), "all", return_value=initialized):
-                return broadcasting.open_transaction()
-
-        assert find(other=True, default=False) == "other"
-        assert find(other=True, default=True) == "default"
-        assert find(other=False, default=False) is None
-        with override_settings(RELIABLE_CABLE={"DATABASE": "default", "ENGINE": "memory"}):
-            assert find(other=True, default=True) == "default"
 
 
 class TestTwins:

@@ -264,7 +264,10 @@ async def test_one_that_reads_slowly_is_not(frames: bool) -> None:
 
 
 @frames_or_not
-async def test_what_was_trimmed_before_the_client_read_it_is_told(frames: bool, settings: Any) -> None:
+async def test_what_was_trimmed_before_the_client_read_it_is_told(
+    frames: bool, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
     configured(settings, HISTORY_SIZE=5)
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reliable_cable import hub as hub_module
@@ -27,6 +27,13 @@ from reliable_cable.streams.base import Advanced, Message, Published, StreamEven
 from reliable_cable.streams.memory import MemoryStreamStore
 
 
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let repairs read again at once, and the store trim at once."""
+    monkeypatch.setattr("reliable_cable.repair.IDLE_DELAYS", (0.0,) * 5)
+    monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
+
+
 class UnreliableStore(MemoryStreamStore):
     """Announces only what `announce` is told to; reads fail while `broken`."""
 
@@ -35,18 +42,57 @@ class UnreliableStore(MemoryStreamStore):
     def __init__(self, settings: CableSettings) -> None:
         super().__init__(settings)
         self.deliver: Callable[[StreamEvent], None] = lambda event: None
+        #: Announcements that arrive when a fence is set.
+        self.on_their_way: list[StreamEvent] = []
+        #: Streams of which the listener was told to doubt what was announced.
+        self.doubted: list[str] = []
+        self.reads = 0
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
         self.deliver = deliver
-        return super().listen(lambda event: None)
+        return SilentListener(self)
 
-    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    def go_back(self, messages: int) -> None:
+        """Lose the stream's newest messages, as a database that was restored from a backup."""
+        stream = self._streams["s"]
+        for _ in range(messages):
+            stream.kept.pop()
+            stream.tail -= 1
+
+    async def aread(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
+        self.reads += 1
         await asyncio.sleep(0)  # a read takes its time: live messages overtake it
         if self.broken:
             raise StoreError("broken")
-        page = self.read(stream, after=after, limit=limit)
+        page = self.read(stream, after=after, limit=limit, following=following)
         await asyncio.sleep(0)
         return page
+
+
+class SilentListener(StreamListener):
+    """Announces nothing by itself."""
+
+    def __init__(self, store: UnreliableStore) -> None:
+        self._store = store
+
+    async def subscribe(self, stream: str) -> None:
+        pass
+
+    async def unsubscribe(self, stream: str) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    async def fence(self) -> None:
+        events, self._store.on_their_way = self._store.on_their_way, []
+        for event in events:
+            self._store.deliver(event)
+
+    def doubt(self, stream: str) -> None:
+        self._store.doubted.append(stream)
 
 
 class Harness:
@@ -186,7 +232,7 @@ async def test_a_new_epoch_is_told_of_and_starts_over() -> None:
 
 
 async def test_a_store_that_fails_delays_but_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reliable_cable.hub.RETRY_DELAY", 0.001)
+    monkeypatch.setattr("reliable_cable.repair.RETRY_DELAY", 0.001)
     harness = Harness()
     _, log = await harness.reader()
     events = [harness.append() for _ in range(3)]
@@ -209,6 +255,98 @@ async def test_a_late_repeat_from_a_forgotten_epoch_is_not_taken_for_a_first_mes
         harness.hub.deliver(event)
         await harness.settled()
     assert offsets(log) == [1, "lost"]
+
+
+async def test_what_is_on_its_way_is_not_lost_though_the_store_has_trimmed_it() -> None:
+    harness = Harness(HISTORY_SIZE=2)
+    _, log = await harness.reader()
+    await harness.publish()
+    events = [harness.append() for _ in range(5)]
+    harness.store.on_their_way = list(events[:4])
+    harness.hub.deliver(events[4])
+    await harness.settled()
+    assert offsets(log) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_was_announced_and_is_not_in_the_store_yet_is_read_again() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    first = await harness.publish()
+    # Announced by the new primary, while reads still go to the former one.
+    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
+    for _ in range(6):
+        await asyncio.sleep(0)
+    assert offsets(log) == [1]
+    harness.append("2")
+    harness.append("3")
+    await harness.settled()
+    assert [frame["message"] for frame in log] == [1, 2, 3]
+    assert harness.store.doubted == []
+
+
+async def test_what_never_comes_is_not_waited_for_for_ever_but_looked_for_later() -> None:
+    harness = Harness()
+    _, log = await harness.reader()
+    first = await harness.publish()
+    reads = harness.store.reads
+    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
+    await harness.settled()
+    assert offsets(log) == [1]
+    assert harness.store.doubted == ["s"]
+    assert harness.store.reads - reads <= 10
+
+
+class TestAStoreThatWentBack:
+    """A database that was restored, or failed over to a copy that lacks the newest messages."""
+
+    async def test_begins_a_new_epoch_and_everybody_is_told(self) -> None:
+        harness = Harness()
+        _, log = await harness.reader()
+        events = [await harness.publish() for _ in range(5)]
+        harness.store.go_back(2)
+        await harness.publish('"with an offset that was given before"')
+        assert offsets(log) == [1, 2, 3, 4, 5, "lost"]
+        event = await harness.publish('"new"')
+        assert event.epoch != events[0].epoch
+        assert (log[-1]["message"], log[-1]["offset"]) == ("new", 1)
+
+    async def test_one_hub_ends_the_epoch_for_all(self) -> None:
+        harness = Harness()
+        await harness.reader()
+        await harness.publish()
+        await harness.publish()
+        harness.store.go_back(1)
+        # Somebody else has noticed, and the stream has gone on in the new epoch.
+        harness.store.forget("s")
+        renewed = harness.append()
+        harness.hub.deliver(Advanced("s"))
+        await harness.settled()
+        assert harness.store.position("s").epoch == renewed.epoch
+
+    async def test_a_subscriber_that_asks_is_answered_at_once(self) -> None:
+        harness = Harness()
+        reader, _ = await harness.reader()
+        for _ in range(5):
+            await harness.publish()
+        reader.live = False
+        reader.position = StreamPosition(reader.position.epoch, 3)
+        harness.store.go_back(2)
+        reads = harness.store.reads
+        assert not await catch_up(harness, reader)
+        assert harness.store.reads - reads < 10
+
+    async def test_a_hub_that_cannot_follow_ends_with_an_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        harness = Harness()
+        reader, _ = await harness.reader()
+        for _ in range(5):
+            await harness.publish()
+        monkeypatch.setattr("reliable_cable.hub.CATCH_UP_DELAYS", (0.0,) * 4)
+        reader.live = False
+        # What its client saw on another server, which this store never had.
+        reader.position = StreamPosition(reader.position.epoch, 9)
+        reads = harness.store.reads
+        assert not await catch_up(harness, reader)
+        assert harness.store.reads - reads < 20
 
 
 async def test_excluded_sessions_are_left_out_and_stay_in_order() -> None:
@@ -333,7 +471,7 @@ async def test_a_long_history_is_written_as_the_socket_takes_it() -> None:
     assert (taken, slow) == (list(range(1, 51)), [])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32), st.integers(3, 100))
 def test_storms(seed: int, size: int) -> None:
     """Announcements are lost, repeated and reordered, the store trims and forgets, readers fall behind and return."""

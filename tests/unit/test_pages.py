@@ -32,9 +32,11 @@ class Store(MemoryStreamStore):
         self.open = asyncio.Event()
         self.open.set()
 
-    async def aread(self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None) -> StreamPage:
+    async def aread(
+        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+    ) -> StreamPage:
         self.reads.append(after)
-        page = self.read(stream, after=after, limit=limit)
+        page = self.read(stream, after=after, limit=limit, following=following)
         await self.open.wait()
         if self.broken:
             raise StoreError("broken")
@@ -220,12 +222,12 @@ class TestFrames:
         pages = Pages(store)
         for name, hub in hubs.items():
             await pages.read(name, StreamPosition(hub.epoch, 0), hub)
-        assert list(pages._kept) == ["b", "c"]
+        assert list(pages._kept) == [("b", False), ("c", False)]
         group = Group("I", "c")
         self.readers(group, 2)
         page = await pages.read("c", StreamPosition(hubs["c"].epoch, 0), hubs["c"])
         pages.encode(group, "c", page.epoch, page.entries[0])
-        assert not pages._kept["c"].frames
+        assert not pages._kept["c", False].frames
 
 
 STEPS = st.lists(

@@ -7,7 +7,7 @@ import secrets
 import time
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from reliable_cable.conf import get_settings
 from reliable_cable.engine import engine_paths, get_engine
@@ -23,6 +23,14 @@ class Command(BaseCommand):
 
     help = "Tells what keeps the engine from its promises, and sends a message through it. Fails if anything is wrong."
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        """Take the option that ends all epochs."""
+        parser.add_argument(
+            "--new-epochs",
+            action="store_true",
+            help="first end the epoch of every stream, and delete its history: a step of every restore from a backup",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         """Print what is in force, and what is wrong."""
         settings = get_settings()
@@ -30,6 +38,8 @@ class Command(BaseCommand):
             self.stdout.write(f"{part}: {path}")
         store = get_engine().streams
         try:
+            if options["new_epochs"]:
+                self.stdout.write(f"Epochs ended: {store.forget_all()}.")
             problems = store.problems()
             took = asyncio.run(_probe(store))
         except CableError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping
@@ -30,6 +31,17 @@ def count_up(stream: str, first: int, last: int, writer: str = "") -> None:
     """Broadcast the numbers from `first` to `last`, each on its own."""
     for number in range(first, last + 1):
         reliable_cable.broadcast(stream, {"n": number, "writer": writer})
+
+
+def burst(stream: str, count: int, size: int, how: str) -> None:
+    """Broadcast numbered messages as fast as possible: in one `transaction`, as one `batch`, or in a `loop`."""
+    items = [(stream, {"n": number, "fill": "x" * size}) for number in range(1, count + 1)]
+    if how == "batch":
+        reliable_cable.broadcast_batch(items)
+        return
+    with transaction.atomic() if how == "transaction" else contextlib.nullcontext():
+        for name, data in items:
+            reliable_cable.broadcast(name, data)
 
 
 class _Undo(Exception):
@@ -124,6 +136,7 @@ def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = Tr
 CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast": reliable_cable.broadcast,
     "broadcast_in_transaction": broadcast_in_transaction,
+    "burst": burst,
     "count_up": count_up,
     "disconnect_user": disconnect_user,
     "enqueue": enqueue,

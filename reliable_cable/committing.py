@@ -1,0 +1,160 @@
+"""Waiting for the transactions of the calling code, and what happens after their commit.
+
+Nothing of this package raises after a commit: the caller's work is done, and later `on_commit` hooks must run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+from asgiref.sync import AsyncToSync, SyncToAsync
+from django.db import connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from .exceptions import BroadcastError, CableError, InvalidOption
+from .signals import broadcast_failed
+
+logger = logging.getLogger("reliable_cable")
+
+#: Takes the databases whose transactions are open, and arranges what happens when all of them have committed.
+Schedule = Callable[[Sequence[str]], None]
+
+
+def is_manual(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether the caller commits by hand: autocommit is off, and `atomic()` was not entered.
+
+    Django has no `on_commit` hooks in such a transaction.
+    """
+    # A connection that is not open yet will be as the settings say.
+    autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit
+    return not (connection.in_atomic_block or autocommit)
+
+
+def in_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether the calling code has a transaction open on a connection."""
+    return connection.in_atomic_block or is_manual(connection)
+
+
+def check_using(using: str | None, *, immediate: bool = False) -> None:
+    """Check which database's transaction is to be waited for.
+
+    Raises:
+        InvalidOption: `DATABASES` does not have it, or nothing is to be waited for.
+    """
+    if using is None:
+        return
+    if immediate:
+        raise InvalidOption("Give using or immediate=True, not both.")
+    aliases = list(connections)
+    if using not in aliases:
+        raise InvalidOption(f"using is {using!r}; it must be a key of DATABASES: {', '.join(map(repr, aliases))}.")
+
+
+def wait_for_commit(schedule: Schedule, using: str | None) -> bool:
+    """Call `schedule` with the databases whose transactions are open in this thread, if any are.
+
+    Args:
+        schedule: is not called if no transaction is open.
+        using: the only database that counts; None: all of them count.
+
+    Returns:
+        Whether a transaction is open.
+    """
+    databases = [
+        connection.alias
+        for connection in connections.all(initialized_only=True)
+        if using in (None, connection.alias) and in_transaction(connection)
+    ]
+    if databases:
+        schedule(databases)
+    return bool(databases)
+
+
+async def await_commit(schedule: Schedule, using: str | None) -> bool:
+    """Async twin of `wait_for_commit`, for the thread in which the running code's ORM calls are made.
+
+    A thread that the whole process shares is not asked: its transactions are anybody's, and it may be busy for long.
+    """
+    if not _has_own_thread():
+        return False
+    return await SyncToAsync(wait_for_commit, thread_sensitive=True)(schedule, using)
+
+
+def _has_own_thread() -> bool:
+    """Return whether thread-sensitive sync code of the running task has a thread apart from the rest of the process.
+
+    This repeats how `asgiref.sync.SyncToAsync` chooses a thread: the one that waits in `async_to_sync`, which is in the
+    context (`AsyncToSync.executors.current`) or belongs to the event loop (`AsyncToSync.loop_thread_executors`); else
+    that of a `ThreadSensitiveContext`; else one for the process.
+    """
+    return (
+        getattr(AsyncToSync.executors, "current", None) is not None
+        or SyncToAsync.thread_sensitive_context.get(None) is not None
+        or asyncio.get_running_loop() in AsyncToSync.loop_thread_executors
+    )
+
+
+def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to send it at once") -> None:
+    """Check that something can happen after the commit of these databases' transactions.
+
+    Args:
+        databases: their aliases.
+        remedy: what the caller can do instead.
+
+    Raises:
+        BroadcastError: autocommit is off on one of them.
+    """
+    for database in databases:
+        if is_manual(connections[database]):
+            raise BroadcastError(
+                f"Nothing was sent: autocommit is off on database {database!r} (set_autocommit(False)), and Django "
+                f"runs no on_commit hooks there. Use transaction.atomic(), or {remedy}."
+            )
+
+
+def after_commit(
+    call: Callable[[], object], databases: Sequence[str], *, failed: Callable[[Exception], object]
+) -> None:
+    """Call once the open transactions on all these databases have committed; never if one of them is rolled back.
+
+    Args:
+        call: what to do.
+        databases: their aliases.
+        failed: takes an error of `call`, which is not raised.
+
+    Raises:
+        BroadcastError: autocommit is off on one of them.
+    """
+    check_hooks(databases)
+    waiting = set(databases)
+
+    def committed(database: str) -> None:
+        waiting.discard(database)
+        if waiting:
+            return
+        try:
+            call()
+        except Exception as error:
+            failed(error)
+
+    for database in databases:
+        transaction.on_commit(partial(committed, database), using=database)
+
+
+def report_failure(store: type, streams: Iterable[str], error: Exception) -> None:
+    """Log a broadcast that failed after the commit, and send `broadcast_failed` for each of its streams.
+
+    Args:
+        store: the class of the store that failed.
+        streams: their names.
+        error: why it failed.
+    """
+    names = list(dict.fromkeys(streams))
+    # The message of our own errors says it all; another error is a fault, and comes with its traceback.
+    trace = None if isinstance(error, CableError) else error
+    logger.error("A broadcast to %s failed after the commit: %s", ", ".join(map(repr, names)), error, exc_info=trace)
+    for name in names:
+        broadcast_failed.send_robust(store, stream=name, error=error)

@@ -1,0 +1,136 @@
+"""Repairs streams of the hub: reads from the store what was announced out of order, or not at all.
+
+Only a read of the store decides that messages are lost or that a stream has a new epoch. It is judged against the
+position at which the read began, since live messages may overtake it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from .exceptions import StoreError
+from .hub_stream import HubStream
+from .pages import PAGE_SIZE
+from .protocol.positions import StreamPosition
+from .protocol.recovery import StreamPage, advance, went_back
+from .streams.base import NOWHERE, StreamListener, StreamStore
+
+logger = logging.getLogger("reliable_cable")
+
+#: Seconds until a store that failed is asked again.
+RETRY_DELAY: Final = 0.5
+#: Seconds to wait after each read that changed nothing, before the next one. Then the repair ends.
+IDLE_DELAYS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+class Repairs:
+    """Runs at most one repair for each stream of an event loop.
+
+    Args:
+        store: keeps the streams.
+        listener: announces their messages.
+        lost: called when messages of a stream are missing for good.
+    """
+
+    def __init__(self, store: StreamStore, listener: StreamListener, lost: Callable[[], None]) -> None:
+        self._store = store
+        self._listener = listener
+        self._lost = lost
+
+    def request(self, found: HubStream) -> None:
+        """Bring a stream to the store's position, in a task; a repair under way reads once more."""
+        found.again = True
+        if found.repair is None:
+            found.repair = asyncio.get_running_loop().create_task(self._run(found))
+
+    async def finish(self, found: HubStream) -> None:
+        """Request a repair and wait until it has ended."""
+        self.request(found)
+        if found.repair is not None:
+            await asyncio.shield(found.repair)
+
+    async def _run(self, found: HubStream) -> None:
+        failing = False
+        idle = 0
+        try:
+            while found.again and found.uses and found.position is not None:
+                found.again = False
+                asked = found.position
+                try:
+                    await self._read(found, asked)
+                except Exception as error:
+                    # Nothing is lost: the stream keeps its position, and the store is asked again.
+                    log = logger.debug if failing else logger.error
+                    expected = isinstance(error, StoreError)
+                    log("The stream %r could not be read; trying again: %s", found.name, error, exc_info=not expected)
+                    failing = found.again = True
+                    await asyncio.sleep(RETRY_DELAY)
+                    continue
+                if found.position != asked:
+                    idle = 0
+                elif found.has_early or found.again:
+                    # Something was announced that the store does not have (yet): it may be failing over.
+                    if idle == len(IDLE_DELAYS):
+                        found.forget_early()
+                        self._listener.doubt(found.name)
+                        break
+                    await asyncio.sleep(IDLE_DELAYS[idle])
+                    idle += 1
+                found.again = found.again or found.has_early
+        finally:
+            found.repair = None
+            found.forget_early()
+
+    async def _read(self, found: HubStream, asked: StreamPosition) -> None:
+        page = await self._store.aread(found.name, after=asked.offset, limit=PAGE_SIZE, following=True)
+        if went_back(asked, page):
+            logger.error(
+                "The store has lost messages of the stream %r: it was at offset %d and is at %d. A new epoch begins.",
+                found.name,
+                asked.offset,
+                page.tail,
+            )
+            await self._store.aforget(found.name, epoch=asked.epoch)
+            found.again = True
+            return
+        if page.epoch and found.position == NOWHERE:
+            found.learn(StreamPosition(page.epoch, 0))
+        # Announced messages may continue what has been trimmed from the store meanwhile.
+        found.send_early()
+        if found.position is not None and found.position != asked and _overtaken(found.position, page):
+            found.again = True
+            return
+        position = found.position
+        if position is not None and advance(position, page).lost:
+            # What was announced before the read's answer is delivered first: it may be what the store lacks.
+            await self._listener.fence()
+            found.send_early()
+            if found.position != position:
+                found.again = True
+                return
+        self._apply(found, page)
+
+    def _apply(self, found: HubStream, page: StreamPage) -> None:
+        """Deliver what a page has after the stream's position."""
+        if found.position is None:
+            return
+        step = advance(found.position, page)
+        start = StreamPosition(step.position.epoch, step.position.offset - len(step.entries))
+        if step.lost:
+            found.move(start)
+            self._lost()
+        elif found.position != start:
+            found.learn(start)
+        for entry in step.entries:
+            found.send(entry, page.epoch)
+        found.send_early()
+        # A page that was full, or read after an offset that means nothing any more, is not all there is.
+        found.again = found.again or step.lost or len(page.entries) == PAGE_SIZE
+
+
+def _overtaken(position: StreamPosition, page: StreamPage) -> bool:
+    """Say whether live messages went past a page while it was being read."""
+    return page.epoch != position.epoch or page.tail < position.offset

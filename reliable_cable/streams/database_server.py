@@ -1,0 +1,120 @@
+"""What a model store asks its database server: the time, and which history of the database the server continues."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from django.db import InternalError, NotSupportedError, ProgrammingError, connections
+from django.db.models import CharField, FloatField, Func, Value
+from django.db.models.expressions import Combinable, Expression
+
+from reliable_cable.database import Database
+
+
+class _PresentTime(Func):
+    """The time at which PostgreSQL computes a row: again after a wait for a lock, if the row was changed meanwhile."""
+
+    template = "EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::double precision"
+    output_field = FloatField()
+
+
+class _StatementTime(Func):
+    """The time at which PostgreSQL began the statement. It is constant, so that conditions with it can use indices."""
+
+    template = "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::double precision"
+    output_field = FloatField()
+
+
+class _Lineage(Func):
+    """The identifier and the timeline of a PostgreSQL cluster.
+
+    A promoted standby and a recovered backup begin a new timeline. A cluster into which a dump is loaded has another
+    identifier.
+    """
+
+    template = (
+        "(SELECT system_identifier FROM pg_control_system())::text || '.' || "
+        "SUBSTR(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+    )
+    output_field = CharField()
+
+
+class DatabaseServer:
+    """The clock and the lineage of one database.
+
+    All processes that share a PostgreSQL database use the clock of the server. A SQLite file belongs to one host: its
+    processes use that host's clock.
+
+    Args:
+        database: the database.
+        clock: tells the time in place of the server's clock, in seconds since 1970. For tests.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float] | None = None) -> None:
+        self._database = database
+        self._clock = clock
+        #: Whether the server tells its lineage; None: it was not asked yet.
+        self._tells_lineage: bool | None = None
+
+    # -- the time -----------------------------------------------------------------------------------------------------
+
+    def now(self) -> Expression:
+        """Return the present time, to be stored or selected: if the statement waits for a lock, the time after it."""
+        return _PresentTime() if self._uses_server_clock else Value(self._host_time(), output_field=FloatField())
+
+    def ago(self, seconds: float) -> Combinable:
+        """Return the time some seconds ago, to be compared with a column."""
+        if self._uses_server_clock:
+            return _StatementTime() - Value(seconds, output_field=FloatField())
+        return Value(self._host_time() - seconds, output_field=FloatField())
+
+    def time(self) -> float:
+        """Return the present time. On PostgreSQL this takes a query.
+
+        Raises:
+            DatabaseError: the server could not be asked.
+        """
+        if not self._uses_server_clock:
+            return self._host_time()
+        with connections[self._database.alias].cursor() as cursor:
+            cursor.execute(f"SELECT {_PresentTime.template}")
+            (now,) = cursor.fetchone()
+        return float(now)
+
+    @property
+    def _is_postgresql(self) -> bool:
+        return connections[self._database.alias].vendor == "postgresql"
+
+    @property
+    def _uses_server_clock(self) -> bool:
+        return self._clock is None and self._is_postgresql
+
+    def _host_time(self) -> float:
+        return time.time() if self._clock is None else self._clock()
+
+    # -- the lineage --------------------------------------------------------------------------------------------------
+
+    def lineage(self) -> Expression:
+        """Return the name of the history that the server continues, to be selected: `""` if it is unknown."""
+        return _Lineage() if self._tells_lineage else Value("", output_field=CharField())
+
+    def prepare(self) -> None:
+        """Find out once whether the server tells its lineage. Call this outside of a transaction that must not fail.
+
+        Raises:
+            DatabaseError: the server could not be asked. The next call asks again.
+        """
+        if self._tells_lineage is not None:
+            return
+        try:
+            if self._is_postgresql:
+                self._database.write(self._query_lineage)
+            self._tells_lineage = self._is_postgresql
+        except (ProgrammingError, NotSupportedError, InternalError):
+            # A managed service that lacks these functions, or does not permit them.
+            self._tells_lineage = False
+
+    def _query_lineage(self) -> None:
+        with connections[self._database.alias].cursor() as cursor:
+            cursor.execute(f"SELECT {_Lineage.template}")

@@ -1,0 +1,350 @@
+"""What waits for the caller's transactions, which of them count, and what happens if a store fails after the commit."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from django.db import OperationalError, connections, transaction
+
+from reliable_cable import (
+    BroadcastError,
+    InvalidOption,
+    StoreError,
+    broadcast,
+    broadcast_batch,
+    disconnect,
+    forget,
+    history,
+    position,
+)
+from reliable_cable.conf import CONTROL_STREAM
+from reliable_cable.engine import Engine, get_engine
+from reliable_cable.signals import broadcast_failed
+from reliable_cable.streams.durable import DurableStreamStore
+from reliable_cable.streams.memory import MemoryStreamStore
+from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.streams.redis import RedisStreamStore
+from tests.stores.conftest import finish_store_threads, wait_until
+from tests.support.redis import RedisServer, find_binaries
+
+REDIS = find_binaries()[0].name if find_binaries() else "no redis"
+redis_param = pytest.param(REDIS, id="redis", marks=pytest.mark.redis)
+durable_param = pytest.param("durable", id="durable", marks=pytest.mark.redis)
+every_engine = pytest.mark.parametrize(
+    "alias",
+    ["memory", pytest.param("default", id="sqlite"), "postgres", redis_param, durable_param],
+    indirect=True,
+)
+in_tables = pytest.mark.parametrize(
+    "alias", [pytest.param("default", id="sqlite"), "postgres", durable_param], indirect=True
+)
+elsewhere = pytest.mark.parametrize("alias", ["memory", redis_param], indirect=True)
+
+pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, databases=["default", "postgres"])]
+
+
+@pytest.fixture
+def own(alias: str) -> str:
+    """The database of the store, if it has one."""
+    return "default" if alias in ("default", "durable") else "postgres"
+
+
+@pytest.fixture
+def other(own: str) -> str:
+    """The other database."""
+    return "postgres" if own == "default" else "default"
+
+
+def data(stream: str = "a") -> list[Any]:
+    return [entry.data for entry in history(stream)]
+
+
+@contextmanager
+def manual(database: str) -> Iterator[None]:
+    """Turn autocommit off."""
+    transaction.set_autocommit(False, using=database)
+    try:
+        yield
+    finally:
+        transaction.rollback(using=database)
+        transaction.set_autocommit(True, using=database)
+
+
+@every_engine
+@pytest.mark.usefixtures("engine")
+class TestSeveralTransactions:
+    def test_it_is_sent_when_the_last_one_has_committed(self, own: str, other: str) -> None:
+        with transaction.atomic(using=own):
+            with transaction.atomic(using=other):
+                assert broadcast("a", 1) is None
+                assert broadcast_batch([("a", 2), ("b", 3)]) == [None, None]
+            assert data() == []
+        assert data() == [1, 2]
+        assert data("b") == [3]
+
+    @pytest.mark.parametrize("inner", ["own", "other"])
+    @pytest.mark.parametrize("rolled_back", ["own", "other"])
+    def test_it_is_never_sent_if_one_is_rolled_back(self, own: str, other: str, inner: str, rolled_back: str) -> None:
+        names = {"own": own, "other": other}
+        outer_name, inner_name = (other, own) if inner == "own" else (own, other)
+        with transaction.atomic(using=outer_name):
+            with transaction.atomic(using=inner_name):
+                broadcast("a", 1)
+                broadcast("a", 1, transient=True)
+                disconnect(user="ann")
+                if names[rolled_back] == inner_name:
+                    transaction.set_rollback(True, using=inner_name)
+            if names[rolled_back] == outer_name:
+                transaction.set_rollback(True, using=outer_name)
+        assert broadcast("a", 2) == position("a")
+        assert data() == [2]
+        assert get_engine().streams.position(CONTROL_STREAM).offset == 0
+
+    def test_nothing_is_left_of_one_that_is_never_sent(self, own: str, other: str) -> None:
+        class Payload(dict[str, Any]):
+            """A dict that can be referred to weakly."""
+
+        payload = Payload(text="hi")
+        gone = weakref.ref(payload)
+        with transaction.atomic(using=own):
+            with transaction.atomic(using=other):
+                broadcast("a", payload)
+                transaction.set_rollback(True, using=other)
+        del payload
+        gc.collect()
+        assert gone() is None
+        assert connections[own].run_on_commit == connections[other].run_on_commit == []
+
+    def test_forgetting_and_disconnecting_wait_for_all_of_them_too(self, own: str, other: str) -> None:
+        broadcast("a", 1)
+        with transaction.atomic(using=other):
+            with transaction.atomic(using=own):
+                forget("a")
+                disconnect(user="ann")
+            assert data() == [1]
+            assert get_engine().streams.position(CONTROL_STREAM).offset == 0
+        assert data() == []
+        assert get_engine().streams.position(CONTROL_STREAM).offset == 1
+
+    def test_using_names_the_only_one_that_counts(self, own: str, other: str) -> None:
+        with transaction.atomic(using=other):
+            with transaction.atomic(using=own):
+                broadcast("a", 1, using=own)
+                broadcast_batch([("a", 2)], using=own)
+                disconnect(user="ann", using=own)
+                assert data() == []
+            assert data() == [1, 2]
+            assert get_engine().streams.position(CONTROL_STREAM).offset == 1
+            with transaction.atomic(using=own):
+                forget("a", using=own)
+            assert data() == []
+            assert broadcast("a", 3, using=own) is not None, "no transaction is open there"
+            transaction.set_rollback(True, using=other)
+        assert data() == [3]
+
+    def test_using_must_name_a_database(self) -> None:
+        calls: list[Callable[[], object]] = [
+            lambda: broadcast("a", 1, using="nowhere"),
+            lambda: broadcast_batch([("a", 1)], using="nowhere"),
+            lambda: forget("a", using="nowhere"),
+            lambda: disconnect(user="ann", using="nowhere"),
+        ]
+        for call in calls:
+            with pytest.raises(InvalidOption, match=r"using is 'nowhere'; it must be a key of DATABASES: 'default'"):
+                call()
+        with pytest.raises(InvalidOption, match="using or immediate"):
+            broadcast("a", 1, using="default", immediate=True)
+
+
+class TestWithoutAutocommit:
+    @in_tables
+    @pytest.mark.usefixtures("engine")
+    def test_what_is_rolled_back_was_never_sent_and_used_no_position(self, own: str) -> None:
+        with manual(own):
+            assert broadcast("a", 1) is None
+            transaction.rollback(using=own)
+        assert broadcast("a", 2) == position("a")
+        assert [(entry.position.offset, entry.data) for entry in history("a")] == [(1, 2)]
+
+    @in_tables
+    @pytest.mark.usefixtures("engine")
+    def test_what_is_committed_comes_before_the_next_broadcast(self, own: str) -> None:
+        with manual(own):
+            broadcast("a", 1)
+            broadcast_batch([("a", 2), ("b", 3)])
+            transaction.commit(using=own)
+        broadcast("a", 4)
+        broadcast("b", 5)
+        assert data() == [1, 2, 4]
+        assert data("b") == [3, 5]
+
+    # On SQLite, such a block commits by itself: it ends a savepoint that no BEGIN came before.
+    @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
+    @pytest.mark.usefixtures("engine")
+    def test_atomic_inside_of_it_is_part_of_it(self, own: str) -> None:
+        with manual(own):
+            with transaction.atomic(using=own):
+                assert broadcast("a", 1) is None
+            transaction.rollback(using=own)
+        broadcast("a", 2)
+        assert data() == [2]
+
+    @elsewhere
+    @pytest.mark.usefixtures("engine")
+    def test_where_nothing_can_wait_for_the_commit_there_is_an_error(self, own: str) -> None:
+        for using in (None, own):
+            with manual(own), pytest.raises(BroadcastError, match=r"autocommit is off on database .*immediate=True"):
+                broadcast("a", 1, using=using)
+        assert data() == []
+
+    @every_engine
+    @pytest.mark.usefixtures("engine")
+    def test_nor_can_what_is_not_kept_or_waits_for_another_database_too(self, own: str, other: str) -> None:
+        broadcast("a", 1)
+        calls: list[Callable[[], object]] = [
+            lambda: broadcast("a", 2, transient=True),
+            lambda: broadcast_batch([("a", 2), ("a", 3, {"transient": True})]),
+            lambda: forget("a"),
+            lambda: disconnect(user="ann"),
+        ]
+        for call in calls:
+            with manual(own):
+                with pytest.raises(BroadcastError, match="autocommit is off"):
+                    call()
+                transaction.commit(using=own)
+        with manual(own), transaction.atomic(using=other), pytest.raises(BroadcastError, match="autocommit is off"):
+            broadcast("a", 2)
+        broadcast("a", 4)
+        assert data() == [1, 4]
+
+    @pytest.mark.parametrize("alias", ["memory", "postgres", redis_param], indirect=True)
+    @pytest.mark.usefixtures("engine")
+    def test_immediate_is_stored_outside_of_it(self, own: str) -> None:
+        with manual(own):
+            with connections[own].cursor() as cursor:
+                cursor.execute("SELECT 1")
+            assert broadcast("a", 1, immediate=True) is not None
+            transaction.rollback(using=own)
+        assert data() == [1]
+
+
+@pytest.fixture
+def failures() -> Iterator[list[tuple[type, str, Exception]]]:
+    """What `broadcast_failed` has told."""
+    heard: list[tuple[type, str, Exception]] = []
+
+    def receive(sender: type, stream: str, error: Exception, **kwargs: Any) -> None:
+        heard.append((sender, stream, error))
+        raise RuntimeError("a receiver's own error")
+
+    broadcast_failed.connect(receive)
+    yield heard
+    broadcast_failed.disconnect(receive)
+
+
+Failures = list[tuple[type, str, Exception]]
+
+
+class TestAStoreThatFailsAfterTheCommit:
+    """On the memory and model stores their inner step fails; on Redis, the server is gone."""
+
+    @pytest.fixture
+    def own_redis(self, tmp_path: Path) -> Iterator[RedisServer]:
+        """A Redis that the test may stop."""
+        with RedisServer(tmp_path) as server:
+            yield server
+
+    @contextmanager
+    def failing(self, method: str, store: type, error: Exception) -> Iterator[None]:
+        with mock.patch.object(store, method, side_effect=error):
+            yield
+
+    @pytest.mark.parametrize(
+        ("alias", "method"),
+        [("memory", "append"), pytest.param("default", "_write", id="sqlite"), ("postgres", "_write")],
+        indirect=["alias"],
+    )
+    def test_the_caller_is_not_told(
+        self, engine: Engine, other: str, method: str, failures: Failures, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        later = mock.Mock()
+        store = type(engine.streams)
+        error = OperationalError("gone away") if store is ModelStreamStore else BroadcastError("gone away")
+        with self.failing(method, store, error), transaction.atomic(using=other):
+            broadcast("a", 1)
+            broadcast_batch([("a", 2), ("b", 3)])
+            transaction.on_commit(later, using=other)
+        later.assert_called_once_with()
+        assert [(sender, stream) for sender, stream, _ in failures] == [(store, "a"), (store, "a"), (store, "b")]
+        assert all("gone away" in str(error) for _, _, error in failures)
+        lines = [record for record in caplog.records if "after the commit" in record.message]
+        assert [record.message.split(" failed")[0] for record in lines] == [
+            "A broadcast to 'a'",
+            "A broadcast to 'a', 'b'",
+        ]
+        assert all("gone away" in record.message and record.exc_info is None for record in lines)
+
+    @pytest.mark.redis
+    @pytest.mark.parametrize("streams", [{}, {"durable": {"durable": True}}])
+    def test_nor_if_redis_is_gone(
+        self,
+        own_redis: RedisServer,
+        streams: dict[str, Any],
+        settings: Any,
+        failures: Failures,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        settings.RELIABLE_CABLE = {"REDIS_URL": own_redis.url, "STREAMS": streams}
+        store = DurableStreamStore if streams else RedisStreamStore
+        later = mock.Mock()
+        with transaction.atomic():
+            broadcast("a", 1)
+            broadcast("b", 2, transient=True)
+            forget("c")
+            if streams:
+                broadcast("durable", 3)
+            transaction.on_commit(later)
+            own_redis.kill()
+        later.assert_called_once_with()
+        assert [(sender, stream) for sender, stream, _ in failures] == [(store, "a"), (store, "b"), (store, "c")]
+        assert all(isinstance(error, BroadcastError | StoreError) for _, _, error in failures)
+        if streams:
+            assert data("durable") == [3]
+        get_engine().streams.close()
+        finish_store_threads()
+
+    def test_nor_if_a_transient_message_or_forgetting_fails(self, settings: Any, failures: Failures) -> None:
+        settings.RELIABLE_CABLE = {"ENGINE": "memory"}
+        with self.failing("publish_transient", MemoryStreamStore, BroadcastError("gone away")), transaction.atomic():
+            broadcast("a", 1, transient=True)
+        with self.failing("forget", MemoryStreamStore, StoreError("gone away")), transaction.atomic():
+            forget("a")
+        assert [(sender, stream, str(error)) for sender, stream, error in failures] == [
+            (MemoryStreamStore, "a", "gone away"),
+            (MemoryStreamStore, "a", "gone away"),
+        ]
+
+    @pytest.mark.redis
+    def test_a_disconnect_is_repeated_until_it_is_stored(self, own_redis: RedisServer, settings: Any) -> None:
+        settings.RELIABLE_CABLE = {"REDIS_URL": own_redis.url}
+        later = mock.Mock()
+        with transaction.atomic():
+            disconnect(user="ann", reconnect=True)
+            transaction.on_commit(later)
+            own_redis.kill()
+        later.assert_called_once_with()
+        own_redis.start()
+        streams, sessions = get_engine().streams, get_engine().sessions
+        wait_until(lambda: streams.position(CONTROL_STREAM).offset == 1, timeout=30)
+        (at,) = sessions.revoked([{"user": "str:ann"}])
+        assert at > 0
+        (entry,) = streams.read(CONTROL_STREAM, after=0, limit=10).entries
+        assert '"reconnect": true' in entry.data
+        streams.close()

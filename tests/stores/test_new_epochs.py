@@ -1,0 +1,399 @@
+"""How a stream gets a new epoch, so that no position is used twice after a store went back to older data."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import connections, transaction
+from django.test import override_settings
+
+from reliable_cable import models
+from reliable_cable.conf import CableSettings
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.streams import model_retention
+from reliable_cable.streams.base import Advanced, Message, StreamEvent, StreamStore
+from reliable_cable.streams.model import ModelStreamStore
+from tests.stores.conftest import MEMORY, MODEL_STORES, POSTGRES, MakeStore, until, wait_until, with_own_connection
+from tests.stores.test_streams import append, kept
+from tests.support.postgres import PostgresServer, find_postgres
+
+every_store = pytest.mark.parametrize("alias", [MEMORY, *MODEL_STORES], indirect=True)
+model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
+postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def put_back(alias: str, tail: int) -> None:
+    """Let the database lack the stream's entries after an offset, as if an older copy had been restored."""
+    models.StreamEntry.objects.using(alias).filter(offset__gt=tail).delete()
+    models.Stream.objects.using(alias).update(tail=tail)
+
+
+@every_store
+class TestForgettingAnEpoch:
+    def test_it_ends_the_epoch_that_was_named(self, store: StreamStore) -> None:
+        (before,) = store.append([("a", Message("1"))])
+        store.forget("a", epoch=before.epoch)
+        assert store.read("a", after=0, limit=10) == StreamPage("", 0, 1)
+        (after,) = store.append([("a", Message("2"))])
+        assert after.offset == 1
+        assert after.epoch != before.epoch
+
+    def test_it_leaves_another_one_alone(self, store: StreamStore) -> None:
+        (before,) = store.append([("a", Message("1"))])
+        store.forget("a", epoch=before.epoch)
+        (after,) = store.append([("a", Message("2"))])
+        store.forget("a", epoch=before.epoch)
+        assert store.position("a") == after
+        assert kept(store) == [(1, "2")]
+
+    def test_many_at_once_begin_one_epoch(self, make_store: MakeStore, alias: str) -> None:
+        store = make_store()
+        (before,) = store.append([("a", Message("1"))])
+        stores = [store] * 4 if alias == "memory" else [make_store() for _ in range(4)]
+        positions: list[StreamPosition] = []
+        ready = threading.Barrier(len(stores))
+
+        def detect_and_append(own: StreamStore) -> None:
+            ready.wait(10)
+            own.forget("a", epoch=before.epoch)
+            positions.extend(own.append([("a", Message("2"))]))
+
+        threads = [threading.Thread(target=with_own_connection(partial(detect_and_append, own))) for own in stores]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(position.offset for position in positions) == [1, 2, 3, 4]
+        assert len({position.epoch for position in positions} - {before.epoch}) == 1
+
+    async def test_only_a_change_is_announced(self, store: StreamStore) -> None:
+        (position,) = await store.aappend([("a", Message("1"))])
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await store.aforget("a", epoch="another")
+        await store.awhisper("a", Message("2"))
+        await until(lambda: heard)
+        await store.aforget("a", epoch=position.epoch)
+        await until(lambda: Advanced("a") in heard)
+        await listener.close()
+        assert [type(event).__name__ for event in heard][:2] == ["Transient", "Advanced"]
+
+
+@model_stores
+class TestDatabasesThatWentBack:
+    def test_what_waits_for_its_number_gets_one_in_the_new_epoch(
+        self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (before,) = store.append([("a", Message("1"))])
+        monkeypatch.setattr(ModelStreamStore, "_number_after_commit", lambda self, names: None)
+        with transaction.atomic(using=alias):
+            store.append_on_commit([("a", Message("2"))], using=alias)
+        store.forget("a", epoch=before.epoch)
+        assert kept(store) == []
+        store.number_outbox()
+        assert kept(store) == [(1, "2")]
+        assert store.position("a").epoch != before.epoch
+
+    async def test_a_poll_announces_that_a_tail_went_back(self, make_store: MakeStore, alias: str) -> None:
+        store = make_store()
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await store.aappend([("a", Message(data)) for data in "12345"])
+        await until(lambda: len(heard) == 5)
+        await store._run(lambda: put_back(alias, 3))
+        await until(lambda: Advanced("a") in heard)
+        await listener.close()
+
+    def test_servers_of_the_previous_release_can_insert_streams(self, store: ModelStreamStore, alias: str) -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO reliable_cable_stream (name, epoch, tail, low, tail_at, trimmed_at) "
+                "VALUES ('a', 'e', 0, 1, 0, 0)"
+            )
+        assert store.append([("a", Message("1"))]) == [StreamPosition("e", 1)]
+
+
+@every_store
+class TestForgettingAll:
+    def test_every_stream_gets_a_new_epoch(self, store: StreamStore) -> None:
+        names = [f"s{number}" for number in range(20)]
+        before = store.append([(name, Message("1")) for name in names])
+        assert store.forget_all() == 20
+        assert {store.position(name) for name in names} == {StreamPosition("", 0)}
+        after = store.append([(name, Message("2")) for name in names])
+        assert {position.offset for position in after} == {1}
+        assert not {position.epoch for position in before} & {position.epoch for position in after}
+        assert store.forget_all() == 20
+        assert store.forget_all() == 0
+
+    async def test_it_is_announced(self, store: StreamStore) -> None:
+        await store.aappend([("a", Message("1"))])
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await store._run(store.forget_all)
+        await until(lambda: heard)
+        await listener.close()
+        assert heard[0] == Advanced("a")
+
+
+@model_stores
+class TestForgettingAllRows:
+    def test_no_transaction_deletes_more_than_a_batch(
+        self, make_store: MakeStore, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(model_retention, "BATCH", 10)
+        store = make_store(history_size=1000)
+        store.append([("large", Message("1"))] * 35)
+        store.append([(f"small{number}", Message("1")) for number in range(12)])
+        counts = [models.StreamEntry.objects.using(alias).count()]
+        write = store._database.write
+
+        def counted(call: Any) -> Any:
+            result = write(call)
+            counts.append(models.StreamEntry.objects.using(alias).count())
+            return result
+
+        monkeypatch.setattr(store._database, "write", counted)
+        assert store.forget_all() == 13
+        assert counts[-1] == 0
+        assert max(before - after for before, after in pairwise(counts)) <= 10
+        assert not models.Stream.objects.using(alias).exists()
+
+
+def doctor(*arguments: str, **settings: Any) -> str:
+    """Return what the command prints."""
+    out = io.StringIO()
+    with override_settings(RELIABLE_CABLE=settings):
+        call_command("cable_doctor", *arguments, stdout=out, no_color=True)
+    return out.getvalue()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_doctor_ends_all_epochs_when_asked() -> None:
+    store = ModelStreamStore(CableSettings())
+    (before,) = store.append([("a", Message("1"))])
+    assert "Epochs ended" not in doctor(ENGINE="database")
+    assert store.position("a") == before
+    said = doctor("--new-epochs", ENGINE="database")
+    assert "Epochs ended: 1." in said
+    assert "Nothing is wrong." in said
+    assert store.position("a") == StreamPosition("", 0)
+    store.close()
+
+
+# -- databases of the tests' own --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def another_database(alias: str, **options: Any) -> Iterator[None]:
+    """Add a database to Django's settings, with this package's tables."""
+    connections.settings[alias] = {**connections.settings["default"], "OPTIONS": {}, **options}
+    try:
+        call_command("migrate", "reliable_cable", database=alias, verbosity=0)
+        yield
+    finally:
+        connections[alias].close()
+        del connections[alias]
+        del connections.settings[alias]
+
+
+@pytest.fixture
+def file(tmp_path: Path, django_db_blocker: Any) -> Iterator[Path]:
+    """The file of a SQLite database with the alias "file"."""
+    path = tmp_path / "db.sqlite3"
+    with django_db_blocker.unblock(), another_database("file", NAME=str(path)):
+        yield path
+
+
+def start_detector(path: Path, epoch: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.stores.epoch_worker", str(path), "a", epoch],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_that_find_a_restored_sqlite_file_begin_one_epoch(file: Path, tmp_path: Path) -> None:
+    store = ModelStreamStore(CableSettings(database="file"))
+    store.append([("a", Message(str(number))) for number in range(40)])
+    connections["file"].close()
+    shutil.copy(file, tmp_path / "backup")
+    (*_, before) = store.append([("a", Message(str(number))) for number in range(10)])
+    connections["file"].close()
+    shutil.copy(tmp_path / "backup", file)
+    assert store.position("a") == StreamPosition(before.epoch, 40)
+    workers = [start_detector(file, before.epoch) for _ in range(2)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    answers = []
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    for worker in workers:
+        answers.append(json.loads(worker.communicate(timeout=60)[0]))
+    assert sorted(offset for _, offset in answers) == [1, 2]
+    (epoch,) = {epoch for epoch, _ in answers}
+    assert epoch != before.epoch
+    store.close()
+
+
+@postgres_only
+class TestLineages:
+    def test_streams_of_an_earlier_release_keep_their_epoch(self, store: ModelStreamStore, alias: str) -> None:
+        (before,) = store.append([("a", Message("1"))])
+        rows = models.Stream.objects.using(alias)
+        lineage = rows.get().lineage
+        rows.update(lineage="")
+        assert store.append([("a", Message("2"))]) == [StreamPosition(before.epoch, 2)]
+        assert rows.get().lineage == lineage != ""
+
+    def test_an_epoch_of_another_history_ends_with_the_first_append(self, store: ModelStreamStore, alias: str) -> None:
+        before = store.append([(name, Message("1")) for name in "abc"])
+        models.Stream.objects.using(alias).filter(name__in="ab").update(lineage="1.00000001")
+        after = store.append([(name, Message("2")) for name in "cba"])
+        assert [position.offset for position in after] == [2, 1, 1]
+        assert after[0].epoch == before[2].epoch
+        assert not {position.epoch for position in after[1:]} & {position.epoch for position in before}
+        assert kept(store, "a") == [(1, "2")]
+
+    def test_what_waits_for_its_number_survives(
+        self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        append(store, "1")
+        monkeypatch.setattr(ModelStreamStore, "_number_after_commit", lambda self, names: None)
+        with transaction.atomic(using=alias):
+            store.append_on_commit([("a", Message("2"))], using=alias)
+        models.Stream.objects.using(alias).update(lineage="1.00000001")
+        assert append(store, "3") == [2]
+        assert kept(store) == [(1, "2"), (2, "3")]
+
+    async def test_it_is_announced(self, store: ModelStreamStore, alias: str) -> None:
+        await store.aappend([("a", Message("1"))])
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await store._run(lambda: models.Stream.objects.using(alias).update(lineage="1.00000001"))
+        await store.aappend([("a", Message("2"))])
+        await until(lambda: len(heard) >= 2)
+        await listener.close()
+        assert heard[0] == Advanced("a")
+
+    def test_a_server_that_does_not_permit_the_functions_works_without(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+            cursor.execute("CREATE ROLE app")
+            cursor.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
+            cursor.execute("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO app")
+            cursor.execute("SET SESSION AUTHORIZATION app")
+        try:
+            assert append(store, "1") == [1]
+            assert append(store, "2") == [2]
+            assert models.Stream.objects.using(alias).get().lineage == ""
+        finally:
+            with connections[alias].cursor() as cursor:
+                cursor.execute("RESET SESSION AUTHORIZATION")
+                cursor.execute("DROP OWNED BY app")
+                cursor.execute("DROP ROLE app")
+                cursor.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
+
+
+class Cluster:
+    """A PostgreSQL primary with a standby, and a database with the alias "cluster" that leads to one of them."""
+
+    def __init__(self, binaries: Path) -> None:
+        self.primary = PostgresServer(binaries)
+        self.standby = PostgresServer(binaries)
+
+    def start_primary(self) -> None:
+        self.primary.initialize()
+        self.primary.start()
+
+    def start_standby(self) -> None:
+        self.standby.copy(self.primary)
+        self.standby.start()
+
+    def lead_to(self, server: PostgresServer) -> None:
+        """Move the address."""
+        connections["cluster"].close()
+        connections.settings["cluster"]["HOST"] = server.host
+
+
+@pytest.fixture
+def cluster(django_db_blocker: Any) -> Iterator[Cluster]:
+    binaries = find_postgres()
+    assert binaries is not None
+    cluster = Cluster(binaries)
+    try:
+        cluster.start_primary()
+        options = {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "postgres"}
+        with django_db_blocker.unblock(), another_database("cluster", HOST=cluster.primary.host, **options):
+            yield cluster
+    finally:
+        cluster.primary.delete()
+        cluster.standby.delete()
+
+
+@pytest.mark.postgres
+class TestFailover:
+    def test_a_standby_that_lacks_entries_begins_a_new_epoch(self, cluster: Cluster) -> None:
+        store = ModelStreamStore(CableSettings(database="cluster"))
+        (*_, before) = store.append([("a", Message(str(number))) for number in range(40)])
+        cluster.start_standby()
+        cluster.standby.stop("fast")
+        store.append([("a", Message(str(number))) for number in range(40, 50)])
+        connections["cluster"].close()
+        cluster.primary.stop()
+        cluster.standby.start()
+        cluster.standby.promote()
+        cluster.lead_to(cluster.standby)
+        assert store.position("a") == StreamPosition(before.epoch, 40)
+        after = store.append([("a", Message("first")), ("a", Message("second"))])
+        assert [position.offset for position in after] == [1, 2]
+        assert {position.epoch for position in after} != {before.epoch}
+        assert kept(store) == [(1, "first"), (2, "second")]
+        assert store.append([("a", Message("third"))]) == [StreamPosition(after[0].epoch, 3)]
+        store.close()
+
+    def test_a_clean_switchover_costs_an_epoch_and_a_restart_does_not(self, cluster: Cluster) -> None:
+        store = ModelStreamStore(CableSettings(database="cluster"))
+        (before,) = store.append([("a", Message("1"))])
+        connections["cluster"].close()
+        cluster.primary.stop("fast")
+        cluster.primary.start()
+        assert store.append([("a", Message("2"))]) == [StreamPosition(before.epoch, 2)]
+        cluster.start_standby()
+        assert store.append([("a", Message("3"))]) == [StreamPosition(before.epoch, 3)]
+        connections["cluster"].close()
+        cluster.primary.stop("fast")
+        cluster.standby.promote()
+        cluster.lead_to(cluster.standby)
+        wait_until(lambda: store.position("a").offset == 3)
+        (after,) = store.append([("a", Message("4"))])
+        assert after.offset == 1
+        assert after.epoch != before.epoch
+        store.close()

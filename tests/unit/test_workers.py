@@ -1,0 +1,157 @@
+"""Background threads: the order of their work, what is repeated or dropped, forks, and the interpreter's exit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from reliable_cable import workers
+from reliable_cable.workers import Worker
+
+
+class Hold:
+    """Handles items, after it was let go; remembers each batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, items: Sequence[int]) -> Sequence[int]:
+        self.begun.set()
+        assert self.go_on.wait(30)
+        self.batches.append(list(items))
+        return ()
+
+
+def test_what_is_waiting_is_handled_in_order_and_together() -> None:
+    hold = Hold()
+    worker = Worker("test", hold, patience=0, batch=4)
+    worker.put([0])
+    assert hold.begun.wait(30)
+    for number in range(1, 7):
+        worker.put([number])
+    assert not worker.flush(0)
+    hold.go_on.set()
+    assert worker.flush(30)
+    assert hold.batches == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+def test_what_is_wanted_again_comes_again_before_what_came_later() -> None:
+    seen: list[list[int]] = []
+
+    def handle(items: Sequence[int]) -> Sequence[int]:
+        seen.append(list(items))
+        if len(seen) == 1:
+            worker.put([3])
+        return items if len(seen) < 4 else ()
+
+    worker = Worker("test", handle, patience=0)
+    worker.put([1, 2])
+    assert worker.flush(30)
+    assert seen == [[1, 2], [1, 2, 3], [1, 2, 3], [1, 2, 3]]
+
+
+def test_beyond_its_limit_the_oldest_are_dropped() -> None:
+    hold = Hold()
+    worker = Worker("test", hold, patience=0, limit=100, size=lambda item: 30)
+    worker.put([0])
+    assert hold.begun.wait(30)
+    worker.put(range(1, 10))
+    hold.go_on.set()
+    assert worker.flush(30)
+    assert hold.batches == [[0], [7, 8, 9]]
+
+
+def test_an_error_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[int] = []
+
+    def handle(items: Sequence[int]) -> Sequence[int]:
+        if items[0] == 1:
+            raise RuntimeError("a fault")
+        seen.extend(items)
+        return ()
+
+    worker = Worker("test", handle, patience=0)
+    worker.put([1])
+    assert worker.flush(30)
+    worker.put([2])
+    assert worker.flush(30)
+    assert seen == [2]
+    assert "a fault" in caplog.text
+
+
+def test_a_thread_without_work_ends_and_another_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "IDLE_TIME", 0.01)
+    used: list[threading.Thread] = []
+
+    def handle(items: Sequence[int]) -> Sequence[int]:
+        used.append(threading.current_thread())
+        return ()
+
+    worker = Worker("test", handle, patience=0)
+    for _ in range(2):
+        worker.put([1])
+        assert worker.flush(30)
+        used[-1].join(30)
+        assert not used[-1].is_alive()
+    assert used[0] is not used[1]
+
+
+def test_a_forked_child_handles_its_own_items_and_none_of_its_parent() -> None:
+    read, write = os.pipe()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def handle(items: Sequence[bytes]) -> Sequence[bytes]:
+        for item in items:
+            if item == b"parent":
+                begun.set()
+                go_on.wait(30)
+            else:
+                os.write(write, item)
+        return ()
+
+    worker = Worker("test", handle, patience=0)
+    worker.put([b"parent"])
+    assert begun.wait(30)
+    worker.put([b"never "])
+    child = os.fork()
+    if child == 0:
+        worker.put([b"child"])
+        os._exit(0 if worker.flush(30) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert os.read(read, 100) == b"child"
+    go_on.set()
+    assert worker.flush(30)
+    os.close(read)
+    os.close(write)
+
+
+EXIT = """
+import threading, time
+from reliable_cable.workers import Worker
+
+def slow(items):
+    time.sleep(0.2)
+    print("handled", *items, flush=True)
+    return ()
+
+def again(items):
+    return items
+
+worker = Worker("slow", slow, patience=30)
+worker.put([1, 2])
+failing = Worker("failing", again, patience=0.1, abandoned=lambda items: print("abandoned", *items, flush=True))
+failing.put([3])
+"""
+
+
+def test_the_exit_of_the_interpreter_waits_for_a_while() -> None:
+    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60, check=True)
+    assert sorted(done.stdout.splitlines()) == ["abandoned 3", "handled 1 2"]
+    assert done.stderr == ""
