@@ -6,7 +6,7 @@
 | `reliable_cable.E002` | several channel classes have one name |
 | `reliable_cable.E003` | the engine is not there, or cannot do what the settings ask |
 | `reliable_cable.E004` | the database that `DATABASE` names cannot keep the streams and sessions |
-| `reliable_cable.W001` | SQLite is not set up for several writers (IMMEDIATE transactions, WAL) |
+| `reliable_cable.W001` | advice for SQLite with several writers: IMMEDIATE transactions, and WAL |
 | `reliable_cable.W002` | `runserver` serves no WebSockets |
 | `reliable_cable.W003` | streams are public, in production |
 | `reliable_cable.W004` | a channel layer of channels-redis cannot be idle, with redis-py 8 |
@@ -37,7 +37,8 @@ TAG = "reliable_cable"
 
 SQLITE_HINT = (
     "Set 'OPTIONS': {'transaction_mode': 'IMMEDIATE', 'init_command': 'PRAGMA journal_mode=WAL;'} in "
-    "DATABASES[%(alias)r]: transactions then wait for each other instead of failing, and readers do not wait at all."
+    "DATABASES[%(alias)r]: transactions then wait for each other at their beginning, and readers do not wait at all. "
+    "Broadcasts outside of transactions work without that."
 )
 
 #: Which apps' `runserver` is known to serve WSGI only.
@@ -124,7 +125,14 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
     if vendor == "sqlite":
         mode = str(connections[alias].settings_dict["OPTIONS"].get("transaction_mode") or "DEFERRED").upper()
         if mode == "DEFERRED":
-            return [_sqlite_warning(alias, f"DATABASES[{alias!r}] begins its transactions as DEFERRED")]
+            return [
+                _sqlite_warning(
+                    alias,
+                    f"DATABASES[{alias!r}] begins its transactions as DEFERRED. A transaction of your code that has "
+                    "read first fails at its first write ('database is locked') while another one writes, whether it "
+                    "writes a row of yours or broadcasts",
+                )
+            ]
     return []
 
 
@@ -143,7 +151,12 @@ def check_journal_mode(*, databases: Sequence[str] | None = None, **kwargs: Any)
     # A database in memory has no journal in a file, and knows no WAL.
     if mode in ("wal", "memory"):
         return []
-    return [_sqlite_warning(alias, f"DATABASES[{alias!r}] is in journal mode {mode!r}, not 'wal'")]
+    return [
+        _sqlite_warning(
+            alias,
+            f"DATABASES[{alias!r}] is in journal mode {mode!r}, not 'wal': readers and writers wait for each other",
+        )
+    ]
 
 
 @register(TAG)

@@ -27,6 +27,7 @@ from .readers import Reader
 from .repair import RETRY_DELAY, Repairs
 from .sessions.service import SessionService
 from .streams.base import Advanced, Published, StreamEvent, Transient
+from .threads import end_threads
 from .turns import TURN, Turns
 
 if TYPE_CHECKING:
@@ -322,6 +323,8 @@ class Hub:
         await self.presence.stop()
         await self._listener.close()
         await self.engine.aclose()
+        # Their database connections would keep a test database from being dropped.
+        end_threads()
 
     # -- connections --------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from django.db import connections
 
+from reliable_cable.threads import end_threads
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
 from tests.support.nginx import find_nginx
 from tests.support.postgres import find_postgres, running_postgres
@@ -28,6 +29,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         (pytest.fail if REQUIRE else pytest.skip)("no Redis or Valkey server on this machine")
     if item.get_closest_marker("nginx") and find_nginx() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no nginx on this machine")
+
+
+@pytest.fixture(autouse=True)
+def ended_threads() -> Iterator[None]:
+    """End the threads of handlers and stores after each test: their connections would keep databases in use."""
+    yield
+    end_threads(30)
 
 
 @pytest.fixture(scope="session")

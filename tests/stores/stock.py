@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def main(path: str, writers: int, count: int, poll: bool, sessions: bool, history_size: int) -> None:
+def main(path: str, writers: int, count: int, poll: bool, sessions: bool, history_size: int, young_time: float) -> None:
     """Broadcast to the stream `a`.
 
     Args:
@@ -24,6 +24,7 @@ def main(path: str, writers: int, count: int, poll: bool, sessions: bool, histor
         poll: let a subscriber poll meanwhile.
         sessions: write session records meanwhile, as in a storm of reconnects.
         history_size: the number of messages that the stream keeps.
+        young_time: how long, in seconds, it keeps every message.
     """
     from django.conf import settings
 
@@ -40,8 +41,10 @@ def main(path: str, writers: int, count: int, poll: bool, sessions: bool, histor
     from django.db import connection
 
     from reliable_cable import broadcast
+    from reliable_cable.streams import model_retention
     from reliable_cable.threads import end_threads
 
+    model_retention.YOUNG_TIME = young_time  # type: ignore[attr-defined]
     errors: list[str] = []
 
     def write(writer: int) -> None:

@@ -37,7 +37,9 @@ def path(tmp_path: Path) -> str:
     return file
 
 
-def run(**options: Any) -> subprocess.Popen[str]:
+def run(path: str, writers: int, count: int, **options: Any) -> subprocess.Popen[str]:
+    options = {"poll": True, "sessions": False, "history_size": 10_000, "young_time": 20.0, **options}
+    options.update(path=path, writers=writers, count=count)
     command = [sys.executable, "-m", "tests.stores.stock", json.dumps(options)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
@@ -59,10 +61,8 @@ def stored(path: str) -> tuple[list[Any], list[int]]:
 
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "with polls and session writes"])
 def test_no_broadcast_of_many_writers_is_refused(path: str, busy: bool) -> None:
-    writers, count = (6, 5, 5), 30
-    started = [
-        run(path=path, writers=number, count=count, poll=busy, sessions=busy, history_size=10_000) for number in writers
-    ]
+    writers, count = (6, 5, 5), 20
+    started = [run(path, number, count, poll=busy, sessions=busy) for number in writers]
     assert refused(*started) == []
     assert [process.returncode for process in started] == [0] * PROCESSES
     payloads, offsets = stored(path)
@@ -74,7 +74,7 @@ def test_no_broadcast_of_many_writers_is_refused(path: str, busy: bool) -> None:
 
 
 def test_a_loop_of_broadcasts_is_not_refused_because_of_its_own_trims(path: str) -> None:
-    assert refused(run(path=path, writers=1, count=300, poll=True, sessions=False, history_size=10)) == []
+    assert refused(run(path, 1, 300, history_size=10, young_time=0.0)) == []
     payloads, offsets = stored(path)
     assert [number for _, _, number in payloads][-10:] == list(range(290, 300))
     assert offsets[-1] == 300

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.streams.base import Message, StreamStore
 from reliable_cable.streams.memory import MemoryStreamStore
 from reliable_cable.streams.model import ModelStreamStore
-from tests.stores.conftest import EVERY_STORE, MODEL_STORES, MakeStore, until, with_own_connection
+from reliable_cable.streams.polling import SeenIds
+from tests.stores.conftest import EVERY_STORE, MODEL_STORES, POSTGRES, MakeStore, until, with_own_connection
 
 ROOT = Path(__file__).resolve().parents[2]
 THREADS, MESSAGES = 6, 20
@@ -151,6 +152,42 @@ class TestOutbox:
 
         in_threads(*map(writer, range(4)), poll)
         assert_complete(history(store, "a"), 4, MESSAGES)
+
+
+@pytest.fixture(params=["REPEATABLE READ", "SERIALIZABLE"])
+def isolation(request: pytest.FixtureRequest, alias: str) -> Iterator[str]:
+    """Give new connections another isolation level, which the server sets as their default."""
+    options = connections[alias].settings_dict["OPTIONS"]
+    level = request.param.replace(" ", "\\ ")
+    connections[alias].close()
+    options["options"] = f"-c default_transaction_isolation={level.lower()}"
+    yield request.param
+    connections[alias].close()
+    del options["options"]
+
+
+@pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
+@pytest.mark.usefixtures("isolation")
+class TestIsolationLevels:
+    def test_concurrent_broadcasts_and_reads_are_not_refused(self, make_store: MakeStore, alias: str) -> None:
+        store = make_store(history_size=1000)
+        seen = SeenIds()
+        writers = 8
+
+        def writer(name: int) -> Callable[[], None]:
+            def write() -> None:
+                for number in range(MESSAGES):
+                    store.append([("a", Message(json.dumps([name, number])))])
+
+            return write
+
+        def poll() -> None:
+            for _ in range(MESSAGES):
+                store.poll(["a"], seen)
+                store.read("a", after=0, limit=10)
+
+        in_threads(*map(writer, range(writers)), poll)
+        assert_complete(history(store, "a"), writers, MESSAGES)
 
 
 def database_of(alias: str) -> dict[str, Any]:

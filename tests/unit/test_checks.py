@@ -218,7 +218,9 @@ class TestSqlite:
         with database(OPTIONS=options) as alias, configured(DATABASE=alias):
             (message,) = checks.check_database()
         assert ids([message]) == ["W001"]
+        assert "A transaction of your code that has read first fails at its first write" in message.msg
         assert "'transaction_mode': 'IMMEDIATE'" in str(message.hint)
+        assert "Broadcasts outside of transactions work without that" in str(message.hint)
         assert "DATABASES['extra']" in str(message.hint)
 
     @pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])

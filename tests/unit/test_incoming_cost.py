@@ -265,6 +265,8 @@ class TestDatabaseConnections:
         found: list[str] = []
 
         class Looked:
+            close_all = connections.close_all
+
             @staticmethod
             def all(initialized_only: bool = False) -> Any:
                 found.append("")

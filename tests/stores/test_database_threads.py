@@ -1,0 +1,168 @@
+"""The database connections of the threads of stores and handlers: how many, for how long, and after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import connections
+from django.db.backends.signals import connection_created
+
+from reliable_cable import threads
+from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.streams.polling import Poll
+from reliable_cable.threads import run_handler, run_store
+from tests.stores.conftest import MODEL_STORES, POSTGRES, until, wait_until
+from tests.stores.test_streams import append
+
+model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
+postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """The threads in which a connection was opened."""
+    found: list[str] = []
+
+    def remember(**kwargs: Any) -> None:
+        found.append(threading.current_thread().name)
+
+    connection_created.connect(remember)
+    yield found
+    connection_created.disconnect(remember)
+
+
+@pytest.fixture
+def polls(monkeypatch: pytest.MonkeyPatch) -> list[Poll]:
+    """What all polls found."""
+    found: list[Poll] = []
+    poll = ModelStreamStore.poll
+
+    def remember(self: ModelStreamStore, *args: Any) -> Poll:
+        found.append(poll(self, *args))
+        return found[-1]
+
+    monkeypatch.setattr(ModelStreamStore, "poll", remember)
+    return found
+
+
+async def one_more(polls: list[Poll]) -> None:
+    count = len(polls)
+    await until(lambda: len(polls) > count + 1)
+
+
+def query(alias: str) -> int:
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT 1")
+        return int(cursor.fetchone()[0])
+
+
+def break_connections(alias: str) -> None:
+    """End all connections but this thread's, on the server's side, as a restart does."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid != pg_backend_pid()"
+        )
+        assert cursor.fetchone()[0] > 0, "nothing was connected"
+
+
+def connected(alias: str) -> int:
+    """Return the number of connections of other threads."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid != pg_backend_pid()"
+        )
+        return int(cursor.fetchone()[0])
+
+
+class TestStoreThreads:
+    @model_stores
+    async def test_an_idle_subscriber_polls_on_one_or_two_connections(
+        self, store: ModelStreamStore, opened: list[str], polls: list[Poll]
+    ) -> None:
+        listener = store.listen(lambda event: None)
+        await listener.subscribe("a")
+        await until(lambda: len(polls) > 50)
+        await listener.close()
+        assert 1 <= opened.count("cable-read") <= 2
+
+    @postgres_only
+    async def test_a_poller_survives_a_restart_without_an_error_in_the_log(
+        self, store: ModelStreamStore, alias: str, polls: list[Poll], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        listener = store.listen(lambda event: None)
+        await listener.subscribe("a")
+        for _ in range(3):
+            await one_more(polls)
+            await asyncio.to_thread(with_closed_connections, break_connections, alias)
+            await one_more(polls)
+        await listener.close()
+        assert caplog.records == []
+
+    @postgres_only
+    def test_an_idle_thread_closes_its_connection(
+        self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(threads, "_executors", {})
+        monkeypatch.setattr(threads, "IDLE_TIME", 0.05)
+        assert threads.submit_store(lambda: query(alias)).result(30) == 1
+        wait_until(lambda: connected(alias) == 0)
+
+    @postgres_only
+    def test_ending_the_threads_closes_their_connections(self, store: ModelStreamStore, alias: str) -> None:
+        append(store, "1")
+        assert threads.submit_store(lambda: query(alias)).result(30) == 1
+        assert connected(alias) == 1
+        assert threads.end_threads(30)
+        wait_until(lambda: connected(alias) == 0)
+
+    @postgres_only
+    async def test_a_connection_that_was_idle_is_checked_before_it_is_used(
+        self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(threads, "CHECK_AFTER", 0.0)
+        assert await run_store(query, alias) == 1
+        await asyncio.to_thread(with_closed_connections, break_connections, alias)
+        assert await run_store(query, alias) == 1
+
+
+@postgres_only
+class TestHandlerThreads:
+    """With `CONN_MAX_AGE`, no handler meets a connection that a restart of the database has broken."""
+
+    @pytest.fixture(autouse=True)
+    def persistent(self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(connections.settings[alias], "CONN_MAX_AGE", 60)
+
+    async def test_sync_handlers(self, alias: str) -> None:
+        everyone = threading.Barrier(8)
+
+        def handler() -> int:
+            everyone.wait(30)
+            return query(alias)
+
+        for _ in range(3):
+            assert await asyncio.gather(*[run_handler(handler) for _ in range(8)]) == [1] * 8
+            assert await asyncio.to_thread(with_closed_connections, connected, alias) == 8
+            await asyncio.to_thread(with_closed_connections, break_connections, alias)
+
+    async def test_async_handlers(self, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for _ in range(3):
+            monkeypatch.setattr(threads, "_refreshed", 0.0)
+            await threads.refresh_connections()  # before each handler
+            assert await sync_to_async(query)(alias) == 1
+            await asyncio.to_thread(with_closed_connections, break_connections, alias)
+        await sync_to_async(connections.close_all)()
+
+
+def with_closed_connections(call: Callable[[str], Any], alias: str) -> Any:
+    """Call in a thread of its own, and close what it opened."""
+    try:
+        return call(alias)
+    finally:
+        connections.close_all()

@@ -1,0 +1,187 @@
+"""The executor with daemon threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reliable_cable.executor import DaemonExecutor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Executor(DaemonExecutor):
+    """One that remembers which threads ended."""
+
+    def __init__(self, size: int = 2, idle_time: float = 30.0) -> None:
+        self.ended: list[threading.Thread] = []
+        super().__init__(
+            "test", size, idle_time=idle_time, at_end=lambda: self.ended.append(threading.current_thread())
+        )
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Executor]]:
+    made: list[Executor] = []
+
+    def executor(**options: Any) -> Executor:
+        made.append(Executor(**options))
+        return made[-1]
+
+    yield executor
+    for one in made:
+        assert one.end_threads(30)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.001)
+
+
+def idle(executor: Executor, count: int) -> None:
+    """Wait until so many threads are idle: a future is done a little earlier."""
+    wait_until(lambda: len(executor._idle) == count)
+
+
+MakeExecutor = Callable[..., Executor]
+
+
+def test_results_and_errors_arrive(make: MakeExecutor) -> None:
+    executor = make()
+    assert executor.submit(lambda a, b: a + b, 1, b=2).result(30) == 3
+    with pytest.raises(ZeroDivisionError):
+        executor.submit(lambda: 1 / 0).result(30)
+
+
+def test_jobs_that_come_one_by_one_share_one_thread(make: MakeExecutor) -> None:
+    executor = make(size=8)
+    threads = set()
+    for _ in range(20):
+        threads.add(executor.submit(threading.current_thread).result(30))
+        idle(executor, 1)
+    assert len(threads) == 1
+
+
+def test_the_thread_that_became_idle_last_gets_the_next_job(make: MakeExecutor) -> None:
+    executor = make()
+    first, second = threading.Event(), threading.Event()
+
+    def job(event: threading.Event) -> threading.Thread:
+        assert event.wait(30)
+        return threading.current_thread()
+
+    one, two = executor.submit(job, first), executor.submit(job, second)
+    first.set()
+    one.result(30)
+    idle(executor, 1)
+    second.set()
+    latest = two.result(30)
+    idle(executor, 2)
+    assert executor.submit(threading.current_thread).result(30) is latest
+
+
+def test_there_are_never_more_threads_than_its_size(make: MakeExecutor) -> None:
+    executor = make(size=3)
+    everyone = threading.Barrier(3)
+    jobs = [executor.submit(lambda: (everyone.wait(30), threading.current_thread())[1]) for _ in range(9)]
+    assert len({job.result(30) for job in jobs}) == 3
+
+
+def test_an_idle_thread_ends(make: MakeExecutor) -> None:
+    executor = make(idle_time=0.01)
+    thread = executor.submit(threading.current_thread).result(30)
+    wait_until(lambda: not thread.is_alive())
+    assert executor.ended == [thread]
+    assert executor.submit(threading.current_thread).result(30) is not thread
+
+
+def test_no_job_is_lost_while_threads_end(make: MakeExecutor) -> None:
+    executor = make(size=3, idle_time=0.0001)
+    for number in range(2000):
+        assert executor.submit(lambda n=number: n).result(30) == number
+        if number % 7 == 0:
+            executor.end_threads(0)
+
+
+def test_a_job_that_was_cancelled_is_not_run(make: MakeExecutor) -> None:
+    executor = make(size=1)
+    go_on = threading.Event()
+    executor.submit(go_on.wait, 30)
+    ran: list[int] = []
+    job: Future[None] = executor.submit(ran.append, 1)
+    assert job.cancel()
+    go_on.set()
+    executor.submit(ran.append, 2).result(30)
+    assert ran == [2]
+
+
+class TestEndThreads:
+    def test_idle_threads_end_and_jobs_that_wait_are_done_before(self, make: MakeExecutor) -> None:
+        executor = make(size=1)
+        go_on = threading.Event()
+        executor.submit(go_on.wait, 30)
+        last = executor.submit(threading.current_thread)
+        assert not executor.end_threads(0)
+        go_on.set()
+        assert executor.end_threads(30)
+        assert last.done()
+        assert executor.ended == [last.result()]
+
+    def test_one_that_hangs_is_waited_for_within_the_timeout(self, make: MakeExecutor) -> None:
+        executor = make()
+        go_on = threading.Event()
+        executor.submit(go_on.wait, 30)
+        assert not executor.end_threads(0.01)
+        go_on.set()
+
+    def test_later_jobs_start_new_threads(self, make: MakeExecutor) -> None:
+        executor = make()
+        before = executor.submit(threading.current_thread).result(30)
+        assert executor.end_threads(30)
+        assert executor.submit(threading.current_thread).result(30) is not before
+
+
+HANG = """
+import threading
+from django.conf import settings
+settings.configure(DATABASES={}, SECRET_KEY="x")
+from reliable_cable import threads
+started = threading.Event()
+def hang():
+    started.set()
+    threading.Event().wait()
+threads.submit_store(hang)
+started.wait()
+"""
+
+FORK = """
+import os, threading
+from django.conf import settings
+settings.configure(DATABASES={}, SECRET_KEY="x")
+from reliable_cable import threads
+stop = threading.Event()
+jobs = [threads.submit_store(stop.wait) for _ in range(threads.STORE_THREADS)]
+pid = os.fork()
+if pid == 0:
+    os._exit(threads.submit_store(lambda: 7).result(20))
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+stop.set()
+"""
+
+
+@pytest.mark.parametrize("script", [HANG, FORK], ids=["exits while a job hangs", "has its own threads after a fork"])
+def test_a_process(script: str) -> None:
+    assert (
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=ROOT, timeout=60, check=False).returncode
+        == 0
+    )

@@ -1,0 +1,83 @@
+"""A lock that is given to its waiters in the order in which they came."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from reliable_cable.fair_lock import FairLock
+
+
+def queue_up(lock: FairLock, *threads: threading.Thread) -> None:
+    """Start threads that wait for the lock, one after another."""
+    for number, thread in enumerate(threads, 1):
+        thread.start()
+        while len(lock._waiters) < number:
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def lock() -> FairLock:
+    return FairLock()
+
+
+def test_waiters_get_it_in_the_order_in_which_they_came(lock: FairLock) -> None:
+    order: list[int] = []
+
+    def take(number: int) -> None:
+        with lock.hold(30) as held:
+            assert held
+            order.append(number)
+
+    threads = [threading.Thread(target=take, args=(number,)) for number in range(10)]
+    with lock.hold(0):
+        queue_up(lock, *threads)
+    for thread in threads:
+        thread.join()
+    assert order == list(range(10))
+
+
+def test_one_that_comes_while_others_wait_does_not_overtake_them(lock: FairLock) -> None:
+    got: list[bool] = []
+    waiter = threading.Thread(target=lambda: got.append(lock.acquire(30)))
+    assert lock.acquire(0)
+    queue_up(lock, waiter)
+    lock.release()
+    # It belongs to the waiter now, even if that has not run yet.
+    assert not lock.acquire(0)
+    waiter.join()
+    assert got == [True]
+    lock.release()
+    assert lock.acquire(0)
+
+
+def test_a_waiter_gives_up_after_its_timeout_and_leaves_the_queue(lock: FairLock) -> None:
+    with lock.hold(0) as first, lock.hold(0.01) as second:
+        assert (first, second) == (True, False)
+    with lock.hold(0) as third:
+        assert third
+
+
+def test_it_is_never_held_twice_nor_lost_however_timeouts_fall(lock: FairLock) -> None:
+    inside = 0
+    most = 0
+
+    def take() -> None:
+        nonlocal inside, most
+        for _ in range(200):
+            with lock.hold(0.0002) as held:
+                if held:
+                    inside += 1
+                    most = max(most, inside)
+                    time.sleep(0.0001)
+                    inside -= 1
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    assert lock.acquire(0)
