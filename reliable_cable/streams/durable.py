@@ -7,6 +7,7 @@ to other processes. If that fails, the others find them by their polls.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 import time
@@ -35,6 +36,8 @@ logger = logging.getLogger("reliable_cable")
 QUIET_POLL_INTERVAL: Final = 1.0
 #: Seconds for which a Redis that failed is neither asked for the hot tail nor sent anything.
 REST_TIME: Final = 1.0
+#: Seconds that a reader on an event loop waits for the hot tail before it reads the models.
+READ_PATIENCE: Final = 1.0
 #: Bytes of messages that may be waiting to be pushed to Redis.
 PUSH_LIMIT: Final = 16 * 1024 * 1024
 #: Seconds that the exit of the interpreter, or closing the store, waits for these messages.
@@ -161,7 +164,10 @@ class DurableStreamStore(StreamStore):
             return await self._redis.aread(stream, after=after, limit=limit, following=following)
         if known is not None and not self._resting:
             try:
-                page = await self._redis.aread(stream, after=after, limit=limit, following=following)
+                async with asyncio.timeout(READ_PATIENCE):
+                    page = await self._redis.aread(stream, after=after, limit=limit, following=following)
+            except TimeoutError:
+                self._rest(StoreError(f"Redis did not answer within {READ_PATIENCE:g} s."))
             except StoreError as error:
                 self._rest(error)
             else:

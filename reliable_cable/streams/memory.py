@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import threading
 import time
@@ -188,4 +189,7 @@ class MemoryStreamStore(StreamStore):
         return stream
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return call()
+        result = call()
+        # Nothing here suspends the caller, and a loop of broadcasts must not keep the event loop from its other tasks.
+        await asyncio.sleep(0)
+        return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from reliable_cable import BroadcastError, CableConsumer, InvalidIdentifier, Sto
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.engine import get_engine
 from reliable_cable.identity import identifier_names
+from tests.stores.conftest import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -149,6 +151,36 @@ class TestTransactions:
         assert "Redis is down" in caplog.text
 
 
+LOST = """
+import django
+from django.conf import settings
+
+settings.configure(
+    SECRET_KEY="tests",
+    INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "channels", "reliable_cable"],
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+    RELIABLE_CABLE={"REDIS_URL": "redis://127.0.0.1:1/0"},
+)
+django.setup()
+
+from django.db import transaction
+from reliable_cable import CableConsumer, disconnect, remote
+
+remote._unstored._patience = 0.2
+with transaction.atomic():
+    disconnect(user="ann")
+print("committed")
+"""
+
+
+def test_what_could_not_be_stored_when_the_process_ends_is_logged() -> None:
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "committed\n"
+    first, last = done.stderr.splitlines()
+    assert first.startswith("The connections of {'user': 'str:ann'} are not closed yet; trying again: Redis cannot be")
+    assert last == "The connections of {'user': 'str:ann'} were not closed: the process ends."
+
+
 class TestLogout:
     def test_ends_the_users_connections_and_lets_them_come_back(self, user: Any) -> None:
         browser = Client()
@@ -170,6 +202,8 @@ class TestLogout:
         with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastError("Redis is down")):
             browser.logout()
         assert "Redis is down" in caplog.text
+        # It is tried again.
+        wait_until(lambda: len(said()) == 1)
 
     def test_can_be_left_alone(self, user: Any) -> None:
         from reliable_cable.remote import disconnect_logged_out
