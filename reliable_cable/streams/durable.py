@@ -20,7 +20,8 @@ from reliable_cable.protocol.recovery import StreamPage
 from .base import Message, Published, StreamEvent, StreamListener, StreamStore
 from .model import ModelStreamStore
 from .polling import PollingListener
-from .redis import RedisStreamListener, RedisStreamStore
+from .redis import RedisStreamStore
+from .redis_listener import RedisStreamListener
 
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")

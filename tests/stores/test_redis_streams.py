@@ -15,9 +15,10 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreE
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.redis.client import Call, RedisUnavailable
 from reliable_cable.streams import redis as redis_streams
-from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent
+from reliable_cable.streams import redis_listener
+from reliable_cable.streams.base import YOUNG_TIME, Advanced, Message, Published, StreamEvent
 from reliable_cable.streams.redis import RedisStreamStore
-from tests.stores.conftest import MakeStore, until
+from tests.stores.conftest import Clock, MakeStore, until
 from tests.stores.test_streams import append, kept
 from tests.support.redis import RedisServer, find_binaries
 
@@ -120,6 +121,7 @@ class TestLostAnswers:
     def test_what_was_trimmed_meanwhile_is_uncertain(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(redis_streams, "YOUNG_SIZE", 0)
         store, other = make_store(history_size=3), make_store(history_size=3)
         run, tries = store.client._run, []
 
@@ -308,7 +310,7 @@ class TestListener:
     async def test_the_positions_are_looked_at_now_and_then(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(redis_streams, "CHECK_INTERVAL", 0.01)
+        monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 0.01)
         store, silent = make_store(), make_store()
         monkeypatch.setattr(silent, "channel", lambda stream: "nobody hears this")
         heard: list[StreamEvent] = []
@@ -352,10 +354,11 @@ class TestCosts:
         assert stats["cmdstat_publish"]["calls"] == 20
         assert "cmdstat_eval" not in stats
 
-    def test_memory_is_bounded_by_the_size(self, make_store: MakeStore) -> None:
+    def test_memory_is_bounded_by_the_size(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=10)
         append(store, *map(str, range(500)), key="")
         for number in range(100):
+            clock.advance(YOUNG_TIME)
             append(store, str(number), key=f"k{number}")
         (log, keys) = store.client.run(Call("XLEN", store.keys("a")[1:2]), Call("HLEN", store.keys("a")[2:]))
         assert log <= 10 + 16
