@@ -55,8 +55,8 @@ BROKEN: Final = (RedisError, OSError, RuntimeError)
 
 #: Errors by which a server says that it takes no commands, or no writes, at present, and has done nothing: a replica,
 #: one that loads its data, or one that has lost its replicas. In a script they are part of another error's text.
-CLOSED: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
-CLOSED_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
+UNAVAILABLE: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
+UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
 
 class _Lineage:
@@ -175,7 +175,7 @@ class RedisClient:
 
     def _run(self, calls: Sequence[Call]) -> list[Any]:
         answers = self._try(calls)
-        if all(map(_is_closed_to_us, answers)):
+        if all(map(_is_unavailable, answers)):
             # Nothing was done: perhaps the address leads to another server by now.
             answers = self._try(calls)
         return _checked(answers)
@@ -227,7 +227,7 @@ class RedisClient:
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         answers = await self._atry(calls)
-        if all(map(_is_closed_to_us, answers)):
+        if all(map(_is_unavailable, answers)):
             answers = await self._atry(calls)
         return _checked(answers)
 
@@ -314,20 +314,22 @@ class RedisClient:
         return ("EVALSHA", sha, len(keys), *keys, *cast("Command", args))
 
     def _judge(self, connection: Any, answers: Sequence[Any]) -> None:
-        if any(map(_is_closed_to_us, answers)):
+        if any(map(_is_unavailable, answers)):
             self.lineage.leave(connection)
 
 
-def _is_closed_to_us(answer: Any) -> bool:
+def _is_unavailable(answer: Any) -> bool:
     """Whether an answer says that the server takes no such command at present, and has done nothing."""
-    return isinstance(answer, CLOSED) or (isinstance(answer, ResponseError) and bool(CLOSED_CODES.search(str(answer))))
+    if isinstance(answer, UNAVAILABLE):
+        return True
+    return isinstance(answer, ResponseError) and UNAVAILABLE_CODES.search(str(answer)) is not None
 
 
 def _checked(answers: list[Any]) -> list[Any]:
-    closed = [answer for answer in answers if _is_closed_to_us(answer)]
-    if closed:
-        message = f"Redis takes no such command at present: {closed[0]}."
-        raise RedisUnavailable(message, sent=len(closed) < len(answers)) from closed[0]
+    errors = [answer for answer in answers if _is_unavailable(answer)]
+    if errors:
+        message = f"Redis takes no such command at present: {str(errors[0]).rstrip('.')}."
+        raise RedisUnavailable(message, sent=len(errors) < len(answers)) from errors[0]
     for answer in answers:
         if isinstance(answer, ResponseError):
             raise RedisRefused(f"Redis refused a command: {answer}.") from answer

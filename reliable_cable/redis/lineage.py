@@ -22,7 +22,7 @@ from .scripts import script_text
 #: Seconds after which a connection is opened again, so that its address is resolved again.
 GREATEST_AGE: Final = 60.0
 #: Seconds between two times at which all connections are given up because one of them was refused.
-LEAVE_INTERVAL: Final = 1.0
+LEAVE_INTERVAL: Final = 0.5
 #: What `master_replid2` is on a server that was never promoted.
 NO_REPLID: Final = "0" * 40
 

@@ -181,8 +181,9 @@ class PubSub:
                 watch.cancel()
             await connection.disconnect(nowait=True)
 
-    def _take(self, answer: list[Any]) -> None:
-        kind = answer[0]
+    def _take(self, answer: Any) -> None:
+        # The answer to PING is no list before the first subscription.
+        kind = answer[0] if isinstance(answer, list) else b"pong"
         if kind == b"message":
             found = self._channels.get(answer[1].decode())
             if found is not None:
@@ -190,7 +191,7 @@ class PubSub:
         elif kind == b"subscribe":
             self._confirmed(answer[1].decode())
         elif kind == b"pong":
-            answered = self._fences.get(answer[1])
+            answered = self._fences.get(answer[1] if isinstance(answer, list) else answer)
             if answered is not None and not answered.done():
                 answered.set_result(None)
 

@@ -257,6 +257,16 @@ class _Listener(StreamListener):
         await self._redis.unsubscribe(stream)
         await self._tables.unsubscribe(stream)
 
+    async def fence(self) -> None:
+        """Return when every event that was announced before this call has been delivered, or is known to be lost."""
+        await self._redis.fence()
+        await self._tables.fence()
+
+    def doubt(self, stream: str) -> None:
+        """Announce `Advanced` for this stream at the next check, unless the stream does not exist."""
+        self._redis.doubt(stream)
+        self._tables.doubt(stream)
+
     async def close(self) -> None:
         """Leave all streams."""
         await self._redis.close()
