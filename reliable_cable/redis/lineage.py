@@ -23,6 +23,8 @@ from .scripts import script_text
 GREATEST_AGE: Final = 60.0
 #: Seconds between two times at which all connections are given up because one of them was refused.
 LEAVE_INTERVAL: Final = 0.5
+#: Seconds for which the record outlives its last use: longer than anything that is bound to it.
+RECORD_TTL: Final = 60 * 86400
 #: What `master_replid2` is on a server that was never promoted.
 NO_REPLID: Final = "0" * 40
 
@@ -113,7 +115,7 @@ class LineageTracker:
     def _record(self, info: dict[str, str], replaced: str) -> Command:
         promoted = info.get("master_replid2", NO_REPLID) != NO_REPLID
         fresh = f"{info['run_id']}-{secrets.token_hex(8)}"
-        args = (info["run_id"], info.get("master_replid", ""), int(promoted), fresh, replaced)
+        args = (info["run_id"], info.get("master_replid", ""), int(promoted), fresh, replaced, RECORD_TTL)
         return ("EVAL", script_text("lineage"), 1, self.key, *args)
 
     def _came_back(self, lineage: str, generation: int) -> bool:
