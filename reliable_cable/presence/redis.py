@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.redis.client import RUN_ID, Argument, Call, client_for
+from reliable_cable.redis.client import LINEAGE, Argument, Call, client_for
 from reliable_cable.redis.keys import stream_channel, stream_tag
 from reliable_cable.redis.pubsub import pubsub_of
 
@@ -63,7 +63,9 @@ class RedisPresenceStore(PresenceStore):
         keys = [f"{tag}:presence", f"{tag}:expiries", f"{tag}:sessions", f"{tag}:members", f"{tag}:left", self._index]
         fresh = secrets.token_hex(8)
         times = (self.settings.presence_ttl, self.memory)
-        return Call(f"presence_{name}", keys, [RUN_ID, self._now(), stream, self.channel(stream), fresh, *times, *args])
+        return Call(
+            f"presence_{name}", keys, [LINEAGE, self._now(), stream, self.channel(stream), fresh, *times, *args]
+        )
 
     def _now(self) -> str:
         return "" if self._clock is None else f"{self._clock():.6f}"

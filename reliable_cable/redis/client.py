@@ -8,23 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import redis
 import redis.asyncio
 from django.core.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
+
+from .exchange import Command, Exchange, arun_exchange, run_exchange
+from .keys import lineage_key
+from .lineage import LineageTracker
+from .scripts import script_text
 
 #: What a connection's options are unless `REDIS_OPTIONS` says otherwise; times in seconds. All are explicit, since the
 #: defaults of redis-py's versions differ.
@@ -42,16 +53,19 @@ TCP_ONLY: Final = ("socket_keepalive",)
 #: What says that an event loop's connection is broken; uvloop raises RuntimeError where that was closed meanwhile.
 BROKEN: Final = (RedisError, OSError, RuntimeError)
 
-LUA = Path(__file__).parent / "lua"
+#: Errors by which a server says that it takes no commands, or no writes, at present, and has done nothing: a replica,
+#: one that loads its data, or one that has lost its replicas. In a script they are part of another error's text.
+UNAVAILABLE: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
+UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
 
-class _RunId:
-    """Stands among a script's arguments for the `run_id` of the Redis that runs it."""
+class _Lineage:
+    """Stands as a script's first argument for the lineage of the data that the connection leads to (lineage.py)."""
 
 
-RUN_ID: Final = _RunId()
+LINEAGE: Final = _Lineage()
 
-Argument = str | int | float | bytes | _RunId
+Argument = str | int | float | bytes | _Lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +74,8 @@ class Call:
 
     Args:
         name: a command in capitals, or the name of a file in `lua/`.
-        keys: the keys that it is about.
+        keys: the keys that it is about. A script whose first argument is `LINEAGE` is given the key of the lineage's
+            record after these.
         args: whatever else it takes.
     """
 
@@ -75,11 +90,11 @@ class Call:
 
 
 class RedisUnavailable(StoreError):
-    """Redis could not be reached, or did not answer.
+    """Redis could not be reached, did not answer, or takes no commands at present.
 
     Args:
         message: what happened.
-        sent: whether the calls may have reached Redis; if not, nothing was done.
+        sent: whether the calls may have been done; if not, nothing was done.
     """
 
     def __init__(self, message: str, *, sent: bool) -> None:
@@ -89,13 +104,6 @@ class RedisUnavailable(StoreError):
 
 class RedisRefused(StoreError):
     """Redis answered with an error: the call did nothing."""
-
-
-@cache
-def script_text(name: str) -> str:
-    """Return a Lua script, with what all of them share before it, and what those of its family do."""
-    family = ["presence_prelude"] if name.startswith("presence_") else []
-    return "".join((LUA / f"{part}.lua").read_text() for part in ("prelude", *family, name))
 
 
 class RedisClient:
@@ -115,8 +123,10 @@ class RedisClient:
         self.options = _options(settings)
         #: Seconds after which a connection is given up that does not open.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
+        #: What the connections lead to.
+        self.lineage = LineageTracker(lineage_key(settings.key_prefix))
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
-            self.url, **self.options, timeout=self.options["socket_timeout"], redis_connect_func=_greet
+            self.url, **self.options, timeout=self.options["socket_timeout"], redis_connect_func=self.lineage.greet
         )
         try:
             self._pool.connection_class(**self._pool.connection_kwargs)
@@ -145,12 +155,15 @@ class RedisClient:
     def run(self, *calls: Call, again: bool = False) -> list[Any]:
         """Run calls, in one round trip; return their answers.
 
+        If the server takes none of them at present, and so has done nothing, they are run once more over another
+        connection: after a failover that leads to the new primary.
+
         Args:
             calls: at least one.
-            again: run them once more on another connection if the answer is lost: they do no harm twice.
+            again: run them once more also if the answer is lost: they do no harm twice.
 
         Raises:
-            RedisUnavailable: Redis could not be reached, or its answer was lost.
+            RedisUnavailable: Redis could not be reached, takes no such calls at present, or its answer was lost.
             RedisRefused: the answer to a call was an error; of several calls the others were done.
         """
         try:
@@ -161,22 +174,17 @@ class RedisClient:
         return self._run(calls)
 
     def _run(self, calls: Sequence[Call]) -> list[Any]:
+        answers = self._try(calls)
+        if all(map(_is_unavailable, answers)):
+            # Nothing was done: perhaps the address leads to another server by now.
+            answers = self._try(calls)
+        return _checked(answers)
+
+    def _try(self, calls: Sequence[Call]) -> list[Any]:
+        """Run calls over one connection; return their answers, which may be errors."""
+        connection = self._connection()
         try:
-            connection: Any = self._pool.get_connection()
-        except (RedisError, OSError) as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
-        try:
-            answers = self._exchange(connection, calls)
-            missing = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-            if missing:
-                known = dict.fromkeys(calls[number].name for number in missing)
-                self._exchange(connection, [Call("SCRIPT", (), ("LOAD", script_text(name))) for name in known])
-                for number, answer in zip(
-                    missing, self._exchange(connection, [calls[number] for number in missing]), strict=True
-                ):
-                    answers[number] = answer
-        except BusyLoadingError as error:
-            raise RedisUnavailable(f"Redis is loading its data: {error}.", sent=False) from error
+            answers = run_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except (RedisError, OSError) as error:
             connection.disconnect()
             raise RedisUnavailable(f"Redis did not answer: {error}.", sent=True) from error
@@ -185,19 +193,26 @@ class RedisClient:
             raise
         finally:
             self._pool.release(connection)
-        return _checked(answers)
-
-    def _exchange(self, connection: Any, calls: Sequence[Call]) -> list[Any]:
-        connection.send_packed_command(
-            connection.pack_commands([self._words(call, connection.run_id) for call in calls]), check_health=False
-        )
-        answers: list[Any] = []
-        for _ in calls:
-            try:
-                answers.append(connection.read_response())
-            except ResponseError as error:
-                answers.append(error)
+        self._judge(connection, answers)
         return answers
+
+    def _connection(self) -> Any:
+        """Take a connection out of the pool, and open it anew if need be."""
+        try:
+            connection: Any = self._pool.get_connection()
+        except (RedisError, OSError) as error:
+            raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
+        try:
+            if self.lineage.is_stale(connection):
+                connection.disconnect()
+                connection.connect()
+        except BaseException as error:
+            connection.disconnect()
+            self._pool.release(connection)
+            if isinstance(error, (RedisError, OSError)):
+                raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
+            raise
+        return connection
 
     # -- async --------------------------------------------------------------------------------------------------------
 
@@ -211,23 +226,16 @@ class RedisClient:
         return await self._arun(calls)
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
+        answers = await self._atry(calls)
+        if all(map(_is_unavailable, answers)):
+            answers = await self._atry(calls)
+        return _checked(answers)
+
+    async def _atry(self, calls: Sequence[Call]) -> list[Any]:
         pool: Any = self._async_pool()
+        connection = await self._aconnection(pool)
         try:
-            connection: Any = await pool.get_connection()
-        except BROKEN as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
-        try:
-            answers = await self._aexchange(connection, calls)
-            missing = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-            if missing:
-                known = dict.fromkeys(calls[number].name for number in missing)
-                await self._aexchange(connection, [Call("SCRIPT", (), ("LOAD", script_text(name))) for name in known])
-                for number, answer in zip(
-                    missing, await self._aexchange(connection, [calls[number] for number in missing]), strict=True
-                ):
-                    answers[number] = answer
-        except BusyLoadingError as error:
-            raise RedisUnavailable(f"Redis is loading its data: {error}.", sent=False) from error
+            answers = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except BROKEN as error:
             await connection.disconnect(nowait=True)
             raise RedisUnavailable(f"Redis did not answer: {error}.", sent=True) from error
@@ -239,19 +247,25 @@ class RedisClient:
             if self._async_pools.get(asyncio.get_running_loop()) is not pool:
                 await connection.disconnect(nowait=True)  # closed meanwhile
             await pool.release(connection)
-        return _checked(answers)
-
-    async def _aexchange(self, connection: Any, calls: Sequence[Call]) -> list[Any]:
-        await connection.send_packed_command(
-            connection.pack_commands([self._words(call, connection.run_id) for call in calls]), check_health=False
-        )
-        answers: list[Any] = []
-        for _ in calls:
-            try:
-                answers.append(await connection.read_response())
-            except ResponseError as error:
-                answers.append(error)
+        self._judge(connection, answers)
         return answers
+
+    async def _aconnection(self, pool: Any) -> Any:
+        try:
+            connection: Any = await pool.get_connection()
+        except BROKEN as error:
+            raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
+        try:
+            if self.lineage.is_stale(connection):
+                await connection.disconnect(nowait=True)
+                await connection.connect()
+        except BaseException as error:
+            await connection.disconnect(nowait=True)
+            await pool.release(connection)
+            if isinstance(error, BROKEN):
+                raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
+            raise
+        return connection
 
     def new_connection(self) -> Any:
         """Return a connection of the running event loop, not opened, that waits for answers without end."""
@@ -266,23 +280,56 @@ class RedisClient:
                 for other in [other for other in self._async_pools if other.is_closed()]:
                     del self._async_pools[other]
                 pool = self._async_pools[loop] = redis.asyncio.BlockingConnectionPool.from_url(
-                    self.url, **self.options, timeout=self.options["socket_timeout"], redis_connect_func=_agreet
+                    self.url,
+                    **self.options,
+                    timeout=self.options["socket_timeout"],
+                    redis_connect_func=self.lineage.agreet,
                 )
         return pool
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
-    def _words(self, call: Call, run_id: str) -> tuple[Argument, ...]:
+    def _exchange(self, calls: Sequence[Call], lineage: str) -> Exchange[list[Any]]:
+        """Run calls over a connection that leads to data of this lineage."""
+        commands = [self._command(call, lineage) for call in calls]
+        answers = yield commands
+        missing = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if missing:
+            known = dict.fromkeys(calls[number].name for number in missing)
+            yield [("SCRIPT", "LOAD", script_text(name)) for name in known]
+            found = yield [commands[number] for number in missing]
+            for number, answer in zip(missing, found, strict=True):
+                answers[number] = answer
+        return answers
+
+    def _command(self, call: Call, lineage: str) -> Command:
+        keys, args = call.keys, call.args
         if not call.is_script:
-            return (call.name, *call.keys, *call.args)
+            return (call.name, *keys, *cast("Command", args))
         sha = self._shas.get(call.name)
         if sha is None:
             sha = self._shas[call.name] = self._scripts.register_script(script_text(call.name)).sha
-        args = [run_id if argument is RUN_ID else argument for argument in call.args]
-        return ("EVALSHA", sha, len(call.keys), *call.keys, *args)
+        if args and args[0] is LINEAGE:
+            keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
+        return ("EVALSHA", sha, len(keys), *keys, *cast("Command", args))
+
+    def _judge(self, connection: Any, answers: Sequence[Any]) -> None:
+        if any(map(_is_unavailable, answers)):
+            self.lineage.leave(connection)
+
+
+def _is_unavailable(answer: Any) -> bool:
+    """Whether an answer says that the server takes no such command at present, and has done nothing."""
+    if isinstance(answer, UNAVAILABLE):
+        return True
+    return isinstance(answer, ResponseError) and UNAVAILABLE_CODES.search(str(answer)) is not None
 
 
 def _checked(answers: list[Any]) -> list[Any]:
+    errors = [answer for answer in answers if _is_unavailable(answer)]
+    if errors:
+        message = f"Redis takes no such command at present: {str(errors[0]).rstrip('.')}."
+        raise RedisUnavailable(message, sent=len(errors) < len(answers)) from errors[0]
     for answer in answers:
         if isinstance(answer, ResponseError):
             raise RedisRefused(f"Redis refused a command: {answer}.") from answer
@@ -297,27 +344,6 @@ def _options(settings: CableSettings) -> dict[str, Any]:
             options.pop(name, None)
     # These are not for the user: answers are bytes, and nothing is sent twice unasked.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
-
-
-def _greet(connection: Any) -> None:
-    """Open a connection and learn which Redis it leads to: another one has other data (DESIGN.md, Engines)."""
-    connection.on_connect()
-    connection.send_command("INFO", "server", check_health=False)
-    connection.run_id = _run_id(connection.read_response())
-
-
-async def _agreet(connection: Any) -> None:
-    await connection.on_connect()
-    await connection.send_command("INFO", "server", check_health=False)
-    connection.run_id = _run_id(await connection.read_response())
-
-
-def _run_id(info: Any) -> str:
-    for line in bytes(info).splitlines():
-        name, _, value = line.partition(b":")
-        if name == b"run_id":
-            return value.decode()
-    raise redis.ConnectionError("the answer to INFO has no run_id")
 
 
 _clients: weakref.WeakValueDictionary[tuple[int, int], RedisClient] = weakref.WeakValueDictionary()

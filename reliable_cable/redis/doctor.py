@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .client import Call, RedisClient
+from .lineage import parse_info
 
 #: The oldest that has `XTRIM … MINID` and exclusive ranges.
 OLDEST = (6, 2)
@@ -15,7 +16,7 @@ def find_problems(client: RedisClient) -> list[str]:
         StoreError: it could not be asked.
     """
     # INFO alone: hosted ones often refuse CONFIG.
-    info = _parse(client.run(Call("INFO", [], ["everything"]), again=True)[0])
+    info = parse_info(client.run(Call("INFO", [], ["everything"]), again=True)[0])
     problems = []
     version = info.get("redis_version", "0")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
@@ -26,13 +27,11 @@ def find_problems(client: RedisClient) -> list[str]:
             f"Redis may delete any stream, session or member when its memory is full (maxmemory-policy {policy}): set "
             "maxmemory-policy to noeviction, so that a broadcast is refused instead."
         )
-    if info.get("role") in ("slave", "replica"):
-        problems.append("Redis is a replica, which takes no broadcasts: let REDIS_URL lead to the primary.")
+    if "master_replid" not in info:
+        problems.append(
+            "Redis does not tell its master_replid (INFO replication), so that a failback to a server that was not "
+            "restarted is not noticed: run `manage.py cable_doctor --new-epochs` after one."
+        )
     if info.get("cluster_enabled") == "1":
         problems.append("Redis is a cluster, which is not supported: let REDIS_URL lead to a single Redis or Valkey.")
     return problems
-
-
-def _parse(answer: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines() if not line.startswith("#"))
-    return {name: value for name, _, value in lines}

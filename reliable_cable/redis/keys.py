@@ -29,3 +29,8 @@ def session_key(prefix: str, sid: str) -> str:
 def revocation_key(prefix: str, condition: str) -> str:
     """Return the key of the time at which sessions were revoked that match a condition (`identity.condition_key`)."""
     return f"{prefix}:revoked:{condition}"
+
+
+def lineage_key(prefix: str) -> str:
+    """Return the key of the record of the data's lineage (lineage.py)."""
+    return f"{prefix}:lineage"

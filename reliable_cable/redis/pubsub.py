@@ -21,6 +21,8 @@ SUBSCRIBE_TIMEOUT: Final = 2.0
 #: Seconds between pings, and without any answer after which the connection is given up.
 PING_INTERVAL: Final = 2.0
 SILENCE_LIMIT: Final = 7.0
+#: Seconds that a fence waits for its answer; then the connection is given up, with all that is on its way.
+FENCE_TIMEOUT: Final = 5.0
 #: Seconds between attempts to connect: at first, and at most.
 RETRY_FIRST: Final = 0.05
 RETRY_MOST: Final = 1.0
@@ -50,6 +52,9 @@ class PubSub:
         self._connection: Any = None
         #: The confirmations that are to come on this connection, in their order, by channel.
         self._due: dict[str, deque[_Channel]] = {}
+        #: The fences that wait for their answer on this connection, by what they have sent.
+        self._fences: dict[bytes, asyncio.Future[None]] = {}
+        self._fence_count = 0
         self._task: asyncio.Task[None] | None = None
         self._heard = 0.0
         self._failing = False
@@ -96,6 +101,29 @@ class PubSub:
             task, self._task = self._task, None
             task.cancel()
             await asyncio.wait([task])
+
+    async def fence(self) -> None:
+        """Return when everything that Redis had published before this call has been delivered, or is lost.
+
+        It is lost with the connection; `deliver` is called with None once there is another one.
+        """
+        connection = self._connection
+        if connection is None:
+            return
+        self._fence_count += 1
+        payload = f"fence {self._fence_count}".encode()
+        answered = self._fences[payload] = asyncio.get_running_loop().create_future()
+        try:
+            # Redis answers in its turn: after what it published before.
+            await connection.send_command("PING", payload, check_health=False)
+            async with asyncio.timeout(FENCE_TIMEOUT):
+                await answered
+        except TimeoutError:
+            await connection.disconnect(nowait=True)
+        except BROKEN:
+            pass  # the reader notices, too
+        finally:
+            self._fences.pop(payload, None)
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -146,18 +174,26 @@ class PubSub:
         finally:
             if self._connection is connection:
                 self._connection = None
+                for answered in self._fences.values():
+                    if not answered.done():
+                        answered.set_result(None)
             if watch is not None:
                 watch.cancel()
             await connection.disconnect(nowait=True)
 
-    def _take(self, answer: list[Any]) -> None:
-        kind = answer[0]
+    def _take(self, answer: Any) -> None:
+        # The answer to PING is no list before the first subscription.
+        kind = answer[0] if isinstance(answer, list) else b"pong"
         if kind == b"message":
             found = self._channels.get(answer[1].decode())
             if found is not None:
                 self._deliver(found, answer[2])
         elif kind == b"subscribe":
             self._confirmed(answer[1].decode())
+        elif kind == b"pong":
+            answered = self._fences.get(answer[1] if isinstance(answer, list) else answer)
+            if answered is not None and not answered.done():
+                answered.set_result(None)
 
     def _confirmed(self, channel: str) -> None:
         if self._failing:
@@ -184,9 +220,16 @@ class PubSub:
                 logger.exception("A message from Redis could not be delivered.")
 
     async def _watch(self, connection: Any) -> None:
-        """Ping, and give the connection up when it is silent: a Redis that vanished sends no word of it."""
+        """Ping, and give the connection up when it is silent, or leads to another Redis than newer connections do.
+
+        A Redis that vanished sends no word of it, nor does one that is not the primary any more.
+        """
         while True:
             await asyncio.sleep(PING_INTERVAL)
+            if connection.identity != self._client.lineage.identity:
+                logger.warning("The pub/sub connection leads to a Redis that was replaced; it is made again.")
+                await connection.disconnect(nowait=True)
+                return
             if asyncio.get_running_loop().time() - self._heard > SILENCE_LIMIT:
                 logger.warning("The pub/sub connection to Redis is silent; it is made again.")
                 await connection.disconnect(nowait=True)

@@ -26,7 +26,8 @@ from reliable_cable.workers import Worker
 from .base import Message, Published, StreamEvent, StreamListener, StreamStore
 from .model import ModelStreamStore
 from .polling import PollingListener
-from .redis import RedisStreamListener, RedisStreamStore
+from .redis import RedisStreamStore
+from .redis_listener import RedisStreamListener
 
 T = TypeVar("T")
 Item = tuple[str, Message]
@@ -321,6 +322,16 @@ class _Listener(StreamListener):
         """Announce this stream's events no more."""
         await self._redis.unsubscribe(stream)
         await self._tables.unsubscribe(stream)
+
+    async def fence(self) -> None:
+        """Return when every event that was announced before this call has been delivered, or is known to be lost."""
+        await self._redis.fence()
+        await self._tables.fence()
+
+    def doubt(self, stream: str) -> None:
+        """Announce `Advanced` for this stream at the next check, unless the stream does not exist."""
+        self._redis.doubt(stream)
+        self._tables.doubt(stream)
 
     async def close(self) -> None:
         """Leave all streams."""

@@ -5,36 +5,24 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import random
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Final, TypeVar
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage
-from reliable_cable.redis.client import RUN_ID, Argument, Call, RedisRefused, RedisUnavailable, client_for
+from reliable_cable.redis.client import LINEAGE, Argument, Call, RedisRefused, RedisUnavailable, client_for
 from reliable_cable.redis.doctor import find_problems
 from reliable_cable.redis.keys import stream_channel, stream_tag
 from reliable_cable.redis.pubsub import pubsub_of
 
-from .base import (
-    IDLE_STREAM_TTL,
-    NOWHERE,
-    Advanced,
-    Message,
-    Published,
-    StreamEvent,
-    StreamListener,
-    StreamStore,
-    Transient,
-    moved,
-)
+from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
+from .redis_listener import RedisStreamListener
 
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
@@ -42,8 +30,7 @@ logger = logging.getLogger("reliable_cable")
 #: Seconds for which an append whose answer was lost is tried again.
 RETRY_TIME: Final = 8.0
 RETRY_DELAY: Final = 0.05
-#: Seconds between looks at the streams' positions, in case pub/sub lost something without saying so.
-CHECK_INTERVAL: Final = 5.0
+
 #: Streams that one look asks for at once.
 BATCH: Final = 500
 
@@ -58,13 +45,9 @@ class _Append:
                 raise BroadcastError(f"The stream {name!r} keeps no history; publish to it as a transient message.")
         numbers = {name: number for number, name in enumerate(names, 1)}
         self._keys = [key for name in names for key in store.keys(name)]
-        self._head: list[Argument] = [
-            RUN_ID,
-            store.now(),
-            secrets.token_hex(8),
-            base64.b64encode(secrets.token_bytes(9)).decode(),
-        ]
-        self._rest: list[Argument] = [int(IDLE_STREAM_TTL), len(names)]
+        self._now = store.now
+        self._id: list[Argument] = [secrets.token_hex(8), base64.b64encode(secrets.token_bytes(9)).decode()]
+        self._rest: list[Argument] = [int(IDLE_STREAM_TTL), YOUNG_TIME, YOUNG_SIZE, len(names)]
         for name in names:
             policy = store.settings.policy(name)
             self._rest += [name, store.channel(name), policy.history_size, policy.history_ttl]
@@ -76,7 +59,7 @@ class _Append:
     def call(self) -> Call:
         """Return the next try."""
         elapsed = f"{time.monotonic() - self._tried_at:.3f}" if self._maybe_done else ""
-        return Call("append", self._keys, [*self._head, elapsed, *self._rest])
+        return Call("append", self._keys, [LINEAGE, self._now(), *self._id, elapsed, *self._rest])
 
     def failed(self, error: StoreError) -> None:
         """A try failed: return if there is to be another one.
@@ -107,8 +90,8 @@ class _Append:
 class RedisStreamStore(StreamStore):
     """Keeps streams in the Redis of `settings.redis_url`.
 
-    Times are those of Redis's own clock, so that servers need not agree. An epoch is bound to the `run_id` of the Redis
-    that gave it: one that comes back after a restart, with whatever data, begins new epochs, and subscribers are told.
+    Times are those of Redis's own clock, so that servers need not agree. An epoch is bound to the lineage of the data
+    (redis/lineage.py): after a restart or a failover, with whatever data, new epochs begin, and subscribers are told.
 
     Args:
         settings: `redis_url`, `redis_options`, `key_prefix`, and the sizes and times of history.
@@ -181,7 +164,7 @@ class RedisStreamStore(StreamStore):
         await self.apublish_transient(stream, message)
 
     def _transient(self, stream: str, message: Message) -> Call:
-        return Call("PUBLISH", [self.channel(stream)], [f"t{message.exclude}\n{message.data}"])
+        return Call("transient", [], [LINEAGE, self.channel(stream), f"t{message.exclude}\n{message.data}"])
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -189,18 +172,18 @@ class RedisStreamStore(StreamStore):
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
-        return _page(self.client.run(self._read(stream, after, limit), again=True)[0])
+        return _page(self.client.run(self._read(stream, after, limit, following), again=True)[0])
 
     async def aread(
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
         """Async twin of `read`."""
-        return _page((await self.client.arun(self._read(stream, after, limit), again=True))[0])
+        return _page((await self.client.arun(self._read(stream, after, limit, following), again=True))[0])
 
-    def _read(self, stream: str, after: int, limit: int) -> Call:
+    def _read(self, stream: str, after: int, limit: int, following: bool) -> Call:
         policy = self.settings.policy(stream)
-        args: list[Argument] = [RUN_ID, self.now(), policy.history_size, policy.history_ttl, after, max(limit, 0)]
-        return Call("read", self.keys(stream)[:2], args)
+        args: list[Argument] = [LINEAGE, self.now(), policy.history_size, policy.history_ttl]
+        return Call("read", self.keys(stream)[:2], [*args, after, max(limit, 0), int(following)])
 
     async def aposition(self, stream: str) -> StreamPosition:
         """Async twin of `position`."""
@@ -219,7 +202,7 @@ class RedisStreamStore(StreamStore):
 
     def _since(self, stream: str, since: float) -> Call:
         policy = self.settings.policy(stream)
-        args: list[Argument] = [RUN_ID, self.now(), policy.history_size, policy.history_ttl, f"{since:.6f}"]
+        args: list[Argument] = [LINEAGE, self.now(), policy.history_size, policy.history_ttl, f"{since:.6f}"]
         return Call("since", self.keys(stream)[:2], args)
 
     async def tails(self, streams: Sequence[str]) -> dict[str, StreamPosition]:
@@ -227,43 +210,72 @@ class RedisStreamStore(StreamStore):
         found: dict[str, StreamPosition] = {}
         for start in range(0, len(streams), BATCH):
             batch = streams[start : start + BATCH]
-            calls = [Call("HMGET", self.keys(stream)[:1], ["e", "t"]) for stream in batch]
-            for stream, (epoch, tail) in zip(batch, await self.client.arun(*calls, again=True), strict=True):
-                found[stream] = StreamPosition(epoch.decode(), int(tail)) if epoch else NOWHERE
+            call = Call("tails", [self.keys(stream)[0] for stream in batch], [LINEAGE])
+            (answers,) = await self.client.arun(call, again=True)
+            for stream, (epoch, tail) in zip(batch, answers, strict=True):
+                found[stream] = StreamPosition(epoch.decode(), int(tail))
         return found
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
     def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch."""
-        self.client.run(Call("forget", self.keys(stream), [self.channel(stream)]), again=True)
+        self.client.run(self._forget(stream, epoch), again=True)
 
     async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Async twin of `forget`."""
-        await self.client.arun(Call("forget", self.keys(stream), [self.channel(stream)]), again=True)
+        await self.client.arun(self._forget(stream, epoch), again=True)
+
+    def _forget(self, stream: str, epoch: str) -> Call:
+        return Call("forget", self.keys(stream), [self.channel(stream), epoch])
+
+    def forget_all(self) -> int:
+        """End the epochs of all streams, and the incarnations of all presence; return how many streams there were.
+
+        The data begin a new lineage, which other processes find within seconds. Call this after a backup was restored.
+
+        Raises:
+            StoreError: Redis could not be reached.
+        """
+        self.client.run(Call("HSET", [self.client.lineage.key], ["token", secrets.token_hex(16)]), again=True)
+        return len({name for names in self._names() for name in names})
 
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to about `limit` entries that are past their stream's size or TTL; return how many went.
 
         Needed little: appends trim, and what nothing is appended to expires as a whole.
         """
-        count, cursor = 0, 0
-        while count < limit:
-            (answer,) = self.client.run(Call("SCAN", [], [cursor, "MATCH", self._pattern, "COUNT", BATCH]), again=True)
-            cursor, metas = int(answer[0]), answer[1]
-            if metas:
-                names = self.client.run(*[Call("HGET", [meta.decode()], ["n"]) for meta in metas], again=True)
-                calls = [self._prune(name.decode()) for name in names if name is not None]
-                count += sum(self.client.run(*calls)) if calls else 0
-            if cursor == 0:
+        count = 0
+        for names in self._names():
+            count += sum(self.client.run(*map(self._prune, names)))
+            if count >= limit:
                 break
         return count
 
+    def _names(self) -> Iterator[list[str]]:
+        """Yield the names of all streams, some at a time; a name may come twice."""
+        cursor = None
+        while cursor != 0:
+            scan = Call("SCAN", [], [cursor or 0, "MATCH", self._pattern, "COUNT", BATCH])
+            ((cursor, metas),) = self.client.run(scan, again=True)
+            cursor = int(cursor)
+            calls = [Call("HGET", [meta.decode()], ["n"]) for meta in metas]
+            names = [name.decode() for name in self.client.run(*calls, again=True) if name] if calls else []
+            if names:
+                yield names
+
     def _prune(self, stream: str) -> Call:
         policy = self.settings.policy(stream)
-        return Call(
-            "prune", self.keys(stream), [self.now(), policy.history_size, policy.history_ttl, int(IDLE_STREAM_TTL)]
-        )
+        args: list[Argument] = [self.now(), policy.history_size, policy.history_ttl]
+        return Call("prune", self.keys(stream), [*args, int(IDLE_STREAM_TTL), YOUNG_TIME, YOUNG_SIZE])
+
+    def time(self) -> float:
+        """Return the present time by Redis's clock, in seconds since 1970."""
+        return self.clock() if self._clock else _time(self.client.run(Call("TIME"), again=True)[0])
+
+    async def atime(self) -> float:
+        """Async twin of `time`."""
+        return self.clock() if self._clock else _time((await self.client.arun(Call("TIME"), again=True))[0])
 
     def problems(self) -> list[str]:
         """Say what about Redis breaks promises."""
@@ -299,6 +311,8 @@ class RedisStreamStore(StreamStore):
                 policy.history_size,
                 policy.history_ttl,
                 int(IDLE_STREAM_TTL),
+                YOUNG_TIME,
+                YOUNG_SIZE,
                 epoch,
             ]
             rest: list[Argument] = [value for event in group for value in (event.offset, event.data, event.exclude)]
@@ -307,89 +321,10 @@ class RedisStreamStore(StreamStore):
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> RedisStreamListener:
         """Return a listener that hands events to `deliver`, on the event loop that calls this."""
-        return RedisStreamListener(self, deliver)
+        return RedisStreamListener(self, pubsub_of(self.client), deliver)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.to_thread(call)
-
-
-class RedisStreamListener(StreamListener):
-    """Announces what is published in Redis; after a loss of the connection, or of a message, that there is more."""
-
-    def __init__(self, store: RedisStreamStore, deliver: Callable[[StreamEvent], None]) -> None:
-        self._store = store
-        self._deliver = deliver
-        self._pubsub = pubsub_of(store.client)
-        self._ears: dict[str, Callable[[bytes | None], None]] = {}
-        #: The positions that were announced.
-        self._known: dict[str, StreamPosition] = {}
-        self._checker: asyncio.Task[None] | None = None
-
-    @property
-    def connected(self) -> bool:
-        """Whether events arrive at once."""
-        return self._pubsub.connected
-
-    async def subscribe(self, stream: str) -> None:
-        """Announce this stream's events from now on."""
-        if stream in self._ears:
-            return
-        ear = self._ears[stream] = partial(self._heard, stream)
-        if self._checker is None:
-            self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
-        await self._pubsub.subscribe(self._store.channel(stream), ear)
-
-    async def unsubscribe(self, stream: str) -> None:
-        """Announce this stream's events no more."""
-        self._known.pop(stream, None)
-        ear = self._ears.pop(stream, None)
-        if ear is not None:
-            await self._pubsub.unsubscribe(self._store.channel(stream), ear)
-        if not self._ears and self._checker is not None:
-            checker, self._checker = self._checker, None
-            checker.cancel()
-            await asyncio.wait([checker])
-
-    async def close(self) -> None:
-        """Leave all streams."""
-        for stream in list(self._ears):
-            await self.unsubscribe(stream)
-
-    def _heard(self, stream: str, message: bytes | None) -> None:
-        event = Advanced(stream) if message is None else parse_event(stream, message)
-        if isinstance(event, Published):
-            self._known[stream] = StreamPosition(event.epoch, event.offset)
-        if event is not None:
-            self._deliver(event)
-
-    async def _keep_checking(self) -> None:
-        while True:
-            await asyncio.sleep(CHECK_INTERVAL * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
-            try:
-                await self.check()
-            except StoreError as error:
-                logger.debug("The positions could not be looked at: %s", error)
-
-    async def check(self) -> None:
-        """Announce the streams that stand elsewhere than was announced."""
-        before = {stream: self._known.get(stream, NOWHERE) for stream in self._ears}
-        tails = await self._store.tails(list(before))
-        for stream, was in before.items():
-            tail = tails[stream]
-            if stream in self._ears and moved(was, self._known.get(stream, NOWHERE), tail):
-                self._known[stream] = tail
-                self._deliver(Advanced(stream))
-
-
-def parse_event(stream: str, message: bytes) -> StreamEvent | None:
-    """Return what a message on a stream's channel says; None if it is not about messages of the stream."""
-    kind, (head, _, data) = message[:1], message[1:].partition(b"\n")
-    if kind == b"m":
-        epoch, offset, exclude = head.decode().split(" ", 2)
-        return Published(stream, epoch, int(offset), data.decode(), exclude)
-    if kind == b"t":
-        return Transient(stream, data.decode(), head.decode())
-    return Advanced(stream) if kind == b"a" else None
 
 
 @contextmanager
@@ -403,6 +338,11 @@ def _broadcast_errors() -> Iterator[None]:
         raise BroadcastError(f"Nothing was broadcast: {error}") from error
     except RedisRefused as error:
         raise BroadcastError(f"Nothing was broadcast: {error}") from error
+
+
+def _time(answer: Any) -> float:
+    seconds, microseconds = answer
+    return int(seconds) + int(microseconds) / 1e6
 
 
 def _page(answer: Any) -> StreamPage:

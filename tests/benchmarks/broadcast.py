@@ -15,7 +15,8 @@ from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from reliable_cable import broadcast
 from reliable_cable.engine import get_engine
-from reliable_cable.redis.client import script_text
+from reliable_cable.redis.client import Call
+from reliable_cable.redis.scripts import script_text
 from reliable_cable.streams.base import Message
 from reliable_cable.streams.redis import RedisStreamStore, _Append
 
@@ -36,10 +37,12 @@ def _bare_script(store: RedisStreamStore, url: str) -> Callable[[], Any]:
     """Return a call of the append script by redis-py's own script support, with its arguments ready."""
     client = redis.Redis.from_url(url)
     script = client.register_script(script_text("append"))
-    run_id = client.info("server")["run_id"]
+    store.client.run(Call("PING"))
+    assert store.client.lineage.identity is not None
     call = _Append(store, [("bench-bare", Message('{"n":1,"text":"' + "x" * 200 + '"}'))]).call()
-    args = [run_id if not isinstance(word, str | int | float) else word for word in call.args]
-    return lambda: script(keys=list(call.keys), args=args)
+    keys = [*call.keys, store.client.lineage.key]
+    args: list[Any] = [store.client.lineage.identity.lineage, *call.args[1:]]
+    return lambda: script(keys=keys, args=args)
 
 
 def measure(url: str) -> dict[str, float]:

@@ -15,9 +15,10 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreE
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.redis.client import Call, RedisUnavailable
 from reliable_cable.streams import redis as redis_streams
-from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent
+from reliable_cable.streams import redis_listener
+from reliable_cable.streams.base import YOUNG_TIME, Advanced, Message, Published, StreamEvent
 from reliable_cable.streams.redis import RedisStreamStore
-from tests.stores.conftest import MakeStore, until
+from tests.stores.conftest import Clock, MakeStore, until
 from tests.stores.test_streams import append, kept
 from tests.support.redis import RedisServer, find_binaries
 
@@ -120,6 +121,7 @@ class TestLostAnswers:
     def test_what_was_trimmed_meanwhile_is_uncertain(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(redis_streams, "YOUNG_SIZE", 0)
         store, other = make_store(history_size=3), make_store(history_size=3)
         run, tries = store.client._run, []
 
@@ -135,6 +137,52 @@ class TestLostAnswers:
         with pytest.raises(BroadcastUncertain, match="idempotency_key"):
             append(store, '"x"')
         assert other.position("a").offset == 51
+
+    @pytest.mark.parametrize("step", [-5, 5, 90])
+    @pytest.mark.parametrize("others", [0, 250])
+    def test_a_clock_that_steps_meanwhile_stores_nothing_twice(
+        self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, step: float, others: int
+    ) -> None:
+        store, other = make_store(), make_store()
+        append(other, *map(str, range(5)))
+        clock.advance(100)
+        run, tries = store.client._run, []
+
+        def stepping(calls: Any) -> list[Any]:
+            tries.append(1)
+            answers = run(calls)
+            if len(tries) == 1:
+                for number in range(others):
+                    append(other, str(number))
+                clock.advance(step)
+                raise RedisUnavailable("the answer was lost", sent=True)
+            return list(answers)
+
+        monkeypatch.setattr(store.client, "_run", stepping)
+        assert append(store, '"x"', '"y"') == [6, 7]
+        page = other.read("a", after=5, limit=1000, following=True)
+        assert [entry.data for entry in page.entries] == ['"x"', '"y"', *map(str, range(others))]
+
+    def test_what_was_trimmed_long_before_leaves_nothing_uncertain(
+        self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The history is shorter than what was added since the first try, which never reached Redis.
+        store, other = make_store(history_size=3), make_store(history_size=3)
+        append(other, *map(str, range(50)))
+        clock.advance(YOUNG_TIME)
+        append(other, *map(str, range(50, 100)))
+        run, tries = store.client._run, []
+
+        def unheard(calls: Any) -> list[Any]:
+            tries.append(1)
+            if len(tries) == 1:
+                append(other, *map(str, range(100, 150)))
+                clock.advance(8)
+                raise RedisUnavailable("the connection broke", sent=True)
+            return list(run(calls))
+
+        monkeypatch.setattr(store.client, "_run", unheard)
+        assert append(store, '"x"') == [151]
 
     def test_an_answer_that_never_comes_is_uncertain_in_the_end(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
@@ -210,6 +258,106 @@ class TestLostData:
         store.client.run(Call("DEL", [meta]))
         assert append(store, "4") == [1]
         assert kept(store) == [(1, "4")]
+
+
+class TestYoungEntries:
+    TEXT = "x" * 3000
+
+    def test_the_first_batch_of_a_new_stream_is_there_for_who_follows(self, make_store: MakeStore) -> None:
+        store = make_store()
+        append(store, *[f'"{number} {self.TEXT}"' for number in range(300)])
+        page = store.read("a", after=0, limit=1000, following=True)
+        assert (page.low, page.tail, [entry.offset for entry in page.entries]) == (1, 300, list(range(1, 301)))
+        page = store.read("a", after=0, limit=1000)
+        assert (page.low, page.tail, [entry.offset for entry in page.entries]) == (201, 300, list(range(201, 301)))
+        assert store.read("a", after=120, limit=10, following=True).entries[0].offset == 121
+
+    def test_they_go_when_they_are_not_young_any_more(self, make_store: MakeStore, clock: Clock) -> None:
+        store = make_store(history_size=10)
+        append(store, *map(str, range(100)))
+        assert store.prune() == 0
+        clock.advance(YOUNG_TIME - 1)
+        append(store, *map(str, range(100, 200)))
+        assert store.read("a", after=0, limit=0, following=True).low == 1
+        clock.advance(1)
+        assert store.prune() == 100
+        assert store.read("a", after=0, limit=0, following=True).low == 101
+        clock.advance(YOUNG_TIME)
+        append(store, *map(str, range(16)))
+        assert store.read("a", after=0, limit=0, following=True).low == 201
+
+    def test_they_are_bounded_in_bytes(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(redis_streams, "YOUNG_SIZE", 50 * 1000)
+        store = make_store(history_size=10)
+        for start in range(0, 200, 50):
+            append(store, *[f'"{"x" * 898}"' for _ in range(start, start + 50)])
+        page = store.read("a", after=0, limit=1000, following=True)
+        assert page.low == 201 - 10 - 50
+        assert store.read("a", after=0, limit=0).low == 191
+
+    def test_a_short_time_of_history_is_not_theirs(self, make_store: MakeStore, clock: Clock) -> None:
+        store = make_store(history_ttl=2)
+        append(store, "1")
+        clock.advance(5)
+        append(store, *map(str, range(2, 40)))
+        assert store.read("a", after=0, limit=0).low == 2
+        assert store.read("a", after=0, limit=0, following=True).low == 1
+        assert store.client.run(Call("PTTL", store.keys("a")[1:2]))[0] > (YOUNG_TIME - 2) * 1000
+
+    def test_idempotency_keys_do_not_live_longer_by_it(self, make_store: MakeStore) -> None:
+        store = make_store(history_size=10)
+        append(store, "0", key="first")
+        append(store, *map(str, range(1, 12)))
+        assert append(store, "again", key="first") == [13]
+
+    def test_the_copy_of_a_durable_stream_has_them_too(self, make_store: MakeStore, clock: Clock) -> None:
+        store = make_store(history_size=10)
+        store.push([Published("a", "e", offset, str(offset)) for offset in range(1, 301)])
+        page = store.read("a", after=0, limit=1000, following=True)
+        assert (page.epoch, page.low, len(page.entries)) == ("e", 1, 300)
+        assert store.read("a", after=0, limit=0).low == 291
+
+    def test_entries_of_the_previous_release_stay_while_they_are_young(
+        self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store(history_size=10)
+        append(store, "1")
+        log = store.keys("a")[1]
+        for offset in range(2, 41):
+            fields = ["d", str(offset), "c", f"{clock():.6f}", "x", "", "u", f"old.{offset}"]
+            store.client.run(Call("XADD", [log], [f"{offset}-0", *fields]))
+        store.client.run(Call("HSET", store.keys("a")[:1], ["t", 40]))
+        append(store, *map(str, range(41, 101)))
+        assert store.read("a", after=0, limit=0, following=True).low == 1
+        clock.advance(YOUNG_TIME)
+        append(store, *map(str, range(101, 201)))
+        assert store.read("a", after=0, limit=0, following=True).low == 101
+
+
+class TestForget:
+    def test_an_epoch_that_is_not_the_streams_any_more_is_not_ended(self, make_store: MakeStore) -> None:
+        store = make_store()
+        (position,) = store.append([("a", Message("1"))])
+        store.forget("a", epoch="another")
+        assert store.position("a") == position
+        store.forget("a", epoch=position.epoch)
+        assert store.position("a") == StreamPosition("", 0)
+
+    async def test_the_async_twin_compares_too(self, make_store: MakeStore) -> None:
+        store = make_store()
+        (position,) = await store.aappend([("a", Message("1"))])
+        await store.aforget("a", epoch="another")
+        assert await store.aposition("a") == position
+        await store.aforget("a", epoch=position.epoch)
+        assert await store.aposition("a") == StreamPosition("", 0)
+
+
+class TestTime:
+    async def test_it_is_the_servers_own(self, make_own: MakeStore, own: RedisServer) -> None:
+        store = make_own()
+        seconds, microseconds = map(int, own.cli("TIME"))
+        assert 0 <= store.time() - (seconds + microseconds / 1e6) < 5
+        assert 0 <= await store.atime() - store.time() + 5 < 10
 
 
 class TestOutage:
@@ -305,10 +453,38 @@ class TestListener:
         assert len(heard) == 2, "what was announced is no news"
         await listener.close()
 
+    async def test_a_look_finds_a_tail_that_went_back(self, make_store: MakeStore) -> None:
+        store = make_store()
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await store.aappend([("a", Message("1")), ("a", Message("2"))])
+        await until(lambda: len(heard) == 2)
+        await listener.check()
+        assert len(heard) == 2
+        await store.client.arun(Call("HSET", store.keys("a")[:1], ["t", 1]))
+        await listener.check()
+        assert heard[2:] == [Advanced("a")]
+        await listener.close()
+
+    async def test_a_look_finds_a_stream_that_is_doubted(self, make_store: MakeStore) -> None:
+        store = make_store()
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await store.aappend([("a", Message("1"))])
+        await until(lambda: heard)
+        listener.doubt("a")
+        listener.doubt("nothing")
+        await listener.check()
+        await listener.check()
+        assert heard[1:] == [Advanced("a")]
+        await listener.close()
+
     async def test_the_positions_are_looked_at_now_and_then(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(redis_streams, "CHECK_INTERVAL", 0.01)
+        monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 0.01)
         store, silent = make_store(), make_store()
         monkeypatch.setattr(silent, "channel", lambda stream: "nobody hears this")
         heard: list[StreamEvent] = []
@@ -352,10 +528,11 @@ class TestCosts:
         assert stats["cmdstat_publish"]["calls"] == 20
         assert "cmdstat_eval" not in stats
 
-    def test_memory_is_bounded_by_the_size(self, make_store: MakeStore) -> None:
+    def test_memory_is_bounded_by_the_size(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=10)
         append(store, *map(str, range(500)), key="")
         for number in range(100):
+            clock.advance(YOUNG_TIME)
             append(store, str(number), key=f"k{number}")
         (log, keys) = store.client.run(Call("XLEN", store.keys("a")[1:2]), Call("HLEN", store.keys("a")[2:]))
         assert log <= 10 + 16

@@ -17,10 +17,12 @@ from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.models import Revocation, Session
 from reliable_cable.redis.client import Call
+from reliable_cable.redis.keys import lineage_key
 from reliable_cable.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
 from reliable_cable.sessions.memory import MemorySessionStore
 from reliable_cable.sessions.model import ModelSessionStore
 from reliable_cable.sessions.redis import BATCH, RedisSessionStore
+from reliable_cable.streams.base import IDLE_STREAM_TTL
 from tests.support.redis import RedisPool
 
 from .conftest import REDIS_STORES, Clock
@@ -282,7 +284,9 @@ class TestRedisStore:
         store.save({"a": ANN})
         store.revoke(ann)
         server = redis_pool.get(kind)
-        keys = server.cli("KEYS", f"{key_prefix}:*")
+        keys = set(server.cli("KEYS", f"{key_prefix}:*"))
+        assert server.cli("TTL", lineage_key(key_prefix)) > IDLE_STREAM_TTL
+        keys.remove(lineage_key(key_prefix))
         assert len(keys) == 2
         assert all(0 < server.cli("PTTL", key) <= (TTL + CLOCK_MARGIN) * 1000 for key in keys)
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
-from reliable_cable.redis.client import script_text
+from reliable_cable.redis.scripts import script_text
 from tests.support.redis import RedisServer
 from tests.support.server import Server
 

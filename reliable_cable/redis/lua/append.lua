@@ -1,43 +1,54 @@
 -- Number, store, trim and announce messages of one stream or several, all or none (streams/redis.py).
 --
--- KEYS: for each stream its meta hash, its log (a Redis stream, ids `<offset>-0`) and its idempotency keys (a hash).
--- ARGV: run_id of this Redis; now or ''; what the epochs of streams that begin are made from; a unique id of this append; seconds since it
---   was first tried, or '' the first time; the seconds that an idle stream's numbering is kept; the number of streams;
---   then for each stream: its name, channel, history size, history TTL in seconds; then for each message: the number of
---   its stream, data, exclude, idempotency key.
+-- KEYS: for each stream its meta hash, its log (a Redis stream, ids `<offset>-0`) and its idempotency keys (a hash);
+--   then the record of the lineage.
+-- ARGV: the lineage; now or ''; what the epochs of streams that begin are made from; a unique id of this append; seconds
+--   since it was first tried, or '' the first time; the seconds that an idle stream's numbering is kept; the seconds for
+--   which every entry is kept, and how many bytes of such entries beyond the history size; the number of streams; then
+--   for each stream: its name, channel, history size, history TTL in seconds; then for each message: the number of its
+--   stream, data, exclude, idempotency key.
 -- Returns for each message its epoch and offset; 'uncertain' if a repeated append cannot be recognised any more; 'late'
 --   to a first try that a Redis that hung has found only after the next one.
 --
--- meta: n name, e epoch, t tail, r run_id of the Redis that gave the epoch, a when the tail was made, z when the newest trimmed
---   entry was made, k whether idempotency keys were ever used, l ids of appends that were repeated lately.
+-- meta: n name, e epoch, t tail, r lineage of the data in which the epoch began, a when the tail was made, z when the
+--   newest trimmed entry was made, k whether idempotency keys were ever used, b the bytes of all entries so far, l ids of
+--   appends that were repeated lately.
 
 -- Characters of ids of repeated appends that are remembered: as many as one Redis that hangs makes at once.
 local REMEMBERED = 8192
 
-local run_id, now, fresh, append = ARGV[1], clock(ARGV[2]), ARGV[3], ARGV[4]
-local elapsed, idle, count = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
-local first_message = 8 + 4 * count
+-- How far, in seconds, Redis's clock may step back while an append is repeated.
+local STEP_BACK = 10
+-- How far it may step forward. This bounds how much of a long log is searched.
+local STEP_FORWARD = 600
+
+local lineage, now, fresh, append = require_lineage(), clock(ARGV[2]), ARGV[3], ARGV[4]
+local elapsed, idle = tonumber(ARGV[5]), ARGV[6]
+local young, most, count = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local first_message = 10 + 4 * count
 local streams = {}
 
 for number = 1, count do
   local meta, log, keys = KEYS[3 * number - 2], KEYS[3 * number - 1], KEYS[3 * number]
-  local at = 4 + 4 * number
-  local stored = redis.call('HMGET', meta, 'e', 't', 'r', 'a', 'z', 'k', 'l')
+  local at = 6 + 4 * number
+  local stored = redis.call('HMGET', meta, 'e', 't', 'r', 'a', 'z', 'k', 'l', 'b')
   local stream = {
     meta = meta, log = log, keys = keys, name = ARGV[at], channel = ARGV[at + 1], size = tonumber(ARGV[at + 2]),
     ttl = tonumber(ARGV[at + 3]),
     epoch = stored[1], tail = tonumber(stored[2]), made = tonumber(stored[4]), trimmed = tonumber(stored[5]),
     keyed = stored[6] == '1', kept = 0, own = {}, earlier = {}, repeated = stored[7] or '',
+    bytes = tonumber(stored[8]) or 0,
   }
   if not elapsed and string.find(stream.repeated, append, 1, true) then return 'late' end
-  if stream.epoch and stored[3] == run_id then
+  if stream.epoch and stored[3] == lineage then
     stream.kept = redis.call('XLEN', log)
     -- The log expired as a whole.
     if stream.kept == 0 then stream.trimmed = stream.made end
   else
-    -- It never was, or another Redis gave the epoch, which may have given offsets that this one does not know of.
+    -- It never was, or its epoch began in other data, in which offsets may have been given that are not known here.
     stream.begins = true
     stream.epoch, stream.tail, stream.made, stream.trimmed, stream.keyed = fresh .. 'x' .. number, 0, 0, nil, false
+    stream.bytes = 0
   end
   stream.before = stream.tail
   streams[number] = stream
@@ -53,25 +64,28 @@ local function offset_of_key(stream, key)
   return kept and tonumber(entry[2][4]) > now - stream.ttl and offset or nil
 end
 
--- Find what an earlier try of this append left in a stream, by the messages' numbers.
+-- Find what an earlier try of this append left in a stream, by the messages' numbers. The entries tell by their marks:
+-- between two tries the clock may step.
 local function find_earlier(stream)
   if stream.begins then return end
-  local last = '+'
-  while true do
+  local last, missing = '+', 0
+  for at = first_message, #ARGV, 4 do
+    if streams[tonumber(ARGV[at])] == stream then missing = missing + 1 end
+  end
+  repeat
     local page = redis.call('XREVRANGE', stream.log, last, '-', 'COUNT', 100)
     for _, entry in ipairs(page) do
-      local mark = entry[2][8]
+      local mark, made = entry[2][8], tonumber(entry[2][4])
       if string.sub(mark, 1, #append + 1) == append .. '.' then
         stream.earlier[tonumber(string.sub(mark, #append + 2))] = tonumber(string.match(entry[1], '^%d+'))
+        missing = missing - 1
       end
-      -- Nothing of this append is older than its first try.
-      if tonumber(entry[2][4]) < now - elapsed - 1 then return end
+      if missing == 0 or made < now - elapsed - STEP_FORWARD then return end
       last = '(' .. entry[1]
     end
-    if #page < 100 then break end
-  end
-  -- All that is kept is newer than the first try: what that left may have been trimmed.
-  stream.unknown = stream.tail > stream.kept
+  until #page < 100
+  -- What the earlier try left may have been trimmed, if anything was that is as new.
+  stream.unknown = stream.trimmed and stream.trimmed > now - elapsed - STEP_BACK
 end
 
 if elapsed then
@@ -91,11 +105,8 @@ local function add(stream, data, exclude, key, mark)
   end
   local offset = stream.tail + 1
   stream.tail, stream.kept, stream.made, stream.changed = offset, stream.kept + 1, math.max(now, stream.made), true
-  local id, made = offset .. '-0', text(stream.made)
-  if key == '' then
-    redis.call('XADD', stream.log, id, 'd', data, 'c', made, 'x', exclude, 'u', mark)
-  else
-    redis.call('XADD', stream.log, id, 'd', data, 'c', made, 'x', exclude, 'u', mark, 'k', key)
+  stream.bytes = add_entry(stream.log, offset, data, text(stream.made), exclude, mark, key, stream.bytes)
+  if key ~= '' then
     redis.call('HSET', stream.keys, key, offset)
     stream.own[key], stream.keyed = offset, true
   end
@@ -128,20 +139,19 @@ end
 
 for _, stream in ipairs(streams) do
   if stream.changed then
-    -- Not at every append: reads return nothing that is past the size or the time all the same.
-    local slack = math.max(16, math.floor(stream.size / 10))
-    if stream.kept > stream.size + slack then trim(stream, stream.tail - stream.size + 1) end
+    -- Not at every append: clients that return are offered nothing that is past the size or the time all the same.
     if math.floor(stream.tail / 16) > math.floor(stream.before / 16) then
       local low = stream.tail - stream.kept + 1
-      local alive = first_since(stream.log, low, stream.tail, now - stream.ttl, true)
-      if alive > low then trim(stream, alive) end
+      local kept = first_kept(stream.log, low, stream.tail, now, stream.size, stream.ttl, young, most)
+      if kept > low then trim(stream, kept) end
     end
     redis.call(
-      'HSET', stream.meta, 'n', stream.name, 'e', stream.epoch, 't', stream.tail, 'r', run_id, 'a', text(stream.made),
-      'z', stream.trimmed and text(stream.trimmed) or '', 'k', stream.keyed and '1' or ''
+      'HSET', stream.meta, 'n', stream.name, 'e', stream.epoch, 't', stream.tail, 'r', lineage, 'a', text(stream.made),
+      'z', stream.trimmed and text(stream.trimmed) or '', 'k', stream.keyed and '1' or '',
+      'b', string.format('%.0f', stream.bytes)
     )
     redis.call('EXPIRE', stream.meta, idle)
-    redis.call('PEXPIRE', stream.log, math.ceil(stream.ttl * 1000))
+    redis.call('PEXPIRE', stream.log, math.ceil(math.max(stream.ttl, young) * 1000))
     if stream.keyed then redis.call('PEXPIRE', stream.keys, math.ceil(stream.ttl * 1000)) end
   end
   if elapsed then redis.call('HSET', stream.meta, 'l', string.sub(stream.repeated .. append .. ' ', -REMEMBERED)) end

@@ -1,5 +1,25 @@
 -- Before each script: what several of them need.
 
+-- Fail unless the data still are those that the connection was opened to; return their lineage. It is ARGV[1], and the
+-- last of KEYS is the record of it (lineage.lua).
+local function require_lineage()
+  if redis.call('HGET', KEYS[#KEYS], 'token') ~= ARGV[1] then
+    error('DATAMOVED the connection was opened to other data')
+  end
+  return ARGV[1]
+end
+
+-- Fail on a replica, which would publish to its own subscribers only: it refuses this command, which changes nothing.
+local function require_primary()
+  redis.call('HDEL', KEYS[#KEYS], '')
+end
+
+-- Whether a stream exists, by its epoch and by the lineage that this is bound to. The copy of a durable stream is bound
+-- to none: the model has the truth.
+local function exists(epoch, bound, lineage)
+  return epoch and (bound == '' or bound == lineage)
+end
+
 -- Seconds since 1970: what a test's clock says, else what Redis's own clock says.
 local function clock(given)
   if given ~= '' then return tonumber(given) end
@@ -12,20 +32,62 @@ local function text(number)
   return string.format('%.6f', number)
 end
 
--- When the entry at an offset of a log was made; entries are d, data, c, created, x, exclude, u, append[, k, key].
+-- The bytes of an entry, about: its data, and what Redis needs besides.
+local ENTRY_SIZE = 100
+
+-- Add an entry to a log. `before` are the bytes of all entries before it; return those with it.
+-- Servers of earlier releases find fields by their places: a new field goes to the end.
+local function add_entry(log, offset, data, made, exclude, mark, key, before)
+  redis.call(
+    'XADD', log, offset .. '-0', 'd', data, 'c', made, 'x', exclude, 'u', mark, 'k', key,
+    'b', string.format('%.0f', before)
+  )
+  return before + #data + ENTRY_SIZE
+end
+
+local function entry_at(log, offset)
+  local found = redis.call('XRANGE', log, offset .. '-0', offset .. '-0')[1]
+  return found and found[2]
+end
+
+-- When the entry at an offset of a log was made.
 local function created(log, offset)
-  local found = redis.call('XRANGE', log, offset .. '-0', offset .. '-0')
-  return found[1] and tonumber(found[1][2][4])
+  local entry = entry_at(log, offset)
+  return entry and tonumber(entry[4])
+end
+
+-- The bytes of all entries before the one at an offset; of one that an earlier release added, none are known.
+local function bytes_before(log, offset)
+  local entry = entry_at(log, offset)
+  return entry and tonumber(entry[12]) or -math.huge
+end
+
+-- The first offset from low to tail for which a test holds, as it does for all that follow; tail + 1 if for none.
+local function first_where(low, tail, holds)
+  local last, middle = tail + 1, low -- mostly it is the oldest one
+  while low < last do
+    if holds(middle) then last = middle else low = middle + 1 end
+    middle = math.floor((low + last) / 2)
+  end
+  return low
 end
 
 -- The first offset from low to tail whose entry was made at or after a time (after it, if strict); tail + 1 if none.
 local function first_since(log, low, tail, time, strict)
-  local last, middle = tail + 1, low -- mostly it is the oldest one
-  while low < last do
-    local made = created(log, middle) or 0
-    if made > time or (made == time and not strict) then last = middle else low = middle + 1 end
-    middle = math.floor((low + last) / 2)
-  end
-  return low
+  return first_where(low, tail, function(offset)
+    local made = created(log, offset) or 0
+    return made > time or (made == time and not strict)
+  end)
+end
+
+-- The first offset that a log must keep: what is past the size or the time goes, but entries stay that are younger than
+-- `young` seconds, `most` bytes of them beyond the size.
+local function first_kept(log, low, tail, now, size, ttl, young, most)
+  local alive = first_since(log, low, tail, now - math.max(ttl, young), true)
+  local sized = tail - size + 1
+  if sized <= alive then return alive end
+  local limit = bytes_before(log, sized) - most
+  local stays = first_since(log, alive, sized - 1, now - young, true)
+  return first_where(stays, sized - 1, function(offset) return bytes_before(log, offset) >= limit end)
 end
 

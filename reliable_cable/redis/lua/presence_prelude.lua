@@ -1,31 +1,31 @@
 -- Before each presence script (presence/redis.py). All of them are about one stream, and have
 --
--- KEYS: its meta, expiries, sessions, members, left; the index of all streams.
--- ARGV: run_id of this Redis; now or ''; the stream's name; its channel; an incarnation for data that begin;
+-- KEYS: its meta, expiries, sessions, members, left; the index of all streams; the record of the lineage.
+-- ARGV: the lineage; now or ''; the stream's name; its channel; an incarnation for data that begin;
 --   PRESENCE_TTL; the seconds for which it is remembered who left; then, from 8, what the script takes.
 --
--- meta (hash): i incarnation, r run_id of the Redis that gave it, n how many ids have come so far.
+-- meta (hash): i incarnation, r lineage of the data in which it began, n how many ids have come so far.
 -- expiries (sorted set): session -> when its time is over. sessions (hash): session -> id.
 -- members (hash): id -> '<number of sessions> <number in the order of arrival> <info>'. Ids and infos are JSON texts.
 -- left (sorted set): id -> when it left; not of those who are back.
 -- index (sorted set): a stream's name -> when the first of its sessions' times is over.
 
 local meta, expiries, sessions, members, left, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local run_id, now, stream, channel, fresh = ARGV[1], clock(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local lineage, now, stream, channel, fresh = require_lineage(), clock(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local ttl, memory = tonumber(ARGV[6]), tonumber(ARGV[7])
 
 -- Seconds for which members are kept that no server looks at: one that comes later announces their leaves.
 local UNATTENDED = 86400
 
--- The incarnation of the stream's data. It ends with them, and when another Redis has them: perhaps older ones.
+-- The incarnation of the stream's data. It ends with them, and when their lineage ends: they may be older ones.
 local function incarnation()
   local stored = redis.call('HMGET', meta, 'i', 'r')
-  return stored[1] and stored[2] == run_id and stored[1]
+  return stored[1] and stored[2] == lineage and stored[1]
 end
 
 local function begin()
   local known = incarnation()
-  if not known then redis.call('HSET', meta, 'i', fresh, 'r', run_id) end
+  if not known then redis.call('HSET', meta, 'i', fresh, 'r', lineage) end
   return known or fresh
 end
 

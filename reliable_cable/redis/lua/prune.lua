@@ -1,7 +1,8 @@
 -- Delete what is past a stream's size or time, and a stream that is long idle (streams/redis.py).
 --
 -- KEYS: meta, log, idempotency keys. ARGV: now or ''; history size; history TTL in seconds; the seconds that an idle
---   stream's numbering is kept.
+--   stream's numbering is kept; the seconds for which every entry is kept, and how many bytes of such entries beyond the
+--   history size.
 -- Returns how many entries went; 1 if the stream did.
 
 local now, size, ttl, idle = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -9,7 +10,7 @@ local stored = redis.call('HMGET', KEYS[1], 't', 'a')
 local tail, made, kept = tonumber(stored[1]), tonumber(stored[2]), redis.call('XLEN', KEYS[2])
 if not tail then return 0 end
 local low = tail - kept + 1
-local alive = first_since(KEYS[2], math.max(low, tail - size + 1), tail, now - ttl, true)
+local alive = first_kept(KEYS[2], low, tail, now, size, ttl, tonumber(ARGV[5]), tonumber(ARGV[6]))
 if alive > low then
   redis.call('HSET', KEYS[1], 'z', text(created(KEYS[2], alive - 1)))
   redis.call('XTRIM', KEYS[2], 'MINID', alive .. '-0')

@@ -1,11 +1,11 @@
 -- Find the offset after which lies everything appended at or after a time (streams/redis.py).
 --
--- KEYS: meta, log. ARGV: run_id of this Redis; now or ''; history size; history TTL; the time.
+-- KEYS: meta, log; the record of the lineage. ARGV: the lineage; now or ''; history size; history TTL; the time.
 -- Returns the offset; false if some of what lies after it is gone; 0 for a stream that does not exist.
 
-local run_id, size, ttl, since = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local lineage, size, ttl, since = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local stored = redis.call('HMGET', KEYS[1], 'e', 't', 'r', 'a', 'z')
-if not stored[1] or stored[3] ~= run_id then return 0 end
+if not stored[1] or stored[3] ~= lineage then return 0 end
 local tail, kept = tonumber(stored[2]), redis.call('XLEN', KEYS[2])
 local trimmed = kept == 0 and tonumber(stored[4]) or tonumber(stored[5])
 if trimmed and trimmed >= since then return false end

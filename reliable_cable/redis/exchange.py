@@ -1,0 +1,62 @@
+"""Exchanges with Redis, each written once as a generator and run over sync and async connections.
+
+The generator yields the commands that are to be sent next, in one write, and is sent the answers to them. A Redis error
+is an answer, too: the exception itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
+
+from redis.exceptions import BusyLoadingError, ResponseError
+
+T = TypeVar("T")
+
+#: A command's name and its arguments.
+Command = Sequence[str | int | float | bytes]
+Exchange = Generator[Sequence[Command], list[Any], T]
+
+#: Exceptions that are answers of Redis, and leave the connection usable.
+ANSWERS = (ResponseError, BusyLoadingError)
+
+
+def run_exchange(connection: Any, exchange: Exchange[T]) -> T:
+    """Run an exchange over an open connection of redis-py; return its result.
+
+    Raises:
+        RedisError: the connection broke. The caller has to close it.
+        OSError: the same.
+    """
+    try:
+        commands = next(exchange)
+        while True:
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            answers: list[Any] = []
+            for _ in commands:
+                try:
+                    answers.append(connection.read_response(disconnect_on_error=False))
+                except ANSWERS as error:
+                    answers.append(error)
+            commands = exchange.send(answers)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
+    """Async twin of `run_exchange`, over an open connection of `redis.asyncio`."""
+    try:
+        commands = next(exchange)
+        while True:
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            answers: list[Any] = []
+            for _ in commands:
+                try:
+                    answers.append(await connection.read_response(disconnect_on_error=False))
+                except ANSWERS as error:
+                    answers.append(error)
+            commands = exchange.send(answers)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result

@@ -1,0 +1,25 @@
+-- Return the lineage of the data, and begin another one if the data are not the recorded ones any more (lineage.py).
+--
+-- KEYS: the record, a hash of run_id, replid, token. ARGV: the server's run_id; its master_replid; '1' if its
+--   master_replid2 is not zero; a token for a new lineage; a token that must not go on, or ''; the seconds that the record
+--   is kept.
+--
+-- A new lineage begins where another process has the data (a restart, a replica that was promoted), and where the same
+-- one was promoted again. A primary changes its master_replid also when its first replica attaches and when it frees its
+-- backlog; then master_replid2 is zero, and the data are the same.
+
+local run_id, replid, promoted, fresh, replaced = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4], ARGV[5]
+local stored = redis.call('HMGET', KEYS[1], 'run_id', 'replid', 'token')
+local token = stored[3]
+if not token then
+  -- Servers of the previous release bind epochs to the run_id itself.
+  token = run_id
+elseif stored[1] ~= run_id or (stored[2] ~= replid and promoted) or token == replaced then
+  token = fresh
+end
+if token ~= stored[3] or replid ~= stored[2] then
+  redis.call('HSET', KEYS[1], 'run_id', run_id, 'replid', replid, 'token', token)
+end
+local ttl = tonumber(ARGV[6])
+if redis.call('TTL', KEYS[1]) < ttl - 86400 then redis.call('EXPIRE', KEYS[1], ttl) end
+return token

@@ -1,0 +1,405 @@
+"""Redis that moves: a failover behind an address, a failback, and which epochs that ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import BroadcastError, StoreError
+from reliable_cable.presence.redis import RedisPresenceStore
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.redis import lineage
+from reliable_cable.redis.client import Call
+from reliable_cable.streams import redis_listener
+from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent, Transient
+from reliable_cable.streams.redis import RedisStreamStore
+from tests.stores.conftest import until
+from tests.support.faults import FaultProxy
+from tests.support.redis import RedisServer, find_binaries
+from tests.support.server import free_port
+
+pytestmark = pytest.mark.redis
+
+MakeStore = Callable[..., RedisStreamStore]
+
+
+@pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
+def primary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path / "primary", request.param, {"repl-diskless-sync-delay": "0"}) as server:
+        yield server
+
+
+@pytest.fixture
+def replica(primary: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
+    """A replica of `primary`."""
+    with RedisServer(tmp_path / "replica", primary.binary, {"repl-diskless-sync-delay": "0"}) as server:
+        server.follow(primary)
+        yield server
+
+
+@pytest.fixture
+async def address(primary: RedisServer) -> AsyncIterator[FaultProxy]:
+    """An address that leads to `primary`, until it is moved."""
+    async with FaultProxy(primary.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def make_store(address: FaultProxy, made_stores: list[Any]) -> MakeStore:
+    """Make stores that have their Redis by the address; each is like another process."""
+
+    def make(port: int | None = None, **settings: Any) -> RedisStreamStore:
+        store = RedisStreamStore(CableSettings(redis_url=f"redis://127.0.0.1:{port or address.port}/0", **settings))
+        made_stores.append(store)
+        return store
+
+    return make
+
+
+def fail_over(address: FaultProxy, old: RedisServer, new: RedisServer) -> None:
+    """Promote a replica that has everything, demote the primary, and move the address; open connections stay open."""
+    old.wait_for_replicas()
+    new.promote()
+    old.follow(new)
+    address.move(new.port)
+
+
+async def append(store: RedisStreamStore, *data: str) -> list[StreamPosition]:
+    return await store.aappend([("a", Message(text)) for text in data])
+
+
+class TestFailover:
+    async def test_writes_and_announcements_come_back_though_old_connections_stay_open(
+        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await append(store, "1")
+        await asyncio.to_thread(store.append, [("b", Message("1"))])
+        await asyncio.to_thread(fail_over, address, primary, replica)
+        opened = len(address.links)
+        assert opened >= 3, "pub/sub, async, sync"
+        assert (await append(store, "2"))[0].offset == 1
+        assert (await asyncio.to_thread(store.append, [("b", Message("2"))]))[0].offset == 1
+        await until(lambda: Advanced("a") in heard)
+        heard.clear()
+        await append(store, "3")
+        await until(lambda: heard)
+        assert [(event.offset, event.data) for event in heard if isinstance(event, Published)] == [(2, "3")]
+        await listener.close()
+
+    async def test_a_process_that_only_listens_finds_the_new_primary(
+        self,
+        primary: RedisServer,
+        replica: RedisServer,
+        address: FaultProxy,
+        make_store: MakeStore,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 0.1)
+        store, elsewhere = make_store(), make_store(replica.port)
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await listener.check()
+        await asyncio.to_thread(fail_over, address, primary, replica)
+        await append(elsewhere, "1")
+        await until(lambda: Advanced("a") in heard)
+        await until(lambda: store.client.pubsubs[asyncio.get_running_loop()].connected)
+        assert (await store.aread("a", after=0, limit=10)).tail == 1
+        await until(lambda: replica.cli("PUBSUB", "NUMSUB", store.channel("a"))[1] == 1)
+        await append(elsewhere, "2")
+        await until(lambda: any(isinstance(event, Published) and event.data == "2" for event in heard))
+        await listener.close()
+
+    async def test_a_transient_message_is_not_given_to_a_replica(
+        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
+    ) -> None:
+        store, elsewhere = make_store(), make_store(replica.port)
+        await store.apublish_transient("a", Message("0"))
+        await asyncio.to_thread(fail_over, address, primary, replica)
+        heard: list[StreamEvent] = []
+        listener = elsewhere.listen(heard.append)
+        await listener.subscribe("a")
+        await store.apublish_transient("a", Message("1"))
+        await until(lambda: heard)
+        assert heard == [Transient("a", "1")]
+        await listener.close()
+
+    async def test_while_there_is_no_primary_a_broadcast_fails_cleanly(
+        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        await append(store, "1")
+        await asyncio.to_thread(fail_over, address, primary, replica)
+        address.move(primary.port)
+        with pytest.raises(BroadcastError, match=r"Nothing was broadcast.*a replica"):
+            await append(store, "2")
+        with pytest.raises(StoreError):
+            await store.aposition("a")
+        address.move(replica.port)
+        assert [position.offset for position in await append(store, "3")] == [1]
+
+    async def test_a_server_that_has_lost_its_primary_is_left_by_readers_too(
+        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        await append(store, "1")
+        await asyncio.to_thread(primary.wait_for_replicas)
+        replica.promote()
+        primary.cli("CONFIG", "SET", "replica-serve-stale-data", "no")
+        primary.cli("REPLICAOF", "127.0.0.1", free_port())
+        address.move(replica.port)
+        assert await store.aposition("a") == StreamPosition("", 0)
+        assert [position.offset for position in await append(store, "2")] == [1]
+
+    async def test_a_server_that_loads_its_data_for_long_is_left(
+        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        await append(store, "1")
+        await asyncio.to_thread(primary.wait_for_replicas)
+        replica.promote()
+        # A write of its own makes it load a full copy; between two keys it sometimes answers.
+        primary.cli("SET", "own", "")
+        replica.cli("CONFIG", "SET", "rdbcompression", "no")
+        replica.cli("EVAL", "for key = 1, 100 do redis.call('SET', key, string.rep('x', 200000)) end", 0)
+        primary.cli("CONFIG", "SET", "key-load-delay", "40000")
+        primary.cli("REPLICAOF", "127.0.0.1", replica.port)
+        await until(lambda: primary.cli("INFO", "persistence")["loading"])
+        address.move(replica.port)
+        assert [position.offset for position in await append(store, "2")] == [1]
+
+    async def test_a_primary_without_enough_replicas_refuses_without_a_storm_of_connections(
+        self, primary: RedisServer, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        (before,) = await append(store, "1")
+        primary.cli("CONFIG", "SET", "min-replicas-to-write", "1")
+        opened = primary.cli("INFO", "stats")["total_connections_received"]
+        for _ in range(100):
+            with pytest.raises(BroadcastError, match="Nothing was broadcast"):
+                await append(store, "2")
+        assert primary.cli("INFO", "stats")["total_connections_received"] - opened < 50
+        assert (await store.aread("a", after=0, limit=10)).tail == 1
+        primary.cli("CONFIG", "SET", "min-replicas-to-write", "0")
+        assert await append(store, "3") == [StreamPosition(before.epoch, 2)]
+
+    async def test_a_connection_has_a_greatest_age(
+        self,
+        primary: RedisServer,
+        replica: RedisServer,
+        address: FaultProxy,
+        make_store: MakeStore,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        # The old primary was left behind, and does not know.
+        monkeypatch.setattr(lineage, "GREATEST_AGE", 0)
+        store = make_store()
+        await append(store, "1")
+        await asyncio.to_thread(store.append, [("b", Message("1"))])
+        replica.promote()
+        address.move(replica.port)
+        await append(store, "2")
+        await asyncio.to_thread(store.append, [("b", Message("2"))])
+        assert (await make_store(replica.port).aread("a", after=0, limit=10)).entries[-1].data == "2"
+        assert (await make_store(replica.port).aread("b", after=0, limit=10)).entries[-1].data == "2"
+
+
+class TestLineage:
+    async def test_no_position_is_given_twice_over_a_promotion_and_a_failback_without_a_restart(
+        self,
+        primary: RedisServer,
+        replica: RedisServer,
+        address: FaultProxy,
+        make_store: MakeStore,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(lineage, "LEAVE_INTERVAL", 0)
+        stores = [make_store(), make_store()]
+        given: dict[StreamPosition, str] = {}
+
+        async def broadcast(count: int) -> set[str]:
+            epochs = set()
+            for number in range(count):
+                data = str(len(given))
+                (position,) = await append(stores[number % 2], data)
+                assert given.setdefault(position, data) == data
+                epochs.add(position.epoch)
+            return epochs
+
+        first = await broadcast(4)
+        await asyncio.to_thread(primary.wait_for_replicas)
+        replica.promote()
+        await broadcast(4)  # to the old primary, which does not know yet
+        await asyncio.to_thread(primary.follow, replica)
+        address.move(replica.port)
+        second = await broadcast(4)
+        await asyncio.to_thread(fail_over, address, replica, primary)
+        third = await broadcast(4)
+        assert [len(first), len(second), len(third)] == [1, 1, 1]
+        assert len(first | second | third) == 3
+        assert len(given) == 16
+
+    async def test_a_promoted_server_that_nobody_wrote_to_meanwhile_begins_new_epochs(
+        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
+    ) -> None:
+        (before,) = await append(make_store(primary.port), "1")
+        primary.cli("REPLICAOF", "127.0.0.1", replica.port)
+        primary.promote()
+        (after,) = await append(make_store(primary.port), "2")
+        assert (after.offset, after.epoch != before.epoch) == (1, True)
+
+    async def test_data_that_come_back_begin_new_epochs(
+        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
+    ) -> None:
+        # The address went to the replica and back; the old primary noticed nothing, and its clients were elsewhere.
+        store = make_store()
+        (first,) = await append(store, "1")
+        replica.promote()
+        address.move(replica.port)
+        address.cut()
+        (second,) = await append(store, "2")
+        address.move(primary.port)
+        address.cut()
+        (third,) = await append(store, "3")
+        assert len({first.epoch, second.epoch, third.epoch}) == 3
+        assert await append(make_store(), "4") == [StreamPosition(third.epoch, 2)], "everyone agrees"
+
+    async def test_data_that_were_replaced_under_an_open_connection_are_noticed(
+        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
+    ) -> None:
+        # Demoted, filled with the other's data, and promoted again, while nothing was sent.
+        store = make_store(primary.port)
+        (first,) = await append(store, "1")
+        await asyncio.to_thread(primary.wait_for_replicas)
+        replica.promote()
+        (second,) = await append(make_store(replica.port), "2")
+        await asyncio.to_thread(primary.follow, replica)
+        primary.promote()
+        assert await store.aposition("a") == StreamPosition("", 0)
+        (third,) = await append(store, "3")
+        assert len({first.epoch, second.epoch, third.epoch}) == 3
+        assert await append(make_store(primary.port), "4") == [StreamPosition(third.epoch, 2)]
+
+    async def test_presence_ends_with_the_lineage(
+        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, made_stores: list[Any]
+    ) -> None:
+        presence = RedisPresenceStore(CableSettings(redis_url=f"redis://127.0.0.1:{address.port}/0"))
+        made_stores.append(presence)
+        await presence.ajoin("a", "session", "me", {})
+        before = (await presence.ainfo("a")).incarnation
+        await asyncio.to_thread(fail_over, address, primary, replica)
+        after = (await presence.arefresh({"a": ["session"]})).incarnations["a"]
+        assert len({before, after, ""}) == 3
+
+    async def test_replicas_that_come_and_go_end_no_epoch(
+        self, primary: RedisServer, make_store: MakeStore, tmp_path: Path
+    ) -> None:
+        store = make_store()
+        (first,) = await append(store, "1")
+        replid = primary.cli("INFO", "replication")["master_replid"]
+        primary.cli("CONFIG", "SET", "repl-backlog-ttl", "1")
+        with RedisServer(tmp_path / "late", primary.binary) as late:
+            await asyncio.to_thread(late.follow, primary)
+            attached = primary.cli("INFO", "replication")["master_replid"]
+            assert attached != replid
+            assert await append(make_store(), "2") == [StreamPosition(first.epoch, 2)]
+        await until(lambda: primary.cli("INFO", "replication")["master_replid"] != attached)
+        assert await append(make_store(), "3") == [StreamPosition(first.epoch, 3)]
+        assert await append(store, "4") == [StreamPosition(first.epoch, 4)]
+
+    async def test_a_server_of_the_previous_release_agrees_about_the_epochs(
+        self, primary: RedisServer, make_store: MakeStore
+    ) -> None:
+        # It binds them to the run_id, knows no record of the lineage, and adds entries with fewer fields.
+        store = make_store()
+        meta, log, _ = store.keys("a")
+        run_id = primary.cli("INFO", "server")["run_id"]
+        now = f"{await store.atime():.6f}"
+        primary.cli("HSET", meta, "n", "a", "e", "old", "t", 1, "r", run_id, "a", now, "z", "", "k", "")
+        primary.cli("XADD", log, "1-0", "d", "1", "c", now, "x", "", "u", "0.1")
+        assert await append(store, "2") == [StreamPosition("old", 2)]
+        assert primary.cli("HGET", meta, "r") == run_id
+        page = await store.aread("a", after=0, limit=10)
+        assert [(entry.offset, entry.data) for entry in page.entries] == [(1, "1"), (2, "2")]
+
+    async def test_all_epochs_end_at_once(
+        self, primary: RedisServer, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store, other = make_store(), make_store()
+        heard: list[StreamEvent] = []
+        listener = other.listen(heard.append)
+        await listener.subscribe("a")
+        await other.aappend([("a", Message("1")), ("b", Message("1"))])
+        await until(lambda: heard)
+        heard.clear()
+        before = await other.aposition("a")
+        assert await asyncio.to_thread(store.forget_all) == 2
+        assert await store.tails(["a", "b"]) == {"a": StreamPosition("", 0), "b": StreamPosition("", 0)}
+        await listener.check()
+        assert heard == [Advanced("a")]
+        assert (await other.aread("a", after=0, limit=10)).epoch == ""
+        (after,) = await append(other, "2")
+        assert (after.offset, after.epoch != before.epoch) == (1, True)
+        await listener.close()
+
+    async def test_the_record_is_written_only_when_something_changed(
+        self, primary: RedisServer, make_store: MakeStore
+    ) -> None:
+        await append(make_store(), "1")
+        primary.cli("CONFIG", "RESETSTAT")
+        await make_store().client.arun(Call("PING"))
+        assert not {"cmdstat_hset", "cmdstat_expire"} & set(primary.cli("INFO", "commandstats"))
+
+
+class TestFence:
+    async def test_everything_that_was_announced_before_has_been_delivered(self, make_store: MakeStore) -> None:
+        store = make_store()
+        heard: list[StreamEvent] = []
+        listener = store.listen(heard.append)
+        await listener.subscribe("a")
+        await append(store, *map(str, range(300)))
+        await listener.fence()
+        assert len(heard) == 300
+        await listener.close()
+
+    async def test_it_returns_when_the_connection_is_lost(self, address: FaultProxy, make_store: MakeStore) -> None:
+        listener = make_store().listen(lambda event: None)
+        await listener.subscribe("a")
+        address.stall()
+        fence = asyncio.create_task(listener.fence())
+        await asyncio.sleep(0)
+        assert not fence.done()
+        address.cut()
+        await fence
+        address.resume()
+        await listener.close()
+
+    async def test_a_connection_that_does_not_answer_is_given_up(
+        self, address: FaultProxy, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("reliable_cable.redis.pubsub.FENCE_TIMEOUT", 0.1)
+        heard: list[StreamEvent] = []
+        listener = make_store().listen(heard.append)
+        await listener.subscribe("a")
+        address.stall()
+        await listener.fence()
+        address.resume()
+        await until(lambda: heard)
+        assert heard == [Advanced("a")], "what was on its way is to be read"
+        await listener.close()
+
+    async def test_without_a_connection_there_is_nothing_to_wait_for(
+        self, primary: RedisServer, make_store: MakeStore
+    ) -> None:
+        listener = make_store().listen(lambda event: None)
+        await listener.fence()
+        await listener.close()
