@@ -18,8 +18,8 @@ from reliable_cable.readers import Reader
 from reliable_cable.session import CableSession
 from reliable_cable.subscription import Subscription
 
-from .test_pace import HANDSHAKE, Uvicorn, clock, until
-from .wire import Client, identifier
+from .test_pace import HANDSHAKE, Uvicorn, clock
+from .wire import Client, identifier, until
 
 KINDS = (CableConsumer, CableSession, Channel, Execution, Outbox, Reader, Subscription)
 
