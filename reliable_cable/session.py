@@ -170,10 +170,18 @@ class CableSession:
         if self.resumable:
             self.hub.sessions.changed(self)
 
-    async def save(self) -> None:
-        """What a restore needs has changed: keep that before anybody sees the effect."""
-        if self.resumable:
-            await self.hub.sessions.save(self)
+    async def save(self) -> bool:
+        """Save what a restore needs, before the client sees the effect of a change.
+
+        Returns:
+            Whether the client may see the effect. False: the change could not be saved. The client is sent away, and
+            forgets its session: a restore on another server would bring back the state before the change.
+        """
+        if not self.resumable or await self.hub.sessions.save(self):
+            return True
+        logger.warning("A session could not be saved; its client is sent away to subscribe afresh.")
+        self.disconnect(DisconnectReason.REMOTE, reconnect=True)
+        return False
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
