@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
+from reliable_cable.clock import StoreClock
 from reliable_cable.exceptions import StoreError
 from reliable_cable.identity import Identity
 
@@ -61,10 +62,12 @@ class SessionService:
 
     Args:
         store: keeps the records.
+        clock: the store's, by which records tell times; None: a new one.
     """
 
-    def __init__(self, store: SessionStore) -> None:
+    def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
         self.store = store
+        self._clock = clock or StoreClock(store)
         self.enabled = store.settings.sessions_ttl > 0
         self._live: dict[str, LiveSession] = {}
         self._changed: dict[str, LiveSession] = {}
@@ -300,6 +303,7 @@ class SessionService:
 
     async def _write(self) -> None:
         async with self._lock:
+            await self._clock.ready()
             self._next_write = None
             savers, self._savers = self._savers, []
             saved = False

@@ -9,7 +9,7 @@ import random
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -264,6 +264,10 @@ class RedisStreamStore(StreamStore):
         return Call(
             "prune", self.keys(stream), [self.now(), policy.history_size, policy.history_ttl, int(IDLE_STREAM_TTL)]
         )
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clock of Redis."""
+        return {"Redis": self.time}
 
     def problems(self) -> list[str]:
         """Say what about Redis breaks promises."""
