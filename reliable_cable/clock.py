@@ -66,6 +66,7 @@ class StoreClock:
 
     Args:
         store: whose clock it is.
+        threads: False: no thread measures, so that tests in transactions have no second database connection.
         monotonic: this process's clock that does not step, in seconds.
         host: this host's clock, in seconds since 1970.
     """
@@ -74,10 +75,12 @@ class StoreClock:
         self,
         store: Timed,
         *,
+        threads: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
         host: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._threads = threads
         self._monotonic = monotonic
         self._host = host
         #: What is to be added to the monotonic clock, and when that was measured; None: not yet.
@@ -181,7 +184,7 @@ class StoreClock:
 
     def _measure_soon(self) -> None:
         with self._lock:
-            if self._keepers or (self._thread is not None and self._thread.is_alive()):
+            if not self._threads or self._keepers or (self._thread is not None and self._thread.is_alive()):
                 return
             thread = threading.Thread(
                 target=_measure_while_used, args=[weakref.ref(self)], name="cable-clock", daemon=True

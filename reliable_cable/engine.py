@@ -55,8 +55,8 @@ class Engine:
     session_clock: StoreClock = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stream_clock", StoreClock(self.streams))
-        object.__setattr__(self, "session_clock", StoreClock(self.sessions))
+        for name, store in (("stream_clock", self.streams), ("session_clock", self.sessions)):
+            object.__setattr__(self, name, StoreClock(store, threads=store.settings.handler_threads > 0))
 
     async def aclose(self) -> None:
         """Release what the stores hold on the running event loop; they may be used again."""

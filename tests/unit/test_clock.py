@@ -180,6 +180,11 @@ class TestAThread:
             world.store_clock.now()
         world.true_time += IDLE_TIME + 1
 
+    def test_is_not_made_where_everything_is_to_stay_in_the_callers_thread(self, world: World) -> None:
+        bound = StoreClock(world, threads=False, monotonic=world.monotonic, host=world.clock)
+        assert bound.now() == pytest.approx(world.clock() - MARGIN)
+        assert bound._thread is None
+
     def test_ends_with_the_clock(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(clock, "INTERVAL", 0.001)
         world.store_clock.now()

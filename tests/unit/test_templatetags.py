@@ -17,10 +17,16 @@ from django.template import engines
 from django.test import Client, RequestFactory, override_settings
 from django.urls import path
 
+from reliable_cable import Channel
+from reliable_cable.broadcasting import abroadcast
+from reliable_cable.channel import registry
 from reliable_cable.clock import MARGIN
+from reliable_cable.conf import CableSettings
 from reliable_cable.engine import get_engine
 from reliable_cable.signing import verify_stream_name
 from reliable_cable.streams.memory import MemoryStreamStore
+
+from . import wire
 
 
 def render(source: str, context: dict[str, Any] | None = None, request: HttpRequest | None = None) -> str:
@@ -34,14 +40,18 @@ def stamp(source: str, context: dict[str, Any] | None = None) -> int:
 
 def far_time() -> float:
     """Return the time by the clock of the server that `FarStore` stands for."""
-    return time.time() + 1000
+    return time.time() + FarStore.ahead
 
 
 class FarStore(MemoryStreamStore):
-    """Has its times from a server, which answers while `answers` is set."""
+    """Has its times from a server, which answers while `answers` is set, and whose clock is ahead of this host's."""
 
     answers = threading.Event()
     answers.set()
+    ahead = 1000.0
+
+    def __init__(self, settings: CableSettings) -> None:
+        super().__init__(settings, clock=far_time)
 
     def time(self) -> float:
         self.answers.wait(10)
@@ -59,6 +69,11 @@ FAR = {
         "sessions": "reliable_cable.sessions.memory.MemorySessionStore",
     }
 }
+
+
+class News(Channel, abstract=True):
+    async def subscribed(self) -> None:
+        self.stream_from("news")
 
 
 def page(request: HttpRequest) -> HttpResponse:
@@ -101,6 +116,22 @@ class TestMetaTags:
                 assert stamp("{% cable_meta_tags %}") <= time.time() - MARGIN
             finally:
                 FarStore.answers.set()
+
+    async def test_what_is_broadcast_between_the_page_and_the_subscribe_is_not_lost(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(FarStore, "ahead", -5.0)
+        monkeypatch.setitem(registry, "News", [News])
+        with override_settings(RELIABLE_CABLE=FAR):
+            get_engine().stream_clock.measure()
+            since = stamp("{% cable_meta_tags %}")
+            for number in (1, 2, 3):
+                await abroadcast("news", number)
+            monkeypatch.setattr(FarStore, "ahead", 5.0)  # ten seconds pass
+            async with wire.Client() as client:
+                await client.subscribe(wire.identifier("News"), history={"since": since})
+                assert [(await client.receive())["message"] for _ in range(3)] == [1, 2, 3]
+                assert (await client.receive())["type"] == "confirm_history"
 
     def test_the_url_can_be_given(self) -> None:
         assert 'content="wss://example.org/ws?a=1&amp;b=2"' in render(
