@@ -76,6 +76,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     #: The connection, from the welcome on.
     session: CableSession | None = None
 
+    #: When that was found out, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
     _rejected = False
     #: Messages of the channel layer wait for it.
@@ -102,7 +103,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection."""
         # The middlewares have just looked up who it is.
-        self._authenticated = get_hub().engine.sessions.clock()
+        self._authenticated = get_hub().engine.session_clock.moment()
         self.scope = scope
         self.base_send = send
         self.user = scope.get("user")
@@ -162,7 +163,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             self,
             subprotocol=subprotocol,
             identity=identity_of(self, self.identified_by),
-            authenticated=self._authenticated,
+            authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             connection=connection,
         )

@@ -42,7 +42,7 @@ def revocation(condition: Identity, at: float, *, reconnect: bool) -> Message:
 
     Args:
         condition: the identifiers that they all have.
-        at: connections that were authenticated before, in seconds since 1970.
+        at: connections that were authenticated before, by the session store's clock, in seconds since 1970.
         reconnect: whether their clients are to come back.
     """
     return Message(json.dumps({"revoke": dict(condition), "at": at, "reconnect": reconnect}))
@@ -50,6 +50,8 @@ def revocation(condition: Identity, at: float, *, reconnect: bool) -> Message:
 
 class Control:
     """One hub's part of it: hears control messages while the hub has connections, and announces takeovers.
+
+    It also keeps the stores' clocks measured while the hub has connections.
 
     Args:
         hub: whose connections it closes.
@@ -59,6 +61,7 @@ class Control:
         self._hub = hub
         self._uses = 0
         self._following: asyncio.Task[HubStream] | None = None
+        self._measuring: list[asyncio.Task[None]] = []
         #: What was revoked of late, by condition, for connections that were not ready yet: when, and `reconnect`.
         self._revoked: OrderedDict[str, tuple[float, bool]] = OrderedDict()
         self._takeovers: list[tuple[str, str]] = []
@@ -71,12 +74,17 @@ class Control:
         """A connection comes: hear, from now on and what is kept of before."""
         self._uses += 1
         if self._following is None:
-            self._following = asyncio.get_running_loop().create_task(self._follow(), name="cable-control")
+            loop = asyncio.get_running_loop()
+            self._following = loop.create_task(self._follow(), name="cable-control")
+            clocks = (self._hub.engine.session_clock, self._hub.engine.stream_clock)
+            self._measuring = [loop.create_task(clock.keep(), name="cable-clock") for clock in clocks]
 
     def release(self) -> None:
         """A connection has gone; after the last one, there is nothing to be closed."""
         self._uses -= 1
         if self._uses == 0 and self._following is not None:
+            for measuring in self._measuring:
+                measuring.cancel()
             following, self._following = self._following, None
             if following.done():
                 self._hub.unfollow(following.result())
@@ -85,6 +93,8 @@ class Control:
 
     async def _follow(self) -> HubStream:
         failing = False
+        # Revocations are compared with times of connections by this clock.
+        await self._hub.engine.session_clock.ready()
         while True:
             try:
                 return await self._hub.follow(CONTROL_STREAM, self)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from .clock import StoreClock
 from .conf import ENGINE_PARTS, CableSettings, get_settings
 from .presence.base import PresenceStore
 from .sessions.base import SessionStore
@@ -40,11 +41,22 @@ _INTERFACES: Mapping[str, type] = {"streams": StreamStore, "presence": PresenceS
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What keeps streams, presence and sessions."""
+    """What keeps streams, presence and sessions.
+
+    Attributes:
+        stream_clock: the time by the clock of the stream store.
+        session_clock: the time by the clock of the session store.
+    """
 
     streams: StreamStore
     presence: PresenceStore
     sessions: SessionStore
+    stream_clock: StoreClock = field(init=False)
+    session_clock: StoreClock = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, store in (("stream_clock", self.streams), ("session_clock", self.sessions)):
+            object.__setattr__(self, name, StoreClock(store, threads=store.settings.handler_threads > 0))
 
     async def aclose(self) -> None:
         """Release what the stores hold on the running event loop; they may be used again."""

@@ -258,9 +258,9 @@ class Execution:
         except Exception:
             logger.exception("A stream of %s could not be opened.", subscription.identifier)
             subscription.settle()
-        if reply.streams or reply.changed:
-            # A restore, on whatever server, must know all whose effect the client has seen.
-            await self.session.save()
+        # A restore, on whatever server, must know all whose effect the client has seen.
+        if (reply.streams or reply.changed) and not await self.session.save():
+            return
         self._transmit(subscription.identifier, reply)
         if reply.rejected:
             await self._unsubscribe(subscription)
@@ -289,9 +289,8 @@ class Execution:
         """Run a handler after its check; return what it recorded, REFUSED if the check said no, None if one raised."""
         reply, failed = await run_recorded(channel, name, handler, check)
         if failed:
-            if reply.changed:
-                await self.session.save()
-            self._transmit(channel.identifier, reply)
+            if not reply.changed or await self.session.save():
+                self._transmit(channel.identifier, reply)
             return None
         return reply
 

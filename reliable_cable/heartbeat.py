@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from .protocol import messages
@@ -30,9 +31,14 @@ class Pinged(Protocol):
 
 
 class Heartbeat:
-    """Pings connections, each at its own interval. Used from one event loop."""
+    """Pings connections, each at its own interval. Used from one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        clock: tells the time that a ping carries, in seconds since 1970.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         #: Who is due at a tick: a connection costs an entry here, and no timer of its own.
         self._due: dict[int, set[Pinged]] = {}
         self._tick = 0
@@ -69,7 +75,7 @@ class Heartbeat:
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
         # A loop that was busy has missed ticks.
         now = max(int(loop.time() / TICK), self._tick + 1)
-        frame = Frame(messages.ping(time.time()))
+        frame = Frame(messages.ping(self._clock()))
         for tick in range(self._tick + 1, now + 1):
             for connection in self._due.pop(tick, ()):
                 try:

@@ -66,8 +66,9 @@ class Hub:
         #: The connection that has, or continues, a session, by each of its present and former ids.
         self.holders: dict[str, CableSession] = {}
         self.presence = PresenceService(engine.presence, self._send_presence)
-        self.sessions = SessionService(engine.sessions)
-        self.heartbeat = Heartbeat()
+        self.sessions = SessionService(engine.sessions, engine.session_clock)
+        # Clients send the time of a ping back as `since`.
+        self.heartbeat = Heartbeat(engine.stream_clock.now)
         self.pages = Pages(engine.streams)
         self.turns = Turns(TURN)
         self._streams: dict[str, HubStream] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -158,7 +157,7 @@ class Membership:
         """After a restore: take the member over, and make the client's list right by joins and leaves.
 
         Args:
-            left_at: when the session was left, by this server's clock.
+            left_at: when the session was left, by the session store's clock.
         """
         stream = self._stream
         if stream is None:
@@ -172,7 +171,8 @@ class Membership:
         self._subscription.announce()
         if self._restored is None:
             return
-        gone = await self._service.store.aleft_within(stream, max(time.time() - left_at, 0) + UNHEARD_TIME)
+        away = max(self._session.hub.engine.session_clock.now() - left_at, 0)
+        gone = await self._service.store.aleft_within(stream, away + UNHEARD_TIME)
         info, self._list = await self._service.lists.ask(stream)
         if info.incarnation != self._restored:
             # Who left is not known any more: the client comes back once more, and starts this list afresh.

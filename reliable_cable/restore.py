@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ def make_record(session: CableSession) -> SessionRecord:
         {
             "sids": list(session.former),
             "alive": not session.closed,
-            "left_at": time.time(),
+            "left_at": session.hub.engine.session_clock.now(),
             # The client subscribes afresh, with its own request, to what is left out.
             "subscriptions": [each.record() for each in session.subscriptions.values() if each.restorable],
         },

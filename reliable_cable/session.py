@@ -42,12 +42,13 @@ class CableSession:
         consumer: what channels see as `self.connection`.
         subprotocol: what was agreed on.
         identity: whose connection it is.
-        authenticated: when that was found out, by the session store's clock.
+        authenticated_at: when that was found out, by the monotonic clock of `Engine.session_clock`.
         ping_interval: seconds.
         connection: what is known of the server's transport.
     """
 
     __slots__ = (
+        "_authenticated_at",
         "_bad_frames",
         "_closing",
         "_connection",
@@ -55,7 +56,6 @@ class CableSession:
         "_last_pong",
         "_listening",
         "announcing",
-        "authenticated",
         "closed",
         "consumer",
         "execution",
@@ -77,14 +77,14 @@ class CableSession:
         *,
         subprotocol: Subprotocol,
         identity: Identity,
-        authenticated: float,
+        authenticated_at: float,
         ping_interval: float,
         connection: Connection,
     ) -> None:
         self.hub = hub
         self.consumer = consumer
         self.extended = subprotocol.extended
-        self.authenticated = authenticated
+        self._authenticated_at = authenticated_at
         self._identity = tuple(identity.items())
         #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
         self.sids: tuple[str, ...] = (secrets.token_urlsafe(18),)
@@ -120,6 +120,11 @@ class CableSession:
     def identity(self) -> Identity:
         """Whose connection it is."""
         return dict(self._identity)
+
+    @property
+    def authenticated(self) -> float:
+        """When the identity was found out, by the session store's clock, as far as that is known now."""
+        return self.hub.engine.session_clock.at(self._authenticated_at)
 
     @property
     def sid(self) -> str:
@@ -170,10 +175,18 @@ class CableSession:
         if self.resumable:
             self.hub.sessions.changed(self)
 
-    async def save(self) -> None:
-        """What a restore needs has changed: keep that before anybody sees the effect."""
-        if self.resumable:
-            await self.hub.sessions.save(self)
+    async def save(self) -> bool:
+        """Save what a restore needs, before the client sees the effect of a change.
+
+        Returns:
+            Whether the client may see the effect. False: the change could not be saved. The client is sent away, and
+            forgets its session: a restore on another server would bring back the state before the change.
+        """
+        if not self.resumable or await self.hub.sessions.save(self):
+            return True
+        logger.warning("A session could not be saved; its client is sent away to subscribe afresh.")
+        self.disconnect(DisconnectReason.REMOTE, reconnect=True)
+        return False
 
     # -- reading ----------------------------------------------------------------------------------------------------
 

@@ -316,8 +316,8 @@ class Subscription:
         return pages
 
     def _server_since(self, since: float) -> float:
-        """Return a client's `since` by a clock that is not ahead of ours (7)."""
-        now = self.hub.engine.streams.clock()
+        """Return a client's `since` by a clock that is not ahead of the store's (7)."""
+        now = self.hub.engine.stream_clock.now()
         return since if since <= now else now - self.session.ping_interval
 
     async def _send_pages(self, readers: Sequence[Reader], pages: dict[Reader, StreamPage]) -> bool:

@@ -18,6 +18,12 @@ T = TypeVar("T")
 UNHEARD_TIME: Final = 60.0
 
 
+#: The part of PRESENCE_TTL without a call of `expire`, by any process, that counts as an outage. Each process refreshes
+#: its members and then calls `expire` every third of PRESENCE_TTL. So the part must be greater than a third, and less
+#: than the two thirds that a member has left at its next refresh.
+OUTAGE_PART: Final = 0.5
+
+
 @dataclass(frozen=True, slots=True)
 class PresenceEvent:
     """Someone came to a stream, or left it (PROTOCOL.md, 14)."""
@@ -121,6 +127,11 @@ class PresenceStore(ABC):
         self.clock = clock
 
     @property
+    def outage(self) -> float:
+        """The seconds without any call of `expire` that mean that sessions could not be refreshed."""
+        return self.settings.presence_ttl * OUTAGE_PART
+
+    @property
     def memory(self) -> float:
         """The seconds for which it is remembered who left."""
         return self.settings.sessions_ttl + UNHEARD_TIME
@@ -156,7 +167,11 @@ class PresenceStore(ABC):
 
     @abstractmethod
     def expire(self) -> list[PresenceEvent]:
-        """Remove the sessions whose time is over, of all streams, and return the leaves that this caused."""
+        """Remove the sessions whose time is over, of all streams, and return the leaves that this caused.
+
+        To be called by each process about as often as `refresh`, and after it. If no process called this for `outage`
+        seconds, then sessions could not be refreshed: nothing is removed for one `presence_ttl` from then on.
+        """
 
     @abstractmethod
     def info(self, stream: str, *, records: bool = True, overdue: bool = True) -> PresenceInfo:

@@ -37,8 +37,7 @@ class _Stream:
 class MemoryPresenceStore(PresenceStore):
     """Keeps who is there in dicts; it ends with the process.
 
-    Only `expire` removes sessions whose time is over: until then they are there. So a process that was suspended finds
-    its members still present, and can refresh them before anything else happens.
+    Only `expire` removes sessions whose time is over: until then they are there, and can be refreshed.
     """
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
@@ -48,6 +47,9 @@ class MemoryPresenceStore(PresenceStore):
         # (stream, session) -> (id, deadline), in the order of deadlines: whatever gets a new one goes to the end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         self._tombstones: deque[tuple[float, str, str]] = deque()
+        #: When `expire` last left sessions behind, and until when it removes nothing after an outage.
+        self._swept_at: float | None = None
+        self._grace = 0.0
         self._listeners: set[MemoryPresenceListener] = set()
         self._lock = threading.Lock()
 
@@ -81,8 +83,13 @@ class MemoryPresenceStore(PresenceStore):
         events: list[PresenceEvent] = []
         with self._lock:
             now = self.clock()
-            for key in self._overdue():
-                events += self._remove(key)
+            if self._swept_at is not None and now - self._swept_at > self.outage:
+                # The process stood still, with all of its event loops.
+                self._grace = now + self.settings.presence_ttl
+            if now >= self._grace:
+                for key in self._overdue():
+                    events += self._remove(key)
+            self._swept_at = now if self._sessions else None
             self._forget_left(now)
         return events
 

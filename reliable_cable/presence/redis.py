@@ -43,6 +43,7 @@ class RedisPresenceStore(PresenceStore):
         self._clock = clock
         self.client = client_for(settings)
         self._index = f"{settings.key_prefix}:presence"
+        self._sweeps = f"{settings.key_prefix}:presence-sweeps"
 
     def channel(self, stream: str) -> str:
         """Return the pub/sub channel of a stream."""
@@ -119,7 +120,7 @@ class RedisPresenceStore(PresenceStore):
             due = _names(self.client.run(self._due())[0])
             if not due:
                 break
-            events += _events(due, self.client.run(*self._sweeps(due)))
+            events += _events(due, self.client.run(*self._expire(due)))
         return events
 
     async def aexpire(self) -> list[PresenceEvent]:
@@ -129,13 +130,13 @@ class RedisPresenceStore(PresenceStore):
             due = _names((await self.client.arun(self._due()))[0])
             if not due:
                 break
-            events += _events(due, await self.client.arun(*self._sweeps(due)))
+            events += _events(due, await self.client.arun(*self._expire(due)))
         return events
 
     def _due(self) -> Call:
-        return Call("due", [self._index], [self._now(), BATCH])
+        return Call("due", [self._index, self._sweeps], [self._now(), BATCH, self.settings.presence_ttl, self.outage])
 
-    def _sweeps(self, streams: Iterable[str]) -> list[Call]:
+    def _expire(self, streams: Iterable[str]) -> list[Call]:
         return [self._call("expire", stream, SWEEP_SIZE) for stream in streams]
 
     # -- reading ------------------------------------------------------------------------------------------------------

@@ -24,6 +24,9 @@ logger = logging.getLogger("reliable_cable")
 #: How often a member is refreshed within its time to live: two rounds may fail.
 ROUNDS_PER_TTL: Final = 3
 
+#: Seconds between rounds while the store is away, at most.
+RETRY_DELAY: Final = 1.0
+
 #: Rounds after the last member was let go: one time to live, and one round more for whatever clocks disagree about.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
@@ -90,7 +93,7 @@ class PresenceService:
     """Keeps the sessions of live connections present, removes those of dead ones, and sends the signals.
 
     Used from one event loop. Its rounds run while there is something to keep or to watch, or still to expire. A store
-    that fails is asked again in the next round: a join that failed is made then.
+    that fails is soon asked again: a join that failed is made then.
 
     Args:
         store: where the sessions are.
@@ -114,12 +117,7 @@ class PresenceService:
         self._joining = 0
         self._left: set[tuple[str, str]] = set()
         self._rounds_left = 0
-        #: Rounds until this process removes the sessions of others again, after the store was away: they could not be
-        #: refreshed meanwhile, and will be first.
-        self._lenient = 0
         self._failing = False
-        #: When the last round was, by the loop's clock; None: rounds have just begun.
-        self._last_round: float | None = None
         self._rounds: asyncio.Task[None] | None = None
         self._stopped = False
         self._signals: deque[PresenceEvent] = deque()
@@ -193,7 +191,6 @@ class PresenceService:
 
     async def round(self) -> None:
         """Refresh what is held, all at once, join again what is lost, and remove what is over, whoever held it."""
-        loop = asyncio.get_running_loop()
         try:
             held: dict[str, list[str]] = {stream: [] for stream in self.lists.streams}
             for stream, session in self._held:
@@ -202,13 +199,7 @@ class PresenceService:
                 refreshed = await self.store.arefresh(held)
                 await self._join_again(refreshed.unknown)
                 self.lists.check(refreshed.incarnations)
-            former, self._last_round = self._last_round, loop.time()
-            if former is not None and self._last_round - former > 2 * self._interval:
-                self._lenient = ROUNDS_PER_TTL  # the store was slow, perhaps for all, or this process was suspended
-            if self._lenient:
-                self._lenient -= 1
-            else:
-                self._announce(await self.store.aexpire())
+            self._announce(await self.store.aexpire())
         except Exception as error:
             self._failed(error)
         else:
@@ -217,10 +208,9 @@ class PresenceService:
                 logger.info("Presence is refreshed again.")
 
     def _failed(self, error: Exception) -> None:
-        self._lenient = ROUNDS_PER_TTL
         log = logger.debug if self._failing else logger.error
-        log("Presence could not be refreshed; trying again in each round.", exc_info=error)
         self._failing = True
+        log("Presence could not be refreshed; trying again every %.1f s.", self._delay, exc_info=error)
 
     async def _join_again(self, unknown: Iterable[tuple[str, str]]) -> None:
         """Join what the store does not know, and what it may not know."""
@@ -256,19 +246,20 @@ class PresenceService:
     def _run_rounds(self) -> None:
         self._rounds_left = LAST_ROUNDS
         if self._rounds is None and not self._stopped:
-            self._last_round = None
             self._rounds = asyncio.get_running_loop().create_task(self._make_rounds())
 
     @property
-    def _interval(self) -> float:
-        return self.store.settings.presence_ttl / ROUNDS_PER_TTL
+    def _delay(self) -> float:
+        """The seconds until the next round: fewer while the store is away, so that members do not expire after it."""
+        interval = self.store.settings.presence_ttl / ROUNDS_PER_TTL
+        return min(interval, RETRY_DELAY) if self._failing else interval
 
     async def _make_rounds(self) -> None:
         try:
             while self._held or self._served or self._rounds_left:
-                await self._sleep(self._interval)
+                await self._sleep(self._delay)
                 await self.round()
-                if not (self._held or self._served):
+                if not (self._held or self._served or self._failing):
                     self._rounds_left -= 1
         finally:
             self._rounds = None

@@ -14,8 +14,8 @@ from reliable_cable.identity import Identity
 
 T = TypeVar("T")
 
-#: Seconds by which the clocks of different hosts may differ: what was authenticated less than this after a revocation
-#: counts as authenticated before it.
+#: Seconds after a revocation within which a connection that was authenticated counts as authenticated before it: its
+#: time is measured (clock.py), and a login session may be deleted only after the signal of the logout.
 CLOCK_MARGIN: Final = 1.0
 
 MAX_SID_LENGTH: Final = 64
@@ -27,7 +27,7 @@ class SessionRecord:
 
     Args:
         identity: whose session it is; only the same one may have it back.
-        authenticated: when its connection was authenticated, in seconds since 1970.
+        authenticated: when its connection was authenticated, by the store's clock, in seconds since 1970.
         data: JSON values only; the session knows what they mean.
     """
 
@@ -53,7 +53,7 @@ class SessionStore(ABC):
 
     Args:
         settings: `settings.sessions_ttl` is how long a record lives after it was saved or touched, in seconds.
-        clock: tells the time, in seconds since 1970.
+        clock: this host's, in seconds since 1970; where a server keeps the records, its clock counts (`time`).
     """
 
     #: Whether it needs the tables of `settings.database`.
@@ -97,7 +97,7 @@ class SessionStore(ABC):
             condition: at least one identifier.
 
         Returns:
-            The time, by this store's clock.
+            The time of the revocation, by the store's clock.
         """
 
     @abstractmethod
@@ -107,6 +107,18 @@ class SessionStore(ABC):
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to `limit` expired records; return how many went."""
+
+    def time(self) -> float:
+        """Return the present time by the store's clock, in seconds since 1970.
+
+        Raises:
+            StoreError: the store could not be asked.
+        """
+        return self.clock()
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clocks of the servers that give the store its times, by the servers' names; see `StreamStore`."""
+        return {}
 
     async def aclose(self) -> None:
         """Release what this store holds on the running event loop; it may be used again."""
@@ -147,6 +159,10 @@ class SessionStore(ABC):
     async def arevoked(self, identities: Sequence[Identity]) -> list[float]:
         """Async twin of `revoked`."""
         return await self._run(partial(self.revoked, identities))
+
+    async def atime(self) -> float:
+        """Async twin of `time`."""
+        return await self._run(self.time)
 
     async def aprune(self, *, limit: int = 1000) -> int:
         """Async twin of `prune`."""

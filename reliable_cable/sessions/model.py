@@ -13,6 +13,7 @@ from django.db.models import QuerySet, Subquery
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.database import Database, repeated_read
+from reliable_cable.database_server import DatabaseServer
 from reliable_cable.identity import Identity, canonical, condition_key, condition_keys
 from reliable_cable.models import Revocation, Session
 from reliable_cable.threads import run_store, run_store_write
@@ -25,20 +26,26 @@ T = TypeVar("T")
 class ModelSessionStore(SessionStore):
     """Keeps sessions in the `Session` model, on the database that `settings.database` names.
 
-    Every method raises `StoreError` where the database fails.
+    Times are those of the database's own clock on PostgreSQL, so that servers need not agree, and of this host's
+    elsewhere. Every method raises `StoreError` where the database fails.
+
+    Args:
+        settings: `database` and `sessions_ttl`.
+        clock: for tests; None: as above.
     """
 
     uses_database = True
 
-    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(settings, clock=clock)
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(settings, clock=clock or time.time)
         self._database = Database(settings)
+        self._server = DatabaseServer(self._database, clock)
 
     def save(self, records: Mapping[str, SessionRecord]) -> None:
         """Insert or replace records with one statement; the first one that is not JSON raises, and none is stored."""
         if self.settings.sessions_ttl == 0 or not records:
             return
-        expires = self.clock() + self.settings.sessions_ttl
+        expires = self._server.ago(-self.settings.sessions_ttl)
         # Data goes in as JSON text in a JSON string: PostgreSQL refuses JSON that holds U+0000 or half a surrogate
         # pair, both of which clients can send, and one such record would keep all others of the batch from being saved.
         rows = [
@@ -77,7 +84,7 @@ class ModelSessionStore(SessionStore):
         """Give records a new time with one UPDATE; what has expired stays so."""
         if not sids:
             return set()
-        expires = self.clock() + self.settings.sessions_ttl
+        expires = self._server.ago(-self.settings.sessions_ttl)
         alive = self._alive().filter(sid__in=sids)
 
         def touch() -> set[str]:
@@ -93,8 +100,8 @@ class ModelSessionStore(SessionStore):
             self._write("deleted", self._sessions().filter(sid__in=sids).delete)
 
     def revoke(self, condition: Identity) -> float:
-        """Remember the time with one INSERT: records that are saved later, by whoever was late, are void as well."""
-        now = self.clock()
+        """Store the time with one INSERT: records that are saved later, by whoever was late, are void as well."""
+        now = self.time()
         if self.settings.sessions_ttl:
             revoke = partial(
                 self._revocations().bulk_create,
@@ -116,13 +123,13 @@ class ModelSessionStore(SessionStore):
 
     def prune(self, *, limit: int = 1000) -> int:
         """Delete the oldest of the expired records with one DELETE, and what was revoked before all that are left."""
-        now = self.clock()
-        expired = self._sessions().filter(expires__lte=now)
+        expired = self._sessions().filter(expires__lte=self._server.ago(0))
+        voided = self._server.ago(self.settings.sessions_ttl + CLOCK_MARGIN)
         oldest = expired.order_by("expires").values("sid")[:limit]
 
         def prune() -> int:
             pruned, _ = expired.filter(sid__in=oldest).delete()
-            self._revocations().filter(at__lte=now - self.settings.sessions_ttl - CLOCK_MARGIN).delete()
+            self._revocations().filter(at__lte=voided).delete()
             return pruned
 
         return self._write("pruned", prune)
@@ -133,6 +140,15 @@ class ModelSessionStore(SessionStore):
 
     def _errors(self, done: str) -> AbstractContextManager[None]:
         return self._database.read_errors(f"Session records could not be {done}")
+
+    def time(self) -> float:
+        """Return the present time by the database's clock on PostgreSQL, by this host's elsewhere."""
+        with self._database.read_errors("The time cannot be read"):
+            return self._server.time()
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clock of the database, on PostgreSQL."""
+        return {f"database {self.settings.database!r}": self.time} if self._server.has_clock else {}
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await run_store(call)
@@ -147,4 +163,4 @@ class ModelSessionStore(SessionStore):
         return Revocation.objects.using(self.settings.database)
 
     def _alive(self) -> QuerySet[Session]:
-        return self._sessions().filter(expires__gt=self.clock())
+        return self._sessions().filter(expires__gt=self._server.ago(0))

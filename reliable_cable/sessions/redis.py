@@ -26,13 +26,14 @@ class RedisSessionStore(SessionStore):
 
     Args:
         settings: `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl`.
-        clock: of this host, for revocations; records expire by Redis's own.
+        clock: for tests, of revocations; None: Redis's own, by which records expire.
     """
 
     may_lose_data = True
 
-    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
-        super().__init__(settings, clock=clock)
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(settings, clock=clock or time.time)
+        self._clock = clock
         self.client = client_for(settings)
         self._ttl = int(settings.sessions_ttl * 1000)
 
@@ -102,18 +103,12 @@ class RedisSessionStore(SessionStore):
             await self.client.arun(*calls, again=True)
 
     def revoke(self, condition: Identity) -> float:
-        """Remember the time, for as long as what it voids can live."""
-        now = self.clock()
-        if self._ttl:
-            self.client.run(self._revoke(condition, now), again=True)
-        return now
+        """Store Redis's time, for as long as what it voids can live."""
+        return float(self.client.run(self._revoke(condition), again=True)[0])
 
     async def arevoke(self, condition: Identity) -> float:
         """Async twin of `revoke`."""
-        now = self.clock()
-        if self._ttl:
-            await self.client.arun(self._revoke(condition, now), again=True)
-        return now
+        return float((await self.client.arun(self._revoke(condition), again=True))[0])
 
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
         """Return for each identity the last time that sessions of its kind were revoked."""
@@ -128,6 +123,18 @@ class RedisSessionStore(SessionStore):
         for calls in _batches(keys.values()):
             answers += await self.client.arun(*calls, again=True)
         return _latest(identities, dict(zip(keys, answers, strict=True)))
+
+    def time(self) -> float:
+        """Return the present time by Redis's clock."""
+        return self._clock() if self._clock else _time(self.client.run(Call("TIME"), again=True)[0])
+
+    async def atime(self) -> float:
+        """Async twin of `time`."""
+        return self._clock() if self._clock else _time((await self.client.arun(Call("TIME"), again=True))[0])
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clock of Redis."""
+        return {"Redis": self.time}
 
     def prune(self, *, limit: int = 1000) -> int:
         """Delete nothing: Redis does."""
@@ -161,9 +168,10 @@ class RedisSessionStore(SessionStore):
     def _touch(self, sids: Collection[str]) -> list[Call]:
         return [Call("PEXPIRE", [self._key(sid)], [self._ttl]) for sid in sids]
 
-    def _revoke(self, condition: Identity, now: float) -> Call:
+    def _revoke(self, condition: Identity) -> Call:
         key = revocation_key(self.settings.key_prefix, condition_key(condition))
-        return Call("SET", [key], [f"{now:.6f}", "PX", self._ttl + int(CLOCK_MARGIN * 1000)])
+        now = "" if self._clock is None else f"{self._clock():.6f}"
+        return Call("revoke", [key], [now, self._ttl + int(CLOCK_MARGIN * 1000) if self._ttl else 0])
 
     def _revocations(self, identities: Sequence[Identity]) -> dict[str, Call]:
         keys = dict.fromkeys(key for identity in identities for key in condition_keys(identity))
@@ -197,6 +205,12 @@ def _loaded_many(
         times = [answers["revoked", key] for key in condition_keys(identity)]
         found.append(_loaded([answers.get(("sid", sid)), *times], identity))
     return found
+
+
+def _time(answer: Any) -> float:
+    """Return what TIME answered, in seconds."""
+    seconds, microseconds = answer
+    return int(seconds) + int(microseconds) / 1_000_000
 
 
 def _latest(identities: Sequence[Identity], answers: Mapping[str, Any]) -> list[float]:

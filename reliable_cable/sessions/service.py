@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
+from reliable_cable.clock import StoreClock
 from reliable_cable.exceptions import StoreError
 from reliable_cable.identity import Identity
 
@@ -23,6 +24,8 @@ SAVE_DELAY: Final = 0.05
 RETRY_DELAY: Final = 1.0
 #: Seconds for which a client waits for its session to be written, or read: then it goes on without.
 PATIENCE: Final = 2.0
+#: How long, in seconds, the effect of a command waits until the changed session is saved.
+EFFECT_PATIENCE: Final = 8.0
 
 #: Seconds for which a loss of data is remembered: whoever else finds out about it does so within.
 LOSS_MEMORY: Final = 60.0
@@ -59,10 +62,12 @@ class SessionService:
 
     Args:
         store: keeps the records.
+        clock: the store's, by which records tell times; None: a new one.
     """
 
-    def __init__(self, store: SessionStore) -> None:
+    def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
         self.store = store
+        self._clock = clock or StoreClock(store)
         self.enabled = store.settings.sessions_ttl > 0
         self._live: dict[str, LiveSession] = {}
         self._changed: dict[str, LiveSession] = {}
@@ -73,6 +78,10 @@ class SessionService:
         self._writer: asyncio.Task[None] | None = None
         #: A write that has not begun: whoever has something to be written waits for it, too.
         self._next_write: asyncio.Task[None] | None = None
+        #: Callers of `save` that the next write is for: True if it succeeds.
+        self._savers: list[asyncio.Future[bool]] = []
+        #: Live sessions of which the store may have a record: a write of one was tried.
+        self._offered: set[str] = set()
         #: Sessions that wait to be read, all at once.
         self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
         self._touching: asyncio.TimerHandle | None = None
@@ -97,17 +106,35 @@ class SessionService:
             self._changed[session.sid] = session
             self._write_soon()
 
-    async def save(self, session: LiveSession) -> None:
-        """Write a session's record before its client sees what changed; if that takes too long, it is written later."""
-        if session.sid in self._live:
-            self._changed[session.sid] = session
-            await self._written()
+    async def save(self, session: LiveSession) -> bool:
+        """Save a session's record before its client sees the effect of a change.
+
+        Returns:
+            Whether the client may see the effect. False: the store may have an older record, and the new one could not
+            be saved within `EFFECT_PATIENCE` seconds.
+        """
+        if session.sid not in self._live:
+            return True
+        self._changed[session.sid] = session
+        if self._failing and session.sid not in self._offered:
+            # The store has no record that could be restored in an older state.
+            self._write_soon()
+            return True
+        saver: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._savers.append(saver)
+        self._write_now()
+        await asyncio.wait([saver], timeout=EFFECT_PATIENCE)
+        if not saver.done():
+            saver.cancel()
+            return False
+        return saver.result()
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
         """Write the record of a session that continues session `sid`, and what is to become of the old record."""
         self.add(session)
+        self._changed[session.sid] = session
         self.keep(sid, record)
-        await self.save(session)
+        await self._written()
 
     def keep(self, sid: str, record: SessionRecord) -> None:
         """Write the record of a session that is not live here any more."""
@@ -128,6 +155,7 @@ class SessionService:
         """Keep a session's record no longer up to date."""
         self._live.pop(session.sid, None)
         self._changed.pop(session.sid, None)
+        self._offered.discard(session.sid)
         if not self._live and self._touching is not None:
             self._touching.cancel()
             self._touching = None
@@ -258,18 +286,27 @@ class SessionService:
 
     async def _written(self) -> None:
         """Write what there is to write, and wait for that as long as the store is not known to fail."""
+        writing = self._write_now()
+        if writing is not None:
+            await asyncio.wait([writing], timeout=PATIENCE)
+            if not writing.done():
+                self._failed("written", TimeoutError("the store does not answer"))
+
+    def _write_now(self) -> asyncio.Task[None] | None:
+        """Return a write that has not begun; None while the store is known to fail: it is tried again soon."""
         if self._failing:
-            return self._write_soon()
+            self._write_soon()
+            return None
         if self._next_write is None:
             self._next_write = self._spawn(self._write())
-        writing = self._next_write
-        await asyncio.wait([writing], timeout=PATIENCE)
-        if not writing.done():
-            self._failed("written", TimeoutError("the store does not answer"))
+        return self._next_write
 
     async def _write(self) -> None:
         async with self._lock:
+            await self._clock.ready()
             self._next_write = None
+            savers, self._savers = self._savers, []
+            saved = False
             changed, self._changed = self._changed, {}
             now = time.monotonic()
             left = self._left = {sid: kept for sid, kept in self._left.items() if kept[1] > now}
@@ -281,16 +318,19 @@ class SessionService:
                 witness = WITNESS + secrets.token_hex(8)
                 wanted.append((witness, SessionRecord({}, 0)))
             try:
+                if self._failing:
+                    # While the store is away, it is not offered the records of new sessions: see `save`.
+                    await self.store.atouch([_NOBODY])
                 for start in range(0, len(wanted), SAVE_SIZE):
                     # Records as they are now: to make them takes time, which is shared with others.
                     if records := self._records(wanted[start : start + SAVE_SIZE]):
+                        self._offered |= records.keys() & self._live.keys()
                         await self.store.asave(records)
-                if not wanted and self._failing:
-                    await self.store.atouch([_NOBODY])
                 if void:
                     await self.store.adelete(void)
             except StoreError as error:
                 self._changed = {sid: session for sid, session in changed.items() if sid in self._live} | self._changed
+                self._savers = [saver for saver in savers if not saver.done()] + self._savers
                 self._failed("written", error)
                 self._write_soon()
                 return
@@ -298,8 +338,12 @@ class SessionService:
                 # Another try would be of no use. A client that has no record subscribes afresh.
                 logger.exception("%d session records could not be written.", len(wanted))
             else:
+                saved = True
                 if witness:
                     self._witness, self._witness_due = witness, False
+            for saver in savers:
+                if not saver.done():
+                    saver.set_result(saved)
             self._left = {sid: kept for sid, kept in self._left.items() if left.get(sid) is not kept}
             self._void -= void
         if self._failing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -247,6 +247,14 @@ class StreamStore(ABC):
             StoreError: the store could not be asked.
         """
         return self.clock()
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clocks of the servers that give the store its times, by the servers' names.
+
+        Each is a function that asks the server for its present time, in seconds since 1970. There are none where the
+        store uses this host's clock.
+        """
+        return {}
 
     def problems(self) -> list[str]:
         """Say what about the store's surroundings breaks its promises; each a sentence with its remedy.

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Final, TypeVar
@@ -210,6 +210,18 @@ class DurableStreamStore(StreamStore):
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to about `limit` rows that are past their time; return how many went."""
         return self._model.prune(limit=limit)
+
+    def time(self) -> float:
+        """Return the time by Redis's or the database's clock, whichever is earlier, so that it is ahead of neither."""
+        return min(self._redis.time(), self._model.time())
+
+    async def atime(self) -> float:
+        """Async twin of `time`."""
+        return min(await self._redis.atime(), await self._model.atime())
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clocks of Redis and, on PostgreSQL, of the database."""
+        return {**self._redis.clocks(), **self._model.clocks()}
 
     def problems(self) -> list[str]:
         """Say what about Redis breaks promises."""

@@ -7,7 +7,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -19,6 +19,7 @@ from reliable_cable import models
 from reliable_cable.committing import after_commit, is_manual, report_failure
 from reliable_cable.conf import CableSettings
 from reliable_cable.database import Database, repeated_read
+from reliable_cable.database_server import DatabaseServer
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage
@@ -26,7 +27,6 @@ from reliable_cable.threads import run_store, run_store_write
 
 from .base import Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
 from .bus import Bus
-from .database_server import DatabaseServer
 from .model_numbering import Numbering
 from .model_retention import Retention
 from .polling import Poll, PollingListener, SeenIds
@@ -392,6 +392,10 @@ class ModelStreamStore(StreamStore):
         """Return the present time by the database server's clock on PostgreSQL, by this host's on SQLite."""
         with self._database.read_errors("The time cannot be read"):
             return self._server.time()
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clock of the database, on PostgreSQL."""
+        return {f"database {self.settings.database!r}": self.time} if self._server.has_clock else {}
 
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to about `limit` rows that are past their time; return how many went."""

@@ -10,10 +10,10 @@ from django.db.models import F, Func, IntegerField, OuterRef, Subquery, Sum, Win
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.database import Database
+from reliable_cable.database_server import DatabaseServer
 from reliable_cable.models import Stream, StreamEntry, TransientEntry
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME
-from .database_server import DatabaseServer
 
 #: Rows that one transaction deletes or looks at.
 BATCH = 500

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -276,6 +276,10 @@ class RedisStreamStore(StreamStore):
     async def atime(self) -> float:
         """Async twin of `time`."""
         return self.clock() if self._clock else _time((await self.client.arun(Call("TIME"), again=True))[0])
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clock of Redis."""
+        return {"Redis": self.time}
 
     def problems(self) -> list[str]:
         """Say what about Redis breaks promises."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +11,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from reliable_cable import signing
+from reliable_cable.engine import get_engine
 
 register = template.Library()
 
@@ -23,17 +23,20 @@ def cable_meta_tags(url: str = "/cable", since: datetime | float | None = None) 
     """Render the meta tags that the client reads; they belong into the page's head.
 
     With the time that is in them, a client that subscribes for the first time asks for what was broadcast since the
-    page was made. Whole seconds, rounded down: what was broadcast in that second before may come again.
+    page was made. It is the time by the stream store's clock, in whole seconds, rounded down: what was broadcast in
+    that second before may come again. This never waits for the store: the first pages of a process get a time that is
+    some seconds earlier.
 
     Args:
         url: where the cable is, a path or a ws:// or wss:// URL.
         since: when the page's data was read, if that was long before the page is rendered; a datetime, or seconds since
-            1970.
+            1970, by this host's clock.
     """
+    clock = get_engine().stream_clock
     if since is None:
-        since = time.time()
-    elif isinstance(since, datetime):
-        since = since.timestamp()
+        since = clock.now()
+    else:
+        since = clock.of_host(since.timestamp() if isinstance(since, datetime) else since)
     return format_html(
         '<meta name="cable-url" content="{}">\n<meta name="cable-history-timestamp" content="{}">', url, int(since)
     )

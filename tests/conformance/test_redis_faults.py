@@ -113,11 +113,47 @@ async def test_a_session_that_ended_while_redis_was_down_is_written_when_it_is_b
     identifier = await subscribe(former)
     redis.kill()
     await former.perform(identifier, "increment")
-    await former.expect({"message": {"count": 2}})
+    # The server has the command before it answers this; the effect waits for Redis.
+    await former.send("ping")
+    await former.expect({"type": "pong"})
     await former.cut()
     redis.start()
     await until(lambda: '"count": 2' in record(redis, former))
     client = await connect_to(second, sid=former.sid)
+    await resume(client, identifier, 2)
+
+
+async def test_a_client_sees_no_effect_that_a_restore_after_an_outage_and_a_kill_would_not_have(
+    first: Server, second: Server, proxy: FaultProxy, connect_to: Connect
+) -> None:
+    former = await connect_to(second)
+    identifier = await subscribe(former)
+    await former.perform(identifier, "increment")
+    await former.expect({"message": {"count": 2}})
+    proxy.refuse()
+    proxy.cut()
+    await former.perform(identifier, "increment")
+    # Not the effect: the client forgets its session. A client that is cut off before it hears this has seen nothing.
+    await farewell(former, reconnect=True)
+    second.kill()
+    client = await connect_to(first, sid=former.sid)
+    await resume(client, identifier, 2)
+
+
+async def test_an_effect_is_seen_when_an_outage_is_over(
+    first: Server, second: Server, proxy: FaultProxy, connect_to: Connect
+) -> None:
+    former = await connect_to(second)
+    identifier = await subscribe(former)
+    proxy.refuse()
+    proxy.cut()
+    await former.perform(identifier, "increment")
+    await former.send("ping")
+    await former.expect({"type": "pong"})
+    proxy.accept()
+    await former.until({"message": {"count": 2}})
+    second.kill()
+    client = await connect_to(first, sid=former.sid)
     await resume(client, identifier, 2)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -60,6 +61,37 @@ def alias(request: pytest.FixtureRequest) -> str:
 
 def model_store(alias: str, clock: Clock, **settings: Any) -> ModelSessionStore:
     return ModelSessionStore(replace(get_settings(), sessions_ttl=TTL, database=alias, **settings), clock=clock)
+
+
+@pytest.fixture(params=[*[alias for alias in ALIASES if alias.values == ("postgres",)], *REDIS_STORES])
+def server_kind(request: pytest.FixtureRequest) -> str:
+    """Which server keeps the sessions and has a clock of its own: PostgreSQL, or a Redis by name."""
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture
+async def store_on(
+    server_kind: str, redis_pool: RedisPool, key_prefix: str
+) -> AsyncIterator[Callable[[float], SessionStore]]:
+    """Return a function that makes the store of a host whose clock is some seconds ahead of the server's."""
+    made: list[RedisSessionStore] = []
+
+    def make(ahead: float) -> SessionStore:
+        store: SessionStore
+        if server_kind == "postgres":
+            store = ModelSessionStore(replace(get_settings(), sessions_ttl=TTL, database="postgres"))
+        else:
+            url = redis_pool.get(server_kind).url
+            store = RedisSessionStore(replace(get_settings(), sessions_ttl=TTL, redis_url=url, key_prefix=key_prefix))
+            made.append(store)
+        store.clock = lambda: time.time() + ahead
+        return store
+
+    yield make
+    for store in made:
+        await store.client.aclose()
+        store.client.close()
 
 
 @pytest.fixture(params=["memory", *ALIASES, *REDIS_STORES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,14 @@ def test_a_sound_redis_passes_and_a_message_goes_through(redis: RedisServer) -> 
     said = doctor(REDIS_URL=redis.url)
     assert "streams: reliable_cable.streams.redis.RedisStreamStore" in said
     assert "went through" in said
+    assert re.search(r"The clock of Redis is 0\.\d\d\d s (ahead of|behind) this host's\.", said)
     assert "Nothing is wrong." in said
 
 
 def test_so_does_the_memory_engine() -> None:
-    assert "Nothing is wrong." in doctor(ENGINE="memory")
+    said = doctor(ENGINE="memory")
+    assert "Nothing is wrong." in said
+    assert "clock" not in said, "it is this host's"
 
 
 def test_a_redis_that_may_evict_fails_with_the_remedy(redis: RedisServer) -> None:

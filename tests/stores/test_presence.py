@@ -10,6 +10,7 @@ import pytest
 from reliable_cable.presence.base import (
     UNHEARD_TIME,
     Member,
+    PresenceEvent,
     PresenceInfo,
     PresenceStore,
 )
@@ -248,6 +249,60 @@ class TestExpiry:
         clock.advance(1)
         assert store.info("s", overdue=False) == PresenceInfo(0, {})
         assert store.info("s", records=False) == PresenceInfo(2, None)
+
+
+class TestAfterAnOutage:
+    """No process called `expire` for so long that none can have refreshed its members."""
+
+    def live(self, store: PresenceStore, clock: Clock, *sessions: str) -> list[PresenceEvent]:
+        """Let a process keep its sessions for one time to live, as long as the store answers; return who left."""
+        events = []
+        for _ in range(3):
+            clock.advance(TTL / 3)
+            store.refresh({"s": sessions})
+            events += store.expire()
+        return events
+
+    def test_nobody_leaves_whose_process_comes_back_later(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "of one server", "1")
+        store.join("s", "of another server", "2")
+        self.live(store, clock, "of one server", "of another server")
+        clock.advance(TTL * 2)
+        # A server that has just started: it knows of no outage.
+        store.join("s", "of a new server", "3")
+        assert store.expire() == []
+        clock.advance(TTL / 3)
+        assert store.expire() == []
+        assert self.live(store, clock, "of one server", "of another server", "of a new server") == []
+        assert store.info("s").total == 3
+
+    def test_who_does_not_come_back_leaves_one_time_to_live_later(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "here", "1")
+        store.join("s", "killed", "2")
+        self.live(store, clock, "here", "killed")
+        clock.advance(TTL * 2)
+        store.refresh({"s": ["here"]})
+        assert store.expire() == []
+        clock.advance(TTL / 3)
+        store.refresh({"s": ["here"]})
+        assert store.expire() == []
+        assert self.live(store, clock, "here") == [left("2")]
+
+    def test_those_of_a_killed_server_leave_in_time_while_others_live(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "here", "1")
+        store.join("s", "killed", "2")
+        self.live(store, clock, "here", "killed")
+        assert self.live(store, clock, "here") == [left("2")]
+
+    def test_a_time_without_any_members_is_none(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "phone", "1")
+        store.expire()
+        store.leave("s", "phone")
+        store.expire()
+        clock.advance(TTL * 10)
+        store.join("s", "killed", "2")
+        clock.advance(TTL)
+        assert store.expire() == [left("2")]
 
 
 class TestIncarnation:

@@ -28,6 +28,9 @@ class Model:
         self.sessions: dict[str, tuple[str, float]] = {}
         self.infos: dict[str, Any] = {}  # in the order of arrival
         self.left: dict[str, float] = {}
+        #: When `expire` was last called while there were sessions, and until when it removes nothing.
+        self.swept: float | None = None
+        self.grace = 0.0
 
     def join(self, session: str, id_: str, info: Any, joined: bool) -> list[PresenceEvent]:
         events = self.leave(session) if self.sessions.get(session, (id_,))[0] != id_ else []
@@ -58,7 +61,12 @@ class Model:
         return [session for session, (_, deadline) in self.sessions.items() if deadline <= self.clock()]
 
     def expire(self) -> list[PresenceEvent]:
-        return [event for session in self.overdue() for event in self.leave(session)]
+        now = self.clock()
+        if self.sessions and self.swept is not None and now - self.swept > TTL / 2:
+            self.grace = now + TTL
+        events = [event for session in self.overdue() for event in self.leave(session)] if now >= self.grace else []
+        self.swept = now if self.sessions else None
+        return events
 
 
 SESSIONS = st.sampled_from(["phone", "desk", "pad", "car"])

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -14,9 +13,9 @@ import pytest
 
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.presence.base import Member, PresenceEvent, PresenceStore, Refreshed
+from reliable_cable.presence.base import Member, PresenceEvent, PresenceStore
 from reliable_cable.presence.memory import MemoryPresenceStore
-from reliable_cable.presence.service import ROUNDS_PER_TTL, PresenceService
+from reliable_cable.presence.service import LAST_ROUNDS, RETRY_DELAY, PresenceService
 
 from .conftest import Clock
 from .presence import TTL, Rounds, gathered, heard
@@ -145,42 +144,54 @@ class TestAStoreThatFails:
         await rounds.next()
         assert store.info("s").total == 0
 
-    async def test_has_its_members_refreshed_by_every_server_before_any_is_swept(
+    async def test_is_asked_more_often_until_it_is_back(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        # So that members are refreshed before their time is over.
+        await service.join("s", "phone", "1", None)
+        with Fails(store, "refresh"):
+            await rounds.next()
+            await rounds.next()
+        await rounds.next()
+        assert rounds.slept == [TTL / 3, RETRY_DELAY, RETRY_DELAY, TTL / 3]
+
+    async def test_is_asked_until_those_have_left_who_were_released(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         await service.join("s", "phone", "1", None)
-        store.join("s", "of another server", "2")
-        with Fails(store, "refresh"):
-            clock.advance(TTL * 2)
-            await rounds.next()
-        for _ in range(ROUNDS_PER_TTL):
-            await rounds.next()
-        assert store.info("s").total == 2
+        service.release("s", "phone")
+        with Fails(store, "expire"):
+            for _ in range(LAST_ROUNDS + 1):
+                await rounds.next()
+        clock.advance(TTL)
         await rounds.next()
-        assert store.info("s").records == {"1": None}
+        assert store.info("s").total == 0
 
 
-class TestAStoreThatIsSlow:
-    async def test_is_given_time_to_have_the_members_of_others_refreshed_too(self, clock: Clock) -> None:
-        store = MemoryPresenceStore(replace(get_settings(), presence_ttl=0.06), clock=clock)
-        service = PresenceService(store, sleep=lambda seconds: asyncio.Event().wait())
+class TestAnOutage:
+    async def test_costs_no_member_of_another_server(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        events = await heard(store)
         await service.join("s", "phone", "1", None)
         store.join("s", "of another server", "2")
-        await service.round()
-        real = store.arefresh
-
-        async def slow(held: Mapping[str, Collection[str]]) -> Refreshed:
-            await asyncio.sleep(0.05)
-            return await real(held)
-
-        clock.advance(1)
-        with mock.patch.object(store, "arefresh", slow):
-            await service.round()
-        assert store.info("s").total == 2
-        for _ in range(ROUNDS_PER_TTL):
-            await service.round()
-        assert store.info("s").records == {"1": None}
-        await service.stop()
+        await rounds.next()
+        with Fails(store, "refresh", "expire"):
+            clock.advance(TTL * 2)
+            await rounds.next()
+        # This server has not refreshed its members in vain: it has just started.
+        started = PresenceService(store, sleep=(its_rounds := Rounds()).sleep)
+        await started.join("s", "of a new server", "3", None)
+        await its_rounds.next()
+        await rounds.next()
+        store.refresh({"s": ["of another server"]})
+        for _ in range(4):
+            clock.advance(TTL / 3)
+            await rounds.next()
+            await its_rounds.next()
+            store.refresh({"s": ["of another server"]})
+        assert [(event.type, event.id) for event in events] == [("join", id_) for id_ in "123"]
+        await started.stop()
 
 
 class TestDataThatWereLost:

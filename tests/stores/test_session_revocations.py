@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from reliable_cable.clock import StoreClock
 from reliable_cable.conf import get_settings
+from reliable_cable.identity import condition_key
+from reliable_cable.models import Revocation
+from reliable_cable.redis.keys import revocation_key
 from reliable_cable.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
 from reliable_cable.sessions.memory import MemorySessionStore
+from tests.support.redis import RedisPool
 
 from .conftest import Clock
-from .sessions import ANN, BOB, MOMENT, THEN, TTL, ann, bob, clock, kind, nobody, store
+from .sessions import ANN, BOB, MOMENT, THEN, TTL, ann, bob, clock, kind, nobody, server_kind, store, store_on
 
-__all__ = ["clock", "kind", "store"]
+__all__ = ["clock", "kind", "server_kind", "store", "store_on"]
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
@@ -88,6 +96,74 @@ class TestEveryStore:
         assert await store.arevoked([ann, bob, nobody]) == [THEN, 0, 0]
         assert await store.aload("a", ann) is None
         assert await store.aload("b", bob) == BOB
+
+
+@pytest.mark.django_db(transaction=True, databases="__all__")
+class TestHostsWhoseClocksDiffer:
+    """Where a server keeps the sessions, its clock counts: no promise depends on the clocks of its clients."""
+
+    def authenticated(self, store: SessionStore) -> float:
+        """Return what a connection's time of authentication is, on the host of `store`."""
+        clock = StoreClock(store, host=store.clock)
+        clock.measure()
+        return clock.now()
+
+    @pytest.mark.parametrize(("here", "there"), [(0, -5), (0, 60), (-90, 90), (90, -90)])
+    def test_a_revocation_voids_what_was_authenticated_before(
+        self, store_on: Callable[[float], SessionStore], here: float, there: float
+    ) -> None:
+        store, other = store_on(here), store_on(there)
+        store.save({"a": SessionRecord(ann, self.authenticated(store))})
+        at = other.revoke(ann)
+        assert store.load("a", ann) is None
+        assert store.revoked([ann]) == [pytest.approx(at)]
+
+    @pytest.mark.parametrize(("here", "there"), [(0, -5), (0, 60), (-90, 90), (90, -90)])
+    def test_a_revocation_locks_nobody_out_who_was_authenticated_later(
+        self, store_on: Callable[[float], SessionStore], here: float, there: float
+    ) -> None:
+        store, other = store_on(here), store_on(there)
+        other.revoke(ann)
+        record = SessionRecord(ann, self.authenticated(store) + CLOCK_MARGIN)
+        store.save({"a": record})
+        assert store.load("a", ann) == record
+
+    @pytest.mark.parametrize("ahead", [-2 * TTL, 2 * TTL])
+    def test_a_record_lives_as_long_on_every_host(
+        self, store_on: Callable[[float], SessionStore], ahead: float
+    ) -> None:
+        store, other = store_on(0), store_on(ahead)
+        store.save({"a": ANN})
+        other.save({"b": BOB})
+        other.prune()
+        assert other.load("a", ann) == ANN
+        assert store.load("b", bob) == BOB
+        assert other.touch(["a", "b"]) == set()
+
+    def test_what_hosts_revoked_by_their_own_clocks_stays_revoked(
+        self, server_kind: str, store_on: Callable[[float], SessionStore], redis_pool: RedisPool, key_prefix: str
+    ) -> None:
+        # By an earlier version of this package.
+        store, at = store_on(0), round(time.time(), 3)
+        if server_kind == "postgres":
+            Revocation.objects.using("postgres").create(condition=condition_key(ann), at=at)
+        else:
+            redis_pool.get(server_kind).cli("SET", revocation_key(key_prefix, condition_key(ann)), f"{at:.6f}")
+        store.save({"a": SessionRecord(ann, at - 1), "later": SessionRecord(ann, at + 10)})
+        assert store.load("a", ann) is None
+        assert store.load("later", ann) is not None
+        assert store.revoked([ann]) == [pytest.approx(at)]
+
+    def test_the_time_is_the_servers(self, store_on: Callable[[float], SessionStore]) -> None:
+        store = store_on(1000)
+        (ask,) = store.clocks().values()
+        for tell in (store.time, ask, partial(store.revoke, ann)):
+            assert abs(tell() - time.time()) < 100
+
+    async def test_so_it_is_for_the_async_twins(self, store_on: Callable[[float], SessionStore]) -> None:
+        store = store_on(1000)
+        for tell in (store.atime, partial(store.arevoke, ann)):
+            assert abs(await tell() - time.time()) < 100
 
 
 def test_memory_forgets_what_was_revoked_long_ago(clock: Clock) -> None:

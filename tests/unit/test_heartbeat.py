@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 from typing import Any
 
 import pytest
@@ -72,6 +73,20 @@ async def test_each_connection_is_pinged_at_its_interval(clock: Time) -> None:
         gaps = [later - sooner for sooner, later in zip(connection.times, connection.times[1:], strict=False)]
         assert gaps == pytest.approx([connection.ping_interval] * len(gaps), abs=TICK + 1e-6)
     assert 69 <= len(fast.times) <= 71
+
+
+async def test_a_ping_carries_the_time_of_the_given_clock(clock: Time) -> None:
+    frames: list[str] = []
+
+    class Listening(Connection):
+        def ping(self, frame: str) -> bool:
+            frames.append(frame)
+            return False
+
+    heartbeat = Heartbeat(lambda: 5.5)
+    heartbeat.add(Listening(1))
+    clock.run(clock.now + 2)
+    assert [json.loads(frame) for frame in frames] == [{"type": "ping", "message": 5}]
 
 
 async def test_first_pings_are_spread(clock: Time) -> None:

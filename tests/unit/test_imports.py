@@ -17,9 +17,10 @@ PACKAGE = "reliable_cable"
 LAYERS = (
     ("exceptions", "executor", "fair_lock", "identity", "signals", "turns"),
     ("protocol", "conf"),
-    ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
+    ("clock", "heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("committing", "workers"),
     ("database",),
+    ("database_server",),
     ("auth", "streams", "presence", "sessions"),
     ("engine", "readers", "validation"),
     ("hub_stream", "pages"),

@@ -13,8 +13,9 @@ from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.engine import get_engine
-from reliable_cable.presence.base import Member, PresenceEvent, PresenceInfo
+from reliable_cable.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo
 from reliable_cable.presence.memory import MemoryPresenceStore
+from tests.stores.conftest import Clock
 
 from .wire import Client, identifier
 
@@ -123,6 +124,21 @@ class TestAfterARestore:
             assert client.welcome["restored_ids"] == [ROOM]
             await client.send("history", ROOM, history={})
             assert await rest(client) == ["confirm_history", ("leave", "ann"), ("join", "bob"), ("join", "eve")]
+
+    async def test_the_list_keeps_nobody_who_left_long_ago_whatever_this_hosts_clock_says(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The clock of the stores; this host's stands still, as it seems to a client that changes hosts.
+        clock = Clock()
+        monkeypatch.setattr(presence(), "clock", clock)
+        monkeypatch.setattr(get_engine().sessions, "clock", clock)
+        sid = await self.left()
+        clock.advance(1)
+        presence().leave("room", "of ann")
+        clock.advance(2 * UNHEARD_TIME)
+        async with Client(sid) as client:
+            await client.send("history", ROOM, history={})
+            assert await rest(client) == ["confirm_history", ("leave", "ann"), ("join", "bob")]
 
     @pytest.mark.parametrize("method", ["aleft_within", "ainfo"])
     async def test_what_happens_while_it_is_being_made_right_is_not_missed(

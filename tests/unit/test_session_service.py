@@ -171,7 +171,7 @@ class TestAStoreThatFails:
         service.add(session := Session("a"))
         store.down = True
         session.number = 1
-        await service.save(session)
+        service.changed(session)
         for _ in range(3):
             store.tried.clear()
             await store.tried.wait()
@@ -184,17 +184,15 @@ class TestAStoreThatFails:
             "Sessions are kept again.",
         ], "once for an outage"
 
-    async def test_keeps_nobody_waiting(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_keeps_nobody_waiting_who_comes_back_or_leaves(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(service_module, "PATIENCE", 0.001)
         monkeypatch.setattr(service_module, "RETRY_DELAY", 60)
         service = SessionService(store := Store())
         service.add(session := Session("a"))
         store.open.clear()
         async with asyncio.timeout(5):
-            await service.save(session)
-            session.number = 1
-            await service.save(session)
             assert await service.load("b", ann) is None
+            await service.take_over(session, "b", session.record())
             await service.drop(session)
         store.open.set()
 
@@ -240,6 +238,91 @@ class TestAStoreThatFails:
         await service.save(session)
         assert "could not be written" in caplog.text
         assert len(store.saves) == 1
+
+
+class TestTheEffectOfAChange:
+    """What `save` says: whether the client may see the effect of what changed."""
+
+    async def test_waits_until_the_change_is_saved(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        await service.save(session)
+        store.down = True
+        session.number = 1
+        saving = asyncio.create_task(service.save(session))
+        for _ in range(3):
+            store.tried.clear()
+            await store.tried.wait()
+        assert not saving.done()
+        assert await number(service) == 0
+        store.down = False
+        assert await saving
+        assert await number(service) == 1
+
+    async def test_waits_for_the_store_that_is_known_to_fail(self) -> None:
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        service.add(other := Session("b"))
+        await service.save(session)
+        await service.save(other)
+        store.down = True
+        service.changed(other)
+        for _ in range(2):
+            store.tried.clear()
+            await store.tried.wait()
+        session.number = 1
+        saving = asyncio.create_task(service.save(session))
+        store.tried.clear()
+        await store.tried.wait()
+        assert not saving.done()
+        store.down = False
+        assert await saving
+        assert await number(service) == 1
+
+    @pytest.mark.parametrize("fault", ["fails", "hangs"])
+    async def test_is_not_to_be_seen_if_the_change_cannot_be_saved(
+        self, fault: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(service_module, "EFFECT_PATIENCE", 0.05)
+        service = SessionService(store := Store())
+        service.add(session := Session("a"))
+        assert await service.save(session)
+        store.down = fault == "fails"
+        if fault == "hangs":
+            store.open.clear()
+        session.number = 1
+        assert not await service.save(session)
+        assert await number(service) == 0
+        store.open.set()
+
+    async def test_is_not_to_be_seen_if_the_record_cannot_be_written(self) -> None:
+        class Odd(Session):
+            def record(self) -> SessionRecord:
+                return SessionRecord(ann, 0, {"number": object()})
+
+        service = SessionService(Store())
+        service.add(session := Odd("a"))
+        assert not await service.save(session)
+
+    async def test_does_not_wait_where_the_store_has_no_older_record(self) -> None:
+        # A restore finds nothing, and so nothing old.
+        service = SessionService(store := Store())
+        store.down = True
+        service.add(first := Session("a"))
+        service.changed(first)
+        for _ in range(2):
+            store.tried.clear()
+            await store.tried.wait()
+        service.add(session := Session("b"))
+        service.changed(session)
+        for _ in range(2):
+            store.tried.clear()
+            await store.tried.wait()
+        session.number = 1
+        async with asyncio.timeout(5):
+            assert await service.save(session)
+        store.down = False
+        await until_kept(service, 1, "b")
 
 
 class TestReading:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -15,11 +17,63 @@ from django.template import engines
 from django.test import Client, RequestFactory, override_settings
 from django.urls import path
 
+from reliable_cable import Channel
+from reliable_cable.broadcasting import abroadcast
+from reliable_cable.channel import registry
+from reliable_cable.clock import MARGIN
+from reliable_cable.conf import CableSettings
+from reliable_cable.engine import get_engine
 from reliable_cable.signing import verify_stream_name
+from reliable_cable.streams.memory import MemoryStreamStore
+
+from . import wire
 
 
 def render(source: str, context: dict[str, Any] | None = None, request: HttpRequest | None = None) -> str:
     return str(engines["django"].from_string("{% load reliable_cable %}" + source).render(context, request))
+
+
+def stamp(source: str, context: dict[str, Any] | None = None) -> int:
+    """Return the time that the tags tell."""
+    return int(render(source, context).rpartition('content="')[2].partition('"')[0])
+
+
+def far_time() -> float:
+    """Return the time by the clock of the server that `FarStore` stands for."""
+    return time.time() + FarStore.ahead
+
+
+class FarStore(MemoryStreamStore):
+    """Has its times from a server, which answers while `answers` is set, and whose clock is ahead of this host's."""
+
+    answers = threading.Event()
+    answers.set()
+    ahead = 1000.0
+
+    def __init__(self, settings: CableSettings) -> None:
+        super().__init__(settings, clock=far_time)
+
+    def time(self) -> float:
+        self.answers.wait(10)
+        return far_time()
+
+    def clocks(self) -> dict[str, Callable[[], float]]:
+        return {"server": self.time}
+
+
+#: Settings of an engine whose streams are in a `FarStore`.
+FAR = {
+    "ENGINE": {
+        "streams": "tests.unit.test_templatetags.FarStore",
+        "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
+        "sessions": "reliable_cable.sessions.memory.MemorySessionStore",
+    }
+}
+
+
+class News(Channel, abstract=True):
+    async def subscribed(self) -> None:
+        self.stream_from("news")
 
 
 def page(request: HttpRequest) -> HttpResponse:
@@ -31,7 +85,7 @@ urlpatterns = [path("", page)]
 
 class TestMetaTags:
     def test_the_client_is_told_the_url_and_the_time(self) -> None:
-        with mock.patch("time.time", return_value=1_700_000_000.999):
+        with mock.patch.object(get_engine().streams, "clock", return_value=1_700_000_000.999):
             assert render("{% cable_meta_tags %}") == (
                 '<meta name="cable-url" content="/cable">\n<meta name="cable-history-timestamp" content="1700000000">'
             )
@@ -40,6 +94,44 @@ class TestMetaTags:
         before = int(time.time())
         stamp = int(render("{% cable_meta_tags %}").rpartition('content="')[2].partition('"')[0])
         assert before <= stamp <= time.time()
+
+    @pytest.mark.parametrize("ahead", [-90.0, 0.5, 90.0])
+    def test_the_time_is_that_of_the_store_however_wrong_this_hosts_is(
+        self, ahead: float, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with override_settings(RELIABLE_CABLE=FAR):
+            clock = get_engine().stream_clock
+            monkeypatch.setattr(clock, "_host", lambda: time.time() + ahead)
+            clock.measure()
+            before = int(far_time())
+            assert before - 1 <= stamp("{% cable_meta_tags %}") <= far_time()
+            # The page's data was read 100 s ago, by this host's clock.
+            then = stamp("{% cable_meta_tags since=since %}", {"since": time.time() + ahead - 100})
+            assert before - 101 <= then <= far_time() - 100
+
+    def test_before_the_store_was_asked_the_time_is_earlier_and_nobody_waits(self) -> None:
+        with override_settings(RELIABLE_CABLE=FAR):
+            FarStore.answers.clear()
+            try:
+                assert stamp("{% cable_meta_tags %}") <= time.time() - MARGIN
+            finally:
+                FarStore.answers.set()
+
+    async def test_what_is_broadcast_between_the_page_and_the_subscribe_is_not_lost(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(FarStore, "ahead", -5.0)
+        monkeypatch.setitem(registry, "News", [News])
+        with override_settings(RELIABLE_CABLE=FAR):
+            get_engine().stream_clock.measure()
+            since = stamp("{% cable_meta_tags %}")
+            for number in (1, 2, 3):
+                await abroadcast("news", number)
+            monkeypatch.setattr(FarStore, "ahead", 5.0)  # ten seconds pass
+            async with wire.Client() as client:
+                await client.subscribe(wire.identifier("News"), history={"since": since})
+                assert [(await client.receive())["message"] for _ in range(3)] == [1, 2, 3]
+                assert (await client.receive())["type"] == "confirm_history"
 
     def test_the_url_can_be_given(self) -> None:
         assert 'content="wss://example.org/ws?a=1&amp;b=2"' in render(

@@ -10,7 +10,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from reliable_cable.conf import get_settings
-from reliable_cable.engine import engine_paths, get_engine
+from reliable_cable.engine import Engine, engine_paths, get_engine
 from reliable_cable.exceptions import CableError
 from reliable_cable.streams.base import Message, StreamEvent, StreamStore
 
@@ -36,11 +36,15 @@ class Command(BaseCommand):
         settings = get_settings()
         for part, path in engine_paths(settings).items():
             self.stdout.write(f"{part}: {path}")
-        store = get_engine().streams
+        engine = get_engine()
+        store = engine.streams
         try:
             if options["new_epochs"]:
                 self.stdout.write(f"Epochs ended: {store.forget_all()}.")
             problems = store.problems()
+            for name, seconds in _clock_differences(engine).items():
+                place = "ahead of" if seconds > 0 else "behind"
+                self.stdout.write(f"The clock of {name} is {abs(seconds):.3f} s {place} this host's.")
             took = asyncio.run(_probe(store))
         except CableError as error:
             raise CommandError(f"The engine does not work: {error}") from error
@@ -51,6 +55,16 @@ class Command(BaseCommand):
         if problems:
             raise CommandError("\n".join(problems))
         self.stdout.write(self.style.SUCCESS("Nothing is wrong."))
+
+
+def _clock_differences(engine: Engine) -> dict[str, float]:
+    """Return by how many seconds the clock of each server is ahead of this host's, to within half a round trip."""
+    differences = {}
+    for name, ask in {**engine.streams.clocks(), **engine.sessions.clocks()}.items():
+        asked = time.time()
+        told = ask()
+        differences[name] = told - (asked + time.time()) / 2
+    return differences
 
 
 async def _probe(store: StreamStore) -> float | None:

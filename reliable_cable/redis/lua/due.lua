@@ -1,6 +1,23 @@
 -- Find the streams in which the time of a session is over (presence/redis.py).
 --
--- KEYS: the index of all streams. ARGV: now or ''; the greatest number of streams.
+-- KEYS: the index of all streams; the sweeps (hash): at, when any process last called this; grace, until when no
+--   session is over.
+-- ARGV: now or ''; the greatest number of streams; PRESENCE_TTL; the seconds between two calls that are an outage.
 -- Returns their names, those that are due longest first.
+--
+-- Each process calls this several times within PRESENCE_TTL. If none did for so long, then none could refresh its
+-- members either: all sessions get one PRESENCE_TTL more, whichever process comes back first.
 
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', text(clock(ARGV[1])), 'LIMIT', 0, ARGV[2])
+local index, sweeps, now = KEYS[1], KEYS[2], clock(ARGV[1])
+local ttl, outage = tonumber(ARGV[3]), tonumber(ARGV[4])
+if redis.call('EXISTS', index) == 0 then
+  redis.call('DEL', sweeps)
+  return {}
+end
+local known = redis.call('HMGET', sweeps, 'at', 'grace')
+local at, grace = tonumber(known[1] or now), tonumber(known[2] or 0)
+if now - at > outage then grace = now + ttl end
+redis.call('HSET', sweeps, 'at', text(now), 'grace', text(grace))
+redis.call('PEXPIRE', sweeps, redis.call('PTTL', index))
+if now < grace then return {} end
+return redis.call('ZRANGEBYSCORE', index, '-inf', text(now), 'LIMIT', 0, ARGV[2])

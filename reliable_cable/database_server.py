@@ -1,4 +1,4 @@
-"""What a model store asks its database server: the time, and which history of the database the server continues."""
+"""What the model stores ask their database server: the time, and which history of the database the server continues."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.db import InternalError, NotSupportedError, ProgrammingError, connec
 from django.db.models import CharField, FloatField, Func, Value
 from django.db.models.expressions import Combinable, Expression
 
-from reliable_cable.database import Database
+from .database import Database
 
 
 class _PresentTime(Func):
@@ -61,11 +61,11 @@ class DatabaseServer:
 
     def now(self) -> Expression:
         """Return the present time, to be stored or selected: if the statement waits for a lock, the time after it."""
-        return _PresentTime() if self._uses_server_clock else Value(self._host_time(), output_field=FloatField())
+        return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 
     def ago(self, seconds: float) -> Combinable:
-        """Return the time some seconds ago, to be compared with a column."""
-        if self._uses_server_clock:
+        """Return the time some seconds ago, to be compared with a column; a negative number is for a later time."""
+        if self.has_clock:
             return _StatementTime() - Value(seconds, output_field=FloatField())
         return Value(self._host_time() - seconds, output_field=FloatField())
 
@@ -75,7 +75,7 @@ class DatabaseServer:
         Raises:
             DatabaseError: the server could not be asked.
         """
-        if not self._uses_server_clock:
+        if not self.has_clock:
             return self._host_time()
         with connections[self._database.alias].cursor() as cursor:
             cursor.execute(f"SELECT {_PresentTime.template}")
@@ -87,7 +87,8 @@ class DatabaseServer:
         return connections[self._database.alias].vendor == "postgresql"
 
     @property
-    def _uses_server_clock(self) -> bool:
+    def has_clock(self) -> bool:
+        """Whether the server's clock is used, not this host's."""
         return self._clock is None and self._is_postgresql
 
     def _host_time(self) -> float:

@@ -1,0 +1,81 @@
+"""Servers on hosts whose clocks are wrong, and that share a Redis: its clock counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.conftest import Connect, SharedRedis
+from tests.conformance.test_disconnect import come_back, farewell
+from tests.conformance.test_takeover import resume, subscribe
+from tests.support.client import unique
+from tests.support.clock import find_faketime, wrong_clock
+from tests.support.server import Server, ServerPool
+
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.skipif(find_faketime() is None, reason="no libfaketime on this machine"),
+]
+
+
+@pytest.fixture(scope="module")
+def options(shared_redis: SharedRedis) -> dict[str, str]:
+    """Settings that lead all servers here to one Redis."""
+    return shared_redis()
+
+
+@pytest.fixture(scope="module")
+def right(pools: dict[str, ServerPool], options: dict[str, str]) -> Iterator[Server]:
+    """A server whose clock is right."""
+    with pools["database"].make("daphne", **options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=[-5.0, 60.0])
+def wrong(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, right: Server, options: dict[str, str]
+) -> Iterator[Server]:
+    """A server whose clock is ahead by some seconds, or behind."""
+    folder: Path = tmp_path_factory.mktemp("wrong")
+    with Server("uvicorn", folder, right.database, options, shared=True, **wrong_clock(request.param)) as server:
+        yield server
+
+
+@pytest.fixture(params=["to the right one", "to the wrong one"])
+def order(request: pytest.FixtureRequest, right: Server, wrong: Server) -> tuple[Server, Server]:
+    """One server and another, in both orders."""
+    return (wrong, right) if request.param == "to the right one" else (right, wrong)
+
+
+async def test_a_disconnect_closes_everybody_and_locks_nobody_out(
+    order: tuple[Server, Server], connect_to: Connect
+) -> None:
+    here, there = order
+    name = unique("user")
+    cookie = await here.sign_in(name)
+    clients = [await connect_to(server, cookie=cookie) for server in order]
+    await here.call("disconnect_user", name)
+    for client in clients:
+        await farewell(client, reconnect=False)
+    client = await come_back(there, cookie=cookie)
+    identifier = await subscribe(client)
+    await client.cut()
+    again = await connect_to(here, cookie=cookie, sid=client.sid)
+    await resume(again, identifier)
+
+
+async def test_a_session_that_was_away_is_void_after_a_disconnect(
+    order: tuple[Server, Server], connect_to: Connect
+) -> None:
+    here, there = order
+    name = unique("user")
+    cookie = await here.sign_in(name)
+    away = await connect_to(there, cookie=cookie)
+    await subscribe(away)
+    await away.cut()
+    await here.call("disconnect_user", name)
+    again = await come_back(there, cookie=cookie, sid=away.sid)
+    assert "restored" not in again.welcome
+    await again.close()

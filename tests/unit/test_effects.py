@@ -1,0 +1,151 @@
+"""The effect of a change, and the session store: what a client has seen is in every restore."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from reliable_cable import Channel, StoreError, action, state
+from reliable_cable.channel import registry
+from reliable_cable.consumer import get_hub
+from reliable_cable.engine import get_engine
+from reliable_cable.sessions import service
+
+from .wire import Client, identifier
+
+
+class Counter(Channel, abstract=True):
+    count = state(default=0)
+
+    async def resubscribed(self) -> None:
+        self.transmit({"count": self.count})
+
+    @action
+    async def increase(self) -> None:
+        self.count += 1
+        self.transmit({"count": self.count})
+
+    @action
+    async def fail(self) -> None:
+        raise ValueError("broken action")
+
+    async def handle_error(self, error: Exception, action: str) -> None:
+        self.count += 1
+        self.transmit({"count": self.count})
+
+    @action
+    async def follow(self) -> None:
+        self.stream_from("news")
+        self.transmit({"following": True})
+
+
+COUNTER = identifier("Counter")
+
+
+class Outage:
+    """The session store is away from `begin` to `end`."""
+
+    def __init__(self) -> None:
+        self._patch = pytest.MonkeyPatch()
+        self.tried = asyncio.Event()
+
+    def begin(self) -> None:
+        async def fail(*args: Any) -> None:
+            self.tried.set()
+            raise StoreError("down")
+
+        self._patch.setattr(get_engine().sessions, "asave", fail)
+        self._patch.setattr(get_engine().sessions, "atouch", fail)
+
+    def end(self) -> None:
+        self._patch.undo()
+
+
+@pytest.fixture(autouse=True)
+async def _counter(settings: Any) -> AsyncIterator[None]:
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+    registry["Counter"] = [Counter]
+    yield
+    del registry["Counter"]
+
+
+@pytest.fixture
+def outage() -> Iterator[Outage]:
+    outage = Outage()
+    yield outage
+    outage.end()
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "EFFECT_PATIENCE", 0.05)
+
+
+async def sent_away(client: Client) -> None:
+    """Expect a `disconnect` that makes the client forget its session and come back."""
+    assert await client.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
+    assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
+@pytest.mark.parametrize("name", ["increase", "fail", "follow"])
+@pytest.mark.usefixtures("_impatient")
+async def test_a_client_whose_session_cannot_be_saved_is_sent_away_and_sees_nothing(name: str, outage: Outage) -> None:
+    async with Client() as client:
+        await client.subscribe(COUNTER)
+        await client.perform(COUNTER, "increase")
+        assert (await client.receive())["message"] == {"count": 1}
+        outage.begin()
+        await client.perform(COUNTER, name)
+        await sent_away(client)
+    outage.end()
+    # As another server would, after this one was killed.
+    record = await get_engine().sessions.aload(client.sid, {"user": ""})
+    assert record is None or record.data["subscriptions"][0]["state"] == {"count": 1}
+
+
+async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
+    outage: Outage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "RETRY_DELAY", 0.001)
+    async with Client() as client:
+        await client.subscribe(COUNTER)
+        await client.perform(COUNTER, "increase")
+        assert (await client.receive())["message"] == {"count": 1}
+        outage.begin()
+        await client.perform(COUNTER, "increase")
+        await outage.tried.wait()
+        assert await client.quiet(), "the effect waits"
+        outage.end()
+        assert (await client.receive())["message"] == {"count": 2}
+        record = await get_engine().sessions.aload(client.sid, {"user": ""})
+        assert record is not None
+        assert record.data["subscriptions"][0]["state"] == {"count": 2}
+
+
+@pytest.mark.usefixtures("_impatient")
+async def test_a_client_that_unsubscribes_from_what_a_restore_would_bring_back_forgets_its_session(
+    outage: Outage,
+) -> None:
+    async with Client() as client:
+        await client.subscribe(COUNTER)
+        await client.perform(COUNTER, "increase")
+        assert (await client.receive())["message"] == {"count": 1}
+        outage.begin()
+        await client.send("unsubscribe", COUNTER)
+        await sent_away(client)
+
+
+async def test_a_client_whose_session_was_never_saved_waits_for_nothing(outage: Outage) -> None:
+    async with Client() as first:
+        await first.subscribe(COUNTER)
+        outage.begin()
+        hub = get_hub()
+        hub.sessions.changed(hub.connections[first.sid])
+        await outage.tried.wait()
+        async with Client() as client:
+            await client.subscribe(COUNTER)
+            await client.perform(COUNTER, "increase")
+            assert (await client.receive())["message"] == {"count": 1}
