@@ -22,7 +22,7 @@ def find_postgres() -> Path | None:
     return Path(found).resolve().parent if found else None
 
 
-def _unprivileged_user() -> str | None:
+def unprivileged_user() -> str | None:
     """Return who runs the server: it refuses to run as root."""
     if os.getuid() != 0:
         return None
@@ -33,7 +33,7 @@ def _unprivileged_user() -> str | None:
 @contextmanager
 def running_postgres(binaries: Path) -> Iterator[str]:
     """Run a server; give the directory of its socket, which is its HOST, with the superuser `postgres`."""
-    user = _unprivileged_user()
+    user = unprivileged_user()
     base = Path(tempfile.mkdtemp(prefix="cable-pg-"))
 
     def run(*command: str) -> None:
