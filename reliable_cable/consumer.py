@@ -29,6 +29,7 @@ from .protocol.constants import (
     negotiate,
 )
 from .servers import recognise
+from .servers.base import Connection
 from .servers.drain import Drain
 from .session import CableSession
 from .threads import run_handler
@@ -138,12 +139,18 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     async def _accept(self, send: Send) -> CableSession | None:
         subprotocol = negotiate(self.scope.get("subprotocols") or ())
+        connection = recognise(self.scope, send)
         hub = get_hub()
         if subprotocol is None or hub.draining:
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
+        if connection.drainable:
+            _install_drain(connection)
         await _run(self.connect)
         await hub.turns.take()
+        if connection.lost:
+            logger.debug("A client left before it was accepted.")
+            return None
         if hub.draining:
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
@@ -153,9 +160,6 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.send", "text": text})
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
-        connection = recognise(self.scope, send)
-        if connection.drainable:
-            _install_drain()
         query_string = self.scope.get("query_string")
         query = parse_qs(query_string.decode("latin1")) if query_string else {}
         session = CableSession(
@@ -235,10 +239,10 @@ async def _run(method: Callable[..., Any], *args: Any) -> None:
         await run_handler(method, *args)
 
 
-def _install_drain() -> None:
+def _install_drain(connection: Connection) -> None:
     loop = asyncio.get_running_loop()
     if loop not in _drains:
-        drain = _drains[loop] = Drain(get_hub, loop)
+        drain = _drains[loop] = Drain(get_hub, loop, grace=connection.grace)
         if not drain.install():
             logger.debug("Connections will not be drained before shutdown: this is not the main thread.")
 

@@ -30,6 +30,8 @@ class Connection:
 
     #: Whether the server is one whose shutdown can be drained.
     drainable = False
+    #: How long, in seconds, the server was told to wait for requests when it stops; 0 if it was told nothing.
+    grace = 0.0
     #: Writes one WebSocket frame, ready as it goes over the wire, without waiting; None where that is not possible.
     #: While the transport's buffer is full (`attach`), it is not to be called.
     write: Callable[[bytes], None] | None = None
@@ -47,6 +49,11 @@ class Connection:
 
         A server whose `send` waits while its buffer is full needs none of this.
         """
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client is known to have gone."""
+        return False
 
     def unsent(self) -> int | None:
         """Return how many bytes were written and not taken by the client yet; None if that is not known."""

@@ -43,8 +43,13 @@ class DaphneConnection(Connection):
         super().__init__(send)
         self._protocol = protocol
         transport = protocol.transport
-        if isinstance(transport, tcp.Connection) and not transport.TLS:
+        if isinstance(transport, tcp.Connection) and not transport.TLS and not self.lost:
             self.write = partial(_write, protocol, transport, transport.socket.send)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client has gone, or was refused by daphne."""
+        return bool(self._protocol.state == WebSocketProtocol.STATE_CLOSED)
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Register for the state of the transport's buffer."""

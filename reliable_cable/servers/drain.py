@@ -2,12 +2,16 @@
 
 Both daphne and uvicorn close every socket as soon as they hear of SIGTERM. So their handler is kept waiting: ours runs
 first, ends the connections over `DRAIN_TIME`, closes the hub, and then calls theirs.
+
+A thread that waits for a database cannot be interrupted, the servers wait for their applications, and Python waits for
+its threads when it exits. So a process that has not stopped `STOP_LIMIT` seconds after the signal is ended by a timer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import signal
 import threading
@@ -26,6 +30,8 @@ DRAIN_TIME = 1.5
 DRAIN_LIMIT = 5.0
 #: Seconds after which it stops although the stores are not closed: one may not answer.
 CLOSE_LIMIT = 3.0
+#: How long, in seconds, the process may take to stop, all in all.
+STOP_LIMIT = 11.0
 
 SIGNALS = (signal.SIGTERM,)
 
@@ -36,11 +42,13 @@ class Drain:
     Args:
         hub: whose connections are to be ended.
         loop: the hub's.
+        grace: how long, in seconds, the server itself may wait for its requests after the drain, if it was told that.
     """
 
-    def __init__(self, hub: Callable[[], Hub], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, hub: Callable[[], Hub], loop: asyncio.AbstractEventLoop, *, grace: float = 0.0) -> None:
         self._hub = hub
         self._loop = loop
+        self._limit = max(STOP_LIMIT, DRAIN_LIMIT + CLOSE_LIMIT + grace)
         self._previous: dict[int, Any] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -65,6 +73,9 @@ class Drain:
     def _begin(self, number: int) -> None:
         if self._task is None:
             self._task = self._loop.create_task(self._drain(number))
+            timer = threading.Timer(self._limit, end_process, (self._limit,))
+            timer.daemon = True
+            timer.start()
 
     async def _drain(self, number: int) -> None:
         try:
@@ -96,3 +107,18 @@ async def drain(hub: Hub) -> None:
     delays = [random.uniform(0, DRAIN_TIME) for _ in sessions]  # noqa: S311 - spreads load, no secret
     await asyncio.gather(*(session.drain(delay) for session, delay in zip(sessions, delays, strict=True)))
     await hub.idle()
+
+
+def end_process(limit: float) -> None:
+    """End the process although something in it is still running.
+
+    Args:
+        limit: how long, in seconds, the process had to stop; for the log.
+    """
+    threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    logger.error(
+        "The process has not stopped in %g seconds, and is ended. These threads are still running: %s.",
+        limit,
+        ", ".join(threads),
+    )
+    os._exit(0)

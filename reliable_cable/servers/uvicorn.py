@@ -39,6 +39,12 @@ class UvicornConnection(Connection):
     def __init__(self, protocol: Any) -> None:
         super().__init__(protocol.send)
         self._protocol = protocol
+        self.grace = protocol.config.timeout_graceful_shutdown or 0.0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client has gone, or was refused by uvicorn."""
+        return bool(self._protocol.transport.is_closing())
 
     def abort(self) -> None:
         """Drop the connection at once."""

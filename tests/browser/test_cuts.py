@@ -133,7 +133,8 @@ async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publis
             assert len(await window.page.evaluate("own.texts")) <= start + 20
         talking = asyncio.create_task(publisher.say(room, lines[30:]))
         for window in windows:
-            await window.page.evaluate("own.cable.connect()")
+            # The client closes a channel for good if the connection ends while its subscribe is unanswered.
+            await window.page.evaluate("own.cable.connect().then(() => own.channel.ensureSubscribed())")
         await talking
 
     for window in windows:

@@ -110,8 +110,11 @@ async def test_who_has_ponged_and_falls_silent_is_dropped_and_nobody_else(strict
 
 
 async def test_who_keeps_ponging_stays(strict: Server) -> None:
-    async with Client(strict.url) as client:
-        for count in range(1, 5):
+    async with Client(strict.url) as silent, Client(strict.url) as client:
+        await silent.send("pong")
+        count = 0
+        while silent.alive:  # longer than PONG_TIMEOUT
+            count += 1
             await client.send("pong")
             await client.ping(count)
         await client.subscribe(identify("EchoChannel"))

@@ -22,7 +22,7 @@ def find_postgres() -> Path | None:
     return Path(found).resolve().parent if found else None
 
 
-def _unprivileged_user() -> str | None:
+def unprivileged_user() -> str | None:
     """Return who runs the server: it refuses to run as root."""
     if os.getuid() != 0:
         return None
@@ -39,7 +39,7 @@ class PostgresServer:
 
     def __init__(self, binaries: Path) -> None:
         self._binaries = binaries
-        self._user = _unprivileged_user()
+        self._user = unprivileged_user()
         self._base = Path(tempfile.mkdtemp(prefix="cable-pg-"))
         self._data = str(self._base / "data")
         if self._user is not None:

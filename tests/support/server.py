@@ -103,7 +103,7 @@ class Server:
             shutil.copy(template, self.database)
         self.environment = environment(self.database, settings, **variables)
         # So both ways are served: as the servers start by themselves, and as we start them.
-        self._by_cable_serve = "REDIS_URL" in (settings or {})
+        self.by_cable_serve = "REDIS_URL" in (settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -187,7 +187,7 @@ class Server:
 
     def _command(self) -> list[str]:
         application = f"{PROJECT}.asgi:application"
-        if self._by_cable_serve or self.kind == "compressing":
+        if self.by_cable_serve or self.kind == "compressing":
             options = ["--compress"] if self.kind == "compressing" else ["--server", self.kind]
             return [sys.executable, "-m", "django", "cable_serve", *options, f"127.0.0.1:{self.port}"]
         if self.kind == "daphne":

@@ -76,10 +76,18 @@ def test_daphne_connections_are_aborted_through_autobahn(monkeypatch: pytest.Mon
     assert calls == [True]
 
 
-async def uvicorn_send() -> tuple[Any, WebSocketsSansIOProtocol]:
+def test_daphne_tells_that_a_client_has_gone() -> None:
+    send, protocol = daphne_send()
+    protocol.state = WebSocketProtocol.STATE_CONNECTING
+    assert not recognise({}, send).lost
+    protocol.state = WebSocketProtocol.STATE_CLOSED
+    assert recognise({}, send).lost
+
+
+async def uvicorn_send(**options: Any) -> tuple[Any, WebSocketsSansIOProtocol]:
     async def application(scope: Any, receive: Any, send: Any) -> None: ...
 
-    config = Config(application, log_config=None)
+    config = Config(application, log_config=None, **options)
     config.load()
     protocol = WebSocketsSansIOProtocol(config, ServerState(), {}, asyncio.get_running_loop())
     return protocol.send, protocol
@@ -99,6 +107,22 @@ async def test_uvicorn_hands_over_a_method_of_its_protocol() -> None:
     assert isinstance(connection, UvicornConnection)
     connection.abort()
     assert protocol.transport.done  # type: ignore[attr-defined]
+
+
+async def test_uvicorn_tells_that_a_client_has_gone() -> None:
+    send, protocol = await uvicorn_send()
+    wire = Wire()
+    protocol.transport = wire  # type: ignore[assignment]
+    assert not recognise({}, send).lost
+    wire.closing = True
+    assert recognise({}, send).lost
+
+
+async def test_a_server_that_was_told_to_wait_for_requests_is_given_that_time() -> None:
+    for told, grace in ((30, 30), (None, 0)):
+        send, protocol = await uvicorn_send(timeout_graceful_shutdown=told)
+        protocol.transport = Wire()  # type: ignore[assignment]
+        assert recognise({}, send).grace == grace
 
 
 async def test_middlewares_that_wrap_send_are_looked_behind() -> None:
@@ -267,6 +291,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
+        self.closing = False
 
     def get_extra_info(self, name: str) -> None:
         return None
@@ -275,7 +300,7 @@ class Wire:
         self.written.append(data)
 
     def is_closing(self) -> bool:
-        return False
+        return self.closing
 
     def pause_reading(self) -> None: ...
 

@@ -1,0 +1,122 @@
+"""The database hangs, or it is away for some seconds: servers stop when told to, and clients need not know of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.exceptions import InvalidHandshake
+
+from reliable_cable.servers.drain import STOP_LIMIT
+from tests.support import outage
+from tests.support.client import Client, identify
+from tests.support.postgres import find_postgres, running_postgres
+from tests.support.server import Kind, Server, make_database
+
+pytestmark = pytest.mark.postgres
+
+#: Seconds by which a busy machine may be late.
+SLACK = 5.0
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The HOST of a PostgreSQL that these tests may stop."""
+    binaries = find_postgres()
+    assert binaries is not None
+    with running_postgres(binaries) as host:
+        yield host
+
+
+@pytest.fixture(scope="module")
+def template(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stands for the migrated database, which is in PostgreSQL."""
+    return make_database(tmp_path_factory.mktemp("migrated"), CABLE_TEST_POSTGRES=postgres)
+
+
+class Stage:
+    """Makes servers on the PostgreSQL.
+
+    Args:
+        postgres: its HOST.
+        template: of `make_database`.
+        folder: for logs.
+    """
+
+    def __init__(self, postgres: str, template: Path, folder: Path) -> None:
+        self.postgres = postgres
+        self._template = template
+        self._folder = folder
+
+    def make(self, kind: Kind, *, cable_serve: bool = False) -> Server:
+        """Return a server, not started."""
+        folder = self._folder / f"{kind}-{cable_serve}"
+        folder.mkdir()
+        server = Server(kind, folder, self._template, shared=True, CABLE_TEST_POSTGRES=self.postgres)
+        server.by_cable_serve = cable_serve
+        return server
+
+
+@pytest.fixture
+def stage(postgres: str, template: Path, tmp_path: Path) -> Stage:
+    """What a test starts servers with."""
+    return Stage(postgres, template, tmp_path)
+
+
+async def try_to_connect(server: Server, cookie: str) -> None:
+    """Connect as a signed-in user, and leave after a while, whether or not that succeeds."""
+    client = Client(server.url, cookie=cookie)
+    with suppress(OSError, InvalidHandshake, EOFError, TimeoutError):
+        async with asyncio.timeout(1):
+            await client.open()
+        await client.close()
+
+
+async def ask_for_a_position(server: Server) -> None:
+    """Have a view query the database, whether or not that succeeds."""
+    with suppress(httpx.TransportError):
+        await server.call("position", "any")
+
+
+async def seconds_to_stop(server: Server) -> float:
+    """Ask a server to stop; return how long that took."""
+    asked = time.monotonic()
+    assert await server.terminate() in (0, -15)
+    return time.monotonic() - asked
+
+
+async def test_servers_stop_in_bounded_time_while_the_database_hangs(stage: Stage) -> None:
+    kinds: tuple[Kind, ...] = ("daphne", "uvicorn")
+    servers = [stage.make(kind, cable_serve=cable_serve) for kind in kinds for cable_serve in (False, True)]
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as waiting:
+        for server in servers:
+            await asyncio.to_thread(stack.enter_context, server)
+        cookie = await servers[0].sign_in("alice")
+        clients = [await stack.enter_async_context(Client(server.url, cookie=cookie)) for server in servers]
+        echoes = [await client.subscribe(identify("EchoChannel")) for client in clients]
+        stack.enter_context(outage.hanging(stage.postgres))
+        for server, client, echo in zip(servers, clients, echoes, strict=True):
+            await client.perform(echo, "whoami")
+            waiting.create_task(try_to_connect(server, cookie))
+            waiting.create_task(ask_for_a_position(server))
+            await client.send("ping")
+            await client.expect({"type": "pong"})
+        times = await asyncio.gather(*map(seconds_to_stop, servers))
+    assert max(times) < STOP_LIMIT + SLACK, times
+
+
+@pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
+async def test_who_left_before_being_accepted_is_no_error(stage: Stage, kind: Kind) -> None:
+    with stage.make(kind) as server:
+        cookie = await server.sign_in("alice")
+        with outage.hanging(stage.postgres):
+            await asyncio.gather(*(try_to_connect(server, cookie) for _ in range(5)))
+        async with Client(server.url, cookie=cookie) as client:
+            # The first ping comes after 1.5 seconds at least: daphne logs errors of applications once a second.
+            await client.ping(1)
+        assert "Traceback" not in server.log
