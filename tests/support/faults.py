@@ -151,6 +151,16 @@ class FaultProxy:
         """Forget the calls of `lose_reply` that met no request."""
         self._traps.clear()
 
+    def move(self, *targets: int) -> None:
+        """Lead new connections to other ports, as a DNS name or a Kubernetes service does after a failover.
+
+        Open connections stay where they lead; `cut` resets them.
+
+        Args:
+            targets: the servers' ports, as for the constructor.
+        """
+        self._targets = targets
+
     # -- forwarding ---------------------------------------------------------------------------------------------------
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -177,9 +177,7 @@ class RedisServer:
         if not self._launch({**self.options, "appendonly": "no"}):
             raise RuntimeError(f"{self.binary.name} did not start:\n{self.log}")
         self.cli("CONFIG", "SET", "appendonly", self.options["appendonly"])
-        deadline = time.monotonic() + PATIENCE
-        while self._writing_anew() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        self._wait_for(lambda: not self._writing_anew(), "did not write its append-only file")
 
     def restart_empty(self) -> None:
         """Kill the process, and start it without data."""
@@ -190,6 +188,22 @@ class RedisServer:
     def flushall(self) -> None:
         """Delete all data of the process that runs."""
         self.cli("FLUSHALL")
+
+    # -- replication --------------------------------------------------------------------------------------------------
+
+    def follow(self, primary: RedisServer) -> None:
+        """Become a replica of another server, and wait until its data is here and new writes arrive."""
+        self.cli("REPLICAOF", "127.0.0.1", primary.port)
+        self._wait_for(lambda: self.cli("INFO", "replication")["master_link_status"] == "up", "did not replicate")
+
+    def promote(self) -> None:
+        """Become a primary, with the data that has arrived so far."""
+        self.cli("REPLICAOF", "NO", "ONE")
+
+    def wait_for_replicas(self, count: int = 1) -> None:
+        """Wait until replicas have all that was written so far."""
+        if self.cli("WAIT", count, round(PATIENCE * 1000)) < count:
+            raise RuntimeError(f"fewer than {count} replicas have what was written to {self.url}")
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -225,6 +239,13 @@ class RedisServer:
             time.sleep(0.01)
         self.kill()
         return False
+
+    def _wait_for(self, condition: Callable[[], bool], failure: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{self.binary.name} {failure}:\n{self.log}")
+            time.sleep(0.01)
 
     def _writing_anew(self) -> bool:
         """Whether the append-only file is not complete yet."""

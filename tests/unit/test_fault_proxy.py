@@ -199,3 +199,18 @@ async def test_leaving_the_block_resets_what_is_open(parrot: Parrot) -> None:
             pair = await connect(proxy, connections)
             await say(pair, b"hello\n")
         assert await is_reset(pair)
+
+
+async def test_a_moved_address_leads_new_connections_elsewhere_and_keeps_the_open_ones(
+    proxy: FaultProxy, parrot: Parrot, connections: AsyncExitStack
+) -> None:
+    before = await connect(proxy, connections)
+    assert await say(before, b"before") == b"before"
+    other = Parrot()
+    async with other.running():
+        proxy.move(other.port)
+        after = await connect(proxy, connections)
+        assert await say(after, b"after") == b"after"
+        assert await say(before, b" still") == b" still"
+        await leave(after[1])
+    assert (parrot.heard, other.heard) == (b"before still", b"after")

@@ -85,3 +85,15 @@ def test_the_shared_server_serves_two_prefixes(redis_server: RedisServer, redis_
     with redis.Redis.from_url(redis_url) as client:
         client.set(f"{key_prefix}:key", "value")
     assert redis_server.cli("GET", f"{key_prefix}:key") == "value"
+
+
+def test_a_replica_has_what_its_primary_had_and_keeps_it_when_it_is_promoted(own: RedisServer, tmp_path: Path) -> None:
+    own.cli("SET", "key", "old")
+    with RedisServer(tmp_path / "replica", own.binary) as replica:
+        replica.follow(own)
+        own.cli("SET", "key", "new")
+        own.wait_for_replicas()
+        assert replica.cli("GET", "key") == "new"
+        replica.promote()
+        replica.cli("SET", "key", "newer")
+        assert (own.cli("GET", "key"), replica.cli("GET", "key")) == ("new", "newer")
