@@ -21,10 +21,11 @@ from .verdict import Finding
 INTERVAL = 0.5
 #: Seconds within which signals of one id may be sent in another order than that of the changes.
 TANGLED = 0.1
-#: Faults that may swallow a change: the process that had to tell it is gone, or the data that it depends on.
-SWALLOWING = ("server SIGKILL", "server SIGTERM", *REDIS_LOSSES)
+#: Faults that may swallow a change: the process that had to tell it is gone, or the data that it depends on, or the
+#: answer of Redis came too late.
+SWALLOWING = ("server SIGKILL", "server SIGTERM", "Redis stalled", "Redis hangs at commit", *REDIS_LOSSES)
 #: Faults after which clients are told again who is there, in case they missed it (presence/lists.py).
-RETOLD = (*SWALLOWING, "pub/sub cut", "Redis paused", "Redis hangs at commit")
+RETOLD = (*SWALLOWING, "pub/sub cut", "Redis paused")
 
 
 class Members:
