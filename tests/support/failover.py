@@ -140,8 +140,8 @@ class PostgresPair(Pair):
     def __init__(self, binaries: Path, *, replicated: bool = True) -> None:
         super().__init__(replicated=replicated)
         self._binaries = binaries
-        self.primary = self._server()
-        self.standby = self._server()
+        self.primary: PostgresServer
+        self.standby: PostgresServer
 
     async def move(self, *, losing: float = 0.0) -> None:
         """Stop the primary, promote the standby, and lead the address to it; the stopped server becomes its standby.
@@ -155,24 +155,25 @@ class PostgresPair(Pair):
         await asyncio.to_thread(self.primary.stop, "immediate" if losing else "fast")
         await asyncio.to_thread(self.standby.promote)
         self.primary, self.standby = self.standby, self.primary
-        self._lead_relay(self.primary.port)
-        self.address.move(self.primary.port)
+        self._lead_relay(_port(self.primary))
+        self.address.move(_port(self.primary))
         await asyncio.to_thread(self._follow)
 
     async def _start(self) -> None:
-        for server in (self.primary, self.standby):
-            self._stack.callback(server.remove)
-        await asyncio.to_thread(self.primary.create)
+        self.primary, self.standby = self._server(), self._server()
+        await asyncio.to_thread(self.primary.initialize)
         await asyncio.to_thread(self.primary.start)
-        await self._serve(self.primary.port)
+        await self._serve(_port(self.primary))
         if self.replicated:
             await asyncio.to_thread(self._follow)
 
     def _server(self) -> PostgresServer:
-        return PostgresServer(self._binaries, free_port())
+        server = PostgresServer(self._binaries, free_port())
+        self._stack.callback(server.delete)
+        return server
 
     def _follow(self) -> None:
-        self.standby.copy(self.relay.port)
+        self.standby.copy(self.primary, self.relay.port)
         self.standby.start()
 
     def _is_followed(self) -> bool:
@@ -180,6 +181,11 @@ class PostgresPair(Pair):
         with contextlib.closing(psycopg.connect(address)) as connection:
             query = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
             return connection.execute(query).fetchone() == (1,)
+
+
+def _port(server: PostgresServer) -> int:
+    assert server.port is not None
+    return server.port
 
 
 def _wait_for(condition: Callable[[], bool]) -> bool:

@@ -1,4 +1,4 @@
-"""PostgreSQL servers of the tests' own: each in a temporary directory, gone afterwards."""
+"""A PostgreSQL server of the tests' own: in a temporary directory, on a Unix socket, gone afterwards."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 #: Faster, and all that is lost is the tests' data after a power cut.
-OPTIONS = (
-    "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=60 "
-    "-c max_wal_size=64MB -c min_wal_size=32MB"
-)
+OPTIONS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=60"
 
 
 def find_postgres() -> Path | None:
@@ -35,78 +31,76 @@ def _unprivileged_user() -> str | None:
 
 
 class PostgresServer:
-    """A server with the superuser `postgres`, who needs no password.
+    """A server with the superuser `postgres`, who needs no password; it listens on a Unix socket in its directory.
 
     Args:
-        binaries: the directory that holds `initdb` and `pg_ctl`.
-        port: on the loopback; 0: the server listens on a Unix socket in `folder` only.
+        binaries: the directory of `initdb` and `pg_ctl`.
+        port: the port of the loopback on which it listens too; None: it listens on the socket only.
     """
 
-    def __init__(self, binaries: Path, port: int = 0) -> None:
+    def __init__(self, binaries: Path, port: int | None = None) -> None:
         self.port = port
-        self.folder = Path(tempfile.mkdtemp(prefix="cable-pg-"))
         self._binaries = binaries
-        self._data = self.folder / "data"
         self._user = _unprivileged_user()
-        self._running = False
+        self._base = Path(tempfile.mkdtemp(prefix="cable-pg-"))
+        self._data = str(self._base / "data")
         if self._user is not None:
-            shutil.chown(self.folder, self._user)
+            shutil.chown(self._base, self._user)
 
-    def create(self) -> None:
-        """Make a new, empty database cluster."""
+    @property
+    def host(self) -> str:
+        """The directory of its socket, as HOST in Django's settings."""
+        return str(self._base)
+
+    def initialize(self) -> None:
+        """Make a new cluster."""
         self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 
-    def copy(self, port: int) -> None:
-        """Become a standby: copy the server behind a port of the loopback, and follow it from the next start on."""
-        shutil.rmtree(self._data, ignore_errors=True)
-        source = ("-h", "127.0.0.1", "-p", str(port), "-U", "postgres")
-        self._run("pg_basebackup", *source, "-D", self._data, "-X", "stream", "-c", "fast", "-R", "--no-sync")
-
-    def start(self) -> None:
-        """Start the server, and wait until it takes connections; a standby takes queries that only read."""
-        address = "127.0.0.1" if self.port else ""
-        options = f"{OPTIONS} -c listen_addresses='{address}' -c unix_socket_directories='{self.folder}'"
-        if self.port:
-            options += f" -c port={self.port}"
-        self._run("pg_ctl", "-D", self._data, "-w", "-l", self.folder / "server", "-o", options, "start")
-        self._running = True
-
-    def stop(self, mode: Literal["fast", "immediate"] = "immediate") -> None:
-        """Stop the server if it runs.
+    def copy(self, primary: PostgresServer, relay: int | None = None) -> None:
+        """Make a copy of a running server's cluster, which follows it as a standby.
 
         Args:
-            mode: "fast": as an administrator does. The standbys have everything then. "immediate": as a crash does.
+            primary: the running server.
+            relay: the port of the loopback by which the standby reaches it; None: by its socket.
         """
-        if self._running:
-            self._running = False
-            self._run("pg_ctl", "-D", self._data, "-w", "-m", mode, "stop")
+        shutil.rmtree(self._data, ignore_errors=True)
+        source = ["-h", primary.host] if relay is None else ["-h", "127.0.0.1", "-p", str(relay)]
+        self._run("pg_basebackup", *source, "-U", "postgres", "-D", self._data, "-R", "-c", "fast", "-N")
+
+    def start(self) -> None:
+        """Start the server and wait until it accepts connections."""
+        listen = "-c listen_addresses=''" if self.port is None else f"-c listen_addresses=127.0.0.1 -c port={self.port}"
+        options = f"{OPTIONS} {listen} -c unix_socket_directories='{self._base}'"
+        self._control("-l", str(self._base / "server"), "-o", options, "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop the server: `fast` sends a standby what it lacks, `immediate` is a crash."""
+        self._control("-m", mode, "stop")
 
     def promote(self) -> None:
-        """Become a primary, with the data that has arrived so far."""
-        self._run("pg_ctl", "-D", self._data, "-w", "promote")
+        """Make a standby the primary, and wait until it is."""
+        self._control("promote")
 
-    def remove(self) -> None:
-        """Stop the server, and delete its files."""
+    def delete(self) -> None:
+        """Stop the server if it runs, and delete its directory."""
         try:
-            self.stop()
+            if (self._base / "data" / "postmaster.pid").exists():
+                self.stop()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self._base, ignore_errors=True)
 
-    def _run(self, program: str, *arguments: str | Path) -> None:
+    def _control(self, *command: str) -> None:
+        self._run("pg_ctl", "-D", self._data, "-w", *command)
+
+    def _run(self, program: str, *arguments: str) -> None:
         # Output goes to a file: the server would keep a pipe open.
-        path = self.folder / "log"
-        with path.open("a") as log:
+        with (self._base / "log").open("a") as log:
             done = subprocess.run(
-                [self._binaries / program, *arguments],
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                user=self._user,
-                cwd=self.folder,
-                check=False,
-            )
+                [str(self._binaries / program), *arguments],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, user=self._user, cwd=self._base, check=False,
+            )  # fmt: skip
         if done.returncode:
-            raise RuntimeError(f"{program} failed:\n{path.read_text()}")
+            raise RuntimeError(f"{program} failed:\n{(self._base / 'log').read_text()}")
 
 
 @contextmanager
@@ -114,8 +108,8 @@ def running_postgres(binaries: Path) -> Iterator[str]:
     """Run a server; give the directory of its socket, which is its HOST, with the superuser `postgres`."""
     server = PostgresServer(binaries)
     try:
-        server.create()
+        server.initialize()
         server.start()
-        yield str(server.folder)
+        yield server.host
     finally:
-        server.remove()
+        server.delete()
