@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 from tests.node import node_modules
@@ -21,7 +23,7 @@ from .faults import Faults
 from .members import Members
 from .plan import ALL_STREAMS, BURST_HISTORY, BURST_STREAMS, PATIENCE, SUBSCRIPTIONS, Plan, now
 from .stage import Stage
-from .truth import Sent, Truth
+from .truth import Delivery, Event, Sent, Truth
 from .verdict import Finding, judge_log, judge_store
 
 #: Every so many-th client never asks for its session, and recovers by its positions.
@@ -102,6 +104,8 @@ class Storm:
                 outcome.findings += self._members.judge(self._stage.signals, self._faults.history)
         self._count(outcome)
         self._judge(outcome)
+        if not outcome.good:
+            self._write_events(self._folder / "events.jsonl", start)
         return outcome
 
     def _chance(self) -> random.Random:
@@ -207,6 +211,21 @@ class Storm:
         for client in self._clients:
             outcome.complaints += [f"{client.name} was told {frame}" for frame in client.complaints]
 
+    def _write_events(self, path: Path, start: float) -> None:
+        """Write what everybody did and got, for whoever looks for a cause; times are seconds since the first fault."""
+        events: list[tuple[float, str, list[object]]] = [
+            (fault.begun, "fault", [fault.kind, fault.ended - start]) for fault in self._faults.history
+        ]
+        for one in self._sent:
+            known = [one.stream, one.id, one.position, one.fate.value, one.ended - start]
+            events.append((one.begun, "sent", known))
+        for key in self._keys:
+            for event in self._logs.logs[key]:
+                events.append((event.at, type(event).__name__, [*key, *_position(event)]))
+        with path.open("w") as file:
+            for at, kind, what in sorted(events, key=itemgetter(0)):
+                file.write(json.dumps([round(at - start, 3), kind, *what]) + "\n")
+
     def _judge(self, outcome: Outcome) -> None:
         for stream in ALL_STREAMS:
             truth = self._truth(stream)
@@ -215,6 +234,10 @@ class Storm:
             outcome.findings += judge_store(truth, {f"{name} {number}": log for (name, number), log in logs.items()})
             for (name, number), log in logs.items():
                 outcome.findings += judge_log(truth, f"{name}, {stream} ({number})", log)
+
+
+def _position(event: Event) -> list[object]:
+    return [event.epoch, event.offset, event.id] if isinstance(event, Delivery) else []
 
 
 def _stream(key: Key) -> str:
