@@ -7,6 +7,8 @@ import asyncio
 import shutil
 import sys
 
+from tests.support.clock import find_faketime
+
 from .plan import Plan
 from .report import table, violations
 from .stage import make_folder
@@ -26,8 +28,11 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two faults")
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between two broadcasts of a broadcaster")
     parser.add_argument("--only", nargs="*", default=[], help="kinds of faults")
+    parser.add_argument("--clocks", action="store_true", help="the clocks of two processes are wrong by 90 s")
     parser.add_argument("--keep", action="store_true", help="keep databases and logs, also if all is well")
     options = parser.parse_args()
+    if options.clocks and find_faketime() is None:
+        parser.error("--clocks needs libfaketime (Debian: libfaketime)")
     plan = Plan(
         seconds=options.seconds,
         seed=options.seed,
@@ -39,6 +44,7 @@ def main() -> int:
         every=options.every,
         pause=options.pause,
         only=tuple(options.only),
+        clocks=options.clocks,
     )
     folder = make_folder()
     outcome = asyncio.run(Storm(plan, folder, lambda text: print(text, flush=True)).run())  # noqa: T201 - a command

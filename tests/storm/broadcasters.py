@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -15,15 +16,19 @@ from celery.exceptions import TimeoutError as TaskTimeout
 
 from tests.support.server import CallFailed, OtherProcess, Server
 
-from .plan import DURABLE, STREAMS, now
-from .verdict import Fate, Position, Sent
+from .plan import DURABLE, STREAMS, Plan, now
+from .truth import Fate, Position, Sent
 
 #: Seconds that a call may take; an append tries for 8 s before it gives up.
 CALL_TIMEOUT = 40.0
 #: Seconds until a call whose fate is unknown is repeated.
 REPEAT = 0.2
+#: Seconds for which a call whose fate is unknown is repeated, and for which a broadcast may be refused at the end.
+REPEAT_FOR = 60.0
 #: The part of the broadcasts to durable streams that is made in a transaction.
 IN_TRANSACTION = 0.3
+#: What `atomic()` raises when its own database fails; then nothing of ours is to blame.
+DATABASE_ERRORS = ("OperationalError:", "InterfaceError:", "InternalError:", "DatabaseError:")
 
 
 class Refused(Exception):
@@ -32,6 +37,10 @@ class Refused(Exception):
 
 class Uncertain(Exception):
     """The call raised `BroadcastUncertain`, or its answer was lost."""
+
+
+class Unexpected(Exception):
+    """The call raised what no caller has to expect: what became of it is unknown."""
 
 
 class Caller(ABC):
@@ -45,24 +54,33 @@ class Caller(ABC):
         Raises:
             Refused: nothing is stored.
             Uncertain: perhaps it is.
+            Unexpected: it raised something else.
         """
-        result = await self._ask(
-            stream, {"call": "broadcast", "args": [stream, data], "kwargs": {"idempotency_key": key}}
-        )
+        result = await self._ask("broadcast", stream, data, idempotency_key=key)
         return result["epoch"], result["offset"]
 
-    async def broadcast_in_transaction(self, stream: str, data: Any, *, commit: bool) -> None:
-        """Broadcast in a transaction, and commit it or roll it back.
+    async def broadcast_batch(self, stream: str, payloads: Sequence[Any]) -> list[Position]:
+        """Broadcast a batch, and return the positions.
 
         Raises:
-            Refused, Uncertain: as for `broadcast`.
+            Refused, Uncertain, Unexpected: as for `broadcast`, of all.
         """
-        await self._ask(
-            stream, {"call": "broadcast_in_transaction", "args": [stream, data], "kwargs": {"commit": commit}}
-        )
+        result = await self._ask("broadcast_batch", stream, payloads)
+        return [(position["epoch"], position["offset"]) for position in result]
 
-    async def _ask(self, stream: str, request: dict[str, Any]) -> Any:
-        answer = await self.call(request)
+    async def commit_broadcasts(
+        self, stream: str, payloads: Sequence[Any], *, commit: bool, hold: float
+    ) -> dict[str, Any]:
+        """Broadcast in a transaction, and commit it or roll it back; return what `calls.commit_broadcasts` does.
+
+        Raises:
+            Uncertain, Unexpected: as for `broadcast`.
+        """
+        result: dict[str, Any] = await self._ask("commit_broadcasts", stream, payloads, commit=commit, hold=hold)
+        return result
+
+    async def _ask(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        answer = await self.call({"call": name, "args": args, "kwargs": kwargs})
         error = answer.get("error")
         if error is None:
             return answer["result"]
@@ -70,7 +88,7 @@ class Caller(ABC):
             raise Refused(error)
         if error.startswith("BroadcastUncertain:"):
             raise Uncertain(error)
-        raise CallFailed(f"{self.name} broadcast to {stream!r}: {error}")
+        raise Unexpected(f"{self.name}: {name} to {args[0]!r} raised {error}")
 
     @abstractmethod
     async def call(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -83,9 +101,8 @@ class Caller(ABC):
 class ViewCaller(Caller):
     """A view of a server, one of several by chance; the answer is lost when that server is killed."""
 
-    name = "view"
-
-    def __init__(self, servers: Sequence[Server], rng: random.Random) -> None:
+    def __init__(self, servers: Sequence[Server], rng: random.Random, name: str = "view") -> None:
+        self.name = name
         self._servers = servers
         self._rng = rng
         self._http = httpx.AsyncClient(timeout=CALL_TIMEOUT, trust_env=False, verify=False)  # noqa: S501 - no TLS here
@@ -158,16 +175,19 @@ class Broadcaster:
     Args:
         caller: makes the calls.
         rng: chooses streams and pauses.
-        pause: seconds between two broadcasts, on average.
+        plan: the storm's.
     """
 
-    def __init__(self, caller: Caller, rng: random.Random, pause: float) -> None:
+    def __init__(self, caller: Caller, rng: random.Random, plan: Plan) -> None:
         self.sent: list[Sent] = []
         #: How many calls ended each way; one that was repeated counts each time.
         self.refused = self.uncertain = 0
+        #: What was raised that nobody has to expect.
+        self.complaints: list[str] = []
         self._caller = caller
         self._rng = rng
-        self._pause = pause
+        self._plan = plan
+        self._numbers = itertools.count(1)
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -175,11 +195,11 @@ class Broadcaster:
         while not self._stopping.is_set():
             stream = self._rng.choice(STREAMS)
             if stream in DURABLE and self._rng.random() < IN_TRANSACTION:
-                await self.broadcast_in_transaction(stream)
+                await self.broadcast_in_transaction(stream, commit=self._rng.random() < 0.8)
             else:
                 await self.broadcast(stream)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self._rng.uniform(0, 2 * self._pause))
+                await asyncio.wait_for(self._stopping.wait(), self._rng.uniform(0, 2 * self._plan.pause))
 
     def stop(self) -> None:
         """Finish what is under way, and nothing more."""
@@ -196,43 +216,98 @@ class Broadcaster:
             try:
                 position = await self._caller.broadcast(stream, {"id": id_, "stream": stream}, key)
                 break
-            except Refused:
-                self.refused += 1
-                if fate is Fate.STORED:
+            except (Refused, Uncertain, Unexpected) as error:
+                self._count(error)
+                if isinstance(error, Refused) and fate is Fate.STORED:
                     fate = Fate.REFUSED
                     break
-            except Uncertain:
-                self.uncertain += 1
                 fate = Fate.UNKNOWN
                 if key is None:
+                    break
+                if now() > begun + REPEAT_FOR:
+                    self.complaints.append(
+                        f"the fate of {id_} in {stream!r} is unknown after {REPEAT_FOR:g} s: {error}"
+                    )
                     break
             await asyncio.sleep(REPEAT)
         self.sent.append(Sent(stream, id_, begun, position, fate, now()))
         return self.sent[-1]
 
-    async def broadcast_in_transaction(self, stream: str) -> None:
-        """Broadcast in a transaction, which is rolled back now and then; for streams that share its fate."""
-        id_ = self._next_id()
+    async def broadcast_in_transaction(
+        self, stream: str, count: int = 1, *, commit: bool = True, hold: float = 0.0
+    ) -> None:
+        """Broadcast messages in one transaction.
+
+        Args:
+            stream: where to.
+            count: how many messages.
+            commit: whether the transaction is committed.
+            hold: seconds between the broadcasts and the commit.
+        """
+        ids = [self._next_id() for _ in range(count)]
         begun = now()
-        commit = self._rng.random() < 0.8
-        fate = Fate.COMMITTED if commit else Fate.REFUSED
         try:
-            await self._caller.broadcast_in_transaction(stream, {"id": id_, "stream": stream}, commit=commit)
+            payloads = [{"id": id_, "stream": stream} for id_ in ids]
+            answer = await self._caller.commit_broadcasts(stream, payloads, commit=commit, hold=hold)
+            fate = self._fate(stream, answer, commit=commit)
+        except (Refused, Uncertain, Unexpected) as error:
+            self._count(error)
+            fate = Fate.UNKNOWN if commit else Fate.REFUSED
+        self.sent += [Sent(stream, id_, begun, None, fate, now()) for id_ in ids]
+
+    def _fate(self, stream: str, answer: Mapping[str, Any], *, commit: bool) -> Fate:
+        """Say what became of broadcasts in a transaction, and complain of what should not have happened."""
+        error = answer["error"] or ""
+        if answer["committed"]:
+            if error:
+                self.complaints.append(f"{self._caller.name}: atomic() raised after its commit to {stream!r}: {error}")
+            if not answer["hooks"]:
+                self.complaints.append(f"{self._caller.name}: hooks after the broadcasts to {stream!r} did not run")
+            # Without a durable store a failure after the commit is only logged and signalled.
+            return Fate.UNKNOWN if self._plan.in_redis(stream) else Fate.COMMITTED
+        if not commit or error.startswith("BroadcastError:"):
+            self.refused += bool(error)
+            return Fate.REFUSED
+        if not (self._plan.database_fails and error.startswith(DATABASE_ERRORS)):
+            self.complaints.append(f"{self._caller.name}: atomic() with broadcasts to {stream!r} raised {error}")
+        self.uncertain += 1
+        return Fate.UNKNOWN
+
+    async def broadcast_batch(self, stream: str, count: int) -> None:
+        """Broadcast messages in one batch."""
+        ids = [self._next_id() for _ in range(count)]
+        begun = now()
+        positions: Sequence[Position | None] = [None] * count
+        try:
+            payloads = [{"id": id_, "stream": stream} for id_ in ids]
+            positions = await self._caller.broadcast_batch(stream, payloads)
+            fate = Fate.STORED
         except Refused:
             self.refused += 1
             fate = Fate.REFUSED
-        except Uncertain:
+        except (Uncertain, Unexpected) as error:
+            self._count(error)
+            fate = Fate.UNKNOWN
+        ended = now()
+        for id_, position in zip(ids, positions, strict=True):
+            self.sent.append(Sent(stream, id_, begun, position, fate, ended))
+
+    def _count(self, error: Exception) -> None:
+        if isinstance(error, Refused):
+            self.refused += 1
+        else:
             self.uncertain += 1
-            fate = Fate.UNKNOWN if commit else Fate.REFUSED
-        self.sent.append(Sent(stream, id_, begun, None, fate, now()))
+        if isinstance(error, Unexpected):
+            self.complaints.append(str(error))
 
     def _next_id(self) -> str:
-        return f"{self._caller.name}-{len(self.sent) + 1}"
+        return f"{self._caller.name}-{next(self._numbers)}"
 
-    async def broadcast_surely(self, stream: str) -> Sent:
-        """Broadcast until one is stored."""
-        while True:
-            one = await self.broadcast(stream)
-            if one.position is not None:
-                return one
+    async def broadcast_surely(self, stream: str) -> None:
+        """Broadcast until one is stored; complain if none is for too long."""
+        end = now() + REPEAT_FOR
+        while (await self.broadcast(stream)).position is None:
+            if now() > end:
+                self.complaints.append(f"no broadcast to {stream!r} was stored for {REPEAT_FOR:g} s")
+                return
             await asyncio.sleep(REPEAT)

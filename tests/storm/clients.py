@@ -16,7 +16,7 @@ from tests.support.recovering import RecoveringClient
 
 from .plan import SUBSCRIPTIONS, now
 from .presence import Change
-from .verdict import Delivery, Signal
+from .truth import Connected, Delivery, Event, Signal
 
 #: Names of who got what: a client and the number of its subscription.
 Key = tuple[str, int]
@@ -27,7 +27,7 @@ class Logs:
     """What everybody got, by client and subscription."""
 
     def __init__(self) -> None:
-        self.logs: defaultdict[Key, list[Delivery | Signal]] = defaultdict(list)
+        self.logs: defaultdict[Key, list[Event]] = defaultdict(list)
         self.deliveries = self.signals = 0
         #: What should never have happened.
         self.complaints: list[str] = []
@@ -47,6 +47,10 @@ class Logs:
         self.signals += 1
         self.logs[key].append(Signal(now()))
         self.changed.set()
+
+    def connect(self, key: Key) -> None:
+        """Note that a client has a new connection."""
+        self.logs[key].append(Connected(now()))
 
     def last(self, key: Key) -> tuple[str, int]:
         """Return the last position that a client got."""
@@ -68,6 +72,9 @@ class StormClient(RecoveringClient):
         if frame.get("type") == "presence" and frame["message"]["type"] in ("join", "leave"):
             message = frame["message"]
             self.changes.append(Change(message["type"], message["id"], now(), self.connects))
+        elif frame.get("type") == "welcome":
+            for connected in NUMBERS.values():
+                self._logs.connect((self.name, connected))
         number = NUMBERS.get(frame.get("identifier", ""))
         if number is not None:
             key = (self.name, number)
@@ -153,6 +160,8 @@ class NpmClients:
             self._logs.signal(key)
         else:
             self.counts[event["kind"]] += 1
+            if event["kind"] in ("connect", "restore"):
+                self._logs.connect(key)
             if event["kind"] == "connect":
                 self._subscribed.add(key)
             elif event["kind"] == "rejected":

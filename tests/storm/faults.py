@@ -7,15 +7,18 @@ import contextlib
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from reliable_cable.redis.scripts import script_text
 from tests.support.redis import RedisServer
 from tests.support.server import Server
 
-from .plan import now
+from .broadcasters import Broadcaster
+from .busy import Busy
+from .plan import Fault, now
 from .stage import Stage
+from .store_faults import Kinds, StoreFaults
 
 #: Seconds for which Redis is paused.
 PAUSE = 2.0
@@ -29,21 +32,28 @@ class Faults:
     Args:
         stage: what they happen to.
         rng: chooses them.
+        broadcaster: broadcasts what belongs to a fault.
     """
 
-    def __init__(self, stage: Stage, rng: random.Random) -> None:
-        self.counts: Counter[str] = Counter()
-        #: When each fault happened, by the storm's clock, and what it was.
-        self.history: list[tuple[float, str]] = []
+    def __init__(self, stage: Stage, rng: random.Random, broadcaster: Broadcaster) -> None:
+        self.history: list[Fault] = []
+        #: Those that could not be made.
+        self.complaints: list[str] = []
         self._stage = stage
         self._rng = rng
-        self._busy: set[object] = set()
+        self._busy = Busy()
         self._tasks: set[asyncio.Task[None]] = set()
         self._snapshot: Path | None = None
-        self._kinds = self._choose_kinds()
+        self._kinds = self._choose_kinds(StoreFaults(stage, rng, self._busy, broadcaster))
 
-    def _choose_kinds(self) -> Mapping[str, Callable[[], Awaitable[bool]]]:
-        kinds: dict[str, Callable[[], Awaitable[bool]]] = {
+    @property
+    def counts(self) -> Counter[str]:
+        """How many faults of each kind there were."""
+        return Counter(fault.kind for fault in self.history)
+
+    def _choose_kinds(self, stores: StoreFaults) -> Kinds:
+        kinds = {
+            **stores.kinds,
             "client reset": self._reset_clients,
             "server SIGKILL": self._kill_server,
             "server SIGTERM": self._terminate_server,
@@ -73,8 +83,8 @@ class Faults:
             await asyncio.sleep(min(self._stage.plan.every, left))
         if self._tasks:
             await asyncio.wait(self._tasks)
-        if self._stage.redis_proxy is not None:
-            self._stage.redis_proxy.lose_nothing()
+        if self._stage.redis is not None:
+            self._stage.redis.address.lose_nothing()
 
     def _make_one(self) -> None:
         # A server that is being started cannot be killed, and so on: then it is another fault's turn.
@@ -87,9 +97,13 @@ class Faults:
     async def _make(self, kinds: list[str]) -> None:
         for kind in kinds:
             begun = now()
-            if await self._kinds[kind]():
-                self.counts[kind] += 1
-                self.history.append((begun, kind))
+            try:
+                happened = await self._kinds[kind]()
+            except Exception as error:
+                self.complaints.append(f"the fault {kind!r} failed: {error!r}")
+                happened = True
+            if happened:
+                self.history.append(Fault(kind, begun, now()))
                 return
 
     # -- connections --------------------------------------------------------------------------------------------------
@@ -100,14 +114,14 @@ class Faults:
         return self._stage.web.cut(chosen) > 0
 
     async def _cut_pubsub(self) -> bool:
-        proxy = self._stage.redis_proxy
-        assert proxy is not None
+        assert self._stage.redis is not None
+        proxy = self._stage.redis.address
         links = [link for link in proxy.links if link.subscribed]
         return bool(links) and proxy.cut([self._rng.choice(links)]) > 0
 
     async def _lose_reply(self) -> bool:
-        proxy = self._stage.redis_proxy
-        assert proxy is not None
+        assert self._stage.redis is not None
+        proxy = self._stage.redis.address
         lost = proxy.lose_reply(append_digest())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(lost.wait(), 5)
@@ -123,7 +137,7 @@ class Faults:
         server = self._free_server()
         if server is None:
             return False
-        with self._using(server):
+        with self._busy.using(server):
             await server.restart()
         return True
 
@@ -131,7 +145,7 @@ class Faults:
         server = self._free_server()
         if server is None:
             return False
-        with self._using(server):
+        with self._busy.using(server):
             await server.terminate()
             await server.restart()
         return True
@@ -142,12 +156,12 @@ class Faults:
         return await self._with_redis(lambda redis: redis.pause(PAUSE), PAUSE)
 
     async def _stall(self) -> bool:
-        proxy = self._stage.redis_proxy
-        assert proxy is not None
+        assert self._stage.redis is not None
+        proxy = self._stage.redis.address
         # Seldom, since nothing else can happen meanwhile.
         if proxy in self._busy or (len(self._kinds) > 1 and self._rng.random() < 0.75):
             return False
-        with self._using(proxy):
+        with self._busy.using(proxy):
             proxy.stall()
             await asyncio.sleep(self._rng.uniform(0, STALL))
             proxy.resume()
@@ -176,21 +190,13 @@ class Faults:
         assert redis is not None
         if redis in self._busy:
             return False
-        with self._using(redis):
-            await asyncio.to_thread(do, redis)
+        with self._busy.using(redis):
+            await asyncio.to_thread(do, redis.primary)
             await asyncio.sleep(lasting)
         return True
 
     def _take_snapshot(self, redis: RedisServer) -> None:
         self._snapshot = redis.snapshot()
-
-    @contextlib.contextmanager
-    def _using(self, thing: object) -> Iterator[None]:
-        self._busy.add(thing)
-        try:
-            yield
-        finally:
-            self._busy.discard(thing)
 
 
 def append_digest() -> bytes:

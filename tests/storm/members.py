@@ -13,7 +13,7 @@ from typing import Any
 from tests.support.server import OtherProcess
 
 from .clients import NpmClients, StormClient
-from .plan import PATIENCE, PRESENCE_TTL, ROOM, ROOM_IDENTIFIER, member_id
+from .plan import PATIENCE, PRESENCE_TTL, REDIS_LOSSES, ROOM, ROOM_IDENTIFIER, Fault, member_id
 from .presence import Change, judge_beliefs, judge_changes, judge_last, untangle
 from .verdict import Finding
 
@@ -21,8 +21,9 @@ from .verdict import Finding
 INTERVAL = 0.5
 #: Seconds within which signals of one id may be sent in another order than that of the changes.
 TANGLED = 0.1
-#: Faults that may swallow a change: the process that had to tell it is gone, or the data that it depends on.
-SWALLOWING = ("server SIGKILL", "server SIGTERM", "Redis restarted", "Redis older", "Redis empty", "FLUSHALL")
+#: Faults that may swallow a change: the process that had to tell it is gone, or the data that it depends on, or the
+#: answer of Redis came too late.
+SWALLOWING = ("server SIGKILL", "server SIGTERM", "Redis stalled", "Redis hangs at commit", *REDIS_LOSSES)
 #: Faults after which clients are told again who is there, in case they missed it (presence/lists.py).
 RETOLD = (*SWALLOWING, "pub/sub cut", "Redis paused")
 
@@ -99,23 +100,22 @@ class Members:
         beliefs.update({client.name: client.members[ROOM_IDENTIFIER] for client in self._clients})
         return beliefs
 
-    def judge(self, signals: Path, faults: Iterable[tuple[float, str]], wall: float) -> list[Finding]:
+    def judge(self, signals: Path, faults: Iterable[Fault]) -> list[Finding]:
         """Say what is wrong with what was told.
 
         Args:
             signals: the file in which processes noted the signals that they sent.
-            faults: when each happened, by the storm's clock, and what it was.
-            wall: the seconds by which the wall clock is ahead of the storm's.
+            faults: what happened.
         """
         faults = list(faults)
-        excuses = [at for at, kind in faults if kind in SWALLOWING]
-        retold = [at for at, kind in faults if kind in RETOLD]
+        excuses = [fault.begun for fault in faults if fault.kind in SWALLOWING]
+        retold = [fault.begun for fault in faults if fault.kind in RETOLD]
         reach = 2 * PRESENCE_TTL
         findings: list[Finding] = []
         for client in self._clients:
             findings += judge_changes(client.name, client.changes, retold, reach=reach)
         lines = map(json.loads, signals.read_text().splitlines()) if signals.exists() else ()
-        told = [Change(line["type"], line["id"], line["at"] - wall) for line in lines if line["stream"] == ROOM]
+        told = [Change(line["type"], line["id"], line["at"]) for line in lines if line["stream"] == ROOM]
         told = untangle(sorted(told, key=lambda change: change.at), within=TANGLED)
         findings += judge_changes("the signals", told, excuses, reach=reach)
         if not excuses:

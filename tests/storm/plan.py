@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tests.support.client import identify
+
+from .truth import Loss
 
 #: Seconds that everybody may take to catch up, when the faults are over.
 PATIENCE = 60.0
@@ -17,6 +19,11 @@ DURABLE = ("kept:1", "kept:2")
 VOLATILE = ("plain:1", "plain:2", "room:1")
 STREAMS = DURABLE + VOLATILE
 ROOM = "room:1"
+#: Streams whose history is smaller than the bursts that they get: a volatile one and a durable one.
+BURST_STREAMS = ("burst:1", "burst:2")
+BURST_HISTORY = 100
+BURST = 150
+ALL_STREAMS = STREAMS + BURST_STREAMS
 
 #: (channel, params, stream): every client subscribes to all of these.
 SUBSCRIPTIONS: tuple[tuple[str, Mapping[str, Any], str], ...] = (
@@ -26,6 +33,8 @@ SUBSCRIPTIONS: tuple[tuple[str, Mapping[str, Any], str], ...] = (
     # Two identifiers on one stream have a position each (PROTOCOL.md, 4).
     ("StreamChannel", {"streams": ["plain:1"], "again": True}, "plain:1"),
     ("AsyncStreamChannel", {"streams": ["plain:2"]}, "plain:2"),
+    ("StreamChannel", {"streams": ["burst:1"]}, "burst:1"),
+    ("AsyncStreamChannel", {"streams": ["burst:2"]}, "burst:2"),
     ("RoomChannel", {"room": ROOM}, ROOM),
 )
 ROOM_IDENTIFIER = identify("RoomChannel", room=ROOM)
@@ -33,7 +42,42 @@ ROOM_IDENTIFIER = identify("RoomChannel", room=ROOM)
 #: Seconds; short, so that members of a killed server leave while the storm still looks.
 PRESENCE_TTL = 4.0
 
-POLICY = {"history_size": 50_000, "history_ttl": 86_400}
+HISTORY_SIZE = 50_000
+HISTORY_TTL = 86_400
+#: Seconds by which clocks are wrong, and the history TTL of stores with a clock of their own: shorter than that.
+WRONG = 90.0
+SHORT_TTL = 60
+
+#: Faults after which Redis may lack data, or may be another server, and faults after which the database may lack data.
+REDIS_LOSSES = (
+    "Redis restarted",
+    "Redis older",
+    "Redis empty",
+    "FLUSHALL",
+    "Redis moved",
+    "Redis moved, connections cut",
+    "Redis moved, tail lost",
+)
+DATABASE_LOSSES = ("PostgreSQL moved", "PostgreSQL moved, tail lost", "SQLite restored")
+REDIS_MOVES = tuple(kind for kind in REDIS_LOSSES if "moved" in kind)
+POSTGRES_MOVES = tuple(kind for kind in DATABASE_LOSSES if "moved" in kind)
+#: Seconds within which servers must notice that a SQLite file went back: nothing in the file says so.
+NOTICE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that was made.
+
+    Args:
+        kind: which.
+        begun: when, by the storm's clock.
+        ended: when everything was as before, but for its consequences.
+    """
+
+    kind: str
+    begun: float
+    ended: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +94,8 @@ class Plan:
         npm_clients: the unmodified ones, in Node.
         every: seconds between two faults.
         pause: seconds between two broadcasts of one broadcaster, on average.
-        only: kinds of faults; empty: all that the engine can stand.
+        only: kinds of faults; empty: all that there are for the engine.
+        clocks: whether the clocks of some processes are wrong (`wrong_clocks`).
     """
 
     seconds: float = 60.0
@@ -63,11 +108,34 @@ class Plan:
     every: float = 1.0
     pause: float = 0.05
     only: tuple[str, ...] = ()
+    clocks: bool = False
+
+    def wants(self, *kinds: str) -> bool:
+        """Say whether there may be faults of these kinds."""
+        return not self.only or not set(kinds).isdisjoint(self.only)
+
+    def in_redis(self, stream: str) -> bool:
+        """Say whether a stream is in Redis and nowhere else."""
+        return self.engine == "redis" and stream not in (*DURABLE, "burst:2")
 
     @property
-    def volatile(self) -> tuple[str, ...]:
-        """The streams that may lose their history."""
-        return VOLATILE if self.engine == "redis" else ()
+    def database_fails(self) -> bool:
+        """Whether the database is away at times, so that the project's own transactions may fail."""
+        return self.database == "postgres" and self.wants(*POSTGRES_MOVES)
+
+    def losses(self, stream: str, faults: Iterable[Fault]) -> list[Loss]:
+        """Return those of the faults that may have lost messages of a stream."""
+        kinds = REDIS_LOSSES if self.in_redis(stream) else DATABASE_LOSSES
+        return [
+            Loss(fault.begun, fault.ended + NOTICE if fault.kind == "SQLite restored" else fault.begun)
+            for fault in faults
+            if fault.kind in kinds
+        ]
+
+    @property
+    def wrong_clocks(self) -> Mapping[str, float]:
+        """By how many seconds the clocks of processes are ahead."""
+        return {"daphne": WRONG, "worker": -WRONG} if self.clocks else {}
 
     @property
     def command(self) -> str:
@@ -78,8 +146,10 @@ class Plan:
             words.append(f'--redis "{self.redis}"')
         words.append(f"--clients {self.clients} --npm-clients {self.npm_clients} --pause {self.pause:g}")
         words.append(f"--every {self.every:g}")
+        if self.clocks:
+            words.append("--clocks")
         if self.only:
-            words.append(f"--only {' '.join(self.only)}")
+            words.append(f"--only {' '.join(map(repr, self.only))}")
         return " ".join(words)
 
     @property
@@ -89,10 +159,22 @@ class Plan:
 
     def settings(self, redis_url: str | None) -> dict[str, Any]:
         """Return `RELIABLE_CABLE` for all processes."""
-        streams = {"kept:*": {**POLICY, "durable": True}, "plain:*": POLICY, "room:*": POLICY}
+        names = ("kept:*", "plain:*", "room:*", *BURST_STREAMS)
+        streams = {name: self._policy(name) for name in names}
         if redis_url is None:
-            return {"ENGINE": "database", "STREAMS": {name: {**POLICY} for name in streams}}
+            return {"ENGINE": "database", "STREAMS": streams}
         return {"REDIS_URL": redis_url, "STREAMS": streams, "PRESENCE_TTL": PRESENCE_TTL}
+
+    def _policy(self, name: str) -> dict[str, Any]:
+        durable = name in ("kept:*", "burst:2")
+        in_redis = self.engine == "redis" and not durable
+        # A SQLite file has the clock of whoever reads it.
+        has_clock = in_redis or self.database == "postgres"
+        return {
+            "history_size": BURST_HISTORY if name in BURST_STREAMS else HISTORY_SIZE,
+            "history_ttl": SHORT_TTL if self.clocks and has_clock else HISTORY_TTL,
+            **({"durable": True} if durable and self.engine == "redis" else {}),
+        }
 
 
 def member_id(number: int, clients: int) -> str | None:

@@ -10,12 +10,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.celery import Worker
+from tests.support.clock import wrong_clock
+from tests.support.failover import PostgresPair, RedisPair
 from tests.support.faults import FaultProxy
-from tests.support.postgres import find_postgres, running_postgres
+from tests.support.postgres import find_postgres
 from tests.support.redis import RedisServer, find_binaries
 from tests.support.server import Kind, OtherProcess, Server, environment, make_database
 
-from .plan import Plan
+from .plan import POSTGRES_MOVES, REDIS_MOVES, Plan
 
 KINDS: tuple[Kind, ...] = ("daphne", "uvicorn")
 
@@ -37,9 +39,11 @@ class Stage:
         self.servers: list[Server] = []
         #: What clients connect to: one of the servers, by chance.
         self.web: FaultProxy
-        self.redis: RedisServer | None = None
-        #: What all processes reach Redis by.
-        self.redis_proxy: FaultProxy | None = None
+        #: All processes reach these by their addresses.
+        self.redis: RedisPair | None = None
+        self.postgres: PostgresPair | None = None
+        #: The SQLite file, if there is no PostgreSQL.
+        self.database: Path
         self.broker: RedisServer
         self.beside: OtherProcess
         self._stack = AsyncExitStack()
@@ -64,35 +68,47 @@ class Stage:
 
     async def _start(self) -> None:
         if self.plan.database == "postgres":
-            self._variables["CABLE_TEST_POSTGRES"] = await asyncio.to_thread(self._start_postgres)
-        template = await asyncio.to_thread(make_database, self.folder, **self._variables)
+            self.postgres = await self._start_postgres()
+            self._variables["CABLE_TEST_POSTGRES"] = "127.0.0.1"
+            self._variables["CABLE_TEST_POSTGRES_PORT"] = str(self.postgres.address.port)
+        self.database = await asyncio.to_thread(make_database, self.folder, **self._variables)
         redis_url = None
         if self.plan.engine == "redis":
-            binaries = [one for one in find_binaries() if self.plan.redis in ("", one.name)]
-            if not binaries:
-                raise RuntimeError(f"no {self.plan.redis or 'Redis or Valkey'} server on this machine")
-            self.redis = RedisServer(self.folder / "redis", binaries[0])
-            await self._enter_in_thread(self.redis)
-            self.redis_proxy = await self._stack.enter_async_context(FaultProxy(self.redis.port))
-            redis_url = f"redis://127.0.0.1:{self.redis_proxy.port}/0"
+            self.redis = await self._start_redis()
+            redis_url = f"redis://127.0.0.1:{self.redis.address.port}/0"
         self.broker = RedisServer(self.folder / "broker")
         await self._enter_in_thread(self.broker)
         settings = self.plan.settings(redis_url)
-        self.servers = [self._server(kind, template, settings) for kind in KINDS]
+        self.servers = [self._server(kind, settings) for kind in KINDS]
         await asyncio.gather(*(self._enter_in_thread(server) for server in self.servers))
         self.web = await self._stack.enter_async_context(FaultProxy(*(server.port for server in self.servers)))
-        self.beside = self._stack.enter_context(OtherProcess(self.servers[0], self.folder / "process.log"))
+        # The last server's clock is right.
+        self.beside = self._stack.enter_context(OtherProcess(self.servers[-1], self.folder / "process.log"))
         tasks = {"CABLE_TEST_BROKER": self.broker.url, "CABLE_TEST_RESULTS": self.broker.url}
-        await self._enter_in_thread(Worker(self.folder, environment(template, settings, **self._variables, **tasks)))
+        variables = {**self._variables, **self._clock("worker"), **tasks}
+        await self._enter_in_thread(Worker(self.folder, environment(self.database, settings, **variables)))
 
-    def _server(self, kind: Kind, template: Path, settings: dict[str, Any]) -> Server:
-        return Server(kind, self.folder, template, settings, shared=True, **self._variables)
+    def _server(self, kind: Kind, settings: dict[str, Any]) -> Server:
+        variables = {**self._variables, **self._clock(kind)}
+        return Server(kind, self.folder, self.database, settings, shared=True, **variables)
 
-    def _start_postgres(self) -> str:
+    def _clock(self, name: str) -> dict[str, str]:
+        ahead = self.plan.wrong_clocks.get(name)
+        return {} if ahead is None else wrong_clock(ahead)
+
+    async def _start_postgres(self) -> PostgresPair:
         binaries = find_postgres()
         if binaries is None:
             raise RuntimeError("no PostgreSQL server (initdb, pg_ctl) on this machine")
-        return self._stack.enter_context(running_postgres(binaries))
+        pair = PostgresPair(binaries, replicated=self.plan.wants(*POSTGRES_MOVES))
+        return await self._stack.enter_async_context(pair)
+
+    async def _start_redis(self) -> RedisPair:
+        binaries = [one for one in find_binaries() if self.plan.redis in ("", one.name)]
+        if not binaries:
+            raise RuntimeError(f"no {self.plan.redis or 'Redis or Valkey'} server on this machine")
+        pair = RedisPair(self.folder, binaries[0], replicated=self.plan.wants(*REDIS_MOVES))
+        return await self._stack.enter_async_context(pair)
 
     async def _enter_in_thread(self, thing: Server | RedisServer | Worker) -> None:
         await asyncio.to_thread(thing.__enter__)

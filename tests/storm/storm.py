@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 
 from tests.node import node_modules
@@ -20,9 +21,10 @@ from .broadcasters import Broadcaster, ProcessCaller, TaskCaller, ViewCaller
 from .clients import Key, Logs, NpmClients, StormClient
 from .faults import Faults
 from .members import Members
-from .plan import PATIENCE, STREAMS, SUBSCRIPTIONS, Plan, now
+from .plan import ALL_STREAMS, BURST_HISTORY, BURST_STREAMS, PATIENCE, SUBSCRIPTIONS, Plan, now
 from .stage import Stage
-from .verdict import Finding, Sent, Truth, judge_log, judge_store
+from .truth import Delivery, Event, Sent, Truth
+from .verdict import Finding, judge_log, judge_store
 
 #: Every so many-th client never asks for its session, and recovers by its positions.
 RECOVERING = 4
@@ -77,6 +79,7 @@ class Storm:
         self._names = [f"npm-{number}" for number in range(1, plan.npm_clients + 1)]
         self._stage = Stage(plan, folder)
         self._broadcasters: list[Broadcaster] = []
+        self._of_faults: Broadcaster
         self._clients: list[StormClient] = []
         self._npm: NpmClients
         self._members: Members
@@ -94,13 +97,15 @@ class Storm:
             over = now()
             await self._end()
             outcome.catching_up = now() - over
-            outcome.history = [(at - start, kind) for at, kind in sorted(self._faults.history)]
+            history = sorted(self._faults.history, key=lambda fault: fault.begun)
+            outcome.history = [(fault.begun - start, fault.kind) for fault in history]
             if self._plan.has_presence:
                 outcome.findings += await self._members.at_rest(self._stage.beside)
-                ahead = time.time() - now()
-                outcome.findings += self._members.judge(self._stage.signals, self._faults.history, ahead)
+                outcome.findings += self._members.judge(self._stage.signals, self._faults.history)
         self._count(outcome)
         self._judge(outcome)
+        if not outcome.good:
+            self._write_events(self._folder / "events.jsonl", start)
         return outcome
 
     def _chance(self) -> random.Random:
@@ -119,7 +124,10 @@ class Storm:
         ]
         for caller in callers:
             stack.push_async_callback(caller.close)
-        self._broadcasters = [Broadcaster(caller, self._chance(), self._plan.pause) for caller in callers]
+        self._broadcasters = [Broadcaster(caller, self._chance(), self._plan) for caller in callers]
+        caller = ViewCaller(stage.servers, self._chance(), "fault")
+        stack.push_async_callback(caller.close)
+        self._of_faults = Broadcaster(caller, self._chance(), self._plan)
         self._tell(f"{self._plan.clients} clients of our own and {self._plan.npm_clients} npm clients subscribe")
         node = await asyncio.to_thread(find_node) if self._names else ""
         self._npm = NpmClients(node, stage.url, self._names, self._logs, present=self._plan.has_presence)
@@ -132,11 +140,11 @@ class Storm:
         names = [*(client.name for client in self._clients), *self._names]
         self._keys = [(name, number) for name in names for number in range(len(SUBSCRIPTIONS))]
         self._members = Members(self._clients, self._npm, self._names, self._chance())
-        self._faults = Faults(stage, self._chance())
+        self._faults = Faults(stage, self._chance(), self._of_faults)
 
     async def _begin(self) -> None:
         """Each broadcaster shows that it can, and everybody gets the first messages, before anything goes wrong."""
-        for stream in STREAMS:
+        for stream in ALL_STREAMS:
             for broadcaster in self._broadcasters:
                 await broadcaster.broadcast_surely(stream)
         await self._catch_up()
@@ -159,13 +167,13 @@ class Storm:
         """Broadcast a little without faults; everybody catches up."""
         self._tell("the faults are over; everybody catches up")
         for _ in range(CLOSING):
-            for stream in STREAMS:
+            for stream in ALL_STREAMS:
                 await self._broadcasters[1].broadcast_surely(stream)
         await self._catch_up()
 
     async def _catch_up(self) -> None:
         """Wait until everybody has the newest message of each stream; who has not is judged later."""
-        truths = {stream: self._truth(stream) for stream in STREAMS}
+        truths = {stream: self._truth(stream) for stream in ALL_STREAMS}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 while not all(truths[_stream(key)].reached(self._logs.last(key)) for key in self._keys):
@@ -176,15 +184,20 @@ class Storm:
 
     @property
     def _sent(self) -> list[Sent]:
-        return [one for broadcaster in self._broadcasters for one in broadcaster.sent]
+        return [one for broadcaster in self._all_broadcasters for one in broadcaster.sent]
+
+    @property
+    def _all_broadcasters(self) -> list[Broadcaster]:
+        return [*self._broadcasters, self._of_faults]
 
     def _truth(self, stream: str) -> Truth:
-        return Truth(stream, self._sent, durable=stream not in self._plan.volatile)
+        losses = self._plan.losses(stream, self._faults.history)
+        return Truth(stream, self._sent, losses, BURST_HISTORY if stream in BURST_STREAMS else None)
 
     def _count(self, outcome: Outcome) -> None:
         outcome.broadcasts = len(self._sent)
-        outcome.refused = sum(broadcaster.refused for broadcaster in self._broadcasters)
-        outcome.uncertain = sum(broadcaster.uncertain for broadcaster in self._broadcasters)
+        outcome.refused = sum(broadcaster.refused for broadcaster in self._all_broadcasters)
+        outcome.uncertain = sum(broadcaster.uncertain for broadcaster in self._all_broadcasters)
         outcome.faults = self._faults.counts
         outcome.deliveries, outcome.signals = self._logs.deliveries, self._logs.signals
         per_cable = len(SUBSCRIPTIONS)
@@ -192,18 +205,39 @@ class Storm:
         outcome.restores = sum(client.restores for client in self._clients) + self._npm.counts["restore"] // per_cable
         outcome.recreated = sum(client.recreated for client in self._clients) + self._npm.counts["recreate"]
         outcome.changes = self._members.changes
-        outcome.complaints = list(self._logs.complaints)
+        outcome.complaints = [*self._logs.complaints, *self._faults.complaints]
+        for broadcaster in self._all_broadcasters:
+            outcome.complaints += broadcaster.complaints
         for client in self._clients:
             outcome.complaints += [f"{client.name} was told {frame}" for frame in client.complaints]
 
+    def _write_events(self, path: Path, start: float) -> None:
+        """Write what everybody did and got, for whoever looks for a cause; times are seconds since the first fault."""
+        events: list[tuple[float, str, list[object]]] = [
+            (fault.begun, "fault", [fault.kind, fault.ended - start]) for fault in self._faults.history
+        ]
+        for one in self._sent:
+            known = [one.stream, one.id, one.position, one.fate.value, one.ended - start]
+            events.append((one.begun, "sent", known))
+        for key in self._keys:
+            for event in self._logs.logs[key]:
+                events.append((event.at, type(event).__name__, [*key, *_position(event)]))
+        with path.open("w") as file:
+            for at, kind, what in sorted(events, key=itemgetter(0)):
+                file.write(json.dumps([round(at - start, 3), kind, *what]) + "\n")
+
     def _judge(self, outcome: Outcome) -> None:
-        for stream in STREAMS:
+        for stream in ALL_STREAMS:
             truth = self._truth(stream)
             outcome.epochs += len(truth.tails)
             logs = {key: self._logs.logs[key] for key in self._keys if _stream(key) == stream}
             outcome.findings += judge_store(truth, {f"{name} {number}": log for (name, number), log in logs.items()})
             for (name, number), log in logs.items():
                 outcome.findings += judge_log(truth, f"{name}, {stream} ({number})", log)
+
+
+def _position(event: Event) -> list[object]:
+    return [event.epoch, event.offset, event.id] if isinstance(event, Delivery) else []
 
 
 def _stream(key: Key) -> str:

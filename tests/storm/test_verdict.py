@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tests.storm.truth import Connected, Delivery, Event, Fate, Loss, Sent, Signal, Truth
 from tests.storm.verdict import (
     DISORDERED,
     LOST,
     NEEDLESS,
+    NUMBERED_TWICE,
     REPEATED,
     UNFOUNDED,
     UNSIGNALLED,
-    Delivery,
-    Fate,
+    UNTOLD,
     Finding,
-    Sent,
-    Signal,
-    Truth,
     judge_log,
     judge_store,
 )
+
+#: Data was lost at this time, between the epochs of these tests, in a store that notices at once.
+LOSSES = (Loss(50, 50),)
 
 
 def sent(epoch: str, offsets: Iterable[int], *, start: float = 0.0) -> list[Sent]:
@@ -27,7 +28,7 @@ def sent(epoch: str, offsets: Iterable[int], *, start: float = 0.0) -> list[Sent
     return [Sent("s", f"{epoch}{n}", start + n, (epoch, n), ended=start + n + 0.5) for n in offsets]
 
 
-def got(epoch: str, *offsets: int) -> list[Delivery]:
+def got(epoch: str, *offsets: int) -> list[Event]:
     """Deliveries of an epoch."""
     return [Delivery(epoch, n, f"{epoch}{n}", 0.0) for n in offsets]
 
@@ -39,16 +40,16 @@ def kinds(findings: Iterable[Finding]) -> dict[str, int]:
     return found
 
 
-def of_one_epoch(*log: Delivery | Signal, durable: bool = True) -> dict[str, int]:
-    return kinds(judge_log(Truth("s", sent("a", range(1, 6)), durable=durable), "client", log))
+def of_one_epoch(*log: Event, durable: bool = True) -> dict[str, int]:
+    return kinds(judge_log(Truth("s", sent("a", range(1, 6)), () if durable else LOSSES), "client", log))
 
 
 #: Five messages in epoch a; then Redis lost its data, and five in epoch b.
 LOSSY = [*sent("a", range(1, 6)), *sent("b", range(1, 6), start=100)]
 
 
-def of_two_epochs(*log: Delivery | Signal) -> dict[str, int]:
-    return kinds(judge_log(Truth("s", LOSSY, durable=False), "client", log))
+def of_two_epochs(*log: Event) -> dict[str, int]:
+    return kinds(judge_log(Truth("s", LOSSY, LOSSES), "client", log))
 
 
 # -- one epoch --------------------------------------------------------------------------------------------------------
@@ -64,7 +65,7 @@ def test_a_gap_is_a_loss() -> None:
 
 
 def test_a_gap_is_a_loss_though_it_was_signalled_where_no_history_was_lost() -> None:
-    log: list[Delivery | Signal] = [*got("a", 1, 2), Signal(0), *got("a", 5)]
+    log: list[Event] = [*got("a", 1, 2), Signal(0), *got("a", 5)]
     assert of_one_epoch(*log, durable=False) == {LOST: 2, NEEDLESS: 1}
     assert of_one_epoch(*log, durable=True) == {LOST: 2, NEEDLESS: 1}
 
@@ -153,15 +154,15 @@ def test_an_epoch_that_comes_back_is_disorder() -> None:
 
 
 def test_a_durable_stream_has_one_epoch_signalled_or_not() -> None:
-    log: list[Delivery | Signal] = [*got("a", 1, 2, 3, 4, 5), Signal(50), *got("b", 1, 2, 3, 4, 5)]
-    assert LOST in kinds(judge_log(Truth("s", LOSSY, durable=True), "client", log))
+    log: list[Event] = [*got("a", 1, 2, 3, 4, 5), Signal(50), *got("b", 1, 2, 3, 4, 5)]
+    assert LOST in kinds(judge_log(Truth("s", LOSSY), "client", log))
 
 
 # -- the store --------------------------------------------------------------------------------------------------------
 
 
-def store(broadcasts: list[Sent], *log: Delivery, durable: bool = False) -> dict[str, int]:
-    return kinds(judge_store(Truth("s", broadcasts, durable=durable), {"client": log}))
+def store(broadcasts: list[Sent], *log: Event, durable: bool = False) -> dict[str, int]:
+    return kinds(judge_store(Truth("s", broadcasts, () if durable else LOSSES), {"client": log}))
 
 
 def test_a_store_that_keeps_each_message_once_is_right() -> None:
@@ -169,7 +170,7 @@ def test_a_store_that_keeps_each_message_once_is_right() -> None:
 
 
 def test_an_offset_that_was_given_twice_is_found() -> None:
-    assert store(LOSSY, Delivery("b", 2, "a1", 0)) == {UNFOUNDED: 1, REPEATED: 1}
+    assert store(LOSSY, Delivery("b", 2, "a1", 0)) == {NUMBERED_TWICE: 1, REPEATED: 1}
 
 
 def test_a_message_that_is_stored_twice_is_found() -> None:
@@ -181,7 +182,7 @@ def test_a_message_whose_epoch_was_lost_while_it_was_broadcast_may_be_in_the_nex
     broadcasts = [*sent("a", range(1, 4)), *sent("b", [2], start=100)]
     during = Sent("s", "x", 4, ("b", 1), Fate.STORED, ended=100)
     assert store([*broadcasts, during], Delivery("a", 4, "x", 0)) == {}
-    assert store([*broadcasts, during], Delivery("a", 4, "x", 0), durable=True) == {REPEATED: 1}
+    assert store([*broadcasts, during], Delivery("a", 4, "x", 0), durable=True) == {REPEATED: 1, NEEDLESS: 1}
     assert store([*broadcasts, during], *[Delivery("a", n, "x", 0) for n in (4, 5)]) == {REPEATED: 1}
 
 
@@ -198,7 +199,9 @@ def test_a_message_whose_fate_was_unknown_and_that_was_not_repeated_is_stored_on
     assert store([*end, Sent("s", "z", 10, ("a", 9))], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {
         REPEATED: 1
     }
-    assert store([*end, *sent("b", [1], start=20)], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {REPEATED: 1}
+    assert store([*end, *sent("b", [1], start=100)], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {
+        REPEATED: 1
+    }
 
 
 def test_a_refused_broadcast_that_arrives_is_found() -> None:
@@ -212,7 +215,7 @@ def test_a_committed_broadcast_is_stored_once_wherever_that_is() -> None:
     committed[-1] = Sent("s", "x", 5, ("a", 5))
     assert store(committed, Delivery("a", 4, "c", 0), durable=True) == {}
     committed[-1] = Sent("s", "x", 5, ("a", 4))
-    assert store(committed, durable=True) == {LOST: 1}
+    assert store(committed, durable=True) == {UNTOLD: 1}
 
 
 def test_a_message_behind_the_last_known_one_is_right() -> None:
@@ -226,3 +229,126 @@ def test_a_message_that_nobody_sent_is_found() -> None:
 
 def test_an_offset_without_a_message_is_found() -> None:
     assert store([*sent("a", range(1, 4)), *sent("a", [6])]) == {UNFOUNDED: 2}
+
+
+# -- data that was lost -----------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_that_begins_although_no_data_was_lost_is_needless() -> None:
+    assert kinds(judge_store(Truth("s", LOSSY), {})) == {NEEDLESS: 1}
+    third = [*LOSSY, *sent("c", range(1, 3), start=200)]
+    assert kinds(judge_store(Truth("s", third, LOSSES), {})) == {NEEDLESS: 1}
+    assert kinds(judge_store(Truth("s", third, [*LOSSES, Loss(150, 150)]), {})) == {}
+
+
+def test_a_loss_that_comes_later_is_no_reason_for_an_epoch() -> None:
+    assert kinds(judge_store(Truth("s", LOSSY, [Loss(150, 150)]), {})) == {NEEDLESS: 1}
+
+
+def test_a_lost_tail_is_right_if_the_client_was_told_afterwards() -> None:
+    assert of_two_epochs(*got("a", 1, 2), Signal(5.5), *got("b", 1, 2, 3, 4, 5)) == {}
+
+
+def test_a_lost_tail_is_found_if_the_client_was_told_before_it_was_broadcast() -> None:
+    assert of_two_epochs(*got("a", 1, 2), Signal(3.5), *got("b", 1, 2, 3, 4, 5)) == {UNTOLD: 2}
+
+
+def test_a_lost_epoch_that_a_client_never_met_is_found_if_it_was_told_before() -> None:
+    truth = Truth("s", [*LOSSY, *sent("c", range(1, 3), start=200)], [*LOSSES, Loss(150, 150)])
+    told = [*got("a", 1, 2, 3, 4, 5), Signal(60), *got("c", 1, 2)]
+    assert kinds(judge_log(truth, "client", told)) == {UNTOLD: 5}
+    told.insert(6, Signal(160))
+    assert kinds(judge_log(truth, "client", told)) == {}
+
+
+def test_a_committed_broadcast_may_be_lost_if_everybody_was_told_afterwards() -> None:
+    truth = Truth("s", [*LOSSY, Sent("s", "c", 6, None, Fate.COMMITTED, 7)], LOSSES)
+    told = [Signal(60)]
+    assert kinds(judge_store(truth, {"one": told, "two": told})) == {}
+    assert kinds(judge_store(truth, {"one": told, "two": [Signal(5.5)]})) == {UNTOLD: 1}
+    assert kinds(judge_store(truth, {"one": told, "two": []})) == {UNTOLD: 1}
+
+
+def test_a_committed_broadcast_that_waited_when_data_was_lost_may_be_numbered_before_and_after() -> None:
+    def twice(begun: float) -> dict[str, int]:
+        one = Sent("s", "x", begun, None, Fate.COMMITTED, begun + 0.5)
+        return store([*LOSSY, one], Delivery("a", 6, "x", 0), Delivery("b", 6, "x", 0))
+
+    assert twice(49) == {}
+    assert twice(40) == {REPEATED: 1}
+    assert twice(51) == {REPEATED: 1}
+
+
+# -- a store that cannot know that it went back -----------------------------------------------------------------------
+
+#: The store went back to offset 3 at 50, and noticed before 55; "x4" got a position that "a4" had.
+UNNOTICED = [*sent("a", range(1, 6)), Sent("s", "x4", 51, ("a", 4), ended=51.5), *sent("b", range(1, 6), start=100)]
+
+
+def test_a_position_may_be_given_twice_until_the_loss_is_noticed() -> None:
+    assert kinds(judge_store(Truth("s", UNNOTICED, [Loss(50, 55)]), {})) == {}
+
+
+def test_a_position_that_is_given_twice_later_is_found() -> None:
+    assert kinds(judge_store(Truth("s", UNNOTICED, [Loss(50, 50.5)]), {})) == {NUMBERED_TWICE: 1}
+
+
+def test_a_position_that_is_given_twice_is_found_in_a_store_that_notices_at_once() -> None:
+    assert kinds(judge_store(Truth("s", UNNOTICED, [Loss(51, 51)]), {})) == {NUMBERED_TWICE: 1}
+
+
+def test_a_position_that_is_given_twice_is_found_in_an_epoch_that_goes_on() -> None:
+    assert kinds(judge_store(Truth("s", UNNOTICED[:6], [Loss(50, 55)]), {})) == {NUMBERED_TWICE: 1}
+
+
+def test_the_client_must_be_told_after_a_position_was_given_twice() -> None:
+    truth = Truth("s", UNNOTICED, [Loss(50, 55)])
+    for told, findings in ((50.5, {UNTOLD: 1}), (54.0, {})):
+        log = [*got("a", 1, 2, 3, 4, 5), Signal(told), *got("b", 1, 2, 3, 4, 5)]
+        assert kinds(judge_log(truth, "client", log)) == findings
+
+
+# -- a small history --------------------------------------------------------------------------------------------------
+
+
+def of_small_history(*log: Event) -> dict[str, int]:
+    """Ten messages to a stream whose history holds three."""
+    return kinds(judge_log(Truth("s", sent("a", range(1, 11)), history_size=3), "client", log))
+
+
+def test_a_client_that_was_away_for_longer_than_the_history_may_be_told() -> None:
+    assert of_small_history(*got("a", 1, 2), Connected(6), Signal(6.5), *got("a", 7, 8, 9, 10)) == {}
+
+
+def test_a_connected_client_gets_bursts_whole() -> None:
+    assert of_small_history(Connected(0), *got("a", 1, 2), Signal(6.5), *got("a", 7, 8, 9, 10)) == {
+        LOST: 4,
+        NEEDLESS: 1,
+    }
+    assert of_small_history(*got("a", 1, 2), Signal(6.2), Connected(6.5), *got("a", 7, 8, 9, 10)) == {
+        LOST: 4,
+        NEEDLESS: 1,
+    }
+
+
+def test_a_client_that_was_away_is_told() -> None:
+    assert of_small_history(*got("a", 1, 2), Connected(6), *got("a", 7, 8, 9, 10)) == {LOST: 4}
+
+
+def test_a_client_that_was_away_gets_what_the_history_holds() -> None:
+    assert of_small_history(*got("a", 1, 2), Connected(5), Signal(5.5), *got("a", 6, 7, 8, 9, 10)) == {
+        LOST: 3,
+        NEEDLESS: 1,
+    }
+
+
+def test_a_client_that_came_back_gets_everything_from_then_on() -> None:
+    assert of_small_history(*got("a", 1, 2), Connected(5), Signal(5.5), *got("a", 7, 8, 9, 10)) == {LOST: 1}
+
+
+def test_nobody_need_have_got_what_all_were_told_that_they_missed() -> None:
+    broadcasts = [one for one in sent("a", range(1, 11)) if one.id not in ("a4", "a5")]
+    truth = Truth("s", broadcasts, history_size=3)
+    away = [*got("a", 1, 2), Connected(6), Signal(6.5), *got("a", 7, 8, 9, 10)]
+    assert kinds(judge_store(truth, {"one": away, "two": away})) == {}
+    assert kinds(judge_store(truth, {"one": away, "two": got("a", 1, 2, 3)})) == {UNFOUNDED: 2}

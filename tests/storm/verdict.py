@@ -1,81 +1,33 @@
 """What a storm's logs say, as pure functions: each promise that was broken is a `Finding`.
 
 Of a stream whose history cannot be lost, every client must have exactly what was broadcast, from the first message on.
-A stream that lives in Redis only may lose its history where Redis lost its data: then its epoch changes, and between
-the last message of the former epoch and the first one of the new epoch a client must be told (`history_not_found`).
-Within an epoch there is no gap, no repeat and no disorder, and nothing that was broadcast after the client was told may
-be missing.
+Where a store lost data, the epoch changes, and between the last message of the former epoch and the first one of the
+new epoch a client must be told (`history_not_found`). Within an epoch there is no gap, no repeat and no disorder, and
+nothing that was broadcast after the client was told may be missing. An acknowledged message may be missing only for
+clients that were told after it was broadcast.
+
+A stream with a small history has one more kind of gap: a client that was away is told, if it missed more than the
+history holds. A client that stayed connected gets all.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from .truth import Connected, Delivery, Fate, Log, Position, Signal, Truth, epoch_of, offset_of
 
 #: Kinds of findings.
 LOST = "lost"
 REPEATED = "repeated"
 DISORDERED = "out of order"
 UNSIGNALLED = "unsignalled"
+UNTOLD = "acknowledged, lost, not told"
+NUMBERED_TWICE = "numbered twice"
 NEEDLESS = "needless signal"
 UNFOUNDED = "unfounded"
-KINDS = (LOST, REPEATED, DISORDERED, UNSIGNALLED, NEEDLESS, UNFOUNDED)
-
-Position = tuple[str, int]
-
-
-class Fate(Enum):
-    """What the caller of a broadcast knows in the end."""
-
-    STORED = "stored"  #: at the position that it got at once
-    COMMITTED = "committed"  #: in a transaction: at some position
-    REFUSED = "refused"  #: it raised `BroadcastError`, or was rolled back: nowhere
-    #: A try's fate was unknown. With a position, it was repeated until that came; without one, it was not repeated, and
-    #: is stored once or not at all.
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A broadcast, and what its caller knows.
-
-    Args:
-        stream: where to.
-        id: of the message, used once.
-        begun: when the call was first made, by the storm's clock.
-        position: (epoch, offset), if it is known.
-        fate: what is known.
-        ended: when the call, or the last of its repeats, returned.
-    """
-
-    stream: str
-    id: str
-    begun: float
-    position: Position | None
-    fate: Fate = Fate.STORED
-    ended: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A message that a client got."""
-
-    epoch: str
-    offset: int
-    id: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Signal:
-    """A client was told that history is lost."""
-
-    at: float
-
-
-Log = Sequence[Delivery | Signal]
+KINDS = (LOST, REPEATED, DISORDERED, UNSIGNALLED, UNTOLD, NUMBERED_TWICE, NEEDLESS, UNFOUNDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,64 +47,11 @@ class Finding:
     count: int = 1
 
 
-class Truth:
-    """What was broadcast to one stream.
-
-    Args:
-        stream: its name.
-        sent: all broadcasts to it; the first and the last ones were made while there were no faults.
-        durable: whether its history cannot be lost.
-    """
-
-    def __init__(self, stream: str, sent: Iterable[Sent], *, durable: bool) -> None:
-        self.stream = stream
-        self.durable = durable
-        self.sent = sorted((one for one in sent if one.stream == stream), key=lambda one: one.begun)
-        stored = [one for one in self.sent if one.position is not None]
-        if not stored:
-            raise ValueError(f"nothing was stored in {stream!r}")
-        self.first_epoch = _epoch(stored[0])
-        self.last_epoch = _epoch(stored[-1])
-        #: The greatest offset that was given in each epoch, as far as broadcasters know.
-        self.tails: dict[str, int] = {}
-        for one in stored:
-            self.tails[_epoch(one)] = max(self.tails.get(_epoch(one), 0), _offset(one))
-
-    @property
-    def end(self) -> Position:
-        """The position of the newest message, as far as broadcasters know."""
-        return self.last_epoch, self.tails[self.last_epoch]
-
-    def reached(self, position: Position) -> bool:
-        """Whether that is the newest message; or a later one, whose position its caller does not know."""
-        return position[0] == self.last_epoch and position[1] >= self.end[1]
-
-    def lost_during(self, one: Sent, epochs: Iterable[str]) -> bool:
-        """Whether a broadcast is in the last of some epochs by its position, and that one began during its call.
-
-        Then a first try may have stored it in a former epoch, whose loss made the next try store it again: nobody could
-        know that it had been there.
-        """
-        if one.position is None:
-            return False
-        # In the order of their first broadcasts.
-        later = list(self.tails)[list(self.tails).index(_epoch(one)) + 1 :]
-        known_before = [other for other in self.sent if other.position and _epoch(other) == _epoch(one)]
-        return not set(epochs).intersection(later) and all(other.ended >= one.begun for other in known_before)
-
-    def begun_after(self, time: float, epoch: str, before: int) -> list[int]:
-        """Return the offsets below `before` of an epoch's messages that were broadcast after a time."""
-        return [
-            _offset(one)
-            for one in self.sent
-            if one.position is not None and _epoch(one) == epoch and _offset(one) < before and one.begun > time
-        ]
-
-
 def judge_log(truth: Truth, where: str, log: Log) -> list[Finding]:
     """Say what is wrong with what one client got of one stream."""
     findings: list[Finding] = []
-    runs = _runs(log)
+    steps = list(_steps(log))
+    runs = _runs(truth, steps)
     former = ""
     met: set[str] = set()
     for run in runs:
@@ -160,15 +59,7 @@ def judge_log(truth: Truth, where: str, log: Log) -> list[Finding]:
             what = f"{run.epoch} came back after {former}, at {run.first}"
             findings.append(Finding(DISORDERED, where, what, len(run.offsets)))
         elif former or run.epoch != truth.first_epoch or run.first != 1:
-            if run.signal is None:
-                kind = UNSIGNALLED if former or run.epoch != truth.first_epoch else LOST
-                what = f"{former or 'the beginning'} was followed by ({run.epoch}, {run.first}) without a word"
-                findings.append(Finding(kind, where, what))
-            else:
-                late = truth.begun_after(run.signal, run.epoch, run.first)
-                if late:
-                    what = f"of {run.epoch}, broadcast after the signal, before {run.first}: {late[:10]}"
-                    findings.append(Finding(LOST, where, what, len(late)))
+            findings += _judge_beginning(truth, where, run, former)
         if truth.durable and run.epoch != truth.first_epoch:
             findings.append(Finding(LOST, where, f"the epoch {run.epoch} is not {truth.first_epoch}"))
         former = run.epoch
@@ -180,7 +71,8 @@ def judge_log(truth: Truth, where: str, log: Log) -> list[Finding]:
         reached = max(last.offsets) if last is not None and last.epoch == truth.last_epoch else 0
         what = f"it ends at ({last.epoch if last else ''}, {reached}), not at {truth.end}"
         findings.append(Finding(LOST, where, what, max(tail - reached, 1)))
-    findings += _judge_signals(truth, where, log)
+    findings += _judge_signals(truth, where, steps)
+    findings += _judge_untold(truth, where, log, runs)
     return findings
 
 
@@ -200,15 +92,33 @@ def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
             if isinstance(event, Delivery):
                 at[event.epoch, event.offset].add(event.id)
     findings = [
-        Finding(UNFOUNDED, truth.stream, f"{position} is {', '.join(sorted(ids))}", len(ids) - 1)
+        Finding(NUMBERED_TWICE, truth.stream, f"{position} is {', '.join(sorted(ids))}", len(ids) - 1)
         for position, ids in sorted(at.items())
-        if len(ids) > 1
+        if len(ids) > 1 and not truth.may_be_renumbered(position, ids)
     ]
-    sent = {one.id: one for one in truth.sent}
     places: defaultdict[str, set[Position]] = defaultdict(set)
     for position, ids in at.items():
         for id_ in ids:
             places[id_].add(position)
+    findings += _judge_places(truth, places)
+    findings += _judge_committed(truth, places, logs)
+    epoch, tail = truth.end
+    excused = set.intersection(*(_excused(truth, log) for log in logs.values())) if logs else set()
+    empty = [offset for offset in range(1, tail + 1) if (epoch, offset) not in at and offset not in excused]
+    if empty:
+        findings.append(Finding(UNFOUNDED, truth.stream, f"nothing is at {empty[:10]} of {epoch}", len(empty)))
+    for needless in truth.needless_epochs():
+        findings.append(Finding(NEEDLESS, truth.stream, f"the epoch {needless} began although no data was lost"))
+    return findings
+
+
+# -- the store --------------------------------------------------------------------------------------------------------
+
+
+def _judge_places(truth: Truth, places: Mapping[str, set[Position]]) -> list[Finding]:
+    """Find messages that should not be where they are."""
+    findings: list[Finding] = []
+    sent = {one.id: one for one in truth.sent}
     for id_, positions in sorted(places.items()):
         known = sent.get(id_)
         epochs = Counter(epoch for epoch, _ in positions)
@@ -217,18 +127,78 @@ def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
         elif known.fate is Fate.REFUSED:
             findings.append(Finding(UNFOUNDED, truth.stream, f"{id_} was refused, and is at {sorted(positions)}"))
         elif len(positions) > 1:
-            if truth.durable or max(epochs.values()) > 1 or not truth.lost_during(known, epochs):
+            if truth.durable or max(epochs.values()) > 1 or not truth.may_be_in(known, epochs):
                 findings.append(Finding(REPEATED, truth.stream, f"{id_} is stored at {sorted(positions)}"))
-    findings += [
-        Finding(LOST, truth.stream, f"{one.id} was committed, and nobody got it")
-        for one in truth.sent
-        if one.fate is Fate.COMMITTED and one.id not in places
-    ]
-    epoch, tail = truth.end
-    empty = [offset for offset in range(1, tail + 1) if (epoch, offset) not in at]
-    if empty:
-        findings.append(Finding(UNFOUNDED, truth.stream, f"nothing is at {empty[:10]} of {epoch}", len(empty)))
     return findings
+
+
+def _judge_committed(truth: Truth, places: Mapping[str, set[Position]], logs: Mapping[str, Log]) -> Iterator[Finding]:
+    """Find committed broadcasts that nobody got, although not everybody was told of a loss afterwards."""
+    told = [_last_signal(log) for log in logs.values()]
+    for one in truth.sent:
+        if one.fate is Fate.COMMITTED and one.id not in places:
+            untold = sum(signal is None or signal < one.begun for signal in told)
+            if untold:
+                what = f"{one.id} was committed, nobody got it, and {untold} of {len(told)} clients were not told"
+                yield Finding(UNTOLD, truth.stream, what)
+
+
+def _excused(truth: Truth, log: Log) -> set[int]:
+    """Return the offsets of the last epoch that a client need not have got, since it was told that it missed some."""
+    excused: set[int] = set()
+    for step in _steps(log):
+        if step.after is None or step.after.epoch != truth.last_epoch:
+            continue
+        if step.before is None or step.before.epoch != step.after.epoch:
+            excused.update(range(1, step.after.offset) if step.signals else ())
+        elif step.is_return(truth):
+            excused.update(step.missing)
+    return excused
+
+
+# -- a client ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Step:
+    """From one delivery to the next one: what the client was told between them."""
+
+    before: Delivery | None
+    after: Delivery | None = None
+    signals: list[Signal] = field(default_factory=list)
+    #: Whether the client was away before it was last told.
+    away: bool = False
+
+    @property
+    def missing(self) -> range:
+        """The offsets between the two, which are of one epoch."""
+        assert self.before is not None
+        assert self.after is not None
+        return range(self.before.offset + 1, self.after.offset)
+
+    def is_return(self, truth: Truth) -> bool:
+        """Whether the client came back after it had missed more than the history holds, and was told so."""
+        if self.before is None or self.after is None or self.before.epoch != self.after.epoch:
+            return False
+        told = bool(self.signals) and self.away
+        return told and truth.history_size is not None and len(self.missing) > truth.history_size
+
+
+def _steps(log: Log) -> Iterator[_Step]:
+    step = _Step(None)
+    connected = False
+    for event in log:
+        if isinstance(event, Connected):
+            connected = True
+        elif isinstance(event, Signal):
+            step.signals.append(event)
+            step.away = connected
+        else:
+            step.after = event
+            yield step
+            step = _Step(event)
+            connected = False
+    yield step
 
 
 @dataclass(slots=True)
@@ -239,25 +209,39 @@ class _Run:
     #: When the client was last told of a loss before it.
     signal: float | None
     offsets: list[int]
+    #: The offsets that the client missed while it was away, and that the history did not hold any more.
+    excused: set[int] = field(default_factory=set)
+    #: The offsets that it missed although they were broadcast after it had come back and been told.
+    late: list[int] = field(default_factory=list)
 
     @property
     def first(self) -> int:
         return self.offsets[0]
 
 
-def _runs(log: Log) -> list[_Run]:
+def _runs(truth: Truth, steps: list[_Step]) -> list[_Run]:
     runs: list[_Run] = []
-    signal: float | None = None
-    for event in log:
-        if isinstance(event, Signal):
-            signal = event.at
-        elif runs and runs[-1].epoch == event.epoch:
-            runs[-1].offsets.append(event.offset)
-            signal = None
-        else:
-            runs.append(_Run(event.epoch, signal, [event.offset]))
-            signal = None
+    for step in steps:
+        if step.after is None:
+            continue
+        if not runs or runs[-1].epoch != step.after.epoch:
+            runs.append(_Run(step.after.epoch, step.signals[-1].at if step.signals else None, []))
+        elif step.is_return(truth):
+            runs[-1].excused.update(step.missing)
+            runs[-1].late += truth.begun_after(step.signals[-1].at, step.after.epoch, step.missing)
+        runs[-1].offsets.append(step.after.offset)
     return runs
+
+
+def _judge_beginning(truth: Truth, where: str, run: _Run, former: str) -> Iterator[Finding]:
+    """Find what is wrong where an epoch begins for a client that had another one, or nothing."""
+    if run.signal is None:
+        kind = UNSIGNALLED if former or run.epoch != truth.first_epoch else LOST
+        what = f"{former or 'the beginning'} was followed by ({run.epoch}, {run.first}) without a word"
+        yield Finding(kind, where, what)
+    elif late := truth.begun_after(run.signal, run.epoch, range(1, run.first)):
+        what = f"of {run.epoch}, broadcast after the signal, before {run.first}: {late[:10]}"
+        yield Finding(LOST, where, what, len(late))
 
 
 def _judge_run(where: str, run: _Run) -> list[Finding]:
@@ -272,39 +256,59 @@ def _judge_run(where: str, run: _Run) -> list[Finding]:
             findings.append(Finding(DISORDERED, where, f"({run.epoch}, {offset}) came after {greatest}"))
         seen.add(offset)
         greatest = max(greatest, offset)
-    missing = sorted(set(range(run.first, greatest + 1)) - seen)
+    missing = sorted(set(range(run.first, greatest + 1)) - seen - run.excused)
     if missing:
         findings.append(Finding(LOST, where, f"of {run.epoch}: {missing[:10]}", len(missing)))
+    if run.late:
+        what = f"of {run.epoch}, broadcast after it had come back and was told: {run.late[:10]}"
+        findings.append(Finding(LOST, where, what, len(run.late)))
     return findings
 
 
-def _judge_signals(truth: Truth, where: str, log: Log) -> list[Finding]:
-    """Find signals that are not between two epochs: nothing was lost there."""
-    findings: list[Finding] = []
-    before = ""
-    waiting: list[Signal] = []
-    for event in log:
-        if isinstance(event, Signal):
-            waiting.append(event)
+def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Finding]:
+    """Find signals where nothing was lost: neither between two epochs, nor for a client that was away for long."""
+    for step in steps:
+        before = "" if step.before is None else step.before.epoch
+        if not step.signals:
             continue
-        begins = not before and event.epoch != truth.first_epoch
-        if waiting and (truth.durable or event.epoch == before or not (before or begins)):
-            what = (
-                f"told of a loss {len(waiting)} times before ({event.epoch}, {event.offset}), after {before or 'none'}"
-            )
-            findings.append(Finding(NEEDLESS, where, what, len(waiting)))
-        waiting = []
-        before = event.epoch
-    if waiting and before == truth.last_epoch:
-        findings.append(Finding(NEEDLESS, where, f"told of a loss after the end, in {before}", len(waiting)))
-    return findings
+        if step.after is None:
+            if before == truth.last_epoch:
+                what = f"told of a loss after the end, in {before}"
+                yield Finding(NEEDLESS, where, what, len(step.signals))
+            continue
+        epoch = step.after.epoch
+        begins = not before and epoch != truth.first_epoch
+        changes = epoch != before and bool(before or begins) and not truth.durable
+        if not changes and not step.is_return(truth):
+            what = f"told of a loss {len(step.signals)} times before ({epoch}, {step.after.offset})"
+            yield Finding(NEEDLESS, where, f"{what}, after {before or 'none'}", len(step.signals))
 
 
-def _epoch(one: Sent) -> str:
-    assert one.position is not None
-    return one.position[0]
+def _judge_untold(truth: Truth, where: str, log: Log, runs: list[_Run]) -> Iterator[Finding]:
+    """Find acknowledged messages of ended epochs that were broadcast after the client was last told of a loss.
+
+    Gaps within an epoch were found before; so were changes of the epoch without a word.
+    """
+    told = _last_signal(log)
+    if told is None:
+        return
+    got = {event.id for event in log if isinstance(event, Delivery)}
+    gaps = {
+        (run.epoch, offset) for run in runs for offset in set(range(run.first, max(run.offsets))) - set(run.offsets)
+    }
+    untold = [
+        one.position
+        for one in truth.sent
+        if one.position is not None
+        and epoch_of(one) != truth.last_epoch
+        and one.begun > told
+        and one.id not in got
+        and (epoch_of(one), offset_of(one)) not in gaps
+    ]
+    if untold:
+        yield Finding(UNTOLD, where, f"acknowledged after it was last told: {untold[:10]}", len(untold))
 
 
-def _offset(one: Sent) -> int:
-    assert one.position is not None
-    return one.position[1]
+def _last_signal(log: Log) -> float | None:
+    """Return when a client was last told of a loss."""
+    return max((event.at for event in log if isinstance(event, Signal)), default=None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def find_faketime() -> Path | None:
@@ -28,4 +31,6 @@ def wrong_clock(seconds: float) -> dict[str, str]:
         "DONT_FAKE_MONOTONIC": "1",
         # Python compares the times of files with those that it noted.
         "NO_FAKE_STAT": "1",
+        # The first folder's `sitecustomize` mends what is wrong with the library itself.
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "wrong_clock"), str(ROOT)]),
     }

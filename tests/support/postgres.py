@@ -31,13 +31,15 @@ def unprivileged_user() -> str | None:
 
 
 class PostgresServer:
-    """A server with the superuser `postgres`, which listens on a Unix socket in its directory only.
+    """A server with the superuser `postgres`, who needs no password; it listens on a Unix socket in its directory.
 
     Args:
         binaries: the directory of `initdb` and `pg_ctl`.
+        port: the port of the loopback on which it listens too; None: it listens on the socket only.
     """
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, port: int | None = None) -> None:
+        self.port = port
         self._binaries = binaries
         self._user = unprivileged_user()
         self._base = Path(tempfile.mkdtemp(prefix="cable-pg-"))
@@ -54,13 +56,21 @@ class PostgresServer:
         """Make a new cluster."""
         self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 
-    def copy(self, primary: PostgresServer) -> None:
-        """Make a copy of a running server's cluster, which follows it as a standby."""
-        self._run("pg_basebackup", "-h", primary.host, "-U", "postgres", "-D", self._data, "-R", "-c", "fast", "-N")
+    def copy(self, primary: PostgresServer, relay: int | None = None) -> None:
+        """Make a copy of a running server's cluster, which follows it as a standby.
+
+        Args:
+            primary: the running server.
+            relay: the port of the loopback by which the standby reaches it; None: by its socket.
+        """
+        shutil.rmtree(self._data, ignore_errors=True)
+        source = ["-h", primary.host] if relay is None else ["-h", "127.0.0.1", "-p", str(relay)]
+        self._run("pg_basebackup", *source, "-U", "postgres", "-D", self._data, "-R", "-c", "fast", "-N")
 
     def start(self) -> None:
         """Start the server and wait until it accepts connections."""
-        options = f"{OPTIONS} -c listen_addresses='' -c unix_socket_directories='{self._base}'"
+        listen = "-c listen_addresses=''" if self.port is None else f"-c listen_addresses=127.0.0.1 -c port={self.port}"
+        options = f"{OPTIONS} {listen} -c unix_socket_directories='{self._base}'"
         self._control("-l", str(self._base / "server"), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:

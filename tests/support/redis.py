@@ -219,6 +219,14 @@ class RedisServer:
         """Let no client have an answer for some time (`CLIENT PAUSE`), nor this method's own next call."""
         self.cli("CLIENT", "PAUSE", round(seconds * 1000))
 
+    def suspend(self) -> None:
+        """Let the process hang (SIGSTOP) until `resume`; connections stay open."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the process continue after `suspend`."""
+        os.kill(self.pid, signal.SIGCONT)
+
     # -- beneath ------------------------------------------------------------------------------------------------------
 
     def _launch(self, options: Mapping[str, str]) -> bool:

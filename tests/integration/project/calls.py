@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -59,6 +61,42 @@ def broadcast_in_transaction(stream: str, data: Any, *, commit: bool, **options:
     except _Undo:
         pass
     return position
+
+
+def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hold: float = 0.0) -> dict[str, Any]:
+    """Broadcast several messages inside one `atomic()`, between two hooks of the caller's own.
+
+    Args:
+        stream: where to.
+        payloads: of the messages.
+        commit: whether the transaction is committed.
+        hold: how long, in seconds, to keep the transaction open after the broadcasts.
+
+    Returns:
+        `committed` and `hooks`: whether the first hook and the last hook ran; `error`: what `atomic()` raised, or None.
+    """
+    ran: list[str] = []
+    error = None
+    try:
+        with transaction.atomic():
+            transaction.on_commit(partial(ran.append, "first"))
+            for payload in payloads:
+                reliable_cable.broadcast(stream, payload)
+            transaction.on_commit(partial(ran.append, "last"))
+            time.sleep(hold)
+            if not commit:
+                raise _Undo
+    except _Undo:
+        pass
+    except Exception as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    return {"committed": "first" in ran, "hooks": "last" in ran, "error": error}
+
+
+def broadcast_batch(stream: str, payloads: Sequence[Any]) -> list[dict[str, Any]]:
+    """Broadcast several messages in one batch; return their positions."""
+    positions = reliable_cable.broadcast_batch([(stream, payload) for payload in payloads])
+    return [dataclasses.asdict(position) for position in positions if position is not None]
 
 
 def enqueue(task: str, *args: Any, **kwargs: Any) -> None:
@@ -135,8 +173,10 @@ def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = Tr
 
 CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast": reliable_cable.broadcast,
+    "broadcast_batch": broadcast_batch,
     "broadcast_in_transaction": broadcast_in_transaction,
     "burst": burst,
+    "commit_broadcasts": commit_broadcasts,
     "count_up": count_up,
     "disconnect_user": disconnect_user,
     "enqueue": enqueue,

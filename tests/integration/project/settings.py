@@ -43,6 +43,7 @@ if "CABLE_TEST_POSTGRES" in os.environ:
         "NAME": "postgres",
         "USER": "postgres",
         "HOST": os.environ["CABLE_TEST_POSTGRES"],
+        "PORT": os.environ.get("CABLE_TEST_POSTGRES_PORT", ""),
         "CONN_MAX_AGE": 60,
     }
 RELIABLE_CABLE = {

@@ -1,0 +1,136 @@
+"""What happens to stores in the storm: failovers, a file that is restored, a Redis that hangs, bursts."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+from tests.support.sqlite import copy_database
+
+from .broadcasters import Broadcaster
+from .busy import Busy
+from .plan import BURST, BURST_STREAMS, DURABLE, VOLATILE
+from .stage import Stage
+
+#: What is in use while something happens to the database.
+DATABASE = "database"
+#: Seconds of writes that a failover loses, at least and at most.
+TAIL = (0.5, 2.0)
+#: Seconds for which Redis hangs, at least and at most: longer than the time-outs of connections.
+HANG = (0.5, 9.0)
+#: Seconds between the broadcasts of a transaction and its commit.
+HOLD = 0.4
+#: Seconds between a copy of a SQLite file and its restore, at least and at most.
+AGE = (1.5, 4.0)
+#: Seconds that servers need to be ready and to have heard of what was broadcast.
+SETTLING = 3.0
+
+Kinds = Mapping[str, Callable[[], Awaitable[bool]]]
+
+
+class StoreFaults:
+    """Faults of the stores; each returns whether it happened.
+
+    Args:
+        stage: what they happen to.
+        rng: chooses how.
+        busy: what faults use right now.
+        broadcaster: broadcasts what belongs to a fault.
+    """
+
+    def __init__(self, stage: Stage, rng: random.Random, busy: Busy, broadcaster: Broadcaster) -> None:
+        self._stage = stage
+        self._rng = rng
+        self._busy = busy
+        self._broadcaster = broadcaster
+
+    @property
+    def kinds(self) -> Kinds:
+        """Those that this stage can have, by name."""
+        kinds: dict[str, Callable[[], Awaitable[bool]]] = {"burst": self._burst}
+        if self._stage.redis is not None:
+            kinds |= {
+                "Redis hangs at commit": self._hang_at_commit,
+                "Redis moved": self._move_redis,
+                "Redis moved, connections cut": partial(self._move_redis, cut=True),
+                "Redis moved, tail lost": partial(self._move_redis, lossy=True),
+            }
+        if self._stage.postgres is not None:
+            kinds |= {
+                "PostgreSQL moved": self._move_postgres,
+                "PostgreSQL moved, tail lost": partial(self._move_postgres, lossy=True),
+            }
+        else:
+            kinds["SQLite restored"] = self._restore_sqlite
+        return kinds
+
+    async def _burst(self) -> bool:
+        if DATABASE in self._busy:
+            return False
+        with self._busy.using(DATABASE):
+            stream = self._rng.choice(BURST_STREAMS)
+            if self._rng.random() < 0.5:
+                await self._broadcaster.broadcast_batch(stream, BURST)
+            else:
+                await self._broadcaster.broadcast_in_transaction(stream, BURST)
+            # A file that is restored before anybody has read the burst would lose it without a trace.
+            await asyncio.sleep(1)
+        return True
+
+    async def _hang_at_commit(self) -> bool:
+        redis = self._stage.redis
+        assert redis is not None
+        if redis in self._busy:
+            return False
+        with self._busy.using(redis):
+            streams = [self._rng.choice(DURABLE), self._rng.choice(VOLATILE)]
+            calls = [
+                asyncio.create_task(self._broadcaster.broadcast_in_transaction(stream, hold=HOLD)) for stream in streams
+            ]
+            await asyncio.sleep(HOLD / 2)
+            redis.primary.suspend()
+            try:
+                await asyncio.sleep(self._rng.uniform(*HANG))
+            finally:
+                redis.primary.resume()
+            await asyncio.gather(*calls)
+        return True
+
+    async def _move_redis(self, *, cut: bool = False, lossy: bool = False) -> bool:
+        redis = self._stage.redis
+        assert redis is not None
+        if redis in self._busy:
+            return False
+        with self._busy.using(redis):
+            if not await redis.follows():
+                return False
+            losing = self._rng.uniform(*TAIL) if lossy else 0.0
+            await redis.move(losing=losing, cut=cut or (lossy and self._rng.random() < 0.5))
+        return True
+
+    async def _move_postgres(self, *, lossy: bool = False) -> bool:
+        postgres = self._stage.postgres
+        assert postgres is not None
+        if DATABASE in self._busy:
+            return False
+        with self._busy.using(DATABASE):
+            if not await postgres.follows():
+                return False
+            await postgres.move(losing=self._rng.uniform(*TAIL) if lossy else 0.0)
+        return True
+
+    async def _restore_sqlite(self) -> bool:
+        servers = self._stage.servers
+        # The proof that a file went back is what running servers remember.
+        if DATABASE in self._busy or not all(self._busy.idle(server, SETTLING) for server in servers):
+            return False
+        with self._busy.using(DATABASE, *servers):
+            copy = self._stage.folder / "older.sqlite3"
+            copy.unlink(missing_ok=True)
+            await asyncio.to_thread(copy_database, self._stage.database, copy)
+            await asyncio.sleep(self._rng.uniform(*AGE))
+            await asyncio.to_thread(copy_database, copy, self._stage.database)
+            await asyncio.sleep(1)
+        return True

@@ -1,0 +1,198 @@
+"""A primary and its replica behind an address that moves from one to the other; for use with `async with`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+import redis
+
+from tests.support.faults import FaultProxy
+from tests.support.postgres import PostgresServer
+from tests.support.redis import Binary, RedisServer
+from tests.support.server import free_port
+
+#: Seconds that a replica may take until it follows its primary.
+PATIENCE = 20.0
+
+
+class Pair(ABC):
+    """The servers, the address by which everybody reaches the primary, and the relay by which the replica does."""
+
+    #: Leads to the primary. Connections stay where they lead until they are cut.
+    address: FaultProxy
+    #: Leads to the primary too. What it holds back is the tail that a failover loses.
+    relay: FaultProxy
+
+    def __init__(self, *, replicated: bool) -> None:
+        self.replicated = replicated
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def follows(self) -> bool:
+        """Wait until the replica follows the primary; return whether it does."""
+        return self.replicated and await asyncio.to_thread(_wait_for, self._is_followed)
+
+    async def _serve(self, port: int) -> None:
+        self.address = await self._stack.enter_async_context(FaultProxy(port))
+        self.relay = await self._stack.enter_async_context(FaultProxy(port))
+
+    async def _lose(self, seconds: float) -> None:
+        """Hold back what is written to the primary for some time, so that the replica never gets it."""
+        self.relay.stall()
+        await asyncio.sleep(seconds)
+
+    def _cut_relay(self) -> None:
+        self.relay.refuse()
+        self.relay.cut()
+        self.relay.resume()
+
+    def _lead_relay(self, port: int) -> None:
+        self.relay.move(port)
+        self.relay.accept()
+
+    @abstractmethod
+    async def _start(self) -> None: ...
+
+    @abstractmethod
+    def _is_followed(self) -> bool: ...
+
+
+class RedisPair(Pair):
+    """Two Redis or Valkey servers; each keeps running as the other's replica when it is not the primary.
+
+    Args:
+        folder: for their data and their logs.
+        binary: the program; None: the first that is found.
+        replicated: whether there is a replica at all.
+    """
+
+    def __init__(self, folder: Path, binary: Binary | None = None, *, replicated: bool = True) -> None:
+        super().__init__(replicated=replicated)
+        self.primary = RedisServer(folder / "redis", binary)
+        self.replica = RedisServer(folder / "replica", binary)
+
+    async def move(self, *, losing: float = 0.0, cut: bool = False) -> None:
+        """Promote the replica, demote the primary, and lead the address to the new primary.
+
+        The demoted server takes no writes from the moment at which the other one is promoted, or earlier.
+
+        Args:
+            losing: how many seconds of writes to lose.
+            cut: whether connections to the demoted server are reset; they stay open otherwise.
+        """
+        if losing:
+            await self._lose(losing)
+        # The relay would lead the primary to itself.
+        self._cut_relay()
+        await asyncio.to_thread(self.primary.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
+        await asyncio.to_thread(self.replica.promote)
+        self.primary, self.replica = self.replica, self.primary
+        self._lead_relay(self.primary.port)
+        self.address.move(self.primary.port)
+        if cut:
+            self.address.cut()
+
+    async def _start(self) -> None:
+        await self._run(self.primary)
+        await self._serve(self.primary.port)
+        if self.replicated:
+            await self._run(self.replica)
+            await asyncio.to_thread(self.replica.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
+
+    async def _run(self, server: RedisServer) -> None:
+        self._stack.callback(server.kill)
+        await asyncio.to_thread(server.start)
+
+    def _is_followed(self) -> bool:
+        known = self.replica.cli("INFO", "replication")
+        return bool(known["role"] == "slave" and known["master_link_status"] == "up")
+
+
+class PostgresPair(Pair):
+    """Two PostgreSQL servers; the standby is copied anew from each new primary.
+
+    Args:
+        binaries: the directory that holds `initdb` and `pg_ctl`.
+        replicated: whether there is a standby at all.
+    """
+
+    def __init__(self, binaries: Path, *, replicated: bool = True) -> None:
+        super().__init__(replicated=replicated)
+        self._binaries = binaries
+        self.primary: PostgresServer
+        self.standby: PostgresServer
+
+    async def move(self, *, losing: float = 0.0) -> None:
+        """Stop the primary, promote the standby, and lead the address to it; the stopped server becomes its standby.
+
+        Args:
+            losing: how many seconds of commits to lose; 0: none is lost.
+        """
+        if losing:
+            await self._lose(losing)
+            self._cut_relay()
+        await asyncio.to_thread(self.primary.stop, "immediate" if losing else "fast")
+        await asyncio.to_thread(self.standby.promote)
+        self.primary, self.standby = self.standby, self.primary
+        self._lead_relay(_port(self.primary))
+        self.address.move(_port(self.primary))
+        await asyncio.to_thread(self._follow)
+
+    async def _start(self) -> None:
+        self.primary, self.standby = self._server(), self._server()
+        await asyncio.to_thread(self.primary.initialize)
+        await asyncio.to_thread(self.primary.start)
+        await self._serve(_port(self.primary))
+        if self.replicated:
+            await asyncio.to_thread(self._follow)
+
+    def _server(self) -> PostgresServer:
+        server = PostgresServer(self._binaries, free_port())
+        self._stack.callback(server.delete)
+        return server
+
+    def _follow(self) -> None:
+        self.standby.copy(self.primary, self.relay.port)
+        self.standby.start()
+
+    def _is_followed(self) -> bool:
+        address = f"host=127.0.0.1 port={self.primary.port} user=postgres dbname=postgres"
+        with contextlib.closing(psycopg.connect(address)) as connection:
+            query = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+            return connection.execute(query).fetchone() == (1,)
+
+
+def _port(server: PostgresServer) -> int:
+    assert server.port is not None
+    return server.port
+
+
+def _wait_for(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with contextlib.suppress(redis.RedisError, psycopg.OperationalError):
+            if condition():
+                return True
+        time.sleep(0.05)
+    return False

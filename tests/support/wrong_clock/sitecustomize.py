@@ -1,0 +1,25 @@
+"""Python runs this at the start of a process under libfaketime (tests/support/clock.py), to mend two of its faults."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from pathlib import Path
+
+
+def _sleep(seconds: float) -> None:
+    # The library fails `clock_nanosleep` with an absolute time while the monotonic clock is right.
+    select.select([], [], [], seconds)
+
+
+def _unlink_shared_memory() -> None:
+    """Leave nothing in /dev/shm if the process is killed; what is mapped stays usable."""
+    semaphore, _, memory = os.environ.pop("FAKETIME_SHARED", "").partition(" ")
+    for name in (f"sem.{semaphore.strip('/')}", memory.strip("/")):
+        Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108 - that is its place
+
+
+if "FAKETIME_SHARED" in os.environ:
+    time.sleep = _sleep  # type: ignore[assignment]
+    _unlink_shared_memory()

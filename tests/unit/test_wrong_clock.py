@@ -1,0 +1,69 @@
+"""Processes whose wall clock is wrong: nothing else about them is, and they leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clock import find_faketime, wrong_clock
+
+pytestmark = pytest.mark.skipif(find_faketime() is None, reason="no libfaketime on this machine")
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the library puts its files
+
+SCRIPT = """
+import asyncio, json, threading, time
+def measure(do):
+    begun = time.monotonic()
+    do()
+    return time.monotonic() - begun
+print(json.dumps({
+    "wall": time.time(),
+    "monotonic": time.monotonic(),
+    "sleep": measure(lambda: time.sleep(0.05)),
+    "wait": measure(lambda: threading.Event().wait(0.05)),
+    "loop": measure(lambda: asyncio.run(asyncio.sleep(0.05))),
+}), flush=True)
+input()
+"""
+
+
+@pytest.fixture(params=[90.0, -90.0])
+def ahead(request: pytest.FixtureRequest) -> float:
+    return float(request.param)
+
+
+@pytest.fixture
+def process(ahead: float) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, **wrong_clock(ahead)}
+    command = [sys.executable, "-c", SCRIPT]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
+        process.kill()
+
+
+def said(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    answer: dict[str, Any] = json.loads(process.stdout.readline())
+    return answer
+
+
+def test_only_the_wall_clock_is_wrong(process: subprocess.Popen[str], ahead: float) -> None:
+    found = said(process)
+    assert found["wall"] == pytest.approx(time.time() + ahead, abs=30)
+    assert found["monotonic"] == pytest.approx(time.monotonic(), abs=30)
+    assert all(0.04 < found[name] < 30 for name in ("sleep", "wait", "loop"))
+
+
+def test_a_process_that_is_killed_leaves_no_shared_memory(process: subprocess.Popen[str]) -> None:
+    said(process)
+    assert not list(SHARED_MEMORY.glob(f"*faketime*_{process.pid}"))
