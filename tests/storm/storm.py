@@ -217,7 +217,7 @@ class Storm:
             (fault.begun, "fault", [fault.kind, fault.ended - start]) for fault in self._faults.history
         ]
         for one in self._sent:
-            known = [one.stream, one.id, one.position, one.fate.value, one.ended - start]
+            known: list[object] = [one.stream, one.id, one.position, one.fate.value, one.ended - start]
             events.append((one.begun, "sent", known))
         for key in self._keys:
             for event in self._logs.logs[key]:
