@@ -46,17 +46,18 @@ COUNTER = identifier("Counter")
 
 
 class Outage:
-    """The session store is away from `begin` to `end`."""
+    """The session store is away from `begin` to `end`. `patience`: how long, in seconds, effects then wait."""
 
     def __init__(self) -> None:
         self._patch = pytest.MonkeyPatch()
         self.tried = asyncio.Event()
 
-    def begin(self) -> None:
+    def begin(self, patience: float = service.EFFECT_PATIENCE) -> None:
         async def fail(*args: Any) -> None:
             self.tried.set()
             raise StoreError("down")
 
+        self._patch.setattr(service, "EFFECT_PATIENCE", patience)
         self._patch.setattr(get_engine().sessions, "asave", fail)
         self._patch.setattr(get_engine().sessions, "atouch", fail)
 
@@ -79,11 +80,6 @@ def outage() -> Iterator[Outage]:
     outage.end()
 
 
-@pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "EFFECT_PATIENCE", 0.05)
-
-
 async def sent_away(client: Client) -> None:
     """Expect a `disconnect` that makes the client forget its session and come back."""
     assert await client.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
@@ -91,13 +87,12 @@ async def sent_away(client: Client) -> None:
 
 
 @pytest.mark.parametrize("name", ["increase", "fail", "follow"])
-@pytest.mark.usefixtures("_impatient")
 async def test_a_client_whose_session_cannot_be_saved_is_sent_away_and_sees_nothing(name: str, outage: Outage) -> None:
     async with Client() as client:
         await client.subscribe(COUNTER)
         await client.perform(COUNTER, "increase")
         assert (await client.receive())["message"] == {"count": 1}
-        outage.begin()
+        outage.begin(patience=0.05)
         await client.perform(COUNTER, name)
         await sent_away(client)
     outage.end()
@@ -125,7 +120,6 @@ async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
         assert record.data["subscriptions"][0]["state"] == {"count": 2}
 
 
-@pytest.mark.usefixtures("_impatient")
 async def test_a_client_that_unsubscribes_from_what_a_restore_would_bring_back_forgets_its_session(
     outage: Outage,
 ) -> None:
@@ -133,7 +127,7 @@ async def test_a_client_that_unsubscribes_from_what_a_restore_would_bring_back_f
         await client.subscribe(COUNTER)
         await client.perform(COUNTER, "increase")
         assert (await client.receive())["message"] == {"count": 1}
-        outage.begin()
+        outage.begin(patience=0.05)
         await client.send("unsubscribe", COUNTER)
         await sent_away(client)
 

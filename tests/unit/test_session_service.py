@@ -283,10 +283,10 @@ class TestTheEffectOfAChange:
     async def test_is_not_to_be_seen_if_the_change_cannot_be_saved(
         self, fault: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(service_module, "EFFECT_PATIENCE", 0.05)
         service = SessionService(store := Store())
         service.add(session := Session("a"))
         assert await service.save(session)
+        monkeypatch.setattr(service_module, "EFFECT_PATIENCE", 0.05)
         store.down = fault == "fails"
         if fault == "hangs":
             store.open.clear()
