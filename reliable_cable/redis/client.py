@@ -150,6 +150,14 @@ class RedisClient:
             # What is in use is closed by whoever uses it.
             await pool.disconnect(inuse_connections=False)
 
+    def time(self) -> float:
+        """Return the present time by Redis's clock, in seconds since 1970."""
+        return _seconds(self.run(Call("TIME"), again=True)[0])
+
+    async def atime(self) -> float:
+        """Async twin of `time`."""
+        return _seconds((await self.arun(Call("TIME"), again=True))[0])
+
     # -- sync ---------------------------------------------------------------------------------------------------------
 
     def run(self, *calls: Call, again: bool = False) -> list[Any]:
@@ -316,6 +324,12 @@ class RedisClient:
     def _judge(self, connection: Any, answers: Sequence[Any]) -> None:
         if any(map(_is_unavailable, answers)):
             self.lineage.leave(connection)
+
+
+def _seconds(answer: Any) -> float:
+    """Return what TIME answered, as one number."""
+    seconds, microseconds = answer
+    return int(seconds) + int(microseconds) / 1e6
 
 
 def _is_unavailable(answer: Any) -> bool:

@@ -126,11 +126,11 @@ class RedisSessionStore(SessionStore):
 
     def time(self) -> float:
         """Return the present time by Redis's clock."""
-        return self._clock() if self._clock else _time(self.client.run(Call("TIME"), again=True)[0])
+        return self.client.time() if self._clock is None else self._clock()
 
     async def atime(self) -> float:
         """Async twin of `time`."""
-        return self._clock() if self._clock else _time((await self.client.arun(Call("TIME"), again=True))[0])
+        return await self.client.atime() if self._clock is None else self._clock()
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
         """Return the clock of Redis."""
@@ -205,12 +205,6 @@ def _loaded_many(
         times = [answers["revoked", key] for key in condition_keys(identity)]
         found.append(_loaded([answers.get(("sid", sid)), *times], identity))
     return found
-
-
-def _time(answer: Any) -> float:
-    """Return what TIME answered, in seconds."""
-    seconds, microseconds = answer
-    return int(seconds) + int(microseconds) / 1_000_000
 
 
 def _latest(identities: Sequence[Identity], answers: Mapping[str, Any]) -> list[float]:

@@ -271,11 +271,11 @@ class RedisStreamStore(StreamStore):
 
     def time(self) -> float:
         """Return the present time by Redis's clock, in seconds since 1970."""
-        return self.clock() if self._clock else _time(self.client.run(Call("TIME"), again=True)[0])
+        return self.client.time() if self._clock is None else self._clock()
 
     async def atime(self) -> float:
         """Async twin of `time`."""
-        return self.clock() if self._clock else _time((await self.client.arun(Call("TIME"), again=True))[0])
+        return await self.client.atime() if self._clock is None else self._clock()
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
         """Return the clock of Redis."""
@@ -342,11 +342,6 @@ def _broadcast_errors() -> Iterator[None]:
         raise BroadcastError(f"Nothing was broadcast: {error}") from error
     except RedisRefused as error:
         raise BroadcastError(f"Nothing was broadcast: {error}") from error
-
-
-def _time(answer: Any) -> float:
-    seconds, microseconds = answer
-    return int(seconds) + int(microseconds) / 1e6
 
 
 def _page(answer: Any) -> StreamPage:

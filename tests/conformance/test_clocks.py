@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,9 @@ import pytest
 from tests.conformance.conftest import Connect, SharedRedis
 from tests.conformance.test_disconnect import come_back, farewell
 from tests.conformance.test_takeover import resume, subscribe
-from tests.support.client import unique
+from tests.support.client import PATIENCE, identify, unique
 from tests.support.clock import find_faketime, wrong_clock
-from tests.support.server import Server, ServerPool
+from tests.support.server import OtherProcess, Server, ServerPool
 
 pytestmark = [
     pytest.mark.redis,
@@ -64,6 +67,25 @@ async def test_a_disconnect_closes_everybody_and_locks_nobody_out(
     await client.cut()
     again = await connect_to(here, cookie=cookie, sid=client.sid)
     await resume(again, identifier)
+
+
+@pytest.mark.parametrize("where", ["in a server", "in a process without connections"])
+async def test_what_is_broadcast_after_a_page_was_rendered_is_not_lost(
+    where: str, right: Server, wrong: Server, connect_to: Connect
+) -> None:
+    with ExitStack() as stack:
+        renderer = wrong if where == "in a server" else stack.enter_context(OtherProcess(wrong))
+        # From the first measurement on, soon after the first page.
+        deadline = time.monotonic() + PATIENCE
+        while not -2 <= (since := await renderer.call("page_time")) - time.time() <= 0:
+            assert time.monotonic() < deadline, "the time of a page is wrong"
+            await asyncio.sleep(0.05)
+    stream = unique("stream")
+    await right.call("count_up", stream, 1, 5)
+    client = await connect_to(right)
+    identifier = await client.subscribe(identify("StreamChannel", streams=[stream]), history={"since": since})
+    assert [message["n"] for message in await client.messages(identifier, 5)] == [1, 2, 3, 4, 5]
+    await client.expect({"type": "confirm_history"})
 
 
 async def test_a_session_that_was_away_is_void_after_a_disconnect(

@@ -20,6 +20,7 @@ from django.db import transaction
 import reliable_cable
 from reliable_cable import StreamPosition
 from reliable_cable.signals import presence_joined, presence_left
+from reliable_cable.templatetags.reliable_cable import cable_meta_tags
 from tests.integration.project.gates import gates
 
 
@@ -159,6 +160,11 @@ def who_is_there(stream: str) -> dict[str, Any]:
     return dict(reliable_cable.presence_for(stream).info().records or {})
 
 
+def page_time() -> int:
+    """Render a page's meta tags, and return the time that they tell."""
+    return int(cable_meta_tags().rpartition('content="')[2].partition('"')[0])
+
+
 def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = True) -> None:
     """Close a user's connections, inside a transaction that is committed or rolled back."""
     try:
@@ -185,6 +191,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "forget": reliable_cable.forget,
     "group_send": group_send,
     "open_gate": open_gate,
+    "page_time": page_time,
     "position": reliable_cable.position,
     "presence_signals": presence_signals,
     "serve_wsgi": serve_wsgi,
