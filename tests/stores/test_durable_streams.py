@@ -253,3 +253,14 @@ class TestListening:
         assert heard[0] == Advanced("a")
         assert hot_tail(store) == (0, [])
         await listener.close()
+
+
+@pytest.mark.parametrize(("in_redis", "in_the_database"), [(5.0, 7.0), (7.0, 5.0)])
+async def test_the_time_is_ahead_of_neither_clock(
+    store: DurableStreamStore, monkeypatch: pytest.MonkeyPatch, in_redis: float, in_the_database: float
+) -> None:
+    # So a page asks for everything since then, in whichever of the two it is kept.
+    monkeypatch.setattr(store._redis, "_clock", lambda: in_redis)
+    monkeypatch.setattr(store._model._server, "_clock", lambda: in_the_database)
+    assert await asyncio.to_thread(store.time) == await store.atime() == 5.0
+    assert "Redis" in store.clocks()
