@@ -7,6 +7,7 @@ import os
 import random
 import sqlite3
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -240,6 +241,7 @@ class Database:
                     may_reconnect = False
                 else:
                     raise
+                _release(error)
             # Random, so that those who met do not meet again.
             time.sleep(random.uniform(0, PAUSE))  # noqa: S311
 
@@ -287,6 +289,18 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
     finally:
         raw.execute(f"PRAGMA busy_timeout = {timeout}")
         connection.transaction_mode = mode
+
+
+def _release(error: BaseException | None) -> None:
+    """Free what an error's tracebacks refer to.
+
+    Django's errors are in reference cycles with their tracebacks. The garbage collector would free the cursors in them
+    in any thread, maybe in one that holds the write lock: it would wait there until a statement of this connection has
+    waited for that lock.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__
 
 
 def _was_broken(connection: Any, opened: object) -> bool:
