@@ -7,6 +7,7 @@ import os
 import random
 import sqlite3
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -42,14 +43,41 @@ OWN_LOCK = (
     "the commit, which is the default"
 )
 
+#: How long SQLite's write lock is left to others after a write: a share of the time that the write took, and at most so
+#: many seconds. Else the project's own transactions would hardly ever find it free while broadcasts queue up.
+BREAK_SHARE = 0.25
+MAX_BREAK = 0.05
+
 #: Error codes of conflicts: the transaction was rolled back, and succeeds when it is repeated.
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: The queues of writers, by process id and database file.
-_queues: dict[tuple[int, str], FairLock] = {}
 #: Whether the caller of a write may hold the write lock itself, so that a long wait would be in vain.
 _brief: ContextVar[bool] = ContextVar("reliable_cable_brief", default=False)
+
+
+class _WriteQueue:
+    """The queue of one process's writers to an SQLite file."""
+
+    def __init__(self) -> None:
+        self._lock = FairLock()
+        self._break_end = 0.0
+
+    @contextmanager
+    def turn(self, timeout: float) -> Iterator[None]:
+        """Wait up to `timeout` seconds for this thread's turn, and end the turn with the context."""
+        with self._lock.hold(timeout):
+            began = max(time.monotonic(), self._break_end)
+            time.sleep(max(0.0, began - time.monotonic()))
+            try:
+                yield
+            finally:
+                now = time.monotonic()
+                self._break_end = now + min(BREAK_SHARE * (now - began), MAX_BREAK)
+
+
+#: The queues of writers, by process id and database file.
+_queues: dict[tuple[int, str], _WriteQueue] = {}
 
 
 class _CommitUncertain(OperationalError):
@@ -111,7 +139,7 @@ class Database:
         patience = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0)) if _brief.get() else WRITE_PATIENCE
         deadline = time.monotonic() + patience
         # If the others took all the time, the call still has one try.
-        with _queues.setdefault(key, FairLock()).hold(patience):
+        with _queues.setdefault(key, _WriteQueue()).turn(patience):
             return self._repeat(call, deadline - time.monotonic())
 
     def _transact(self, call: Callable[[], T]) -> T:
@@ -240,6 +268,7 @@ class Database:
                     may_reconnect = False
                 else:
                     raise
+                _release(error)
             # Random, so that those who met do not meet again.
             time.sleep(random.uniform(0, PAUSE))  # noqa: S311
 
@@ -287,6 +316,18 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
     finally:
         raw.execute(f"PRAGMA busy_timeout = {timeout}")
         connection.transaction_mode = mode
+
+
+def _release(error: BaseException | None) -> None:
+    """Free what an error's tracebacks refer to.
+
+    Django's errors are in reference cycles with their tracebacks. The garbage collector would free the cursors in them
+    in any thread, maybe in one that holds the write lock: it would wait there until a statement of this connection has
+    waited for that lock.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__
 
 
 def _was_broken(connection: Any, opened: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sqlite3
 import threading
@@ -301,6 +302,35 @@ class TestLockedSQLite:
             release.set()
             holder.join()
         assert append(store, "2") == [1]
+
+    @pytest.mark.usefixtures("short_timeout")
+    def test_what_was_repeated_leaves_no_cursors_to_the_garbage_collector(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        """It could run in the thread with the write lock, and wait there for a connection that waits for the lock."""
+        append(store, "1")
+        locked, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with transaction.atomic(using=alias):
+                locked.set()
+                release.wait(10)
+
+        holder = threading.Thread(target=with_own_connection(hold))
+        holder.start()
+        assert locked.wait(10)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            threading.Timer(0.3, release.set).start()
+            assert append(store, "2") == [2]
+            holder.join()
+            gc.collect()
+            left = [thing for thing in gc.garbage if isinstance(thing, sqlite3.Cursor)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+        assert left == []
 
     def test_a_caller_that_holds_the_lock_itself_is_told_at_once(self, store: ModelStreamStore, alias: str) -> None:
         with (
