@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from django.db import connections
 
+from .executor import DaemonExecutor
 from .threads import close_old_connections
 
 T = TypeVar("T")
@@ -27,16 +28,18 @@ MAX_DELAY: Final = 1.0
 
 
 class _Queue(Generic[T]):
-    """The work of one process."""
+    """The work of one process, and the thread that does it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.changed = threading.Condition()
         self.items: deque[T] = deque()
         #: The bytes of `items`.
         self.size = 0
         #: What is being handled.
         self.taken: Sequence[T] = ()
-        self.thread: threading.Thread | None = None
+        #: Whether the thread is at work, or about to be.
+        self.active = False
+        self.thread = DaemonExecutor(name, 1, idle_time=IDLE_TIME, at_end=connections.close_all)
 
     @property
     def empty(self) -> bool:
@@ -83,7 +86,7 @@ class Worker(Generic[T]):
     @property
     def _queue(self) -> _Queue[T]:
         pid = os.getpid()
-        return self._queues.get(pid) or self._queues.setdefault(pid, _Queue())
+        return self._queues.get(pid) or self._queues.setdefault(pid, _Queue(self._name))
 
     def put(self, items: Iterable[T]) -> None:
         """Hand over items to be handled soon."""
@@ -94,17 +97,16 @@ class Worker(Generic[T]):
                 queue.size += self._size(item)
             while self._limit is not None and queue.size > self._limit:
                 queue.size -= self._size(queue.items.popleft())
-            if queue.thread is None:
-                thread = threading.Thread(target=self._work, args=(queue,), name=self._name, daemon=True)
+            if not queue.active:
                 try:
-                    thread.start()
+                    queue.thread.submit(self._work, queue)
                 except RuntimeError:
                     # The interpreter is shutting down.
                     self._abandoned([*queue.items])
                     queue.items.clear()
-                    return
-                queue.thread = thread
-            queue.changed.notify_all()
+                    queue.size = 0
+                else:
+                    queue.active = True
 
     def flush(self, timeout: float) -> bool:
         """Wait until everything has been handled.
@@ -127,30 +129,26 @@ class Worker(Generic[T]):
                 self._abandoned([*queue.taken, *queue.items])
 
     def _work(self, queue: _Queue[T]) -> None:
+        """Handle items until there are none."""
         delay = 0.0
-        try:
-            while batch := self._take(queue):
-                again = self._attempt(batch)
-                with queue.changed:
-                    queue.taken = ()
-                    queue.items.extendleft(reversed(again))
-                    queue.size += sum(map(self._size, again))
-                    queue.changed.notify_all()
-                if again:
-                    delay = min(max(2 * delay, MIN_DELAY), MAX_DELAY)
-                    time.sleep(delay)
-                else:
-                    delay = 0.0
-        finally:
-            connections.close_all()
+        while batch := self._take(queue):
+            again = self._attempt(batch)
+            with queue.changed:
+                queue.taken = ()
+                queue.items.extendleft(reversed(again))
+                queue.size += sum(map(self._size, again))
+                queue.changed.notify_all()
+            if again:
+                delay = min(max(2 * delay, MIN_DELAY), MAX_DELAY)
+                time.sleep(delay)
+            else:
+                delay = 0.0
 
     def _take(self, queue: _Queue[T]) -> Sequence[T]:
-        """Wait for items; return none if the thread is to end."""
         with queue.changed:
-            if not queue.changed.wait_for(lambda: queue.items, IDLE_TIME):
-                queue.thread = None
             queue.taken = [queue.items.popleft() for _ in range(min(self._batch, len(queue.items)))]
             queue.size -= sum(map(self._size, queue.taken))
+            queue.active = bool(queue.taken)
             return queue.taken
 
     def _attempt(self, batch: Sequence[T]) -> Sequence[T]:

@@ -110,7 +110,8 @@ class ModelSessionStore(SessionStore):
                 unique_fields=["condition"],
                 update_fields=["at"],
             )
-            self._write("revoked", revoke)
+            # Not in a transaction of the caller, which `disconnect(using=...)` need not wait for.
+            self._database.outside(partial(self._write, "revoked", revoke))
         return now
 
     @repeated_read

@@ -163,6 +163,17 @@ class TestSeveralTransactions:
             broadcast("a", 1, using="default", immediate=True)
 
 
+@pytest.mark.parametrize("alias", ["postgres"], indirect=True)
+def test_a_disconnect_is_no_part_of_a_transaction_that_it_does_not_wait_for(
+    engine: Engine, own: str, other: str
+) -> None:
+    with transaction.atomic(using=own):
+        disconnect(user="ann", using=other)
+        transaction.set_rollback(True, using=own)
+    assert engine.streams.position(CONTROL_STREAM).offset == 1
+    assert engine.sessions.revoked([{"user": "str:ann"}]) != [0.0]
+
+
 class TestWithoutAutocommit:
     @in_tables
     @pytest.mark.usefixtures("engine")
