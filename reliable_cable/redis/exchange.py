@@ -6,7 +6,8 @@ is an answer, too: the exception itself.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import asyncio
+from collections.abc import Awaitable, Generator, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import BusyLoadingError, ResponseError
@@ -49,7 +50,7 @@ async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
     try:
         commands = next(exchange)
         while True:
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            await cancellable(connection.send_packed_command(connection.pack_commands(commands), check_health=False))
             answers: list[Any] = []
             for _ in commands:
                 try:
@@ -60,3 +61,17 @@ async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
     except StopIteration as stop:
         result: T = stop.value
         return result
+
+
+async def cancellable(sending: Awaitable[T]) -> T:
+    """Wait until redis-py has sent something; raise `CancelledError` if the task was cancelled meanwhile.
+
+    It sends by `asyncio.wait_for`, which on Python 3.11 returns as if nothing had happened: a task that runs for ever
+    could not be ended.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
+    result = await sending
+    if task and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import redis
 from redis.exceptions import RedisError
 
-from .exchange import Command, Exchange, arun_exchange, run_exchange
+from .exchange import Command, Exchange, arun_exchange, cancellable, run_exchange
 from .scripts import script_text
 
 #: Seconds after which a connection is opened again, so that its address is resolved again.
@@ -71,7 +71,7 @@ class LineageTracker:
     async def agreet(self, connection: Any) -> None:
         """Async twin of `greet`."""
         try:
-            await connection.on_connect()
+            await cancellable(connection.on_connect())
             await arun_exchange(connection, self._greeting(connection))
         except BaseException:
             await connection.disconnect(nowait=True)

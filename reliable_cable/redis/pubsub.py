@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from .client import BROKEN, RedisClient
+from .exchange import cancellable
 
 logger = logging.getLogger("reliable_cable")
 
@@ -115,7 +116,7 @@ class PubSub:
         answered = self._fences[payload] = asyncio.get_running_loop().create_future()
         try:
             # Redis answers in its turn: after what it published before.
-            await connection.send_command("PING", payload, check_health=False)
+            await cancellable(connection.send_command("PING", payload, check_health=False))
             async with asyncio.timeout(FENCE_TIMEOUT):
                 await answered
         except TimeoutError:
@@ -136,7 +137,7 @@ class PubSub:
             for channel in channels:
                 self._due.setdefault(channel, deque()).append(self._channels[channel])
         try:
-            await connection.send_command(command, *channels, check_health=False)
+            await cancellable(connection.send_command(command, *channels, check_health=False))
         except BROKEN:
             pass  # the reader notices, too
 
@@ -235,7 +236,7 @@ class PubSub:
                 await connection.disconnect(nowait=True)
                 return
             with contextlib.suppress(*BROKEN):
-                await connection.send_command("PING", check_health=False)
+                await cancellable(connection.send_command("PING", check_health=False))
 
 
 def pubsub_of(client: RedisClient) -> PubSub:

@@ -57,6 +57,26 @@ async def test_a_connection_that_the_event_loop_has_closed_is_a_broken_one(
     await client.aclose()
 
 
+@pytest.mark.parametrize("connected", [True, False])
+async def test_a_call_that_is_cancelled_ends_wherever_it_is(client: RedisClient, connected: bool) -> None:
+    for turns in range(1000):
+        if connected:
+            await client.arun(Call("PING"))
+        else:
+            await client.aclose()
+        call = asyncio.create_task(client.arun(Call("PING")))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if call.done():
+            break
+        call.cancel()
+        await asyncio.wait([call])
+        assert call.cancelled(), f"after {turns} turns of the event loop"
+    else:
+        pytest.fail("it never ended by itself")
+    await client.aclose()
+
+
 async def test_a_connection_whose_opening_was_cancelled_gives_no_wrong_answers(redis_server: RedisServer) -> None:
     async with FaultProxy(redis_server.port) as proxy:
         client = RedisClient(CableSettings(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))

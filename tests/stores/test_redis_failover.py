@@ -95,6 +95,7 @@ class TestFailover:
         assert [(event.offset, event.data) for event in heard if isinstance(event, Published)] == [(2, "3")]
         await listener.close()
 
+    @pytest.mark.parametrize("demoted", [True, False], ids=["demoted", "left behind"])
     async def test_a_process_that_only_listens_finds_the_new_primary(
         self,
         primary: RedisServer,
@@ -102,14 +103,21 @@ class TestFailover:
         address: FaultProxy,
         make_store: MakeStore,
         monkeypatch: pytest.MonkeyPatch,
+        demoted: bool,
     ) -> None:
         monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 0.1)
+        if not demoted:
+            monkeypatch.setattr(lineage, "GREATEST_AGE", 0.2)
         store, elsewhere = make_store(), make_store(replica.port)
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
         await listener.subscribe("a")
         await listener.check()
-        await asyncio.to_thread(fail_over, address, primary, replica)
+        if demoted:
+            await asyncio.to_thread(fail_over, address, primary, replica)
+        else:
+            replica.promote()
+            address.move(replica.port)
         await append(elsewhere, "1")
         await until(lambda: Advanced("a") in heard)
         await until(lambda: store.client.pubsubs[asyncio.get_running_loop()].connected)
