@@ -16,7 +16,7 @@ PACKAGE = "reliable_cable"
 #: An entry stands for a module or a whole package; where two fit, the longer one counts.
 LAYERS = (
     ("exceptions", "identity", "signals", "turns"),
-    ("protocol", "conf"),
+    ("protocol", "conf", "outages"),
     ("heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("auth", "streams", "presence", "sessions"),
     ("engine", "readers"),
