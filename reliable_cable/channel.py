@@ -200,8 +200,8 @@ class Channel:
     def subscribed(self) -> Any:
         """A client subscribes: start streams, join presence, or `reject()`.
 
-        While a database is away (Django's `OperationalError` or `InterfaceError`), this is called again on a new channel
-        object, for 8 seconds. Then the client is sent away to come back.
+        While a database is away (Django's `OperationalError` or `InterfaceError`), this is called again on a new
+        channel object, for 8 seconds. Then the client is sent away to come back.
         """
 
     def unsubscribed(self) -> Any:
