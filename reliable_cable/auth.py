@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any, Final
@@ -13,7 +14,10 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.http import parse_cookie
 from django.utils.crypto import constant_time_compare
 
+from .outages import is_outage
 from .threads import Together
+
+logger = logging.getLogger("reliable_cable")
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -51,7 +55,14 @@ class CableAuthMiddlewareStack:
             store = import_module(settings.SESSION_ENGINE).SessionStore
             scope["session"] = store(scope["cookies"].get(settings.SESSION_COOKIE_NAME))
         if "user" not in scope:
-            scope["user"] = await get_user(scope["session"])
+            try:
+                scope["user"] = await get_user(scope["session"])
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                # The client, which is told nothing, comes back.
+                logger.warning("A connection was not accepted, since its user could not be looked up: %s", error)
+                return await send({"type": "websocket.close"})
         await self.inner(scope, receive, send)
 
 

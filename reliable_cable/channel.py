@@ -200,7 +200,11 @@ class Channel:
     # -- handlers, to be overridden ---------------------------------------------------------------------------------
 
     def subscribed(self) -> Any:
-        """A client subscribes: start streams, join presence, or `reject()`."""
+        """A client subscribes: start streams, join presence, or `reject()`.
+
+        While a database is away (Django's `OperationalError` or `InterfaceError`), this is called again on a new
+        channel object, for 8 seconds. Then the client is sent away to come back.
+        """
 
     def unsubscribed(self) -> Any:
         """The subscription ends: called once for each, by `unsubscribe` or because the connection went."""
@@ -217,7 +221,8 @@ class Channel:
     def handle_error(self, error: Exception, handler: str) -> Any:
         """A handler raised, and its traceback was logged: nothing of what it recorded was applied.
 
-        What is recorded here is applied (a transmission that tells the client, say).
+        What is recorded here is applied (a transmission that tells the client, say). Of the calls of `subscribed` while
+        a database is away, this is called for the last one.
 
         Args:
             error: what it raised.

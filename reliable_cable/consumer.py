@@ -18,6 +18,7 @@ from .conf import CableSettings, get_settings
 from .engine import Engine, get_engine
 from .hub import Hub
 from .identity import identifier_names, identity_of
+from .outages import is_outage
 from .protocol import messages
 from .protocol.constants import (
     CLOSE_NORMAL,
@@ -146,7 +147,15 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             return None
         if connection.drainable:
             _install_drain(connection)
-        await _run(self.connect)
+        try:
+            await _run(self.connect)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            # The client, which is told nothing, comes back.
+            logger.warning("A connection was not accepted, since a database is away: %s", error)
+            await send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            return None
         await hub.turns.take()
         if connection.lost:
             logger.debug("A client left before it was accepted.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
@@ -11,8 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, PresenceLeave, Reply, find_channel
-from .exceptions import ProtocolError, StoreError
-from .handlers import REFUSED, run_recorded
+from .exceptions import ProtocolError
+from .handlers import REFUSED, run_error_handler, run_recorded
+from .hub import RETRY_DELAY
+from .outages import is_outage
 from .protocol import commands, messages
 from .protocol.constants import MessageType, Subprotocol
 from .streams.base import Message
@@ -26,6 +29,9 @@ logger = logging.getLogger("reliable_cable")
 #: Commands that may wait for the ones before them.
 MAX_PENDING_COMMANDS = 1024
 
+#: How long, in seconds, to retry a `subscribe` after it arrived, while a database or store is away. The client gives up
+#: after 10.
+SUBSCRIBE_PATIENCE = 8.0
 
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 #: Commands after which more are likely to come.
@@ -38,11 +44,12 @@ class _Backlog:
     __slots__ = ("commands", "lingers", "parked", "size", "subscribing")
 
     def __init__(self) -> None:
-        self.commands: deque[tuple[commands.Command, int]] = deque()
+        #: With each, its size, and when it arrived if it is a `subscribe`.
+        self.commands: deque[tuple[commands.Command, int, float]] = deque()
         #: Of the frames whose commands wait, in characters.
         self.size = 0
-        #: Identifiers whose `subscribe` is waiting or being handled.
-        self.subscribing: set[str] = set()
+        #: Identifiers whose `subscribe` is waiting or being handled, and when it arrived.
+        self.subscribing: dict[str, float] = {}
         #: Whether the worker waits for the next command when it has none left, and what it waits for.
         self.lingers = True
         self.parked: asyncio.Future[None] | None = None
@@ -79,13 +86,14 @@ class Execution:
             self._worker = self.session.hub.spawn(self._work(backlog))
         else:
             backlog.wake()
+        arrived = 0.0
         if isinstance(command, commands.Subscribe):
             if command.identifier in backlog.subscribing:
                 return True  # repeated while the first is being handled (2)
-            backlog.subscribing.add(command.identifier)
+            arrived = backlog.subscribing[command.identifier] = time.monotonic()
         elif isinstance(command, commands.Unsubscribe):
-            backlog.subscribing.discard(command.identifier)
-        backlog.commands.append((command, size))
+            backlog.subscribing.pop(command.identifier, None)
+        backlog.commands.append((command, size, arrived))
         backlog.size += size
         return len(backlog.commands) <= MAX_PENDING_COMMANDS and backlog.size <= self.session.settings.max_pending_size
 
@@ -110,16 +118,16 @@ class Execution:
         context = copy_context()
         try:
             while backlog.commands:
-                command, size = backlog.commands.popleft()
+                command, size, arrived = backlog.commands.popleft()
                 backlog.size -= size
                 if self.session.closed and isinstance(command, _ANSWERED):
                     continue  # nobody is left to be answered
                 try:
-                    await self._execute(command)
+                    await self._execute(command, arrived)
                 except Exception:
                     logger.exception("The command %s failed.", type(command).__name__)
-                if isinstance(command, commands.Subscribe):
-                    backlog.subscribing.discard(command.identifier)
+                if isinstance(command, commands.Subscribe) and self._is_wanted(command.identifier, arrived):
+                    del backlog.subscribing[command.identifier]
                 if (
                     backlog.lingers
                     and not backlog.commands
@@ -133,10 +141,14 @@ class Execution:
         finally:
             self._backlog = self._worker = None
 
-    async def _execute(self, command: commands.Command) -> None:
+    def _is_wanted(self, identifier: str, arrived: float) -> bool:
+        """Return whether the client has not unsubscribed since it sent the `subscribe` that arrived then."""
+        return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
+
+    async def _execute(self, command: commands.Command, arrived: float) -> None:
         if isinstance(command, commands.Subscribe):
             try:
-                await self._subscribe(command)
+                await self._subscribe(command, arrived)
             except Exception:
                 logger.exception("The subscription %s could not be made.", command.identifier)
                 if command.identifier not in self.session.subscriptions:
@@ -178,7 +190,7 @@ class Execution:
 
     # -- subscriptions ----------------------------------------------------------------------------------------------
 
-    async def _subscribe(self, command: commands.Subscribe) -> None:
+    async def _subscribe(self, command: commands.Subscribe, arrived: float) -> None:
         identifier = command.identifier
         known = self.session.subscriptions.get(identifier)
         if known is not None:
@@ -190,25 +202,36 @@ class Execution:
             if channel is not None:
                 logger.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
             return self.reject(identifier)
-        subscription = Subscription(self.session, identifier, channel)
+        # While a database or store is away, nothing is answered: the client would take a rejection for good, and close
+        # the channel for good if the connection ended meanwhile.
+        while channel is not None:
+            subscription = Subscription(self.session, identifier, channel)
+            try:
+                return await self._try_to_subscribe(subscription, command)
+            except Exception as error:
+                subscription.end()
+                if not is_outage(error):
+                    raise
+                if time.monotonic() + RETRY_DELAY > arrived + SUBSCRIBE_PATIENCE:
+                    return await self._give_up(channel, error)
+                logger.debug("The subscription %s could not be made; trying again: %s", identifier, error)
+            await asyncio.sleep(RETRY_DELAY)
+            if self.session.ending or not self._is_wanted(identifier, arrived):
+                return
+            channel = self.make_channel(identifier)
+
+    async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe) -> None:
+        """Run the handler and apply what it recorded; the client is sent nothing if this raises."""
+        identifier, channel = subscription.identifier, subscription.channel
         request = command.history if self.session.extended else None
         subscription.restorable = request is None
-        reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe)
+        reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe, retried=True)
         joins: list[Any] = []
         if reply is not None and not reply.rejected:
-            try:
-                await subscription.apply_streams(reply, request)
-                joins += reply.presence
-                if command.presence is not None and await subscription.presence.authorizes(command.presence):
-                    joins.append(command.presence)
-            except StoreError as error:
-                # A rejection would be about the client's rights, and for good: it shall come back and ask again.
-                logger.warning("The subscription %s could not be made; its client is sent away: %s", identifier, error)
-                subscription.end()
-                return self.session.restart()
-            except Exception:
-                logger.exception("The subscription %s could not be made.", identifier)
-                reply = None
+            await subscription.apply_streams(reply, request)
+            joins += reply.presence
+            if command.presence is not None and await subscription.presence.authorizes(command.presence):
+                joins.append(command.presence)
         if reply is not None:
             self._transmit(identifier, reply)
         if reply is None or reply.rejected:
@@ -220,6 +243,13 @@ class Execution:
         subscription.confirm()
         subscription.settle(request, [join for join in joins if not isinstance(join, PresenceLeave)])
         self.session.changed()
+
+    async def _give_up(self, channel: Channel, error: Exception) -> None:
+        """Send the client away, so that it comes back and subscribes again."""
+        identifier = channel.identifier
+        logger.warning("The subscription %s could not be made; its client is sent away: %s", identifier, error)
+        self._transmit(identifier, await run_error_handler(channel, error, "subscribed"))
+        self.session.restart()
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
         self.session.subscriptions.pop(subscription.identifier, None)
@@ -284,10 +314,19 @@ class Execution:
         return cls(self.session.consumer, params, identifier)
 
     async def call(
-        self, channel: Channel, name: str, handler: Callable[[], Any], check: Callable[[], Any] | None = None
+        self,
+        channel: Channel,
+        name: str,
+        handler: Callable[[], Any],
+        check: Callable[[], Any] | None = None,
+        *,
+        retried: bool = False,
     ) -> Reply | None:
-        """Run a handler after its check; return what it recorded, REFUSED if the check said no, None if one raised."""
-        reply, failed = await run_recorded(channel, name, handler, check)
+        """Run a handler after its check; return what it recorded, REFUSED if the check said no, None if one raised.
+
+        With `retried`, the error of an outage is raised, and nothing else is done about it.
+        """
+        reply, failed = await run_recorded(channel, name, handler, check, retried=retried)
         if failed:
             if not reply.changed or await self.session.save():
                 self._transmit(channel.identifier, reply)

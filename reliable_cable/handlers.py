@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from .channel import Channel, Reply
+from .outages import is_outage
 from .threads import refresh_connections, run_handler
 
 logger = logging.getLogger("reliable_cable")
@@ -36,7 +37,12 @@ async def invoke(call: Callable[..., Any]) -> Any:
 
 
 async def run_recorded(
-    channel: Channel, name: str, handler: Callable[[], Any], check: Callable[[], Any] | None
+    channel: Channel,
+    name: str,
+    handler: Callable[[], Any],
+    check: Callable[[], Any] | None,
+    *,
+    retried: bool = False,
 ) -> tuple[Reply, bool]:
     """Run a handler after its check.
 
@@ -45,6 +51,7 @@ async def run_recorded(
         name: the handler's, for the log and for `handle_error`.
         handler: called with nothing.
         check: called before; if it returns False, the handler is not called and the reply is `REFUSED`.
+        retried: raise the error of an outage, and call no `handle_error` for it.
 
     Returns:
         What is to be applied, and whether one of them raised: then it is what `handle_error` recorded.
@@ -60,16 +67,31 @@ async def run_recorded(
     except (Exception, asyncio.CancelledError) as cause:
         if _cancelled(cause):
             raise
+        channel.undo(saved)
+        if retried and is_outage(cause):
+            raise
         error = cause if isinstance(cause, Exception) else RuntimeError("what the handler awaited was cancelled")
         logger.exception("%s: %s failed.", type(channel).__name__, name)
-        channel.undo(saved)
-        try:
-            await invoke(partial(channel.handle_error, error, name))
-            changed = channel.dump_state() != saved
-        except (Exception, asyncio.CancelledError) as cause:
-            if _cancelled(cause):
-                raise
-            logger.exception("%s.handle_error failed.", type(channel).__name__)
-            channel.undo(saved)
-        return channel.take_reply(changed=changed), True
+        return await run_error_handler(channel, error, name), True
     return channel.take_reply(changed=changed), False
+
+
+async def run_error_handler(channel: Channel, error: Exception, name: str) -> Reply:
+    """Run a channel's `handle_error`; return what it recorded.
+
+    Args:
+        channel: whose handler raised.
+        error: what it raised.
+        name: the handler's.
+    """
+    saved = channel.begin()
+    changed = False
+    try:
+        await invoke(partial(channel.handle_error, error, name))
+        changed = channel.dump_state() != saved
+    except (Exception, asyncio.CancelledError) as cause:
+        if _cancelled(cause):
+            raise
+        logger.exception("%s.handle_error failed.", type(channel).__name__)
+        channel.undo(saved)
+    return channel.take_reply(changed=changed)

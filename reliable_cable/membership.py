@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .channel import PresenceJoin, Reply
 from .handlers import invoke
+from .outages import is_outage
 from .presence.base import UNHEARD_TIME
 from .presence.lists import PresenceList
 from .presence.service import PresenceService
@@ -79,7 +80,7 @@ class Membership:
                 await self.leave()
 
     async def authorizes(self, claim: PresenceClaim) -> bool:
-        """Whether the channel lets the client join by itself."""
+        """Whether the channel lets the client join by itself; raises the error of an outage."""
         channel = self._subscription.channel
         authorize = getattr(channel, "authorize_presence", None)
         if authorize is None:
@@ -87,7 +88,9 @@ class Membership:
             return False
         try:
             return bool(await invoke(partial(authorize, claim.id, claim.info)))
-        except Exception:
+        except Exception as error:
+            if is_outage(error):
+                raise
             logger.exception("%s.authorize_presence failed.", type(channel).__name__)
             return False
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .channel import PresenceJoin, find_channel
+from .hub import RETRY_DELAY
+from .outages import is_outage
 from .protocol import messages
 from .protocol.commands import parse_identifier
 from .sessions.base import SessionRecord
@@ -20,6 +24,10 @@ logger = logging.getLogger("reliable_cable")
 
 #: How many of its former ids a session is still known by, to be left out of broadcasts "to others".
 MAX_SIDS = 8
+
+#: How long, in seconds, to retry `resubscribed` while a database is away. The client has no welcome yet, and calls the
+#: connection stale after two ping intervals.
+RESTORE_PATIENCE = 4.0
 
 
 def make_record(session: CableSession) -> SessionRecord:
@@ -105,13 +113,14 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
 async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any], transmissions: list[str]) -> list[str]:
     session.former = tuple(dict.fromkeys((sid, *data["sids"])))[: MAX_SIDS - 1]
     restored: list[str] = []
+    until = time.monotonic() + RESTORE_PATIENCE
     incarnations = await _incarnations(session, data["subscriptions"])
     for item in data["subscriptions"]:
         if find_channel(parse_identifier(item["identifier"])[0]) is None:
             continue  # it was removed while the client was away
         if item["watching"] is not None and incarnations.get(_presence_stream(item)) != item["watching"]:
             continue  # its list of members cannot be made right: let it start afresh
-        if await _restore_one(session, item, item["left_at"] or data["left_at"], transmissions):
+        if await _restore_one(session, item, item["left_at"] or data["left_at"], transmissions, until):
             restored.append(item["identifier"])
     return restored
 
@@ -129,27 +138,34 @@ def _presence_stream(item: Mapping[str, Any]) -> str:
 
 
 async def _restore_one(
-    session: CableSession, item: Mapping[str, Any], left_at: float, transmissions: list[str]
+    session: CableSession, item: Mapping[str, Any], left_at: float, transmissions: list[str], until: float
 ) -> bool:
+    """Restore one subscription; while a database is away, try again until then, by the monotonic clock."""
     identifier = item["identifier"]
-    channel = session.execution.make_channel(identifier)
-    if channel is None:
-        return False
-    subscription = Subscription(session, identifier, channel)
-    channel.load_state(item["state"])
-    try:
-        await subscription.restore(item, left_at)
-        reply = await session.execution.call(channel, "resubscribed", channel.resubscribed, channel.before_subscribe)
-        if reply is not None and not reply.rejected:
-            await subscription.apply_streams(reply)
-            for op in reply.presence:
-                subscription.presence.member = (op.id, op.info) if isinstance(op, PresenceJoin) else None
-    except Exception:
-        logger.exception("The subscription %s could not be restored.", identifier)
-        reply = None
-    if reply is None or reply.rejected:
-        subscription.end()
-        return False
-    transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
-    session.subscriptions[identifier] = subscription
-    return True
+    while (channel := session.execution.make_channel(identifier)) is not None:
+        subscription = Subscription(session, identifier, channel)
+        channel.load_state(item["state"])
+        retried = time.monotonic() + RETRY_DELAY < until
+        try:
+            await subscription.restore(item, left_at)
+            reply = await session.execution.call(
+                channel, "resubscribed", channel.resubscribed, channel.before_subscribe, retried=retried
+            )
+            if reply is not None and not reply.rejected:
+                await subscription.apply_streams(reply)
+                for op in reply.presence:
+                    subscription.presence.member = (op.id, op.info) if isinstance(op, PresenceJoin) else None
+        except Exception as error:
+            subscription.end()
+            if retried and is_outage(error):
+                await asyncio.sleep(RETRY_DELAY)
+                continue
+            logger.exception("The subscription %s could not be restored.", identifier)
+            return False
+        if reply is None or reply.rejected:
+            subscription.end()
+            return False
+        transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
+        session.subscriptions[identifier] = subscription
+        return True
+    return False

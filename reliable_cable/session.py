@@ -140,6 +140,11 @@ class CableSession:
     def former(self, sids: tuple[str, ...]) -> None:
         self.sids = (self.sid, *sids)
 
+    @property
+    def ending(self) -> bool:
+        """Whether the connection has ended or is about to."""
+        return self._closing or self.closed
+
     # -- beginning --------------------------------------------------------------------------------------------------
 
     async def start(self, sid: str | None) -> None:
@@ -192,7 +197,7 @@ class CableSession:
 
     def receive(self, text: str | None) -> None:
         """Take a frame; None is a binary one. Returns at once: commands wait for those before them."""
-        if self._closing or self.closed:
+        if self.ending:
             return
         try:
             if text is None:
@@ -232,7 +237,7 @@ class CableSession:
             # Only who has ponged before is expected to (15).
             self.disconnect(DisconnectReason.NO_PONG)
             return False
-        if self._closing or self.closed:
+        if self.ending:
             return False
         self.execution.rest()
         self.outbox.push(frame)
@@ -242,7 +247,7 @@ class CableSession:
 
     def disconnect(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         """End the connection; the client is told why where its session must not be resumed (12)."""
-        if self._closing or self.closed:
+        if self.ending:
             return
         self._closing = True
         self.execution.clear()

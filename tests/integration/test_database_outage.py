@@ -22,6 +22,8 @@ pytestmark = pytest.mark.postgres
 
 #: Seconds by which a busy machine may be late.
 SLACK = 5.0
+#: How long, in seconds, the database is away.
+AWAY = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +122,29 @@ async def test_who_left_before_being_accepted_is_no_error(stage: Stage, kind: Ki
             # The first ping comes after 1.5 seconds at least: daphne logs errors of applications once a second.
             await client.ping(1)
         assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
+async def test_subscribes_during_an_outage_are_confirmed_after_it(stage: Stage, kind: Kind) -> None:
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(stage.make(kind))
+        cookie = await server.sign_in("alice")
+        clients = [await stack.enter_async_context(Client(server.url, cookie=cookie)) for _ in range(20)]
+        channels = [identify(name, stream="outage") for name in ("QueryChannel", "AsyncQueryChannel")]
+        await asyncio.to_thread(outage.stop, stage.postgres)
+        for client in clients:
+            await client.send("subscribe", channels[0], presence={"id": "alice"}, history={"streams": {}})
+            await client.send("subscribe", channels[1])
+        await asyncio.sleep(AWAY)
+        await asyncio.to_thread(outage.start, stage.postgres)
+        for client in clients:
+            for channel in channels:
+                await client.until({"type": "confirm_subscription", "identifier": channel})
+        await server.call("broadcast", "outage", {"n": 1})
+        for client in clients:
+            await client.until({"message": {"n": 1}})
+            await client.until({"message": {"n": 1}})
+            received = {(frame.get("type"), frame["identifier"]) for frame in client.log[1:]}
+            assert not {("reject_subscription", channel) for channel in channels} & received
+        info = await server.call("who_is_there", "outage")
+        assert info == {"alice": None}

@@ -17,7 +17,7 @@ from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_K
 from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import AbstractUser
 from django.contrib.sessions.backends.base import SessionBase
-from django.db import connections
+from django.db import OperationalError, connections
 
 from reliable_cable import auth, threads
 from reliable_cable.auth import CableAuthMiddlewareStack
@@ -81,6 +81,11 @@ async def connect(stack: Stack, cookie: str | None = None, scope: Scope | None =
         headers.append((b"cookie", f"first=1; {django_settings.SESSION_COOKIE_NAME}={cookie}".encode("latin1")))
     await stack(application)(scope or {"type": "websocket", "headers": headers, **more}, None, None)
     return found[0]
+
+
+async def receive_nothing() -> None:
+    """Wait for ever."""
+    await asyncio.get_running_loop().create_future()
 
 
 async def both(cookie: str | None = None, **more: Any) -> tuple[Scope, Scope]:
@@ -151,6 +156,26 @@ class TestAsChannels:
             del found["cookies"], found["key"]
         assert ours == channels
         assert ours["user"][0] is False
+
+    async def test_nobody_is_refused_for_good_while_the_database_is_away(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def away(session: SessionBase) -> None:
+            raise OperationalError("the database is away")
+
+        async def application(scope: Scope, receive: Any, send: Any) -> None:
+            raise AssertionError("it is not known who connects")
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        sent: list[Any] = []
+        monkeypatch.setattr(auth, "_users", away)
+        headers = [(b"cookie", f"{django_settings.SESSION_COOKIE_NAME}=some-session-key".encode())]
+        stack: Any = CableAuthMiddlewareStack(application)
+        await stack({"type": "websocket", "headers": headers}, receive_nothing, send)
+        assert sent == [{"type": "websocket.close"}], "the handshake fails, and the client tries again"
+        assert [record.exc_info for record in caplog.records] == [None], "one line, no traceback"
 
     async def test_what_is_in_the_scope_already_stays(self, user: AbstractUser) -> None:
         cookie = await in_thread(session_of, user)

@@ -16,7 +16,7 @@ PACKAGE = "reliable_cable"
 #: An entry stands for a module or a whole package; where two fit, the longer one counts.
 LAYERS = (
     ("exceptions", "executor", "fair_lock", "identity", "signals", "turns"),
-    ("protocol", "conf"),
+    ("protocol", "conf", "outages"),
     ("clock", "heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("committing", "workers"),
     ("database",),

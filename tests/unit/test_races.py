@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from reliable_cable import Channel, StoreError, action, state
+from reliable_cable import execution as execution_module
 from reliable_cable import hub as hub_module
 from reliable_cable import subscription as subscription_module
 from reliable_cable.broadcasting import abroadcast
@@ -211,6 +212,7 @@ class TestStoresThatFail:
             with monkeypatch.context() as patch:
                 patch.setattr(get_engine().streams, "aposition", fail)
                 patch.setattr(hub_module, "OPEN_PATIENCE", 0)
+                patch.setattr(execution_module, "SUBSCRIBE_PATIENCE", 0)
                 await client.send("subscribe", ROOM)
                 # Neither a rejection nor a `disconnect`: the session may be resumed.
                 assert await client.communicator.receive_output(timeout=5) == {"type": "websocket.close", "code": 1000}

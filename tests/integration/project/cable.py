@@ -87,6 +87,30 @@ class AsyncStreamChannel(Channel):
             self.stream_from(stream)
 
 
+class QueryChannel(Channel):
+    """Streams to users whom a query finds."""
+
+    def subscribed(self) -> None:
+        """Query, and stream."""
+        if get_user_model().objects.filter(pk=self.user.pk).exists():
+            return self.stream_from(self.params["stream"])
+        self.reject()
+
+    def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+        """Let users join under their own names, by another query."""
+        return get_user_model().objects.filter(pk=self.user.pk, username=id).exists()
+
+
+class AsyncQueryChannel(Channel):
+    """As `QueryChannel`, with an async query."""
+
+    async def subscribed(self) -> None:
+        """Query, and stream."""
+        if await get_user_model().objects.filter(pk=self.user.pk).aexists():
+            return self.stream_from(self.params["stream"])
+        self.reject()
+
+
 class GreetingChannel(Channel):
     """Transmits while it is being subscribed to."""
 
