@@ -6,7 +6,6 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
 from django.core.serializers.json import DjangoJSONEncoder
@@ -15,6 +14,7 @@ from django.db.models import Model
 from . import broadcasting
 from .exceptions import ChannelError
 from .protocol.positions import StreamPosition
+from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
 from .threads import sync_only
 from .validation import check_stream_name
 
@@ -89,47 +89,6 @@ class state(Generic[T]):  # noqa: N801 - used like a keyword, as a field is
         if channel._state is None:
             channel._state = {}
         channel._state[self.name] = value
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStart:
-    """A handler wants the subscription to stream from `name`."""
-
-    name: str
-    whisper: bool = False
-    presence: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStop:
-    """A handler wants the subscription to leave a stream; None: all of them."""
-
-    name: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class PresenceJoin:
-    """A handler lets the subscription's user join as `id`."""
-
-    id: str
-    info: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class PresenceLeave:
-    """A handler lets the subscription's user leave."""
-
-
-@dataclass(slots=True)
-class Reply:
-    """What a handler wants done, in order; applied when it has returned, dropped when it raised."""
-
-    transmissions: list[str] = field(default_factory=list)
-    streams: list[StreamStart | StreamStop] = field(default_factory=list)
-    presence: list[PresenceJoin | PresenceLeave] = field(default_factory=list)
-    rejected: bool = False
-    #: Whether the state is another one than before.
-    changed: bool = False
 
 
 class ChannelPresence:

@@ -11,10 +11,11 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .channel import Channel, PresenceLeave, Reply, find_channel
+from .channel import Channel, find_channel
+from .reply import PresenceLeave, Reply
 from .exceptions import ProtocolError
 from .handlers import REFUSED, run_error_handler, run_recorded
-from .hub import RETRY_DELAY
+from .repair import RETRY_DELAY
 from .outages import is_outage
 from .protocol import commands, messages
 from .protocol.constants import MessageType, Subprotocol

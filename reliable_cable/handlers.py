@@ -9,7 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from .channel import Channel, Reply
+from .channel import Channel
+from .reply import Reply
 from .outages import is_outage
 from .threads import refresh_connections, run_handler
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .channel import PresenceJoin, Reply
+from .reply import PresenceJoin, Reply
 from .handlers import invoke
 from .outages import is_outage
 from .presence.base import UNHEARD_TIME

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .channel import PresenceJoin, find_channel
-from .hub import RETRY_DELAY
+from .channel import find_channel
+from .reply import PresenceJoin
+from .repair import RETRY_DELAY
 from .outages import is_outage
 from .protocol import messages
 from .protocol.commands import parse_identifier

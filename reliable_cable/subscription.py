@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .channel import Channel, PresenceJoin, Reply, StreamStart
+from .channel import Channel
+from .reply import PresenceJoin, Reply, StreamStart
 from .exceptions import StoreError
 from .membership import Membership, blank_record
 from .protocol import messages

@@ -15,7 +15,7 @@ PACKAGE = "reliable_cable"
 #: From the bottom up: a module may import its own package and the layers before its own, not its neighbours in a layer.
 #: An entry stands for a module or a whole package; where two fit, the longer one counts.
 LAYERS = (
-    ("exceptions", "executor", "fair_lock", "identity", "signals", "turns"),
+    ("exceptions", "executor", "fair_lock", "identity", "reply", "signals", "turns"),
     ("protocol", "conf", "outages"),
     ("clock", "heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
     ("committing", "workers"),
