@@ -218,7 +218,7 @@ class TestModelStore:
         assert "reliable_cable_session_expires" in plan
 
     def test_revocations_are_pruned_when_all_that_they_void_has_expired(self, alias: str, clock: Clock) -> None:
-        store = model_store(alias, clock)
+        store = model_store(alias, clock, handler_threads=0)
         store.revoke(ann)
         clock.advance(TTL + CLOCK_MARGIN / 2)
         store.prune()
