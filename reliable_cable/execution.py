@@ -12,13 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, find_channel
-from .reply import PresenceLeave, Reply
 from .exceptions import ProtocolError
 from .handlers import REFUSED, run_error_handler, run_recorded
-from .repair import RETRY_DELAY
 from .outages import is_outage
 from .protocol import commands, messages
 from .protocol.constants import MessageType, Subprotocol
+from .repair import RETRY_DELAY
+from .reply import PresenceLeave, Reply
 from .streams.base import Message
 from .subscription import Subscription
 

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from .channel import Channel
-from .reply import Reply
 from .outages import is_outage
+from .reply import Reply
 from .threads import refresh_connections, run_handler
 
 logger = logging.getLogger("reliable_cable")

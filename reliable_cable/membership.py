@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .reply import PresenceJoin, Reply
 from .handlers import invoke
 from .outages import is_outage
 from .presence.base import UNHEARD_TIME
@@ -16,6 +15,7 @@ from .presence.lists import PresenceList
 from .presence.service import PresenceService
 from .protocol import messages
 from .protocol.commands import PresenceClaim
+from .reply import PresenceJoin, Reply
 
 if TYPE_CHECKING:
     from .session import CableSession

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .channel import find_channel
-from .reply import PresenceJoin
-from .repair import RETRY_DELAY
 from .outages import is_outage
 from .protocol import messages
 from .protocol.commands import parse_identifier
+from .repair import RETRY_DELAY
+from .reply import PresenceJoin
 from .sessions.base import SessionRecord
 from .subscription import Subscription
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .channel import Channel
-from .reply import PresenceJoin, Reply, StreamStart
 from .exceptions import StoreError
 from .membership import Membership, blank_record
 from .protocol import messages
@@ -19,6 +18,7 @@ from .protocol.positions import HistoryRequest, StreamPosition
 from .protocol.recovery import StreamPage, recoverable, requested_position
 from .readers import Reader
 from .repair import RETRY_DELAY
+from .reply import PresenceJoin, Reply, StreamStart
 from .stream_ids import stream_alias
 
 if TYPE_CHECKING:
