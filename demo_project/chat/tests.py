@@ -19,7 +19,7 @@ from django.test import TestCase, TransactionTestCase, override_settings
 from django.utils import timezone
 
 from reliable_cable import ahistory, history
-from reliable_cable.channel import PresenceJoin, StreamStart
+from reliable_cable.reply import PresenceJoin, StreamStart
 
 from . import assistant
 from .accounts import PASSWORD, create_demo_data

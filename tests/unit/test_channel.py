@@ -10,15 +10,8 @@ import pytest
 from django.contrib.auth.models import User
 
 from reliable_cable import Channel, ChannelError, InvalidStreamName, action, state
-from reliable_cable.channel import (
-    PresenceJoin,
-    PresenceLeave,
-    StreamStart,
-    StreamStop,
-    duplicate_channels,
-    find_channel,
-    registry,
-)
+from reliable_cable.channel import duplicate_channels, find_channel, registry
+from reliable_cable.reply import PresenceJoin, PresenceLeave, StreamStart, StreamStop
 
 
 @pytest.fixture(autouse=True)
