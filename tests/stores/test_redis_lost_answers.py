@@ -1,0 +1,184 @@
+"""Appends to Redis whose answer was lost: the next try finds what the earlier one left."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from reliable_cable.exceptions import BroadcastUncertain
+from reliable_cable.redis.client import Call, RedisUnavailable
+from reliable_cable.streams import redis as redis_streams
+from reliable_cable.streams.base import YOUNG_TIME, Message
+from reliable_cable.streams.redis import RedisStreamStore
+from tests.stores.conftest import Clock, MakeStore
+from tests.stores.test_redis_streams import alias
+from tests.stores.test_streams import append, kept
+
+pytestmark = pytest.mark.redis
+
+__all__ = ["alias"]
+
+
+def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> list[Call]:
+    """Let Redis do what it is asked to, and lose its answers to the next calls; return what was called."""
+    called: list[Call] = []
+    run = store.client._run
+
+    def lossy(calls: Any) -> list[Any]:
+        called.extend(calls)
+        answers = run(calls)
+        if len(called) <= count:
+            raise RedisUnavailable("the answer was lost", sent=True)
+        return answers
+
+    monkeypatch.setattr(store.client, "_run", lossy)
+    return called
+
+
+class TestLostAnswers:
+    def test_a_repeated_append_is_recognised(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = make_store()
+        append(store, "0")
+        called = lose_answers(store, monkeypatch)
+        assert append(store, "1", "2") == [2, 3]
+        assert len(called) == 2
+        assert kept(store) == [(1, "0"), (2, "1"), (3, "2")]
+
+    def test_also_with_keys_and_over_several_streams(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        append(store, "0", key="old")
+        lose_answers(store, monkeypatch, count=2)
+        items = [("a", Message("1", idempotency_key="old")), ("b", Message("2", idempotency_key="new"))]
+        items += [("a", Message("3")), ("b", Message("4"))]
+        assert [position.offset for position in store.append(items)] == [1, 1, 2, 2]
+        assert kept(store) == [(1, "0"), (2, "3")]
+        assert kept(store, "b") == [(1, "2"), (2, "4")]
+
+    def test_an_append_that_never_reached_redis_is_done_once_it_does(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        run, tries = store.client._run, []
+
+        def unheard(calls: Any) -> list[Any]:
+            tries.append(1)
+            if len(tries) == 1:
+                raise RedisUnavailable("the connection broke", sent=True)
+            return list(run(calls))
+
+        monkeypatch.setattr(store.client, "_run", unheard)
+        assert append(store, "1") == [1]
+        assert kept(store) == [(1, "1")]
+
+    def test_a_first_try_that_comes_after_its_repeat_does_nothing(self, make_store: MakeStore) -> None:
+        # A Redis that hung for longer than we wait finds both on two connections, and takes them in any order.
+        store = make_store()
+        pending = redis_streams._Append(store, [("a", Message("1")), ("b", Message("2"))])
+        first = pending.call()
+        pending._maybe_done = True
+        assert store.client.run(pending.call()) != [b"late"]
+        assert store.client.run(first) == [b"late"]
+        assert store.client.run(pending.call()) != [b"late"]
+        append(store, "3")
+        assert kept(store) == [(1, "1"), (2, "3")]
+        assert kept(store, "b") == [(1, "2")]
+
+    def test_what_was_trimmed_meanwhile_is_uncertain(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(redis_streams, "YOUNG_SIZE", 0)
+        store, other = make_store(history_size=3), make_store(history_size=3)
+        run, tries = store.client._run, []
+
+        def overtaken(calls: Any) -> list[Any]:
+            tries.append(1)
+            answers = run(calls)
+            if len(tries) == 1:
+                append(other, *map(str, range(50)))
+                raise RedisUnavailable("the answer was lost", sent=True)
+            return list(answers)
+
+        monkeypatch.setattr(store.client, "_run", overtaken)
+        with pytest.raises(BroadcastUncertain, match="idempotency_key"):
+            append(store, '"x"')
+        assert other.position("a").offset == 51
+
+    @pytest.mark.parametrize("step", [-5, 5, 90])
+    @pytest.mark.parametrize("others", [0, 250])
+    def test_a_clock_that_steps_meanwhile_stores_nothing_twice(
+        self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, step: float, others: int
+    ) -> None:
+        store, other = make_store(), make_store()
+        append(other, *map(str, range(5)))
+        clock.advance(100)
+        run, tries = store.client._run, []
+
+        def stepping(calls: Any) -> list[Any]:
+            tries.append(1)
+            answers = run(calls)
+            if len(tries) == 1:
+                for number in range(others):
+                    append(other, str(number))
+                clock.advance(step)
+                raise RedisUnavailable("the answer was lost", sent=True)
+            return list(answers)
+
+        monkeypatch.setattr(store.client, "_run", stepping)
+        assert append(store, '"x"', '"y"') == [6, 7]
+        page = other.read("a", after=5, limit=1000, following=True)
+        assert [entry.data for entry in page.entries] == ['"x"', '"y"', *map(str, range(others))]
+
+    def test_what_was_trimmed_long_before_leaves_nothing_uncertain(
+        self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The history is shorter than what was added since the first try, which never reached Redis.
+        store, other = make_store(history_size=3), make_store(history_size=3)
+        append(other, *map(str, range(50)))
+        clock.advance(YOUNG_TIME)
+        append(other, *map(str, range(50, 100)))
+        run, tries = store.client._run, []
+
+        def unheard(calls: Any) -> list[Any]:
+            tries.append(1)
+            if len(tries) == 1:
+                append(other, *map(str, range(100, 150)))
+                clock.advance(8)
+                raise RedisUnavailable("the connection broke", sent=True)
+            return list(run(calls))
+
+        monkeypatch.setattr(store.client, "_run", unheard)
+        assert append(store, '"x"') == [151]
+
+    def test_an_answer_that_never_comes_is_uncertain_in_the_end(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store()
+        monkeypatch.setattr(redis_streams, "RETRY_TIME", 0.2)
+        lose_answers(store, monkeypatch, count=1000)
+        with pytest.raises(BroadcastUncertain):
+            append(store, "1")
+        monkeypatch.undo()
+        assert kept(store) == [(1, "1")]
+
+    def test_the_async_twin_recognises_too(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def scenario() -> None:
+            store = make_store()
+            run, tries = store.client._arun, []
+
+            async def lossy(calls: Any) -> list[Any]:
+                tries.append(1)
+                answers = await run(calls)
+                if len(tries) == 1:
+                    raise RedisUnavailable("the answer was lost", sent=True)
+                return list(answers)
+
+            monkeypatch.setattr(store.client, "_arun", lossy)
+            assert [position.offset for position in await store.aappend([("a", Message("1"))])] == [1]
+            assert (await store.aposition("a")).offset == 1
+            await store.aclose()
+
+        asyncio.run(scenario())
