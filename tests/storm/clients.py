@@ -165,4 +165,4 @@ class NpmClients:
             if event["kind"] == "connect":
                 self._subscribed.add(key)
             elif event["kind"] == "rejected":
-                self._logs.complaints.append(f"{key} was rejected")
+                self._logs.complaints.append(f"{key} was rejected at {now():.1f}: {event['reason']}")

@@ -108,8 +108,8 @@ class Members:
             faults: what happened.
         """
         faults = list(faults)
-        excuses = [fault.begun for fault in faults if fault.kind in SWALLOWING]
-        retold = [fault.begun for fault in faults if fault.kind in RETOLD]
+        excuses = [(fault.begun, fault.ended) for fault in faults if fault.kind in SWALLOWING]
+        retold = [(fault.begun, fault.ended) for fault in faults if fault.kind in RETOLD]
         reach = 2 * PRESENCE_TTL
         findings: list[Finding] = []
         for client in self._clients:

@@ -53,13 +53,16 @@ def untangle(changes: Iterable[Change], *, within: float) -> list[Change]:
     return sorted((change for known in of_id.values() for change in known), key=lambda change: change.id)
 
 
-def judge_changes(where: str, changes: Iterable[Change], excuses: Sequence[float], *, reach: float) -> list[Finding]:
+def judge_changes(
+    where: str, changes: Iterable[Change], excuses: Sequence[tuple[float, float]], *, reach: float
+) -> list[Finding]:
     """Find joins and leaves of one id that were told twice in a row.
 
     Args:
         where: who heard them.
         changes: in the order in which they were heard.
-        excuses: when something happened that may have swallowed the change between, or made it be told again.
+        excuses: from when until when something happened that may have swallowed the change between, or made it be
+            told again.
         reach: seconds that pass at most from such a fault until it shows.
     """
     findings: list[Finding] = []
@@ -69,7 +72,7 @@ def judge_changes(where: str, changes: Iterable[Change], excuses: Sequence[float
         last[change.id] = change
         if before is None or before.type != change.type or before.hearing != change.hearing:
             continue
-        if not any(before.at - reach <= excuse <= change.at for excuse in excuses):
+        if not any(begun <= change.at and before.at - reach <= ended for begun, ended in excuses):
             what = f"{change.type} of {change.id} twice, {change.at - before.at:.2f} s apart"
             findings.append(Finding(TWICE, where, what))
     return findings

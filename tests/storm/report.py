@@ -35,10 +35,15 @@ def table(outcome: Outcome) -> str:
     return "\n".join(f"{name:<{width}}  {value:>8}" for name, value in rows)
 
 
-def violations(outcome: Outcome, most: int = 40) -> str:
-    """Return what went wrong, and what repeats it."""
-    lines = [f"{finding.kind}: {finding.where}: {finding.what}" for finding in outcome.findings]
-    lines += [f"complaint: {complaint}" for complaint in outcome.complaints]
-    more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+def violations(outcome: Outcome, most: int = 12) -> str:
+    """Return what went wrong, at most so many lines of each kind, and what repeats it."""
+    of_kind: dict[str, list[str]] = {"complaint": outcome.complaints}
+    for finding in outcome.findings:
+        of_kind.setdefault(finding.kind, []).append(f"{finding.where}: {finding.what}")
+    lines: list[str] = []
+    for kind, texts in of_kind.items():
+        lines += [f"{kind}: {text}" for text in texts[:most]]
+        if len(texts) > most:
+            lines.append(f"{kind}: and {len(texts) - most} more")
     faults = [f"  {at:6.1f} s  {kind}" for at, kind in outcome.history]
-    return "\n".join([*lines[:most], *more, "faults:", *faults, f"again: {outcome.plan.command}"])
+    return "\n".join([*lines, "faults:", *faults, f"again: {outcome.plan.command}"])

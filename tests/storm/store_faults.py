@@ -24,8 +24,8 @@ HANG = (0.5, 9.0)
 HOLD = 0.4
 #: Seconds between a copy of a SQLite file and its restore, at least and at most.
 AGE = (1.5, 4.0)
-#: Seconds that servers need to be ready and to have heard of what was broadcast.
-SETTLING = 3.0
+#: Seconds until servers that were started have clients again, and know where streams stand.
+SETTLING = 2.0
 
 Kinds = Mapping[str, Callable[[], Awaitable[bool]]]
 
@@ -122,11 +122,12 @@ class StoreFaults:
         return True
 
     async def _restore_sqlite(self) -> bool:
-        servers = self._stage.servers
-        # The proof that a file went back is what running servers remember.
-        if DATABASE in self._busy or not all(self._busy.idle(server, SETTLING) for server in servers):
+        # The proof that a file went back is what running servers remember: none may be killed meanwhile.
+        needed = {DATABASE, *self._stage.servers}
+        if needed & self._busy.used:
             return False
-        with self._busy.using(DATABASE, *servers):
+        with self._busy.using(*needed):
+            await asyncio.sleep(SETTLING)
             copy = self._stage.folder / "older.sqlite3"
             copy.unlink(missing_ok=True)
             await asyncio.to_thread(copy_database, self._stage.database, copy)

@@ -222,6 +222,8 @@ class Storm:
         for key in self._keys:
             for event in self._logs.logs[key]:
                 events.append((event.at, type(event).__name__, [*key, *_position(event)]))
+        for client in self._clients:
+            events += [(change.at, change.type, [client.name, change.id, change.hearing]) for change in client.changes]
         with path.open("w") as file:
             for at, kind, what in sorted(events, key=itemgetter(0)):
                 file.write(json.dumps([round(at - start, 3), kind, *what]) + "\n")

@@ -10,7 +10,7 @@ JOIN: Literal["join"] = "join"
 LEAVE: Literal["leave"] = "leave"
 
 
-def told(*changes: Change, excuses: tuple[float, ...] = ()) -> list[str]:
+def told(*changes: Change, excuses: tuple[tuple[float, float], ...] = ()) -> list[str]:
     return [finding.kind for finding in judge_changes("client", changes, excuses, reach=1.0)]
 
 
@@ -30,9 +30,11 @@ def test_a_restore_may_repeat_what_was_told_before_it() -> None:
 
 def test_a_fault_between_excuses_and_one_long_before_or_after_does_not() -> None:
     twice = Change(JOIN, "a", 10), Change(JOIN, "a", 20)
-    assert told(*twice, excuses=(15,)) == []
-    assert told(*twice, excuses=(9.5,)) == []
-    assert told(*twice, excuses=(8, 21)) == [TWICE]
+    assert told(*twice, excuses=((15, 15),)) == []
+    assert told(*twice, excuses=((9.5, 9.5),)) == []
+    assert told(*twice, excuses=((0, 9.5),)) == []
+    assert told(*twice, excuses=((0, 30),)) == []
+    assert told(*twice, excuses=((8, 8), (21, 22))) == [TWICE]
 
 
 def test_everybody_who_believes_what_is_so_is_right() -> None:
