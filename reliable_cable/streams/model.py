@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -91,8 +90,6 @@ class ModelStreamStore(StreamStore):
         self.bus = Bus()
         self._waker = Waker()
         self._id = secrets.token_hex(8)
-        self._lock = threading.Lock()
-        self._trimming: set[str] = set()
         self._swept = 0.0
 
     @property
@@ -184,7 +181,7 @@ class ModelStreamStore(StreamStore):
                 self._database.store(partial(self._create, names))
                 continue
             self._announce(written.events)
-            self._trim_soon(written.overfull)
+            self._retention.trim_soon(written.overfull)
             if written.complete:
                 return written.positions
 
@@ -401,19 +398,6 @@ class ModelStreamStore(StreamStore):
         """Delete up to about `limit` rows that are past their time; return how many went."""
         with self._database.read_errors("The streams cannot be pruned"):
             return self._retention.prune(limit)
-
-    def _trim_soon(self, names: Iterable[str]) -> None:
-        with self._lock:
-            due = [name for name in names if name not in self._trimming]
-            self._trimming.update(due)
-        for name in due:
-            self._database.later(partial(self._trim, name))
-
-    def _trim(self, name: str) -> None:
-        # First: what is appended from now on may ask again.
-        with self._lock:
-            self._trimming.discard(name)
-        self._retention.trim(name)
 
     def close(self) -> None:
         """End the thread that wakes other processes, if there is one."""

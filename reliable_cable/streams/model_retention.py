@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,9 @@ class Retention:
         self._database = database
         self._settings = settings
         self._server = server
+        self._lock = threading.Lock()
+        #: Streams that will be trimmed soon.
+        self._trimming: set[str] = set()
 
     def has_expired(self, stream: Stream, now: float) -> bool:
         """Say whether all entries of a stream can be deleted."""
@@ -65,6 +69,20 @@ class Retention:
         # Powers of two: a multiple of the next one is a multiple of this one, too, so none is missed while it grows.
         step = max(TRIM_STEP, 1 << (kept // 10).bit_length() >> 1)
         return kept > self._settings.policy(stream.name).history_size and stream.tail // step > tail // step
+
+    def trim_soon(self, names: Iterable[str]) -> None:
+        """Trim streams in a store thread, off the path of appends."""
+        with self._lock:
+            due = [name for name in names if name not in self._trimming]
+            self._trimming.update(due)
+        for name in due:
+            self._database.later(partial(self._trim_due, name))
+
+    def _trim_due(self, name: str) -> None:
+        # First: what is appended from now on may ask again.
+        with self._lock:
+            self._trimming.discard(name)
+        self.trim(name)
 
     def trim(self, name: str) -> None:
         """Delete all of a stream's entries that are past its size or TTL, a batch at a time."""

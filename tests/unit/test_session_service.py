@@ -4,98 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from reliable_cable.conf import read_settings
-from reliable_cable.exceptions import StoreError
-from reliable_cable.identity import Identity
 from reliable_cable.sessions import service as service_module
 from reliable_cable.sessions.base import SessionRecord
-from reliable_cable.sessions.memory import MemorySessionStore
-from reliable_cable.sessions.service import WITNESS, SessionService
+from reliable_cable.sessions.service import SessionService
 
-ann = {"user": "ann"}
-
-
-class Store(MemorySessionStore):
-    """Fails while `down`, does not answer while `open` is not set, and counts what is written."""
-
-    may_lose_data = True
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(replace(read_settings({"ENGINE": "memory"}), **settings))
-        self.down = False
-        self.open = asyncio.Event()
-        self.open.set()
-        self.saves: list[dict[str, SessionRecord]] = []
-        self.loads: list[list[str]] = []
-        self.tried = asyncio.Event()
-
-    async def _reach(self) -> None:
-        self.tried.set()
-        await self.open.wait()
-        if self.down:
-            raise StoreError("down")
-
-    async def asave(self, records: Mapping[str, SessionRecord]) -> None:
-        await self._reach()
-        self.saves.append({sid: record for sid, record in records.items() if not sid.startswith(WITNESS)})
-        await super().asave(records)
-
-    async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
-        await self._reach()
-        return await super().aload(sid, identity)
-
-    async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        await self._reach()
-        self.loads.append([sid for sid, _ in wanted])
-        return await super().aload_many(wanted)
-
-    async def atouch(self, sids: Collection[str]) -> set[str]:
-        await self._reach()
-        return await super().atouch(sids)
-
-    async def adelete(self, sids: Collection[str]) -> None:
-        await self._reach()
-        await super().adelete(sids)
-
-
-class Session:
-    """A connection whose session has a number."""
-
-    def __init__(self, sid: str) -> None:
-        self.sid = sid
-        self.number = 0
-
-    @property
-    def sids(self) -> frozenset[str]:
-        return frozenset([self.sid])
-
-    def record(self) -> SessionRecord:
-        return SessionRecord(ann, 0, {"number": self.number})
+from .sessions import Session, Store, ann, number, until_kept
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "SAVE_DELAY", 0.001)
     monkeypatch.setattr(service_module, "RETRY_DELAY", 0.002)
-
-
-async def number(service: SessionService, sid: str = "a") -> Any:
-    """Return what is kept."""
-    record = await MemorySessionStore.aload(service.store, sid, ann)
-    return record and record.data["number"]
-
-
-async def until_kept(service: SessionService, wanted: Any, sid: str = "a") -> None:
-    """Wait until that is kept."""
-    async with asyncio.timeout(5):
-        while await number(service, sid) != wanted:  # noqa: ASYNC110 - a store has no events
-            await asyncio.sleep(0.001)
 
 
 class TestWriting:
@@ -382,102 +304,3 @@ class TestReading:
         await asyncio.gather(*(service.save(session) for session in sessions))
         assert sum(len(saved) for saved in store.saves) == 50
         assert len(store.saves) <= 2
-
-
-class TestLookingAfter:
-    async def test_records_that_the_store_has_lost_are_written_again(self) -> None:
-        service = SessionService(store := Store())
-        for sid in "ab":
-            service.add(session := Session(sid))
-            await service.save(session)
-        store.delete(["a"])
-        await service.refresh()
-        await until_kept(service, 0, "a")
-        assert set(store.saves[-1]) == {"a"}
-
-    async def test_what_is_still_to_be_written_was_not_lost(self) -> None:
-        service = SessionService(store := Store())
-        service.add(session := Session("a"))
-        service.changed(session)
-        await service.refresh()
-        await until_kept(service, 0)
-        assert len(store.saves) == 1
-
-    async def test_a_store_is_known_to_have_lost_nothing_if_it_has_what_was_written_to_be_missed(self) -> None:
-        service = SessionService(Store())
-        service.add(session := Session("a"))
-        assert not await service.refresh(), "nothing has been written yet"
-        await service.save(session)
-        assert await service.refresh()
-        await service.save(session)
-        assert await service.refresh(), "by another witness"
-
-    async def test_a_loss_is_remembered_though_everything_was_written_again(self) -> None:
-        service = SessionService(store := Store())
-        service.add(session := Session("a"))
-        await service.save(session)
-        store.delete(list(store._kept))
-        await service.save(session)  # it has changed since
-        await service.refresh()
-        await service.save(session)
-        assert not await service.refresh()
-
-    async def test_a_loss_is_forgotten_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service_module, "LOSS_MEMORY", 0)
-        service = SessionService(store := Store())
-        service.add(session := Session("a"))
-        await service.save(session)
-        store.delete(list(store._kept))
-        await service.refresh()
-        await service.save(session)
-        assert await service.refresh()
-
-    async def test_a_store_that_loses_nothing_needs_no_witness(self) -> None:
-        store = Store()
-        store.may_lose_data = False
-        service = SessionService(store)
-        service.add(session := Session("a"))
-        await service.save(session)
-        assert list(store._kept) == ["a"]
-        assert await service.refresh()
-
-    async def test_a_store_that_may_have_lost_data_is_looked_at_soon(self) -> None:
-        service = SessionService(store := Store())
-        service.add(session := Session("a"))
-        await service.save(session)
-        store.delete(["a"])
-        service.suspect()
-        service.suspect()
-        await until_kept(service, 0)
-
-    async def test_all_are_touched_before_they_expire(self) -> None:
-        service = SessionService(store := Store(sessions_ttl=0.03))
-        service.add(session := Session("a"))
-        await service.save(session)
-        for _ in range(4):
-            store.tried.clear()
-            await store.tried.wait()
-        await until_kept(service, 0)
-        service.discard(session)
-
-
-class TestStopping:
-    async def test_what_is_changed_is_written_first(self) -> None:
-        service = SessionService(Store())
-        session = Session("a")
-        service.add(session)
-        session.number = 5
-        service.changed(session)
-        await service.stop()
-        assert await number(service) == 5
-        assert len(asyncio.all_tasks()) == 1, "only this test"
-
-    async def test_a_store_that_fails_is_tried_once(self) -> None:
-        store = Store()
-        store.down = True
-        service = SessionService(store)
-        service.add(Session("a"))
-        service.changed(Session("a"))
-        await service.stop()
-        assert store.tried.is_set()
-        assert len(asyncio.all_tasks()) == 1, "only this test"

@@ -1,0 +1,260 @@
+"""What the database's errors mean for the model store: locks, conflicts and broken connections."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import psycopg
+import pytest
+from django.db import OperationalError, connections, transaction
+from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
+
+from reliable_cable import database
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
+from reliable_cable.streams.base import Message
+from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.streams.model_numbering import Numbering
+from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, with_own_connection
+from tests.stores.test_streams import append, kept
+
+model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
+postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
+sqlite_only = pytest.mark.parametrize("alias", [SQLITE], indirect=True)
+
+
+def on_commit(store: ModelStreamStore, *data: str, stream: str = "a", key: str = "") -> None:
+    store.append_on_commit([(stream, Message(d, idempotency_key=key)) for d in data], using=store.settings.database)
+
+
+def sqlite_busy() -> sqlite3.Error:
+    """Return the error of SQLite that another connection has the lock."""
+    error = sqlite3.OperationalError("database is locked")
+    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    return error
+
+
+def postgres_error(code: str) -> psycopg.Error:
+    """Return the error of PostgreSQL with this code."""
+    return psycopg.errors.lookup(code)()
+
+
+@pytest.fixture
+def short_timeout(alias: str) -> Iterator[None]:
+    """Let new connections wait for 50 ms only."""
+    params = SQLite.get_connection_params
+    connections[alias].close()
+    with mock.patch.object(SQLite, "get_connection_params", lambda self: {**params(self), "timeout": 0.05}):
+        yield
+    connections[alias].close()
+
+
+@sqlite_only
+class TestLockedSQLite:
+    def test_it_waits_for_the_lock(self, store: ModelStreamStore, alias: str) -> None:
+        locked, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with transaction.atomic(using=alias):
+                locked.set()
+                release.wait(10)
+
+        holder = threading.Thread(target=with_own_connection(hold))
+        holder.start()
+        assert locked.wait(10)
+        threading.Timer(0.1, release.set).start()
+        assert append(store, "1") == [1]
+        holder.join()
+
+    @pytest.mark.usefixtures("short_timeout")
+    def test_a_lock_that_outlasts_the_databases_timeout_is_waited_for_too(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        locked, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with transaction.atomic(using=alias):
+                locked.set()
+                release.wait(10)
+
+        holder = threading.Thread(target=with_own_connection(hold))
+        holder.start()
+        assert locked.wait(10)
+        threading.Timer(0.5, release.set).start()
+        assert append(store, "1") == [1]
+        holder.join()
+
+    @pytest.mark.usefixtures("short_timeout")
+    def test_then_there_is_an_error_and_nothing_was_sent(
+        self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "WRITE_PATIENCE", 0.2)
+        locked, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with transaction.atomic(using=alias):
+                locked.set()
+                release.wait(10)
+
+        holder = threading.Thread(target=with_own_connection(hold))
+        holder.start()
+        try:
+            assert locked.wait(10)
+            for call in (lambda: append(store, "1"), lambda: store.publish_transient("a", Message("1"))):
+                with pytest.raises(BroadcastError, match=r"locked.*wait for the commit") as caught:
+                    call()
+                assert not isinstance(caught.value, BroadcastUncertain)
+        finally:
+            release.set()
+            holder.join()
+        assert append(store, "2") == [1]
+
+    @pytest.mark.usefixtures("short_timeout")
+    def test_what_was_repeated_leaves_no_cursors_to_the_garbage_collector(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        """It could run in the thread with the write lock, and wait there for a connection that waits for the lock."""
+        append(store, "1")
+        locked, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with transaction.atomic(using=alias):
+                locked.set()
+                release.wait(10)
+
+        holder = threading.Thread(target=with_own_connection(hold))
+        holder.start()
+        assert locked.wait(10)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            threading.Timer(0.3, release.set).start()
+            assert append(store, "2") == [2]
+            holder.join()
+            gc.collect()
+            left = [thing for thing in gc.garbage if isinstance(thing, sqlite3.Cursor)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+        assert left == []
+
+    def test_a_caller_that_holds_the_lock_itself_is_told_at_once(self, store: ModelStreamStore, alias: str) -> None:
+        with (
+            transaction.atomic(using=alias),
+            pytest.raises(BroadcastError, match=r"locked by the caller's own transaction.*Leave out immediate=True"),
+        ):
+            append(store, "1")
+
+    @pytest.mark.usefixtures("short_timeout")
+    def test_without_immediate_mode_it_is_told_after_the_timeout(self, store: ModelStreamStore, alias: str) -> None:
+        with (
+            mock.patch.object(connections[alias], "transaction_mode", None),
+            transaction.atomic(using=alias),
+        ):
+            on_commit(store, "1")  # takes the write lock
+            with pytest.raises(BroadcastError, match=r"own transaction.*immediate=True"):
+                append(store, "2")
+        assert kept(store) == [(1, "1")]
+
+
+@model_stores
+class TestErrors:
+    def test_an_error_before_the_commit_stores_nothing(self, store: ModelStreamStore) -> None:
+        append(store, "1")
+        outage = mock.Mock(side_effect=OperationalError("disk full"))
+        with (
+            mock.patch.object(Numbering, "insert", outage),
+            pytest.raises(BroadcastError, match="disk full") as caught,
+        ):
+            append(store, "2")
+        assert not isinstance(caught.value, BroadcastUncertain)
+        assert append(store, "3") == [2]
+
+    def test_a_commit_without_an_answer_is_uncertain_and_can_be_repeated(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        connection = connections[alias]
+        commit = connection.commit
+
+        def commit_and_lose_the_answer() -> None:
+            commit()
+            raise OperationalError("server closed the connection unexpectedly")
+
+        append(store, "0")
+        with (
+            mock.patch.object(connection, "commit", commit_and_lose_the_answer),
+            pytest.raises(BroadcastUncertain, match="idempotency_key"),
+        ):
+            append(store, "1", key="k")
+        assert append(store, "1", key="k") == [2]
+        assert append(store, "2") == [3]
+
+    def test_reading_a_database_that_is_down_is_a_store_error(self, store: ModelStreamStore) -> None:
+        outage = mock.Mock(side_effect=OperationalError("down"))
+        with mock.patch("django.db.models.sql.compiler.SQLCompiler.execute_sql", outage):
+            for call in (
+                lambda: store.read("a", after=0, limit=1),
+                lambda: store.position("a"),
+                lambda: store.offset_since("a", 0),
+                lambda: store.prune(),
+            ):
+                with pytest.raises(StoreError, match="down"):
+                    call()
+
+    def test_a_conflict_at_the_commit_is_repeated_and_not_uncertain(self, store: ModelStreamStore, alias: str) -> None:
+        connection = connections[alias]
+        commit = connection.commit
+        conflicts = [sqlite_busy(), postgres_error("40001")]
+
+        def fail_to_commit() -> None:
+            if conflicts:
+                raise OperationalError("could not commit") from conflicts.pop()
+            commit()
+
+        append(store, "1")
+        with mock.patch.object(connection, "commit", fail_to_commit):
+            assert append(store, "2") == [2]
+        assert [data for _, data in kept(store)] == ["1", "2"]
+
+
+@postgres_only
+class TestBrokenConnections:
+    @pytest.fixture
+    def break_connection(self, alias: str) -> Callable[[], None]:
+        """End the server's side of this thread's connection."""
+
+        def end() -> None:
+            mine = connections[alias].connection.info.backend_pid
+            other = connections[alias].copy()
+            with other.cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(%s, 5000)", [mine])
+            other.close()
+
+        return end
+
+    def test_writes_and_reads_open_it_again(
+        self, store: ModelStreamStore, break_connection: Callable[[], None]
+    ) -> None:
+        append(store, "1")
+        break_connection()
+        assert append(store, "2") == [2]
+        break_connection()
+        assert [data for _, data in kept(store)] == ["1", "2"]
+        break_connection()
+        assert store.position("a").offset == 2
+
+    def test_one_that_breaks_inside_the_callers_transaction_is_not_opened_again(
+        self, store: ModelStreamStore, alias: str, break_connection: Callable[[], None]
+    ) -> None:
+        def broadcast_twice() -> None:
+            with transaction.atomic(using=alias):
+                on_commit(store, "1")
+                break_connection()
+                on_commit(store, "2")
+
+        with pytest.raises(BroadcastError):
+            broadcast_twice()
+        assert kept(store) == []

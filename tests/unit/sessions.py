@@ -1,0 +1,88 @@
+"""A session store that fails when a test says so, and sessions to be written to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from reliable_cable.conf import read_settings
+from reliable_cable.exceptions import StoreError
+from reliable_cable.identity import Identity
+from reliable_cable.sessions.base import SessionRecord
+from reliable_cable.sessions.memory import MemorySessionStore
+from reliable_cable.sessions.service import WITNESS, SessionService
+
+ann = {"user": "ann"}
+
+
+class Store(MemorySessionStore):
+    """Fails while `down`, does not answer while `open` is not set, and counts what is written."""
+
+    may_lose_data = True
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(replace(read_settings({"ENGINE": "memory"}), **settings))
+        self.down = False
+        self.open = asyncio.Event()
+        self.open.set()
+        self.saves: list[dict[str, SessionRecord]] = []
+        self.loads: list[list[str]] = []
+        self.tried = asyncio.Event()
+
+    async def _reach(self) -> None:
+        self.tried.set()
+        await self.open.wait()
+        if self.down:
+            raise StoreError("down")
+
+    async def asave(self, records: Mapping[str, SessionRecord]) -> None:
+        await self._reach()
+        self.saves.append({sid: record for sid, record in records.items() if not sid.startswith(WITNESS)})
+        await super().asave(records)
+
+    async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
+        await self._reach()
+        return await super().aload(sid, identity)
+
+    async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
+        await self._reach()
+        self.loads.append([sid for sid, _ in wanted])
+        return await super().aload_many(wanted)
+
+    async def atouch(self, sids: Collection[str]) -> set[str]:
+        await self._reach()
+        return await super().atouch(sids)
+
+    async def adelete(self, sids: Collection[str]) -> None:
+        await self._reach()
+        await super().adelete(sids)
+
+
+class Session:
+    """A connection whose session has a number."""
+
+    def __init__(self, sid: str) -> None:
+        self.sid = sid
+        self.number = 0
+
+    @property
+    def sids(self) -> frozenset[str]:
+        return frozenset([self.sid])
+
+    def record(self) -> SessionRecord:
+        return SessionRecord(ann, 0, {"number": self.number})
+
+
+async def number(service: SessionService, sid: str = "a") -> Any:
+    """Return what is kept."""
+    record = await MemorySessionStore.aload(service.store, sid, ann)
+    return record and record.data["number"]
+
+
+async def until_kept(service: SessionService, wanted: Any, sid: str = "a") -> None:
+    """Wait until that is kept."""
+    async with asyncio.timeout(5):
+        while await number(service, sid) != wanted:  # noqa: ASYNC110 - a store has no events
+            await asyncio.sleep(0.001)
