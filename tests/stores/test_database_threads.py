@@ -113,6 +113,18 @@ class TestStoreThreads:
         assert threads.submit_store(lambda: query(alias)).result(30) == 1
         wait_until(lambda: connected(alias) == 0)
 
+    @model_stores
+    async def test_a_connection_is_closed_some_time_after_its_greatest_age(
+        self, store: ModelStreamStore, alias: str, opened: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(threads, "STORE_THREADS", 1)
+        for _ in range(3):
+            assert await run_store(query, alias) == 1
+        assert opened.count("cable-read") == 1
+        monkeypatch.setattr(threads, "EXTRA_AGE", 0.0)
+        assert await run_store(query, alias) == 1
+        assert opened.count("cable-read") == 2
+
     @postgres_only
     def test_ending_the_threads_closes_their_connections(self, store: ModelStreamStore, alias: str) -> None:
         append(store, "1")
