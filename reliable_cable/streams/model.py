@@ -205,7 +205,10 @@ class ModelStreamStore(StreamStore):
             now = max(now, stream.now)
             if stream.waits:
                 waiting.append(stream.name)
-            if stream.present and stream.lineage not in ("", stream.present):
+            if stream.tail == 0:
+                # An epoch begins with its first entry: a database that went back may have the row without the entries.
+                stream.epoch = secrets.token_hex(8)
+            elif stream.present and stream.lineage not in ("", stream.present):
                 ended.append(stream.name)
             stream.lineage = stream.present or stream.lineage
         if len(streams) < len(names):

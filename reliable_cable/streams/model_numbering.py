@@ -11,6 +11,9 @@ from reliable_cable.protocol.positions import StreamPosition
 
 from .base import Message, Published, StreamEvent
 
+#: The columns of a stream's row that change when it gets entries.
+CHANGING = ("epoch", "tail", "tail_at", "lineage")
+
 
 class Numbering:
     """Inserts messages as numbered entries. Call it inside a transaction that has locked the rows of their streams."""
@@ -55,11 +58,10 @@ class Numbering:
             self._database.rows(StreamEntry).bulk_create(entries)
             changed = [streams[name] for name in sorted({event.stream for event in events})]
             if len(changed) == 1:
-                self._database.rows(Stream).filter(pk=changed[0].pk).update(
-                    tail=changed[0].tail, tail_at=changed[0].tail_at, lineage=changed[0].lineage
-                )
+                values = {field: getattr(changed[0], field) for field in CHANGING}
+                self._database.rows(Stream).filter(pk=changed[0].pk).update(**values)
             else:
-                self._database.rows(Stream).bulk_update(changed, ["tail", "tail_at", "lineage"])
+                self._database.rows(Stream).bulk_update(changed, CHANGING)
         return positions, events
 
     def _repeats(

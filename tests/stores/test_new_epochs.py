@@ -128,7 +128,16 @@ class TestDatabasesThatWentBack:
                 "INSERT INTO reliable_cable_stream (name, epoch, tail, low, tail_at, trimmed_at) "
                 "VALUES ('a', 'e', 0, 1, 0, 0)"
             )
-        assert store.append([("a", Message("1"))]) == [StreamPosition("e", 1)]
+        assert [position.offset for position in store.append([("a", Message("1")), ("a", Message("2"))])] == [1, 2]
+
+    def test_a_stream_that_lost_all_its_entries_begins_another_epoch(self, store: ModelStreamStore, alias: str) -> None:
+        (before,) = store.append([("a", Message("1"))])
+        # The row was committed before the entry: the database went back to between the two.
+        models.StreamEntry.objects.using(alias).all().delete()
+        models.Stream.objects.using(alias).filter(name="a").update(tail=0, tail_at=0, lineage="")
+        (after,) = store.append([("a", Message("2"))])
+        assert after.offset == 1
+        assert after.epoch != before.epoch
 
 
 @every_store
