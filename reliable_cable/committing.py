@@ -5,17 +5,17 @@ Nothing of this package raises after a commit: the caller's work is done, and la
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-from asgiref.sync import AsyncToSync, SyncToAsync
+from asgiref.sync import SyncToAsync
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .exceptions import BroadcastError, CableError, InvalidOption
 from .signals import broadcast_failed
+from .threads import has_own_thread
 
 logger = logging.getLogger("reliable_cable")
 
@@ -78,23 +78,9 @@ async def await_commit(schedule: Schedule, using: str | None) -> bool:
 
     A thread that the whole process shares is not asked: its transactions are anybody's, and it may be busy for long.
     """
-    if not _has_own_thread():
+    if not has_own_thread():
         return False
     return await SyncToAsync(wait_for_commit, thread_sensitive=True)(schedule, using)
-
-
-def _has_own_thread() -> bool:
-    """Return whether thread-sensitive sync code of the running task has a thread apart from the rest of the process.
-
-    This repeats how `asgiref.sync.SyncToAsync` chooses a thread: the one that waits in `async_to_sync`, which is in the
-    context (`AsyncToSync.executors.current`) or belongs to the event loop (`AsyncToSync.loop_thread_executors`); else
-    that of a `ThreadSensitiveContext`; else one for the process.
-    """
-    return (
-        getattr(AsyncToSync.executors, "current", None) is not None
-        or SyncToAsync.thread_sensitive_context.get(None) is not None
-        or asyncio.get_running_loop() in AsyncToSync.loop_thread_executors
-    )
 
 
 def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to send it at once") -> None:

@@ -32,7 +32,7 @@ async def invoke(call: Callable[..., Any]) -> Any:
     if getattr(target, "__func__", None) is getattr(Channel, getattr(target, "__name__", ""), None):
         return None
     if inspect.iscoroutinefunction(call):
-        await refresh_connections()
+        refresh_connections()
         return await call()
     return await run_handler(call)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from concurrent.futures import Future
 from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from asgiref.sync import SyncToAsync
+from asgiref.sync import AsyncToSync, SyncToAsync
 from django.db import connections
 from django.db.backends.signals import connection_created
 
@@ -152,15 +153,32 @@ def _store_threads() -> int:
 _refreshed = 0.0
 
 
-async def refresh_connections() -> None:
-    """Close the database connections of async handlers that have become unusable; cheap when called often."""
+def has_own_thread() -> bool:
+    """Return whether thread-sensitive sync code of the running task has a thread apart from the rest of the process.
+
+    This repeats how `asgiref.sync.SyncToAsync` chooses a thread: the one that waits in `async_to_sync`, which is in the
+    context (`AsyncToSync.executors.current`) or belongs to the event loop (`AsyncToSync.loop_thread_executors`); else
+    that of a `ThreadSensitiveContext`; else one for the process.
+    """
+    return (
+        getattr(AsyncToSync.executors, "current", None) is not None
+        or SyncToAsync.thread_sensitive_context.get(None) is not None
+        or asyncio.get_running_loop() in AsyncToSync.loop_thread_executors
+    )
+
+
+def refresh_connections() -> None:
+    """Check the database connections of async handlers, before the next job of the thread that the process shares.
+
+    This waits for nothing, because other handlers may keep that thread busy for long. It is cheap when called often.
+    """
     global _refreshed
-    if not _connected:
-        return
     now = time.monotonic()
-    if now - _refreshed > REFRESH_INTERVAL:
-        _refreshed = now
-        await SyncToAsync(close_old_connections, thread_sensitive=True)()
+    if not _connected or now - _refreshed <= REFRESH_INTERVAL or has_own_thread():
+        return
+    _refreshed = now
+    with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+        SyncToAsync.single_thread_executor.submit(close_old_connections)
 
 
 def close_old_connections() -> None:

@@ -37,13 +37,13 @@ from reliable_cable import (
     position,
     presence_for,
 )
-from reliable_cable.committing import _has_own_thread
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.engine import Engine, get_engine
 from reliable_cable.models import OutboxEntry
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.streams.base import Published, StreamEvent
 from reliable_cable.streams.durable import READ_PATIENCE
+from reliable_cable.threads import has_own_thread
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, finish_store_threads, until, with_own_connection
 from tests.support.redis import RedisServer
 
@@ -155,12 +155,12 @@ async def test_a_loop_of_broadcasts_lets_other_tasks_run() -> None:
 
 
 class TestWhoseThreadIsAsked:
-    """The conditions of asgiref that `committing` relies on: they say where thread-sensitive code runs."""
+    """The conditions of asgiref that `threads` relies on: they say where thread-sensitive code runs."""
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:
         """Whether the running task has a thread of its own, and whether its thread-sensitive code runs elsewhere."""
-        return _has_own_thread(), await sync_to_async(threading.get_ident)() != other
+        return has_own_thread(), await sync_to_async(threading.get_ident)() != other
 
     async def shared(self) -> int:
         """The thread that the whole process shares."""

@@ -13,6 +13,7 @@ from django.db import connections
 from django.db.backends.signals import connection_created
 
 from reliable_cable import threads
+from reliable_cable.handlers import invoke
 from reliable_cable.streams.model import ModelStreamStore
 from reliable_cable.streams.polling import Poll
 from reliable_cable.threads import run_handler, run_store
@@ -166,10 +167,26 @@ class TestHandlerThreads:
     async def test_async_handlers(self, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             monkeypatch.setattr(threads, "_refreshed", 0.0)
-            await threads.refresh_connections()  # before each handler
+            threads.refresh_connections()  # before each handler
             assert await sync_to_async(query)(alias) == 1
             await asyncio.to_thread(with_closed_connections, break_connections, alias)
         await sync_to_async(connections.close_all)()
+
+
+async def test_a_query_of_another_handler_delays_no_async_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_refreshed", 0.0)
+    monkeypatch.setattr(threads, "_connected", {threading.get_ident()})
+    answered = threading.Event()
+    query = asyncio.create_task(sync_to_async(answered.wait)(30))
+    await asyncio.sleep(0)
+
+    async def handler() -> str:
+        return "done"
+
+    assert await invoke(handler) == "done"
+    assert not query.done()
+    answered.set()
+    await query
 
 
 def with_closed_connections(call: Callable[[str], Any], alias: str) -> Any:
