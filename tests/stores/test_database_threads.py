@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from django.db.backends.signals import connection_created
 
-from reliable_cable import threads
+from reliable_cable import Channel, threads
 from reliable_cable.handlers import invoke
 from reliable_cable.streams.model import ModelStreamStore
 from reliable_cable.streams.polling import Poll
@@ -173,20 +173,23 @@ class TestHandlerThreads:
         await sync_to_async(connections.close_all)()
 
 
+class Room(Channel, abstract=True):
+    async def subscribed(self) -> str:
+        return "done"
+
+
 async def test_a_query_of_another_handler_delays_no_async_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_refreshed", 0.0)
     monkeypatch.setattr(threads, "_connected", {threading.get_ident()})
     answered = threading.Event()
     query = asyncio.create_task(sync_to_async(answered.wait)(30))
     await asyncio.sleep(0)
-
-    async def handler() -> str:
-        return "done"
-
-    assert await invoke(handler) == "done"
-    assert not query.done()
-    answered.set()
-    await query
+    try:
+        assert await invoke(Room(None).subscribed) == "done"
+        assert not query.done()
+    finally:
+        answered.set()
+        await query
 
 
 def with_closed_connections(call: Callable[[str], Any], alias: str) -> Any:
