@@ -197,7 +197,7 @@ class CableSession:
 
     def receive(self, text: str | None) -> None:
         """Take a frame; None is a binary one. Returns at once: commands wait for those before them."""
-        if self.ending:
+        if self._closing or self.closed:
             return
         try:
             if text is None:
