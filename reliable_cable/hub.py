@@ -177,7 +177,7 @@ class Hub:
                 return True
             page = await self.pages.read(found.name, reader.position, found.position, following=True)
         else:
-            logger.warning("A subscriber could not catch up with the stream %r, and is told that it lost messages.", found.name)
+            logger.warning("A subscriber could not catch up with the stream %r, and is told of a loss.", found.name)
             reader.position = found.position
             return False
         step = advance(reader.position, page, upto=found.position.offset)

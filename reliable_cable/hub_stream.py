@@ -107,8 +107,7 @@ class HubStream:
             self._early_size += len(event.data) + 1
 
     def send_early(self) -> None:
-        """Send the kept messages that come next. A message without a position is sent after those that came before it.
-        """
+        """Send the kept messages that come next. One without a position is sent after those that came before it."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
