@@ -1,4 +1,4 @@
-"""Async code: twins that wait for no shared thread and hold none, and sync functions that say so on an event loop."""
+"""Async code: async twins use no shared thread, and sync functions refuse to run on an event loop."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_twins_take_the_same_typed_parameters() -> None:
 
 @asynccontextmanager
 async def busy_thread() -> AsyncIterator[None]:
-    """Keep the thread busy that thread-sensitive code of the whole process shares."""
+    """Keep the thread busy that the thread-sensitive code of the whole process shares."""
     begun, end = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -155,11 +155,11 @@ async def test_a_loop_of_broadcasts_lets_other_tasks_run() -> None:
 
 
 class TestWhoseThreadIsAsked:
-    """The conditions of asgiref that `committing` relies on: they say where thread-sensitive code runs."""
+    """The rules of asgiref for the thread of thread-sensitive code, on which `committing` relies."""
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:
-        """Whether the running task has a thread of its own, and whether its thread-sensitive code runs elsewhere."""
+        """Return whether this task has its own thread, and whether its thread-sensitive code runs outside of `other`."""
         return _has_own_thread(), await sync_to_async(threading.get_ident)() != other
 
     async def shared(self) -> int:
