@@ -33,7 +33,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def ended_threads() -> Iterator[None]:
-    """End the threads of handlers and stores after each test, so that no connection of theirs keeps a database in use."""
+    """End the threads of handlers and stores after each test: their connections would keep databases in use."""
     yield
     end_threads(30)
 

@@ -159,7 +159,7 @@ class TestWhoseThreadIsAsked:
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:
-        """Return whether this task has its own thread, and whether its thread-sensitive code runs outside of `other`."""
+        """Return whether this task has its own thread, and whether its thread-sensitive code leaves `other` alone."""
         return _has_own_thread(), await sync_to_async(threading.get_ident)() != other
 
     async def shared(self) -> int:

@@ -116,7 +116,7 @@ class TestLockedSQLite:
     def test_what_was_repeated_leaves_no_cursors_to_the_garbage_collector(
         self, store: ModelStreamStore, alias: str
     ) -> None:
-        """The collector could run in the thread with the write lock, and wait for a connection that waits for the lock."""
+        """The collector might run in the thread with the write lock, and wait for a connection that waits for it."""
         append(store, "1")
         locked, release = threading.Event(), threading.Event()
 
