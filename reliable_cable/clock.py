@@ -68,7 +68,7 @@ class StoreClock:
     use, and ends after `IDLE_TIME` seconds without use.
 
     Args:
-        store: the store.
+        store: the store whose clock it tells.
         threads: whether a thread may measure. False keeps tests in transactions from opening a second database
             connection.
         monotonic: this process's monotonic clock, in seconds.

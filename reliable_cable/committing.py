@@ -122,7 +122,7 @@ def after_commit(
     """Run a call after the open transactions on all these databases have committed; never if one is rolled back.
 
     Args:
-        call: the call.
+        call: takes no arguments.
         databases: their aliases.
         failed: called with an error that `call` raised.
 
