@@ -155,11 +155,11 @@ async def test_a_loop_of_broadcasts_lets_other_tasks_run() -> None:
 
 
 class TestWhoseThreadIsAsked:
-    """The rules of asgiref for the thread of thread-sensitive code, on which `committing` relies."""
+    """The conditions of asgiref that `committing` relies on: they say where thread-sensitive code runs."""
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:
-        """Return whether this task has its own thread, and whether its thread-sensitive code leaves `other` alone."""
+        """Whether the running task has a thread of its own, and whether its thread-sensitive code runs elsewhere."""
         return _has_own_thread(), await sync_to_async(threading.get_ident)() != other
 
     async def shared(self) -> int:
