@@ -135,7 +135,7 @@ class StoreClock:
         """Ask the store for its time.
 
         Raises:
-            StoreError: the store could not be asked.
+            StoreError: the store could not be reached.
         """
         asked = self._monotonic()
         self._take(asked, self._store.time())
@@ -163,7 +163,7 @@ class StoreClock:
                 try:
                     await self.ameasure()
                 except Exception as error:
-                    logger.debug("The store could not be asked for its time; trying again: %s", error)
+                    logger.debug("The time of the store could not be read; trying again: %s", error)
                     delay = RETRY_DELAY
                 await asyncio.sleep(delay)
         finally:
@@ -205,7 +205,7 @@ def _measure_while_used(reference: weakref.ref[StoreClock]) -> None:
         try:
             clock.measure()
         except Exception as error:
-            logger.debug("The store could not be asked for its time; trying again: %s", error)
+            logger.debug("The time of the store could not be read; trying again: %s", error)
             delay = RETRY_DELAY
         finally:
             # No database connection stays open between two measurements.

@@ -82,7 +82,7 @@ class DatabaseServer:
         """Return the present time. On PostgreSQL this takes a query.
 
         Raises:
-            DatabaseError: the server could not be asked.
+            DatabaseError: the server could not be reached.
         """
         if not self.has_clock:
             return self._host_time()
@@ -115,7 +115,7 @@ class DatabaseServer:
         Do not call this inside a transaction that must not fail: on some servers the query does.
 
         Raises:
-            DatabaseError: the server could not be asked. The next call asks again.
+            DatabaseError: the server could not be reached. The next call tries again.
         """
         if self._tells_lineage is not None:
             return

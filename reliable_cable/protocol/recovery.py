@@ -116,7 +116,7 @@ def went_back(asked: StreamPosition, page: StreamPage) -> bool:
 
     Args:
         asked: the stream's position when the read began.
-        page: what was read.
+        page: the page that was read.
     """
     return page.epoch == asked.epoch and page.tail < asked.offset
 

@@ -93,7 +93,7 @@ class RedisUnavailable(StoreError):
     """Redis could not be reached, did not answer, or accepts no commands at present.
 
     Args:
-        message: what happened.
+        message: the error message.
         sent: whether any of the calls may have been executed.
     """
 

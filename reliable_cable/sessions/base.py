@@ -113,7 +113,7 @@ class SessionStore(ABC):
         """Return the present time by the store's clock, in seconds since 1970.
 
         Raises:
-            StoreError: the store could not be asked.
+            StoreError: the store could not be reached.
         """
         return self.clock()
 

@@ -225,7 +225,7 @@ class StreamStore(ABC):
         other messages in the same epoch. Messages waiting in an outbox survive.
 
         Raises:
-            StoreError: the store could not be asked, or does not implement this.
+            StoreError: the store could not be reached, or does not implement this.
         """
         raise StoreError(f"{type(self).__name__} cannot end the epochs of all streams: it does not have forget_all().")
 
@@ -244,7 +244,7 @@ class StreamStore(ABC):
         """Return the present time by the store's clock, in seconds since 1970.
 
         Raises:
-            StoreError: the store could not be asked.
+            StoreError: the store could not be reached.
         """
         return self.clock()
 

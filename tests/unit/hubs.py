@@ -1,4 +1,4 @@
-"""A hub with one stream, whose store announces only what a test says."""
+"""A hub with one stream, whose store announces only what a test passes to it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Harness:
         return Published("s", position.epoch, position.offset, data, exclude)
 
     async def settled(self) -> None:
-        """Wait until every repair is over."""
+        """Wait until no repair is running."""
         while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
             await asyncio.wait(tasks)
 
