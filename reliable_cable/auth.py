@@ -60,8 +60,8 @@ class CableAuthMiddlewareStack:
             except Exception as error:
                 if not is_outage(error):
                     raise
-                # The client, which is told nothing, comes back.
-                logger.warning("A connection was not accepted, since its user could not be looked up: %s", error)
+                # Without a disconnect message, the client reconnects.
+                logger.warning("A connection was not accepted because its user could not be looked up: %s", error)
                 return await send({"type": "websocket.close"})
         await self.inner(scope, receive, send)
 

@@ -49,8 +49,8 @@ def broadcast(
 ) -> StreamPosition | None:
     """Send a message to everyone who is subscribed to a stream, now or after a reconnect.
 
-    Inside transactions it waits until all of them have committed. If one is rolled back, the message is never sent.
-    A payload is fixed by the call.
+    Inside transactions, the message is sent after all of them have committed. If one is rolled back, it is never sent.
+    The payload is encoded at once, so later changes to `data` have no effect.
 
     Args:
         stream: the stream's name, at most 255 characters, none of them a control character.
@@ -98,8 +98,8 @@ async def abroadcast(
 ) -> StreamPosition | None:
     """Async twin of `broadcast`.
 
-    It knows of the transactions around `async_to_sync` and in a `ThreadSensitiveContext` (an async view). Elsewhere, as
-    in a consumer, async code has no transaction of its own, and the message is sent at once.
+    It recognises transactions around `async_to_sync` and in a `ThreadSensitiveContext`, as in an async view. Elsewhere,
+    for example in a consumer, the message is sent at once.
     """
     items = prepare_batch(
         [(stream, data, {"idempotency_key": idempotency_key})],
@@ -156,7 +156,7 @@ async def abroadcast_batch(
     exclude_socket: str | None = None,
     using: str | None = None,
 ) -> list[StreamPosition | None]:
-    """Async twin of `broadcast_batch`; transactions are those that `abroadcast` knows of."""
+    """Async twin of `broadcast_batch`. It recognises the same transactions as `abroadcast`."""
     batch = prepare_batch(
         items,
         transient=transient,
@@ -235,7 +235,7 @@ def forget(stream: str, *, using: str | None = None) -> None:
 
 
 async def aforget(stream: str, *, using: str | None = None) -> None:
-    """Async twin of `forget`; transactions are those that `abroadcast` knows of."""
+    """Async twin of `forget`. It recognises the same transactions as `abroadcast`."""
     check_using(using)
     store = get_engine().streams
     if not await await_commit(partial(_forget_on_commit, store, check_stream_name(stream)), using):
@@ -248,7 +248,7 @@ def _forget_on_commit(store: StreamStore, stream: str, databases: Sequence[str])
 
 
 class _Batch:
-    """Broadcasts that are sent together: first those that are kept, then the others."""
+    """Broadcasts that are sent together: first those that the streams keep, then the others."""
 
     def __init__(self, items: Sequence[Outgoing]) -> None:
         self._store = get_engine().streams
@@ -257,7 +257,7 @@ class _Batch:
         self._others = [(item.stream, item.message) for item in items if not item.kept]
 
     def send(self, immediate: bool, using: str | None) -> list[StreamPosition | None]:
-        """Send them now, or after the commit; return their positions."""
+        """Send the messages now or after the commit. Return their positions."""
         if not immediate and wait_for_commit(self._send_on_commit, using):
             return [None] * len(self._items)
         positions = self._store.append(self._kept) if self._kept else []
@@ -294,7 +294,7 @@ class _Batch:
 
     @contextmanager
     def _kept_is_sent(self) -> Iterator[None]:
-        """Raise nothing once something was stored: an error says that nothing was, so callers would send it again."""
+        """Log a `BroadcastError` if messages were stored: callers that get an error would send them again."""
         try:
             yield
         except BroadcastError:

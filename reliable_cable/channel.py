@@ -161,8 +161,8 @@ class Channel:
     def subscribed(self) -> Any:
         """A client subscribes: start streams, join presence, or `reject()`.
 
-        While a database is away (Django's `OperationalError` or `InterfaceError`), this is called again on a new
-        channel object, for 8 seconds. Then the client is sent away to come back.
+        If this fails because a database or store cannot be reached, it is called again on a new channel object, for up
+        to 8 seconds. Then the client is disconnected, so that it reconnects and subscribes again.
         """
 
     def unsubscribed(self) -> Any:
@@ -180,8 +180,8 @@ class Channel:
     def handle_error(self, error: Exception, handler: str) -> Any:
         """A handler raised, and its traceback was logged: nothing of what it recorded was applied.
 
-        What is recorded here is applied (a transmission that tells the client, say). Of the calls of `subscribed` while
-        a database is away, this is called for the last one.
+        What is recorded here is applied (a transmission that tells the client, say). If `subscribed` is retried because
+        a database or store cannot be reached, this is called after the last attempt only.
 
         Args:
             error: what it raised.

@@ -37,8 +37,8 @@ TAG = "reliable_cable"
 
 SQLITE_HINT = (
     "Set 'OPTIONS': {'transaction_mode': 'IMMEDIATE', 'init_command': 'PRAGMA journal_mode=WAL;'} in "
-    "DATABASES[%(alias)r]: transactions then wait for each other at their beginning, and readers do not wait at all. "
-    "Broadcasts outside of transactions work without that."
+    "DATABASES[%(alias)r]: transactions then wait for each other when they begin, and readers do not wait at all. "
+    "Broadcasts outside of transactions do not need this."
 )
 
 #: Which apps' `runserver` is known to serve WSGI only.
@@ -128,9 +128,9 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
             return [
                 _sqlite_warning(
                     alias,
-                    f"DATABASES[{alias!r}] begins its transactions as DEFERRED. A transaction of your code that has "
-                    "read first fails at its first write ('database is locked') while another one writes, whether it "
-                    "writes a row of yours or broadcasts",
+                    f"DATABASES[{alias!r}] begins its transactions as DEFERRED. If a transaction of your code reads "
+                    "before it writes, its first write fails ('database is locked') while another transaction is "
+                    "writing. Broadcasts inside your transactions are such writes too",
                 )
             ]
     return []

@@ -1,6 +1,6 @@
-"""The time by the clock of a store, on which all hosts that share the store agree.
+"""The present time by the clock of a store, which all hosts share.
 
-Times that one process writes and another one compares are taken from here: hosts' clocks differ.
+Use it for times that one process writes and another one compares, because the clocks of hosts differ.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ from .exceptions import StoreError
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds between two measurements while a clock is in use, and until the next one after a measurement that failed.
+#: Seconds between two measurements while a clock is in use.
 INTERVAL: Final = 10.0
+#: Seconds until the next measurement after one that failed.
 RETRY_DELAY: Final = 1.0
-#: The greatest age, in seconds, of a measurement that is relied on.
+#: After how many seconds a measurement is too old to be exact.
 MAX_AGE: Final = 30.0
-#: Seconds that are subtracted where there is no such measurement. A time that is too early makes a message come twice;
-#: a time that is too late loses one.
+#: How many seconds to subtract while there is no recent measurement. With a time that is too early, a client may get a
+#: message twice. With a time that is too late, it may miss one.
 MARGIN: Final = 5.0
-#: Seconds that a measurement may take to be better than an earlier one that agrees with it.
+#: The longest round trip, in seconds, of a measurement that always replaces the one before. A slower measurement
+#: replaces it only if the two disagree.
 GOOD_TRIP: Final = 0.25
 #: How long, in seconds, `ready` waits for a measurement.
 PATIENCE: Final = 2.0
-#: Seconds without use after which the thread that measures ends.
+#: After how many seconds without use the measuring thread ends.
 IDLE_TIME: Final = 600.0
 
 
 class Timed(Protocol):
-    """A store, as far as its clock is concerned."""
+    """The methods of a store that concern its clock."""
 
     @property
     def clock(self) -> Callable[[], float]:
         """This host's clock."""
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the servers that give the store its times; none: this host's clock does."""
+        """Return the clocks of the store's servers, by name. There are none if the store uses this host's clock."""
 
     def time(self) -> float:
         """Return the present time by the store's clock."""
@@ -55,19 +57,21 @@ class Timed(Protocol):
 
 
 class StoreClock:
-    """Tells the time by a store's clock, at once: it keeps the offset of that clock from this process's monotonic one.
+    """Tells the time by a store's clock without asking the store each time.
 
-    The time is never later than the store's own. It is earlier by at most the round trip of the measurement, or by
-    about `MARGIN` while there is no measurement of the last `MAX_AGE` seconds: then it rests on the one before, or on
-    this host's clock. Where the store uses this host's clock there is nothing to measure.
+    It measures the offset between the store's clock and this process's monotonic clock. With a measurement of the last
+    `MAX_AGE` seconds, the time is never ahead of the store's clock, and behind it by at most the round trip of the
+    measurement. Without one, the time is estimated from the last measurement, or from this host's clock before the
+    first one, and `MARGIN` is subtracted. Nothing is measured if the store uses this host's clock.
 
-    An event loop measures with `keep`. In a process without one (a page rendered under WSGI, a task), a thread measures
-    from the first use on, and ends when the clock is not used any more.
+    On an event loop, `keep` measures. In other processes, as under WSGI or in a task, a thread is started at the first
+    use, and ends after `IDLE_TIME` seconds without use.
 
     Args:
-        store: whose clock it is.
-        threads: False: no thread measures, so that tests in transactions have no second database connection.
-        monotonic: this process's clock that does not step, in seconds.
+        store: the store whose clock it tells.
+        threads: whether a thread may measure. False keeps tests in transactions from opening a second database
+            connection.
+        monotonic: this process's monotonic clock, in seconds.
         host: this host's clock, in seconds since 1970.
     """
 
@@ -83,7 +87,7 @@ class StoreClock:
         self._threads = threads
         self._monotonic = monotonic
         self._host = host
-        #: What is to be added to the monotonic clock, and when that was measured; None: not yet.
+        #: The offset to add to the monotonic clock, and when it was measured; None before the first measurement.
         self._measured: tuple[float, float] | None = None
         self._used_at = 0.0
         self._keepers = 0
@@ -92,7 +96,7 @@ class StoreClock:
 
     @cached_property
     def remote(self) -> bool:
-        """Whether it is another clock than this host's."""
+        """Whether the store uses another clock than this host's."""
         return bool(self._store.clocks())
 
     # -- telling the time ---------------------------------------------------------------------------------------------
@@ -102,14 +106,14 @@ class StoreClock:
         return self.at(self._monotonic()) if self.remote else self._store.clock()
 
     def moment(self) -> float:
-        """Return what `at` takes: the present time by the monotonic clock."""
+        """Return the present time by the monotonic clock, to be passed to `at` later."""
         return self._monotonic()
 
     def at(self, moment: float) -> float:
-        """Return the time at a moment in the past, as far as is known now.
+        """Return the store's time at a past moment, according to the newest measurement.
 
         Args:
-            moment: what `moment` returned.
+            moment: the value that `moment` returned then.
         """
         if not self.remote:
             return self._store.clock() - (self._monotonic() - moment)
@@ -122,7 +126,7 @@ class StoreClock:
         return moment + offset - MARGIN
 
     def of_host(self, host_time: float) -> float:
-        """Return the time at which this host's clock said `host_time`."""
+        """Convert a time of this host's clock into the store's time."""
         return self.now() + (host_time - self._host()) if self.remote else host_time
 
     # -- measuring ----------------------------------------------------------------------------------------------------
@@ -131,7 +135,7 @@ class StoreClock:
         """Ask the store for its time.
 
         Raises:
-            StoreError: the store could not be asked.
+            StoreError: the store could not be reached.
         """
         asked = self._monotonic()
         self._take(asked, self._store.time())
@@ -142,14 +146,14 @@ class StoreClock:
         self._take(asked, await self._store.atime())
 
     async def ready(self) -> None:
-        """Measure now if there is no recent measurement, for `PATIENCE` seconds at most."""
+        """Measure now if there is no recent measurement. Give up after `PATIENCE` seconds."""
         if self.remote and not self._fresh:
             with contextlib.suppress(StoreError, TimeoutError):
                 async with asyncio.timeout(PATIENCE):
                     await self.ameasure()
 
     async def keep(self) -> None:
-        """Measure again and again, until cancelled."""
+        """Measure every `INTERVAL` seconds until cancelled."""
         if not self.remote:
             return
         self._keepers += 1
@@ -159,7 +163,7 @@ class StoreClock:
                 try:
                     await self.ameasure()
                 except Exception as error:
-                    logger.debug("The store could not be asked for its time; trying again: %s", error)
+                    logger.debug("The time of the store could not be read; trying again: %s", error)
                     delay = RETRY_DELAY
                 await asyncio.sleep(delay)
         finally:
@@ -195,13 +199,13 @@ class StoreClock:
 
 
 def _measure_while_used(reference: weakref.ref[StoreClock]) -> None:
-    """Measure in a thread, for as long as the clock exists and is used."""
+    """Measure every `INTERVAL` seconds while the clock exists and is in use. A thread runs this."""
     while (clock := reference()) is not None and clock._in_use:
         delay = INTERVAL
         try:
             clock.measure()
         except Exception as error:
-            logger.debug("The store could not be asked for its time; trying again: %s", error)
+            logger.debug("The time of the store could not be read; trying again: %s", error)
             delay = RETRY_DELAY
         finally:
             # No database connection stays open between two measurements.

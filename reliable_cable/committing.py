@@ -1,6 +1,6 @@
-"""Waiting for the transactions of the calling code, and what happens after their commit.
+"""Runs calls after the commit of the caller's transactions.
 
-Nothing of this package raises after a commit: the caller's work is done, and later `on_commit` hooks must run.
+Errors are not raised after a commit: the caller's work is stored by then, and later `on_commit` hooks must still run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .threads import has_own_thread
 
 logger = logging.getLogger("reliable_cable")
 
-#: Takes the databases whose transactions are open, and arranges what happens when all of them have committed.
+#: Takes the aliases of the databases with an open transaction, and registers a call for after their commit.
 Schedule = Callable[[Sequence[str]], None]
 
 
@@ -28,7 +28,7 @@ def is_manual(connection: BaseDatabaseWrapper) -> bool:
 
     Django has no `on_commit` hooks in such a transaction.
     """
-    # A connection that is not open yet will be as the settings say.
+    # A connection that is not open yet will take its mode from the settings.
     autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit
     return not (connection.in_atomic_block or autocommit)
 
@@ -39,10 +39,10 @@ def in_transaction(connection: BaseDatabaseWrapper) -> bool:
 
 
 def check_using(using: str | None, *, immediate: bool = False) -> None:
-    """Check which database's transaction is to be waited for.
+    """Check the option `using`.
 
     Raises:
-        InvalidOption: `DATABASES` does not have it, or nothing is to be waited for.
+        InvalidOption: it is not a key of `DATABASES`, or `immediate` is True.
     """
     if using is None:
         return
@@ -58,7 +58,7 @@ def wait_for_commit(schedule: Schedule, using: str | None) -> bool:
 
     Args:
         schedule: is not called if no transaction is open.
-        using: the only database that counts; None: all of them count.
+        using: consider the transaction on this database only. None considers all databases.
 
     Returns:
         Whether a transaction is open.
@@ -74,9 +74,10 @@ def wait_for_commit(schedule: Schedule, using: str | None) -> bool:
 
 
 async def await_commit(schedule: Schedule, using: str | None) -> bool:
-    """Async twin of `wait_for_commit`, for the thread in which the running code's ORM calls are made.
+    """Async twin of `wait_for_commit`, for the thread that runs the ORM calls of the running code.
 
-    A thread that the whole process shares is not asked: its transactions are anybody's, and it may be busy for long.
+    The thread that the whole process shares is not considered. A transaction that is open there may belong to other
+    code, and the thread may be busy for a long time.
     """
     if not has_own_thread():
         return False
@@ -84,7 +85,7 @@ async def await_commit(schedule: Schedule, using: str | None) -> bool:
 
 
 def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to send it at once") -> None:
-    """Check that something can happen after the commit of these databases' transactions.
+    """Check that Django runs `on_commit` hooks for the open transactions on these databases.
 
     Args:
         databases: their aliases.
@@ -104,12 +105,12 @@ def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to 
 def after_commit(
     call: Callable[[], object], databases: Sequence[str], *, failed: Callable[[Exception], object]
 ) -> None:
-    """Call once the open transactions on all these databases have committed; never if one of them is rolled back.
+    """Run a call after the open transactions on all these databases have committed; never if one is rolled back.
 
     Args:
-        call: what to do.
+        call: takes no arguments.
         databases: their aliases.
-        failed: takes an error of `call`, which is not raised.
+        failed: called with an error that `call` raised.
 
     Raises:
         BroadcastError: autocommit is off on one of them.
@@ -139,7 +140,7 @@ def report_failure(store: type, streams: Iterable[str], error: Exception) -> Non
         error: why it failed.
     """
     names = list(dict.fromkeys(streams))
-    # The message of our own errors says it all; another error is a fault, and comes with its traceback.
+    # An error of this package explains itself. Any other error is a bug, so its traceback is logged.
     trace = None if isinstance(error, CableError) else error
     logger.error("A broadcast to %s failed after the commit: %s", ", ".join(map(repr, names)), error, exc_info=trace)
     for name in names:

@@ -78,7 +78,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     #: The connection, from the welcome on.
     session: CableSession | None = None
 
-    #: When that was found out, by the monotonic clock of `Engine.session_clock`.
+    #: When the user was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
     _rejected = False
     #: Messages of the channel layer wait for it.
@@ -152,8 +152,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         except Exception as error:
             if not is_outage(error):
                 raise
-            # The client, which is told nothing, comes back.
-            logger.warning("A connection was not accepted, since a database is away: %s", error)
+            # Without a disconnect message, the client reconnects.
+            logger.warning("A connection was not accepted because a database cannot be reached: %s", error)
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
         await hub.turns.take()

@@ -42,7 +42,8 @@ def revocation(condition: Identity, at: float, *, reconnect: bool) -> Message:
 
     Args:
         condition: the identifiers that they all have.
-        at: connections that were authenticated before, by the session store's clock, in seconds since 1970.
+        at: close connections that were authenticated before this time, in seconds since 1970 by the session store's
+            clock.
         reconnect: whether their clients are to come back.
     """
     return Message(json.dumps({"revoke": dict(condition), "at": at, "reconnect": reconnect}))
@@ -51,7 +52,7 @@ def revocation(condition: Identity, at: float, *, reconnect: bool) -> Message:
 class Control:
     """One hub's part of it: hears control messages while the hub has connections, and announces takeovers.
 
-    It also keeps the stores' clocks measured while the hub has connections.
+    It also measures the clocks of the stores while the hub has connections.
 
     Args:
         hub: whose connections it closes.
@@ -93,7 +94,7 @@ class Control:
 
     async def _follow(self) -> HubStream:
         failing = False
-        # Revocations are compared with times of connections by this clock.
+        # A revocation is compared with the time at which a connection was authenticated, by this clock.
         await self._hub.engine.session_clock.ready()
         while True:
             try:

@@ -1,4 +1,4 @@
-"""How the model stores use a database: transactions that are repeated, and what the database's errors mean."""
+"""Transactions of the model stores: retries after conflicts, and the meaning of database errors."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Model)
 logger = logging.getLogger("reliable_cable")
 
-#: For how long, in seconds, a write is repeated that a conflict with other transactions rolled back.
+#: How long, in seconds, to retry a write that was rolled back because of a conflict with another transaction.
 WRITE_PATIENCE = 15.0
-#: The same for a read.
+#: How long, in seconds, to retry a read that failed because of a conflict.
 READ_PATIENCE = 5.0
-#: The longest pause, in seconds, before a repetition.
+#: The longest pause, in seconds, before a retry.
 PAUSE = 0.02
-#: How long, in milliseconds, SQLite waits for the write lock by itself: then it is asked again. Left to itself it soon
-#: asks only every 100 ms, and may not get the lock for many seconds while another process writes without a break.
+#: How long, in milliseconds, SQLite waits for the write lock in one attempt. Without these retries it would soon check
+#: only every 100 ms, and might not get the lock for many seconds while another process keeps writing.
 LOCK_TIMEOUT = 10
 
 OWN_LOCK = (
@@ -43,16 +43,17 @@ OWN_LOCK = (
     "the commit, which is the default"
 )
 
-#: How long SQLite's write lock is left to others after a write: a share of the time that the write took, and at most so
-#: many seconds. Else the project's own transactions would hardly ever find it free while broadcasts queue up.
+#: How long a process leaves SQLite's write lock free after a write: this share of the write's duration, and at most
+#: MAX_BREAK seconds. Otherwise the project's own transactions would hardly ever get the lock while broadcasts are
+#: queued.
 BREAK_SHARE = 0.25
 MAX_BREAK = 0.05
 
-#: Error codes of conflicts: the transaction was rolled back, and succeeds when it is repeated.
+#: Error codes of conflicts: the transaction was rolled back, and may succeed when it is repeated.
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether the caller of a write may hold the write lock itself, so that a long wait would be in vain.
+#: Whether a write gives up after the database's own timeout, because its caller may hold the write lock itself.
 _brief: ContextVar[bool] = ContextVar("reliable_cable_brief", default=False)
 
 
@@ -65,7 +66,7 @@ class _WriteQueue:
 
     @contextmanager
     def turn(self, timeout: float) -> Iterator[None]:
-        """Wait up to `timeout` seconds for this thread's turn, and end the turn with the context."""
+        """Hold the queue's lock in a context. If it is not free within `timeout` seconds, go on without it."""
         with self._lock.hold(timeout):
             began = max(time.monotonic(), self._break_end)
             time.sleep(max(0.0, began - time.monotonic()))
@@ -85,10 +86,10 @@ class _CommitUncertain(OperationalError):
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Say whether a database's error means that a conflict with other transactions rolled everything back."""
+    """Return whether a database error is a conflict with another transaction, after which nothing was written."""
     cause = error.__cause__
     if isinstance(cause, sqlite3.Error):
-        # The low byte is the primary code, the others tell variants of it apart.
+        # The low byte is the primary error code; the other bytes distinguish its variants.
         return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CONFLICTS
     code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # psycopg, psycopg2
     return code in _POSTGRES_CONFLICTS
@@ -98,7 +99,7 @@ class Database:
     """One of Django's databases, as the stores use it.
 
     Args:
-        settings: `database` is its alias; with 0 `handler_threads` nothing leaves the calling thread, nor its
+        settings: `database` is its alias. If `handler_threads` is 0, everything runs in the calling thread and in its
             transaction, so that tests in transactions work.
     """
 
@@ -113,17 +114,19 @@ class Database:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(self, call: Callable[[], T]) -> T:
-        """Call in a short transaction, to which every write of the stores belongs.
+        """Run a call in a short transaction. Every write of the stores uses this.
 
-        On SQLite the transaction waits in a queue, first come, first served, because SQLite's own waiting is unfair. It
-        then begins with the write lock, whatever `transaction_mode` is, because SQLite refuses the lock to a
-        transaction that has read before. What a conflict rolled back is repeated for up to `WRITE_PATIENCE` seconds; a
-        connection that turns out to be broken before the commit is opened again once.
+        On SQLite, the writers of a process queue in the order of their arrival, because SQLite's own locking is unfair.
+        The transaction then takes the write lock when it begins, whatever `transaction_mode` is, because SQLite may
+        refuse the lock to a transaction that has already read.
 
-        Inside a transaction of the caller, the call is just a part of that.
+        After a conflict the transaction is repeated, for up to `WRITE_PATIENCE` seconds. If the connection breaks
+        before the commit, it is opened again and the transaction is repeated once.
+
+        Inside a transaction of the caller, the call becomes part of that transaction and is not repeated.
 
         Raises:
-            django.db.Error: nothing was written; unless it happened during the commit.
+            django.db.Error: nothing was written. After an error during the commit, that is unknown.
         """
         connection = connections[self.alias]
         if in_transaction(connection):
@@ -134,11 +137,11 @@ class Database:
         return self._write_in_turn(partial(self._transact, call), connection)
 
     def _write_in_turn(self, call: Callable[[], T], connection: Any) -> T:
-        """Repeat a call while this thread is at the head of its process's queue."""
+        """Wait in the process's queue of writers, then run a call and repeat it after conflicts."""
         key = (os.getpid(), str(connection.settings_dict["NAME"]))
         patience = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0)) if _brief.get() else WRITE_PATIENCE
         deadline = time.monotonic() + patience
-        # If the others took all the time, the call still has one try.
+        # If the wait took all the time, the call still gets one attempt.
         with _queues.setdefault(key, _WriteQueue()).turn(patience):
             return self._repeat(call, deadline - time.monotonic())
 
@@ -157,7 +160,7 @@ class Database:
         return result
 
     def store(self, call: Callable[[], T]) -> T:
-        """Do as `write` for a broadcast.
+        """Run a call like `write`, and turn database errors into those of a broadcast.
 
         Raises:
             BroadcastError: it was rolled back.
@@ -167,7 +170,7 @@ class Database:
             return self.write(call)
 
     def outside(self, call: Callable[[], T]) -> T:
-        """Call outside of the transaction that is open in the calling thread: then in a store thread.
+        """Run a call outside of the caller's transaction. If one is open, the call runs in a store thread.
 
         Raises:
             BroadcastError: the open transaction holds SQLite's only write lock, so the call would wait for its caller.
@@ -185,13 +188,13 @@ class Database:
         return submit_store(partial(_briefly, call)).result()
 
     def later(self, call: Callable[[], object]) -> None:
-        """Call soon, off the caller's path; an error is logged. It may never come to it: the process may end."""
+        """Run a call soon in a store thread. An error is logged. If the process ends first, the call is lost."""
 
         def attempt() -> None:
             try:
                 _briefly(call)
             except Exception:
-                logger.warning("The tables of reliable_cable could not be tidied up; it is tried again.", exc_info=True)
+                logger.warning("Old rows of reliable_cable could not be deleted; this is retried later.", exc_info=True)
 
         if not self.threads:
             attempt()
@@ -199,15 +202,15 @@ class Database:
         try:
             submit_store(attempt)
         except RuntimeError:
-            logger.debug("Too late to tidy up: the interpreter is shutting down.")
+            logger.debug("Old rows are not deleted: the interpreter is shutting down.")
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, call: Callable[[], T]) -> T:
-        """Call, and repeat what failed because of a conflict, for up to `READ_PATIENCE` seconds.
+        """Run a call, and repeat it after a conflict, for up to `READ_PATIENCE` seconds.
 
-        A connection that turns out to be broken is opened again once. Inside a transaction of the caller, nothing is
-        repeated.
+        If the connection is broken, it is opened again and the call is repeated once. Inside a transaction of the
+        caller, nothing is repeated.
         """
         if in_transaction(connections[self.alias]):
             return call()
@@ -217,7 +220,7 @@ class Database:
 
     @contextmanager
     def broadcast_errors(self) -> Iterator[None]:
-        """Turn the database's errors into `BroadcastError`."""
+        """Turn database errors into `BroadcastError`, or into `BroadcastUncertain` if a commit failed."""
         try:
             yield
         except _CommitUncertain as error:
@@ -233,7 +236,7 @@ class Database:
 
     @contextmanager
     def read_errors(self, what: str) -> Iterator[None]:
-        """Turn the database's errors into `StoreError`."""
+        """Turn database errors into `StoreError`."""
         try:
             yield
         except Error as error:
@@ -249,7 +252,7 @@ class Database:
     # -- repeating ----------------------------------------------------------------------------------------------------
 
     def _repeat(self, call: Callable[[], T], patience: float) -> T:
-        """Call again until it meets no conflict; a StoreError counts as what caused it."""
+        """Run a call, and repeat it after conflicts. A `StoreError` is judged by its cause."""
         connection = connections[self.alias]
         deadline = time.monotonic() + patience
         may_reconnect = True
@@ -269,7 +272,7 @@ class Database:
                 else:
                     raise
                 _release(error)
-            # Random, so that those who met do not meet again.
+            # The pause is random, so that the same transactions do not conflict again.
             time.sleep(random.uniform(0, PAUSE))  # noqa: S311
 
 
@@ -281,7 +284,7 @@ R = TypeVar("R", bound=_Reader)
 
 
 def repeated_read(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
-    """Let a store's method run by `Database.read`."""
+    """Make a store's method run through `Database.read`."""
 
     @wraps(method)
     def call(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -291,7 +294,7 @@ def repeated_read(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenat
 
 
 def _briefly(call: Callable[[], T]) -> T:
-    """Let the writes in a call give up after the database's own timeout."""
+    """Run a call whose writes give up after the database's own timeout."""
     token = _brief.set(True)
     try:
         return call()
@@ -301,11 +304,11 @@ def _briefly(call: Callable[[], T]) -> T:
 
 @contextmanager
 def _with_write_lock(connection: Any) -> Iterator[None]:
-    """Let a transaction that begins in this context take SQLite's write lock, without waiting long for it."""
+    """Make a transaction that begins in this context take SQLite's write lock at once, or fail soon."""
     if connection.vendor != "sqlite":
         yield
         return
-    # Connecting sets the mode.
+    # Connecting sets `transaction_mode`.
     connection.ensure_connection()
     raw = connection.connection
     mode, connection.transaction_mode = connection.transaction_mode, "IMMEDIATE"
@@ -319,11 +322,10 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
 
 
 def _release(error: BaseException | None) -> None:
-    """Free what an error's tracebacks refer to.
+    """Clear the frames of an error's tracebacks, so that the database cursors in them are freed now.
 
-    Django's errors are in reference cycles with their tracebacks. The garbage collector would free the cursors in them
-    in any thread, maybe in one that holds the write lock: it would wait there until a statement of this connection has
-    waited for that lock.
+    Django's errors and their tracebacks form reference cycles. The garbage collector may run in a thread that holds the
+    write lock. Freeing a cursor there waits for the running statement of this connection, which waits for the lock.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)
@@ -331,7 +333,7 @@ def _release(error: BaseException | None) -> None:
 
 
 def _was_broken(connection: Any, opened: object) -> bool:
-    """Say whether an error was due to a broken connection, which is closed then.
+    """Return whether an error was due to a broken connection. If so, close the connection.
 
     Args:
         connection: Django's connection.

@@ -1,4 +1,4 @@
-"""What the model stores ask their database server: the time, and which history of the database the server continues."""
+"""The clock of a database server, and the lineage of its data."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from .database import Database
 
 
 class _PresentTime(Func):
-    """The time at which PostgreSQL computes a row: again after a wait for a lock, if the row was changed meanwhile."""
+    """The time at which PostgreSQL computes a row.
+
+    If a row changes while a statement waits for its lock, PostgreSQL computes the row again after the wait.
+    """
 
     template = "EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::double precision"
     output_field = FloatField()
 
 
 class _StatementTime(Func):
-    """The time at which PostgreSQL began the statement. It is constant, so that conditions with it can use indices."""
+    """The time at which PostgreSQL began the statement. It is constant, so conditions with it can use indexes."""
 
     template = "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::double precision"
     output_field = FloatField()
@@ -54,17 +57,23 @@ class DatabaseServer:
     def __init__(self, database: Database, clock: Callable[[], float] | None = None) -> None:
         self._database = database
         self._clock = clock
-        #: Whether the server tells its lineage; None: it was not asked yet.
+        #: Whether the server reports its lineage; None before it was asked.
         self._tells_lineage: bool | None = None
 
     # -- the time -----------------------------------------------------------------------------------------------------
 
     def now(self) -> Expression:
-        """Return the present time, to be stored or selected: if the statement waits for a lock, the time after it."""
+        """Return an expression for the present time, to be stored or selected.
+
+        If the statement waits for a lock, this is the time after the wait.
+        """
         return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 
     def ago(self, seconds: float) -> Combinable:
-        """Return the time some seconds ago, to be compared with a column; a negative number is for a later time."""
+        """Return an expression for the time some seconds ago, to be compared with a column.
+
+        A negative number of seconds gives a time in the future.
+        """
         if self.has_clock:
             return _StatementTime() - Value(seconds, output_field=FloatField())
         return Value(self._host_time() - seconds, output_field=FloatField())
@@ -73,7 +82,7 @@ class DatabaseServer:
         """Return the present time. On PostgreSQL this takes a query.
 
         Raises:
-            DatabaseError: the server could not be asked.
+            DatabaseError: the server could not be reached.
         """
         if not self.has_clock:
             return self._host_time()
@@ -97,14 +106,16 @@ class DatabaseServer:
     # -- the lineage --------------------------------------------------------------------------------------------------
 
     def lineage(self) -> Expression:
-        """Return the name of the history that the server continues, to be selected: `""` if it is unknown."""
+        """Return an expression for the lineage of the server's data, to be selected; `""` if that is unknown."""
         return _Lineage() if self._tells_lineage else Value("", output_field=CharField())
 
     def prepare(self) -> None:
-        """Find out once whether the server tells its lineage. Call this outside of a transaction that must not fail.
+        """Find out once whether the server reports its lineage.
+
+        Do not call this inside a transaction that must not fail: on some servers the query does.
 
         Raises:
-            DatabaseError: the server could not be asked. The next call asks again.
+            DatabaseError: the server could not be reached. The next call tries again.
         """
         if self._tells_lineage is not None:
             return

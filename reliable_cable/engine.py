@@ -41,7 +41,7 @@ _INTERFACES: Mapping[str, type] = {"streams": StreamStore, "presence": PresenceS
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What keeps streams, presence and sessions.
+    """The stores of streams, presence and sessions, and their clocks.
 
     Attributes:
         stream_clock: the time by the clock of the stream store.

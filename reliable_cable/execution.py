@@ -30,8 +30,8 @@ logger = logging.getLogger("reliable_cable")
 #: Commands that may wait for the ones before them.
 MAX_PENDING_COMMANDS = 1024
 
-#: How long, in seconds, to retry a `subscribe` after it arrived, while a database or store is away. The client gives up
-#: after 10.
+#: How long, in seconds after its arrival, to retry a `subscribe` that fails because a database or store cannot be
+#: reached. The client gives up after 10 seconds.
 SUBSCRIBE_PATIENCE = 8.0
 
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
@@ -45,11 +45,11 @@ class _Backlog:
     __slots__ = ("commands", "lingers", "parked", "size", "subscribing")
 
     def __init__(self) -> None:
-        #: With each, its size, and when it arrived if it is a `subscribe`.
+        #: Each command with the size of its frame and, for a `subscribe`, the time of its arrival.
         self.commands: deque[tuple[commands.Command, int, float]] = deque()
         #: Of the frames whose commands wait, in characters.
         self.size = 0
-        #: Identifiers whose `subscribe` is waiting or being handled, and when it arrived.
+        #: Identifiers whose `subscribe` is waiting or being handled, with the time of its arrival.
         self.subscribing: dict[str, float] = {}
         #: Whether the worker waits for the next command when it has none left, and what it waits for.
         self.lingers = True
@@ -143,7 +143,7 @@ class Execution:
             self._backlog = self._worker = None
 
     def _is_wanted(self, identifier: str, arrived: float) -> bool:
-        """Return whether the client has not unsubscribed since it sent the `subscribe` that arrived then."""
+        """Return whether the `subscribe` that arrived at this time is still the one to be answered."""
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     async def _execute(self, command: commands.Command, arrived: float) -> None:
@@ -203,8 +203,8 @@ class Execution:
             if channel is not None:
                 logger.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
             return self.reject(identifier)
-        # While a database or store is away, nothing is answered: the client would take a rejection for good, and close
-        # the channel for good if the connection ended meanwhile.
+        # While a database or store cannot be reached, nothing is answered. For the client, a rejection is final. So is
+        # the end of the connection before an answer.
         while channel is not None:
             subscription = Subscription(self.session, identifier, channel)
             try:
@@ -222,7 +222,7 @@ class Execution:
             channel = self.make_channel(identifier)
 
     async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe) -> None:
-        """Run the handler and apply what it recorded; the client is sent nothing if this raises."""
+        """Run the handler and apply its reply. If this raises, nothing was sent to the client."""
         identifier, channel = subscription.identifier, subscription.channel
         request = command.history if self.session.extended else None
         subscription.restorable = request is None
@@ -246,9 +246,9 @@ class Execution:
         self.session.changed()
 
     async def _give_up(self, channel: Channel, error: Exception) -> None:
-        """Send the client away, so that it comes back and subscribes again."""
+        """Disconnect the client, so that it reconnects and subscribes again."""
         identifier = channel.identifier
-        logger.warning("The subscription %s could not be made; its client is sent away: %s", identifier, error)
+        logger.warning("The subscription %s could not be made; its client is disconnected: %s", identifier, error)
         self._transmit(identifier, await run_error_handler(channel, error, "subscribed"))
         self.session.restart()
 
@@ -289,7 +289,7 @@ class Execution:
         except Exception:
             logger.exception("A stream of %s could not be opened.", subscription.identifier)
             subscription.settle()
-        # A restore, on whatever server, must know all whose effect the client has seen.
+        # A restore, on any server, must bring back every change whose effect the client has seen.
         if (reply.streams or reply.changed) and not await self.session.save():
             return
         self._transmit(subscription.identifier, reply)
@@ -323,9 +323,9 @@ class Execution:
         *,
         retried: bool = False,
     ) -> Reply | None:
-        """Run a handler after its check; return what it recorded, REFUSED if the check said no, None if one raised.
+        """Run a handler after its check. Return its reply; REFUSED if the check said no; None if one of them raised.
 
-        With `retried`, the error of an outage is raised, and nothing else is done about it.
+        If `retried` is True, the error of an outage is raised, and `handle_error` is not called for it.
         """
         reply, failed = await run_recorded(channel, name, handler, check, retried=retried)
         if failed:

@@ -105,7 +105,7 @@ class DaemonExecutor(Executor):
                 self._threads.discard(threading.current_thread())
 
     def _next(self, inbox: _Inbox) -> _Job | None:
-        """Wait for a job; None: the thread is no longer active."""
+        """Wait for a job. Return None if the thread is to end."""
         with self._lock:
             if self._jobs:
                 return self._jobs.popleft()
@@ -125,7 +125,7 @@ class DaemonExecutor(Executor):
         return inbox.get()
 
     def end_threads(self, timeout: float) -> bool:
-        """End the threads: the idle ones now, the others when no job is left. Later jobs start new threads.
+        """End the idle threads now, and the others when no job is left. Later jobs start new threads.
 
         Args:
             timeout: how long, in seconds, to wait for that.

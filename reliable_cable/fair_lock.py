@@ -1,4 +1,4 @@
-"""A lock that is given to its waiters in the order in which they came."""
+"""A lock that is granted to waiting threads in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class FairLock:
                     if given_up:
                         self._waiters.remove(waiter)
                 if not given_up:
-                    # It was handed over at the last moment; the caller gets no answer if an exception is on its way.
+                    # The lock was handed over after the wait had ended. The caller reports failure, so the lock goes
+                    # on.
                     self.release()
         return acquired
 
@@ -50,7 +51,7 @@ class FairLock:
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[bool]:
-        """Hold the lock if it can be had within `timeout` seconds; give whether it is held."""
+        """Hold the lock in a context if it is free within `timeout` seconds. The context's value says whether it is."""
         acquired = self.acquire(timeout)
         try:
             yield acquired

@@ -52,7 +52,7 @@ async def run_recorded(
         name: the handler's, for the log and for `handle_error`.
         handler: called with nothing.
         check: called before; if it returns False, the handler is not called and the reply is `REFUSED`.
-        retried: raise the error of an outage, and call no `handle_error` for it.
+        retried: whether the caller retries after an outage. Its error is then raised, without a call of `handle_error`.
 
     Returns:
         What is to be applied, and whether one of them raised: then it is what `handle_error` recorded.
@@ -78,12 +78,12 @@ async def run_recorded(
 
 
 async def run_error_handler(channel: Channel, error: Exception, name: str) -> Reply:
-    """Run a channel's `handle_error`; return what it recorded.
+    """Run a channel's `handle_error`; return the reply that it recorded.
 
     Args:
-        channel: whose handler raised.
-        error: what it raised.
-        name: the handler's.
+        channel: the channel whose handler raised.
+        error: the error that the handler raised.
+        name: the handler's name.
     """
     saved = channel.begin()
     changed = False

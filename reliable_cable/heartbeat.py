@@ -34,7 +34,7 @@ class Heartbeat:
     """Pings connections, each at its own interval. Used from one event loop.
 
     Args:
-        clock: tells the time that a ping carries, in seconds since 1970.
+        clock: returns the time for pings, in seconds since 1970.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:

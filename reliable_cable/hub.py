@@ -38,7 +38,7 @@ logger = logging.getLogger("reliable_cable")
 #: Characters of history that are written to a connection at once.
 BATCH_SIZE = 64 * 1024
 
-#: Seconds to wait after each repair that did not bring the hub to what a subscriber's page says, before the next one.
+#: Seconds to wait after each repair in a row that did not bring a stream to the position of a subscriber's page.
 CATCH_UP_DELAYS = (0.0, 0.05, 0.2, 0.5)
 
 #: Seconds for which the opening of a stream is tried, then the client is sent away to come back: it would give up a
@@ -177,7 +177,7 @@ class Hub:
                 return True
             page = await self.pages.read(found.name, reader.position, found.position, following=True)
         else:
-            logger.warning("The stream %r could not be caught up with; its subscriber is told.", found.name)
+            logger.warning("A subscriber could not catch up with the stream %r, and is told of a loss.", found.name)
             reader.position = found.position
             return False
         step = advance(reader.position, page, upto=found.position.offset)
@@ -232,7 +232,7 @@ class Hub:
             return
         if verdict is Verdict.GAP:
             found.keep_early(event)
-        # Also after a repeat: a store that went back announces offsets that the stream had before.
+        # Also after a repeat: a store that has lost messages announces offsets that were used before.
         self.repairs.request(found)
 
     def _send_presence(self, stream: str, message: str) -> None:
@@ -324,7 +324,7 @@ class Hub:
         await self.presence.stop()
         await self._listener.close()
         await self.engine.aclose()
-        # Their database connections would keep a test database from being dropped.
+        # Open database connections of these threads would keep a test database from being dropped.
         end_threads()
 
     # -- connections --------------------------------------------------------------------------------------------
@@ -363,10 +363,10 @@ class Hub:
 
 
 def _agree(reader: StreamPosition, page: StreamPage, hub: StreamPosition) -> bool:
-    """Say whether a subscriber can be sent a page now.
+    """Return whether a page can be sent to a subscriber now.
 
-    Not if the hub has not seen the page's epoch, or what the client saw on another server. Nor if the page is older
-    than what the hub delivered.
+    It cannot if the hub has not yet seen the page's epoch, or messages that the client received on another server. It
+    cannot either if the page is older than the messages that the hub has delivered.
     """
     ahead = reader.epoch == page.epoch and reader.offset > hub.offset
     return page.epoch == hub.epoch and page.tail >= hub.offset and not ahead

@@ -101,13 +101,13 @@ class HubStream:
         self._send(Numbered(entry, former, self.position))
 
     def keep_early(self, event: Published | Transient) -> None:
-        """Keep a message until those before it have been read; within bounds, since the store has it, too."""
+        """Keep a message until those before it have been read. Messages beyond `MAX_EARLY` are not kept."""
         if self._early_size + len(event.data) <= MAX_EARLY:
             self._early.append(event)
             self._early_size += len(event.data) + 1
 
     def send_early(self) -> None:
-        """Send the kept messages that come next. One without a position follows those that it came after."""
+        """Send the kept messages that come next. One without a position is sent after those that came before it."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
@@ -124,11 +124,11 @@ class HubStream:
 
     @property
     def has_early(self) -> bool:
-        """Whether messages are kept for which those before them are missing."""
+        """Whether messages are kept because others before them are missing."""
         return bool(self._early)
 
     def drop_early(self) -> None:
-        """Drop the kept messages that have a position: they were read or lost. Send the others."""
+        """Drop the kept messages with a position, which were read or lost. Send the others."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):

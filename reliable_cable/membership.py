@@ -80,7 +80,7 @@ class Membership:
                 await self.leave()
 
     async def authorizes(self, claim: PresenceClaim) -> bool:
-        """Whether the channel lets the client join by itself; raises the error of an outage."""
+        """Return whether the channel lets the client join by itself. The error of an outage is raised."""
         channel = self._subscription.channel
         authorize = getattr(channel, "authorize_presence", None)
         if authorize is None:
@@ -160,7 +160,7 @@ class Membership:
         """After a restore: take the member over, and make the client's list right by joins and leaves.
 
         Args:
-            left_at: when the session was left, by the session store's clock.
+            left_at: when the client left the session, by the session store's clock.
         """
         stream = self._stream
         if stream is None:

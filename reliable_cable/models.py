@@ -18,8 +18,8 @@ class Stream(models.Model):
     tail_at = models.FloatField(default=0)
     #: When the newest trimmed entry was made, so that an incomplete `since` is recognised.
     trimmed_at = models.FloatField(default=0)
-    #: The history of the database to which the epoch belongs; "" if that is unknown. The database has the default too,
-    #: so that servers of the previous release can insert rows during a rolling upgrade.
+    #: The lineage of the database in which the epoch began; "" if it is unknown. The database has the default too, so
+    #: that servers of the previous release can insert rows during a rolling upgrade.
     lineage = models.CharField(max_length=64, blank=True, default="", db_default="")
 
     def __str__(self) -> str:

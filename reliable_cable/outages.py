@@ -1,4 +1,4 @@
-"""Tells an outage of a database or a store, after which the same call may succeed, from other errors."""
+"""Distinguishes outages of a database or store from other errors. After an outage, the same call may succeed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .exceptions import BroadcastError, BroadcastUncertain, StoreError
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether a database or a store was out of reach, and nothing was done because of that."""
+    """Return whether an error means that a database or store could not be reached, so that nothing was done."""
     if isinstance(error, BroadcastError):
         return not isinstance(error, BroadcastUncertain) and is_outage(error.__cause__)
     return isinstance(error, OperationalError | InterfaceError | StoreError)

@@ -65,7 +65,7 @@ class Pages:
 
     def __init__(self, store: StreamStore) -> None:
         self._store = store
-        #: The page that was read last of each stream, for followers or not; the oldest first.
+        #: The page that was read last, by stream and by whether it is for followers; the oldest page first.
         self._kept: dict[tuple[str, bool], _Kept] = {}
         self._reading: dict[tuple[str, int, bool], asyncio.Task[StreamPage]] = {}
         self._size = 0
@@ -81,7 +81,7 @@ class Pages:
             stream: its name.
             start: the position.
             hub: where the hub stands in the stream. The page reaches that, or was read just now.
-            following: whether it is for a subscriber that was offered this history already (`StreamStore.read`).
+            following: whether the subscriber was never away (see `StreamStore.read`).
 
         Raises:
             StoreError: the store could not be read.

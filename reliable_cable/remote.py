@@ -21,7 +21,7 @@ from .workers import Worker
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds that the exit of the interpreter waits for disconnects that are not stored yet.
+#: How long, in seconds, the exit of the interpreter waits for disconnects that are not stored yet.
 EXIT_PATIENCE: Final = 5.0
 
 
@@ -29,9 +29,11 @@ EXIT_PATIENCE: Final = 5.0
 def disconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
     """Close every connection that has all these identifiers, on every server process, at once.
 
-    `disconnect(user=user)`. Clients that were away may not have their sessions back, either. It does not keep anybody
-    from connecting again: `connect` does. Inside transactions this waits until all of them have committed, as
-    broadcasts do; if a store fails then, it is tried again in the background until it is done.
+    `disconnect(user=user)`. Clients that were away may not have their sessions back, either. This does not keep anybody
+    from connecting again: `connect` does.
+
+    Inside transactions, the connections are closed after all of them have committed. If a store fails then, this is
+    retried in the background until it succeeds.
 
     Args:
         reconnect: whether the clients are to come back, and be authenticated again; if not, they stay away until the
@@ -54,7 +56,7 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
 
 
 async def adisconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
-    """Async twin of `disconnect`; transactions are those that `abroadcast` knows of."""
+    """Async twin of `disconnect`. It recognises the same transactions as `abroadcast`."""
     check_using(using)
     call = _Disconnect(_condition(identifiers), reconnect=reconnect)
     if not await await_commit(call.store_on_commit, using):
@@ -69,7 +71,7 @@ def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
 def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> None:
     """Receive `user_logged_out`: close the user's connections, and let the user's other devices come back.
 
-    This raises nothing, since logging out must work while a store does not. What fails is tried again.
+    This raises nothing, because logging out must work while a store does not. After a failure it is retried.
     """
     text = identify(user)
     if text:
@@ -82,10 +84,10 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
 
 
 class _Disconnect:
-    """One call of `disconnect`, over all its attempts.
+    """One call of `disconnect`, with all its attempts.
 
-    The time of the revocation is the one that the session store gave at the first attempt that reached it, so that
-    whoever connects again meanwhile is left alone.
+    The time of the revocation is that of the first attempt that reached the session store. So clients that have
+    connected again since then are left alone.
     """
 
     def __init__(self, condition: Identity, *, reconnect: bool) -> None:
@@ -95,7 +97,7 @@ class _Disconnect:
         self._at: float | None = None
 
     def store(self) -> None:
-        """Void the sessions, and tell all processes."""
+        """Void the sessions, and announce the revocation to all processes."""
         if self._at is None:
             self._at = self._engine.sessions.revoke(self.condition)
         message = revocation(self.condition, self._at, reconnect=self._reconnect)
@@ -109,12 +111,12 @@ class _Disconnect:
         await self._engine.streams.aappend([(CONTROL_STREAM, message)])
 
     def store_on_commit(self, databases: Sequence[str]) -> None:
-        """Do it after the commit of the transactions on these databases."""
+        """Call `store` after the commit of the transactions on these databases."""
         check_hooks(databases, "call it after the commit")
         after_commit(self.store, databases, failed=self.store_later)
 
     def store_later(self, error: Exception) -> None:
-        """Try again, in the background, until it is done.
+        """Retry in the background until it succeeds.
 
         Args:
             error: why the first attempt failed.
@@ -124,7 +126,7 @@ class _Disconnect:
 
 
 def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
-    """Store disconnects until one fails; return those that are left, that one last."""
+    """Store disconnects until one fails. Return the remaining ones, with the failed one last."""
     for number, call in enumerate(calls):
         try:
             call.store()
@@ -140,7 +142,7 @@ def _give_up(calls: Sequence[_Disconnect]) -> None:
         logger.error("The connections of %s were not closed: the process ends.", dict(call.condition))
 
 
-#: Disconnects that failed when nobody could be told.
+#: Disconnects that failed after a commit or at a logout, where no error may be raised.
 _unstored: Worker[_Disconnect] = Worker("cable-disconnects", _store_all, patience=EXIT_PATIENCE, abandoned=_give_up)
 
 

@@ -1,4 +1,4 @@
-"""Repairs streams of the hub: reads from the store what was announced out of order, or not at all.
+"""Repairs streams of the hub: reads messages that were announced out of order, or not at all, from the store.
 
 Only a read of the store decides that messages are lost or that a stream has a new epoch. It is judged against the
 position at which the read began, since live messages may overtake it.
@@ -22,7 +22,7 @@ logger = logging.getLogger("reliable_cable")
 
 #: Seconds until a store that failed is asked again.
 RETRY_DELAY: Final = 0.5
-#: Seconds to wait after each read that changed nothing, before the next one. Then the repair ends.
+#: Seconds to wait after each read in a row that changed nothing. After the last of these waits, the repair ends.
 IDLE_DELAYS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -30,8 +30,8 @@ class Repairs:
     """Runs at most one repair for each stream of an event loop.
 
     Args:
-        store: keeps the streams.
-        listener: announces their messages.
+        store: the stream store.
+        listener: the store's listener for this event loop.
         lost: called when messages of a stream are missing for good.
     """
 
@@ -41,7 +41,7 @@ class Repairs:
         self._lost = lost
 
     def request(self, found: HubStream) -> None:
-        """Bring a stream to the store's position, in a task; a repair under way reads once more."""
+        """Start a task that brings a stream to the store's position. A repair that is running reads once more."""
         found.again = True
         if found.repair is None:
             found.repair = asyncio.get_running_loop().create_task(self._run(found))
@@ -72,7 +72,7 @@ class Repairs:
                 if found.position != asked:
                     idle = 0
                 elif found.has_early or found.again:
-                    # Something was announced that the store does not have (yet): it may be failing over.
+                    # A message was announced that the store does not have (yet): it may be failing over.
                     if idle == len(IDLE_DELAYS):
                         found.drop_early()
                         self._listener.doubt(found.name)
@@ -98,14 +98,14 @@ class Repairs:
             return
         if page.epoch and found.position == NOWHERE:
             found.learn(StreamPosition(page.epoch, 0))
-        # Announced messages may continue what has been trimmed from the store meanwhile.
+        # An announced message may be the next one although the store has already trimmed it.
         found.send_early()
         if found.position is not None and found.position != asked and _overtaken(found.position, page):
             found.again = True
             return
         position = found.position
         if position is not None and advance(position, page).lost:
-            # What was announced before the read's answer is delivered first: it may be what the store lacks.
+            # Events that were announced before the read's answer are delivered first: they may be the missing messages.
             await self._listener.fence()
             found.send_early()
             if found.position != position:
@@ -114,7 +114,7 @@ class Repairs:
         self._apply(found, page)
 
     def _apply(self, found: HubStream, page: StreamPage) -> None:
-        """Deliver what a page has after the stream's position."""
+        """Deliver the entries of a page that follow the stream's position."""
         if found.position is None:
             return
         step = advance(found.position, page)
@@ -127,10 +127,10 @@ class Repairs:
         for entry in step.entries:
             found.send(entry, page.epoch)
         found.send_early()
-        # A page that was full, or read after an offset that means nothing any more, is not all there is.
+        # There is more to read if the page was full, or if it was read after an offset that is no longer valid.
         found.again = found.again or step.lost or len(page.entries) == PAGE_SIZE
 
 
 def _overtaken(position: StreamPosition, page: StreamPage) -> bool:
-    """Say whether live messages went past a page while it was being read."""
+    """Return whether live messages overtook a page while it was being read."""
     return page.epoch != position.epoch or page.tail < position.offset

@@ -1,4 +1,4 @@
-"""What a handler asked for, to be applied after it has returned."""
+"""The reply of a handler: changes and messages that it asked for, to be applied after it has returned."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class PresenceLeave:
 
 @dataclass(slots=True)
 class Reply:
-    """What a handler wants done, in order; applied when it has returned, dropped when it raised."""
+    """The changes and messages of a handler, in order. They are applied after it returned, dropped if it raised."""
 
     transmissions: list[str] = field(default_factory=list)
     streams: list[StreamStart | StreamStop] = field(default_factory=list)
     presence: list[PresenceJoin | PresenceLeave] = field(default_factory=list)
     rejected: bool = False
-    #: Whether the state is another one than before.
+    #: Whether the handler changed the channel's state.
     changed: bool = False

@@ -26,8 +26,8 @@ logger = logging.getLogger("reliable_cable")
 #: How many of its former ids a session is still known by, to be left out of broadcasts "to others".
 MAX_SIDS = 8
 
-#: How long, in seconds, to retry `resubscribed` while a database is away. The client has no welcome yet, and calls the
-#: connection stale after two ping intervals.
+#: How long, in seconds, to retry `resubscribed` while a database or store cannot be reached. The client has no welcome
+#: yet, and considers the connection stale after two ping intervals.
 RESTORE_PATIENCE = 4.0
 
 
@@ -141,7 +141,10 @@ def _presence_stream(item: Mapping[str, Any]) -> str:
 async def _restore_one(
     session: CableSession, item: Mapping[str, Any], left_at: float, transmissions: list[str], until: float
 ) -> bool:
-    """Restore one subscription; while a database is away, try again until then, by the monotonic clock."""
+    """Restore one subscription; return whether it was restored.
+
+    While a database or store cannot be reached, this is retried until the time `until`, by the monotonic clock.
+    """
     identifier = item["identifier"]
     while (channel := session.execution.make_channel(identifier)) is not None:
         subscription = Subscription(session, identifier, channel)

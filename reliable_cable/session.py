@@ -42,7 +42,7 @@ class CableSession:
         consumer: what channels see as `self.connection`.
         subprotocol: what was agreed on.
         identity: whose connection it is.
-        authenticated_at: when that was found out, by the monotonic clock of `Engine.session_clock`.
+        authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
         ping_interval: seconds.
         connection: what is known of the server's transport.
     """
@@ -123,7 +123,7 @@ class CableSession:
 
     @property
     def authenticated(self) -> float:
-        """When the identity was found out, by the session store's clock, as far as that is known now."""
+        """When the client was authenticated, by the session store's clock, according to its newest measurement."""
         return self.hub.engine.session_clock.at(self._authenticated_at)
 
     @property
@@ -181,15 +181,16 @@ class CableSession:
             self.hub.sessions.changed(self)
 
     async def save(self) -> bool:
-        """Save what a restore needs, before the client sees the effect of a change.
+        """Save the session's record before the client sees the effect of a change.
 
         Returns:
-            Whether the client may see the effect. False: the change could not be saved. The client is sent away, and
-            forgets its session: a restore on another server would bring back the state before the change.
+            Whether the client may see the effect. If False, the change could not be saved, and the client is
+            disconnected and forgets its session. Otherwise a restore on another server would bring back the older
+            state.
         """
         if not self.resumable or await self.hub.sessions.save(self):
             return True
-        logger.warning("A session could not be saved; its client is sent away to subscribe afresh.")
+        logger.warning("A session could not be saved; its client is disconnected and subscribes anew.")
         self.disconnect(DisconnectReason.REMOTE, reconnect=True)
         return False
 

@@ -1,4 +1,4 @@
-"""Signals that application code can listen to. What receivers raise is logged.
+"""Signals that application code can listen to. Errors of receivers are logged.
 
 Receivers of the presence signals run in a thread of the handlers' pool, one event after another. Each event is
 signalled once, in one process: the one whose client came or left, or that noticed who was gone. If that process dies,
@@ -16,6 +16,7 @@ presence_joined = Signal()
 #: Someone left a stream. Arguments as above; `info` is the last that was known.
 presence_left = Signal()
 
-#: A broadcast, or a `forget()`, failed after the commit that it had waited for. Sent in the thread that committed.
-#: Arguments: `sender` (the stream store's class), `stream`, `error`. A `BroadcastUncertain` may have been stored.
+#: A broadcast or a `forget()` failed after the commit that it waited for. The signal is sent in the thread that
+#: committed. Arguments: `sender` (the stream store's class), `stream`, `error`. If `error` is a `BroadcastUncertain`,
+#: the message may have been stored.
 broadcast_failed = Signal()

@@ -317,7 +317,7 @@ class Subscription:
         return pages
 
     def _server_since(self, since: float) -> float:
-        """Return a client's `since` by a clock that is not ahead of the store's (7)."""
+        """Return a client's `since`, moved back if the client's clock is ahead of the store's (7)."""
         now = self.hub.engine.stream_clock.now()
         return since if since <= now else now - self.session.ping_interval
 

@@ -30,8 +30,8 @@ A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Threads that read a store's tables for this process, and as many that write them: a write that waits for the
-#: database's lock holds up no read.
+#: How many threads of this process read the stores' tables, and how many others write them. So a write that waits for
+#: the database's lock delays no read.
 STORE_THREADS = 2
 
 #: How long, in seconds, a thread waits for a job before it ends and closes its database connections.
@@ -66,7 +66,7 @@ def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     The environment variable `DJANGO_ALLOW_ASYNC_UNSAFE` allows such calls, as it does for Django's own functions.
 
     Args:
-        twin: what to await instead.
+        twin: the name of the async function to use instead.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -90,7 +90,7 @@ def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 
 def _close_connections() -> None:
-    """Close this thread's database connections: the thread ends."""
+    """Close this thread's database connections before it ends."""
     connections.close_all()
     _connected.discard(threading.get_ident())
 
@@ -187,7 +187,7 @@ def close_old_connections() -> None:
     Those that stay open are checked when they are used next.
 
     Django's function of this name closes those with an open transaction, too: it expects to be called between requests
-    only. Where no connection was opened since, nothing is looked at.
+    only. A thread without open connections is skipped.
     """
     thread = threading.get_ident()
     if thread not in _connected:
@@ -217,9 +217,10 @@ def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
 
 
 def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
-    """Call on database connections that stay open after it, whatever `CONN_MAX_AGE` is: the thread soon has more to do.
+    """Run a call, and leave this thread's database connections open after it: the next call follows soon.
 
-    After an error, or after some idle time, they are checked when they are used.
+    A connection is closed `EXTRA_AGE` seconds after the end of its `CONN_MAX_AGE`. After an error, or after some idle
+    time, it is checked at its next use.
     """
     now = time.monotonic()
     idle = now - getattr(_local, "used_at", now) > CHECK_AFTER

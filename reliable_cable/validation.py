@@ -1,4 +1,4 @@
-"""What is checked before a broadcast: its stream, its payload and its options."""
+"""Checks a broadcast before it is sent: its stream, its payload and its options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FALSY = frozenset({"null", "false", '""', "0", "-0", "0.0", "-0.0"})
 
 
 class ItemOptions(TypedDict, total=False):
-    """The options that an item of a batch may have of its own: those of `broadcast`."""
+    """The options of a single item of a batch. They mean the same as those of `broadcast`."""
 
     transient: bool
     exclude_socket: str | None
@@ -37,11 +37,11 @@ BatchItem = tuple[str, Any] | tuple[str, Any, ItemOptions]
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A broadcast that was checked.
+    """A checked broadcast, ready to be sent.
 
     Args:
-        stream: its stream.
-        message: its message.
+        stream: the name of the stream.
+        message: the message, with the payload as JSON.
         kept: whether the stream keeps it and gives it a position.
     """
 
@@ -108,7 +108,7 @@ def check_stream_name(stream: object) -> str:
 
 
 def _unstorable(text: str) -> str:
-    """Return the first control character or surrogate."""
+    """Return the first control character or surrogate of a text; `""` if there is none."""
     if text.isprintable():
         return ""
     return next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), "")
@@ -143,7 +143,7 @@ def _excluded(to_others: bool, exclude_socket: str | None) -> str:
         raise InvalidOption(f"exclude_socket is {exclude_socket!r}; it must be a session id, a string.")
     else:
         socket = exclude_socket
-    # Anything else comes from a client and is nobody's session id.
+    # Any other text was sent by a client, and cannot be a session id.
     return socket if len(socket) <= MAX_SOCKET_ID_LENGTH and socket.isascii() and socket.isprintable() else ""
 
 

@@ -35,7 +35,7 @@ class _Queue(Generic[T]):
         self.items: deque[T] = deque()
         #: The bytes of `items`.
         self.size = 0
-        #: What is being handled.
+        #: The items that are being handled.
         self.taken: Sequence[T] = ()
         #: Whether the thread is at work, or about to be.
         self.active = False
@@ -53,7 +53,7 @@ class Worker(Generic[T]):
 
     Args:
         name: the thread's name.
-        handle: takes the items that are waiting, `batch` at most; returns those that it wants again after a pause.
+        handle: takes the waiting items, `batch` at most; returns those to be handled again after a pause.
         patience: how long, in seconds, the exit of the interpreter waits for the queue to become empty.
         batch: the greatest number of items in one call of `handle`.
         limit: the greatest number of bytes in the queue; beyond that the oldest items are dropped.
@@ -89,7 +89,7 @@ class Worker(Generic[T]):
         return self._queues.get(pid) or self._queues.setdefault(pid, _Queue(self._name))
 
     def put(self, items: Iterable[T]) -> None:
-        """Hand over items to be handled soon."""
+        """Add items to the queue."""
         queue = self._queue
         with queue.changed:
             for item in items:
@@ -122,14 +122,14 @@ class Worker(Generic[T]):
             return queue.changed.wait_for(lambda: queue.empty, timeout)
 
     def finish(self) -> None:
-        """Give the thread some time to handle everything: the interpreter exits."""
+        """Wait `patience` seconds for the queue to become empty, then give up the items that are left."""
         if not self.flush(self._patience):
             queue = self._queue
             with queue.changed:
                 self._abandoned([*queue.taken, *queue.items])
 
     def _work(self, queue: _Queue[T]) -> None:
-        """Handle items until there are none."""
+        """Handle items until the queue is empty."""
         delay = 0.0
         while batch := self._take(queue):
             again = self._attempt(batch)

@@ -18,9 +18,9 @@ T = TypeVar("T")
 UNHEARD_TIME: Final = 60.0
 
 
-#: The part of PRESENCE_TTL without a call of `expire`, by any process, that counts as an outage. Each process refreshes
-#: its members and then calls `expire` every third of PRESENCE_TTL. So the part must be greater than a third, and less
-#: than the two thirds that a member has left at its next refresh.
+#: An outage of the store is assumed when no process has called `expire` for this part of PRESENCE_TTL. Each process
+#: refreshes its members and then calls `expire` every third of PRESENCE_TTL, so the part must be greater than a third.
+#: It must be less than two thirds, which is the time that a member has left at its next refresh.
 OUTAGE_PART: Final = 0.5
 
 
@@ -128,7 +128,7 @@ class PresenceStore(ABC):
 
     @property
     def outage(self) -> float:
-        """The seconds without any call of `expire` that mean that sessions could not be refreshed."""
+        """After how many seconds without a call of `expire` by any process an outage is assumed."""
         return self.settings.presence_ttl * OUTAGE_PART
 
     @property
@@ -167,10 +167,10 @@ class PresenceStore(ABC):
 
     @abstractmethod
     def expire(self) -> list[PresenceEvent]:
-        """Remove the sessions whose time is over, of all streams, and return the leaves that this caused.
+        """Remove the expired sessions of all streams, and return the leave events that this caused.
 
-        To be called by each process about as often as `refresh`, and after it. If no process called this for `outage`
-        seconds, then sessions could not be refreshed: nothing is removed for one `presence_ttl` from then on.
+        Each process calls this about as often as `refresh`, and after it. If no process has called it for `outage`
+        seconds, sessions could not be refreshed. Then nothing is removed for the next `presence_ttl` seconds.
         """
 
     @abstractmethod

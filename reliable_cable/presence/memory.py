@@ -37,7 +37,7 @@ class _Stream:
 class MemoryPresenceStore(PresenceStore):
     """Keeps who is there in dicts; it ends with the process.
 
-    Only `expire` removes sessions whose time is over: until then they are there, and can be refreshed.
+    Expired sessions stay present, and can be refreshed, until `expire` removes them.
     """
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
@@ -47,7 +47,8 @@ class MemoryPresenceStore(PresenceStore):
         # (stream, session) -> (id, deadline), in the order of deadlines: whatever gets a new one goes to the end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        #: When `expire` last left sessions behind, and until when it removes nothing after an outage.
+        #: When `expire` last ran, if sessions remained after it; and the time before which it removes nothing, after an
+        #: outage.
         self._swept_at: float | None = None
         self._grace = 0.0
         self._listeners: set[MemoryPresenceListener] = set()
@@ -84,7 +85,7 @@ class MemoryPresenceStore(PresenceStore):
         with self._lock:
             now = self.clock()
             if self._swept_at is not None and now - self._swept_at > self.outage:
-                # The process stood still, with all of its event loops.
+                # The process was suspended, with all of its event loops.
                 self._grace = now + self.settings.presence_ttl
             if now >= self._grace:
                 for key in self._overdue():

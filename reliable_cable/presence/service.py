@@ -24,7 +24,7 @@ logger = logging.getLogger("reliable_cable")
 #: How often a member is refreshed within its time to live: two rounds may fail.
 ROUNDS_PER_TTL: Final = 3
 
-#: Seconds between rounds while the store is away, at most.
+#: The longest time, in seconds, between rounds while the store cannot be reached.
 RETRY_DELAY: Final = 1.0
 
 #: Rounds after the last member was let go: one time to live, and one round more for whatever clocks disagree about.
@@ -38,10 +38,10 @@ MAX_PENDING_SIGNALS: Final = 10_000
 
 
 class StreamPresence:
-    """Who is in one stream; made by `presence_for`.
+    """The members of one stream. Call `presence_for` to get one.
 
-    Where the store cannot be asked, its methods raise `StoreError`. In a thread with a running event loop the sync
-    methods raise `AsyncContextError`.
+    The methods raise `StoreError` if the store cannot be read. In a thread with a running event loop, the sync methods
+    raise `AsyncContextError`.
     """
 
     __slots__ = ("_store", "stream")
@@ -92,8 +92,8 @@ def _ignore(stream: str, message: str) -> None:
 class PresenceService:
     """Keeps the sessions of live connections present, removes those of dead ones, and sends the signals.
 
-    Used from one event loop. Its rounds run while there is something to keep or to watch, or still to expire. A store
-    that fails is soon asked again: a join that failed is made then.
+    Used from one event loop. Its rounds run while there is something to keep or to watch, or still to expire. After a
+    failure of the store, the next round follows soon, and repeats failed joins.
 
     Args:
         store: where the sessions are.
@@ -250,7 +250,7 @@ class PresenceService:
 
     @property
     def _delay(self) -> float:
-        """The seconds until the next round: fewer while the store is away, so that members do not expire after it."""
+        """The seconds until the next round; at most `RETRY_DELAY` while the store cannot be reached."""
         interval = self.store.settings.presence_ttl / ROUNDS_PER_TTL
         return min(interval, RETRY_DELAY) if self._failing else interval
 

@@ -110,13 +110,13 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
 
 
 def went_back(asked: StreamPosition, page: StreamPage) -> bool:
-    """Say whether a page proves that the store has lost messages.
+    """Return whether a page proves that the store has lost messages.
 
-    A tail never moves backwards within an epoch. So the database was restored, or failed over to an older copy.
+    Within an epoch, the tail decreases only if the data were restored from a backup, or failed over to an older copy.
 
     Args:
         asked: the stream's position when the read began.
-        page: what was read.
+        page: the page that was read.
     """
     return page.epoch == asked.epoch and page.tail < asked.offset
 

@@ -53,14 +53,14 @@ TCP_ONLY: Final = ("socket_keepalive",)
 #: What says that an event loop's connection is broken; uvloop raises RuntimeError where that was closed meanwhile.
 BROKEN: Final = (RedisError, OSError, RuntimeError)
 
-#: Errors by which a server says that it takes no commands, or no writes, at present, and has done nothing: a replica,
-#: one that loads its data, or one that has lost its replicas. In a script they are part of another error's text.
+#: Errors of a server that accepts no commands or no writes at present, and has done nothing: a replica, a server that
+#: is loading its data, or a primary that has lost its replicas. An error of a script has such a code in its text.
 UNAVAILABLE: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
 UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
 
 class _Lineage:
-    """Stands as a script's first argument for the lineage of the data that the connection leads to (lineage.py)."""
+    """A placeholder for a script's first argument: the lineage of the connection's data (lineage.py)."""
 
 
 LINEAGE: Final = _Lineage()
@@ -74,8 +74,8 @@ class Call:
 
     Args:
         name: a command in capitals, or the name of a file in `lua/`.
-        keys: the keys that it is about. A script whose first argument is `LINEAGE` is given the key of the lineage's
-            record after these.
+        keys: its keys. If the first argument of a script is `LINEAGE`, the key of the lineage record is added at the
+            end.
         args: whatever else it takes.
     """
 
@@ -90,11 +90,11 @@ class Call:
 
 
 class RedisUnavailable(StoreError):
-    """Redis could not be reached, did not answer, or takes no commands at present.
+    """Redis could not be reached, did not answer, or accepts no commands at present.
 
     Args:
-        message: what happened.
-        sent: whether the calls may have been done; if not, nothing was done.
+        message: the error message.
+        sent: whether any of the calls may have been executed.
     """
 
     def __init__(self, message: str, *, sent: bool) -> None:
@@ -123,7 +123,7 @@ class RedisClient:
         self.options = _options(settings)
         #: Seconds after which a connection is given up that does not open.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
-        #: What the connections lead to.
+        #: The server and the lineage that the connections lead to.
         self.lineage = LineageTracker(lineage_key(settings.key_prefix))
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
             self.url, **self.options, timeout=self.options["socket_timeout"], redis_connect_func=self.lineage.greet
@@ -163,15 +163,15 @@ class RedisClient:
     def run(self, *calls: Call, again: bool = False) -> list[Any]:
         """Run calls, in one round trip; return their answers.
 
-        If the server takes none of them at present, and so has done nothing, they are run once more over another
-        connection: after a failover that leads to the new primary.
+        If the server accepts none of them at present, they are run once more over another connection. After a failover,
+        that connection leads to the new primary.
 
         Args:
             calls: at least one.
-            again: run them once more also if the answer is lost: they do no harm twice.
+            again: run them once more also if the answer is lost. Use this only for calls that may be executed twice.
 
         Raises:
-            RedisUnavailable: Redis could not be reached, takes no such calls at present, or its answer was lost.
+            RedisUnavailable: Redis could not be reached, accepts no such calls at present, or its answer was lost.
             RedisRefused: the answer to a call was an error; of several calls the others were done.
         """
         try:
@@ -184,7 +184,7 @@ class RedisClient:
     def _run(self, calls: Sequence[Call]) -> list[Any]:
         answers = self._try(calls)
         if all(map(_is_unavailable, answers)):
-            # Nothing was done: perhaps the address leads to another server by now.
+            # Nothing was done. The address may lead to another server by now.
             answers = self._try(calls)
         return _checked(answers)
 
@@ -205,7 +205,7 @@ class RedisClient:
         return answers
 
     def _connection(self) -> Any:
-        """Take a connection out of the pool, and open it anew if need be."""
+        """Take a connection from the pool, and reopen it if it is stale."""
         try:
             connection: Any = self._pool.get_connection()
         except (RedisError, OSError) as error:
@@ -298,7 +298,7 @@ class RedisClient:
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def _exchange(self, calls: Sequence[Call], lineage: str) -> Exchange[list[Any]]:
-        """Run calls over a connection that leads to data of this lineage."""
+        """Run calls over a connection to data of this lineage."""
         commands = [self._command(call, lineage) for call in calls]
         answers = yield commands
         missing = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
@@ -327,13 +327,13 @@ class RedisClient:
 
 
 def _seconds(answer: Any) -> float:
-    """Return what TIME answered, as one number."""
+    """Return the answer to TIME as a number of seconds."""
     seconds, microseconds = answer
     return int(seconds) + int(microseconds) / 1e6
 
 
 def _is_unavailable(answer: Any) -> bool:
-    """Whether an answer says that the server takes no such command at present, and has done nothing."""
+    """Return whether an answer is the error of a server that accepts no such command at present."""
     if isinstance(answer, UNAVAILABLE):
         return True
     return isinstance(answer, ResponseError) and UNAVAILABLE_CODES.search(str(answer)) is not None
@@ -342,7 +342,7 @@ def _is_unavailable(answer: Any) -> bool:
 def _checked(answers: list[Any]) -> list[Any]:
     errors = [answer for answer in answers if _is_unavailable(answer)]
     if errors:
-        message = f"Redis takes no such command at present: {str(errors[0]).rstrip('.')}."
+        message = f"Redis accepts no such command at present: {str(errors[0]).rstrip('.')}."
         raise RedisUnavailable(message, sent=len(errors) < len(answers)) from errors[0]
     for answer in answers:
         if isinstance(answer, ResponseError):

@@ -29,8 +29,8 @@ def find_problems(client: RedisClient) -> list[str]:
         )
     if "master_replid" not in info:
         problems.append(
-            "Redis does not tell its master_replid (INFO replication), so that a failback to a server that was not "
-            "restarted is not noticed: run `manage.py cable_doctor --new-epochs` after one."
+            "Redis does not report its master_replid (INFO replication), so a failback to a server that was not "
+            "restarted goes unnoticed: run `manage.py cable_doctor --new-epochs` after each failback."
         )
     if info.get("cluster_enabled") == "1":
         problems.append("Redis is a cluster, which is not supported: let REDIS_URL lead to a single Redis or Valkey.")

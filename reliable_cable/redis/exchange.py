@@ -1,7 +1,7 @@
 """Exchanges with Redis, each written once as a generator and run over sync and async connections.
 
-The generator yields the commands that are to be sent next, in one write, and is sent the answers to them. A Redis error
-is an answer, too: the exception itself.
+The generator yields the commands to send next, in one write, and receives their answers. The answer to a command that
+failed is the exception.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
 async def cancellable(sending: Awaitable[T]) -> T:
     """Wait until redis-py has sent something; raise `CancelledError` if the task was cancelled meanwhile.
 
-    It sends by `asyncio.wait_for`, which on Python 3.11 returns as if nothing had happened: a task that runs for ever
-    could not be ended.
+    redis-py sends with `asyncio.wait_for`, which may swallow a cancellation on Python 3.11. A task that runs for ever
+    could then not be ended.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0

@@ -32,5 +32,5 @@ def revocation_key(prefix: str, condition: str) -> str:
 
 
 def lineage_key(prefix: str) -> str:
-    """Return the key of the record of the data's lineage (lineage.py)."""
+    """Return the key under which the lineage of the data is recorded (lineage.py)."""
     return f"{prefix}:lineage"

@@ -1,8 +1,8 @@
-"""Which data a connection leads to, asked when the connection opens: the server's role, and the lineage of its data.
+"""Finds out, when a connection opens, the role of its server and the lineage of the server's data.
 
 An address may lead to another server after a failover, and a server may have other data than it had before. So epochs
 of streams and incarnations of presence are bound to a *lineage*: a token that is recorded in the data themselves
-(lua/lineage.lua). A promotion, a restart, or data that come back begin a new lineage.
+(lua/lineage.lua). A new lineage begins with a promotion, with a restart, and when earlier data come back.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from .scripts import script_text
 
 #: Seconds after which a connection is opened again, so that its address is resolved again.
 GREATEST_AGE: Final = 60.0
-#: Seconds between two times at which all connections are given up because one of them was refused.
+#: The shortest time, in seconds, between two occasions on which a refused command makes all connections reopen.
 LEAVE_INTERVAL: Final = 0.5
-#: Seconds for which the record outlives its last use: longer than anything that is bound to it.
+#: How long, in seconds, the record is kept after its last use: longer than everything that is bound to it.
 RECORD_TTL: Final = 60 * 86400
 #: What `master_replid2` is on a server that was never promoted.
 NO_REPLID: Final = "0" * 40
@@ -37,10 +37,10 @@ class Identity(NamedTuple):
 
 
 class LineageTracker:
-    """What one client has learnt about its Redis, over all its connections; thread-safe.
+    """Tracks the server and the lineage that the connections of one client lead to. It is thread-safe.
 
     Args:
-        key: of the record of the lineage.
+        key: the key of the lineage record.
     """
 
     def __init__(self, key: str) -> None:
@@ -55,16 +55,16 @@ class LineageTracker:
         self._lock = threading.Lock()
 
     def greet(self, connection: Any) -> None:
-        """Make a sync connection ready whose socket is open.
+        """Prepare a sync connection whose socket has just been opened.
 
         Raises:
-            RedisError: it leads to a replica, or broke.
+            RedisError: the connection leads to a replica, or broke.
         """
         try:
             connection.on_connect()
             run_exchange(connection, self._greeting(connection))
         except BaseException:
-            # The answer is perhaps still to come, and must not be taken for another one's.
+            # The answer may still arrive, and must not be taken for the answer to a later command.
             connection.disconnect()
             raise
 
@@ -82,10 +82,10 @@ class LineageTracker:
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
     def leave(self, connection: Any) -> None:
-        """Have all connections opened again that are as old as this one, since its server took no command."""
+        """Reopen all connections of this one's generation before their next use: its server refused a command."""
         with self._lock:
             now = time.monotonic()
-            # Seldom enough that a server that refuses everything for long is not flooded with connections.
+            # Limited in rate, so that a server that refuses everything is not flooded with connections.
             if connection.generation == self._generation and now >= self._left_at + LEAVE_INTERVAL:
                 self._generation += 1
                 self._left_at = now
@@ -119,13 +119,16 @@ class LineageTracker:
         return ("EVAL", script_text("lineage"), 1, self.key, *args)
 
     def _came_back(self, lineage: str, generation: int) -> bool:
-        """Whether data are back that this process saw before others: their offsets may have been used otherwise."""
+        """Return whether this process has seen this lineage before, and another one since.
+
+        Other messages may have been given the same offsets meanwhile.
+        """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""
             return generation == self._generation and lineage != newest and lineage in self._seen
 
     def _learn(self, identity: Identity, generation: int) -> int:
-        """Take note of what a new connection leads to; return the connection's generation."""
+        """Record what a new connection leads to, and return the connection's generation."""
         with self._lock:
             self._seen.add(identity.lineage)
             if generation == self._generation and identity != self.identity:

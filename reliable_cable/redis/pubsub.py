@@ -22,7 +22,7 @@ SUBSCRIBE_TIMEOUT: Final = 2.0
 #: Seconds between pings, and without any answer after which the connection is given up.
 PING_INTERVAL: Final = 2.0
 SILENCE_LIMIT: Final = 7.0
-#: Seconds that a fence waits for its answer; then the connection is given up, with all that is on its way.
+#: How long, in seconds, a fence waits for its answer. Then the connection is closed, and messages in transit are lost.
 FENCE_TIMEOUT: Final = 5.0
 #: Seconds between attempts to connect: at first, and at most.
 RETRY_FIRST: Final = 0.05
@@ -53,7 +53,7 @@ class PubSub:
         self._connection: Any = None
         #: The confirmations that are to come on this connection, in their order, by channel.
         self._due: dict[str, deque[_Channel]] = {}
-        #: The fences that wait for their answer on this connection, by what they have sent.
+        #: The fences that wait for an answer on this connection, by the payload of their PING.
         self._fences: dict[bytes, asyncio.Future[None]] = {}
         self._fence_count = 0
         self._task: asyncio.Task[None] | None = None
@@ -104,9 +104,9 @@ class PubSub:
             await asyncio.wait([task])
 
     async def fence(self) -> None:
-        """Return when everything that Redis had published before this call has been delivered, or is lost.
+        """Wait until everything that Redis published before this call has been delivered, or is lost.
 
-        It is lost with the connection; `deliver` is called with None once there is another one.
+        Messages are lost if the connection breaks. `deliver` is called with None once there is a new connection.
         """
         connection = self._connection
         if connection is None:
@@ -115,7 +115,7 @@ class PubSub:
         payload = f"fence {self._fence_count}".encode()
         answered = self._fences[payload] = asyncio.get_running_loop().create_future()
         try:
-            # Redis answers in its turn: after what it published before.
+            # Redis sends the answer after the messages that it published before.
             await cancellable(connection.send_command("PING", payload, check_health=False))
             async with asyncio.timeout(FENCE_TIMEOUT):
                 await answered
@@ -221,14 +221,14 @@ class PubSub:
                 logger.exception("A message from Redis could not be delivered.")
 
     async def _watch(self, connection: Any) -> None:
-        """Ping, and give the connection up when it is silent, or leads to another Redis than newer connections do.
+        """Ping; close the connection when it is silent, or when newer connections lead to another server.
 
-        A Redis that vanished sends no word of it, nor does one that is not the primary any more.
+        A server that has vanished, or is no longer the primary, does not close the connection itself.
         """
         while True:
             await asyncio.sleep(PING_INTERVAL)
             if connection.identity != self._client.lineage.identity:
-                logger.warning("The pub/sub connection leads to a Redis that was replaced; it is made again.")
+                logger.warning("The pub/sub connection leads to a Redis that was replaced; reconnecting.")
                 await connection.disconnect(nowait=True)
                 return
             if asyncio.get_running_loop().time() - self._heard > SILENCE_LIMIT:

@@ -10,6 +10,6 @@ LUA = Path(__file__).parent / "lua"
 
 @cache
 def script_text(name: str) -> str:
-    """Return a Lua script, with what all of them share before it, and what those of its family do."""
+    """Return a Lua script, preceded by the functions that all scripts share, and those of its family."""
     family = ["presence_prelude"] if name.startswith("presence_") else []
     return "".join((LUA / f"{part}.lua").read_text() for part in ("prelude", *family, name))

@@ -30,7 +30,7 @@ class Connection:
 
     #: Whether the server is one whose shutdown can be drained.
     drainable = False
-    #: How long, in seconds, the server was told to wait for requests when it stops; 0 if it was told nothing.
+    #: How long, in seconds, the server is configured to wait for requests when it stops; 0 if it is not configured.
     grace = 0.0
     #: Writes one WebSocket frame, ready as it goes over the wire, without waiting; None where that is not possible.
     #: While the transport's buffer is full (`attach`), it is not to be called.
@@ -52,7 +52,7 @@ class Connection:
 
     @property
     def lost(self) -> bool:
-        """Whether the client is known to have gone."""
+        """Whether the connection is known to be lost."""
         return False
 
     def unsent(self) -> int | None:

@@ -48,7 +48,7 @@ class DaphneConnection(Connection):
 
     @property
     def lost(self) -> bool:
-        """Whether the client has gone, or was refused by daphne."""
+        """Whether the client has disconnected, or daphne has refused it."""
         return bool(self._protocol.state == WebSocketProtocol.STATE_CLOSED)
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:

@@ -30,7 +30,7 @@ DRAIN_TIME = 1.5
 DRAIN_LIMIT = 5.0
 #: Seconds after which it stops although the stores are not closed: one may not answer.
 CLOSE_LIMIT = 3.0
-#: How long, in seconds, the process may take to stop, all in all.
+#: How long, in seconds, the process may take to stop, unless the server is configured to wait longer.
 STOP_LIMIT = 11.0
 
 SIGNALS = (signal.SIGTERM,)
@@ -42,7 +42,7 @@ class Drain:
     Args:
         hub: whose connections are to be ended.
         loop: the hub's.
-        grace: how long, in seconds, the server itself may wait for its requests after the drain, if it was told that.
+        grace: how long, in seconds, the server is configured to wait for requests after the drain.
     """
 
     def __init__(self, hub: Callable[[], Hub], loop: asyncio.AbstractEventLoop, *, grace: float = 0.0) -> None:

@@ -43,7 +43,7 @@ class UvicornConnection(Connection):
 
     @property
     def lost(self) -> bool:
-        """Whether the client has gone, or was refused by uvicorn."""
+        """Whether the client has disconnected, or uvicorn has refused it."""
         return bool(self._protocol.transport.is_closing())
 
     def abort(self) -> None:

@@ -14,8 +14,8 @@ from reliable_cable.identity import Identity
 
 T = TypeVar("T")
 
-#: Seconds after a revocation within which a connection that was authenticated counts as authenticated before it: its
-#: time is measured (clock.py), and a login session may be deleted only after the signal of the logout.
+#: A connection that is authenticated within this many seconds after a revocation counts as authenticated before it. The
+#: time of a connection is not exact (clock.py), and Django may delete a login session only after its logout signal.
 CLOCK_MARGIN: Final = 1.0
 
 MAX_SID_LENGTH: Final = 64
@@ -53,7 +53,8 @@ class SessionStore(ABC):
 
     Args:
         settings: `settings.sessions_ttl` is how long a record lives after it was saved or touched, in seconds.
-        clock: this host's, in seconds since 1970; where a server keeps the records, its clock counts (`time`).
+        clock: this host's clock, in seconds since 1970. A store on a server uses the server's clock instead (see
+            `time`).
     """
 
     #: Whether it needs the tables of `settings.database`.
@@ -112,12 +113,12 @@ class SessionStore(ABC):
         """Return the present time by the store's clock, in seconds since 1970.
 
         Raises:
-            StoreError: the store could not be asked.
+            StoreError: the store could not be reached.
         """
         return self.clock()
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the servers that give the store its times, by the servers' names; see `StreamStore`."""
+        """Return the clocks of the store's servers, by the servers' names; see `StreamStore.clocks`."""
         return {}
 
     async def aclose(self) -> None:
@@ -129,7 +130,7 @@ class SessionStore(ABC):
         """Run a sync method of this store without blocking the event loop."""
 
     async def _run_write(self, call: Callable[[], T]) -> T:
-        """Do as `_run` for a method that writes, and may have to wait for other writers."""
+        """Run a sync method that writes, and may have to wait for other writers, without blocking the event loop."""
         return await self._run(call)
 
     async def asave(self, records: Mapping[str, SessionRecord]) -> None:

@@ -26,12 +26,12 @@ T = TypeVar("T")
 class ModelSessionStore(SessionStore):
     """Keeps sessions in the `Session` model, on the database that `settings.database` names.
 
-    Times are those of the database's own clock on PostgreSQL, so that servers need not agree, and of this host's
-    elsewhere. Every method raises `StoreError` where the database fails.
+    Times come from the database's clock on PostgreSQL, and from this host's clock elsewhere. Every method raises
+    `StoreError` if the database fails.
 
     Args:
         settings: `database` and `sessions_ttl`.
-        clock: for tests; None: as above.
+        clock: replaces that clock in tests.
     """
 
     uses_database = True
@@ -100,7 +100,7 @@ class ModelSessionStore(SessionStore):
             self._write("deleted", self._sessions().filter(sid__in=sids).delete)
 
     def revoke(self, condition: Identity) -> float:
-        """Store the time with one INSERT: records that are saved later, by whoever was late, are void as well."""
+        """Store the time with one INSERT, so that matching records that are saved late are void as well."""
         now = self.time()
         if self.settings.sessions_ttl:
             revoke = partial(
@@ -110,7 +110,7 @@ class ModelSessionStore(SessionStore):
                 unique_fields=["condition"],
                 update_fields=["at"],
             )
-            # Not in a transaction of the caller, which `disconnect(using=...)` need not wait for.
+            # Outside of the caller's transaction, because `disconnect(using=...)` may not wait for its commit.
             self._database.outside(partial(self._write, "revoked", revoke))
         return now
 
@@ -148,7 +148,7 @@ class ModelSessionStore(SessionStore):
             return self._server.time()
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clock of the database, on PostgreSQL."""
+        """Return the clock of the database on PostgreSQL, and none elsewhere."""
         return {f"database {self.settings.database!r}": self.time} if self._server.has_clock else {}
 
     async def _run(self, call: Callable[[], T]) -> T:

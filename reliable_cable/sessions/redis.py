@@ -26,7 +26,7 @@ class RedisSessionStore(SessionStore):
 
     Args:
         settings: `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl`.
-        clock: for tests, of revocations; None: Redis's own, by which records expire.
+        clock: replaces Redis's clock for revocations in tests. Records always expire by Redis's clock.
     """
 
     may_lose_data = True
@@ -103,7 +103,7 @@ class RedisSessionStore(SessionStore):
             await self.client.arun(*calls, again=True)
 
     def revoke(self, condition: Identity) -> float:
-        """Store Redis's time, for as long as what it voids can live."""
+        """Store the present time for as long as the records that it voids can live."""
         return float(self.client.run(self._revoke(condition), again=True)[0])
 
     async def arevoke(self, condition: Identity) -> float:

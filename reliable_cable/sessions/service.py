@@ -24,7 +24,7 @@ SAVE_DELAY: Final = 0.05
 RETRY_DELAY: Final = 1.0
 #: Seconds for which a client waits for its session to be written, or read: then it goes on without.
 PATIENCE: Final = 2.0
-#: How long, in seconds, the effect of a command waits until the changed session is saved.
+#: How long, in seconds, the effect of a command may be delayed until the changed session is saved.
 EFFECT_PATIENCE: Final = 8.0
 
 #: Seconds for which a loss of data is remembered: whoever else finds out about it does so within.
@@ -62,7 +62,7 @@ class SessionService:
 
     Args:
         store: keeps the records.
-        clock: the store's, by which records tell times; None: a new one.
+        clock: the store's clock, for the times in records. None creates one.
     """
 
     def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
@@ -78,9 +78,9 @@ class SessionService:
         self._writer: asyncio.Task[None] | None = None
         #: A write that has not begun: whoever has something to be written waits for it, too.
         self._next_write: asyncio.Task[None] | None = None
-        #: Callers of `save` that the next write is for: True if it succeeds.
+        #: A future for each call of `save` that waits for the next write. Its result is whether that succeeded.
         self._savers: list[asyncio.Future[bool]] = []
-        #: Live sessions of which the store may have a record: a write of one was tried.
+        #: Live sessions of which the store may have a record, because a write was attempted.
         self._offered: set[str] = set()
         #: Sessions that wait to be read, all at once.
         self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
@@ -117,7 +117,7 @@ class SessionService:
             return True
         self._changed[session.sid] = session
         if self._failing and session.sid not in self._offered:
-            # The store has no record that could be restored in an older state.
+            # The store has no older record of this session, so no restore can bring back an older state.
             self._write_soon()
             return True
         saver: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -293,7 +293,7 @@ class SessionService:
                 self._failed("written", TimeoutError("the store does not answer"))
 
     def _write_now(self) -> asyncio.Task[None] | None:
-        """Return a write that has not begun; None while the store is known to fail: it is tried again soon."""
+        """Return a write that has not begun yet. While the store is failing, schedule a retry and return None."""
         if self._failing:
             self._write_soon()
             return None
@@ -319,7 +319,8 @@ class SessionService:
                 wanted.append((witness, SessionRecord({}, 0)))
             try:
                 if self._failing:
-                    # While the store is away, it is not offered the records of new sessions: see `save`.
+                    # A failing store is tried with this first. So records of new sessions are not offered to it (see
+                    # `save`).
                     await self.store.atouch([_NOBODY])
                 for start in range(0, len(wanted), SAVE_SIZE):
                     # Records as they are now: to make them takes time, which is shared with others.

@@ -25,7 +25,7 @@ IDLE_STREAM_TTL = 30 * 86400.0
 
 #: How long, in seconds, every entry stays readable for followers, whatever the history size.
 YOUNG_TIME = 20.0
-#: How many bytes of young entries beyond the history size a stream keeps at most.
+#: The most bytes of young entries that a stream keeps beyond its history size.
 YOUNG_SIZE = 16 * 1024 * 1024
 
 
@@ -107,9 +107,9 @@ class StreamListener(ABC):
         """Release everything this listener holds (tasks, connections)."""
 
     async def fence(self) -> None:
-        """Return when every event that was announced before this call has been delivered, or is known to be lost.
+        """Wait until every event that was announced before this call has been delivered, or is known to be lost.
 
-        A gap counts as lost only after a fence that began when the answer of the store's read had come.
+        A gap counts as lost only after a fence that began after the answer to a read of the store had arrived.
         """
         return None
 
@@ -158,8 +158,8 @@ class StreamStore(ABC):
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages when the transaction that is open on database `using` commits; never if it does not.
 
-        Here: appended after the commit, so that a crash between the two loses them. An error is logged then, and
-        signalled by `broadcast_failed`. A store that shares the transaction's database does better.
+        This implementation appends them after the commit, so a crash between the two loses them. An error is then
+        logged, and signalled by `broadcast_failed`. A store on the transaction's database overrides this.
 
         Raises:
             BroadcastError: the messages could not be added to the transaction, or nothing can wait for its commit.
@@ -221,11 +221,11 @@ class StreamStore(ABC):
     def forget_all(self) -> int:
         """End the epoch of every stream, as `forget` does for one, in bounded steps; return the number of streams.
 
-        This is a step of every restore from a backup: a store that went back would otherwise give the offsets of lost
-        messages to other messages of the same epoch. Messages waiting in an outbox survive.
+        Call this after every restore from a backup. Otherwise the store would give the offsets of lost messages to
+        other messages in the same epoch. Messages waiting in an outbox survive.
 
         Raises:
-            StoreError: the store could not be asked, or does not implement this.
+            StoreError: the store could not be reached, or does not implement this.
         """
         raise StoreError(f"{type(self).__name__} cannot end the epochs of all streams: it does not have forget_all().")
 
@@ -244,12 +244,12 @@ class StreamStore(ABC):
         """Return the present time by the store's clock, in seconds since 1970.
 
         Raises:
-            StoreError: the store could not be asked.
+            StoreError: the store could not be reached.
         """
         return self.clock()
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the servers that give the store its times, by the servers' names.
+        """Return the clocks of the store's servers, by the servers' names.
 
         Each is a function that asks the server for its present time, in seconds since 1970. There are none where the
         store uses this host's clock.
@@ -277,7 +277,7 @@ class StreamStore(ABC):
         """Run a sync method of this store without blocking the event loop."""
 
     async def _run_write(self, call: Callable[[], T]) -> T:
-        """Do as `_run` for a method that writes, and may have to wait for other writers."""
+        """Run a sync method that writes, and may have to wait for other writers, without blocking the event loop."""
         return await self._run(call)
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:

@@ -1,8 +1,8 @@
 """Redis, with the streams marked `durable` in the models, too (DESIGN.md, Engines): losing Redis loses none of these.
 
-A durable stream is the model store's: it numbers, and has the truth. This process's listeners hear of numbered messages
-directly. A background thread pushes them to Redis, which keeps the newest messages (the *hot tail*) and announces them
-to other processes. If that fails, the others find them by their polls.
+The model store numbers the messages of durable streams, and its tables are authoritative. Listeners of this process are
+told of numbered messages directly. A background thread pushes the messages to Redis, which keeps the newest ones (the
+*hot tail*) and announces them to other processes. If that fails, other processes find them by polling.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ logger = logging.getLogger("reliable_cable")
 
 #: Seconds between polls of the tables while Redis announces: they find what a crash kept from Redis.
 QUIET_POLL_INTERVAL: Final = 1.0
-#: Seconds for which a Redis that failed is neither asked for the hot tail nor sent anything.
+#: How long, in seconds, Redis is neither read nor sent messages of durable streams after it failed.
 REST_TIME: Final = 1.0
-#: Seconds that a reader on an event loop waits for the hot tail before it reads the models.
+#: How long, in seconds, an async read waits for the hot tail before it reads the models.
 READ_PATIENCE: Final = 1.0
-#: Bytes of messages that may be waiting to be pushed to Redis.
+#: The most bytes of messages that may be waiting to be pushed to Redis.
 PUSH_LIMIT: Final = 16 * 1024 * 1024
-#: Seconds that the exit of the interpreter, or closing the store, waits for these messages.
+#: How long, in seconds, closing the store and the exit of the interpreter wait for these messages.
 PUSH_PATIENCE: Final = 1.0
 
 
@@ -101,7 +101,7 @@ class DurableStreamStore(StreamStore):
         """
         durable, others = self._split(items) if using == self.settings.database else ([], items)
         if others:
-            # Before anything is written.
+            # This check comes before anything is written.
             check_hooks([using])
         if durable:
             self._model.append_on_commit(durable, using)
@@ -204,7 +204,8 @@ class DurableStreamStore(StreamStore):
 
     def forget_all(self) -> int:
         """End the epoch of every stream in both stores; return how many there were."""
-        # The models first: that deletes the copies in Redis, which then count once.
+        # The models come first: their hot tails are then deleted from Redis in the background. Those left are counted
+        # again.
         return self._model.forget_all() + self._redis.forget_all()
 
     def prune(self, *, limit: int = 1000) -> int:
@@ -228,7 +229,7 @@ class DurableStreamStore(StreamStore):
         return self._redis.problems()
 
     def close(self) -> None:
-        """Push what is waiting, and release what both stores hold in this process."""
+        """Push the waiting messages, and release the resources of both stores in this process."""
         self._pusher.flush(PUSH_PATIENCE)
         self._redis.close()
         self._model.close()
@@ -240,13 +241,13 @@ class DurableStreamStore(StreamStore):
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def _announce(self, events: Sequence[StreamEvent]) -> None:
-        """Tell this process at once what the model store did, and Redis soon: no caller waits for Redis."""
+        """Announce events in this process now, and to Redis in the background: no caller waits for Redis."""
         self._model.bus.publish(events)
         if not self._resting:
             self._pusher.put(events)
 
     def _push(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
-        """Bring events to Redis in their order; they are dropped while it fails."""
+        """Send events to Redis in their order. They are dropped while Redis fails."""
         if not self._resting:
             try:
                 for numbered, group in groupby(events, lambda event: isinstance(event, Published)):
@@ -316,7 +317,7 @@ class _Listener(StreamListener):
         return max(quick, QUIET_POLL_INTERVAL) if self._redis.connected else quick
 
     def _heard(self, event: StreamEvent) -> None:
-        # What this process wrote itself was announced on its own bus.
+        # Messages of this process were already announced on its own bus.
         if self._tables.note(event):
             self._deliver(event)
 

@@ -47,7 +47,7 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream: `kept` is within its size and TTL, `young` precedes that, for followers."""
+    """A stream. `kept` has the entries within its size and TTL; `young` has those before them, for followers."""
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     tail: int = 0
@@ -64,7 +64,7 @@ class _Stream:
         return self.tail - len(self.kept) + 1
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Drop what is past the stream's size or time, and not young; return how many entries were dropped."""
+        """Drop entries that are past the stream's size or TTL and not young; return how many were dropped."""
         while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
             old = self.kept.popleft()
             self.trimmed_at = old.created
@@ -190,6 +190,6 @@ class MemoryStreamStore(StreamStore):
 
     async def _run(self, call: Callable[[], T]) -> T:
         result = call()
-        # Nothing here suspends the caller, and a loop of broadcasts must not keep the event loop from its other tasks.
+        # Otherwise nothing suspends the caller, and a loop of broadcasts would keep other tasks from running.
         await asyncio.sleep(0)
         return result

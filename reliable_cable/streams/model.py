@@ -48,7 +48,8 @@ class _Written:
         positions: of the caller's messages.
         events: to be announced after the commit.
         overfull: streams that are worth trimming.
-        complete: False: outbox rows were numbered, or epochs ended; what remains takes another transaction.
+        complete: whether all of it was stored. False if outbox rows were numbered or epochs ended first, and the rest
+            needs another transaction.
     """
 
     positions: list[StreamPosition]
@@ -66,7 +67,7 @@ class ModelStreamStore(StreamStore):
 
     Args:
         settings: `database`, and the sizes and times of history.
-        clock: for tests; None: the database server's clock on PostgreSQL, this host's on SQLite.
+        clock: for tests. None: the database server's clock on PostgreSQL, this host's clock on SQLite.
         announce: takes the events after each commit; None: they go to this process's listeners, and others are woken.
     """
 
@@ -116,8 +117,8 @@ class ModelStreamStore(StreamStore):
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages when the transaction that is open on database `using` commits; never if it does not.
 
-        Messages to be kept become part of a transaction on `settings.database`, also of one without `on_commit` hooks
-        (`set_autocommit(False)`): then the next append or poll after the commit numbers them.
+        If the transaction is on `settings.database`, kept messages are stored as part of it. If it has no `on_commit`
+        hooks (`set_autocommit(False)`), the next append or poll after the commit numbers them.
         """
         kept = [item for item in items if self.settings.policy(item[0]).history_size]
         for name, message in items:
@@ -190,9 +191,9 @@ class ModelStreamStore(StreamStore):
         self._database.rows(models.Stream).bulk_create(rows, ignore_conflicts=True)
 
     def _write(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> _Written | None:
-        """Lock the streams, number what waits, then store `items`; None if a stream's row is missing.
+        """Lock the streams, number their outbox rows, then store `items`; None if a stream's row is missing.
 
-        Streams whose epochs belong to another history of the database are deleted instead.
+        Streams whose epochs belong to another lineage of the database are deleted instead.
         """
         waits = models.OutboxEntry.objects.filter(name=OuterRef("name"))
         locked = self._database.rows(models.Stream).select_for_update().filter(name__in=names).order_by("name")
@@ -206,7 +207,7 @@ class ModelStreamStore(StreamStore):
             if stream.waits:
                 waiting.append(stream.name)
             if stream.tail == 0:
-                # An epoch begins with its first entry: a database that went back may have the row without the entries.
+                # An epoch begins with its first entry: a restored database may have the row without the entries.
                 stream.epoch = secrets.token_hex(8)
             elif stream.present and stream.lineage not in ("", stream.present):
                 ended.append(stream.name)

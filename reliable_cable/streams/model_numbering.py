@@ -1,4 +1,4 @@
-"""How the model store gives offsets to messages, under the locks on their streams."""
+"""Numbers the messages of the model store, under locks on their streams."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Numbering:
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
         """Insert messages, move the tails, and return the messages' positions and their announcements.
 
-        A message whose idempotency key is that of a kept entry has that entry's position.
+        A message with the idempotency key of a kept entry is not inserted again. Its position is that of the entry.
 
         Args:
             streams: the locked rows, by name; they are changed.
@@ -85,6 +85,6 @@ class Numbering:
             elif key is not None:
                 found[name, key] = offset
         if gone:
-            # Past their time, only not trimmed yet: their keys are free again.
+            # These entries are past the stream's size or TTL, but not trimmed yet. Their keys can be used again.
             self._database.rows(StreamEntry).filter(pk__in=gone).update(idempotency_key=None)
         return found

@@ -18,20 +18,20 @@ from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME
 
 #: Rows that one transaction deletes or looks at.
 BATCH = 500
-#: How many appended entries are worth a transaction that trims, at least. It is a power of two.
+#: The least number of appended entries after which a stream is trimmed. It is a power of two.
 TRIM_STEP = 64
 #: Seconds for which other processes can find a transient message.
 TRANSIENT_TTL = 30.0
 
 
 class _ByteLength(Func):
-    """The number of bytes of a text. `LENGTH` counts characters, and PostgreSQL would have to unpack the text."""
+    """The number of bytes of a text. `LENGTH` counts characters, for which PostgreSQL has to decompress the text."""
 
     function = "OCTET_LENGTH"
     output_field = IntegerField()
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """Do without OCTET_LENGTH, which SQLite has since 3.43."""
+        """Use another function: SQLite has OCTET_LENGTH only since version 3.43."""
         return self.as_sql(compiler, connection, template="LENGTH(CAST(%(expressions)s AS BLOB))", **context)
 
 
@@ -39,7 +39,7 @@ class Retention:
     """Deletes what is past its stream's size or time.
 
     `low` and `trimmed_at` of a stream change in the transaction that deletes the entries, under the lock on its row.
-    Entries younger than `YOUNG_TIME` stay for followers, whatever the size and the TTL, up to `YOUNG_SIZE` bytes.
+    Entries younger than `YOUNG_TIME` are kept for followers, whatever the size and the TTL, up to `YOUNG_SIZE` bytes.
     """
 
     def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer) -> None:
@@ -56,17 +56,18 @@ class Retention:
         return stream.low <= stream.tail and stream.tail_at <= now - ttl
 
     def has_grown(self, stream: Stream, tail: int) -> bool:
-        """Say whether enough was appended to a stream for a trim.
+        """Say whether enough was appended to a stream to trim it.
 
-        A trim may find only young entries, which it leaves alone. So the number of appended entries counts, and not
-        the number of kept ones: in a burst, few of the appends are followed by a trim.
+        A trim leaves young entries alone. If the number of kept entries decided, every append of a burst would cause a
+        trim that deletes nothing. So the number of appended entries decides.
 
         Args:
             stream: as it is now.
             tail: the stream's tail before the append.
         """
         kept = stream.tail - stream.low + 1
-        # Powers of two: a multiple of the next one is a multiple of this one, too, so none is missed while it grows.
+        # Steps are powers of two. A multiple of a larger step is one of a smaller step too, so none is missed in
+        # growth.
         step = max(TRIM_STEP, 1 << (kept // 10).bit_length() >> 1)
         return kept > self._settings.policy(stream.name).history_size and stream.tail // step > tail // step
 
@@ -79,7 +80,7 @@ class Retention:
             self._database.later(partial(self._trim_due, name))
 
     def _trim_due(self, name: str) -> None:
-        # First: what is appended from now on may ask again.
+        # This comes first, so that appends from now on can request another trim.
         with self._lock:
             self._trimming.discard(name)
         self.trim(name)
@@ -100,7 +101,7 @@ class Retention:
         return max(low - stream.low, 0)
 
     def _first_to_stay(self, stream: Stream, now: float) -> int:
-        """Return the offset of the oldest entry that is not to be deleted. Call this under the lock on the stream."""
+        """Return the offset of the oldest entry to keep. Call this under the lock on the stream."""
         entries = self._database.rows(StreamEntry).filter(stream=stream.pk)
 
         def first_after(time: float) -> int:

@@ -179,7 +179,7 @@ class PollingListener(BusListener):
             self._known[stream] = NOWHERE
 
     def note(self, event: StreamEvent) -> bool:
-        """Take notice of an event that is announced in another way; return False if it was announced before."""
+        """Record an event that is announced in another way; return False if it was announced before."""
         known = self._known.get(event.stream)
         if isinstance(event, Published) and known is not None:
             if event.epoch == known.epoch and event.offset <= known.offset:

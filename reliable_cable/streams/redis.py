@@ -91,7 +91,8 @@ class RedisStreamStore(StreamStore):
     """Keeps streams in the Redis of `settings.redis_url`.
 
     Times are those of Redis's own clock, so that servers need not agree. An epoch is bound to the lineage of the data
-    (redis/lineage.py): after a restart or a failover, with whatever data, new epochs begin, and subscribers are told.
+    (redis/lineage.py). After a restart or a failover, new epochs begin, whatever data are there, and subscribers are
+    told.
 
     Args:
         settings: `redis_url`, `redis_options`, `key_prefix`, and the sizes and times of history.
@@ -232,7 +233,7 @@ class RedisStreamStore(StreamStore):
     def forget_all(self) -> int:
         """End the epochs of all streams, and the incarnations of all presence; return how many streams there were.
 
-        The data begin a new lineage, which other processes find within seconds. Call this after a backup was restored.
+        The data get a new lineage, which other processes find within seconds. Call this after a backup was restored.
 
         Raises:
             StoreError: Redis could not be reached.

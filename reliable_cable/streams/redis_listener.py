@@ -1,4 +1,4 @@
-"""What a process hears of the streams in Redis: what is published, and that there is more to be read."""
+"""Announces the messages of streams in Redis inside this process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds between looks at the streams' positions, in case pub/sub lost something without saying so.
+#: Seconds between checks of the streams' positions, in case pub/sub lost a message unnoticed.
 CHECK_INTERVAL: Final = 5.0
 
 
 class RedisStreamListener(StreamListener):
-    """Announces what is published in Redis; after a loss of the connection, or of a message, that there is more."""
+    """Announces messages that are published in Redis; `Advanced` after a connection or a message was lost."""
 
     def __init__(self, store: RedisStreamStore, pubsub: PubSub, deliver: Callable[[StreamEvent], None]) -> None:
         self._store = store
@@ -68,7 +68,7 @@ class RedisStreamListener(StreamListener):
             await self.unsubscribe(stream)
 
     async def fence(self) -> None:
-        """Return when every event that was announced before this call has been delivered, or is known to be lost."""
+        """Wait until every event that was announced before this call has been delivered, or is known to be lost."""
         await self._pubsub.fence()
 
     def doubt(self, stream: str) -> None:
@@ -88,10 +88,10 @@ class RedisStreamListener(StreamListener):
             try:
                 await self.check()
             except StoreError as error:
-                logger.debug("The positions could not be looked at: %s", error)
+                logger.debug("The positions of the streams could not be checked: %s", error)
 
     async def check(self) -> None:
-        """Announce the streams that stand elsewhere than was announced."""
+        """Announce `Advanced` for streams whose position differs from the announced one."""
         before = {stream: self._known.get(stream, NOWHERE) for stream in self._ears}
         tails = await self._store.tails(list(before))
         for stream, was in before.items():
@@ -102,7 +102,7 @@ class RedisStreamListener(StreamListener):
 
 
 def parse_event(stream: str, message: bytes) -> StreamEvent | None:
-    """Return what a message on a stream's channel says; None if it is not about messages of the stream."""
+    """Return the event in a message on a stream's channel; None if it is not about messages of the stream."""
     kind, (head, _, data) = message[:1], message[1:].partition(b"\n")
     if kind == b"m":
         epoch, offset, exclude = head.decode().split(" ", 2)

@@ -23,9 +23,9 @@ def cable_meta_tags(url: str = "/cable", since: datetime | float | None = None) 
     """Render the meta tags that the client reads; they belong into the page's head.
 
     With the time that is in them, a client that subscribes for the first time asks for what was broadcast since the
-    page was made. It is the time by the stream store's clock, in whole seconds, rounded down: what was broadcast in
-    that second before may come again. This never waits for the store: the first pages of a process get a time that is
-    some seconds earlier.
+    page was made. The time is that of the stream store's clock, rounded down to a whole second, so that messages of
+    that second may be received again. Rendering never waits for the store: until a process has measured the store's
+    clock, the time is 5 seconds earlier.
 
     Args:
         url: where the cable is, a path or a ws:// or wss:// URL.

@@ -1,4 +1,4 @@
-"""Servers on hosts whose clocks are wrong, and that share a Redis: its clock counts."""
+"""Servers on hosts with wrong clocks that share a Redis: only the clock of Redis matters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def options(shared_redis: SharedRedis) -> dict[str, str]:
-    """Settings that lead all servers here to one Redis."""
+    """Settings that make all servers of a test use the same Redis."""
     return shared_redis()
 
 
@@ -40,7 +40,7 @@ def right(pools: dict[str, ServerPool], options: dict[str, str]) -> Iterator[Ser
 def wrong(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, right: Server, options: dict[str, str]
 ) -> Iterator[Server]:
-    """A server whose clock is ahead by some seconds, or behind."""
+    """A server whose clock is some seconds ahead or behind."""
     folder: Path = tmp_path_factory.mktemp("wrong")
     with Server("uvicorn", folder, right.database, options, shared=True, **wrong_clock(request.param)) as server:
         yield server
@@ -75,7 +75,7 @@ async def test_what_is_broadcast_after_a_page_was_rendered_is_not_lost(
 ) -> None:
     with ExitStack() as stack:
         renderer = wrong if where == "in a server" else stack.enter_context(OtherProcess(wrong))
-        # From the first measurement on, soon after the first page.
+        # Pages have the right time after the first measurement, soon after the first page.
         deadline = time.monotonic() + PATIENCE
         while not -2 <= (since := await renderer.call("page_time")) - time.time() <= 0:
             assert time.monotonic() < deadline, "the time of a page is wrong"

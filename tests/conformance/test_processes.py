@@ -73,7 +73,7 @@ async def test_several_writers_at_once_lose_and_repeat_nothing(
 async def test_more_than_the_history_size_at_once_reaches_whoever_is_connected(
     connect: Connect, beside: OtherProcess, how: str, count: int, size: int
 ) -> None:
-    # The history size (100) bounds what is offered to those who return. These were never away.
+    # The history size (100) limits the history for clients that return. These clients were never away.
     stream = unique("burst")
     client, base = await connect(), await connect(protocols=[BASE])
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))

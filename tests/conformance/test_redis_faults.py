@@ -133,7 +133,8 @@ async def test_a_client_sees_no_effect_that_a_restore_after_an_outage_and_a_kill
     proxy.refuse()
     proxy.cut()
     await former.perform(identifier, "increment")
-    # Not the effect: the client forgets its session. A client that is cut off before it hears this has seen nothing.
+    # The client forgets its session instead of seeing the effect. A client that is cut off before has seen nothing
+    # either.
     await farewell(former, reconnect=True)
     second.kill()
     client = await connect_to(first, sid=former.sid)

@@ -1,4 +1,4 @@
-"""The database hangs, or it is away for some seconds: servers stop when told to, and clients need not know of it."""
+"""The database hangs or cannot be reached for some seconds: servers still stop on request, and clients see no error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.postgres
 
 #: Seconds by which a busy machine may be late.
 SLACK = 5.0
-#: How long, in seconds, the database is away.
+#: How long, in seconds, the database cannot be reached.
 AWAY = 3.0
 
 
@@ -37,17 +37,17 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def template(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stands for the migrated database, which is in PostgreSQL."""
+    """A placeholder: the migrated database is in PostgreSQL, not in a file to copy."""
     return make_database(tmp_path_factory.mktemp("migrated"), CABLE_TEST_POSTGRES=postgres)
 
 
 class Stage:
-    """Makes servers on the PostgreSQL.
+    """Makes servers that use one PostgreSQL.
 
     Args:
-        postgres: its HOST.
-        template: of `make_database`.
-        folder: for logs.
+        postgres: the HOST of the PostgreSQL.
+        template: the template for `make_database`.
+        folder: the folder for logs.
     """
 
     def __init__(self, postgres: str, template: Path, folder: Path) -> None:
@@ -66,12 +66,12 @@ class Stage:
 
 @pytest.fixture
 def stage(postgres: str, template: Path, tmp_path: Path) -> Stage:
-    """What a test starts servers with."""
+    """A stage on which a test starts servers."""
     return Stage(postgres, template, tmp_path)
 
 
 async def try_to_connect(server: Server, cookie: str) -> None:
-    """Connect as a signed-in user, and leave after a while, whether or not that succeeds."""
+    """Connect as a signed-in user, and disconnect after a while. The connection may fail."""
     client = Client(server.url, cookie=cookie)
     with suppress(OSError, InvalidHandshake, EOFError, TimeoutError):
         async with asyncio.timeout(1):
@@ -80,7 +80,7 @@ async def try_to_connect(server: Server, cookie: str) -> None:
 
 
 async def ask_for_a_position(server: Server) -> None:
-    """Have a view query the database, whether or not that succeeds."""
+    """Have a view query the database. The query may fail."""
     with suppress(httpx.TransportError):
         await server.call("position", "any")
 
@@ -119,7 +119,7 @@ async def test_who_left_before_being_accepted_is_no_error(stage: Stage, kind: Ki
         with outage.hanging(stage.postgres):
             await asyncio.gather(*(try_to_connect(server, cookie) for _ in range(5)))
         async with Client(server.url, cookie=cookie) as client:
-            # The first ping comes after 1.5 seconds at least: daphne logs errors of applications once a second.
+            # The first ping comes after at least 1.5 seconds. Daphne logs errors of applications once a second.
             await client.ping(1)
         assert "Traceback" not in server.log
 

@@ -1,4 +1,4 @@
-"""A process that reads, prunes and appends to the stream "a"; its argument is the database's settings as JSON."""
+"""A process that reads and prunes the stream "a" and appends to it. Its argument: the database's settings as JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def main(database: dict[str, Any]) -> None:
-    """Write what was found to standard output, as JSON."""
+    """Write the results to standard output, as JSON."""
     from django.conf import settings
 
     settings.configure(

@@ -137,7 +137,7 @@ def presence_store(
 
 @pytest.fixture
 def engine(alias: str, redis_settings: dict[str, Any], settings: Any, made_stores: list[Any]) -> Iterator[Engine]:
-    """The stores of `alias`, in force by the settings; with a Redis, `durable` makes every stream durable."""
+    """The stores of `alias`, configured in the settings. With a Redis, `durable` makes every stream durable."""
     values: dict[str, Any] = {key.upper(): value for key, value in redis_settings.items()}
     if alias == "durable":
         values["STREAMS"] = {"*": {"durable": True}}

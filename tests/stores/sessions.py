@@ -65,7 +65,7 @@ def model_store(alias: str, clock: Clock, **settings: Any) -> ModelSessionStore:
 
 @pytest.fixture(params=[*[alias for alias in ALIASES if alias.values == ("postgres",)], *REDIS_STORES])
 def server_kind(request: pytest.FixtureRequest) -> str:
-    """Which server keeps the sessions and has a clock of its own: PostgreSQL, or a Redis by name."""
+    """The server that keeps the sessions and has its own clock: PostgreSQL, or the name of a Redis."""
     kind: str = request.param
     return kind
 

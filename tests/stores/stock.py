@@ -1,4 +1,4 @@
-"""A process of its own that broadcasts from several threads, on a database as `startproject` configures it.
+"""A separate process that broadcasts from several threads, on a database as `startproject` configures it.
 
 The argument is JSON with the parameters of `main`. The errors of the broadcasts are printed, a JSON list.
 """
@@ -21,10 +21,10 @@ def main(path: str, writers: int, count: int, poll: bool, sessions: bool, histor
         path: the file of the SQLite database.
         writers: the number of threads.
         count: the number of broadcasts of each thread.
-        poll: let a subscriber poll meanwhile.
-        sessions: write session records meanwhile, as in a storm of reconnects.
+        poll: whether a subscriber polls meanwhile.
+        sessions: whether session records are written meanwhile, as when many clients reconnect.
         history_size: the number of messages that the stream keeps.
-        young_time: how long, in seconds, it keeps every message.
+        young_time: how long, in seconds, the stream keeps every message.
     """
     from django.conf import settings
 

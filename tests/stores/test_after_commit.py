@@ -1,4 +1,4 @@
-"""What waits for the caller's transactions, which of them count, and what happens if a store fails after the commit."""
+"""Calls that wait for the caller's transactions, and failures of a store after the commit."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ pytestmark = [pytest.mark.postgres, pytest.mark.django_db(transaction=True, data
 
 @pytest.fixture
 def own(alias: str) -> str:
-    """The database of the store, if it has one."""
+    """The alias of the store's database, if it has one."""
     return "default" if alias in ("default", "durable") else "postgres"
 
 
@@ -196,7 +196,7 @@ class TestWithoutAutocommit:
         assert data() == [1, 2, 4]
         assert data("b") == [3, 5]
 
-    # On SQLite, such a block commits by itself: it ends a savepoint that no BEGIN came before.
+    # On SQLite, such a block commits on its own: it ends a savepoint that was not preceded by a BEGIN.
     @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
     @pytest.mark.usefixtures("engine")
     def test_atomic_inside_of_it_is_part_of_it(self, own: str) -> None:
@@ -248,7 +248,7 @@ class TestWithoutAutocommit:
 
 @pytest.fixture
 def failures() -> Iterator[list[tuple[type, str, Exception]]]:
-    """What `broadcast_failed` has told."""
+    """The arguments of each `broadcast_failed` that was sent."""
     heard: list[tuple[type, str, Exception]] = []
 
     def receive(sender: type, stream: str, error: Exception, **kwargs: Any) -> None:
@@ -264,7 +264,7 @@ Failures = list[tuple[type, str, Exception]]
 
 
 class TestAStoreThatFailsAfterTheCommit:
-    """On the memory and model stores their inner step fails; on Redis, the server is gone."""
+    """A step inside the memory and model stores fails; for Redis, the server cannot be reached."""
 
     @pytest.fixture
     def own_redis(self, tmp_path: Path) -> Iterator[RedisServer]:

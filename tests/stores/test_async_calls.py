@@ -1,4 +1,4 @@
-"""Async code: twins that wait for no shared thread and hold none, and sync functions that say so on an event loop."""
+"""Async code: async twins use no shared thread, and sync functions refuse to run on an event loop."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_twins_take_the_same_typed_parameters() -> None:
 
 @asynccontextmanager
 async def busy_thread() -> AsyncIterator[None]:
-    """Keep the thread busy that thread-sensitive code of the whole process shares."""
+    """Keep the thread busy that the thread-sensitive code of the whole process shares."""
     begun, end = threading.Event(), threading.Event()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""The database connections of the threads of stores and handlers: how many, for how long, and after a restart."""
+"""Database connections of store threads and handler threads: number, lifetime and restarts of the database."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def opened() -> Iterator[list[str]]:
 
 @pytest.fixture
 def polls(monkeypatch: pytest.MonkeyPatch) -> list[Poll]:
-    """What all polls found."""
+    """The result of each poll."""
     found: list[Poll] = []
     poll = ModelStreamStore.poll
 
@@ -63,7 +63,7 @@ def query(alias: str) -> int:
 
 
 def break_connections(alias: str) -> None:
-    """End all connections but this thread's, on the server's side, as a restart does."""
+    """Make the server end all connections but this thread's, as a restart does."""
     with connections[alias].cursor() as cursor:
         cursor.execute(
             "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity"
@@ -146,7 +146,7 @@ class TestStoreThreads:
 
 @postgres_only
 class TestHandlerThreads:
-    """With `CONN_MAX_AGE`, no handler meets a connection that a restart of the database has broken."""
+    """With `CONN_MAX_AGE`, no handler gets a connection that a restart of the database has broken."""
 
     @pytest.fixture(autouse=True)
     def persistent(self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ async def test_a_query_of_another_handler_delays_no_async_handler(monkeypatch: p
 
 
 def with_closed_connections(call: Callable[[str], Any], alias: str) -> Any:
-    """Call in a thread of its own, and close what it opened."""
+    """Run a call in a new thread, and close the connections that it opened."""
     try:
         return call(alias)
     finally:

@@ -61,7 +61,7 @@ def store(make: MakeStore) -> DurableStreamStore:
 
 
 def hot_tail(store: DurableStreamStore) -> tuple[int, list[tuple[int, str]]]:
-    """Return the tail and the entries that Redis has, once this store has pushed all of its own."""
+    """Return the tail and the entries in Redis, after this store has pushed its messages."""
     assert store._pusher.flush(30)
     page = store._redis.read("a", after=0, limit=100)
     return page.tail, [(entry.offset, entry.data) for entry in page.entries]
@@ -259,7 +259,7 @@ class TestListening:
 async def test_the_time_is_ahead_of_neither_clock(
     store: DurableStreamStore, monkeypatch: pytest.MonkeyPatch, in_redis: float, in_the_database: float
 ) -> None:
-    # So a page asks for everything since then, in whichever of the two it is kept.
+    # So a page gets everything since then, whichever of the two keeps it.
     monkeypatch.setattr(store._redis, "_clock", lambda: in_redis)
     monkeypatch.setattr(store._model._server, "_clock", lambda: in_the_database)
     assert await asyncio.to_thread(store.time) == await store.atime() == 5.0

@@ -1,4 +1,4 @@
-"""What a stream store keeps for readers that were never away: everything that is young, whatever the history size."""
+"""Young entries: a stream store keeps them for readers that were never away, whatever the history size."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class TestYoungEntries:
 
 
 class Follower:
-    """Reads a stream whenever a listener says that it moved, like a hub that serves live subscribers."""
+    """Reads a stream after each announcement of its listener, like a hub with live subscribers."""
 
     def __init__(self, store: StreamStore) -> None:
         self._store = store
@@ -144,7 +144,7 @@ class Follower:
 
 @model_stores
 class TestLiveFollowers:
-    """A process broadcasts more than the history size at once; another one follows the stream."""
+    """A process broadcasts more messages than the history size at once, while another process follows the stream."""
 
     COUNT = 150
 

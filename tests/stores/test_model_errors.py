@@ -1,4 +1,4 @@
-"""What the database's errors mean for the model store: locks, conflicts and broken connections."""
+"""Database errors of the model store: locks, conflicts and broken connections."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def on_commit(store: ModelStreamStore, *data: str, stream: str = "a", key: str =
 
 
 def sqlite_busy() -> sqlite3.Error:
-    """Return the error of SQLite that another connection has the lock."""
+    """Return SQLite's error when another connection holds the lock."""
     error = sqlite3.OperationalError("database is locked")
     error.sqlite_errorcode = sqlite3.SQLITE_BUSY
     return error
 
 
 def postgres_error(code: str) -> psycopg.Error:
-    """Return the error of PostgreSQL with this code."""
+    """Return an error of PostgreSQL with this code."""
     return psycopg.errors.lookup(code)()
 
 
 @pytest.fixture
 def short_timeout(alias: str) -> Iterator[None]:
-    """Let new connections wait for 50 ms only."""
+    """Make new connections wait for a lock for 50 ms only."""
     params = SQLite.get_connection_params
     connections[alias].close()
     with mock.patch.object(SQLite, "get_connection_params", lambda self: {**params(self), "timeout": 0.05}):
@@ -116,7 +116,7 @@ class TestLockedSQLite:
     def test_what_was_repeated_leaves_no_cursors_to_the_garbage_collector(
         self, store: ModelStreamStore, alias: str
     ) -> None:
-        """It could run in the thread with the write lock, and wait there for a connection that waits for the lock."""
+        """The collector might run in the thread with the write lock, and wait for a connection that waits for it."""
         append(store, "1")
         locked, release = threading.Event(), threading.Event()
 
@@ -224,7 +224,7 @@ class TestErrors:
 class TestBrokenConnections:
     @pytest.fixture
     def break_connection(self, alias: str) -> Callable[[], None]:
-        """End the server's side of this thread's connection."""
+        """Make the server end this thread's connection."""
 
         def end() -> None:
             mine = connections[alias].connection.info.backend_pid

@@ -1,4 +1,4 @@
-"""How a stream gets a new epoch, so that no position is used twice after a store went back to older data."""
+"""New epochs: no position is used twice after a store went back to older data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def put_back(alias: str, tail: int) -> None:
-    """Let the database lack the stream's entries after an offset, as if an older copy had been restored."""
+    """Delete the stream's entries after an offset, as if an older copy of the database had been restored."""
     models.StreamEntry.objects.using(alias).filter(offset__gt=tail).delete()
     models.Stream.objects.using(alias).update(tail=tail)
 
@@ -132,7 +132,7 @@ class TestDatabasesThatWentBack:
 
     def test_a_stream_that_lost_all_its_entries_begins_another_epoch(self, store: ModelStreamStore, alias: str) -> None:
         (before,) = store.append([("a", Message("1"))])
-        # The row was committed before the entry: the database went back to between the two.
+        # The row was committed before the entry, and the database was restored to a moment between the two.
         models.StreamEntry.objects.using(alias).all().delete()
         models.Stream.objects.using(alias).filter(name="a").update(tail=0, tail_at=0, lineage="")
         (after,) = store.append([("a", Message("2"))])
@@ -189,7 +189,7 @@ class TestForgettingAllRows:
 
 
 def doctor(*arguments: str, **settings: Any) -> str:
-    """Return what the command prints."""
+    """Return the output of the command."""
     out = io.StringIO()
     with override_settings(RELIABLE_CABLE=settings):
         call_command("cable_doctor", *arguments, stdout=out, no_color=True)
@@ -332,7 +332,7 @@ class TestLineages:
 
 
 class Cluster:
-    """A PostgreSQL primary with a standby, and a database with the alias "cluster" that leads to one of them."""
+    """A PostgreSQL primary and a standby. The database alias "cluster" leads to one of them."""
 
     def __init__(self, binaries: Path) -> None:
         self.primary = PostgresServer(binaries)
@@ -347,7 +347,7 @@ class Cluster:
         self.standby.start()
 
     def lead_to(self, server: PostgresServer) -> None:
-        """Move the address."""
+        """Make the alias lead to a server."""
         connections["cluster"].close()
         connections.settings["cluster"]["HOST"] = server.host
 

@@ -252,10 +252,10 @@ class TestExpiry:
 
 
 class TestAfterAnOutage:
-    """No process called `expire` for so long that none can have refreshed its members."""
+    """After a time in which no process called `expire`, and so none can have refreshed its members."""
 
     def live(self, store: PresenceStore, clock: Clock, *sessions: str) -> list[PresenceEvent]:
-        """Let a process keep its sessions for one time to live, as long as the store answers; return who left."""
+        """Refresh a process's sessions for one time to live, while the store answers; return who left."""
         events = []
         for _ in range(3):
             clock.advance(TTL / 3)
@@ -268,7 +268,7 @@ class TestAfterAnOutage:
         store.join("s", "of another server", "2")
         self.live(store, clock, "of one server", "of another server")
         clock.advance(TTL * 2)
-        # A server that has just started: it knows of no outage.
+        # This server has just started, and does not know of the outage.
         store.join("s", "of a new server", "3")
         assert store.expire() == []
         clock.advance(TTL / 3)

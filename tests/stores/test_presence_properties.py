@@ -28,7 +28,7 @@ class Model:
         self.sessions: dict[str, tuple[str, float]] = {}
         self.infos: dict[str, Any] = {}  # in the order of arrival
         self.left: dict[str, float] = {}
-        #: When `expire` was last called while there were sessions, and until when it removes nothing.
+        #: When `expire` was last called while there were sessions; and the time until which it removes nothing.
         self.swept: float | None = None
         self.grace = 0.0
 

@@ -147,7 +147,7 @@ class TestAStoreThatFails:
     async def test_is_asked_more_often_until_it_is_back(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
-        # So that members are refreshed before their time is over.
+        # Members are then refreshed before they expire.
         await service.join("s", "phone", "1", None)
         with Fails(store, "refresh"):
             await rounds.next()
@@ -179,7 +179,7 @@ class TestAnOutage:
         with Fails(store, "refresh", "expire"):
             clock.advance(TTL * 2)
             await rounds.next()
-        # This server has not refreshed its members in vain: it has just started.
+        # This server has just started, and has not seen the outage.
         started = PresenceService(store, sleep=(its_rounds := Rounds()).sleep)
         await started.join("s", "of a new server", "3", None)
         await its_rounds.next()

@@ -1,4 +1,4 @@
-"""Redis that moves: a failover behind an address, a failback, and which epochs that ends."""
+"""Failovers and failbacks of Redis behind an address, and the epochs that they end."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def replica(primary: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def address(primary: RedisServer) -> AsyncIterator[FaultProxy]:
-    """An address that leads to `primary`, until it is moved."""
+    """An address that leads to `primary` until it is redirected."""
     async with FaultProxy(primary.port) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def make_store(address: FaultProxy, made_stores: list[Any]) -> MakeStore:
-    """Make stores that have their Redis by the address; each is like another process."""
+    """A function that makes stores that reach Redis by the address. Each acts like another process."""
 
     def make(port: int | None = None, **settings: Any) -> RedisStreamStore:
         store = RedisStreamStore(CableSettings(redis_url=f"redis://127.0.0.1:{port or address.port}/0", **settings))
@@ -62,7 +62,7 @@ def make_store(address: FaultProxy, made_stores: list[Any]) -> MakeStore:
 
 
 def fail_over(address: FaultProxy, old: RedisServer, new: RedisServer) -> None:
-    """Promote a replica that has everything, demote the primary, and move the address; open connections stay open."""
+    """Promote an up-to-date replica, demote the primary, and redirect the address. Open connections stay open."""
     old.wait_for_replicas()
     new.promote()
     old.follow(new)
@@ -175,7 +175,7 @@ class TestFailover:
         await append(store, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
         replica.promote()
-        # A write of its own makes it load a full copy; between two keys it sometimes answers.
+        # Because of a write of its own, the replica loads a full copy. It sometimes answers between two keys.
         primary.cli("SET", "own", "")
         replica.cli("CONFIG", "SET", "rdbcompression", "no")
         replica.cli("EVAL", "for key = 1, 100 do redis.call('SET', key, string.rep('x', 200000)) end", 0)
@@ -208,7 +208,7 @@ class TestFailover:
         make_store: MakeStore,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        # The old primary was left behind, and does not know.
+        # The old primary is still running, and does not know that it was replaced.
         monkeypatch.setattr(lineage, "GREATEST_AGE", 0)
         store = make_store()
         await append(store, "1")
@@ -268,7 +268,8 @@ class TestLineage:
     async def test_data_that_come_back_begin_new_epochs(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
-        # The address went to the replica and back; the old primary noticed nothing, and its clients were elsewhere.
+        # The address led to the replica and back again. The old primary did not notice, because its clients were
+        # elsewhere.
         store = make_store()
         (first,) = await append(store, "1")
         replica.promote()
@@ -284,7 +285,7 @@ class TestLineage:
     async def test_data_that_were_replaced_under_an_open_connection_are_noticed(
         self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
     ) -> None:
-        # Demoted, filled with the other's data, and promoted again, while nothing was sent.
+        # It was demoted, got the other's data, and was promoted again, while nothing was sent.
         store = make_store(primary.port)
         (first,) = await append(store, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
@@ -327,7 +328,7 @@ class TestLineage:
     async def test_a_server_of_the_previous_release_agrees_about_the_epochs(
         self, primary: RedisServer, make_store: MakeStore
     ) -> None:
-        # It binds them to the run_id, knows no record of the lineage, and adds entries with fewer fields.
+        # That release binds epochs to the run_id, has no record of the lineage, and adds entries with fewer fields.
         store = make_store()
         meta, log, _ = store.keys("a")
         run_id = primary.cli("INFO", "server")["run_id"]

@@ -1,4 +1,4 @@
-"""Appends to Redis whose answer was lost: the next try finds what the earlier one left."""
+"""Appends to Redis whose answer was lost: the next try finds the entries of the earlier one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["alias"]
 
 
 def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> list[Call]:
-    """Let Redis do what it is asked to, and lose its answers to the next calls; return what was called."""
+    """Lose the answers to the next calls after Redis has executed them; return the calls."""
     called: list[Call] = []
     run = store.client._run
 
@@ -75,7 +75,7 @@ class TestLostAnswers:
         assert kept(store) == [(1, "1")]
 
     def test_a_first_try_that_comes_after_its_repeat_does_nothing(self, make_store: MakeStore) -> None:
-        # A Redis that hung for longer than we wait finds both on two connections, and takes them in any order.
+        # A Redis that hung for longer than the timeout finds both tries on two connections, and runs them in any order.
         store = make_store()
         pending = redis_streams._Append(store, [("a", Message("1")), ("b", Message("2"))])
         first = pending.call()
@@ -135,7 +135,7 @@ class TestLostAnswers:
     def test_what_was_trimmed_long_before_leaves_nothing_uncertain(
         self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # The history is shorter than what was added since the first try, which never reached Redis.
+        # More entries than the history size were added since the first try, which never reached Redis.
         store, other = make_store(history_size=3), make_store(history_size=3)
         append(other, *map(str, range(50)))
         clock.advance(YOUNG_TIME)

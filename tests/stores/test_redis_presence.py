@@ -72,7 +72,7 @@ def store(make_store: MakeStore) -> RedisPresenceStore:
 
 
 def keys(server: RedisServer, prefix: str) -> list[str]:
-    """Return the keys of a test, without the record of the data's lineage."""
+    """Return the keys of a test, without the key of the lineage record."""
     return sorted(set(server.cli("KEYS", f"{prefix}:*")) - {lineage_key(prefix)})
 
 

@@ -1,4 +1,4 @@
-"""Entries in Redis that are younger than `YOUNG_TIME`: they stay for those who follow, whatever the history size."""
+"""Entries in Redis that are younger than `YOUNG_TIME` are kept for followers, whatever the history size."""
 
 from __future__ import annotations
 

@@ -100,10 +100,10 @@ class TestEveryStore:
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 class TestHostsWhoseClocksDiffer:
-    """Where a server keeps the sessions, its clock counts: no promise depends on the clocks of its clients."""
+    """If a server keeps the sessions, only its clock matters, not those of its clients."""
 
     def authenticated(self, store: SessionStore) -> float:
-        """Return what a connection's time of authentication is, on the host of `store`."""
+        """Return the time at which a connection was authenticated, as the host of `store` tells it."""
         clock = StoreClock(store, host=store.clock)
         clock.measure()
         return clock.now()

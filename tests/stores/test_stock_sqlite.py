@@ -50,7 +50,7 @@ def refused(*processes: subprocess.Popen[str]) -> list[str]:
 
 
 def stored(path: str) -> tuple[list[Any], list[int]]:
-    """Return all payloads, and their offsets."""
+    """Return all stored payloads and their offsets."""
     database = sqlite3.connect(path)
     try:
         rows = database.execute("SELECT data, offset FROM reliable_cable_streamentry ORDER BY offset").fetchall()

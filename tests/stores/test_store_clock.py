@@ -1,4 +1,4 @@
-"""Whose clock judges what has expired: the database server's on PostgreSQL, the host's where all are on one host."""
+"""The clock that decides about expiry: the database server's on PostgreSQL, this host's elsewhere."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def store(alias: str) -> Iterator[ModelStreamStore]:
 
 
 def elsewhere(alias: str, ahead: float) -> dict[str, Any]:
-    """Let a process on a host whose clock is wrong read, prune and append; return what it found."""
+    """Run `clock_worker` as on a host with a wrong clock; return its results."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.stores.clock_worker", json.dumps(database_of(alias))],
         cwd=ROOT,
@@ -69,7 +69,7 @@ def elsewhere(alias: str, ahead: float) -> dict[str, Any]:
 @pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 @pytest.mark.parametrize("ahead", [TEN_MINUTES, -TEN_MINUTES])
 class TestWrongClocks:
-    """A process whose clock is wrong by more than the TTL of history uses the same data as all others."""
+    """A process whose clock is wrong by more than the history TTL, on the same data as all others."""
 
     def test_it_hides_nothing_that_is_fresh_and_deletes_none_of_it(
         self, store: ModelStreamStore, alias: str, ahead: float

@@ -156,7 +156,7 @@ class TestOutbox:
 
 @pytest.fixture(params=["REPEATABLE READ", "SERIALIZABLE"])
 def isolation(request: pytest.FixtureRequest, alias: str) -> Iterator[str]:
-    """Give new connections another isolation level, which the server sets as their default."""
+    """Give new connections another default isolation level, set on the server."""
     options = connections[alias].settings_dict["OPTIONS"]
     level = request.param.replace(" ", "\\ ")
     connections[alias].close()

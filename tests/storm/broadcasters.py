@@ -23,11 +23,11 @@ from .truth import Fate, Position, Sent
 CALL_TIMEOUT = 40.0
 #: Seconds until a call whose fate is unknown is repeated.
 REPEAT = 0.2
-#: Seconds for which a call whose fate is unknown is repeated, and for which a broadcast may be refused at the end.
+#: How long, in seconds, a call with an unknown result is repeated, and a broadcast may be refused at the end.
 REPEAT_FOR = 60.0
 #: The part of the broadcasts to durable streams that is made in a transaction.
 IN_TRANSACTION = 0.3
-#: What `atomic()` raises when its own database fails; then nothing of ours is to blame.
+#: Errors that `atomic()` raises when its own database fails. The package is not to blame for these.
 DATABASE_ERRORS = ("OperationalError:", "InterfaceError:", "InternalError:", "DatabaseError:")
 
 
@@ -40,7 +40,7 @@ class Uncertain(Exception):
 
 
 class Unexpected(Exception):
-    """The call raised what no caller has to expect: what became of it is unknown."""
+    """The call raised an error that is not documented. Its result is unknown."""
 
 
 class Caller(ABC):
@@ -53,8 +53,8 @@ class Caller(ABC):
 
         Raises:
             Refused: nothing is stored.
-            Uncertain: perhaps it is.
-            Unexpected: it raised something else.
+            Uncertain: it may be stored.
+            Unexpected: it raised an error that is not documented.
         """
         result = await self._ask("broadcast", stream, data, idempotency_key=key)
         return result["epoch"], result["offset"]
@@ -63,7 +63,7 @@ class Caller(ABC):
         """Broadcast a batch, and return the positions.
 
         Raises:
-            Refused, Uncertain, Unexpected: as for `broadcast`, of all.
+            Refused, Uncertain, Unexpected: as for `broadcast`; they concern the whole batch.
         """
         result = await self._ask("broadcast_batch", stream, payloads)
         return [(position["epoch"], position["offset"]) for position in result]
@@ -170,19 +170,19 @@ class TaskCaller(Caller):
 
 
 class Broadcaster:
-    """Broadcasts again and again, and notes what came of each.
+    """Broadcasts again and again, and records the result of each broadcast.
 
     Args:
-        caller: makes the calls.
+        caller: the process that makes the calls.
         rng: chooses streams and pauses.
-        plan: the storm's.
+        plan: the plan of the storm.
     """
 
     def __init__(self, caller: Caller, rng: random.Random, plan: Plan) -> None:
         self.sent: list[Sent] = []
         #: How many calls ended each way; one that was repeated counts each time.
         self.refused = self.uncertain = 0
-        #: What was raised that nobody has to expect.
+        #: Errors that are not documented.
         self.complaints: list[str] = []
         self._caller = caller
         self._rng = rng
@@ -239,10 +239,10 @@ class Broadcaster:
         """Broadcast messages in one transaction.
 
         Args:
-            stream: where to.
+            stream: the name of the stream.
             count: how many messages.
             commit: whether the transaction is committed.
-            hold: seconds between the broadcasts and the commit.
+            hold: how many seconds to wait between the broadcasts and the commit.
         """
         ids = [self._next_id() for _ in range(count)]
         begun = now()
@@ -256,7 +256,7 @@ class Broadcaster:
         self.sent += [Sent(stream, id_, begun, None, fate, now()) for id_ in ids]
 
     def _fate(self, stream: str, answer: Mapping[str, Any], *, commit: bool) -> Fate:
-        """Say what became of broadcasts in a transaction, and complain of what should not have happened."""
+        """Return the fate of broadcasts in a transaction, and record complaints about errors."""
         error = answer["error"] or ""
         if answer["committed"]:
             if error:
@@ -304,7 +304,7 @@ class Broadcaster:
         return f"{self._caller.name}-{next(self._numbers)}"
 
     async def broadcast_surely(self, stream: str) -> None:
-        """Broadcast until one is stored; complain if none is for too long."""
+        """Broadcast until one is stored; record a complaint if that takes too long."""
         end = now() + REPEAT_FOR
         while (await self.broadcast(stream)).position is None:
             if now() > end:

@@ -1,4 +1,4 @@
-"""What a fault needs for itself, so that faults do not undo each other."""
+"""Exclusive use of servers and stores by a fault, so that faults do not undo each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Busy:
-    """The things that faults use right now."""
+    """The things that faults are using now."""
 
     def __init__(self) -> None:
         self.used: set[object] = set()
@@ -17,7 +17,7 @@ class Busy:
 
     @contextlib.contextmanager
     def using(self, *things: object) -> Iterator[None]:
-        """Keep other faults from using some things."""
+        """Keep other faults from using some things at the same time."""
         self.used.update(things)
         try:
             yield

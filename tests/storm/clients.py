@@ -49,7 +49,7 @@ class Logs:
         self.changed.set()
 
     def connect(self, key: Key) -> None:
-        """Note that a client has a new connection."""
+        """Record that a client has a new connection."""
         self.logs[key].append(Connected(now()))
 
     def last(self, key: Key) -> tuple[str, int]:

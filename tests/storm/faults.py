@@ -30,14 +30,14 @@ class Faults:
     """Makes faults, and counts them.
 
     Args:
-        stage: what they happen to.
-        rng: chooses them.
-        broadcaster: broadcasts what belongs to a fault.
+        stage: the servers and stores that fail.
+        rng: chooses the faults.
+        broadcaster: makes the broadcasts that belong to a fault.
     """
 
     def __init__(self, stage: Stage, rng: random.Random, broadcaster: Broadcaster) -> None:
         self.history: list[Fault] = []
-        #: Those that could not be made.
+        #: Faults that could not be made.
         self.complaints: list[str] = []
         self._stage = stage
         self._rng = rng
@@ -48,7 +48,7 @@ class Faults:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many faults of each kind there were."""
+        """The number of faults of each kind."""
         return Counter(fault.kind for fault in self.history)
 
     def _choose_kinds(self, stores: StoreFaults) -> Kinds:

@@ -21,8 +21,8 @@ from .verdict import Finding
 INTERVAL = 0.5
 #: Seconds within which signals of one id may be sent in another order than that of the changes.
 TANGLED = 0.1
-#: Faults that may swallow a change: the process that had to tell it is gone, or the data that it depends on, or the
-#: answer of Redis came too late.
+#: Faults after which a change may not be signalled: the process that had to signal it was killed, data were lost, or
+#: the answer of Redis came too late.
 SWALLOWING = ("server SIGKILL", "server SIGTERM", "Redis stalled", "Redis hangs at commit", *REDIS_LOSSES)
 #: Faults after which clients are told again who is there, in case they missed it (presence/lists.py).
 RETOLD = (*SWALLOWING, "pub/sub cut", "Redis paused")
@@ -101,11 +101,11 @@ class Members:
         return beliefs
 
     def judge(self, signals: Path, faults: Iterable[Fault]) -> list[Finding]:
-        """Say what is wrong with what was told.
+        """Return what is wrong with the signals.
 
         Args:
-            signals: the file in which processes noted the signals that they sent.
-            faults: what happened.
+            signals: the file in which processes recorded the signals that they sent.
+            faults: the faults that were made.
         """
         faults = list(faults)
         excuses = [(fault.begun, fault.ended) for fault in faults if fault.kind in SWALLOWING]

@@ -19,7 +19,7 @@ DURABLE = ("kept:1", "kept:2")
 VOLATILE = ("plain:1", "plain:2", "room:1")
 STREAMS = DURABLE + VOLATILE
 ROOM = "room:1"
-#: Streams whose history is smaller than the bursts that they get: a volatile one and a durable one.
+#: Streams whose history is smaller than the bursts to them: one that is only in Redis and a durable one.
 BURST_STREAMS = ("burst:1", "burst:2")
 BURST_HISTORY = 100
 BURST = 150
@@ -44,11 +44,11 @@ PRESENCE_TTL = 4.0
 
 HISTORY_SIZE = 50_000
 HISTORY_TTL = 86_400
-#: Seconds by which clocks are wrong, and the history TTL of stores with a clock of their own: shorter than that.
+#: By how many seconds clocks are wrong. The history TTL of stores with their own clock is shorter than that.
 WRONG = 90.0
 SHORT_TTL = 60
 
-#: Faults after which Redis may lack data, or may be another server, and faults after which the database may lack data.
+#: Faults after which Redis may lack data or be another server. DATABASE_LOSSES: the database may lack data.
 REDIS_LOSSES = (
     "Redis restarted",
     "Redis older",
@@ -61,7 +61,7 @@ REDIS_LOSSES = (
 DATABASE_LOSSES = ("PostgreSQL moved", "PostgreSQL moved, tail lost", "SQLite restored")
 REDIS_MOVES = tuple(kind for kind in REDIS_LOSSES if "moved" in kind)
 POSTGRES_MOVES = tuple(kind for kind in DATABASE_LOSSES if "moved" in kind)
-#: Seconds within which servers must notice that a SQLite file went back: nothing in the file says so.
+#: How many seconds servers have to notice that a SQLite file was restored, which the file itself does not tell.
 NOTICE = 5.0
 
 
@@ -70,9 +70,9 @@ class Fault:
     """A fault that was made.
 
     Args:
-        kind: which.
-        begun: when, by the storm's clock.
-        ended: when everything was as before, but for its consequences.
+        kind: the kind of the fault.
+        begun: when it began, by the storm's clock.
+        ended: when it was over; its consequences may last longer.
     """
 
     kind: str
@@ -85,16 +85,16 @@ class Plan:
     """What to do.
 
     Args:
-        seconds: for which there are faults.
-        seed: chooses faults, streams and clients.
+        seconds: how long faults are made.
+        seed: the seed of the random choice of faults, streams and clients.
         engine: "redis" or "database".
-        database: for durable streams: "sqlite" or "postgres".
-        redis: the name of the server program, "valkey 8.1"; empty: the first that is found.
-        clients: of our own.
-        npm_clients: the unmodified ones, in Node.
+        database: the database for durable streams, "sqlite" or "postgres".
+        redis: the name of the server program, such as "valkey 8.1"; empty for the first that is found.
+        clients: the number of clients in Python.
+        npm_clients: the number of unmodified clients, in Node.
         every: seconds between two faults.
         pause: seconds between two broadcasts of one broadcaster, on average.
-        only: kinds of faults; empty: all that there are for the engine.
+        only: the kinds of faults to make; empty for all kinds that the engine can have.
         clocks: whether the clocks of some processes are wrong (`wrong_clocks`).
     """
 
@@ -111,16 +111,16 @@ class Plan:
     clocks: bool = False
 
     def wants(self, *kinds: str) -> bool:
-        """Say whether there may be faults of these kinds."""
+        """Return whether the plan includes faults of these kinds."""
         return not self.only or not set(kinds).isdisjoint(self.only)
 
     def in_redis(self, stream: str) -> bool:
-        """Say whether a stream is in Redis and nowhere else."""
+        """Return whether a stream is in Redis only."""
         return self.engine == "redis" and stream not in (*DURABLE, "burst:2")
 
     @property
     def database_fails(self) -> bool:
-        """Whether the database is away at times, so that the project's own transactions may fail."""
+        """Whether the database is unreachable at times, so that the project's own transactions may fail."""
         return self.database == "postgres" and self.wants(*POSTGRES_MOVES)
 
     def losses(self, stream: str, faults: Iterable[Fault]) -> list[Loss]:
@@ -168,7 +168,7 @@ class Plan:
     def _policy(self, name: str) -> dict[str, Any]:
         durable = name in ("kept:*", "burst:2")
         in_redis = self.engine == "redis" and not durable
-        # A SQLite file has the clock of whoever reads it.
+        # For a SQLite file, each process uses the clock of its own host.
         has_clock = in_redis or self.database == "postgres"
         return {
             "history_size": BURST_HISTORY if name in BURST_STREAMS else HISTORY_SIZE,

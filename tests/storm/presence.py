@@ -56,14 +56,13 @@ def untangle(changes: Iterable[Change], *, within: float) -> list[Change]:
 def judge_changes(
     where: str, changes: Iterable[Change], excuses: Sequence[tuple[float, float]], *, reach: float
 ) -> list[Finding]:
-    """Find joins and leaves of one id that were told twice in a row.
+    """Find joins and leaves of one id that were announced twice in a row.
 
     Args:
-        where: who heard them.
+        where: the client or process that heard them.
         changes: in the order in which they were heard.
-        excuses: from when until when something happened that may have swallowed the change between, or made it be
-            told again.
-        reach: seconds that pass at most from such a fault until it shows.
+        excuses: the times of faults, from and until, which may have lost the change between, or repeated it.
+        reach: the most seconds from such a fault until its effect.
     """
     findings: list[Finding] = []
     last: dict[str, Change] = {}

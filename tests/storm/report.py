@@ -36,7 +36,7 @@ def table(outcome: Outcome) -> str:
 
 
 def violations(outcome: Outcome, most: int = 12) -> str:
-    """Return what went wrong, at most so many lines of each kind, and what repeats it."""
+    """Return the findings, at most `most` lines of each kind, and the command that repeats the storm."""
     of_kind: dict[str, list[str]] = {"complaint": outcome.complaints}
     for finding in outcome.findings:
         of_kind.setdefault(finding.kind, []).append(f"{finding.where}: {finding.what}")

@@ -39,7 +39,7 @@ class Stage:
         self.servers: list[Server] = []
         #: What clients connect to: one of the servers, by chance.
         self.web: FaultProxy
-        #: All processes reach these by their addresses.
+        #: All processes connect to the addresses of these.
         self.redis: RedisPair | None = None
         self.postgres: PostgresPair | None = None
         #: The SQLite file, if there is no PostgreSQL.

@@ -1,4 +1,4 @@
-"""What happens to stores in the storm: failovers, a file that is restored, a Redis that hangs, bursts."""
+"""Faults of the stores in a storm: failovers, restored files, a Redis that hangs, bursts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .busy import Busy
 from .plan import BURST, BURST_STREAMS, DURABLE, VOLATILE
 from .stage import Stage
 
-#: What is in use while something happens to the database.
+#: The things that a fault of the database uses.
 DATABASE = "database"
-#: Seconds of writes that a failover loses, at least and at most.
+#: How many seconds of writes a failover loses, at least and at most.
 TAIL = (0.5, 2.0)
-#: Seconds for which Redis hangs, at least and at most: longer than the time-outs of connections.
+#: How many seconds Redis hangs, at least and at most: longer than the timeouts of connections.
 HANG = (0.5, 9.0)
-#: Seconds between the broadcasts of a transaction and its commit.
+#: How many seconds pass between the broadcasts of a transaction and its commit.
 HOLD = 0.4
-#: Seconds between a copy of a SQLite file and its restore, at least and at most.
+#: How many seconds pass between a copy of a SQLite file and its restore, at least and at most.
 AGE = (1.5, 4.0)
-#: Seconds until servers that were started have clients again, and know where streams stand.
+#: How many seconds started servers need until they have clients again and know the positions of streams.
 SETTLING = 2.0
 
 Kinds = Mapping[str, Callable[[], Awaitable[bool]]]
@@ -34,10 +34,10 @@ class StoreFaults:
     """Faults of the stores; each returns whether it happened.
 
     Args:
-        stage: what they happen to.
-        rng: chooses how.
-        busy: what faults use right now.
-        broadcaster: broadcasts what belongs to a fault.
+        stage: the servers and stores that fail.
+        rng: chooses the details.
+        busy: the things that faults are using now.
+        broadcaster: makes the broadcasts that belong to a fault.
     """
 
     def __init__(self, stage: Stage, rng: random.Random, busy: Busy, broadcaster: Broadcaster) -> None:
@@ -48,7 +48,7 @@ class StoreFaults:
 
     @property
     def kinds(self) -> Kinds:
-        """Those that this stage can have, by name."""
+        """The faults that this stage can have, by name."""
         kinds: dict[str, Callable[[], Awaitable[bool]]] = {"burst": self._burst}
         if self._stage.redis is not None:
             kinds |= {
@@ -75,7 +75,7 @@ class StoreFaults:
                 await self._broadcaster.broadcast_batch(stream, BURST)
             else:
                 await self._broadcaster.broadcast_in_transaction(stream, BURST)
-            # A file that is restored before anybody has read the burst would lose it without a trace.
+            # If the file were restored before a server has read the burst, nobody could notice its loss.
             await asyncio.sleep(1)
         return True
 
@@ -122,7 +122,7 @@ class StoreFaults:
         return True
 
     async def _restore_sqlite(self) -> bool:
-        # The proof that a file went back is what running servers remember: none may be killed meanwhile.
+        # Only running servers remember positions that prove the restore, so none may be killed meanwhile.
         needed = {DATABASE, *self._stage.servers}
         if needed & self._busy.used:
             return False

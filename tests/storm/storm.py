@@ -212,7 +212,7 @@ class Storm:
             outcome.complaints += [f"{client.name} was told {frame}" for frame in client.complaints]
 
     def _write_events(self, path: Path, start: float) -> None:
-        """Write what everybody did and got, for whoever looks for a cause; times are seconds since the first fault."""
+        """Write all events to a file, to find the cause of a finding. Times are seconds since the first fault."""
         events: list[tuple[float, str, list[object]]] = [
             (fault.begun, "fault", [fault.kind, fault.ended - start]) for fault in self._faults.history
         ]

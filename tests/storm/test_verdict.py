@@ -19,7 +19,7 @@ from tests.storm.verdict import (
     judge_store,
 )
 
-#: Data was lost at this time, between the epochs of these tests, in a store that notices at once.
+#: The time at which data were lost, between the two epochs of these tests. The store notices at once.
 LOSSES = (Loss(50, 50),)
 
 
@@ -281,7 +281,7 @@ def test_a_committed_broadcast_that_waited_when_data_was_lost_may_be_numbered_be
 
 # -- a store that cannot know that it went back -----------------------------------------------------------------------
 
-#: The store went back to offset 3 at 50, and noticed before 55; "x4" got a position that "a4" had.
+#: The store went back to offset 3 at time 50, which was noticed before 55. "x4" got the position that "a4" had had.
 UNNOTICED = [*sent("a", range(1, 6)), Sent("s", "x4", 51, ("a", 4), ended=51.5), *sent("b", range(1, 6), start=100)]
 
 
@@ -312,7 +312,7 @@ def test_the_client_must_be_told_after_a_position_was_given_twice() -> None:
 
 
 def of_small_history(*log: Event) -> dict[str, int]:
-    """Ten messages to a stream whose history holds three."""
+    """Ten messages to a stream whose history keeps three."""
     return kinds(judge_log(Truth("s", sent("a", range(1, 11)), history_size=3), "client", log))
 
 

@@ -1,4 +1,4 @@
-"""What happened in a storm, as data: what was broadcast, what each client got, and when a store lost data."""
+"""The records of a storm: broadcasts, deliveries to clients, and losses of stores."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from enum import Enum
 
 Position = tuple[str, int]
 
-#: Seconds that pass at most from a commit until its broadcasts have their positions.
+#: The most seconds from a commit until its broadcasts have their positions.
 NUMBERING = 1.0
 
 
 class Fate(Enum):
-    """What the caller of a broadcast knows in the end."""
+    """What the caller of a broadcast finally knows about it."""
 
     STORED = "stored"  #: at the position that it got at once
     COMMITTED = "committed"  #: in a transaction: at some position
     REFUSED = "refused"  #: it raised `BroadcastError`, or was rolled back: nowhere
-    #: A try's fate was unknown. With a position, it was repeated until that came; without one, it was not repeated, and
-    #: is stored once or not at all.
+    #: The result of an attempt was unknown. With a position, the broadcast was repeated until it had one. Without a
+    #: position it was not repeated, and is stored once or not at all.
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A broadcast, and what its caller knows.
+    """A broadcast, and what its caller knows about it.
 
     Args:
-        stream: where to.
-        id: of the message, used once.
+        stream: the name of the stream.
+        id: the id of the message, used only once.
         begun: when the call was first made, by the storm's clock.
         position: (epoch, offset), if it is known.
-        fate: what is known.
+        fate: what the caller knows about the result.
         ended: when the call, or the last of its repeats, returned.
     """
 
@@ -63,7 +63,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A client got a new connection: it was away before."""
+    """A client got a new connection after it was disconnected."""
 
     at: float
 
@@ -77,9 +77,9 @@ class Loss:
     """A fault after which a store may lack its newest messages.
 
     Args:
-        at: when the first message was broadcast that may be lost.
-        noticed: when the loss must have been noticed. Until then the store may give positions for a second time, if it
-            cannot know better. In a store that notices at once this is `at`.
+        at: when the first message that may be lost was broadcast.
+        noticed: when the loss must have been noticed. Until then, a store that cannot know of the loss may give
+            positions a second time. For a store that notices at once, this is `at`.
     """
 
     at: float
@@ -108,9 +108,9 @@ class Truth:
             raise ValueError(f"nothing was stored in {stream!r}")
         self.first_epoch = epoch_of(stored[0])
         self.last_epoch = epoch_of(stored[-1])
-        #: When the first broadcast to each epoch ended, in this order.
+        #: When the first broadcast in each epoch ended; in the order of these times.
         self.births: dict[str, float] = {}
-        #: The greatest offset that was given in each epoch, as far as broadcasters know.
+        #: The greatest known offset in each epoch.
         self.tails: dict[str, int] = {}
         for one in sorted(stored, key=lambda one: one.ended):
             self.births.setdefault(epoch_of(one), one.ended)
@@ -123,15 +123,15 @@ class Truth:
 
     @property
     def end(self) -> Position:
-        """The position of the newest message, as far as broadcasters know."""
+        """The newest known position."""
         return self.last_epoch, self.tails[self.last_epoch]
 
     def reached(self, position: Position) -> bool:
-        """Whether that is the newest message; or a later one, whose position its caller does not know."""
+        """Whether a position is the newest known one, or a later one that no broadcaster knows."""
         return position[0] == self.last_epoch and position[1] >= self.end[1]
 
     def needless_epochs(self) -> list[str]:
-        """Return the epochs that began although no data had been lost since the epoch before."""
+        """Return the epochs that began although no data had been lost since the previous epoch."""
         return [
             epoch
             for number, (epoch, birth) in enumerate(self.births.items())
@@ -139,9 +139,10 @@ class Truth:
         ]
 
     def may_be_renumbered(self, position: Position, ids: Collection[str]) -> bool:
-        """Whether a position may be that of several messages.
+        """Whether several messages may have had this position.
 
-        So it is while a store that cannot know that it went back has not been told so. Its epoch has then ended.
+        That is allowed from a restore of a store, which the store itself cannot notice, until a server notices it. The
+        epoch must have ended then.
         """
         given = [one for one in self.sent if one.id in ids]
         return position[0] != self.last_epoch and all(
@@ -150,11 +151,11 @@ class Truth:
         )
 
     def may_be_in(self, one: Sent, epochs: Iterable[str]) -> bool:
-        """Whether a broadcast may be stored in each of several epochs.
+        """Whether a broadcast may be stored in several epochs.
 
-        A first try may have stored it in a former epoch, whose loss made the next try store it again. This needs a call
-        that began before the last of the epochs. One that was committed, and waited for its position when data was
-        lost, may get a position before the loss and after it.
+        The first attempt may have stored it in a former epoch that was then lost, so that the next attempt stored it
+        again. The call must then have begun before the last of the epochs. A committed broadcast that was waiting for
+        its position when data were lost may get one position before the loss and one after it.
         """
         if one.position is None:
             return any(one.begun <= loss.noticed and one.ended + NUMBERING >= loss.at for loss in self.losses)
@@ -164,7 +165,7 @@ class Truth:
         return not set(epochs).intersection(later) and all(other.ended >= one.begun for other in known_before)
 
     def begun_after(self, time: float, epoch: str, offsets: range) -> list[int]:
-        """Return those of an epoch's offsets whose messages were broadcast after a time."""
+        """Return the offsets in an epoch whose messages were broadcast after a time."""
         return [
             offset_of(one)
             for one in self.sent

@@ -1,13 +1,13 @@
-"""What a storm's logs say, as pure functions: each promise that was broken is a `Finding`.
+"""Judges the records of a storm, by pure functions: each broken guarantee is a `Finding`.
 
-Of a stream whose history cannot be lost, every client must have exactly what was broadcast, from the first message on.
-Where a store lost data, the epoch changes, and between the last message of the former epoch and the first one of the
-new epoch a client must be told (`history_not_found`). Within an epoch there is no gap, no repeat and no disorder, and
-nothing that was broadcast after the client was told may be missing. An acknowledged message may be missing only for
-clients that were told after it was broadcast.
+If the history of a stream cannot be lost, every client must get exactly the messages that were broadcast, from the
+first one on. If a store loses data, the epoch changes. A client must then be told of the loss (`history_not_found`)
+between its last message of the former epoch and its first message of the new one. Within an epoch there must be no gap,
+no repeat and no disorder. No message may be missing that was broadcast after the client was told. An acknowledged
+message may be missing only for clients that were told of a loss after its broadcast.
 
-A stream with a small history has one more kind of gap: a client that was away is told, if it missed more than the
-history holds. A client that stayed connected gets all.
+A stream with a small history may have one more kind of gap: a client that was disconnected, and missed more than the
+history keeps, is told of a loss. A client that stayed connected must get all messages.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
 
 
 def _judge_places(truth: Truth, places: Mapping[str, set[Position]]) -> list[Finding]:
-    """Find messages that should not be where they are."""
+    """Find messages whose position must not be theirs."""
     findings: list[Finding] = []
     sent = {one.id: one for one in truth.sent}
     for id_, positions in sorted(places.items()):
@@ -133,7 +133,7 @@ def _judge_places(truth: Truth, places: Mapping[str, set[Position]]) -> list[Fin
 
 
 def _judge_committed(truth: Truth, places: Mapping[str, set[Position]], logs: Mapping[str, Log]) -> Iterator[Finding]:
-    """Find committed broadcasts that nobody got, although not everybody was told of a loss afterwards."""
+    """Find committed broadcasts that no client got, although some clients were not told of a loss afterwards."""
     told = [_last_signal(log) for log in logs.values()]
     for one in truth.sent:
         if one.fate is Fate.COMMITTED and one.id not in places:
@@ -144,7 +144,7 @@ def _judge_committed(truth: Truth, places: Mapping[str, set[Position]], logs: Ma
 
 
 def _excused(truth: Truth, log: Log) -> set[int]:
-    """Return the offsets of the last epoch that a client need not have got, since it was told that it missed some."""
+    """Return the offsets of the last epoch that a client may miss, because it was told of the loss."""
     excused: set[int] = set()
     for step in _steps(log):
         if step.after is None or step.after.epoch != truth.last_epoch:
@@ -161,23 +161,23 @@ def _excused(truth: Truth, log: Log) -> set[int]:
 
 @dataclass(slots=True)
 class _Step:
-    """From one delivery to the next one: what the client was told between them."""
+    """Two deliveries in a row, and what the client was told between them."""
 
     before: Delivery | None
     after: Delivery | None = None
     signals: list[Signal] = field(default_factory=list)
-    #: Whether the client was away before it was last told.
+    #: Whether the client was disconnected before it was last told of a loss.
     away: bool = False
 
     @property
     def missing(self) -> range:
-        """The offsets between the two, which are of one epoch."""
+        """The offsets between the two deliveries, which are of one epoch."""
         assert self.before is not None
         assert self.after is not None
         return range(self.before.offset + 1, self.after.offset)
 
     def is_return(self, truth: Truth) -> bool:
-        """Whether the client came back after it had missed more than the history holds, and was told so."""
+        """Whether the client came back, had missed more than the history keeps, and was told so."""
         if self.before is None or self.after is None or self.before.epoch != self.after.epoch:
             return False
         told = bool(self.signals) and self.away
@@ -209,9 +209,9 @@ class _Run:
     #: When the client was last told of a loss before it.
     signal: float | None
     offsets: list[int]
-    #: The offsets that the client missed while it was away, and that the history did not hold any more.
+    #: The offsets that the client missed while it was disconnected and that the history no longer kept.
     excused: set[int] = field(default_factory=set)
-    #: The offsets that it missed although they were broadcast after it had come back and been told.
+    #: The offsets that the client missed although they were broadcast after it came back and was told.
     late: list[int] = field(default_factory=list)
 
     @property
@@ -234,7 +234,7 @@ def _runs(truth: Truth, steps: list[_Step]) -> list[_Run]:
 
 
 def _judge_beginning(truth: Truth, where: str, run: _Run, former: str) -> Iterator[Finding]:
-    """Find what is wrong where an epoch begins for a client that had another one, or nothing."""
+    """Find errors at the beginning of an epoch, for a client that was in another epoch or in none."""
     if run.signal is None:
         kind = UNSIGNALLED if former or run.epoch != truth.first_epoch else LOST
         what = f"{former or 'the beginning'} was followed by ({run.epoch}, {run.first}) without a word"
@@ -266,7 +266,7 @@ def _judge_run(where: str, run: _Run) -> list[Finding]:
 
 
 def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Finding]:
-    """Find signals where nothing was lost: neither between two epochs, nor for a client that was away for long."""
+    """Find signals of a loss without a change of the epoch and without a long absence of the client."""
     for step in steps:
         before = "" if step.before is None else step.before.epoch
         if not step.signals:
@@ -287,7 +287,7 @@ def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Fin
 def _judge_untold(truth: Truth, where: str, log: Log, runs: list[_Run]) -> Iterator[Finding]:
     """Find acknowledged messages of ended epochs that were broadcast after the client was last told of a loss.
 
-    Gaps within an epoch were found before; so were changes of the epoch without a word.
+    Other functions find gaps within an epoch, and changes of the epoch without a signal.
     """
     told = _last_signal(log)
     if told is None:

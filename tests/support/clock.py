@@ -1,4 +1,4 @@
-"""Processes whose wall clock is wrong, by libfaketime."""
+"""Processes with a wrong wall clock, by libfaketime."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def find_faketime() -> Path | None:
-    """Return the library, or None."""
+    """Return the path of the library; None if it is not installed."""
     places = sorted(path for lib in ("/usr/lib", "/usr/local/lib") for path in Path(lib).glob("**/libfaketime.so.1"))
     return next(iter(places), None)
 
@@ -26,11 +26,11 @@ def wrong_clock(seconds: float) -> dict[str, str]:
     return {
         "LD_PRELOAD": str(library),
         "FAKETIME": f"{seconds:+g}s",
-        # Versions of the library differ in the name.
+        # The name of this variable differs between versions of the library.
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",
-        # Python compares the times of files with those that it noted.
+        # Python compares the times of files with those that it recorded in bytecode files.
         "NO_FAKE_STAT": "1",
-        # The first folder's `sitecustomize` mends what is wrong with the library itself.
+        # `sitecustomize` in the first folder works around faults of the library.
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent / "wrong_clock"), str(ROOT)]),
     }

@@ -1,4 +1,4 @@
-"""A primary and its replica behind an address that moves from one to the other; for use with `async with`."""
+"""A primary and its replica behind an address that can lead to either. Use with `async with`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tests.support.postgres import PostgresServer
 from tests.support.redis import Binary, RedisServer
 from tests.support.server import free_port
 
-#: Seconds that a replica may take until it follows its primary.
+#: How long, in seconds, a replica may take until it follows its primary.
 PATIENCE = 20.0
 
 
 class Pair(ABC):
-    """The servers, the address by which everybody reaches the primary, and the relay by which the replica does."""
+    """The servers, the address by which clients reach the primary, and the relay by which the replica does."""
 
-    #: Leads to the primary. Connections stay where they lead until they are cut.
+    #: Leads to the primary. Open connections keep their server until they are cut.
     address: FaultProxy
-    #: Leads to the primary too. What it holds back is the tail that a failover loses.
+    #: Leads to the primary too. The writes that it holds back are lost in a failover.
     relay: FaultProxy
 
     def __init__(self, *, replicated: bool) -> None:
@@ -58,7 +58,7 @@ class Pair(ABC):
         self.relay = await self._stack.enter_async_context(FaultProxy(port))
 
     async def _lose(self, seconds: float) -> None:
-        """Hold back what is written to the primary for some time, so that the replica never gets it."""
+        """Hold back new writes to the primary for some time, so that the replica never gets them."""
         self.relay.stall()
         await asyncio.sleep(seconds)
 
@@ -82,8 +82,8 @@ class RedisPair(Pair):
     """Two Redis or Valkey servers; each keeps running as the other's replica when it is not the primary.
 
     Args:
-        folder: for their data and their logs.
-        binary: the program; None: the first that is found.
+        folder: the folder for their data and logs.
+        binary: the server program. None uses the first that is found.
         replicated: whether there is a replica at all.
     """
 
@@ -103,7 +103,7 @@ class RedisPair(Pair):
         """
         if losing:
             await self._lose(losing)
-        # The relay would lead the primary to itself.
+        # Otherwise the relay would lead the new primary to itself.
         self._cut_relay()
         await asyncio.to_thread(self.primary.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
         await asyncio.to_thread(self.replica.promote)

@@ -1,4 +1,4 @@
-"""What happens to the tests' PostgreSQL: it stops and starts, or it hangs."""
+"""Outages of the tests' PostgreSQL: it is stopped and started, or it hangs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(host: str) -> None:
 
 @contextlib.contextmanager
 def hanging(host: str) -> Iterator[None]:
-    """Let the server hang (SIGSTOP): connections stay open and new ones are taken, but nothing is answered."""
+    """Make the server hang (SIGSTOP): it accepts connections, but answers nothing."""
     postmaster = int((Path(host) / "data" / "postmaster.pid").read_text().split()[0])
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(postmaster)], check=True, capture_output=True, text=True)
     processes = [postmaster, *map(int, listed.stdout.split())]

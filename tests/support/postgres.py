@@ -35,7 +35,7 @@ class PostgresServer:
 
     Args:
         binaries: the directory of `initdb` and `pg_ctl`.
-        port: the port of the loopback on which it listens too; None: it listens on the socket only.
+        port: a port of the loopback on which the server listens too. None: it listens on the socket only.
     """
 
     def __init__(self, binaries: Path, port: int | None = None) -> None:
@@ -61,7 +61,7 @@ class PostgresServer:
 
         Args:
             primary: the running server.
-            relay: the port of the loopback by which the standby reaches it; None: by its socket.
+            relay: a port of the loopback by which the standby reaches the primary. None: by the primary's socket.
         """
         shutil.rmtree(self._data, ignore_errors=True)
         source = ["-h", primary.host] if relay is None else ["-h", "127.0.0.1", "-p", str(relay)]
@@ -74,11 +74,11 @@ class PostgresServer:
         self._control("-l", str(self._base / "server"), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop the server: `fast` sends a standby what it lacks, `immediate` is a crash."""
+        """Stop the server. `fast` first sends a standby the missing data; `immediate` is like a crash."""
         self._control("-m", mode, "stop")
 
     def promote(self) -> None:
-        """Make a standby the primary, and wait until it is."""
+        """Promote a standby, and wait until it is the primary."""
         self._control("promote")
 
     def delete(self) -> None:
@@ -105,7 +105,7 @@ class PostgresServer:
 
 @contextmanager
 def running_postgres(binaries: Path) -> Iterator[str]:
-    """Run a server; give the directory of its socket, which is its HOST, with the superuser `postgres`."""
+    """Run a server with the superuser `postgres`; yield the directory of its socket, which is its HOST."""
     server = PostgresServer(binaries)
     try:
         server.initialize()

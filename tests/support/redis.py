@@ -192,7 +192,7 @@ class RedisServer:
     # -- replication --------------------------------------------------------------------------------------------------
 
     def follow(self, primary: RedisServer) -> None:
-        """Become a replica of another server, and wait until its data is here and new writes arrive."""
+        """Become a replica of another server; wait until its data was copied and new writes arrive."""
         self.cli("REPLICAOF", "127.0.0.1", primary.port)
         self._wait_for(lambda: self.cli("INFO", "replication")["master_link_status"] == "up", "did not replicate")
 
@@ -201,7 +201,7 @@ class RedisServer:
         self.cli("REPLICAOF", "NO", "ONE")
 
     def wait_for_replicas(self, count: int = 1) -> None:
-        """Wait until replicas have all that was written so far."""
+        """Wait until replicas have all data that were written so far."""
         if self.cli("WAIT", count, round(PATIENCE * 1000)) < count:
             raise RuntimeError(f"fewer than {count} replicas have what was written to {self.url}")
 
@@ -220,7 +220,7 @@ class RedisServer:
         self.cli("CLIENT", "PAUSE", round(seconds * 1000))
 
     def suspend(self) -> None:
-        """Let the process hang (SIGSTOP) until `resume`; connections stay open."""
+        """Make the process hang (SIGSTOP) until `resume`. Connections stay open."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:

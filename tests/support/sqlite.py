@@ -1,4 +1,4 @@
-"""Copies of SQLite files that processes have open."""
+"""Copies SQLite files that other processes have open."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-#: Seconds to wait for other writers.
+#: How long, in seconds, to wait for other writers.
 PATIENCE = 30.0
 
 

@@ -1,4 +1,4 @@
-"""A hub with one stream, whose store announces only what a test says."""
+"""A hub with one stream, whose store announces only what a test passes to it."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from reliable_cable.streams.memory import MemoryStreamStore
 
 
 class UnreliableStore(MemoryStreamStore):
-    """Announces only what `announce` is told to; reads fail while `broken`."""
+    """Announces only messages that a test passes to `announce`. Reads fail while `broken` is set."""
 
     broken = False
 
     def __init__(self, settings: CableSettings) -> None:
         super().__init__(settings)
         self.deliver: Callable[[StreamEvent], None] = lambda event: None
-        #: Announcements that arrive when a fence is set.
+        #: Announcements that arrive during a fence.
         self.on_their_way: list[StreamEvent] = []
-        #: Streams of which the listener was told to doubt what was announced.
+        #: Streams that were passed to the listener's `doubt`.
         self.doubted: list[str] = []
         self.reads = 0
 
@@ -83,7 +83,7 @@ class SilentListener(StreamListener):
 
 
 class Harness:
-    """A hub with one stream, `s`, and readers whose frames are kept."""
+    """A hub with one stream, `s`, and readers whose frames are recorded."""
 
     def __init__(self, **options: Any) -> None:
         self.settings = read_settings({"ENGINE": "memory", **options})
@@ -92,7 +92,7 @@ class Harness:
         self.hub = Hub(engine, self.settings)
 
     async def reader(self, identifier: str = "I", stream_id: str | None = "s") -> tuple[Reader, list[Any]]:
-        """Return a live reader and the list of what it gets; "lost" where it is told of a loss."""
+        """Return a live reader and the list of the messages that it gets. A "lost" stands for a notice of a loss."""
         log: list[Any] = []
 
         async def send(message: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ class Harness:
         return Published("s", position.epoch, position.offset, data, exclude)
 
     async def settled(self) -> None:
-        """Wait until every repair is over."""
+        """Wait until no repair is running."""
         while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
             await asyncio.wait(tasks)
 

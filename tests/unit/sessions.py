@@ -1,4 +1,4 @@
-"""A session store that fails when a test says so, and sessions to be written to it."""
+"""A session store that fails on demand, and sessions to be written to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ann = {"user": "ann"}
 
 
 class Store(MemorySessionStore):
-    """Fails while `down`, does not answer while `open` is not set, and counts what is written."""
+    """Fails while `down` is True, does not answer while `open` is not set, and counts the written records."""
 
     may_lose_data = True
 
@@ -76,13 +76,13 @@ class Session:
 
 
 async def number(service: SessionService, sid: str = "a") -> Any:
-    """Return what is kept."""
+    """Return the number in the kept record of a session."""
     record = await MemorySessionStore.aload(service.store, sid, ann)
     return record and record.data["number"]
 
 
 async def until_kept(service: SessionService, wanted: Any, sid: str = "a") -> None:
-    """Wait until that is kept."""
+    """Wait until the kept record has this number."""
     async with asyncio.timeout(5):
         while await number(service, sid) != wanted:  # noqa: ASYNC110 - a store has no events
             await asyncio.sleep(0.001)

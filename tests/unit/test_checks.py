@@ -218,9 +218,9 @@ class TestSqlite:
         with database(OPTIONS=options) as alias, configured(DATABASE=alias):
             (message,) = checks.check_database()
         assert ids([message]) == ["W001"]
-        assert "A transaction of your code that has read first fails at its first write" in message.msg
+        assert "If a transaction of your code reads before it writes, its first write fails" in message.msg
         assert "'transaction_mode': 'IMMEDIATE'" in str(message.hint)
-        assert "Broadcasts outside of transactions work without that" in str(message.hint)
+        assert "Broadcasts outside of transactions do not need this" in str(message.hint)
         assert "DATABASES['extra']" in str(message.hint)
 
     @pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])

@@ -13,7 +13,7 @@ from reliable_cable import StoreError, clock
 from reliable_cable.clock import GOOD_TRIP, IDLE_TIME, MARGIN, MAX_AGE, StoreClock
 from tests.stores.conftest import until, wait_until
 
-#: How far the store's clock is ahead of the true time, and this host's.
+#: How far, in seconds, the clocks of the store and of this host are ahead of the true time.
 STORE, HOST = 1000.0, 60.0
 
 
@@ -23,7 +23,7 @@ class World:
     def __init__(self) -> None:
         self.true_time = 1_000_000.0
         self.step = STORE
-        #: Seconds that a question and its answer take.
+        #: How many seconds a question takes to arrive, and its answer.
         self.there = self.back = 0.0
         self.down = False
         self.asked = 0
@@ -67,7 +67,7 @@ def world() -> World:
 
 @pytest.fixture
 def _no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing be measured but what a test measures."""
+    """Start no thread, so that only the test measures."""
     monkeypatch.setattr(StoreClock, "_measure_soon", lambda self: None)
 
 
@@ -141,7 +141,7 @@ class TestTheTime:
 
 
 class TestAThread:
-    """Measures where no event loop does."""
+    """The thread that measures if no event loop does."""
 
     def test_measures_and_keeps_nobody_waiting(self, world: World) -> None:
         world.answers.clear()

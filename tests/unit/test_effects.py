@@ -1,4 +1,4 @@
-"""The effect of a change, and the session store: what a client has seen is in every restore."""
+"""Effects of changes: a restore brings back every change whose effect the client has seen."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ COUNTER = identifier("Counter")
 
 
 class Outage:
-    """The session store is away from `begin` to `end`. `patience`: how long, in seconds, effects then wait."""
+    """The session store fails from `begin` to `end`. `patience`: how long, in seconds, effects are then delayed."""
 
     def __init__(self) -> None:
         self._patch = pytest.MonkeyPatch()
@@ -81,7 +81,7 @@ def outage() -> Iterator[Outage]:
 
 
 async def sent_away(client: Client) -> None:
-    """Expect a `disconnect` that makes the client forget its session and come back."""
+    """Expect a `disconnect` after which the client forgets its session and reconnects."""
     assert await client.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
     assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
@@ -96,7 +96,7 @@ async def test_a_client_whose_session_cannot_be_saved_is_sent_away_and_sees_noth
         await client.perform(COUNTER, name)
         await sent_away(client)
     outage.end()
-    # As another server would, after this one was killed.
+    # Another server would do this after this one was killed.
     record = await get_engine().sessions.aload(client.sid, {"user": ""})
     assert record is None or record.data["subscriptions"][0]["state"] == {"count": 1}
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Executor(DaemonExecutor):
-    """One that remembers which threads ended."""
+    """An executor that records which threads ended."""
 
     def __init__(self, size: int = 2, idle_time: float = 30.0) -> None:
         self.ended: list[threading.Thread] = []
@@ -49,7 +49,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 
 def idle(executor: Executor, count: int) -> None:
-    """Wait until so many threads are idle: a future is done a little earlier."""
+    """Wait until this number of threads is idle, which happens a little after their futures are done."""
     wait_until(lambda: len(executor._idle) == count)
 
 

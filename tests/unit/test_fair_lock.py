@@ -1,4 +1,4 @@
-"""A lock that is given to its waiters in the order in which they came."""
+"""A lock that is granted to waiting threads in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_one_that_comes_while_others_wait_does_not_overtake_them(lock: FairLock)
     assert lock.acquire(0)
     queue_up(lock, waiter)
     lock.release()
-    # It belongs to the waiter now, even if that has not run yet.
+    # The lock belongs to the waiting thread now, even if that thread has not run yet.
     assert not lock.acquire(0)
     waiter.join()
     assert got == [True]

@@ -23,7 +23,7 @@ from .hubs import Harness, catch_up, offsets
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let repairs read again at once, and the store trim at once."""
+    """Make repairs read again without a delay, and the store trim without a delay."""
     monkeypatch.setattr("reliable_cable.repair.IDLE_DELAYS", (0.0,) * 5)
     monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
 

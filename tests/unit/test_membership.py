@@ -128,7 +128,7 @@ class TestAfterARestore:
     async def test_the_list_keeps_nobody_who_left_long_ago_whatever_this_hosts_clock_says(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # The clock of the stores; this host's stands still, as it seems to a client that changes hosts.
+        # This is the clock of the stores. This host's clock stands still, as if the client had moved to another host.
         clock = Clock()
         monkeypatch.setattr(presence(), "clock", clock)
         monkeypatch.setattr(get_engine().sessions, "clock", clock)

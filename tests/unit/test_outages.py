@@ -1,4 +1,4 @@
-"""A database that is away while a client connects, subscribes or comes back: the client is never refused for good."""
+"""Outages of a database while a client connects, subscribes or comes back. They never reject a client for good."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .wire import Client, identifier
 
 
 class Room(Channel, abstract=True):
-    """Fails in what `failing` names until `fail_times` is used up, as when a query meets a database that is away."""
+    """Fails `fail_times` times in the methods that `failing` names, as a query does during an outage."""
 
     count = state(default=0)
 
@@ -34,7 +34,7 @@ class Room(Channel, abstract=True):
 
     @classmethod
     def query(cls, what: str) -> None:
-        """Fail if this is the time and the place."""
+        """Fail if `failing` names this place and `fail_times` is not used up."""
         if what == cls.failing and cls.fail_times:
             cls.fail_times -= 1
             cls.failed.set()
@@ -93,7 +93,7 @@ async def test_subscribed_is_run_again_on_a_fresh_channel(
     monkeypatch.setattr(Room, "fail_times", 3)
     async with Client() as client:
         await client.send("subscribe", ROOM)
-        # Nothing of the runs that failed.
+        # The failed runs had no effect.
         assert await client.receive() == {"identifier": ROOM, "message": {"run": 4}}
         assert await client.receive() == {"type": "confirm_subscription", "identifier": ROOM}
         assert await client.quiet()
@@ -201,7 +201,7 @@ async def test_a_client_whose_connect_failed_is_not_told_that_it_is_unauthorized
             raise OperationalError("the database is away")
 
     communicator = WebsocketCommunicator(Consumer.as_asgi(), "/cable", subprotocols=["actioncable-v1-ext-json"])
-    # The handshake fails, as with a server that is restarted: clients try again.
+    # The handshake fails, as during a restart of the server, and clients try again.
     assert await communicator.connect() == (False, 1000)
 
 

@@ -1,4 +1,4 @@
-"""What a hub does about a gap, about messages that do not come, and about a store that lost some."""
+"""Repairs by a hub: after gaps, after announcements without a message, and after losses of the store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .hubs import Harness, catch_up, offsets
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let repairs read again at once, and the store trim at once."""
+    """Make repairs read again without a delay, and the store trim without a delay."""
     monkeypatch.setattr("reliable_cable.repair.IDLE_DELAYS", (0.0,) * 5)
     monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
 
@@ -47,7 +47,7 @@ async def test_what_was_announced_and_is_not_in_the_store_yet_is_read_again() ->
     harness = Harness()
     _, log = await harness.reader()
     first = await harness.publish()
-    # Announced by the new primary, while reads still go to the former one.
+    # The new primary announced this, while reads still go to the former one.
     harness.hub.deliver(Published("s", first.epoch, 3, "3"))
     for _ in range(6):
         await asyncio.sleep(0)
@@ -91,7 +91,7 @@ class TestAStoreThatWentBack:
         await harness.publish()
         await harness.publish()
         harness.store.go_back(1)
-        # Somebody else has noticed, and the stream has gone on in the new epoch.
+        # Another process has noticed it, and the stream has continued in the new epoch.
         harness.store.forget("s")
         renewed = harness.append()
         harness.hub.deliver(Advanced("s"))
@@ -117,7 +117,7 @@ class TestAStoreThatWentBack:
             await harness.publish()
         monkeypatch.setattr("reliable_cable.hub.CATCH_UP_DELAYS", (0.0,) * 4)
         reader.live = False
-        # What its client saw on another server, which this store never had.
+        # The client saw this message on another server. This store never had it.
         reader.position = StreamPosition(reader.position.epoch, 9)
         reads = harness.store.reads
         assert not await catch_up(harness, reader)

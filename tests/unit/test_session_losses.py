@@ -1,4 +1,4 @@
-"""What becomes of the session records when their store loses data, and when the process stops."""
+"""Session records when their store loses data, and when the process stops."""
 
 from __future__ import annotations
 

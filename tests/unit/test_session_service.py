@@ -163,7 +163,7 @@ class TestAStoreThatFails:
 
 
 class TestTheEffectOfAChange:
-    """What `save` says: whether the client may see the effect of what changed."""
+    """The result of `save`: whether the client may see the effect of a change."""
 
     async def test_waits_until_the_change_is_saved(self) -> None:
         service = SessionService(store := Store())
@@ -227,7 +227,7 @@ class TestTheEffectOfAChange:
         assert not await service.save(session)
 
     async def test_does_not_wait_where_the_store_has_no_older_record(self) -> None:
-        # A restore finds nothing, and so nothing old.
+        # A restore finds no record, and so no old one.
         service = SessionService(store := Store())
         store.down = True
         service.add(first := Session("a"))

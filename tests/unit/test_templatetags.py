@@ -34,17 +34,17 @@ def render(source: str, context: dict[str, Any] | None = None, request: HttpRequ
 
 
 def stamp(source: str, context: dict[str, Any] | None = None) -> int:
-    """Return the time that the tags tell."""
+    """Return the time in the meta tags."""
     return int(render(source, context).rpartition('content="')[2].partition('"')[0])
 
 
 def far_time() -> float:
-    """Return the time by the clock of the server that `FarStore` stands for."""
+    """Return the time by the clock of the server that `FarStore` imitates."""
     return time.time() + FarStore.ahead
 
 
 class FarStore(MemoryStreamStore):
-    """Has its times from a server, which answers while `answers` is set, and whose clock is ahead of this host's."""
+    """Takes its times from a server whose clock is ahead of this host's. The server answers while `answers` is set."""
 
     answers = threading.Event()
     answers.set()
@@ -61,7 +61,7 @@ class FarStore(MemoryStreamStore):
         return {"server": self.time}
 
 
-#: Settings of an engine whose streams are in a `FarStore`.
+#: Settings of an engine with `FarStore` as its stream store.
 FAR = {
     "ENGINE": {
         "streams": "tests.unit.test_templatetags.FarStore",

@@ -1,4 +1,4 @@
-"""Background threads: the order of their work, what is repeated or dropped, forks, and the interpreter's exit."""
+"""Background workers: order, retries, dropped items, forks, and the exit of the interpreter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reliable_cable.workers import Worker
 
 
 class Hold:
-    """Handles items, after it was let go; remembers each batch."""
+    """Handles items after it was released, and records each batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

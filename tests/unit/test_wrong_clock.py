@@ -1,4 +1,4 @@
-"""Processes whose wall clock is wrong: nothing else about them is, and they leave nothing behind."""
+"""Processes with a wrong wall clock: their other clocks are right, and they leave no files behind."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def identifier(channel: str, **params: Any) -> str:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the event loop turn until something is so."""
+    """Run the event loop until a condition is true."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - the loop's turns are what is waited for
             await asyncio.sleep(0)

@@ -24,11 +24,11 @@ class Command(BaseCommand):
     help = "Tells what keeps the engine from its promises, and sends a message through it. Fails if anything is wrong."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the option that ends all epochs."""
+        """Add the option `--new-epochs`."""
         parser.add_argument(
             "--new-epochs",
             action="store_true",
-            help="first end the epoch of every stream, and delete its history: a step of every restore from a backup",
+            help="first delete every stream's history and end its epoch: required after every restore from a backup",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -58,7 +58,7 @@ class Command(BaseCommand):
 
 
 def _clock_differences(engine: Engine) -> dict[str, float]:
-    """Return by how many seconds the clock of each server is ahead of this host's, to within half a round trip."""
+    """Return how many seconds each server's clock is ahead of this host's, exact to half a round trip."""
     differences = {}
     for name, ask in {**engine.streams.clocks(), **engine.sessions.clocks()}.items():
         asked = time.time()

@@ -2,11 +2,11 @@
 --
 -- KEYS: for each stream its meta hash, its log (a Redis stream, ids `<offset>-0`) and its idempotency keys (a hash);
 --   then the record of the lineage.
--- ARGV: the lineage; now or ''; what the epochs of streams that begin are made from; a unique id of this append; seconds
---   since it was first tried, or '' the first time; the seconds that an idle stream's numbering is kept; the seconds for
---   which every entry is kept, and how many bytes of such entries beyond the history size; the number of streams; then
---   for each stream: its name, channel, history size, history TTL in seconds; then for each message: the number of its
---   stream, data, exclude, idempotency key.
+-- ARGV: the lineage; now or ''; the prefix of new epochs; a unique id of this append; seconds since it was first tried,
+--   or '' the first time; the seconds that an idle stream's numbering is kept; the age in seconds below which an entry
+--   is young; the most bytes of young entries beyond the history size; the number of streams; then for each stream: its
+--   name, channel, history size, history TTL in seconds; then for each message: the number of its stream, data,
+--   exclude, idempotency key.
 -- Returns for each message its epoch and offset; 'uncertain' if a repeated append cannot be recognised any more; 'late'
 --   to a first try that a Redis that hung has found only after the next one.
 --
@@ -45,7 +45,7 @@ for number = 1, count do
     -- The log expired as a whole.
     if stream.kept == 0 then stream.trimmed = stream.made end
   else
-    -- It never was, or its epoch began in other data, in which offsets may have been given that are not known here.
+    -- The stream is new, or its epoch began in another lineage, whose last offsets may be missing from these data.
     stream.begins = true
     stream.epoch, stream.tail, stream.made, stream.trimmed, stream.keyed = fresh .. 'x' .. number, 0, 0, nil, false
     stream.bytes = 0
@@ -64,8 +64,8 @@ local function offset_of_key(stream, key)
   return kept and tonumber(entry[2][4]) > now - stream.ttl and offset or nil
 end
 
--- Find what an earlier try of this append left in a stream, by the messages' numbers. The entries tell by their marks:
--- between two tries the clock may step.
+-- Find the entries that an earlier try of this append left in a stream, by the messages' numbers. They are recognised
+-- by their marks, not by their times, because the clock may step between two tries.
 local function find_earlier(stream)
   if stream.begins then return end
   local last, missing = '+', 0
@@ -84,7 +84,7 @@ local function find_earlier(stream)
       last = '(' .. entry[1]
     end
   until #page < 100
-  -- What the earlier try left may have been trimmed, if anything was that is as new.
+  -- Entries of the earlier try may have been trimmed if any entry was that is as new as they are.
   stream.unknown = stream.trimmed and stream.trimmed > now - elapsed - STEP_BACK
 end
 
@@ -139,7 +139,7 @@ end
 
 for _, stream in ipairs(streams) do
   if stream.changed then
-    -- Not at every append: clients that return are offered nothing that is past the size or the time all the same.
+    -- Not at every append: reads for clients that return leave out what is past the size or the time.
     if math.floor(stream.tail / 16) > math.floor(stream.before / 16) then
       local low = stream.tail - stream.kept + 1
       local kept = first_kept(stream.log, low, stream.tail, now, stream.size, stream.ttl, young, most)

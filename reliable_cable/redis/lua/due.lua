@@ -1,12 +1,13 @@
 -- Find the streams in which the time of a session is over (presence/redis.py).
 --
--- KEYS: the index of all streams; the sweeps (hash): at, when any process last called this; grace, until when no
---   session is over.
--- ARGV: now or ''; the greatest number of streams; PRESENCE_TTL; the seconds between two calls that are an outage.
+-- KEYS: the index of all streams; the sweeps, a hash of `at` (when any process last called this) and `grace` (until
+--   when no session expires).
+-- ARGV: now or ''; the greatest number of streams; PRESENCE_TTL; after how many seconds without a call an outage is
+--   assumed.
 -- Returns their names, those that are due longest first.
 --
--- Each process calls this several times within PRESENCE_TTL. If none did for so long, then none could refresh its
--- members either: all sessions get one PRESENCE_TTL more, whichever process comes back first.
+-- Each process calls this several times within PRESENCE_TTL. If none did for that long, none could refresh its members
+-- either. Then no session expires for one PRESENCE_TTL, whichever process comes back first.
 
 local index, sweeps, now = KEYS[1], KEYS[2], clock(ARGV[1])
 local ttl, outage = tonumber(ARGV[3]), tonumber(ARGV[4])

@@ -1,12 +1,12 @@
--- Return the lineage of the data, and begin another one if the data are not the recorded ones any more (lineage.py).
+-- Return the lineage of the data. Begin a new one if the data may differ from the recorded ones (lineage.py).
 --
 -- KEYS: the record, a hash of run_id, replid, token. ARGV: the server's run_id; its master_replid; '1' if its
---   master_replid2 is not zero; a token for a new lineage; a token that must not go on, or ''; the seconds that the record
---   is kept.
+--   master_replid2 is not zero; a token for a new lineage; a token that must be replaced, or ''; the seconds that the
+--   record is kept.
 --
--- A new lineage begins where another process has the data (a restart, a replica that was promoted), and where the same
--- one was promoted again. A primary changes its master_replid also when its first replica attaches and when it frees its
--- backlog; then master_replid2 is zero, and the data are the same.
+-- A new lineage begins when another server process has the data (after a restart, or the promotion of a replica), and
+-- when the same process was promoted again. A primary also changes its master_replid when its first replica attaches
+-- and when it frees its backlog. Then master_replid2 is zero, and the data are the same.
 
 local run_id, replid, promoted, fresh, replaced = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4], ARGV[5]
 local stored = redis.call('HMGET', KEYS[1], 'run_id', 'replid', 'token')

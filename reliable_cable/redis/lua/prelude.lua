@@ -1,7 +1,7 @@
 -- Before each script: what several of them need.
 
--- Fail unless the data still are those that the connection was opened to; return their lineage. It is ARGV[1], and the
--- last of KEYS is the record of it (lineage.lua).
+-- Return the lineage of the data, ARGV[1]. Fail if it is not the recorded one any more: then the connection was opened
+-- to other data. The last of KEYS is the record (lineage.lua).
 local function require_lineage()
   if redis.call('HGET', KEYS[#KEYS], 'token') ~= ARGV[1] then
     error('DATAMOVED the connection was opened to other data')
@@ -9,13 +9,13 @@ local function require_lineage()
   return ARGV[1]
 end
 
--- Fail on a replica, which would publish to its own subscribers only: it refuses this command, which changes nothing.
+-- Fail on a replica, which would publish to its own subscribers only. It refuses this write, which changes nothing.
 local function require_primary()
   redis.call('HDEL', KEYS[#KEYS], '')
 end
 
--- Whether a stream exists, by its epoch and by the lineage that this is bound to. The copy of a durable stream is bound
--- to none: the model has the truth.
+-- Return whether a stream exists: it has an epoch that is bound to this lineage. The hot tail of a durable stream is
+-- bound to none, because the tables of the model are authoritative.
 local function exists(epoch, bound, lineage)
   return epoch and (bound == '' or bound == lineage)
 end
@@ -32,11 +32,11 @@ local function text(number)
   return string.format('%.6f', number)
 end
 
--- The bytes of an entry, about: its data, and what Redis needs besides.
+-- About how many bytes Redis needs for an entry besides its data.
 local ENTRY_SIZE = 100
 
--- Add an entry to a log. `before` are the bytes of all entries before it; return those with it.
--- Servers of earlier releases find fields by their places: a new field goes to the end.
+-- Add an entry to a log. `before` is the number of bytes of all entries before it. Return that number with the new
+-- entry. Servers of earlier releases find fields by their position, so add new fields at the end.
 local function add_entry(log, offset, data, made, exclude, mark, key, before)
   redis.call(
     'XADD', log, offset .. '-0', 'd', data, 'c', made, 'x', exclude, 'u', mark, 'k', key,
@@ -56,13 +56,14 @@ local function created(log, offset)
   return entry and tonumber(entry[4])
 end
 
--- The bytes of all entries before the one at an offset; of one that an earlier release added, none are known.
+-- The number of bytes of all entries before the one at an offset; -infinity if an earlier release added that entry.
 local function bytes_before(log, offset)
   local entry = entry_at(log, offset)
   return entry and tonumber(entry[12]) or -math.huge
 end
 
--- The first offset from low to tail for which a test holds, as it does for all that follow; tail + 1 if for none.
+-- The first offset from low to tail for which a test holds; tail + 1 if there is none. The test must also hold for all
+-- later offsets.
 local function first_where(low, tail, holds)
   local last, middle = tail + 1, low -- mostly it is the oldest one
   while low < last do
@@ -80,8 +81,8 @@ local function first_since(log, low, tail, time, strict)
   end)
 end
 
--- The first offset that a log must keep: what is past the size or the time goes, but entries stay that are younger than
--- `young` seconds, `most` bytes of them beyond the size.
+-- The first offset that a log must keep. Entries past the size or the time are not kept, except those younger than
+-- `young` seconds, up to `most` bytes of them beyond the size.
 local function first_kept(log, low, tail, now, size, ttl, young, most)
   local alive = first_since(log, low, tail, now - math.max(ttl, young), true)
   local sized = tail - size + 1

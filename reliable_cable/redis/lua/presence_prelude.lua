@@ -17,7 +17,8 @@ local ttl, memory = tonumber(ARGV[6]), tonumber(ARGV[7])
 -- Seconds for which members are kept that no server looks at: one that comes later announces their leaves.
 local UNATTENDED = 86400
 
--- The incarnation of the stream's data. It ends with them, and when their lineage ends: they may be older ones.
+-- The incarnation of the stream's data. It ends when the data expire, or when their lineage ends: they may be older
+-- data.
 local function incarnation()
   local stored = redis.call('HMGET', meta, 'i', 'r')
   return stored[1] and stored[2] == lineage and stored[1]

@@ -1,8 +1,8 @@
 -- Delete what is past a stream's size or time, and a stream that is long idle (streams/redis.py).
 --
 -- KEYS: meta, log, idempotency keys. ARGV: now or ''; history size; history TTL in seconds; the seconds that an idle
---   stream's numbering is kept; the seconds for which every entry is kept, and how many bytes of such entries beyond the
---   history size.
+--   stream's numbering is kept; the age in seconds below which an entry is young; the most bytes of young entries
+--   beyond the history size.
 -- Returns how many entries went; 1 if the stream did.
 
 local now, size, ttl, idle = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])

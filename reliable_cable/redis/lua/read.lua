@@ -1,9 +1,10 @@
 -- Read a page of a stream, and the stream's state (streams/redis.py, streams/hot.py).
 --
 -- KEYS: meta, log; the record of the lineage. ARGV: the lineage; now or ''; history size; history TTL; the offset after
---   which; the limit; '1' for all that is here, whatever the size and the time allow.
+--   which; the limit; '1' to offer all entries, '0' to offer those within the history size and TTL.
 -- Returns epoch, tail, low (the oldest offset that is offered, tail + 1 if none is), entries as XRANGE gives them. A
--- stream that does not exist has the epoch ''; so has one whose epoch began in other data: the next append begins another.
+-- stream that does not exist has the epoch ''. So has one whose epoch began in another lineage: its next append begins
+-- a new epoch.
 
 local lineage, size, ttl = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4])
 local after, limit, all = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'

@@ -1,6 +1,6 @@
--- Revoke all sessions of a kind that were authenticated until now (sessions/redis.py).
+-- Revoke all sessions that match a condition and were authenticated until now (sessions/redis.py).
 --
--- KEYS: the kind's key. ARGV: now or ''; the milliseconds for which that is remembered, 0: not at all.
+-- KEYS: the key of the condition. ARGV: now or ''; how many milliseconds to remember the revocation; 0: not at all.
 -- Returns the time.
 
 local now = text(clock(ARGV[1]))

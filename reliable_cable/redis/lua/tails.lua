@@ -1,4 +1,4 @@
--- Tell the positions of streams (streams/redis.py).
+-- Return the positions of streams (streams/redis.py).
 --
 -- KEYS: the meta of each stream; the record of the lineage. ARGV: the lineage.
 -- Returns for each stream its epoch and tail, as read.lua does: '' and 0 where it does not exist.

@@ -88,7 +88,7 @@ class AsyncStreamChannel(Channel):
 
 
 class QueryChannel(Channel):
-    """Streams to users whom a query finds."""
+    """Streams to users whom a database query finds."""
 
     def subscribed(self) -> None:
         """Query, and stream."""
@@ -97,12 +97,12 @@ class QueryChannel(Channel):
         self.reject()
 
     def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
-        """Let users join under their own names, by another query."""
+        """Let users join under their own names, which another query finds."""
         return get_user_model().objects.filter(pk=self.user.pk, username=id).exists()
 
 
 class AsyncQueryChannel(Channel):
-    """As `QueryChannel`, with an async query."""
+    """Like `QueryChannel`, with an async query."""
 
     async def subscribed(self) -> None:
         """Query, and stream."""

@@ -68,8 +68,8 @@ def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hol
     """Broadcast several messages inside one `atomic()`, between two hooks of the caller's own.
 
     Args:
-        stream: where to.
-        payloads: of the messages.
+        stream: the name of the stream.
+        payloads: the payloads of the messages.
         commit: whether the transaction is committed.
         hold: how long, in seconds, to keep the transaction open after the broadcasts.
 
@@ -161,7 +161,7 @@ def who_is_there(stream: str) -> dict[str, Any]:
 
 
 def page_time() -> int:
-    """Render a page's meta tags, and return the time that they tell."""
+    """Render a page's meta tags, and return the time in them."""
     return int(cable_meta_tags().rpartition('content="')[2].partition('"')[0])
 
 
