@@ -154,11 +154,11 @@ _refreshed = 0.0
 
 
 def has_own_thread() -> bool:
-    """Return whether thread-sensitive sync code of the running task has a thread apart from the rest of the process.
+    """Return whether thread-sensitive sync code of this task runs outside of the thread that the process shares.
 
-    This repeats how `asgiref.sync.SyncToAsync` chooses a thread: the one that waits in `async_to_sync`, which is in the
-    context (`AsyncToSync.executors.current`) or belongs to the event loop (`AsyncToSync.loop_thread_executors`); else
-    that of a `ThreadSensitiveContext`; else one for the process.
+    This follows `asgiref.sync.SyncToAsync`. It uses the thread that waits in `async_to_sync`, if there is one: the
+    context has it (`AsyncToSync.executors.current`), or the event loop (`AsyncToSync.loop_thread_executors`). Else it
+    uses the thread of a `ThreadSensitiveContext`, or the one that the process shares.
     """
     return (
         getattr(AsyncToSync.executors, "current", None) is not None

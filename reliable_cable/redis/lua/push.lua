@@ -1,4 +1,4 @@
--- Keep and announce messages of a durable stream that the model store has numbered: the hot tail (streams/hot.py).
+-- Keep and announce messages of a durable stream that the model store has numbered: the hot tail (streams/durable.py).
 --
 -- KEYS: meta, log. ARGV: channel; history size; history TTL in seconds; the seconds that an idle stream's numbering is
 --   kept; the age in seconds below which an entry is young; the most bytes of young entries beyond the history size;

@@ -1,4 +1,4 @@
--- Read a page of a stream, and the stream's state (streams/redis.py, streams/hot.py).
+-- Read a page of a stream, and the stream's state (streams/redis.py, streams/durable.py).
 --
 -- KEYS: meta, log; the record of the lineage. ARGV: the lineage; now or ''; history size; history TTL; the offset after
 --   which; the limit; '1' to offer all entries, '0' to offer those within the history size and TTL.
