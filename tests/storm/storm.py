@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -21,7 +21,7 @@ from .broadcasters import Broadcaster, ProcessCaller, TaskCaller, ViewCaller
 from .clients import Key, Logs, NpmClients, StormClient
 from .faults import Faults
 from .members import Members
-from .plan import ALL_STREAMS, BURST_HISTORY, BURST_STREAMS, PATIENCE, SUBSCRIPTIONS, Plan, now
+from .plan import ALL_STREAMS, BURST_HISTORY, BURST_STREAMS, PATIENCE, STREAMS, SUBSCRIPTIONS, Plan, now
 from .stage import Stage
 from .truth import Delivery, Event, Sent, Truth
 from .verdict import Finding, judge_log, judge_store
@@ -147,7 +147,7 @@ class Storm:
         for stream in ALL_STREAMS:
             for broadcaster in self._broadcasters:
                 await broadcaster.broadcast_surely(stream)
-        await self._catch_up()
+        await self._catch_up(ALL_STREAMS)
         if self._plan.has_presence:
             await self._members.enter()
 
@@ -166,17 +166,20 @@ class Storm:
     async def _end(self) -> None:
         """Broadcast a little without faults; everybody catches up."""
         self._tell("the faults are over; everybody catches up")
-        for _ in range(CLOSING):
-            for stream in ALL_STREAMS:
-                await self._broadcasters[1].broadcast_surely(stream)
-        await self._catch_up()
+        # A client that comes back late is told that it missed a burst. Then it must get what is broadcast afterwards.
+        for streams in (STREAMS, BURST_STREAMS):
+            for _ in range(CLOSING):
+                for stream in streams:
+                    await self._broadcasters[1].broadcast_surely(stream)
+            await self._catch_up(streams)
 
-    async def _catch_up(self) -> None:
-        """Wait until everybody has the newest message of each stream; who has not is judged later."""
-        truths = {stream: self._truth(stream) for stream in ALL_STREAMS}
+    async def _catch_up(self, streams: Sequence[str]) -> None:
+        """Wait until everybody has the newest message of some streams; who has not is judged later."""
+        truths = {stream: self._truth(stream) for stream in streams}
+        keys = [key for key in self._keys if _stream(key) in truths]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
-                while not all(truths[_stream(key)].reached(self._logs.last(key)) for key in self._keys):
+                while not all(truths[_stream(key)].reached(self._logs.last(key)) for key in keys):
                     self._logs.changed.clear()
                     await self._logs.changed.wait()
 

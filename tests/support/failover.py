@@ -89,8 +89,10 @@ class RedisPair(Pair):
 
     def __init__(self, folder: Path, binary: Binary | None = None, *, replicated: bool = True) -> None:
         super().__init__(replicated=replicated)
-        self.primary = RedisServer(folder / "redis", binary)
-        self.replica = RedisServer(folder / "replica", binary)
+        # Newer servers wait for more replicas before they send the data to one.
+        options = {"repl-diskless-sync-delay": "0"}
+        self.primary = RedisServer(folder / "redis", binary, options)
+        self.replica = RedisServer(folder / "replica", binary, options)
 
     async def move(self, *, losing: float = 0.0, cut: bool = False) -> None:
         """Promote the replica, demote the primary, and lead the address to the new primary.

@@ -60,6 +60,7 @@ class RecoveringClient:
         self.connects = self.restores = self.recreated = 0
         #: What it complained of: confirmations that it did not ask for, and the like.
         self.complaints: list[Frame] = []
+        self._late_joins: set[str] = set()
         self._client: Client | None = None
         self._wanted = True
         self._changed = asyncio.Condition()
@@ -101,6 +102,9 @@ class RecoveringClient:
     async def join(self, identifier: str, id: str, info: Any = None) -> None:  # noqa: A002 - the wire's name
         """Be present in a channel that was subscribed to, also after a reconnect, until `leave`."""
         self.joined[identifier] = {"id": id, "info": info}
+        if self.channels.get(identifier) == "pending":
+            # The subscribe that is under way does not say so.
+            self._late_joins.add(identifier)
         await self._say("join", identifier, presence=self.joined[identifier])
 
     async def leave(self, identifier: str) -> None:
@@ -171,6 +175,9 @@ class RecoveringClient:
             self.channels[identifier] = "connected"
             if identifier in self.members:
                 await self.watch(identifier)
+            if identifier in self._late_joins and identifier in self.joined:
+                await self._say("join", identifier, presence=self.joined[identifier])
+            self._late_joins.discard(identifier)
         elif kind == "presence":
             self._receive_presence(identifier, frame["message"])
         elif kind == "reject_subscription":
@@ -229,6 +236,7 @@ class RecoveringClient:
 
     async def _send_subscribe(self, client: Client, identifier: str) -> None:
         self.channels[identifier] = "pending"
+        self._late_joins.discard(identifier)
         await client.send("subscribe", identifier, **self._request(identifier))
         asyncio.get_running_loop().call_later(REPEAT, self._repeat, client, identifier)
 
