@@ -164,18 +164,23 @@ class Hub:
         found = reader.stream
         if found is None or found.position is None:
             return True
+        # What the hub delivers while a page is being read need not be in it.
+        asked = found.position
         if page is None:
-            page = await self.pages.read(found.name, reader.position, found.position, following=True)
+            page = await self.pages.read(found.name, reader.position, asked, following=True)
         if reader.stream is not found:
             return True
         for delay in CATCH_UP_DELAYS:
-            if _agree(reader.position, page, found.position):
+            if _agree(reader.position, page, asked) and page.epoch == found.position.epoch:
                 break
             await self.repairs.finish(found)
             await asyncio.sleep(delay)
             if reader.stream is not found:
                 return True
-            page = await self.pages.read(found.name, reader.position, found.position, following=True)
+            asked = found.position
+            page = await self.pages.read(found.name, reader.position, asked, following=True)
+            if reader.stream is not found:
+                return True
         else:
             logger.warning("The stream %r could not be caught up with; its subscriber is told.", found.name)
             reader.position = found.position
@@ -366,7 +371,12 @@ def _agree(reader: StreamPosition, page: StreamPage, hub: StreamPosition) -> boo
     """Say whether a subscriber can be sent a page now.
 
     Not if the hub has not seen the page's epoch, or what the client saw on another server. Nor if the page is older
-    than what the hub delivered.
+    than what the hub had delivered.
+
+    Args:
+        reader: the subscriber's position.
+        page: what was read.
+        hub: the hub's position when the read began.
     """
     ahead = reader.epoch == page.epoch and reader.offset > hub.offset
     return page.epoch == hub.epoch and page.tail >= hub.offset and not ahead
