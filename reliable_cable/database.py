@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import sqlite3
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -62,17 +63,28 @@ class _WriteQueue:
 
     def __init__(self) -> None:
         self._lock = FairLock()
+        #: The thread whose turn it is.
+        self._owner = 0
         self._break_end = 0.0
 
     @contextmanager
     def turn(self, timeout: float) -> Iterator[None]:
         """Hold the queue's lock in a context. If it is not free within `timeout` seconds, go on without it."""
-        with self._lock.hold(timeout):
+        thread = threading.get_ident()
+        if self._owner == thread:
+            # A hook of the transaction that has just been committed: a receiver of Django's signals may have added it.
+            yield
+            return
+        with self._lock.hold(timeout) as held:
             began = max(time.monotonic(), self._break_end)
             time.sleep(max(0.0, began - time.monotonic()))
             try:
+                if held:
+                    self._owner = thread
                 yield
             finally:
+                if held:
+                    self._owner = 0
                 now = time.monotonic()
                 self._break_end = now + min(BREAK_SHARE * (now - began), MAX_BREAK)
 

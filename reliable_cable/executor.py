@@ -64,7 +64,8 @@ class DaemonExecutor(Executor):
         self._active = 0
         #: Threads that are alive: the active ones, and those that are ending.
         self._threads: set[threading.Thread] = set()
-        self._ending = False
+        #: Those that end when no job is left.
+        self._ending: set[threading.Thread] = set()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a call in one of the threads.
@@ -103,13 +104,14 @@ class DaemonExecutor(Executor):
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
+                self._ending.discard(threading.current_thread())
 
     def _next(self, inbox: _Inbox) -> _Job | None:
         """Wait for a job. Return None if the thread is to end."""
         with self._lock:
             if self._jobs:
                 return self._jobs.popleft()
-            if self._ending:
+            if threading.current_thread() in self._ending:
                 self._active -= 1
                 return None
             self._idle.append(inbox)
@@ -135,7 +137,7 @@ class DaemonExecutor(Executor):
         """
         deadline = time.monotonic() + timeout
         with self._lock:
-            self._ending = True
+            self._ending |= self._threads
             idle, self._idle = self._idle, []
             self._active -= len(idle)
             threads = self._threads - {threading.current_thread()}
@@ -144,5 +146,4 @@ class DaemonExecutor(Executor):
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
-            self._ending = False
             return not self._threads

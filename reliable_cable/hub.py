@@ -164,18 +164,23 @@ class Hub:
         found = reader.stream
         if found is None or found.position is None:
             return True
+        # What the hub delivers while a page is being read need not be in it.
+        asked = found.position
         if page is None:
-            page = await self.pages.read(found.name, reader.position, found.position, following=True)
+            page = await self.pages.read(found.name, reader.position, asked, following=True)
         if reader.stream is not found:
             return True
         for delay in CATCH_UP_DELAYS:
-            if _agree(reader.position, page, found.position):
+            if _agree(reader.position, page, asked) and page.epoch == found.position.epoch:
                 break
             await self.repairs.finish(found)
             await asyncio.sleep(delay)
             if reader.stream is not found:
                 return True
-            page = await self.pages.read(found.name, reader.position, found.position, following=True)
+            asked = found.position
+            page = await self.pages.read(found.name, reader.position, asked, following=True)
+            if reader.stream is not found:
+                return True
         else:
             logger.warning("A subscriber could not catch up with the stream %r, and is told of a loss.", found.name)
             reader.position = found.position
@@ -367,6 +372,11 @@ def _agree(reader: StreamPosition, page: StreamPage, hub: StreamPosition) -> boo
 
     It cannot if the hub has not yet seen the page's epoch, or messages that the client received on another server. It
     cannot either if the page is older than the messages that the hub has delivered.
+
+    Args:
+        reader: the subscriber's position.
+        page: what was read.
+        hub: the hub's position when the read began.
     """
     ahead = reader.epoch == page.epoch and reader.offset > hub.offset
     return page.epoch == hub.epoch and page.tail >= hub.offset and not ahead

@@ -101,7 +101,8 @@ class Repairs:
         # An announced message may be the next one although the store has already trimmed it.
         found.send_early()
         if found.position is not None and found.position != asked and _overtaken(found.position, page):
-            found.again = True
+            # All that the page has was delivered meanwhile, unless it is of another epoch.
+            found.again = found.again or page.epoch != found.position.epoch
             return
         position = found.position
         if position is not None and advance(position, page).lost:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import pytest
 from django.db import OperationalError, transaction
+from django.db.models import signals
 from django.test import TestCase
 
 from reliable_cable import models
 from reliable_cable.conf import CableSettings
+from reliable_cable.database import WRITE_PATIENCE
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.streams.base import YOUNG_TIME, Message
 from reliable_cable.streams.model import ModelStreamStore
@@ -61,6 +64,21 @@ class TestAfterTheCommit:
             transaction.set_rollback(True, using=alias)
         assert append(store, "2") == [1]
         assert kept(store) == [(1, "2")]
+
+    def test_a_broadcast_of_a_receivers_hook_does_not_wait_for_the_write_that_it_follows(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        def audit(**kwargs: Any) -> None:
+            transaction.on_commit(lambda: append(store, "1", stream="audit"), using=alias)
+
+        signals.post_save.connect(audit, sender=models.TransientEntry)
+        try:
+            started = time.monotonic()
+            store.publish_transient("a", Message("1"))
+        finally:
+            signals.post_save.disconnect(audit, sender=models.TransientEntry)
+        assert kept(store, "audit") == [(1, "1")]
+        assert time.monotonic() - started < WRITE_PATIENCE
 
     def test_a_savepoints_rollback_takes_its_own_with_it(self, store: ModelStreamStore, alias: str) -> None:
         with transaction.atomic(using=alias):

@@ -34,6 +34,8 @@ class UnreliableStore(MemoryStreamStore):
         #: Streams that were passed to the listener's `doubt`.
         self.doubted: list[str] = []
         self.reads = 0
+        #: Called after each read, before its page is returned.
+        self.overtake: Callable[[], object] = lambda: None
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
         self.deliver = deliver
@@ -54,6 +56,7 @@ class UnreliableStore(MemoryStreamStore):
         if self.broken:
             raise StoreError("broken")
         page = self.read(stream, after=after, limit=limit, following=following)
+        self.overtake()
         await asyncio.sleep(0)
         return page
 

@@ -144,6 +144,15 @@ class TestEndThreads:
         assert not executor.end_threads(0.01)
         go_on.set()
 
+    def test_one_that_was_not_waited_for_ends_after_its_job(self, make: MakeExecutor) -> None:
+        executor = make()
+        go_on = threading.Event()
+        thread = executor.submit(lambda: (go_on.wait(30), threading.current_thread())[1])
+        assert not executor.end_threads(0)
+        go_on.set()
+        wait_until(lambda: not thread.result(30).is_alive())
+        assert executor.ended == [thread.result()]
+
     def test_later_jobs_start_new_threads(self, make: MakeExecutor) -> None:
         executor = make()
         before = executor.submit(threading.current_thread).result(30)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 from channels.testing import WebsocketCommunicator
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError, ProgrammingError, connection
 
 from reliable_cable import BroadcastError, BroadcastUncertain, CableConsumer, Channel, StoreError, action, state
 from reliable_cable import execution as execution_module
@@ -216,3 +216,10 @@ def test_an_outage_is_told_from_other_errors() -> None:
     assert not is_outage(BroadcastError("the stream keeps no history"))
     assert not is_outage(caused(BroadcastUncertain("perhaps"), away)), "again, it might be broadcast twice"
     assert not is_outage(LookupError())
+
+
+@pytest.mark.django_db
+def test_a_missing_table_is_no_outage() -> None:
+    with pytest.raises((OperationalError, ProgrammingError)) as caught, connection.cursor() as cursor:
+        cursor.execute("SELECT * FROM a_table_without_its_migration")
+    assert not is_outage(caught.value), "the same query fails for ever, and its client would come back for ever"

@@ -71,6 +71,36 @@ async def test_what_never_comes_is_not_waited_for_for_ever_but_looked_for_later(
     assert harness.store.reads - reads <= 10
 
 
+class TestAStreamInWhichMessagesOvertakeEveryRead:
+    """A busy stream: the hub has delivered more than a page holds whenever the page comes."""
+
+    async def test_a_subscriber_that_is_behind_is_sent_what_was_read(self) -> None:
+        harness = Harness()
+        reader, log = await harness.reader()
+        for _ in range(5):
+            await harness.publish()
+        reader.live = False
+        reader.position = StreamPosition(reader.position.epoch, 2)
+        log.clear()
+        harness.store.overtake = lambda: harness.hub.deliver(harness.append())
+        reads = harness.store.reads
+        assert await harness.hub.send_page(reader)
+        assert offsets(log) == [3, 4, 5]
+        assert harness.store.reads - reads == 1
+
+    async def test_a_repair_ends(self) -> None:
+        harness = Harness()
+        _, log = await harness.reader()
+        await harness.publish()
+        harness.store.overtake = lambda: harness.hub.deliver(harness.append())
+        reads = harness.store.reads
+        harness.hub.deliver(Advanced("s"))
+        async with asyncio.timeout(1):
+            await harness.settled()
+        assert offsets(log) == [1, 2]
+        assert harness.store.reads - reads == 1
+
+
 class TestAStoreThatWentBack:
     """A database that was restored, or failed over to a copy that lacks the newest messages."""
 
