@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -21,15 +21,16 @@ from .broadcasters import Broadcaster, ProcessCaller, TaskCaller, ViewCaller
 from .clients import Key, Logs, NpmClients, StormClient
 from .faults import Faults
 from .members import Members
-from .plan import ALL_STREAMS, BURST_HISTORY, BURST_STREAMS, PATIENCE, STREAMS, SUBSCRIPTIONS, Plan, now
+from .plan import ALL_STREAMS, BURST_HISTORY, BURST_STREAMS, PATIENCE, SUBSCRIPTIONS, Plan, now
 from .stage import Stage
 from .truth import Delivery, Event, Sent, Truth
 from .verdict import Finding, judge_log, judge_store
 
 #: Every so many-th client never asks for its session, and recovers by its positions.
 RECOVERING = 4
-#: Broadcasts to each stream after the faults.
+#: Broadcasts to each stream after the faults, in a round; and seconds until another round begins.
 CLOSING = 3
+ROUND = 10.0
 
 
 @dataclass(slots=True)
@@ -147,7 +148,7 @@ class Storm:
         for stream in ALL_STREAMS:
             for broadcaster in self._broadcasters:
                 await broadcaster.broadcast_surely(stream)
-        await self._catch_up(ALL_STREAMS)
+        await self._catch_up()
         if self._plan.has_presence:
             await self._members.enter()
 
@@ -164,24 +165,29 @@ class Storm:
         await asyncio.gather(*broadcasting)
 
     async def _end(self) -> None:
-        """Broadcast a little without faults; everybody catches up."""
-        self._tell("the faults are over; everybody catches up")
-        # A client that comes back late is told that it missed a burst. Then it must get what is broadcast afterwards.
-        for streams in (STREAMS, BURST_STREAMS):
-            for _ in range(CLOSING):
-                for stream in streams:
-                    await self._broadcasters[1].broadcast_surely(stream)
-            await self._catch_up(streams)
+        """Broadcast a little without faults, until everybody has caught up.
 
-    async def _catch_up(self, streams: Sequence[str]) -> None:
-        """Wait until everybody has the newest message of some streams; who has not is judged later."""
-        truths = {stream: self._truth(stream) for stream in streams}
-        keys = [key for key in self._keys if _stream(key) in truths]
+        A client that comes back late may be told that it missed all of that. Then it must get what comes next.
+        """
+        self._tell("the faults are over; everybody catches up")
+        end = now() + PATIENCE
+        while now() < end:
+            for _ in range(CLOSING):
+                for stream in ALL_STREAMS:
+                    await self._broadcasters[1].broadcast_surely(stream)
+            if await self._catch_up(ROUND):
+                break
+
+    async def _catch_up(self, seconds: float = PATIENCE) -> bool:
+        """Wait until everybody has the newest message of each stream; return whether that is so."""
+        truths = {stream: self._truth(stream) for stream in ALL_STREAMS}
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
-                while not all(truths[_stream(key)].reached(self._logs.last(key)) for key in keys):
+            async with asyncio.timeout(seconds):
+                while not all(truths[_stream(key)].reached(self._logs.last(key)) for key in self._keys):
                     self._logs.changed.clear()
                     await self._logs.changed.wait()
+                return True
+        return False
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 

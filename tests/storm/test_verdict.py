@@ -311,6 +311,10 @@ def test_the_client_must_be_told_after_a_position_was_given_twice() -> None:
 # -- a small history --------------------------------------------------------------------------------------------------
 
 
+#: Delivered as soon as they were broadcast.
+FIRST_TWO = [Delivery("a", n, f"a{n}", n + 0.5) for n in (1, 2)]
+
+
 def of_small_history(*log: Event) -> dict[str, int]:
     """Ten messages to a stream whose history keeps three."""
     return kinds(judge_log(Truth("s", sent("a", range(1, 11)), history_size=3), "client", log))
@@ -336,10 +340,17 @@ def test_a_client_that_was_away_is_told() -> None:
 
 
 def test_a_client_that_was_away_gets_what_the_history_holds() -> None:
-    assert of_small_history(*got("a", 1, 2), Connected(5), Signal(5.5), *got("a", 6, 7, 8, 9, 10)) == {
+    assert of_small_history(*FIRST_TWO, Connected(5), Signal(5.5), *got("a", 6, 7, 8, 9, 10)) == {
         LOST: 3,
         NEEDLESS: 1,
     }
+
+
+def test_a_client_that_was_told_may_get_what_it_missed_all_the_same() -> None:
+    after = got("a", 3, 4, 5, 6, 7, 8, 9, 10)
+    assert of_small_history(*FIRST_TWO, Connected(7), Signal(7.5), *after) == {}
+    assert of_small_history(*FIRST_TWO, Connected(3), Signal(3.5), *after) == {NEEDLESS: 1}
+    assert of_small_history(*FIRST_TWO, Signal(7.5), *after) == {NEEDLESS: 1}
 
 
 def test_a_client_that_came_back_gets_everything_from_then_on() -> None:

@@ -164,6 +164,11 @@ class Truth:
         known_before = [other for other in self.sent if other.position and epoch_of(other) == epoch_of(one)]
         return not set(epochs).intersection(later) and all(other.ended >= one.begun for other in known_before)
 
+    def exceeded(self, begin: float, end: float) -> bool:
+        """Say whether more messages than the history holds may have been stored between two times."""
+        stored = sum(one.fate is not Fate.REFUSED and one.begun <= end and one.ended > begin for one in self.sent)
+        return self.history_size is not None and stored > self.history_size
+
     def begun_after(self, time: float, epoch: str, offsets: range) -> list[int]:
         """Return the offsets in an epoch whose messages were broadcast after a time."""
         return [

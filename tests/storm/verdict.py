@@ -183,6 +183,12 @@ class _Step:
         told = bool(self.signals) and self.away
         return told and truth.history_size is not None and len(self.missing) > truth.history_size
 
+    def is_right(self, truth: Truth) -> bool:
+        """Whether the client was told because it missed too much, even if it got all of that afterwards."""
+        if self.before is None or not self.away:
+            return False
+        return self.is_return(truth) or truth.exceeded(self.before.at, self.signals[-1].at)
+
 
 def _steps(log: Log) -> Iterator[_Step]:
     step = _Step(None)
@@ -279,7 +285,7 @@ def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Fin
         epoch = step.after.epoch
         begins = not before and epoch != truth.first_epoch
         changes = epoch != before and bool(before or begins) and not truth.durable
-        if not changes and not step.is_return(truth):
+        if not changes and not step.is_right(truth):
             what = f"told of a loss {len(step.signals)} times before ({epoch}, {step.after.offset})"
             yield Finding(NEEDLESS, where, f"{what}, after {before or 'none'}", len(step.signals))
 
