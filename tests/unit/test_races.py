@@ -211,7 +211,7 @@ class TestStoresThatFail:
         async with Client() as client:
             with monkeypatch.context() as patch:
                 patch.setattr(get_engine().streams, "aposition", fail)
-                patch.setattr(hub_module, "OPEN_PATIENCE", 0)
+                patch.setattr(hub_module, "OPEN_PATIENCE", hub_module.RETRY_DELAY / 2)
                 patch.setattr(execution_module, "SUBSCRIBE_PATIENCE", 0)
                 await client.send("subscribe", ROOM)
                 # Neither a rejection nor a `disconnect`: the session may be resumed.
@@ -273,7 +273,7 @@ class TestStoresThatFail:
         async with Client() as client:
             await client.subscribe(ROOM)
             monkeypatch.setattr(get_engine().streams, "aposition", fail_for_b)
-            monkeypatch.setattr(hub_module, "OPEN_PATIENCE", 0)
+            monkeypatch.setattr(hub_module, "OPEN_PATIENCE", hub_module.RETRY_DELAY / 2)
             await client.perform(ROOM, "two")
             await turns()
             await abroadcast("a", 1)
