@@ -150,17 +150,27 @@ def _store_threads() -> int:
 
 
 _refreshed = 0.0
+_refreshing: set[asyncio.Task[None]] = set()
 
 
 async def refresh_connections() -> None:
-    """Close the database connections of async handlers that have become unusable; cheap when called often."""
+    """Have the database connections of async handlers closed that have become unusable; cheap when called often.
+
+    This does not wait for the thread in which async handlers make their queries: it may be busy for long. It calls one
+    after another, so the connections are looked after before the next query.
+    """
     global _refreshed
     if not _connected:
         return
     now = time.monotonic()
     if now - _refreshed > REFRESH_INTERVAL:
         _refreshed = now
-        await SyncToAsync(close_old_connections, thread_sensitive=True)()
+        refresh = SyncToAsync(close_old_connections, thread_sensitive=True)
+        task = asyncio.get_running_loop().create_task(refresh())
+        _refreshing.add(task)
+        task.add_done_callback(_refreshing.discard)
+        # Now the task hands its call to the thread.
+        await asyncio.sleep(0)
 
 
 def close_old_connections() -> None:

@@ -171,6 +171,23 @@ class TestHandlerThreads:
             await asyncio.to_thread(with_closed_connections, break_connections, alias)
         await sync_to_async(connections.close_all)()
 
+    async def test_async_handlers_do_not_wait_for_each_others_queries(
+        self, alias: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await sync_to_async(query)(alias)
+        monkeypatch.setattr(threads, "_refreshed", 0.0)
+        go_on = threading.Event()
+        slow = asyncio.create_task(sync_to_async(go_on.wait)(30))
+        await asyncio.sleep(0)
+        try:
+            async with asyncio.timeout(10):
+                await threads.refresh_connections()
+            assert not slow.done()
+        finally:
+            go_on.set()
+            assert await slow
+        await sync_to_async(connections.close_all)()
+
 
 def with_closed_connections(call: Callable[[str], Any], alias: str) -> Any:
     """Call in a thread of its own, and close what it opened."""
