@@ -275,7 +275,7 @@ class Hub:
                     break
                 except TimeoutError as error:
                     raise StoreError(
-                        f"The stream {found.name!r} was not opened: its store did not answer within {OPEN_PATIENCE:g} s."
+                        f"The stream {found.name!r} was not opened: its store took more than {OPEN_PATIENCE:g} s."
                     ) from error
                 except StoreError as error:
                     if loop.time() + RETRY_DELAY > until:

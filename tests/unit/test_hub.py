@@ -154,7 +154,7 @@ async def test_the_opening_of_a_stream_does_not_wait_for_a_store_that_hangs(monk
         raise AssertionError
 
     monkeypatch.setattr(harness.store, "aposition", hang)
-    with pytest.raises(StoreError, match="did not answer within"):
+    with pytest.raises(StoreError, match="was not opened"):
         async with asyncio.timeout(10):
             await harness.reader()
     monkeypatch.undo()
