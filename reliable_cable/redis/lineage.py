@@ -81,12 +81,17 @@ class LineageTracker:
         """Whether a connection is to be opened again before its next use."""
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
-    def leave(self, connection: Any) -> None:
-        """Have all connections opened again that are as old as this one, since its server took no command."""
+    def leave(self, connection: Any, *, moved: bool = False) -> None:
+        """Have all connections opened again that are as old as this one, since its server took no command.
+
+        Args:
+            connection: was refused something.
+            moved: because the data have another lineage by now, which new connections find out.
+        """
         with self._lock:
             now = time.monotonic()
             # Seldom enough that a server that refuses everything for long is not flooded with connections.
-            if connection.generation == self._generation and now >= self._left_at + LEAVE_INTERVAL:
+            if connection.generation == self._generation and (moved or now >= self._left_at + LEAVE_INTERVAL):
                 self._generation += 1
                 self._left_at = now
 
