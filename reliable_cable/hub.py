@@ -270,8 +270,13 @@ class Hub:
         try:
             while True:
                 try:
-                    found.position = await self._subscribe(found.name)
+                    async with asyncio.timeout_at(until):
+                        found.position = await self._subscribe(found.name)
                     break
+                except TimeoutError as error:
+                    raise StoreError(
+                        f"The stream {found.name!r} was not opened: its store took more than {OPEN_PATIENCE:g} s."
+                    ) from error
                 except StoreError as error:
                     if loop.time() + RETRY_DELAY > until:
                         raise

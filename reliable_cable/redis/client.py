@@ -322,8 +322,9 @@ class RedisClient:
         return ("EVALSHA", sha, len(keys), *keys, *cast("Command", args))
 
     def _judge(self, connection: Any, answers: Sequence[Any]) -> None:
-        if any(map(_is_unavailable, answers)):
-            self.lineage.leave(connection)
+        refusals = [str(answer) for answer in answers if _is_unavailable(answer)]
+        if refusals:
+            self.lineage.leave(connection, moved=any("DATAMOVED" in refusal for refusal in refusals))
 
 
 def _seconds(answer: Any) -> float:

@@ -81,12 +81,17 @@ class LineageTracker:
         """Whether a connection is to be opened again before its next use."""
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
-    def leave(self, connection: Any) -> None:
-        """Reopen all connections of this one's generation before their next use: its server refused a command."""
+    def leave(self, connection: Any, *, moved: bool = False) -> None:
+        """Reopen all connections of this one's generation before their next use: its server refused a command.
+
+        Args:
+            connection: the connection whose command was refused.
+            moved: whether it was refused because the data have another lineage now. New connections find that out.
+        """
         with self._lock:
             now = time.monotonic()
             # Limited in rate, so that a server that refuses everything is not flooded with connections.
-            if connection.generation == self._generation and now >= self._left_at + LEAVE_INTERVAL:
+            if connection.generation == self._generation and (moved or now >= self._left_at + LEAVE_INTERVAL):
                 self._generation += 1
                 self._left_at = now
 

@@ -360,6 +360,16 @@ class TestLineage:
         assert (after.offset, after.epoch != before.epoch) == (1, True)
         await listener.close()
 
+    async def test_data_that_move_again_at_once_refuse_no_broadcast(
+        self, primary: RedisServer, make_store: MakeStore
+    ) -> None:
+        store, other = make_store(), make_store()
+        epochs = [(await append(store, "0"))[0].epoch]
+        for number in range(5):
+            await asyncio.to_thread(other.forget_all)
+            epochs += [position.epoch for position in await append(store, str(number))]
+        assert len(set(epochs)) == 6
+
     async def test_the_record_is_written_only_when_something_changed(
         self, primary: RedisServer, make_store: MakeStore
     ) -> None:

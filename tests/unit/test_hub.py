@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reliable_cable import hub as hub_module
+from reliable_cable.exceptions import StoreError
 from reliable_cable.outbox import Outbox
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
@@ -142,6 +143,24 @@ async def test_a_late_repeat_from_a_forgotten_epoch_is_not_taken_for_a_first_mes
         harness.hub.deliver(event)
         await harness.settled()
     assert offsets(log) == [1, "lost"]
+
+
+async def test_the_opening_of_a_stream_does_not_wait_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reliable_cable.hub.OPEN_PATIENCE", 0.05)
+    harness = Harness()
+
+    async def hang(stream: str) -> StreamPosition:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(harness.store, "aposition", hang)
+    with pytest.raises(StoreError, match="was not opened"):
+        async with asyncio.timeout(10):
+            await harness.reader()
+    monkeypatch.undo()
+    _, log = await harness.reader()
+    await harness.publish()
+    assert offsets(log) == [1], "the next subscriber opens it anew"
 
 
 async def test_excluded_sessions_are_left_out_and_stay_in_order() -> None:

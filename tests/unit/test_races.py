@@ -17,6 +17,7 @@ from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.engine import get_engine
 from reliable_cable.protocol.constants import DisconnectReason
+from reliable_cable.repair import RETRY_DELAY
 
 from .wire import Client, identifier
 
@@ -211,7 +212,7 @@ class TestStoresThatFail:
         async with Client() as client:
             with monkeypatch.context() as patch:
                 patch.setattr(get_engine().streams, "aposition", fail)
-                patch.setattr(hub_module, "OPEN_PATIENCE", 0)
+                patch.setattr(hub_module, "OPEN_PATIENCE", RETRY_DELAY / 2)
                 patch.setattr(execution_module, "SUBSCRIBE_PATIENCE", 0)
                 await client.send("subscribe", ROOM)
                 # Neither a rejection nor a `disconnect`: the session may be resumed.
@@ -273,7 +274,7 @@ class TestStoresThatFail:
         async with Client() as client:
             await client.subscribe(ROOM)
             monkeypatch.setattr(get_engine().streams, "aposition", fail_for_b)
-            monkeypatch.setattr(hub_module, "OPEN_PATIENCE", 0)
+            monkeypatch.setattr(hub_module, "OPEN_PATIENCE", RETRY_DELAY / 2)
             await client.perform(ROOM, "two")
             await turns()
             await abroadcast("a", 1)
