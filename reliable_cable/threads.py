@@ -34,8 +34,9 @@ T = TypeVar("T")
 #: the database's lock delays no read.
 STORE_THREADS = 2
 
-#: How long, in seconds, a thread waits for a job before it ends and closes its database connections.
-IDLE_TIME = 10.0
+#: How long, in seconds, a thread waits for a job before it ends and closes its database connections. PostgreSQL waits
+#: 5 seconds for others to disconnect before it refuses to drop a database: a test database, for one.
+IDLE_TIME = 3.0
 #: How long, in seconds, a process that exits waits for jobs that are still running.
 EXIT_TIME = 2.0
 #: After how many idle seconds a store thread checks its database connection before it uses it.

@@ -88,7 +88,8 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
         upto: the greatest offset to send; None: all of the page. Applies to the page's epoch.
 
     A page of another epoch, a page that no longer holds the next message, and a tail that lies before the reader all
-    lose the reader's place: it starts anew at the page's oldest message.
+    lose the reader's place: it starts anew at the page's oldest message. If the next message alone is missing, the
+    reader goes on behind it.
     """
     if not page.epoch:
         # The stream is gone (forgotten), or never was; only a reader that has seen something lost its place.
@@ -102,8 +103,13 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
     for entry in page.entries:
         if entry.offset <= last:
             continue
-        if entry.offset != last + 1 or (upto is not None and entry.offset > upto):
+        if upto is not None and entry.offset > upto:
             break
+        if entry.offset != last + 1:
+            if sent or lost:
+                break
+            # Somebody deleted the next message: without this, its reader would stand here for ever.
+            lost = True
         sent.append(entry)
         last = entry.offset
     return Step(sent, StreamPosition(page.epoch, last), lost)

@@ -88,6 +88,13 @@ class TestAdvance:
         entries = [StreamEntry(3, "3"), StreamEntry(5, "5")]
         step = advance(StreamPosition("a", 2), StreamPage("a", 5, 3, entries))
         assert [entry.offset for entry in step.entries] == [3]
+        assert not step.lost
+
+    def test_a_hole_before_the_first_entry_is_a_loss_and_goes_on_behind_it(self) -> None:
+        entries = [StreamEntry(3, "3"), StreamEntry(5, "5")]
+        step = advance(StreamPosition("a", 3), StreamPage("a", 5, 3, entries))
+        assert step.lost
+        assert [entry.offset for entry in step.entries] == [5]
 
     @given(
         st.integers(0, 30),

@@ -127,6 +127,15 @@ class TestStoreThreads:
         assert opened.count("cable-read") == 2
 
     @postgres_only
+    def test_an_idle_thread_closes_it_while_postgresql_still_waits_to_drop_the_database(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        # A thread of an earlier test, which ends sooner, is not to take the call.
+        assert threads.end_threads(30)
+        assert threads.submit_store(lambda: query(alias)).result(30) == 1
+        wait_until(lambda: connected(alias) == 0, timeout=5)
+
+    @postgres_only
     def test_ending_the_threads_closes_their_connections(self, store: ModelStreamStore, alias: str) -> None:
         append(store, "1")
         assert threads.submit_store(lambda: query(alias)).result(30) == 1
