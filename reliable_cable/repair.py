@@ -23,7 +23,7 @@ logger = logging.getLogger("reliable_cable")
 #: Seconds until a store that failed is asked again.
 RETRY_DELAY: Final = 0.5
 #: Seconds to wait after each read in a row that changed nothing. After the last of these waits, the repair ends.
-IDLE_DELAYS: Final = (0.05, 0.1, 0.2, 0.4, 0.8)
+IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
 class Repairs:

@@ -201,7 +201,7 @@ class TestTrimming:
         store = make_store(history_size=10)
         with mock.patch.object(store._retention, "_trim", side_effect=StoreError("locked")):
             append(store, *map(str, range(TRIM_STEP)))
-            wait_until(lambda: "tried again" in caplog.text)
+            wait_until(lambda: "retried later" in caplog.text)
         append(store, *map(str, range(TRIM_STEP - 1)))
         clock.advance(YOUNG_TIME)
         assert entries(alias) == 2 * TRIM_STEP - 1

@@ -141,10 +141,14 @@ class Wire(Connection):
         assert box._size + held <= LIMIT
 
     async def settle(self) -> None:
-        """Let everything happen that waits for nothing but the event loop."""
-        for _ in range(40):
-            await asyncio.sleep(0)
-            self.check_bounds()
+        """Let everything happen that does not wait for the client."""
+        async with asyncio.timeout(10):
+            for _ in range(40):
+                # A stream rests for some milliseconds if sending took long.
+                while any(found._sending or found.repair for found in get_hub()._streams.values()):  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                self.check_bounds()
 
     async def read_all(self) -> None:
         """Let the client read until there is nothing more."""
