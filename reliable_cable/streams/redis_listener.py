@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
@@ -17,18 +17,26 @@ from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Tra
 if TYPE_CHECKING:
     from reliable_cable.redis.pubsub import PubSub
 
-    from .redis import RedisStreamStore
-
 logger = logging.getLogger("reliable_cable")
 
 #: Seconds between checks of the streams' positions, in case pub/sub lost a message unnoticed.
 CHECK_INTERVAL: Final = 5.0
 
 
+class ListenedStore(Protocol):
+    """The methods of a store that its listener needs."""
+
+    def channel(self, stream: str) -> str:
+        """Return the pub/sub channel of a stream."""
+
+    async def tails(self, streams: Sequence[str]) -> Mapping[str, StreamPosition]:
+        """Return the positions of streams."""
+
+
 class RedisStreamListener(StreamListener):
     """Announces messages that are published in Redis; `Advanced` after a connection or a message was lost."""
 
-    def __init__(self, store: RedisStreamStore, pubsub: PubSub, deliver: Callable[[StreamEvent], None]) -> None:
+    def __init__(self, store: ListenedStore, pubsub: PubSub, deliver: Callable[[StreamEvent], None]) -> None:
         self._store = store
         self._deliver = deliver
         self._pubsub = pubsub
