@@ -1,79 +1,26 @@
-"""Failovers and failbacks of Redis behind an address, and the epochs that they end."""
+"""Failovers of Redis behind an address."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, StoreError
-from reliable_cable.presence.redis import RedisPresenceStore
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.redis import lineage
-from reliable_cable.redis.client import Call
 from reliable_cable.streams import redis_listener
 from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent, Transient
-from reliable_cable.streams.redis import RedisStreamStore
 from tests.stores.conftest import until
+from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over
 from tests.support.faults import FaultProxy
-from tests.support.redis import RedisServer, find_binaries
+from tests.support.redis import RedisServer
 from tests.support.server import free_port
 
 pytestmark = pytest.mark.redis
 
-MakeStore = Callable[..., RedisStreamStore]
 
-
-@pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
-def primary(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path / "primary", request.param, {"repl-diskless-sync-delay": "0"}) as server:
-        yield server
-
-
-@pytest.fixture
-def replica(primary: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
-    """A replica of `primary`."""
-    with RedisServer(tmp_path / "replica", primary.binary, {"repl-diskless-sync-delay": "0"}) as server:
-        server.follow(primary)
-        yield server
-
-
-@pytest.fixture
-async def address(primary: RedisServer) -> AsyncIterator[FaultProxy]:
-    """An address that leads to `primary` until it is redirected."""
-    async with FaultProxy(primary.port) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def make_store(address: FaultProxy, made_stores: list[Any]) -> MakeStore:
-    """A function that makes stores that reach Redis by the address. Each acts like another process."""
-
-    def make(port: int | None = None, **settings: Any) -> RedisStreamStore:
-        store = RedisStreamStore(CableSettings(redis_url=f"redis://127.0.0.1:{port or address.port}/0", **settings))
-        made_stores.append(store)
-        return store
-
-    return make
-
-
-def fail_over(address: FaultProxy, old: RedisServer, new: RedisServer) -> None:
-    """Promote an up-to-date replica, demote the primary, and redirect the address. Open connections stay open."""
-    old.wait_for_replicas()
-    new.promote()
-    old.follow(new)
-    address.move(new.port)
-
-
-async def append(store: RedisStreamStore, *data: str) -> list[StreamPosition]:
-    return await store.aappend([("a", Message(text)) for text in data])
-
-
-class TestFailover:
+class TestFailover(RedisPair):
     async def test_writes_and_announcements_come_back_though_old_connections_stay_open(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
@@ -219,206 +166,3 @@ class TestFailover:
         await asyncio.to_thread(store.append, [("b", Message("2"))])
         assert (await make_store(replica.port).aread("a", after=0, limit=10)).entries[-1].data == "2"
         assert (await make_store(replica.port).aread("b", after=0, limit=10)).entries[-1].data == "2"
-
-
-class TestLineage:
-    async def test_no_position_is_given_twice_over_a_promotion_and_a_failback_without_a_restart(
-        self,
-        primary: RedisServer,
-        replica: RedisServer,
-        address: FaultProxy,
-        make_store: MakeStore,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        monkeypatch.setattr(lineage, "LEAVE_INTERVAL", 0)
-        stores = [make_store(), make_store()]
-        given: dict[StreamPosition, str] = {}
-
-        async def broadcast(count: int) -> set[str]:
-            epochs = set()
-            for number in range(count):
-                data = str(len(given))
-                (position,) = await append(stores[number % 2], data)
-                assert given.setdefault(position, data) == data
-                epochs.add(position.epoch)
-            return epochs
-
-        first = await broadcast(4)
-        await asyncio.to_thread(primary.wait_for_replicas)
-        replica.promote()
-        await broadcast(4)  # to the old primary, which does not know yet
-        await asyncio.to_thread(primary.follow, replica)
-        address.move(replica.port)
-        second = await broadcast(4)
-        await asyncio.to_thread(fail_over, address, replica, primary)
-        third = await broadcast(4)
-        assert [len(first), len(second), len(third)] == [1, 1, 1]
-        assert len(first | second | third) == 3
-        assert len(given) == 16
-
-    async def test_a_promoted_server_that_nobody_wrote_to_meanwhile_begins_new_epochs(
-        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
-    ) -> None:
-        (before,) = await append(make_store(primary.port), "1")
-        primary.cli("REPLICAOF", "127.0.0.1", replica.port)
-        primary.promote()
-        (after,) = await append(make_store(primary.port), "2")
-        assert (after.offset, after.epoch != before.epoch) == (1, True)
-
-    async def test_data_that_come_back_begin_new_epochs(
-        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
-    ) -> None:
-        # The address led to the replica and back again. The old primary did not notice, because its clients were
-        # elsewhere.
-        store = make_store()
-        (first,) = await append(store, "1")
-        replica.promote()
-        address.move(replica.port)
-        address.cut()
-        (second,) = await append(store, "2")
-        address.move(primary.port)
-        address.cut()
-        (third,) = await append(store, "3")
-        assert len({first.epoch, second.epoch, third.epoch}) == 3
-        assert await append(make_store(), "4") == [StreamPosition(third.epoch, 2)], "everyone agrees"
-
-    async def test_data_that_were_replaced_under_an_open_connection_are_noticed(
-        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
-    ) -> None:
-        # It was demoted, got the other's data, and was promoted again, while nothing was sent.
-        store = make_store(primary.port)
-        (first,) = await append(store, "1")
-        await asyncio.to_thread(primary.wait_for_replicas)
-        replica.promote()
-        (second,) = await append(make_store(replica.port), "2")
-        await asyncio.to_thread(primary.follow, replica)
-        primary.promote()
-        assert await store.aposition("a") == StreamPosition("", 0)
-        (third,) = await append(store, "3")
-        assert len({first.epoch, second.epoch, third.epoch}) == 3
-        assert await append(make_store(primary.port), "4") == [StreamPosition(third.epoch, 2)]
-
-    async def test_presence_ends_with_the_lineage(
-        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, made_stores: list[Any]
-    ) -> None:
-        presence = RedisPresenceStore(CableSettings(redis_url=f"redis://127.0.0.1:{address.port}/0"))
-        made_stores.append(presence)
-        await presence.ajoin("a", "session", "me", {})
-        before = (await presence.ainfo("a")).incarnation
-        await asyncio.to_thread(fail_over, address, primary, replica)
-        after = (await presence.arefresh({"a": ["session"]})).incarnations["a"]
-        assert len({before, after, ""}) == 3
-
-    async def test_replicas_that_come_and_go_end_no_epoch(
-        self, primary: RedisServer, make_store: MakeStore, tmp_path: Path
-    ) -> None:
-        store = make_store()
-        (first,) = await append(store, "1")
-        replid = primary.cli("INFO", "replication")["master_replid"]
-        primary.cli("CONFIG", "SET", "repl-backlog-ttl", "1")
-        with RedisServer(tmp_path / "late", primary.binary) as late:
-            await asyncio.to_thread(late.follow, primary)
-            attached = primary.cli("INFO", "replication")["master_replid"]
-            assert attached != replid
-            assert await append(make_store(), "2") == [StreamPosition(first.epoch, 2)]
-        await until(lambda: primary.cli("INFO", "replication")["master_replid"] != attached)
-        assert await append(make_store(), "3") == [StreamPosition(first.epoch, 3)]
-        assert await append(store, "4") == [StreamPosition(first.epoch, 4)]
-
-    async def test_a_server_of_the_previous_release_agrees_about_the_epochs(
-        self, primary: RedisServer, make_store: MakeStore
-    ) -> None:
-        # That release binds epochs to the run_id, has no record of the lineage, and adds entries with fewer fields.
-        store = make_store()
-        meta, log, _ = store.keys("a")
-        run_id = primary.cli("INFO", "server")["run_id"]
-        now = f"{await store.atime():.6f}"
-        primary.cli("HSET", meta, "n", "a", "e", "old", "t", 1, "r", run_id, "a", now, "z", "", "k", "")
-        primary.cli("XADD", log, "1-0", "d", "1", "c", now, "x", "", "u", "0.1")
-        assert await append(store, "2") == [StreamPosition("old", 2)]
-        assert primary.cli("HGET", meta, "r") == run_id
-        page = await store.aread("a", after=0, limit=10)
-        assert [(entry.offset, entry.data) for entry in page.entries] == [(1, "1"), (2, "2")]
-
-    async def test_all_epochs_end_at_once(
-        self, primary: RedisServer, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        store, other = make_store(), make_store()
-        heard: list[StreamEvent] = []
-        listener = other.listen(heard.append)
-        await listener.subscribe("a")
-        await other.aappend([("a", Message("1")), ("b", Message("1"))])
-        await until(lambda: heard)
-        heard.clear()
-        before = await other.aposition("a")
-        assert await asyncio.to_thread(store.forget_all) == 2
-        assert await store.tails(["a", "b"]) == {"a": StreamPosition("", 0), "b": StreamPosition("", 0)}
-        await listener.check()
-        assert heard == [Advanced("a")]
-        assert (await other.aread("a", after=0, limit=10)).epoch == ""
-        (after,) = await append(other, "2")
-        assert (after.offset, after.epoch != before.epoch) == (1, True)
-        await listener.close()
-
-    async def test_data_that_move_again_at_once_refuse_no_broadcast(
-        self, primary: RedisServer, make_store: MakeStore
-    ) -> None:
-        store, other = make_store(), make_store()
-        epochs = [(await append(store, "0"))[0].epoch]
-        for number in range(5):
-            await asyncio.to_thread(other.forget_all)
-            epochs += [position.epoch for position in await append(store, str(number))]
-        assert len(set(epochs)) == 6
-
-    async def test_the_record_is_written_only_when_something_changed(
-        self, primary: RedisServer, make_store: MakeStore
-    ) -> None:
-        await append(make_store(), "1")
-        primary.cli("CONFIG", "RESETSTAT")
-        await make_store().client.arun(Call("PING"))
-        assert not {"cmdstat_hset", "cmdstat_expire"} & set(primary.cli("INFO", "commandstats"))
-
-
-class TestFence:
-    async def test_everything_that_was_announced_before_has_been_delivered(self, make_store: MakeStore) -> None:
-        store = make_store()
-        heard: list[StreamEvent] = []
-        listener = store.listen(heard.append)
-        await listener.subscribe("a")
-        await append(store, *map(str, range(300)))
-        await listener.fence()
-        assert len(heard) == 300
-        await listener.close()
-
-    async def test_it_returns_when_the_connection_is_lost(self, address: FaultProxy, make_store: MakeStore) -> None:
-        listener = make_store().listen(lambda event: None)
-        await listener.subscribe("a")
-        address.stall()
-        fence = asyncio.create_task(listener.fence())
-        await asyncio.sleep(0)
-        assert not fence.done()
-        address.cut()
-        await fence
-        address.resume()
-        await listener.close()
-
-    async def test_a_connection_that_does_not_answer_is_given_up(
-        self, address: FaultProxy, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("reliable_cable.redis.pubsub.FENCE_TIMEOUT", 0.1)
-        heard: list[StreamEvent] = []
-        listener = make_store().listen(heard.append)
-        await listener.subscribe("a")
-        address.stall()
-        await listener.fence()
-        address.resume()
-        await until(lambda: heard)
-        assert heard == [Advanced("a")], "what was on its way is to be read"
-        await listener.close()
-
-    async def test_without_a_connection_there_is_nothing_to_wait_for(
-        self, primary: RedisServer, make_store: MakeStore
-    ) -> None:
-        listener = make_store().listen(lambda event: None)
-        await listener.fence()
-        await listener.close()

@@ -1,0 +1,63 @@
+"""A Redis and its replica behind an address that can be redirected, for tests of failovers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.streams.base import Message
+from reliable_cable.streams.redis import RedisStreamStore
+from tests.support.faults import FaultProxy
+from tests.support.redis import RedisServer, find_binaries
+
+MakeStore = Callable[..., RedisStreamStore]
+
+
+class RedisPair:
+    """A Redis, a replica of it, and an address that leads to the primary until it is redirected."""
+
+    @pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
+    def primary(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
+        with RedisServer(tmp_path / "primary", request.param, {"repl-diskless-sync-delay": "0"}) as server:
+            yield server
+
+    @pytest.fixture
+    def replica(self, primary: RedisServer, tmp_path: Path) -> Iterator[RedisServer]:
+        """A replica of `primary`."""
+        with RedisServer(tmp_path / "replica", primary.binary, {"repl-diskless-sync-delay": "0"}) as server:
+            server.follow(primary)
+            yield server
+
+    @pytest.fixture
+    async def address(self, primary: RedisServer) -> AsyncIterator[FaultProxy]:
+        """An address that leads to `primary` until it is redirected."""
+        async with FaultProxy(primary.port) as proxy:
+            yield proxy
+
+    @pytest.fixture
+    def make_store(self, address: FaultProxy, made_stores: list[Any]) -> MakeStore:
+        """A function that makes stores that reach Redis by the address. Each acts like another process."""
+
+        def make(port: int | None = None, **settings: Any) -> RedisStreamStore:
+            store = RedisStreamStore(CableSettings(redis_url=f"redis://127.0.0.1:{port or address.port}/0", **settings))
+            made_stores.append(store)
+            return store
+
+        return make
+
+
+def fail_over(address: FaultProxy, old: RedisServer, new: RedisServer) -> None:
+    """Promote an up-to-date replica, demote the primary, and redirect the address. Open connections stay open."""
+    old.wait_for_replicas()
+    new.promote()
+    old.follow(new)
+    address.move(new.port)
+
+
+async def append(store: RedisStreamStore, *data: str) -> list[StreamPosition]:
+    return await store.aappend([("a", Message(text)) for text in data])
