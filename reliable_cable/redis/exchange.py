@@ -68,10 +68,17 @@ async def cancellable(sending: Awaitable[T]) -> T:
 
     redis-py sends with `asyncio.wait_for`, which may swallow a cancellation on Python 3.11. A task that runs for ever
     could then not be ended.
+
+    Raises:
+        ConnectionError: the connection has been closed.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
-    result = await sending
+    try:
+        result = await sending
+    except AttributeError as error:
+        # The answer of a closed transport of asyncio, since Python 3.12.
+        raise ConnectionError("the connection has been closed") from error
     if task and task.cancelling() > before:
         raise asyncio.CancelledError
     return result

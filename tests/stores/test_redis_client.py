@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.redis.client import Call, RedisClient, RedisUnavailable
+from reliable_cable.redis.client import BROKEN, Call, RedisClient, RedisUnavailable
+from reliable_cable.redis.exchange import cancellable
 from reliable_cable.streams.base import Message
 from tests.stores.conftest import MakeStore, until
 from tests.stores.test_redis_streams import alias, make_own, own
@@ -55,6 +56,23 @@ async def test_a_connection_that_the_event_loop_has_closed_is_a_broken_one(
     assert tries == 2
     assert await client.arun(Call("PING")) == [b"PONG"]
     await client.aclose()
+
+
+async def test_a_connection_that_was_reset_is_a_broken_one(redis_server: RedisServer) -> None:
+    # On Python 3.13, writing to its closed transport raises AttributeError.
+    async with FaultProxy(redis_server.port) as proxy:
+        client = RedisClient(CableSettings(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))
+        connection = client.new_connection()
+        await connection.connect()
+        await until(lambda: proxy.links)
+        reader = connection._reader
+        proxy.cut()
+        await until(lambda: reader.exception() or reader.at_eof())
+        await asyncio.sleep(0)
+        with pytest.raises(BROKEN):
+            await cancellable(connection.send_command("PING", check_health=False))
+        await connection.disconnect(nowait=True)
+        client.close()
 
 
 @pytest.mark.parametrize("connected", [True, False])
