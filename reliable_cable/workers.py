@@ -15,13 +15,11 @@ from typing import Any, Final, Generic, TypeVar
 from django.db import connections
 
 from .executor import DaemonExecutor
-from .threads import close_old_connections
+from .threads import IDLE_TIME, close_old_connections
 
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds after which a thread without work ends; the next work starts another one.
-IDLE_TIME: Final = 10.0
 #: Seconds before work that failed is tried again: at first, and at most.
 MIN_DELAY: Final = 0.05
 MAX_DELAY: Final = 1.0

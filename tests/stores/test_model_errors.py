@@ -6,6 +6,7 @@ import gc
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from unittest import mock
 
 import psycopg
@@ -19,15 +20,11 @@ from reliable_cable.streams.base import Message
 from reliable_cable.streams.model import ModelStreamStore
 from reliable_cable.streams.model_numbering import Numbering
 from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, with_own_connection
-from tests.stores.test_streams import append, kept
+from tests.stores.test_streams import append, kept, on_commit
 
 model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 sqlite_only = pytest.mark.parametrize("alias", [SQLITE], indirect=True)
-
-
-def on_commit(store: ModelStreamStore, *data: str, stream: str = "a", key: str = "") -> None:
-    store.append_on_commit([(stream, Message(d, idempotency_key=key)) for d in data], using=store.settings.database)
 
 
 def sqlite_busy() -> sqlite3.Error:
@@ -52,64 +49,51 @@ def short_timeout(alias: str) -> Iterator[None]:
     connections[alias].close()
 
 
+@contextmanager
+def lock_of_another(alias: str) -> Iterator[threading.Event]:
+    """Hold the write lock in another thread until the block ends, or until the event is set."""
+    locked, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic(using=alias):
+            locked.set()
+            release.wait(10)
+
+    holder = threading.Thread(target=with_own_connection(hold))
+    holder.start()
+    try:
+        assert locked.wait(10)
+        yield release
+    finally:
+        release.set()
+        holder.join()
+
+
 @sqlite_only
 class TestLockedSQLite:
     def test_it_waits_for_the_lock(self, store: ModelStreamStore, alias: str) -> None:
-        locked, release = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with transaction.atomic(using=alias):
-                locked.set()
-                release.wait(10)
-
-        holder = threading.Thread(target=with_own_connection(hold))
-        holder.start()
-        assert locked.wait(10)
-        threading.Timer(0.1, release.set).start()
-        assert append(store, "1") == [1]
-        holder.join()
+        with lock_of_another(alias) as release:
+            threading.Timer(0.1, release.set).start()
+            assert append(store, "1") == [1]
 
     @pytest.mark.usefixtures("short_timeout")
     def test_a_lock_that_outlasts_the_databases_timeout_is_waited_for_too(
         self, store: ModelStreamStore, alias: str
     ) -> None:
-        locked, release = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with transaction.atomic(using=alias):
-                locked.set()
-                release.wait(10)
-
-        holder = threading.Thread(target=with_own_connection(hold))
-        holder.start()
-        assert locked.wait(10)
-        threading.Timer(0.5, release.set).start()
-        assert append(store, "1") == [1]
-        holder.join()
+        with lock_of_another(alias) as release:
+            threading.Timer(0.5, release.set).start()
+            assert append(store, "1") == [1]
 
     @pytest.mark.usefixtures("short_timeout")
     def test_then_there_is_an_error_and_nothing_was_sent(
         self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "WRITE_PATIENCE", 0.2)
-        locked, release = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with transaction.atomic(using=alias):
-                locked.set()
-                release.wait(10)
-
-        holder = threading.Thread(target=with_own_connection(hold))
-        holder.start()
-        try:
-            assert locked.wait(10)
+        with lock_of_another(alias):
             for call in (lambda: append(store, "1"), lambda: store.publish_transient("a", Message("1"))):
                 with pytest.raises(BroadcastError, match=r"locked.*wait for the commit") as caught:
                     call()
                 assert not isinstance(caught.value, BroadcastUncertain)
-        finally:
-            release.set()
-            holder.join()
         assert append(store, "2") == [1]
 
     @pytest.mark.usefixtures("short_timeout")
@@ -118,22 +102,12 @@ class TestLockedSQLite:
     ) -> None:
         """The collector might run in the thread with the write lock, and wait for a connection that waits for it."""
         append(store, "1")
-        locked, release = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            with transaction.atomic(using=alias):
-                locked.set()
-                release.wait(10)
-
-        holder = threading.Thread(target=with_own_connection(hold))
-        holder.start()
-        assert locked.wait(10)
-        gc.collect()
-        gc.set_debug(gc.DEBUG_SAVEALL)
         try:
-            threading.Timer(0.3, release.set).start()
-            assert append(store, "2") == [2]
-            holder.join()
+            with lock_of_another(alias) as release:
+                gc.collect()
+                gc.set_debug(gc.DEBUG_SAVEALL)
+                threading.Timer(0.3, release.set).start()
+                assert append(store, "2") == [2]
             gc.collect()
             left = [thing for thing in gc.garbage if isinstance(thing, sqlite3.Cursor)]
         finally:

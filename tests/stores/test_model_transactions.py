@@ -21,15 +21,11 @@ from reliable_cable.exceptions import BroadcastError
 from reliable_cable.streams.base import YOUNG_TIME, Message
 from reliable_cable.streams.model import ModelStreamStore
 from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, Clock, MakeStore, until, with_own_connection
-from tests.stores.test_streams import append, kept
+from tests.stores.test_streams import append, kept, on_commit
 
 model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 sqlite_only = pytest.mark.parametrize("alias", [SQLITE], indirect=True)
-
-
-def on_commit(store: ModelStreamStore, *data: str, stream: str = "a", key: str = "") -> None:
-    store.append_on_commit([(stream, Message(d, idempotency_key=key)) for d in data], using=store.settings.database)
 
 
 def waiting(alias: str) -> int:

@@ -19,6 +19,11 @@ def append(store: StreamStore, *data: str, stream: str = "a", key: str = "") -> 
     return [position.offset for position in store.append([(stream, Message(d, idempotency_key=key)) for d in data])]
 
 
+def on_commit(store: StreamStore, *data: str, stream: str = "a", key: str = "") -> None:
+    """Append when the transaction commits that is open on the store's database."""
+    store.append_on_commit([(stream, Message(d, idempotency_key=key)) for d in data], using=store.settings.database)
+
+
 def kept(store: StreamStore, stream: str = "a", after: int = 0, limit: int = 1000) -> list[tuple[int, str]]:
     return [(entry.offset, entry.data) for entry in store.read(stream, after=after, limit=limit).entries]
 
