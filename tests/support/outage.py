@@ -27,16 +27,30 @@ def start(host: str) -> None:
 def hanging(host: str) -> Iterator[None]:
     """Make the server hang (SIGSTOP): it accepts connections, but answers nothing."""
     postmaster = int((Path(host) / "data" / "postmaster.pid").read_text().split()[0])
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(postmaster)], check=True, capture_output=True, text=True)
-    processes = [postmaster, *map(int, listed.stdout.split())]
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
+    stopped: list[int] = []
     try:
+        # The postmaster first: it starts no process afterwards.
+        _send(signal.SIGSTOP, postmaster)
+        stopped.append(postmaster)
+        for process in _children(postmaster):
+            _send(signal.SIGSTOP, process)
+            stopped.append(process)
         yield
     finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):  # its client has gone
-                os.kill(process, signal.SIGCONT)
+        for process in stopped:
+            _send(signal.SIGCONT, process)
+
+
+def _children(process: int) -> list[int]:
+    """Return the ids of a process's children."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], check=False, capture_output=True, text=True)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def _send(number: signal.Signals, process: int) -> None:
+    """Send a signal to a process, if it still runs: one that serves a connection ends with it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 def _pg_ctl(host: str, *arguments: str) -> None:
