@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from .channel import Channel, action, state
     from .consumer import CableConsumer
+    from .disconnecting import adisconnect, disconnect
     from .exceptions import (
         AsyncContextError,
         BroadcastError,
@@ -33,9 +34,8 @@ if TYPE_CHECKING:
         PayloadTooLarge,
         StoreError,
     )
-    from .presence.service import presence_for
+    from .presence import presence_for
     from .protocol.positions import StreamPosition
-    from .remote import adisconnect, disconnect
     from .signing import signed_stream_name
 
 __version__ = "0.1.0"
@@ -75,9 +75,9 @@ _NAMES = {
         ],
         "exceptions",
     ),
-    "presence_for": "presence.service",
+    "presence_for": "presence",
     "StreamPosition": "protocol.positions",
-    **dict.fromkeys(["adisconnect", "disconnect"], "remote"),
+    **dict.fromkeys(["adisconnect", "disconnect"], "disconnecting"),
     "signed_stream_name": "signing",
 }
 

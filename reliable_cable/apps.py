@@ -18,9 +18,9 @@ class ReliableCableConfig(AppConfig):
         from django.utils.module_loading import autodiscover_modules
 
         from . import checks  # noqa: F401 - registers them
-        from .remote import disconnect_logged_out
+        from .disconnecting import disconnect_logged_out
 
         autodiscover_modules("cable")
-        from . import pubsub  # noqa: F401 - registers `$pubsub`
+        from . import pubsub_channel as pubsub  # noqa: F401 - registers `$pubsub`
 
         user_logged_out.connect(disconnect_logged_out, dispatch_uid="reliable_cable.logout")

@@ -14,8 +14,8 @@ from django.contrib.sessions.backends.base import SessionBase
 from django.http import parse_cookie
 from django.utils.crypto import constant_time_compare
 
-from .outages import is_outage
-from .threads import Together
+from .concurrency.outages import is_outage
+from .concurrency.threads import Together
 
 logger = logging.getLogger("reliable_cable")
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .committing import after_commit, await_commit, check_hooks, check_using, report_failure, wait_for_commit
-from .engine import get_engine
+from .concurrency.on_commit import after_commit, await_commit, check_hooks, check_using, report_failure, wait_for_commit
+from .concurrency.threads import sync_only
 from .exceptions import BroadcastError
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamPage
-from .streams.base import StreamStore
-from .threads import sync_only
+from .stores.engine import get_engine
+from .stores.streams.base import StreamStore
 from .validation import BatchItem, Outgoing, check_stream_name, prepare_batch
 
 logger = logging.getLogger("reliable_cable")

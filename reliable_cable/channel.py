@@ -12,10 +12,10 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
 from . import broadcasting
+from .concurrency.threads import sync_only
 from .exceptions import ChannelError
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .threads import sync_only
 from .validation import check_stream_name
 
 T = TypeVar("T")

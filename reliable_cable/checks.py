@@ -31,7 +31,7 @@ from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from .conf import NAME, CableSettings, get_settings
-from .engine import engine_classes, get_engine
+from .stores.engine import engine_classes, get_engine
 
 TAG = "reliable_cable"
 

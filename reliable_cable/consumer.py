@@ -14,11 +14,12 @@ from channels.consumer import AsyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
 
+from .concurrency.outages import is_outage
+from .concurrency.threads import run_handler
 from .conf import CableSettings, get_settings
-from .engine import Engine, get_engine
-from .hub import Hub
+from .connection.connection import CableSession
+from .hub.hub import Hub
 from .identity import identifier_names, identity_of
-from .outages import is_outage
 from .protocol import messages
 from .protocol.constants import (
     CLOSE_NORMAL,
@@ -32,8 +33,7 @@ from .protocol.constants import (
 from .servers import recognise
 from .servers.base import Connection
 from .servers.drain import Drain
-from .session import CableSession
-from .threads import run_handler
+from .stores.engine import Engine, get_engine
 
 logger = logging.getLogger("reliable_cable")
 

@@ -10,11 +10,11 @@ from typing import Any, TypedDict
 
 from django.core.serializers.json import DjangoJSONEncoder
 
-from .committing import check_using
+from .concurrency.on_commit import check_using
 from .conf import get_settings
 from .exceptions import InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from .middleware import current_socket_id
-from .streams.base import Message
+from .stores.streams.base import Message
 
 MAX_NAME_LENGTH = 255
 MAX_KEY_LENGTH = 255

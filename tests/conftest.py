@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from django.db import connections
 
-from reliable_cable.threads import end_threads
+from reliable_cable.concurrency.threads import end_threads
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
 from tests.support.nginx import find_nginx
 from tests.support.postgres import find_postgres, running_postgres

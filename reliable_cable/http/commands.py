@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from reliable_cable.disconnecting import check_names, disconnect_identity
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidIdentifier, StoreError
 from reliable_cable.identity import Identity
-from reliable_cable.remote import check_names, disconnect_identity
 
 from .endpoints import Refusal
 

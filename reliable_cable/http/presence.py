@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
 from reliable_cable.exceptions import InvalidStreamName, StoreError
-from reliable_cable.presence.service import presence_for
+from reliable_cable.presence import presence_for
 from reliable_cable.protocol import messages
 from reliable_cable.validation import check_stream_name
 

@@ -1,1 +1,47 @@
-"""Who is there, by stream."""
+"""Presence for Django code: who is in a stream."""
+
+from __future__ import annotations
+
+from reliable_cable.concurrency.threads import sync_only
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.presence.base import PresenceInfo, PresenceStore
+
+
+class StreamPresence:
+    """The members of one stream. Call `presence_for` to get one.
+
+    The methods raise `StoreError` if the store cannot be read. In a thread with a running event loop, the sync methods
+    raise `AsyncContextError`.
+    """
+
+    __slots__ = ("_store", "stream")
+
+    def __init__(self, stream: str, store: PresenceStore) -> None:
+        self.stream = stream
+        self._store = store
+
+    @sync_only("ainfo")
+    def info(self, *, records: bool = True) -> PresenceInfo:
+        """Return who is there, or only how many (`records=False`)."""
+        return self._store.info(self.stream, records=records, overdue=False)
+
+    @sync_only("atotal")
+    def total(self) -> int:
+        """Return how many ids are there."""
+        return self._store.info(self.stream, records=False, overdue=False).total
+
+    async def ainfo(self, *, records: bool = True) -> PresenceInfo:
+        """Async twin of `info`."""
+        return await self._store.ainfo(self.stream, records=records, overdue=False)
+
+    async def atotal(self) -> int:
+        """Async twin of `total`."""
+        return (await self._store.ainfo(self.stream, records=False, overdue=False)).total
+
+
+def presence_for(stream: str) -> StreamPresence:
+    """Return who is in a stream: `presence_for("chat:1").total()`.
+
+    With the embedded engine, that is who is connected to this process; with Redis, to any.
+    """
+    return StreamPresence(stream, get_engine().presence)

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reliable_cable.hub import Hub
+    from reliable_cable.hub.hub import Hub
 
 logger = logging.getLogger("reliable_cable")
 

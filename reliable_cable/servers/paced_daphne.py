@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
-from reliable_cable.turns import TURN, Turns
+from reliable_cable.concurrency.pacing import TURN, Turns
 
 
 class _Waiting(Protocol):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from reliable_cable.turns import TURN, Turns
+from reliable_cable.concurrency.pacing import TURN, Turns
 
 
 class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # one of two classes

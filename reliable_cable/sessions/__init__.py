@@ -1,1 +1,1 @@
-"""What a dropped connection needs to be resumed."""
+"""Former paths of the session stores. They stand in `reliable_cable.stores.sessions`."""

@@ -1,1 +1,1 @@
-"""The stream store: append, read, position, subscribe."""
+"""Former paths of the stream stores. They stand in `reliable_cable.stores.streams`."""

@@ -11,7 +11,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from reliable_cable import signing
-from reliable_cable.engine import get_engine
+from reliable_cable.stores.engine import get_engine
 
 register = template.Library()
 

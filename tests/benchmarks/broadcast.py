@@ -14,11 +14,11 @@ from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from reliable_cable import broadcast
-from reliable_cable.engine import get_engine
-from reliable_cable.redis.client import Call
-from reliable_cable.redis.scripts import script_text
-from reliable_cable.streams.base import Message
-from reliable_cable.streams.redis import RedisStreamStore, _Append
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.redis.scripts import script_text
+from reliable_cable.stores.streams.base import Message
+from reliable_cable.stores.streams.redis import RedisStreamStore, _Append
 
 PAYLOAD = {"n": 1, "text": "x" * 200}
 #: Rounds, of which the median counts, and calls of each kind in one.

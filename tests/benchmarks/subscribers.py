@@ -9,9 +9,9 @@ from asgiref.sync import sync_to_async
 
 from reliable_cable import broadcast
 from reliable_cable.conf import get_settings
+from reliable_cable.connection.outbox import Outbox
 from reliable_cable.consumer import get_hub
-from reliable_cable.outbox import Outbox
-from reliable_cable.readers import Reader
+from reliable_cable.hub.fanout import Reader
 from tests.support.redis import RedisServer
 
 BROADCASTS = 100

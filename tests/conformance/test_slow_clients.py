@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from reliable_cable.outbox import STALL_TIME
+from reliable_cable.connection.outbox import STALL_TIME
 from tests.support.client import BASE, EXTENDED, Client, Frame, identify, unique
 from tests.support.server import Kind, ServerPool
 

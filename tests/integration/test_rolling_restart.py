@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable.outbox import STALL_TIME
+from reliable_cable.connection.outbox import STALL_TIME
 from tests.support.client import Client, identify, unique
 from tests.support.nginx import DeployedServer, Nginx
 from tests.support.recovering import RecoveringClient

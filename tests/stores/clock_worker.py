@@ -22,8 +22,8 @@ def main(database: dict[str, Any]) -> None:
     from django.db import connections
 
     from reliable_cable.conf import CableSettings
-    from reliable_cable.streams.base import Message
-    from reliable_cable.streams.model import ModelStreamStore
+    from reliable_cable.stores.streams.base import Message
+    from reliable_cable.stores.streams.model import ModelStreamStore
 
     store = ModelStreamStore(CableSettings())
     found = {

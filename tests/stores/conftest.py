@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from django.db import connections
 
+from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
-from reliable_cable.engine import Engine, get_engine
-from reliable_cable.presence.base import PresenceStore
-from reliable_cable.presence.memory import MemoryPresenceStore
-from reliable_cable.presence.redis import RedisPresenceStore
-from reliable_cable.streams.base import StreamStore
-from reliable_cable.streams.durable import DurableStreamStore
-from reliable_cable.streams.memory import MemoryStreamStore
-from reliable_cable.streams.model import ModelStreamStore
-from reliable_cable.streams.redis import RedisStreamStore
-from reliable_cable.threads import end_threads
+from reliable_cable.stores.engine import Engine, get_engine
+from reliable_cable.stores.presence.base import PresenceStore
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
+from reliable_cable.stores.presence.redis import RedisPresenceStore
+from reliable_cable.stores.streams.base import StreamStore
+from reliable_cable.stores.streams.durable import DurableStreamStore
+from reliable_cable.stores.streams.memory import MemoryStreamStore
+from reliable_cable.stores.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.presence import KEPT, TTL
 from tests.support.redis import RedisPool, find_binaries
 

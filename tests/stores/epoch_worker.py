@@ -29,8 +29,8 @@ def main(path: str, stream: str, epoch: str) -> None:
     from django.db import connections
 
     from reliable_cable.conf import CableSettings
-    from reliable_cable.streams.base import Message
-    from reliable_cable.streams.model import ModelStreamStore
+    from reliable_cable.stores.streams.base import Message
+    from reliable_cable.stores.streams.model import ModelStreamStore
 
     store = ModelStreamStore(CableSettings())
     sys.stdout.write("ready\n")

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 from django.dispatch import Signal
 
-from reliable_cable.presence.base import PresenceEvent, PresenceMissed, PresenceStore
-from reliable_cable.presence.service import PresenceService
+from reliable_cable.hub.presence import PresenceService
 from reliable_cable.signals import presence_joined, presence_left
+from reliable_cable.stores.presence.base import PresenceEvent, PresenceMissed, PresenceStore
 
 #: Of the stores under test, in seconds.
 TTL = 15.0

@@ -10,8 +10,8 @@ import pytest
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.streams.base import Message
-from reliable_cable.streams.redis import RedisStreamStore
+from reliable_cable.stores.streams.base import Message
+from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer, find_binaries
 

@@ -11,10 +11,10 @@ import pytest
 from django.conf import settings as django_settings
 
 from reliable_cable.conf import get_settings
-from reliable_cable.sessions.base import SessionRecord, SessionStore
-from reliable_cable.sessions.memory import MemorySessionStore
-from reliable_cable.sessions.model import ModelSessionStore
-from reliable_cable.sessions.redis import RedisSessionStore
+from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
+from reliable_cable.stores.sessions.memory import MemorySessionStore
+from reliable_cable.stores.sessions.model import ModelSessionStore
+from reliable_cable.stores.sessions.redis import RedisSessionStore
 from tests.support.redis import RedisPool, RedisServer, find_binaries
 
 from .conftest import REDIS_STORES, Clock

@@ -41,8 +41,8 @@ def main(path: str, writers: int, count: int, poll: bool, sessions: bool, histor
     from django.db import connection
 
     from reliable_cable import broadcast
-    from reliable_cable.streams import model_retention
-    from reliable_cable.threads import end_threads
+    from reliable_cable.concurrency.threads import end_threads
+    from reliable_cable.stores.streams import model_retention
 
     model_retention.YOUNG_TIME = young_time  # type: ignore[attr-defined]
     errors: list[str] = []
@@ -70,8 +70,8 @@ def main(path: str, writers: int, count: int, poll: bool, sessions: bool, histor
 
 
 async def _meanwhile(busy: Callable[[], bool], poll: bool, sessions: bool) -> None:
-    from reliable_cable.engine import get_engine
-    from reliable_cable.sessions.base import SessionRecord
+    from reliable_cable.stores.engine import get_engine
+    from reliable_cable.stores.sessions.base import SessionRecord
 
     engine = get_engine()
     listener = engine.streams.listen(lambda event: None)

@@ -25,12 +25,12 @@ from reliable_cable import (
     position,
 )
 from reliable_cable.conf import CONTROL_STREAM
-from reliable_cable.engine import Engine, get_engine
 from reliable_cable.signals import broadcast_failed
-from reliable_cable.streams.durable import DurableStreamStore
-from reliable_cable.streams.memory import MemoryStreamStore
-from reliable_cable.streams.model import ModelStreamStore
-from reliable_cable.streams.redis import RedisStreamStore
+from reliable_cable.stores.engine import Engine, get_engine
+from reliable_cable.stores.streams.durable import DurableStreamStore
+from reliable_cable.stores.streams.memory import MemoryStreamStore
+from reliable_cable.stores.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import finish_store_threads, wait_until
 from tests.support.redis import RedisServer, find_binaries
 

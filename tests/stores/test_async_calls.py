@@ -37,13 +37,13 @@ from reliable_cable import (
     position,
     presence_for,
 )
+from reliable_cable.concurrency.threads import has_own_thread
 from reliable_cable.conf import CONTROL_STREAM
-from reliable_cable.engine import Engine, get_engine
 from reliable_cable.models import OutboxEntry
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.streams.base import Published, StreamEvent
-from reliable_cable.streams.durable import READ_PATIENCE
-from reliable_cable.threads import has_own_thread
+from reliable_cable.stores.engine import Engine, get_engine
+from reliable_cable.stores.streams.base import Published, StreamEvent
+from reliable_cable.stores.streams.durable import READ_PATIENCE
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, finish_store_threads, until, with_own_connection
 from tests.support.redis import RedisServer
 

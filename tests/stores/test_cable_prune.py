@@ -14,9 +14,9 @@ from django.db.models import F
 from django.test import Client, TestCase, override_settings
 
 from reliable_cable import broadcast
-from reliable_cable.engine import get_engine
 from reliable_cable.models import OutboxEntry, Session, Stream, StreamEntry, TransientEntry
-from reliable_cable.streams.base import YOUNG_TIME
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.streams.base import YOUNG_TIME
 
 pytestmark = pytest.mark.django_db
 

@@ -12,11 +12,12 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 from django.db.backends.signals import connection_created
 
-from reliable_cable import Channel, threads
-from reliable_cable.handlers import invoke
-from reliable_cable.streams.model import ModelStreamStore
-from reliable_cable.streams.polling import Poll
-from reliable_cable.threads import run_handler, run_store
+from reliable_cable import Channel
+from reliable_cable.concurrency import threads
+from reliable_cable.concurrency.threads import run_handler, run_store
+from reliable_cable.connection.handlers import invoke
+from reliable_cable.stores.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.model_polling import Poll
 from tests.stores.conftest import MODEL_STORES, POSTGRES, until, wait_until
 from tests.stores.test_streams import append
 

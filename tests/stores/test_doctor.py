@@ -15,7 +15,7 @@ from django.core.management.base import CommandError
 from django.test import override_settings
 
 from reliable_cable.consumer import get_hub
-from reliable_cable.redis.doctor import find_problems
+from reliable_cable.stores.redis.doctor import find_problems
 from tests.benchmarks import subscribers
 from tests.stores.conftest import until
 from tests.support.redis import RedisServer
@@ -40,7 +40,7 @@ def doctor(**settings: Any) -> str:
 
 def test_a_sound_redis_passes_and_a_message_goes_through(redis: RedisServer) -> None:
     said = doctor(REDIS_URL=redis.url)
-    assert "streams: reliable_cable.streams.redis.RedisStreamStore" in said
+    assert "streams: reliable_cable.stores.streams.redis.RedisStreamStore" in said
     assert "went through" in said
     assert re.search(r"The clock of Redis is 0\.\d\d\d s (ahead of|behind) this host's\.", said)
     assert "Nothing is wrong." in said

@@ -15,11 +15,11 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
-from reliable_cable.streams import durable as durable_streams
-from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent
-from reliable_cable.streams.durable import DurableStreamStore
-from reliable_cable.streams.model import ModelStreamStore
-from reliable_cable.streams.redis import RedisStreamStore
+from reliable_cable.stores.streams import durable as durable_streams
+from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent
+from reliable_cable.stores.streams.durable import DurableStreamStore
+from reliable_cable.stores.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import MakeStore, finish_store_threads, until, with_own_connection
 from tests.stores.test_streams import append, kept
 from tests.support.redis import RedisServer

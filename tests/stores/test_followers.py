@@ -11,8 +11,8 @@ from django.db import transaction
 
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import advance
-from reliable_cable.streams import memory, model_retention
-from reliable_cable.streams.base import YOUNG_TIME, Advanced, Message, StreamEvent, StreamStore
+from reliable_cable.stores.streams import memory, model_retention
+from reliable_cable.stores.streams.base import YOUNG_TIME, Advanced, Message, StreamEvent, StreamStore
 from tests.stores.conftest import (
     MEMORY,
     MODEL_STORES,

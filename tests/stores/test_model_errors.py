@@ -14,11 +14,11 @@ import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 
-from reliable_cable import database
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
-from reliable_cable.streams.base import Message
-from reliable_cable.streams.model import ModelStreamStore
-from reliable_cable.streams.model_numbering import Numbering
+from reliable_cable.stores.database import database
+from reliable_cable.stores.streams.base import Message
+from reliable_cable.stores.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.model_outbox import Numbering
 from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, with_own_connection
 from tests.stores.test_streams import append, kept, on_commit
 

@@ -16,10 +16,10 @@ from django.test import TestCase
 
 from reliable_cable import models
 from reliable_cable.conf import CableSettings
-from reliable_cable.database import WRITE_PATIENCE
 from reliable_cable.exceptions import BroadcastError
-from reliable_cable.streams.base import YOUNG_TIME, Message
-from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.stores.database.database import WRITE_PATIENCE
+from reliable_cable.stores.streams.base import YOUNG_TIME, Message
+from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, Clock, MakeStore, until, with_own_connection
 from tests.stores.test_streams import append, kept, on_commit
 
@@ -99,7 +99,7 @@ class TestAfterTheCommit:
         assert waiting(alias) == 0
 
     def test_more_than_one_batch_is_numbered_too(self, store: ModelStreamStore, alias: str) -> None:
-        with mock.patch("reliable_cable.streams.model.BATCH", 3), transaction.atomic(using=alias):
+        with mock.patch("reliable_cable.stores.streams.model.BATCH", 3), transaction.atomic(using=alias):
             on_commit(store, *"12345678")
         assert [data for _, data in kept(store)] == list("12345678")
 
@@ -125,7 +125,7 @@ class TestCrashes:
 
     def test_however_much_it_left(self, store: ModelStreamStore, alias: str, crash: Callable[[], None]) -> None:
         crash()
-        with mock.patch("reliable_cable.streams.model.BATCH", 3):
+        with mock.patch("reliable_cable.stores.streams.model.BATCH", 3):
             with transaction.atomic(using=alias):
                 on_commit(store, *"1234567")
             assert append(store, "8") == [8]

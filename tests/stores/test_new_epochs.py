@@ -24,9 +24,9 @@ from reliable_cable import models
 from reliable_cable.conf import CableSettings
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
-from reliable_cable.streams import model_retention
-from reliable_cable.streams.base import Advanced, Message, StreamEvent, StreamStore
-from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.stores.streams import model_retention
+from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent, StreamStore
+from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import MEMORY, MODEL_STORES, POSTGRES, MakeStore, until, wait_until, with_own_connection
 from tests.stores.test_streams import append, kept
 from tests.support.postgres import PostgresServer, find_postgres

@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable.presence.base import (
-    UNHEARD_TIME,
-    Member,
-    PresenceEvent,
-    PresenceInfo,
-    PresenceStore,
-)
+from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo, PresenceStore
 
 from .conftest import MEMORY, REDIS_STORES, Clock
 from .presence import KEPT, TTL, Ear, joined, left, listen

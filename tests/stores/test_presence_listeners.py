@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.presence.base import PresenceEvent, PresenceStore
-from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.stores.presence.base import PresenceEvent, PresenceStore
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
 
 from .conftest import MEMORY, REDIS_STORES, Clock
 from .presence import KEPT, TTL, Ear, joined, left, listen

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.presence.base import Member, PresenceEvent, PresenceStore
-from reliable_cable.presence.memory import MemoryPresenceStore
-from reliable_cable.presence.redis import RedisPresenceStore
+from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
+from reliable_cable.stores.presence.redis import RedisPresenceStore
 from tests.support.client import unique
 
 from .conftest import MEMORY, REDIS_STORES, Clock

@@ -13,9 +13,9 @@ import pytest
 
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.presence.base import Member, PresenceEvent, PresenceStore
-from reliable_cable.presence.memory import MemoryPresenceStore
-from reliable_cable.presence.service import LAST_ROUNDS, RETRY_DELAY, PresenceService
+from reliable_cable.hub.presence import LAST_ROUNDS, RETRY_DELAY, PresenceService
+from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
 
 from .conftest import Clock
 from .presence import TTL, Rounds, gathered, heard

@@ -14,11 +14,12 @@ import pytest
 from django.test import override_settings
 
 from reliable_cable.conf import get_settings
-from reliable_cable.engine import get_engine
-from reliable_cable.presence.base import PresenceEvent, PresenceInfo, PresenceStore
-from reliable_cable.presence.memory import MemoryPresenceStore
-from reliable_cable.presence.service import LAST_ROUNDS, PresenceService, presence_for
+from reliable_cable.hub.presence import LAST_ROUNDS, PresenceService
+from reliable_cable.presence import presence_for
 from reliable_cable.signals import presence_joined, presence_left
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.presence.base import PresenceEvent, PresenceInfo, PresenceStore
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
 
 from .conftest import Clock
 from .presence import TTL, Rounds, heard, receiving, settle
@@ -183,7 +184,7 @@ class TestSignals:
         assert "broken receiver" in caplog.text
 
     async def test_without_receivers_no_thread_is_used(self, store: PresenceStore, service: PresenceService) -> None:
-        with mock.patch("reliable_cable.presence.service.run_handler") as run_handler:
+        with mock.patch("reliable_cable.hub.presence.run_handler") as run_handler:
             await service.join("s", "phone", "1", None)
             await settle()
         run_handler.assert_not_called()
@@ -200,7 +201,7 @@ class TestSignals:
 
         with (
             receiving(presence_joined, hang),
-            mock.patch("reliable_cable.presence.service.MAX_PENDING_SIGNALS", 3),
+            mock.patch("reliable_cable.hub.presence.MAX_PENDING_SIGNALS", 3),
         ):
             for number in range(10):
                 await service.join("s", f"phone{number}", str(number), None)

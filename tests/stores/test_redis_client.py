@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.redis.client import BROKEN, Call, RedisClient, RedisUnavailable
-from reliable_cable.redis.exchange import cancellable
-from reliable_cable.streams.base import Message
+from reliable_cable.stores.redis.client import BROKEN, Call, RedisClient, RedisUnavailable
+from reliable_cable.stores.redis.exchange import cancellable
+from reliable_cable.stores.streams.base import Message
 from tests.stores.conftest import MakeStore, until
 from tests.stores.test_redis_streams import alias, make_own, own
 from tests.stores.test_streams import append, kept

@@ -8,9 +8,9 @@ import pytest
 
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.redis import lineage
-from reliable_cable.streams import redis_listener
-from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent, Transient
+from reliable_cable.stores.redis import lineage
+from reliable_cable.stores.streams import redis_listener
+from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, Transient
 from tests.stores.conftest import until
 from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over
 from tests.support.faults import FaultProxy

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.presence.redis import RedisPresenceStore
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.redis import lineage
-from reliable_cable.redis.client import Call
-from reliable_cable.streams.base import Advanced, Message, StreamEvent
+from reliable_cable.stores.presence.redis import RedisPresenceStore
+from reliable_cable.stores.redis import lineage
+from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent
 from tests.stores.conftest import until
 from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over
 from tests.support.faults import FaultProxy
@@ -206,7 +206,7 @@ class TestFence(RedisPair):
     async def test_a_connection_that_does_not_answer_is_given_up(
         self, address: FaultProxy, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("reliable_cable.redis.pubsub.FENCE_TIMEOUT", 0.1)
+        monkeypatch.setattr("reliable_cable.stores.redis.pubsub.FENCE_TIMEOUT", 0.1)
         heard: list[StreamEvent] = []
         listener = make_store().listen(heard.append)
         await listener.subscribe("a")

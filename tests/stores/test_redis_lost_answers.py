@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from reliable_cable.exceptions import BroadcastUncertain
-from reliable_cable.redis.client import Call, RedisUnavailable
-from reliable_cable.streams import redis as redis_streams
-from reliable_cable.streams.base import YOUNG_TIME, Message
-from reliable_cable.streams.redis import RedisStreamStore
+from reliable_cable.stores.redis.client import Call, RedisUnavailable
+from reliable_cable.stores.streams import redis as redis_streams
+from reliable_cable.stores.streams.base import YOUNG_TIME, Message
+from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import Clock, MakeStore
 from tests.stores.test_redis_streams import alias
 from tests.stores.test_streams import append, kept

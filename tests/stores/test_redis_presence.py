@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.engine import get_engine
 from reliable_cable.exceptions import StoreError
-from reliable_cable.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
-from reliable_cable.presence.redis import SWEEP_SIZE, RedisPresenceStore
-from reliable_cable.presence.service import PresenceService, presence_for
-from reliable_cable.redis.keys import lineage_key
+from reliable_cable.hub.presence import PresenceService
+from reliable_cable.presence import presence_for
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
+from reliable_cable.stores.presence.redis import SWEEP_SIZE, RedisPresenceStore
+from reliable_cable.stores.redis.keys import lineage_key
 from tests.support.redis import RedisServer, find_binaries
 
 from .conftest import Clock, MakeStore, until
@@ -399,9 +400,9 @@ async def test_django_code_asks_from_anywhere(redis_url: str, key_prefix: str, s
         "REDIS_URL": redis_url,
         "KEY_PREFIX": key_prefix,
         "ENGINE": {
-            "streams": "reliable_cable.streams.redis.RedisStreamStore",
-            "presence": "reliable_cable.presence.redis.RedisPresenceStore",
-            "sessions": "reliable_cable.sessions.memory.MemorySessionStore",
+            "streams": "reliable_cable.stores.streams.redis.RedisStreamStore",
+            "presence": "reliable_cable.stores.presence.redis.RedisPresenceStore",
+            "sessions": "reliable_cable.stores.sessions.memory.MemorySessionStore",
         },
     }
     presence = presence_for("s")

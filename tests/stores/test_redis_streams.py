@@ -13,11 +13,11 @@ import pytest
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.redis.client import Call
-from reliable_cable.streams import redis as redis_streams
-from reliable_cable.streams import redis_listener
-from reliable_cable.streams.base import YOUNG_TIME, Advanced, Message, Published, StreamEvent
-from reliable_cable.streams.redis import RedisStreamStore
+from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.streams import redis as redis_streams
+from reliable_cable.stores.streams import redis_listener
+from reliable_cable.stores.streams.base import YOUNG_TIME, Advanced, Message, Published, StreamEvent
+from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import Clock, MakeStore, until
 from tests.stores.test_streams import append, kept
 from tests.support.redis import RedisServer, find_binaries

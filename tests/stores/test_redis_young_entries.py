@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from reliable_cable.redis.client import Call
-from reliable_cable.streams import redis as redis_streams
-from reliable_cable.streams.base import YOUNG_TIME, Published
+from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.streams import redis as redis_streams
+from reliable_cable.stores.streams.base import YOUNG_TIME, Published
 from tests.stores.conftest import Clock, MakeStore
 from tests.stores.test_redis_streams import alias
 from tests.stores.test_streams import append

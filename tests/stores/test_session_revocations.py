@@ -9,13 +9,13 @@ from functools import partial
 
 import pytest
 
-from reliable_cable.clock import StoreClock
 from reliable_cable.conf import get_settings
 from reliable_cable.identity import condition_key
 from reliable_cable.models import Revocation
-from reliable_cable.redis.keys import revocation_key
-from reliable_cable.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
-from reliable_cable.sessions.memory import MemorySessionStore
+from reliable_cable.stores.clock import StoreClock
+from reliable_cable.stores.redis.keys import revocation_key
+from reliable_cable.stores.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
+from reliable_cable.stores.sessions.memory import MemorySessionStore
 from tests.support.redis import RedisPool
 
 from .conftest import Clock

@@ -16,13 +16,13 @@ from django.test.utils import CaptureQueriesContext
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.models import Revocation, Session
-from reliable_cable.redis.client import Call
-from reliable_cable.redis.keys import lineage_key
-from reliable_cable.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
-from reliable_cable.sessions.memory import MemorySessionStore
-from reliable_cable.sessions.model import ModelSessionStore
-from reliable_cable.sessions.redis import BATCH, RedisSessionStore
-from reliable_cable.streams.base import IDLE_STREAM_TTL
+from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.redis.keys import lineage_key
+from reliable_cable.stores.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
+from reliable_cable.stores.sessions.memory import MemorySessionStore
+from reliable_cable.stores.sessions.model import ModelSessionStore
+from reliable_cable.stores.sessions.redis import BATCH, RedisSessionStore
+from reliable_cable.stores.streams.base import IDLE_STREAM_TTL
 from tests.support.redis import RedisPool
 
 from .conftest import REDIS_STORES, Clock

@@ -20,8 +20,8 @@ from django.db.backends.utils import CursorWrapper
 from reliable_cable import models
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.streams.base import YOUNG_TIME, Message
-from reliable_cable.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.base import YOUNG_TIME, Message
+from reliable_cable.stores.streams.model import ModelStreamStore
 from tests.stores.conftest import (
     EVERY_STORE,
     POSTGRES,

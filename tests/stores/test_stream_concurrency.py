@@ -17,10 +17,10 @@ from django.db import connections, transaction
 
 from reliable_cable import models
 from reliable_cable.conf import CableSettings
-from reliable_cable.streams.base import Message, StreamStore
-from reliable_cable.streams.memory import MemoryStreamStore
-from reliable_cable.streams.model import ModelStreamStore
-from reliable_cable.streams.polling import SeenIds
+from reliable_cable.stores.streams.base import Message, StreamStore
+from reliable_cable.stores.streams.memory import MemoryStreamStore
+from reliable_cable.stores.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.model_polling import SeenIds
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, POSTGRES, MakeStore, until, with_own_connection
 
 ROOT = Path(__file__).resolve().parents[2]

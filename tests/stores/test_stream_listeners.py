@@ -11,11 +11,11 @@ from unittest import mock
 import pytest
 from django.db import OperationalError
 
+from reliable_cable.concurrency.threads import run_store
 from reliable_cable.exceptions import StoreError
-from reliable_cable.streams.base import Advanced, Message, Published, StreamEvent, StreamStore, Transient
-from reliable_cable.streams.model import ModelStreamStore
-from reliable_cable.streams.polling import SETTLE_TIME, SeenIds
-from reliable_cable.threads import run_store
+from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, StreamStore, Transient
+from reliable_cable.stores.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.model_polling import SETTLE_TIME, SeenIds
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, Clock, MakeStore, until
 
 every_store = pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
@@ -202,7 +202,7 @@ class TestOtherProcesses:
             return result
 
         await store.aappend([("a", Message("1"))])
-        with mock.patch("reliable_cable.streams.polling.run_store", slow):
+        with mock.patch("reliable_cable.stores.streams.model_polling.run_store", slow):
             poll = asyncio.create_task(listener._poll())
             await polled.wait()
             await store.aappend([("a", Message("2"))])
@@ -257,7 +257,7 @@ class TestOtherProcesses:
         await store.aappend([("a", Message("1"))])
         clock.advance(1000)
         with (
-            mock.patch("reliable_cable.streams.polling.PRUNE_INTERVAL", 0),
+            mock.patch("reliable_cable.stores.streams.model_polling.PRUNE_INTERVAL", 0),
             mock.patch.object(store, "prune", wraps=store.prune) as prune,
         ):
             await listen(store, "b")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reliable_cable.streams.base import Message, StreamStore
+from reliable_cable.stores.streams.base import Message, StreamStore
 from tests.stores.conftest import DURABLE, MEMORY, MODEL_STORES, REDIS_STORES, Clock, MakeStore
 
 SIZE, TTL = 4, 10.0

@@ -7,7 +7,7 @@ import pytest
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
-from reliable_cable.streams.base import IDLE_STREAM_TTL, Message, StreamStore
+from reliable_cable.stores.streams.base import IDLE_STREAM_TTL, Message, StreamStore
 from tests.stores.conftest import EVERY_STORE, Clock, MakeStore
 
 pytestmark = pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)

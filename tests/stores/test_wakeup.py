@@ -11,9 +11,9 @@ from unittest import mock
 import pytest
 from django.test import override_settings
 
-from reliable_cable.streams.base import Advanced, Message, StreamEvent, Transient
-from reliable_cable.streams.polling import Poll, PollingListener, SeenIds
-from reliable_cable.streams.wakeup import GROUP, MAX_STREAMS
+from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent, Transient
+from reliable_cable.stores.streams.model_polling import Poll, PollingListener, SeenIds
+from reliable_cable.stores.streams.wakeup import GROUP, MAX_STREAMS
 from tests.stores.conftest import MODEL_STORES, SQLITE, MakeStore, until, wait_until
 from tests.support.layer import CrossLoopLayer
 
@@ -160,7 +160,7 @@ def test_a_layer_that_is_down_breaks_no_broadcast_and_is_logged_once(
 async def test_a_layer_that_comes_back_is_heard_again(make_store: MakeStore) -> None:
     store = make_store()
     CrossLoopLayer.broken = True
-    with mock.patch("reliable_cable.streams.wakeup.RETRY_INTERVAL", 0.01):
+    with mock.patch("reliable_cable.stores.streams.wakeup.RETRY_INTERVAL", 0.01):
         listener = store.listen(lambda event: None)
         await listener.subscribe("a")
         CrossLoopLayer.broken = False
@@ -172,8 +172,8 @@ async def test_a_layer_that_comes_back_is_heard_again(make_store: MakeStore) -> 
 async def test_memberships_are_renewed_before_they_expire(make_store: MakeStore) -> None:
     store = make_store(poll_interval=60)
     with (
-        mock.patch("reliable_cable.streams.wakeup.RENEW_INTERVAL", 0.01),
-        mock.patch("reliable_cable.streams.wakeup.RETRY_INTERVAL", 60),
+        mock.patch("reliable_cable.stores.streams.wakeup.RENEW_INTERVAL", 0.01),
+        mock.patch("reliable_cable.stores.streams.wakeup.RETRY_INTERVAL", 60),
     ):
         listener = store.listen(lambda event: None)
         await listener.subscribe("a")

@@ -20,8 +20,8 @@ def main(databases: dict[str, Any], alias: str, streams: list[str], count: int, 
     from django.db import connections, transaction
 
     from reliable_cable.conf import CableSettings
-    from reliable_cable.streams.base import Message
-    from reliable_cable.streams.model import ModelStreamStore
+    from reliable_cable.stores.streams.base import Message
+    from reliable_cable.stores.streams.model import ModelStreamStore
 
     store = ModelStreamStore(CableSettings(database=alias, history_size=100_000))
     for number in range(count):

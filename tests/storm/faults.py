@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from reliable_cable.redis.scripts import script_text
+from reliable_cable.stores.redis.scripts import script_text
 from tests.support.redis import RedisServer
 from tests.support.server import Server
 

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from reliable_cable.conf import CableSettings, read_settings
-from reliable_cable.engine import Engine
+from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub import Hub
-from reliable_cable.outbox import Outbox
-from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.hub.fanout import Reader
+from reliable_cable.hub.hub import Hub
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
-from reliable_cable.readers import Reader
-from reliable_cable.sessions.memory import MemorySessionStore
-from reliable_cable.streams.base import Message, Published, StreamEvent, StreamListener
-from reliable_cable.streams.memory import MemoryStreamStore
+from reliable_cable.stores.engine import Engine
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
+from reliable_cable.stores.sessions.memory import MemorySessionStore
+from reliable_cable.stores.streams.base import Message, Published, StreamEvent, StreamListener
+from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 
 class UnreliableStore(MemoryStreamStore):

@@ -9,10 +9,10 @@ from typing import Any
 
 from reliable_cable.conf import read_settings
 from reliable_cable.exceptions import StoreError
+from reliable_cable.hub.session_records import WITNESS, SessionService
 from reliable_cable.identity import Identity
-from reliable_cable.sessions.base import SessionRecord
-from reliable_cable.sessions.memory import MemorySessionStore
-from reliable_cable.sessions.service import WITNESS, SessionService
+from reliable_cable.stores.sessions.base import SessionRecord
+from reliable_cable.stores.sessions.memory import MemorySessionStore
 
 ann = {"user": "ann"}
 

@@ -19,8 +19,9 @@ from django.contrib.auth.models import AbstractUser
 from django.contrib.sessions.backends.base import SessionBase
 from django.db import OperationalError, connections
 
-from reliable_cable import auth, threads
+from reliable_cable import auth
 from reliable_cable.auth import CableAuthMiddlewareStack
+from reliable_cable.concurrency import threads
 from tests.stores.conftest import with_own_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from django.utils import translation
 
-from reliable_cable import Channel, action, outbox, threads
+from reliable_cable import Channel, action
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
+from reliable_cable.concurrency import threads
+from reliable_cable.connection import outbox
 from reliable_cable.consumer import get_hub
-from reliable_cable.hub_stream import MAX_BATCH
+from reliable_cable.hub.fanout import MAX_BLOCK
+from reliable_cable.hub.stream import MAX_BATCH
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.recovery import StreamEntry
-from reliable_cable.readers import MAX_BLOCK
 from reliable_cable.servers.base import in_kernel
 
 from .test_bursts import LIMIT, ONE, Room, Wire, configured, frames_or_not, publish, publish_many

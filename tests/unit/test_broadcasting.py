@@ -28,11 +28,11 @@ from reliable_cable.broadcasting import (
     history,
     position,
 )
-from reliable_cable.engine import get_engine
 from reliable_cable.exceptions import BroadcastError, InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from reliable_cable.middleware import SocketIdMiddleware
 from reliable_cable.models import StreamEntry, TransientEntry
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.engine import get_engine
 from reliable_cable.validation import check_stream_name
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -12,12 +12,14 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as configure
 from hypothesis import strategies as st
 
-from reliable_cable import Channel, outbox, threads
+from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
+from reliable_cable.concurrency import threads
+from reliable_cable.connection import outbox
+from reliable_cable.connection.connection import CableSession
 from reliable_cable.consumer import CableConsumer, get_hub
 from reliable_cable.servers.base import FRAMES_EXTENSION, Connection
-from reliable_cable.session import CableSession
 
 from .wire import BASE, EXTENDED, identifier
 
@@ -271,7 +273,7 @@ async def test_one_that_reads_slowly_is_not(frames: bool) -> None:
 async def test_what_was_trimmed_before_the_client_read_it_is_told(
     frames: bool, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
+    monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
     configured(settings, HISTORY_SIZE=5)
     async with Wire(frames=frames) as client:
         await client.subscribe(ONE)

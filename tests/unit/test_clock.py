@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from reliable_cable import StoreError, clock
-from reliable_cable.clock import GOOD_TRIP, IDLE_TIME, MARGIN, MAX_AGE, StoreClock
+from reliable_cable import StoreError
+from reliable_cable.stores import clock
+from reliable_cable.stores.clock import GOOD_TRIP, IDLE_TIME, MARGIN, MAX_AGE, StoreClock
 from tests.stores.conftest import until, wait_until
 
 #: How far, in seconds, the clocks of the store and of this host are ahead of the true time.

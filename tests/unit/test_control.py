@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from reliable_cable import CableConsumer, Channel, StoreError, action, control, state
+from reliable_cable import CableConsumer, Channel, StoreError, action, state
 from reliable_cable.channel import registry
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.consumer import get_hub
-from reliable_cable.engine import get_engine
-from reliable_cable.remote import adisconnect
-from reliable_cable.sessions.base import CLOCK_MARGIN, SessionRecord
-from reliable_cable.streams.base import Message
+from reliable_cable.disconnecting import adisconnect
+from reliable_cable.hub import control_bus as control
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.sessions.base import CLOCK_MARGIN, SessionRecord
+from reliable_cable.stores.streams.base import Message
 
 from .wire import BASE, Client, identifier, until
 

@@ -16,15 +16,15 @@ from websockets.frames import Frame as Parsed
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
-from reliable_cable.outbox import Outbox
+from reliable_cable.connection.outbox import Outbox
+from reliable_cable.hub.fanout import Reader
 from reliable_cable.protocol.frames import WINDOW_BITS, CompressedFrame, Frame
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.readers import Reader
 from reliable_cable.servers import recognise
 from reliable_cable.servers.base import Connection
 from reliable_cable.servers.deflate import CompressingWebSocketProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
-from reliable_cable.streams.base import Transient
+from reliable_cable.stores.streams.base import Transient
 from tests.support.deflate import read
 from tests.unit.hubs import Harness
 from tests.unit.test_servers import Wire

@@ -11,8 +11,8 @@ import pytest
 from reliable_cable import Channel, StoreError, action, state
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
-from reliable_cable.engine import get_engine
-from reliable_cable.sessions import service
+from reliable_cable.hub import session_records as service
+from reliable_cable.stores.engine import get_engine
 
 from .wire import Client, identifier
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable.executor import DaemonExecutor
+from reliable_cable.concurrency.daemon_executor import DaemonExecutor
 
 ROOT = Path(__file__).resolve().parents[2]
 

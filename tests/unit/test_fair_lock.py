@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from reliable_cable.fair_lock import FairLock
+from reliable_cable.stores.database.fair_lock import FairLock
 
 
 def queue_up(lock: FairLock, *threads: threading.Thread) -> None:

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reliable_cable import hub_stream, readers
-from reliable_cable.outbox import Outbox
-from reliable_cable.readers import Reader
-from reliable_cable.streams.base import Transient
+from reliable_cable.connection.outbox import Outbox
+from reliable_cable.hub import fanout as readers
+from reliable_cable.hub import stream as hub_stream
+from reliable_cable.hub.fanout import Reader
+from reliable_cable.stores.streams.base import Transient
 from tests.unit.hubs import Harness, offsets
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from reliable_cable.hub_stream import SLICE
-from reliable_cable.outbox import Outbox
-from reliable_cable.readers import Reader
+from reliable_cable.connection.outbox import Outbox
+from reliable_cable.hub.fanout import Reader
+from reliable_cable.hub.stream import SLICE
 from tests.unit.hubs import Harness
 
 #: Of the bare loop's. Measured were 3 times as many lines of Python (by plain ASGI 6.7), and 3.5 to 5.5 times its time.

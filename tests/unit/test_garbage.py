@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from reliable_cable import Channel
+from reliable_cable.connection.commands import Execution
+from reliable_cable.connection.connection import CableSession
+from reliable_cable.connection.outbox import Outbox
+from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
-from reliable_cable.execution import Execution
-from reliable_cable.outbox import Outbox
-from reliable_cable.readers import Reader
-from reliable_cable.session import CableSession
-from reliable_cable.subscription import Subscription
+from reliable_cable.hub.fanout import Reader
 
 from .test_pace import HANDSHAKE, Uvicorn, clock
 from .wire import Client, identifier, until

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable.heartbeat import TICK, Heartbeat
+from reliable_cable.hub.heartbeat import TICK, Heartbeat
 
 
 class Connection:

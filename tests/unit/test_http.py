@@ -18,10 +18,10 @@ from django.test.client import FakePayload
 
 from reliable_cable.broadcasting import ahistory, history
 from reliable_cable.conf import derived_secret
-from reliable_cable.engine import get_engine
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.http.broadcast import MAX_MESSAGES
 from reliable_cable.signing import derived_key
+from reliable_cable.stores.engine import get_engine
 
 SETTINGS = {"ENGINE": "memory", "SECRET": "s", "STREAMS": {"cursor:*": {"history_size": 0}}, "MAX_BROADCAST_SIZE": 1024}
 BROADCAST, PUBLISH = "/_broadcast", "/api/publish"

@@ -10,9 +10,9 @@ import pytest
 
 from reliable_cable import disconnect
 from reliable_cable.conf import CONTROL_STREAM
-from reliable_cable.engine import get_engine
 from reliable_cable.exceptions import BroadcastUncertain, StoreError
 from reliable_cable.identity import identify
+from reliable_cable.stores.engine import get_engine
 from tests.unit.test_http import API_KEY, BROADCAST, BROADCAST_KEY, PUBLISH, configured, data, error, item, post
 
 __all__ = ["configured"]

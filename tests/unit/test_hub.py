@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reliable_cable import hub as hub_module
+from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
-from reliable_cable.outbox import Outbox
+from reliable_cable.hub import hub as hub_module
+from reliable_cable.hub.fanout import MAX_HELD, Group, Reader
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
-from reliable_cable.readers import MAX_HELD, Group, Reader
-from reliable_cable.streams.base import Advanced, Message, Published, Transient
+from reliable_cable.stores.streams.base import Advanced, Message, Published, Transient
 
 from .hubs import Harness, catch_up, offsets
 
@@ -25,8 +25,8 @@ from .hubs import Harness, catch_up, offsets
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make repairs read again without a delay, and the store trim without a delay."""
-    monkeypatch.setattr("reliable_cable.repair.IDLE_DELAYS", (0.0,) * 5)
-    monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
+    monkeypatch.setattr("reliable_cable.hub.repair.IDLE_DELAYS", (0.0,) * 5)
+    monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
 
 
 async def test_messages_go_out_at_once_encoded_once_for_each_identifier(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ async def test_a_new_epoch_is_told_of_and_starts_over() -> None:
 
 
 async def test_a_store_that_fails_delays_but_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reliable_cable.repair.RETRY_DELAY", 0.001)
+    monkeypatch.setattr("reliable_cable.hub.repair.RETRY_DELAY", 0.001)
     harness = Harness()
     _, log = await harness.reader()
     events = [harness.append() for _ in range(3)]
@@ -146,7 +146,7 @@ async def test_a_late_repeat_from_a_forgotten_epoch_is_not_taken_for_a_first_mes
 
 
 async def test_the_opening_of_a_stream_does_not_wait_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reliable_cable.hub.OPEN_PATIENCE", 0.05)
+    monkeypatch.setattr("reliable_cable.hub.hub.OPEN_PATIENCE", 0.05)
     harness = Harness()
 
     async def hang(stream: str) -> StreamPosition:

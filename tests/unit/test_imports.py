@@ -200,7 +200,7 @@ def test_nothing_imports_the_demo_or_the_tests() -> None:
         ("hub", "from .session import Session"),
         ("hub", "from . import session"),
         ("hub", "def later():\n    from reliable_cable.consumer import CableConsumer"),
-        ("streams.memory", "import reliable_cable.hub"),
+        ("streams.memory", "import reliable_cable.hub.hub"),
         ("streams.memory", "from ..presence.base import PresenceStore"),
         ("session", "from .client.build import build"),
         ("nowhere", ""),

@@ -18,10 +18,11 @@ import pytest
 from django.db import connection, connections
 
 import reliable_cable
-from reliable_cable import Channel, action, state, threads
+from reliable_cable import Channel, action, state
 from reliable_cable.channel import registry
+from reliable_cable.concurrency import threads
+from reliable_cable.connection.connection import CableSession
 from reliable_cable.consumer import CableConsumer, get_hub
-from reliable_cable.session import CableSession
 
 from .wire import EXTENDED, identifier
 

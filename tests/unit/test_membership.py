@@ -12,9 +12,9 @@ from reliable_cable import Channel, StoreError, action
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
-from reliable_cable.engine import get_engine
-from reliable_cable.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo
-from reliable_cable.presence.memory import MemoryPresenceStore
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from tests.stores.conftest import Clock
 
 from .wire import Client, identifier

@@ -11,10 +11,10 @@ from channels.testing import WebsocketCommunicator
 from django.db import InterfaceError, OperationalError, ProgrammingError, connection
 
 from reliable_cable import BroadcastError, BroadcastUncertain, CableConsumer, Channel, StoreError, action, state
-from reliable_cable import execution as execution_module
-from reliable_cable import restore as restore_module
 from reliable_cable.channel import registry
-from reliable_cable.outages import is_outage
+from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.connection import commands as execution_module
+from reliable_cable.connection import restore as restore_module
 
 from .wire import Client, identifier
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from reliable_cable.outbox import Outbox, wire
+from reliable_cable.connection.outbox import Outbox, wire
 from reliable_cable.protocol.frames import CompressedFrame, Frame, compressed_frame, text_frame
 
 

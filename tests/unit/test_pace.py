@@ -17,10 +17,10 @@ from twisted.python.failure import Failure
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from reliable_cable.concurrency.pacing import TURN, Turns
 from reliable_cable.servers.paced_daphne import PacedFactory, PacedServer
 from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
-from reliable_cable.turns import TURN, Turns
 
 from .wire import until
 

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reliable_cable import pages as pages_module
 from reliable_cable.conf import read_settings
+from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
-from reliable_cable.outbox import Outbox
-from reliable_cable.pages import PAGE_SIZE, Pages
+from reliable_cable.hub import history as pages_module
+from reliable_cable.hub.fanout import Group, Reader
+from reliable_cable.hub.history import PAGE_SIZE, Pages
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, StreamPage, advance, recoverable
-from reliable_cable.readers import Group, Reader
-from reliable_cable.streams.base import Message
-from reliable_cable.streams.memory import MemoryStreamStore
+from reliable_cable.stores.streams.base import Message
+from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 
 class Store(MemoryStreamStore):

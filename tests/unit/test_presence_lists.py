@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.presence import lists as lists_module
-from reliable_cable.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
-from reliable_cable.presence.lists import PresenceLists
-from reliable_cable.presence.memory import MemoryPresenceListener, MemoryPresenceStore
+from reliable_cable.hub import rosters as lists_module
+from reliable_cable.hub.rosters import PresenceLists
+from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
+from reliable_cable.stores.presence.memory import MemoryPresenceListener, MemoryPresenceStore
 from tests.stores.conftest import until
 
 TTL = 0.02

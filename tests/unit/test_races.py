@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from reliable_cable import Channel, StoreError, action, state
-from reliable_cable import execution as execution_module
-from reliable_cable import hub as hub_module
-from reliable_cable import subscription as subscription_module
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
+from reliable_cable.connection import commands as execution_module
+from reliable_cable.connection import subscription as subscription_module
 from reliable_cable.consumer import get_hub
-from reliable_cable.engine import get_engine
+from reliable_cable.hub import hub as hub_module
+from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.protocol.constants import DisconnectReason
-from reliable_cable.repair import RETRY_DELAY
+from reliable_cable.stores.engine import get_engine
 
 from .wire import Client, identifier
 

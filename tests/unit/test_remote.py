@@ -19,8 +19,8 @@ from django.utils.functional import SimpleLazyObject
 
 from reliable_cable import BroadcastError, CableConsumer, InvalidIdentifier, StoreError, adisconnect, disconnect
 from reliable_cable.conf import CONTROL_STREAM
-from reliable_cable.engine import get_engine
 from reliable_cable.identity import identifier_names
+from reliable_cable.stores.engine import get_engine
 from tests.stores.conftest import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -94,7 +94,7 @@ class TestDisconnect:
 
         monkeypatch.setitem(sys.modules, "some_asgi", module)
         settings.ASGI_APPLICATION = "some_asgi.application"
-        with mock.patch("reliable_cable.remote.import_module", side_effect=lambda name: define()) as imported:
+        with mock.patch("reliable_cable.disconnecting.import_module", side_effect=lambda name: define()) as imported:
             disconnect(device=1)
         imported.assert_called_once_with("some_asgi")
         identifier_names.discard("device")
@@ -206,7 +206,7 @@ class TestLogout:
         wait_until(lambda: len(said()) == 1)
 
     def test_can_be_left_alone(self, user: Any) -> None:
-        from reliable_cable.remote import disconnect_logged_out
+        from reliable_cable.disconnecting import disconnect_logged_out
 
         assert user_logged_out.disconnect(dispatch_uid="reliable_cable.logout")
         try:

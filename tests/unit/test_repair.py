@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.streams.base import Advanced, Published, Transient
+from reliable_cable.stores.streams.base import Advanced, Published, Transient
 
 from .hubs import Harness, catch_up, offsets
 
@@ -15,8 +15,8 @@ from .hubs import Harness, catch_up, offsets
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make repairs read again without a delay, and the store trim without a delay."""
-    monkeypatch.setattr("reliable_cable.repair.IDLE_DELAYS", (0.0,) * 5)
-    monkeypatch.setattr("reliable_cable.streams.memory.YOUNG_TIME", 0.0)
+    monkeypatch.setattr("reliable_cable.hub.repair.IDLE_DELAYS", (0.0,) * 5)
+    monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
 
 
 async def test_what_is_on_its_way_is_not_lost_though_the_store_has_trimmed_it() -> None:
@@ -145,7 +145,7 @@ class TestAStoreThatWentBack:
         reader, _ = await harness.reader()
         for _ in range(5):
             await harness.publish()
-        monkeypatch.setattr("reliable_cable.hub.CATCH_UP_DELAYS", (0.0,) * 4)
+        monkeypatch.setattr("reliable_cable.hub.hub.CATCH_UP_DELAYS", (0.0,) * 4)
         reader.live = False
         # The client saw this message on another server. This store never had it.
         reader.position = StreamPosition(reader.position.epoch, 9)

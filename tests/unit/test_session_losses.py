@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from reliable_cable.sessions import service as service_module
-from reliable_cable.sessions.service import SessionService
+from reliable_cable.hub import session_records as service_module
+from reliable_cable.hub.session_records import SessionService
 
 from .sessions import Session, Store, number, until_kept
 

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
-from reliable_cable.sessions import service as service_module
-from reliable_cable.sessions.base import SessionRecord
-from reliable_cable.sessions.service import SessionService
+from reliable_cable.hub import session_records as service_module
+from reliable_cable.hub.session_records import SessionService
+from reliable_cable.stores.sessions.base import SessionRecord
 
 from .sessions import Session, Store, ann, number, until_kept
 

@@ -20,11 +20,11 @@ from django.urls import path
 from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
-from reliable_cable.clock import MARGIN
 from reliable_cable.conf import CableSettings
-from reliable_cable.engine import get_engine
 from reliable_cable.signing import verify_stream_name
-from reliable_cable.streams.memory import MemoryStreamStore
+from reliable_cable.stores.clock import MARGIN
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 from . import wire
 
@@ -65,8 +65,8 @@ class FarStore(MemoryStreamStore):
 FAR = {
     "ENGINE": {
         "streams": "tests.unit.test_templatetags.FarStore",
-        "presence": "reliable_cable.presence.memory.MemoryPresenceStore",
-        "sessions": "reliable_cable.sessions.memory.MemorySessionStore",
+        "presence": "reliable_cable.stores.presence.memory.MemoryPresenceStore",
+        "sessions": "reliable_cable.stores.sessions.memory.MemorySessionStore",
     }
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from reliable_cable.turns import Turns
+from reliable_cable.concurrency.pacing import Turns
 
 
 async def test_few_go_on_at_once() -> None:

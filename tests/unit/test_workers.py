@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from reliable_cable import workers
-from reliable_cable.workers import Worker
+from reliable_cable.concurrency import background as workers
+from reliable_cable.concurrency.background import Worker
 
 
 class Hold:
@@ -134,7 +134,7 @@ def test_a_forked_child_handles_its_own_items_and_none_of_its_parent() -> None:
 
 EXIT = """
 import threading, time
-from reliable_cable.workers import Worker
+from reliable_cable.concurrency.background import Worker
 
 def slow(items):
     time.sleep(0.2)

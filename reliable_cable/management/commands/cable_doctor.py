@@ -10,9 +10,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from reliable_cable.conf import get_settings
-from reliable_cable.engine import Engine, engine_paths, get_engine
 from reliable_cable.exceptions import CableError
-from reliable_cable.streams.base import Message, StreamEvent, StreamStore
+from reliable_cable.stores.engine import Engine, engine_paths, get_engine
+from reliable_cable.stores.streams.base import Message, StreamEvent, StreamStore
 
 #: Seconds that a probe may take to arrive.
 PATIENCE = 5.0

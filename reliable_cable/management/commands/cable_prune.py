@@ -7,8 +7,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from reliable_cable.engine import get_engine
 from reliable_cable.exceptions import CableError
+from reliable_cable.stores.engine import get_engine
 
 
 class Command(BaseCommand):

@@ -1,0 +1,1 @@
+"""Threads, background work, pacing, and what is run after a commit."""

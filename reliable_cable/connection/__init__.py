@@ -1,0 +1,1 @@
+"""The server side of one WebSocket connection."""

@@ -1,0 +1,53 @@
+"""By which ids a client knows its streams: a page keeps one position per stream id (PROTOCOL.md, 4)."""
+
+from __future__ import annotations
+
+import hashlib
+
+from reliable_cable.protocol.positions import HistoryRequest
+
+
+def stream_alias(stream: str, identifier: str) -> str:
+    """Return the stream id of the second and further identifiers of a connection on one stream."""
+    digest = hashlib.blake2b(f"{stream}\0{identifier}".encode(), digest_size=9).hexdigest()
+    return f"{stream}#{digest}"
+
+
+class StreamIds:
+    """The stream ids of one connection.
+
+    Args:
+        extended: whether the client speaks the extended protocol; others get no positions.
+    """
+
+    __slots__ = ("_extended", "_owners")
+
+    def __init__(self, *, extended: bool) -> None:
+        self._extended = extended
+        #: The identifier that has a stream's plain name.
+        self._owners: dict[str, str] = {}
+
+    def claim(self, stream: str, identifier: str, request: HistoryRequest | None) -> str | None:
+        """Return the stream id that an identifier gets; None for a base client.
+
+        The first identifier on a stream gets its plain name, unless its client already knows the stream by an id of
+        this identifier's own: under the plain one it may hold another identifier's position.
+        """
+        if not self._extended:
+            return None
+        alias = stream_alias(stream, identifier)
+        if request is not None and alias in request.streams:
+            return alias
+        if self._owners.setdefault(stream, identifier) == identifier:
+            return stream
+        return alias
+
+    def take(self, stream: str, identifier: str, stream_id: str) -> None:
+        """Keep the stream id that a restored subscription had."""
+        if stream_id == stream:
+            self._owners[stream] = identifier
+
+    def release(self, stream: str, identifier: str) -> None:
+        """Let the next identifier have the plain name."""
+        if self._owners.get(stream) == identifier:
+            del self._owners[stream]

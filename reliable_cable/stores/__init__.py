@@ -1,0 +1,1 @@
+"""The stores of streams, presence and sessions."""

@@ -1,0 +1,1 @@
+"""What all stores in Django's database share."""

@@ -1,0 +1,358 @@
+"""Transactions of the model stores: retries after conflicts, and the meaning of database errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sqlite3
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from django.db import Error, InterfaceError, OperationalError, connections, transaction
+from django.db.models import Model, QuerySet
+
+from reliable_cable.concurrency.on_commit import in_transaction
+from reliable_cable.concurrency.threads import submit_store
+from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
+
+from .fair_lock import FairLock
+
+P = ParamSpec("P")
+T = TypeVar("T")
+M = TypeVar("M", bound=Model)
+logger = logging.getLogger("reliable_cable")
+
+#: How long, in seconds, to retry a write that was rolled back because of a conflict with another transaction.
+WRITE_PATIENCE = 15.0
+#: How long, in seconds, to retry a read that failed because of a conflict.
+READ_PATIENCE = 5.0
+#: The longest pause, in seconds, before a retry.
+PAUSE = 0.02
+#: How long, in milliseconds, SQLite waits for the write lock in one attempt. Without these retries it would soon check
+#: only every 100 ms, and might not get the lock for many seconds while another process keeps writing.
+LOCK_TIMEOUT = 10
+
+OWN_LOCK = (
+    "If it is the caller's own transaction that locks it (immediate=True inside atomic()), let the broadcast wait for "
+    "the commit, which is the default"
+)
+
+#: How long a process leaves SQLite's write lock free after a write: this share of the write's duration, and at most
+#: MAX_BREAK seconds. Otherwise the project's own transactions would hardly ever get the lock while broadcasts are
+#: queued.
+BREAK_SHARE = 0.25
+MAX_BREAK = 0.05
+
+#: Error codes of conflicts: the transaction was rolled back, and may succeed when it is repeated.
+_SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_POSTGRES_CONFLICTS = {"40001", "40P01"}
+
+#: Whether a write gives up after the database's own timeout, because its caller may hold the write lock itself.
+_brief: ContextVar[bool] = ContextVar("reliable_cable_brief", default=False)
+
+
+class _WriteQueue:
+    """The queue of one process's writers to an SQLite file."""
+
+    def __init__(self) -> None:
+        self._lock = FairLock()
+        #: The thread whose turn it is.
+        self._owner = 0
+        self._break_end = 0.0
+
+    @contextmanager
+    def turn(self, timeout: float) -> Iterator[None]:
+        """Hold the queue's lock in a context. If it is not free within `timeout` seconds, go on without it."""
+        thread = threading.get_ident()
+        if self._owner == thread:
+            # A hook of the transaction that has just been committed: a receiver of Django's signals may have added it.
+            yield
+            return
+        with self._lock.hold(timeout) as held:
+            began = max(time.monotonic(), self._break_end)
+            time.sleep(max(0.0, began - time.monotonic()))
+            try:
+                if held:
+                    self._owner = thread
+                yield
+            finally:
+                if held:
+                    self._owner = 0
+                now = time.monotonic()
+                self._break_end = now + min(BREAK_SHARE * (now - began), MAX_BREAK)
+
+
+#: The queues of writers, by process id and database file.
+_queues: dict[tuple[int, str], _WriteQueue] = {}
+
+
+class _CommitUncertain(OperationalError):
+    """The connection broke during a commit: whether the transaction was stored is unknown."""
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Return whether a database error is a conflict with another transaction, after which nothing was written."""
+    cause = error.__cause__
+    if isinstance(cause, sqlite3.Error):
+        # The low byte is the primary error code; the other bytes distinguish its variants.
+        return getattr(cause, "sqlite_errorcode", 0) & 0xFF in _SQLITE_CONFLICTS
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # psycopg, psycopg2
+    return code in _POSTGRES_CONFLICTS
+
+
+class Database:
+    """One of Django's databases, as the stores use it.
+
+    Args:
+        settings: `database` is its alias. If `handler_threads` is 0, everything runs in the calling thread and in its
+            transaction, so that tests in transactions work.
+    """
+
+    def __init__(self, settings: CableSettings) -> None:
+        self.alias = settings.database
+        self.threads = settings.handler_threads > 0
+
+    def rows(self, model: type[M]) -> QuerySet[M]:
+        """Return all rows of a model in this database."""
+        return model._default_manager.using(self.alias)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def write(self, call: Callable[[], T]) -> T:
+        """Run a call in a short transaction. Every write of the stores uses this.
+
+        On SQLite, the writers of a process queue in the order of their arrival, because SQLite's own locking is unfair.
+        The transaction then takes the write lock when it begins, whatever `transaction_mode` is, because SQLite may
+        refuse the lock to a transaction that has already read.
+
+        After a conflict the transaction is repeated, for up to `WRITE_PATIENCE` seconds. If the connection breaks
+        before the commit, it is opened again and the transaction is repeated once.
+
+        Inside a transaction of the caller, the call becomes part of that transaction and is not repeated.
+
+        Raises:
+            django.db.Error: nothing was written. After an error during the commit, that is unknown.
+        """
+        connection = connections[self.alias]
+        if in_transaction(connection):
+            with transaction.atomic(using=self.alias):
+                return call()
+        if connection.vendor != "sqlite":
+            return self._repeat(partial(self._transact, call), WRITE_PATIENCE)
+        return self._write_in_turn(partial(self._transact, call), connection)
+
+    def _write_in_turn(self, call: Callable[[], T], connection: Any) -> T:
+        """Wait in the process's queue of writers, then run a call and repeat it after conflicts."""
+        key = (os.getpid(), str(connection.settings_dict["NAME"]))
+        patience = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0)) if _brief.get() else WRITE_PATIENCE
+        deadline = time.monotonic() + patience
+        # If the wait took all the time, the call still gets one attempt.
+        with _queues.setdefault(key, _WriteQueue()).turn(patience):
+            return self._repeat(call, deadline - time.monotonic())
+
+    def _transact(self, call: Callable[[], T]) -> T:
+        finished = False
+        try:
+            with ExitStack() as stack:
+                with _with_write_lock(connections[self.alias]):
+                    stack.enter_context(transaction.atomic(using=self.alias))
+                result = call()
+                finished = True
+        except (OperationalError, InterfaceError) as error:
+            if finished and not is_conflict(error):
+                raise _CommitUncertain(str(error)) from error
+            raise
+        return result
+
+    def store(self, call: Callable[[], T]) -> T:
+        """Run a call like `write`, and turn database errors into those of a broadcast.
+
+        Raises:
+            BroadcastError: it was rolled back.
+            BroadcastUncertain: the connection broke during the commit.
+        """
+        with self.broadcast_errors():
+            return self.write(call)
+
+    def outside(self, call: Callable[[], T]) -> T:
+        """Run a call outside of the caller's transaction. If one is open, the call runs in a store thread.
+
+        Raises:
+            BroadcastError: the open transaction holds SQLite's only write lock, so the call would wait for its caller.
+        """
+        connection = connections[self.alias]
+        if not (self.threads and in_transaction(connection)):
+            return call()
+        if connection.vendor != "sqlite":
+            return submit_store(call).result()
+        if connection.in_atomic_block and getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE"):
+            raise BroadcastError(
+                f"Nothing was broadcast: the database {self.alias!r} is locked by the caller's own transaction, and "
+                f"SQLite has one writer. Leave out immediate=True: the broadcast then waits for the commit."
+            )
+        return submit_store(partial(_briefly, call)).result()
+
+    def later(self, call: Callable[[], object]) -> None:
+        """Run a call soon in a store thread. An error is logged. If the process ends first, the call is lost."""
+
+        def attempt() -> None:
+            try:
+                _briefly(call)
+            except Exception:
+                logger.warning("Old rows of reliable_cable could not be deleted; this is retried later.", exc_info=True)
+
+        if not self.threads:
+            attempt()
+            return
+        try:
+            submit_store(attempt)
+        except RuntimeError:
+            logger.debug("Old rows are not deleted: the interpreter is shutting down.")
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, call: Callable[[], T]) -> T:
+        """Run a call, and repeat it after a conflict, for up to `READ_PATIENCE` seconds.
+
+        If the connection is broken, it is opened again and the call is repeated once. Inside a transaction of the
+        caller, nothing is repeated.
+        """
+        if in_transaction(connections[self.alias]):
+            return call()
+        return self._repeat(call, READ_PATIENCE)
+
+    # -- errors -------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def broadcast_errors(self) -> Iterator[None]:
+        """Turn database errors into `BroadcastError`, or into `BroadcastUncertain` if a commit failed."""
+        try:
+            yield
+        except _CommitUncertain as error:
+            self._recover()
+            raise BroadcastUncertain(
+                f"Whether the broadcast was stored is unknown: the commit on database {self.alias!r} failed "
+                f"({error}). Repeating it with the same idempotency_key is safe."
+            ) from error.__cause__
+        except Error as error:
+            self._recover()
+            remedy = f" {OWN_LOCK}; else shorten transactions or raise the timeout." if "locked" in str(error) else ""
+            raise BroadcastError(f"Nothing was broadcast: database {self.alias!r}: {error}.{remedy}") from error
+
+    @contextmanager
+    def read_errors(self, what: str) -> Iterator[None]:
+        """Turn database errors into `StoreError`."""
+        try:
+            yield
+        except Error as error:
+            self._recover()
+            raise StoreError(f"{what}: database {self.alias!r}: {error}.") from error
+
+    def _recover(self) -> None:
+        # A broken connection would otherwise stay broken in processes without requests: commands, workers, shells.
+        connection = connections[self.alias]
+        if not in_transaction(connection):
+            connection.close_if_unusable_or_obsolete()
+
+    # -- repeating ----------------------------------------------------------------------------------------------------
+
+    def _repeat(self, call: Callable[[], T], patience: float) -> T:
+        """Run a call, and repeat it after conflicts. A `StoreError` is judged by its cause."""
+        connection = connections[self.alias]
+        deadline = time.monotonic() + patience
+        may_reconnect = True
+        while True:
+            opened = connection.connection
+            try:
+                return call()
+            except (Error, StoreError) as failure:
+                error = failure.__cause__ if isinstance(failure, StoreError) else failure
+                if error is None or isinstance(error, _CommitUncertain):
+                    raise
+                if is_conflict(error):
+                    if time.monotonic() >= deadline:
+                        raise
+                elif may_reconnect and opened is not None and _was_broken(connection, opened):
+                    may_reconnect = False
+                else:
+                    raise
+                _release(error)
+            # The pause is random, so that the same transactions do not conflict again.
+            time.sleep(random.uniform(0, PAUSE))  # noqa: S311
+
+
+class _Reader(Protocol):
+    _database: Database
+
+
+R = TypeVar("R", bound=_Reader)
+
+
+def repeated_read(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
+    """Make a store's method run through `Database.read`."""
+
+    @wraps(method)
+    def call(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._database.read(partial(method, self, *args, **kwargs))
+
+    return call
+
+
+def _briefly(call: Callable[[], T]) -> T:
+    """Run a call whose writes give up after the database's own timeout."""
+    token = _brief.set(True)
+    try:
+        return call()
+    finally:
+        _brief.reset(token)
+
+
+@contextmanager
+def _with_write_lock(connection: Any) -> Iterator[None]:
+    """Make a transaction that begins in this context take SQLite's write lock at once, or fail soon."""
+    if connection.vendor != "sqlite":
+        yield
+        return
+    # Connecting sets `transaction_mode`.
+    connection.ensure_connection()
+    raw = connection.connection
+    mode, connection.transaction_mode = connection.transaction_mode, "IMMEDIATE"
+    (timeout,) = raw.execute("PRAGMA busy_timeout").fetchone()
+    raw.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT}")
+    try:
+        yield
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {timeout}")
+        connection.transaction_mode = mode
+
+
+def _release(error: BaseException | None) -> None:
+    """Clear the frames of an error's tracebacks, so that the database cursors in them are freed now.
+
+    Django's errors and their tracebacks form reference cycles. The garbage collector may run in a thread that holds the
+    write lock. Freeing a cursor there waits for the running statement of this connection, which waits for the lock.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__
+
+
+def _was_broken(connection: Any, opened: object) -> bool:
+    """Return whether an error was due to a broken connection. If so, close the connection.
+
+    Args:
+        connection: Django's connection.
+        opened: the driver's connection before the error. Django may have opened another one already.
+    """
+    if connection.connection is opened and connection.is_usable():
+        return False
+    connection.close()
+    return True

@@ -1,0 +1,128 @@
+"""The stores in force: chosen by the settings, one set a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+from reliable_cable.conf import ENGINE_PARTS, CableSettings, get_settings
+from reliable_cable.stores.presence.base import PresenceStore
+from reliable_cable.stores.sessions.base import SessionStore
+from reliable_cable.stores.streams.base import StreamStore
+
+from .clock import StoreClock
+
+_PACKAGE = __package__
+ENGINE_CLASSES: Mapping[str, Mapping[str, str]] = {
+    "memory": {
+        "streams": f"{_PACKAGE}.streams.memory.MemoryStreamStore",
+        "presence": f"{_PACKAGE}.presence.memory.MemoryPresenceStore",
+        "sessions": f"{_PACKAGE}.sessions.memory.MemorySessionStore",
+    },
+    "database": {
+        "streams": f"{_PACKAGE}.streams.model.ModelStreamStore",
+        "presence": f"{_PACKAGE}.presence.memory.MemoryPresenceStore",
+        "sessions": f"{_PACKAGE}.sessions.model.ModelSessionStore",
+    },
+    "redis": {
+        "streams": f"{_PACKAGE}.streams.redis.RedisStreamStore",
+        "presence": f"{_PACKAGE}.presence.redis.RedisPresenceStore",
+        "sessions": f"{_PACKAGE}.sessions.redis.RedisSessionStore",
+    },
+}
+_INTERFACES: Mapping[str, type] = {"streams": StreamStore, "presence": PresenceStore, "sessions": SessionStore}
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The stores of streams, presence and sessions, and their clocks.
+
+    Attributes:
+        stream_clock: the time by the clock of the stream store.
+        session_clock: the time by the clock of the session store.
+    """
+
+    streams: StreamStore
+    presence: PresenceStore
+    sessions: SessionStore
+    stream_clock: StoreClock = field(init=False)
+    session_clock: StoreClock = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, store in (("stream_clock", self.streams), ("session_clock", self.sessions)):
+            object.__setattr__(self, name, StoreClock(store, threads=store.settings.handler_threads > 0))
+
+    async def aclose(self) -> None:
+        """Release what the stores hold on the running event loop; they may be used again."""
+        await self.streams.aclose()
+        await self.presence.aclose()
+        await self.sessions.aclose()
+
+
+def engine_paths(settings: CableSettings) -> Mapping[str, str]:
+    """Return the dotted path of each part's class."""
+    if isinstance(settings.engine, Mapping):
+        return settings.engine
+    paths = ENGINE_CLASSES[settings.engine]
+    if settings.engine == "redis" and any(settings.policy_of(pattern).durable for pattern in settings.streams):
+        return {**paths, "streams": f"{_PACKAGE}.streams.durable.DurableStreamStore"}
+    return paths
+
+
+def engine_classes(settings: CableSettings) -> dict[str, Any]:
+    """Return the class of each part.
+
+    Raises:
+        ImproperlyConfigured: one cannot be imported, or is of another kind.
+    """
+    classes: dict[str, Any] = {}
+    paths = engine_paths(settings)
+    for part in ENGINE_PARTS:
+        try:
+            found = import_string(paths[part])
+        except ImportError as error:
+            raise ImproperlyConfigured(f"RELIABLE_CABLE['ENGINE'][{part!r}] cannot be imported: {error}.") from error
+        wanted = _INTERFACES[part]
+        if not (isinstance(found, type) and issubclass(found, wanted)):
+            raise ImproperlyConfigured(
+                f"RELIABLE_CABLE['ENGINE'][{part!r}] is {paths[part]!r}; it must be a subclass of "
+                f"{wanted.__module__}.{wanted.__qualname__}."
+            )
+        classes[part] = found
+    return classes
+
+
+_current: dict[int, tuple[CableSettings, Engine]] = {}
+_lock = threading.Lock()
+
+
+def get_engine() -> Engine:
+    """Return the stores of this process; a forked child gets its own."""
+    settings = get_settings()
+    pid = os.getpid()
+    current = _current.get(pid)
+    if current is not None and current[0] is settings:
+        return current[1]
+    with _lock:
+        current = _current.get(pid)
+        if current is None or current[0] is not settings:
+            parts = {part: cls(settings) for part, cls in engine_classes(settings).items()}
+            current = (settings, Engine(**parts))
+            _current.clear()
+            _current[pid] = current
+    return current[1]
+
+
+def _reset(*, setting: str, **kwargs: Any) -> None:
+    if setting in ("RELIABLE_CABLE", "SECRET_KEY", "DATABASES"):
+        _current.clear()
+
+
+setting_changed.connect(_reset, dispatch_uid="reliable_cable.stores.engine")

@@ -1,0 +1,1 @@
+"""Stores of presence: join, leave, refresh, expire."""

@@ -1,0 +1,1 @@
+"""Stores of session records, which a restore needs."""

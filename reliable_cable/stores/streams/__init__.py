@@ -1,0 +1,1 @@
+"""Stores of streams: append, read, position, subscribe."""

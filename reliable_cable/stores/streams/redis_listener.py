@@ -1,0 +1,120 @@
+"""Announces the messages of streams in Redis inside this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+from reliable_cable.exceptions import StoreError
+from reliable_cable.protocol.positions import StreamPosition
+
+from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
+
+if TYPE_CHECKING:
+    from reliable_cable.stores.redis.pubsub import PubSub
+
+logger = logging.getLogger("reliable_cable")
+
+#: Seconds between checks of the streams' positions, in case pub/sub lost a message unnoticed.
+CHECK_INTERVAL: Final = 5.0
+
+
+class ListenedStore(Protocol):
+    """The methods of a store that its listener needs."""
+
+    def channel(self, stream: str) -> str:
+        """Return the pub/sub channel of a stream."""
+
+    async def tails(self, streams: Sequence[str]) -> Mapping[str, StreamPosition]:
+        """Return the positions of streams."""
+
+
+class RedisStreamListener(StreamListener):
+    """Announces messages that are published in Redis; `Advanced` after a connection or a message was lost."""
+
+    def __init__(self, store: ListenedStore, pubsub: PubSub, deliver: Callable[[StreamEvent], None]) -> None:
+        self._store = store
+        self._deliver = deliver
+        self._pubsub = pubsub
+        self._ears: dict[str, Callable[[bytes | None], None]] = {}
+        #: The positions that were announced.
+        self._known: dict[str, StreamPosition] = {}
+        self._checker: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether events arrive at once."""
+        return self._pubsub.connected
+
+    async def subscribe(self, stream: str) -> None:
+        """Announce this stream's events from now on."""
+        if stream in self._ears:
+            return
+        ear = self._ears[stream] = partial(self._heard, stream)
+        if self._checker is None:
+            self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
+        await self._pubsub.subscribe(self._store.channel(stream), ear)
+
+    async def unsubscribe(self, stream: str) -> None:
+        """Announce this stream's events no more."""
+        self._known.pop(stream, None)
+        ear = self._ears.pop(stream, None)
+        if ear is not None:
+            await self._pubsub.unsubscribe(self._store.channel(stream), ear)
+        if not self._ears and self._checker is not None:
+            checker, self._checker = self._checker, None
+            checker.cancel()
+            await asyncio.wait([checker])
+
+    async def close(self) -> None:
+        """Leave all streams."""
+        for stream in list(self._ears):
+            await self.unsubscribe(stream)
+
+    async def fence(self) -> None:
+        """Wait until every event that was announced before this call has been delivered, or is known to be lost."""
+        await self._pubsub.fence()
+
+    def doubt(self, stream: str) -> None:
+        """Announce `Advanced` for this stream at the next check, unless the stream does not exist."""
+        self._known.pop(stream, None)
+
+    def _heard(self, stream: str, message: bytes | None) -> None:
+        event = Advanced(stream) if message is None else parse_event(stream, message)
+        if isinstance(event, Published):
+            self._known[stream] = StreamPosition(event.epoch, event.offset)
+        if event is not None:
+            self._deliver(event)
+
+    async def _keep_checking(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL * random.uniform(0.75, 1.25))  # noqa: S311 - spreads the servers
+            try:
+                await self.check()
+            except StoreError as error:
+                logger.debug("The positions of the streams could not be checked: %s", error)
+
+    async def check(self) -> None:
+        """Announce `Advanced` for streams whose position differs from the announced one."""
+        before = {stream: self._known.get(stream, NOWHERE) for stream in self._ears}
+        tails = await self._store.tails(list(before))
+        for stream, was in before.items():
+            tail = tails[stream]
+            if stream in self._ears and moved(was, self._known.get(stream, NOWHERE), tail):
+                self._known[stream] = tail
+                self._deliver(Advanced(stream))
+
+
+def parse_event(stream: str, message: bytes) -> StreamEvent | None:
+    """Return the event in a message on a stream's channel; None if it is not about messages of the stream."""
+    kind, (head, _, data) = message[:1], message[1:].partition(b"\n")
+    if kind == b"m":
+        epoch, offset, exclude = head.decode().split(" ", 2)
+        return Published(stream, epoch, int(offset), data.decode(), exclude)
+    if kind == b"t":
+        return Transient(stream, data.decode(), head.decode())
+    return Advanced(stream) if kind == b"a" else None
