@@ -1,255 +1,153 @@
-"""Fan-out: stream -> identifier -> readers, with one encode per stream and identifier.
+"""Fan-out: writes messages of a stream to the subscribers of a group, encoded once for the group.
 
-A reader is *live* when it stands where the hub stands in its stream: it gets what the hub delivers, as the hub delivers
-it. Otherwise it is *behind*.
+Architecture: Fan-out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from reliable_cable.connection.outbox import Outbox
-from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry
 from reliable_cable.stores.streams.base import Transient
 
-if TYPE_CHECKING:
-    from .stream import HubStream
-
-#: Bytes written to a reader for which it counts as one more.
-UNIT = 8 * 1024
-
-#: Bytes that are written at once, unless it is one message.
-MAX_BLOCK = 128 * 1024
-
-#: Of a group: the identifier, the stream's name as its clients know it, and the form in which they take frames.
-GroupKey = tuple[str, str | None, type[Frame]]
-
-#: Messages without a position that are kept for a reader during its replay.
-MAX_HELD = 100
-
-
-class Reader:
-    """One identifier of one connection on one stream.
-
-    Args:
-        outbox: of the connection.
-        identifier: the subscription's.
-        stream_id: the stream's name as this client knows it; None for a base client, which gets no positions.
-        sids: the session ids by which a broadcast can exclude this connection.
-        lost: called when messages to a live reader are missing for good.
-        presence: whether the stream's joins and leaves are for this reader.
-        behind: called when its connection takes no more for now, to let it catch up later; None: that is dropped.
-    """
-
-    __slots__ = (
-        "announced",
-        "behind",
-        "held",
-        "identifier",
-        "live",
-        "lost",
-        "outbox",
-        "position",
-        "presence",
-        "sids",
-        "stream",
-        "stream_id",
-    )
-
-    def __init__(
-        self,
-        outbox: Outbox,
-        identifier: str,
-        stream_id: str | None,
-        sids: Collection[str],
-        lost: Callable[[], None],
-        *,
-        presence: bool = False,
-        behind: Callable[[], None] | None = None,
-    ) -> None:
-        self.outbox = outbox
-        self.identifier = identifier
-        self.stream_id = stream_id
-        self.sids = sids
-        self.lost = lost
-        self.behind = behind
-        self.presence = presence
-        #: Whether the client knows the subscription, so that presence events make sense to it.
-        self.announced = False
-        self.live = False
-        #: Whispers and transient messages that came during a replay.
-        self.held: list[str] = []
-        self.stream: HubStream | None = None
-        self.position = StreamPosition("", 0)
-
-    def fall_behind(self) -> None:
-        """Be live no more, where it stands: its connection takes no more for now."""
-        self.live = False
-        if self.behind is not None:
-            self.behind()
-
-    def hold(self, frame: Frame) -> None:
-        """Keep a message without a position until the reader is live, within bounds."""
-        # One that was removed meanwhile would never let it go.
-        if self.stream is not None and len(self.held) < MAX_HELD and self.outbox.can_hold(len(frame)):
-            self.held.append(frame)
-            self.outbox.held += len(frame)
-
-    def let_go(self) -> list[str]:
-        """Return what was held, and hold it no more."""
-        held, self.held = self.held, []
-        self.outbox.held -= sum(map(len, held))
-        return held
-
-
-class Group:
-    """The readers for whom a message of a stream is the same frame."""
-
-    __slots__ = ("_encode", "_epoch", "form", "identifier", "readers", "stream_id")
-
-    def __init__(self, identifier: str, stream_id: str | None, form: type[Frame] = Frame) -> None:
-        self.identifier = identifier
-        self.stream_id = stream_id
-        self.form = form
-        self.readers: dict[Reader, None] = {}
-        self._epoch = ""
-        self._encode: Callable[[int, str], str] | None = None
-
-    def encode(self, epoch: str, offset: int, data: str) -> Frame:
-        """Return a numbered message as a frame."""
-        if self.stream_id is None:
-            return self.transmission(data)
-        if self._encode is None or epoch != self._epoch:
-            self._encode = messages.broadcast_encoder(self.identifier, self.stream_id, epoch)
-            self._epoch = epoch
-        return self.form(self._encode(offset, data))
-
-    def transmission(self, data: str) -> Frame:
-        """Return a message without a position as a frame."""
-        return self.form(messages.transmission(self.identifier, data))
-
-    def pack(self, batch: Batch) -> Parcel:
-        """Return messages as the frames that each reader of the group is sent."""
-        frames = [
-            self.encode(item.position.epoch, item.entry.offset, item.entry.data)
-            if isinstance(item, Numbered)
-            else self.transmission(item.data)
-            for item in batch.items
-        ]
-        return Parcel(batch, frames)
+from .subscriber import NOT_LIVE, Subscriber, SubscriberGroup
 
 
 @dataclass(frozen=True, slots=True)
-class Numbered:
-    """A numbered message on its way to the live readers.
+class FanoutPolicy:
+    """How much is written at once, and when the event loop is left to others.
 
-    Args:
-        entry: the message.
-        former: where the readers stand who are to be sent it; this very object, which all of them share.
-        position: where they stand then.
+    Attributes:
+        budget: how much may be written in one iteration of the event loop. A write costs 1, and 1 more for each
+            `unit` bytes.
+        unit: the number of bytes that costs as much as one more subscriber.
+        batch_messages: the most messages in one write.
+        batch_size: the most characters of payload in one write, unless it is one message.
+        block_size: the most bytes in one write, unless it is one message. Longer batches are written message by
+            message, since a client may be too slow for all of them.
+        shortest_pause: the shortest pause, in seconds, that is worth a timer.
+        longest_pause: the longest pause, in seconds, of a stream that kept the event loop busy.
     """
 
-    entry: StreamEntry
-    former: StreamPosition | None
-    position: StreamPosition
+    budget: int = 250
+    unit: int = 8 * 1024
+    batch_messages: int = 100
+    batch_size: int = 32 * 1024
+    block_size: int = 128 * 1024
+    shortest_pause: float = 0.002
+    longest_pause: float = 0.02
+
+    def cost(self, size: int) -> int:
+        """Return what one write of `size` bytes costs of the budget."""
+        return 1 + size // self.unit
+
+    def pause(self, duration: float, queued: int) -> float:
+        """Return how long, in seconds, a stream pauses after a batch.
+
+        A stream that keeps the event loop busy leaves it to others for as long. Meanwhile more messages arrive, and are
+        written together.
+
+        Args:
+            duration: how long, in seconds, the batch took.
+            queued: the number of messages that are queued.
+        """
+        if duration < self.shortest_pause or queued >= self.batch_messages:
+            return 0.0
+        return min(duration, self.longest_pause)
+
+
+POLICY = FanoutPolicy()
 
 
 class Batch:
-    """Messages of a stream that follow one another.
+    """Successive messages of a stream, kept ones and transient ones.
 
     Args:
-        items: at least one.
+        items: the messages, at least one.
+        first: the serial of the first kept message. The others have the serials after it.
+        epoch: the epoch of the kept messages.
     """
 
-    __slots__ = ("excluded", "former", "items", "position")
+    __slots__ = ("epoch", "excluded", "first", "items", "last")
 
-    def __init__(self, items: Sequence[Numbered | Transient]) -> None:
-        numbered = [item for item in items if isinstance(item, Numbered)]
+    def __init__(self, items: Sequence[StreamEntry | Transient], first: int, epoch: str) -> None:
         self.items = items
-        #: Where readers stand before and behind it; None if nothing in it has a position.
-        self.former = numbered[0].former if numbered else None
-        self.position = numbered[-1].position if numbered else None
-        #: Sessions that are not sent all of it.
-        self.excluded = frozenset(
-            exclude for item in items if (exclude := (item.entry if isinstance(item, Numbered) else item).exclude)
-        )
+        self.first = first
+        #: The serial of the last kept message; `first - 1` if there is none.
+        self.last = first - 1 + sum(isinstance(item, StreamEntry) for item in items)
+        self.epoch = epoch
+        #: The session ids that are excluded from some of the messages.
+        self.excluded = frozenset(item.exclude for item in items if item.exclude)
+
+    def encode(self, group: SubscriberGroup) -> EncodedBatch:
+        """Return the batch as the frames for a group."""
+        frames = [
+            group.encode(self.epoch, item.offset, item.data)
+            if isinstance(item, StreamEntry)
+            else group.encode_transient(item.data)
+            for item in self.items
+        ]
+        return EncodedBatch(self, frames)
 
 
-class Parcel:
-    """A batch as the readers of one group are sent it.
+class EncodedBatch:
+    """A batch as it is written to the subscribers of one group.
 
     Args:
         batch: the messages.
-        frames: each of them as a frame.
+        frames: the frame of each message.
     """
 
-    __slots__ = ("_batch", "_block", "_frames", "weight")
+    __slots__ = ("_batch", "_block", "_frames", "cost")
 
     def __init__(self, batch: Batch, frames: Sequence[Frame]) -> None:
         self._batch = batch
         self._frames = frames
-        #: What is written at once; None: it would be too much for who may be slow.
         block = b"".join([frame.wire for frame in frames])
-        self._block = block if len(frames) == 1 or len(block) <= MAX_BLOCK else None
-        #: What a reader counts of a slice.
-        self.weight = weigh(sum(map(len, frames)))
+        #: All frames in one piece; None if that is too long for one write.
+        self._block = block if len(frames) == 1 or len(block) <= POLICY.block_size else None
+        #: What it costs of the fan-out budget for each subscriber.
+        self.cost = POLICY.cost(sum(map(len, frames)))
 
-    def send(self, readers: Iterable[Reader]) -> None:
-        """Send all of it to those readers who live where it comes next, and to the others what is for them."""
-        former, position, some = self._batch.former, self._batch.position, self._batch.excluded
-        numbered = position is not None
+    def send(self, subscribers: Iterable[Subscriber]) -> None:
+        """Write the batch to each subscriber that needs all of it, and to the others the messages that they need."""
+        before, last, excluded = self._batch.first - 1, self._batch.last, self._batch.excluded
+        has_kept = last > before
         block = self._block
-        for reader in readers:
-            # Whoever came to live meanwhile stands elsewhere, and was sent the first of it from the store.
-            if not reader.live or (reader.position is not former and numbered) or (some and _among(reader.sids, some)):
-                self._send_singly(reader)
+        for subscriber in subscribers:
+            at = subscriber.at
+            # A subscriber that went live a moment ago has the first of these messages from the store.
+            if (at != before if has_kept else at == NOT_LIVE) or (
+                excluded and not excluded.isdisjoint(subscriber.sids)
+            ):
+                self._send_singly(subscriber)
                 continue
-            write = reader.outbox.ready
+            write = subscriber.outbox.ready
             if write is None or block is None:
-                self._send_singly(reader)  # a full socket may take only some of it
+                self._send_singly(subscriber)  # a full socket may take only some of the messages
                 continue
-            if position is not None:
-                reader.position = position
+            subscriber.at = last if has_kept else at
             try:
                 write(block)
             except Exception:
-                reader.outbox.failed()
+                subscriber.outbox.failed()
 
-    def _send_singly(self, reader: Reader) -> None:
+    def _send_singly(self, subscriber: Subscriber) -> None:
+        serial = self._batch.first - 1
         for item, frame in zip(self._batch.items, self._frames, strict=True):
-            if isinstance(item, Numbered):
-                if not reader.live or reader.position is not item.former:
+            if isinstance(item, StreamEntry):
+                serial += 1
+                if subscriber.at != serial - 1:
                     continue
-                if item.entry.exclude in reader.sids or reader.outbox.push(frame, kept=reader.behind is not None):
-                    reader.position = item.position
+                if item.exclude in subscriber.sids or subscriber.outbox.push(frame, kept=True):
+                    subscriber.at = serial
                 else:
-                    reader.fall_behind()
-            elif reader.announced and not (item.exclude and item.exclude in reader.sids):
-                if reader.live:
-                    reader.outbox.push(frame)
+                    subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
+            elif subscriber.confirmed and not (item.exclude and item.exclude in subscriber.sids):
+                if subscriber.at == NOT_LIVE:
+                    subscriber.hold(frame)
                 else:
-                    reader.hold(frame)
-
-
-def size_of(item: Numbered | Transient) -> int:
-    """Return how many characters a message has."""
-    return len(item.entry.data if isinstance(item, Numbered) else item.data)
-
-
-def weigh(size: int) -> int:
-    """Return for how many readers one counts to whom so much is written."""
-    return 1 + size // UNIT
-
-
-def _among(sids: Collection[str], some: frozenset[str]) -> bool:
-    return not some.isdisjoint(sids)
-
-
-def group_key(reader: Reader) -> GroupKey:
-    """Return what tells a reader's group from others of its stream."""
-    return reader.identifier, reader.stream_id, reader.outbox.form
+                    subscriber.outbox.push(frame)

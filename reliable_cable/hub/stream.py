@@ -1,7 +1,7 @@
-"""A stream in the hub: its readers, how far it was delivered, and what is on its way to them.
+"""A stream in the hub: its subscribers, its position, and the messages that are on their way to the subscribers.
 
-What comes in one turn of the event loop goes out in one write to each reader, and what goes to many in slices, between
-which the event loop turns to others.
+Messages that arrive in one iteration of the event loop are written together. A batch for many subscribers is written in
+slices, one in each iteration.
 """
 
 from __future__ import annotations
@@ -9,97 +9,130 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import Protocol
+from typing import Final, Protocol
 
-from reliable_cable.protocol import messages
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamEntry, Verdict, judge
 from reliable_cable.stores.streams.base import Published, Transient
 
-from .fanout import Batch, Group, GroupKey, Numbered, Reader, group_key, size_of, weigh
+from .fanout import POLICY, Batch
+from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, group_key
 
 logger = logging.getLogger("reliable_cable")
 
-#: Readers who are sent something in one turn of the event loop, at most.
-SLICE = 250
-
-#: Messages that go out in one write, at most, and characters of their payloads unless it is one.
-MAX_BATCH = 100
-MAX_BATCH_SIZE = 32 * 1024
-
-#: Seconds that a stream rests after sending something took as long; shorter ones are none.
-REST_LEAST = 0.002
-REST_MOST = 0.02
-
-#: Characters of announced messages that are kept while those before them are read.
-MAX_EARLY = 4 * 1024 * 1024
+#: The most characters of early messages that a stream keeps while those before them are read.
+MAX_EARLY: Final = 4 * 1024 * 1024
 
 
-class Ear(Protocol):
-    """Takes a stream's messages for this process, not for a client."""
+class StreamObserver(Protocol):
+    """Receives the messages of a stream inside this process."""
 
-    def hear(self, data: str) -> None:
-        """Take a numbered message."""
+    def receive(self, data: str) -> None:
+        """Take a kept message."""
 
-    def lost(self) -> None:
+    def messages_lost(self) -> None:
         """Messages are missing for good."""
 
 
 class HubStream:
-    """A stream that has readers here, and how far the hub has delivered it."""
+    """A stream that is open in this event loop.
+
+    Each kept message that the stream takes gets a *serial*. Unlike an offset, a serial never goes back, whatever happens
+    to the stream in the store. So one integer tells how far a live subscriber has received the stream.
+
+    Args:
+        name: the name of the stream.
+    """
 
     __slots__ = (
         "_early",
         "_early_size",
-        "_outgoing",
+        "_fanned_out",
+        "_queue",
         "_sending",
-        "again",
-        "ear",
         "groups",
         "name",
+        "observer",
         "opening",
         "position",
         "repair",
-        "uses",
+        "repair_again",
+        "serial",
+        "users",
     )
 
     def __init__(self, name: str) -> None:
         self.name = name
+        #: The position of the last message that was taken; None while the stream is being opened.
         self.position: StreamPosition | None = None
-        self.groups: dict[GroupKey, Group] = {}
-        self.ear: Ear | None = None
-        self.uses = 0
+        #: The serial of that message.
+        self.serial = 0
+        self.groups: dict[GroupKey, SubscriberGroup] = {}
+        self.observer: StreamObserver | None = None
+        #: How many subscribers and observers need the stream to be open.
+        self.users = 0
         self.opening: asyncio.Task[None] | None = None
         self.repair: asyncio.Task[None] | None = None
-        self.again = False
-        #: Announced messages that came before the ones that are being read.
+        #: Whether the repair reads the store once more.
+        self.repair_again = False
+        #: Announced messages for which others before them are missing.
         self._early: list[Published | Transient] = []
         self._early_size = 0
-        self._outgoing: deque[Numbered | Transient] = deque()
-        #: What goes on with it: after this turn of the event loop, or in those that follow.
+        #: Messages to be written, and the serial of the last kept message before them.
+        self._queue: deque[StreamEntry | Transient] = deque()
+        self._fanned_out = 0
+        #: Continues to write: at the end of this iteration of the event loop, after a pause, or as a task.
         self._sending: asyncio.Handle | asyncio.Task[None] | None = None
 
-    def group(self, reader: Reader) -> Group:
-        """Return the group that a reader belongs to."""
-        key = group_key(reader)
+    # -- subscribers ------------------------------------------------------------------------------------------------
+
+    def group(self, subscriber: Subscriber) -> SubscriberGroup:
+        """Return the group that a subscriber belongs to."""
+        key = group_key(subscriber)
         group = self.groups.get(key)
         if group is None:
-            group = self.groups[key] = Group(*key)
+            group = self.groups[key] = SubscriberGroup(*key)
         return group
 
-    def drop(self, reader: Reader) -> None:
-        """Take a reader out of its group, which goes with its last one."""
-        group = self.group(reader)
-        group.readers.pop(reader, None)
-        if not group.readers:
-            del self.groups[group_key(reader)]
+    def add(self, subscriber: Subscriber) -> None:
+        """Add a subscriber, which catches up from the stream's present position."""
+        if self.position is not None:
+            subscriber.catch_up_from(self.position)
+        self.group(subscriber).subscribers[subscriber] = None
 
-    def send(self, entry: StreamEntry, epoch: str) -> None:
-        """Send a numbered message to every live reader; the hub then stands behind it."""
-        former, self.position = self.position, StreamPosition(epoch, entry.offset)
-        if self.ear is not None:
-            self.ear.hear(entry.data)
-        self._send(Numbered(entry, former, self.position))
+    def remove(self, subscriber: Subscriber) -> None:
+        """Close a subscriber and remove it."""
+        subscriber.close()
+        group = self.group(subscriber)
+        group.subscribers.pop(subscriber, None)
+        if not group.subscribers:
+            del self.groups[group_key(subscriber)]
+
+    def is_behind(self, subscriber: Subscriber) -> bool:
+        """Return whether a subscriber needs entries from the store before it can go live."""
+        return subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor != self.position
+
+    def go_live(self, subscriber: Subscriber) -> None:
+        """Mark a caught-up subscriber live, so that it receives each new message."""
+        if subscriber.state is SubscriberState.CATCHING_UP:
+            subscriber.go_live(self.serial)
+
+    def stop_live(self, subscriber: Subscriber) -> None:
+        """Stop live delivery to a subscriber. It then catches up after the last message that it received."""
+        if subscriber.state is SubscriberState.LIVE and self.position is not None:
+            # Messages that the stream has taken may still be queued.
+            missing = self.serial - subscriber.at
+            subscriber.catch_up_from(StreamPosition(self.position.epoch, self.position.offset - missing))
+
+    # -- messages ---------------------------------------------------------------------------------------------------
+
+    def take(self, entry: StreamEntry, epoch: str) -> None:
+        """Take the next kept message, and send it to every live subscriber."""
+        self.position = StreamPosition(epoch, entry.offset)
+        self.serial += 1
+        if self.observer is not None:
+            self.observer.receive(entry.data)
+        self._send(entry)
 
     def keep_early(self, event: Published | Transient) -> None:
         """Keep a message until those before it have been read. Messages beyond `MAX_EARLY` are not kept."""
@@ -107,19 +140,16 @@ class HubStream:
             self._early.append(event)
             self._early_size += len(event.data) + 1
 
-    def send_early(self) -> None:
-        """Send the kept messages that come next. One without a position is sent after those that came before it."""
+    def take_early(self) -> None:
+        """Take the early messages that come next. A transient one is sent after those that came before it."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
-                if self.has_early:
-                    self.keep_early(event)
-                else:
-                    self._send(event)
+                self.send_transient(event)
                 continue
             verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.offset)
             if verdict is Verdict.NEXT:
-                self.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
+                self.take(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
             elif verdict is Verdict.GAP:
                 self.keep_early(event)
 
@@ -129,108 +159,121 @@ class HubStream:
         return bool(self._early)
 
     def drop_early(self) -> None:
-        """Drop the kept messages with a position, which were read or lost. Send the others."""
+        """Drop the early messages with a position, which were read or lost. Send the others."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
                 self._send(event)
 
     def send_transient(self, event: Transient) -> None:
-        """Send a message without a position to every reader, after the messages that came before it."""
+        """Send a message without a position to every subscriber, after the messages that came before it."""
         if self.has_early:
             self.keep_early(event)
         else:
             self._send(event)
 
-    def _send(self, item: Numbered | Transient) -> None:
+    def send_presence(self, message: str) -> None:
+        """Send a join or leave to every subscriber that shows presence."""
+        for group in self.groups.values():
+            frame = group.encode_presence(message)
+            for subscriber in group.subscribers:
+                if subscriber.presence and subscriber.confirmed:
+                    subscriber.outbox.push(frame)
+
+    # -- epochs and losses ------------------------------------------------------------------------------------------
+
+    def begin_epoch(self, position: StreamPosition) -> None:
+        """Set the epoch of a stream that had no messages so far. Nothing is lost."""
+        former, self.position = self.position, position
+        for group in self.groups.values():
+            for subscriber in group.subscribers:
+                if subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor == former:
+                    subscriber.cursor = position
+
+    def start_over(self, position: StreamPosition) -> None:
+        """Continue at another position. Live subscribers have lost messages, and are told."""
+        self.position = position
+        self.serial += 1
+        # A batch of the former messages that is being written now skips them too: they stand before the new serial.
+        self._queue.clear()
+        self._fanned_out = self.serial
+        live = [
+            subscriber
+            for group in self.groups.values()
+            for subscriber in group.subscribers
+            if subscriber.state is SubscriberState.LIVE
+        ]
+        for subscriber in live:
+            subscriber.at = self.serial
+        if self.observer is not None:
+            self.observer.messages_lost()
+        for subscriber in live:
+            if subscriber.state is SubscriberState.LIVE:
+                subscriber.owner.messages_lost()
+
+    # -- writing ----------------------------------------------------------------------------------------------------
+
+    def _send(self, item: StreamEntry | Transient) -> None:
         loop = asyncio.get_running_loop()
+        self._queue.append(item)
         if self._sending is not None:
-            self._outgoing.append(item)
-        elif self.uses * weigh(size_of(item)) <= SLICE:
-            batch = Batch([item])
-            try:
-                for group in self.groups.values():
-                    group.pack(batch).send(group.readers)
-            except Exception:
-                self._failed()
-            # Whatever else comes in this turn goes out together.
-            self._sending = loop.call_soon(self._go_on, loop)
-        else:
-            self._outgoing.append(item)
-            self._go_on(loop)
-
-    def _go_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._sending = loop.create_task(self._send_outgoing()) if self._outgoing else None
-
-    async def _send_outgoing(self) -> None:
-        loop = asyncio.get_running_loop()
-        rest = 0.0
+            return
+        if self.users * POLICY.cost(len(item.data)) > POLICY.budget:
+            self._continue(loop)
+            return
         try:
-            room = SLICE
-            while self._outgoing and not rest:
+            batch = self._next_batch()
+            for group in self.groups.values():
+                batch.encode(group).send(group.subscribers)
+        except Exception:
+            self._failed()
+        # Messages that arrive in the rest of this iteration of the event loop are written together.
+        self._sending = loop.call_soon(self._continue, loop)
+
+    def _continue(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sending = loop.create_task(self._send_queued()) if self._queue else None
+
+    async def _send_queued(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause = 0.0
+        try:
+            budget = POLICY.budget
+            while self._queue and not pause:
                 started = loop.time()
-                batch = Batch(self._next())
+                batch = self._next_batch()
                 for group in list(self.groups.values()):
-                    parcel = group.pack(batch)
-                    readers = list(group.readers)
-                    while readers:
-                        some = readers[: max(1, room // parcel.weight)]
-                        parcel.send(some)
-                        del readers[: len(some)]
-                        room -= len(some) * parcel.weight
-                        if room <= 0:
+                    encoded = batch.encode(group)
+                    subscribers = list(group.subscribers)
+                    while subscribers:
+                        some = subscribers[: max(1, budget // encoded.cost)]
+                        encoded.send(some)
+                        del subscribers[: len(some)]
+                        budget -= len(some) * encoded.cost
+                        if budget <= 0:
                             await asyncio.sleep(0)
-                            room = SLICE
-                took = loop.time() - started
-                if took >= REST_LEAST and len(self._outgoing) < MAX_BATCH:
-                    rest = min(took, REST_MOST)
+                            budget = POLICY.budget
+                pause = POLICY.pause(loop.time() - started, len(self._queue))
         except Exception:
             self._failed()
         finally:
-            # Whoever keeps the loop busy leaves it to others for as long, and has more to send at once then.
-            self._sending = loop.call_later(rest, self._go_on, loop) if rest else None
+            self._sending = loop.call_later(pause, self._continue, loop) if pause else None
+
+    def _next_batch(self) -> Batch:
+        """Take the messages off the queue that are written together."""
+        items = [self._queue.popleft()]
+        size = len(items[0].data)
+        while self._queue and len(items) < POLICY.batch_messages:
+            size += len(self._queue[0].data)
+            if size > POLICY.batch_size:
+                break
+            items.append(self._queue.popleft())
+        epoch = self.position.epoch if self.position is not None else ""
+        batch = Batch(items, self._fanned_out + 1, epoch)
+        self._fanned_out = batch.last
+        return batch
 
     def _failed(self) -> None:
-        """Something could not be sent to all: whoever is live is told, or would wait for what comes next forever."""
+        """Tell all live subscribers of a loss: some may not have been sent a message."""
         logger.exception("Messages of the stream %r could not be sent.", self.name)
         if self.position is not None:
-            self.move(self.position)
-
-    def _next(self) -> list[Numbered | Transient]:
-        """Take what goes out together."""
-        items = [self._outgoing.popleft()]
-        size = size_of(items[0])
-        while self._outgoing and len(items) < MAX_BATCH:
-            size += size_of(self._outgoing[0])
-            if size > MAX_BATCH_SIZE:
-                break
-            items.append(self._outgoing.popleft())
-        return items
-
-    def send_presence(self, message: str) -> None:
-        """Send a join or leave to every reader that presence is for."""
-        for group in self.groups.values():
-            frame = group.form(messages.presence_event(group.identifier, message))
-            for reader in group.readers:
-                if reader.presence and reader.announced:
-                    reader.outbox.push(frame)
-
-    def learn(self, position: StreamPosition) -> None:
-        """The stream, which had no epoch, has one: whoever stood at its beginning does so still."""
-        former, self.position = self.position, position
-        for group in self.groups.values():
-            for reader in group.readers:
-                if reader.position is former:
-                    reader.position = position
-
-    def move(self, position: StreamPosition) -> None:
-        """Start over at another position: live readers have lost something, and are told."""
-        self.position = position
-        self._outgoing.clear()
-        if self.ear is not None:
-            self.ear.lost()
-        for group in self.groups.values():
-            for reader in list(group.readers):
-                if reader.live:
-                    reader.position = position
-                    reader.lost()
+            self.start_over(self.position)

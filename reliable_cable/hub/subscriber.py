@@ -1,0 +1,210 @@
+"""A subscriber: one subscription on one stream, and how far it has received the stream.
+
+Architecture: Delivery to a subscriber.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from enum import Enum
+from typing import Final, Protocol
+
+from reliable_cable.protocol import messages
+from reliable_cable.protocol.frames import Frame
+from reliable_cable.protocol.positions import StreamPosition
+
+#: The value of `Subscriber.at` while the subscriber is not live.
+NOT_LIVE: Final = -1
+
+#: How many messages without a position are kept for a subscriber that is catching up.
+MAX_HELD: Final = 100
+
+#: What the subscribers of a group share: the identifier, the stream id, and the form in which they take frames.
+GroupKey = tuple[str, str | None, type[Frame]]
+
+
+class SubscriberState(Enum):
+    """What a subscriber is sent, and from where."""
+
+    #: Its stream is being opened.
+    OPENING = "opening"
+    #: It is sent entries from the store, after its cursor.
+    CATCHING_UP = "catching up"
+    #: It is sent each message that the hub takes.
+    LIVE = "live"
+    #: It is sent nothing.
+    CLOSED = "closed"
+
+
+class SubscriberOutbox(Protocol):
+    """The part of a connection's outbox that delivery uses (see `connection.outbox.Outbox`)."""
+
+    form: type[Frame]
+    held: int
+    ready: Callable[[bytes], None] | None
+
+    @property
+    def reading(self) -> asyncio.Lock:
+        """The lock that is held while entries are read for this connection and written to it."""
+
+    def push(self, text: str, *, kept: bool = False) -> bool:
+        """Send a frame. Return False if it was not taken because it can be read from the store later."""
+
+    def push_all(self, frames: Sequence[str]) -> None:
+        """Send several frames."""
+
+    def can_hold(self, size: int) -> bool:
+        """Return whether `size` more characters may be held."""
+
+    def failed(self) -> None:
+        """Stop sending because the socket is closed."""
+
+    async def drained(self) -> None:
+        """Wait until no frame is queued."""
+
+
+class SubscriberOwner(Protocol):
+    """The subscription that a subscriber belongs to."""
+
+    def fell_behind(self) -> None:
+        """The socket takes no more: catch up when it does."""
+
+    def messages_lost(self) -> None:
+        """Messages to a live subscriber are missing for good: tell the client."""
+
+
+class Subscriber:
+    """One subscription of one connection on one stream.
+
+    Args:
+        owner: the subscription.
+        outbox: the outbox of the connection.
+        identifier: the identifier of the subscription.
+        stream_id: the name under which this client knows the stream. None for a base client, which gets no positions.
+        sids: the session ids by which a broadcast can exclude this connection.
+        presence: whether the client is sent joins and leaves of this stream.
+    """
+
+    __slots__ = (
+        "_held",
+        "at",
+        "confirmed",
+        "cursor",
+        "identifier",
+        "outbox",
+        "owner",
+        "presence",
+        "sids",
+        "state",
+        "stream_id",
+    )
+
+    def __init__(
+        self,
+        owner: SubscriberOwner,
+        outbox: SubscriberOutbox,
+        identifier: str,
+        stream_id: str | None,
+        sids: Collection[str],
+        *,
+        presence: bool = False,
+    ) -> None:
+        self.owner = owner
+        self.outbox = outbox
+        self.identifier = identifier
+        self.stream_id = stream_id
+        self.sids = sids
+        self.presence = presence
+        #: Whether the client knows the subscription, so that it can be sent presence events and held messages.
+        self.confirmed = False
+        self.state = SubscriberState.OPENING
+        #: The serial of the last kept message that was written to the outbox or excluded; `NOT_LIVE` unless it is live.
+        self.at = NOT_LIVE
+        #: The position after which entries are read from the store; meaningful only while it is catching up.
+        self.cursor = StreamPosition("", 0)
+        #: Messages without a position that arrived while the subscriber was catching up.
+        self._held: list[str] | None = None
+
+    def catch_up_from(self, cursor: StreamPosition) -> None:
+        """Stop live delivery. The subscriber needs the entries after `cursor` from the store."""
+        self.at = NOT_LIVE
+        self.cursor = cursor
+        self.state = SubscriberState.CATCHING_UP
+
+    def fall_behind(self, cursor: StreamPosition) -> None:
+        """Stop live delivery because the socket takes no more."""
+        self.catch_up_from(cursor)
+        self.owner.fell_behind()
+
+    def go_live(self, serial: int) -> None:
+        """Start live delivery after the kept message with this serial, and send the held messages."""
+        self.at = serial
+        self.state = SubscriberState.LIVE
+        for frame in self._release_held():
+            self.outbox.push(frame)
+
+    def close(self) -> None:
+        """Stop all delivery."""
+        self.at = NOT_LIVE
+        self.state = SubscriberState.CLOSED
+        self._release_held()
+
+    def hold(self, frame: Frame) -> None:
+        """Keep a message without a position until the subscriber is live. Beyond the bounds it is dropped."""
+        if self.state is SubscriberState.CLOSED or not self.outbox.can_hold(len(frame)):
+            return
+        if self._held is None:
+            self._held = []
+        if len(self._held) < MAX_HELD:
+            self._held.append(frame)
+            self.outbox.held += len(frame)
+
+    def _release_held(self) -> Sequence[str]:
+        if self._held is None:
+            return ()
+        held, self._held = self._held, None
+        self.outbox.held -= sum(map(len, held))
+        return held
+
+
+def group_key(subscriber: Subscriber) -> GroupKey:
+    """Return the key of the group that a subscriber belongs to."""
+    return subscriber.identifier, subscriber.stream_id, subscriber.outbox.form
+
+
+class SubscriberGroup:
+    """The subscribers of a stream for whom a message is the same frame.
+
+    Args:
+        identifier: the identifier of their subscriptions.
+        stream_id: the stream id that their clients know; None for base clients.
+        form: the form in which they take frames.
+    """
+
+    __slots__ = ("_encode", "_epoch", "form", "identifier", "stream_id", "subscribers")
+
+    def __init__(self, identifier: str, stream_id: str | None, form: type[Frame] = Frame) -> None:
+        self.identifier = identifier
+        self.stream_id = stream_id
+        self.form = form
+        self.subscribers: dict[Subscriber, None] = {}
+        self._epoch = ""
+        self._encode: Callable[[int, str], str] | None = None
+
+    def encode(self, epoch: str, offset: int, data: str) -> Frame:
+        """Return a kept message as a frame."""
+        if self.stream_id is None:
+            return self.encode_transient(data)
+        if self._encode is None or epoch != self._epoch:
+            self._encode = messages.broadcast_encoder(self.identifier, self.stream_id, epoch)
+            self._epoch = epoch
+        return self.form(self._encode(offset, data))
+
+    def encode_transient(self, data: str) -> Frame:
+        """Return a message without a position as a frame."""
+        return self.form(messages.transmission(self.identifier, data))
+
+    def encode_presence(self, message: str) -> Frame:
+        """Return a presence message as a frame."""
+        return self.form(messages.presence_event(self.identifier, message))
