@@ -14,7 +14,7 @@ from reliable_cable.connection.outbox import Outbox
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.streams.base import Transient
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Numbered:
         position: where they stand then.
     """
 
-    entry: StreamEntry
+    entry: Entry
     former: StreamPosition | None
     position: StreamPosition
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry, Verdict, judge
+from reliable_cable.protocol.recovery import Entry, Verdict, judge
 from reliable_cable.stores.streams.base import Published, Transient
 
 from .fanout import Batch, Group, GroupKey, Numbered, Reader, group_key, size_of, weigh
@@ -94,7 +94,7 @@ class HubStream:
         if not group.readers:
             del self.groups[group_key(reader)]
 
-    def send(self, entry: StreamEntry, epoch: str) -> None:
+    def send(self, entry: Entry, epoch: str) -> None:
         """Send a numbered message to every live reader; the hub then stands behind it."""
         former, self.position = self.position, StreamPosition(epoch, entry.offset)
         if self.ear is not None:
@@ -119,7 +119,7 @@ class HubStream:
                 continue
             verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.offset)
             if verdict is Verdict.NEXT:
-                self.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
+                self.send(Entry(event.offset, event.data, event.exclude), event.epoch)
             elif verdict is Verdict.GAP:
                 self.keep_early(event)
 
