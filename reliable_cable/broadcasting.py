@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from .concurrency.on_commit import after_commit, await_commit, check_hooks, check_using, report_failure, wait_for_commit
+from .concurrency.on_commit import (
+    adefer_to_commit,
+    call_after_commit,
+    check_hooks,
+    check_using,
+    defer_to_commit,
+    report_failure,
+)
 from .concurrency.threads import sync_only
 from .exceptions import BroadcastError
 from .protocol.positions import StreamPosition
@@ -230,7 +237,7 @@ def forget(stream: str, *, using: str | None = None) -> None:
     """
     check_using(using)
     store = get_engine().streams
-    if not wait_for_commit(partial(_forget_on_commit, store, check_stream_name(stream)), using):
+    if not defer_to_commit(partial(_forget_on_commit, store, check_stream_name(stream)), using):
         store.forget(stream)
 
 
@@ -238,13 +245,13 @@ async def aforget(stream: str, *, using: str | None = None) -> None:
     """Async twin of `forget`. It recognises the same transactions as `abroadcast`."""
     check_using(using)
     store = get_engine().streams
-    if not await await_commit(partial(_forget_on_commit, store, check_stream_name(stream)), using):
+    if not await adefer_to_commit(partial(_forget_on_commit, store, check_stream_name(stream)), using):
         await store.aforget(stream)
 
 
 def _forget_on_commit(store: StreamStore, stream: str, databases: Sequence[str]) -> None:
     check_hooks(databases, "call it after the commit")
-    after_commit(partial(store.forget, stream), databases, failed=partial(report_failure, type(store), [stream]))
+    call_after_commit(partial(store.forget, stream), databases, failed=partial(report_failure, type(store), [stream]))
 
 
 class _Batch:
@@ -258,7 +265,7 @@ class _Batch:
 
     def send(self, immediate: bool, using: str | None) -> list[StreamPosition | None]:
         """Send the messages now or after the commit. Return their positions."""
-        if not immediate and wait_for_commit(self._send_on_commit, using):
+        if not immediate and defer_to_commit(self._send_on_commit, using):
             return [None] * len(self._items)
         positions = self._store.append(self._kept) if self._kept else []
         with self._kept_is_sent():
@@ -267,7 +274,7 @@ class _Batch:
 
     async def asend(self, immediate: bool, using: str | None) -> list[StreamPosition | None]:
         """Async twin of `send`."""
-        if not immediate and await await_commit(self._send_on_commit, using):
+        if not immediate and await adefer_to_commit(self._send_on_commit, using):
             return [None] * len(self._items)
         positions = await self._store.aappend(self._kept) if self._kept else []
         with self._kept_is_sent():
@@ -281,9 +288,9 @@ class _Batch:
         if len(databases) == 1 and self._kept:
             self._store.append_on_commit(self._kept, using=databases[0])
         elif self._kept:
-            after_commit(partial(self._store.append, self._kept), databases, failed=self._failure(self._kept))
+            call_after_commit(partial(self._store.append, self._kept), databases, failed=self._failure(self._kept))
         if self._others:
-            after_commit(self._publish_others, databases, failed=self._failure(self._others))
+            call_after_commit(self._publish_others, databases, failed=self._failure(self._others))
 
     def _failure(self, items: Sequence[tuple[str, Any]]) -> partial[None]:
         return partial(report_failure, type(self._store), [stream for stream, _ in items])

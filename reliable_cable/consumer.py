@@ -30,8 +30,8 @@ from .protocol.constants import (
     DisconnectReason,
     negotiate,
 )
-from .servers import recognise
-from .servers.base import Connection
+from .servers import transport_for
+from .servers.base import Transport
 from .servers.drain import Drain
 from .stores.engine import Engine, get_engine
 
@@ -140,7 +140,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     async def _accept(self, send: Send) -> CableSession | None:
         subprotocol = negotiate(self.scope.get("subprotocols") or ())
-        connection = recognise(self.scope, send)
+        connection = transport_for(self.scope, send)
         hub = get_hub()
         if subprotocol is None or hub.draining:
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
@@ -156,7 +156,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             logger.warning("A connection was not accepted because a database cannot be reached: %s", error)
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
-        await hub.turns.take()
+        await hub.pacer.wait()
         if connection.lost:
             logger.debug("A client left before it was accepted.")
             return None
@@ -248,7 +248,7 @@ async def _run(method: Callable[..., Any], *args: Any) -> None:
         await run_handler(method, *args)
 
 
-def _install_drain(connection: Connection) -> None:
+def _install_drain(connection: Transport) -> None:
     loop = asyncio.get_running_loop()
     if loop not in _drains:
         drain = _drains[loop] = Drain(get_hub, loop, grace=connection.grace)

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from django.conf import settings as django_settings
 
-from .concurrency.background import Worker
-from .concurrency.on_commit import after_commit, await_commit, check_hooks, check_using, wait_for_commit
+from .concurrency.background import BackgroundWorker
+from .concurrency.on_commit import adefer_to_commit, call_after_commit, check_hooks, check_using, defer_to_commit
 from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
 from .exceptions import BroadcastError, InvalidIdentifier, StoreError
@@ -51,7 +51,7 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
     """
     check_using(using)
     call = _Disconnect(_condition(identifiers), reconnect=reconnect)
-    if not wait_for_commit(call.store_on_commit, using):
+    if not defer_to_commit(call.store_on_commit, using):
         call.store()
 
 
@@ -59,7 +59,7 @@ async def adisconnect(*, reconnect: bool = False, using: str | None = None, **id
     """Async twin of `disconnect`. It recognises the same transactions as `abroadcast`."""
     check_using(using)
     call = _Disconnect(_condition(identifiers), reconnect=reconnect)
-    if not await await_commit(call.store_on_commit, using):
+    if not await adefer_to_commit(call.store_on_commit, using):
         await call.astore()
 
 
@@ -77,7 +77,7 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
     if text:
         call = _Disconnect({"user": text}, reconnect=True)
         try:
-            if not wait_for_commit(call.store_on_commit, None):
+            if not defer_to_commit(call.store_on_commit, None):
                 call.store()
         except Exception as error:
             call.store_later(error)
@@ -113,7 +113,7 @@ class _Disconnect:
     def store_on_commit(self, databases: Sequence[str]) -> None:
         """Call `store` after the commit of the transactions on these databases."""
         check_hooks(databases, "call it after the commit")
-        after_commit(self.store, databases, failed=self.store_later)
+        call_after_commit(self.store, databases, failed=self.store_later)
 
     def store_later(self, error: Exception) -> None:
         """Retry in the background until it succeeds.
@@ -143,7 +143,9 @@ def _give_up(calls: Sequence[_Disconnect]) -> None:
 
 
 #: Disconnects that failed after a commit or at a logout, where no error may be raised.
-_unstored: Worker[_Disconnect] = Worker("cable-disconnects", _store_all, patience=EXIT_PATIENCE, abandoned=_give_up)
+_unstored: BackgroundWorker[_Disconnect] = BackgroundWorker(
+    "cable-disconnects", _store_all, exit_timeout=EXIT_PATIENCE, on_abandoned=_give_up
+)
 
 
 def _condition(identifiers: dict[str, Any]) -> dict[str, str]:

@@ -20,43 +20,46 @@ from .threads import IDLE_TIME, close_old_connections
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds before work that failed is tried again: at first, and at most.
-MIN_DELAY: Final = 0.05
-MAX_DELAY: Final = 1.0
+#: How long, in seconds, to pause before the first retry of failed items. Each further retry doubles the pause.
+MIN_RETRY_DELAY: Final = 0.05
+#: The longest pause, in seconds, between two retries.
+MAX_RETRY_DELAY: Final = 1.0
 
 
 class _Queue(Generic[T]):
-    """The work of one process, and the thread that does it."""
+    """The queue of one process, and the thread that handles its items."""
 
     def __init__(self, name: str) -> None:
+        #: Guards the other attributes. It is notified after each batch.
         self.changed = threading.Condition()
         self.items: deque[T] = deque()
-        #: The bytes of `items`.
+        #: The total size of `items`, in bytes.
         self.size = 0
-        #: The items that are being handled.
-        self.taken: Sequence[T] = ()
-        #: Whether the thread is at work, or about to be.
+        #: The batch that is being handled now. Its items are no longer in `items`.
+        self.current: Sequence[T] = ()
+        #: Whether the thread is running or has been asked to run.
         self.active = False
         self.thread = DaemonExecutor(name, 1, idle_time=IDLE_TIME, at_end=connections.close_all)
 
     @property
     def empty(self) -> bool:
-        return not self.items and not self.taken
+        return not self.items and not self.current
 
 
-class Worker(Generic[T]):
-    """Handles items in a background thread of the process, in their order.
+class BackgroundWorker(Generic[T]):
+    """Handles items in a background thread, in the order in which they were put.
 
-    The thread is started when it is needed. A forked child begins with an empty queue and starts its own.
+    The thread is started when the first item is put. A forked child begins with an empty queue and starts its own
+    thread.
 
     Args:
         name: the thread's name.
-        handle: takes the waiting items, `batch` at most; returns those to be handled again after a pause.
-        patience: how long, in seconds, the exit of the interpreter waits for the queue to become empty.
-        batch: the greatest number of items in one call of `handle`.
-        limit: the greatest number of bytes in the queue; beyond that the oldest items are dropped.
-        size: returns the bytes of an item.
-        abandoned: takes the items that were not handled when the interpreter exits.
+        handle: called with a batch of items; returns those to retry after a pause.
+        exit_timeout: how long, in seconds, the exit of the interpreter waits for the queue to become empty.
+        batch_size: the most items in one call of `handle`.
+        max_bytes: the most bytes in the queue; beyond that, the oldest items are dropped. None: no limit.
+        size_of: returns the size of an item in bytes.
+        on_abandoned: called at the exit of the interpreter with the items that were not handled.
     """
 
     def __init__(
@@ -64,20 +67,20 @@ class Worker(Generic[T]):
         name: str,
         handle: Callable[[Sequence[T]], Sequence[T]],
         *,
-        patience: float,
-        batch: int = 500,
-        limit: int | None = None,
-        size: Callable[[T], int] = lambda item: 0,
-        abandoned: Callable[[Sequence[T]], object] = lambda items: None,
+        exit_timeout: float,
+        batch_size: int = 500,
+        max_bytes: int | None = None,
+        size_of: Callable[[T], int] = lambda item: 0,
+        on_abandoned: Callable[[Sequence[T]], object] = lambda items: None,
     ) -> None:
         self._name = name
         self._handle = handle
-        self._patience = patience
-        self._batch = batch
-        self._limit = limit
-        self._size = size
-        self._abandoned = abandoned
-        # By process id: in a forked child, the parent's thread does not run and its locks may be held for ever.
+        self._exit_timeout = exit_timeout
+        self._batch_size = batch_size
+        self._max_bytes = max_bytes
+        self._size_of = size_of
+        self._on_abandoned = on_abandoned
+        # By process id. In a forked child, the parent's thread does not run, and its locks may never be released.
         self._queues: dict[int, _Queue[T]] = {}
         _workers.add(self)
 
@@ -87,27 +90,27 @@ class Worker(Generic[T]):
         return self._queues.get(pid) or self._queues.setdefault(pid, _Queue(self._name))
 
     def put(self, items: Iterable[T]) -> None:
-        """Add items to the queue."""
+        """Add items to the end of the queue. This does not wait."""
         queue = self._queue
         with queue.changed:
             for item in items:
                 queue.items.append(item)
-                queue.size += self._size(item)
-            while self._limit is not None and queue.size > self._limit:
-                queue.size -= self._size(queue.items.popleft())
+                queue.size += self._size_of(item)
+            while self._max_bytes is not None and queue.size > self._max_bytes:
+                queue.size -= self._size_of(queue.items.popleft())
             if not queue.active:
                 try:
                     queue.thread.submit(self._work, queue)
                 except RuntimeError:
                     # The interpreter is shutting down.
-                    self._abandoned([*queue.items])
+                    self._on_abandoned([*queue.items])
                     queue.items.clear()
                     queue.size = 0
                 else:
                     queue.active = True
 
     def flush(self, timeout: float) -> bool:
-        """Wait until everything has been handled.
+        """Wait until the queue is empty and its last batch has been handled.
 
         Args:
             timeout: the longest time to wait, in seconds.
@@ -120,36 +123,37 @@ class Worker(Generic[T]):
             return queue.changed.wait_for(lambda: queue.empty, timeout)
 
     def finish(self) -> None:
-        """Wait `patience` seconds for the queue to become empty, then give up the items that are left."""
-        if not self.flush(self._patience):
+        """Wait up to `exit_timeout` seconds for the queue to become empty, and pass what is left to `on_abandoned`."""
+        if not self.flush(self._exit_timeout):
             queue = self._queue
             with queue.changed:
-                self._abandoned([*queue.taken, *queue.items])
+                self._on_abandoned([*queue.current, *queue.items])
 
     def _work(self, queue: _Queue[T]) -> None:
         """Handle items until the queue is empty."""
         delay = 0.0
-        while batch := self._take(queue):
-            again = self._attempt(batch)
+        while batch := self._next_batch(queue):
+            failed = self._attempt(batch)
             with queue.changed:
-                queue.taken = ()
-                queue.items.extendleft(reversed(again))
-                queue.size += sum(map(self._size, again))
+                queue.current = ()
+                queue.items.extendleft(reversed(failed))
+                queue.size += sum(map(self._size_of, failed))
                 queue.changed.notify_all()
-            if again:
-                delay = min(max(2 * delay, MIN_DELAY), MAX_DELAY)
+            if failed:
+                delay = min(max(2 * delay, MIN_RETRY_DELAY), MAX_RETRY_DELAY)
                 time.sleep(delay)
             else:
                 delay = 0.0
 
-    def _take(self, queue: _Queue[T]) -> Sequence[T]:
+    def _next_batch(self, queue: _Queue[T]) -> Sequence[T]:
         with queue.changed:
-            queue.taken = [queue.items.popleft() for _ in range(min(self._batch, len(queue.items)))]
-            queue.size -= sum(map(self._size, queue.taken))
-            queue.active = bool(queue.taken)
-            return queue.taken
+            queue.current = [queue.items.popleft() for _ in range(min(self._batch_size, len(queue.items)))]
+            queue.size -= sum(map(self._size_of, queue.current))
+            queue.active = bool(queue.current)
+            return queue.current
 
     def _attempt(self, batch: Sequence[T]) -> Sequence[T]:
+        """Handle a batch. Return the items to retry."""
         close_old_connections()
         try:
             return self._handle(batch)
@@ -160,7 +164,7 @@ class Worker(Generic[T]):
             close_old_connections()
 
 
-_workers: weakref.WeakSet[Worker[Any]] = weakref.WeakSet()
+_workers: weakref.WeakSet[BackgroundWorker[Any]] = weakref.WeakSet()
 
 
 @atexit.register

@@ -54,7 +54,7 @@ def check_using(using: str | None, *, immediate: bool = False) -> None:
         raise InvalidOption(f"using is {using!r}; it must be a key of DATABASES: {', '.join(map(repr, aliases))}.")
 
 
-def wait_for_commit(schedule: Schedule, using: str | None) -> bool:
+def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
     """Call `schedule` with the databases whose transactions are open in this thread, if any are.
 
     Args:
@@ -74,15 +74,15 @@ def wait_for_commit(schedule: Schedule, using: str | None) -> bool:
     return bool(databases)
 
 
-async def await_commit(schedule: Schedule, using: str | None) -> bool:
-    """Async twin of `wait_for_commit`, for the thread that runs the ORM calls of the running code.
+async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
+    """Async twin of `defer_to_commit`, for the thread that runs the ORM calls of the running code.
 
     The thread that the whole process shares is not considered. A transaction that is open there may belong to other
     code, and the thread may be busy for a long time.
     """
     if not has_own_thread():
         return False
-    return await SyncToAsync(wait_for_commit, thread_sensitive=True)(schedule, using)
+    return await SyncToAsync(defer_to_commit, thread_sensitive=True)(schedule, using)
 
 
 def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to send it at once") -> None:
@@ -103,7 +103,7 @@ def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to 
             )
 
 
-def after_commit(
+def call_after_commit(
     call: Callable[[], object], databases: Sequence[str], *, failed: Callable[[Exception], object]
 ) -> None:
     """Run a call after the open transactions on all these databases have committed; never if one is rolled back.

@@ -1,4 +1,8 @@
-"""Work of which much may come at once is done a little in each turn of the event loop, so that others have theirs."""
+"""Spreads bursts of work over many iterations of the event loop, so that other tasks run in between.
+
+After a restart, thousands of clients may reconnect within a second. If all of their handshakes, restores and history
+reads ran in the same iteration, connected clients would receive nothing until the last one was done.
+"""
 
 from __future__ import annotations
 
@@ -7,69 +11,71 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-#: Connections that begin, are restored, or are sent their history in one turn of the event loop.
-TURN: Final = 20
+#: How many connections one pacer lets start, restore or read history in one iteration of the event loop.
+PER_ITERATION: Final = 20
 
 
-class Turns:
-    """Lets no more than so many go on in one turn of the event loop; the others wait, in order.
+class Pacer:
+    """Lets a limited number of callers proceed in each iteration of the event loop, and queues the others in order.
 
     Args:
-        size: how many.
+        limit: how many callers may proceed in one iteration.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._taken = 0
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        #: How many callers have proceeded in this iteration.
+        self._used = 0
         self._loop: asyncio.AbstractEventLoop | None = None
+        #: Wake the queued callers. Each returns False if its caller was cancelled, which uses up no place.
         self._waiting: deque[Callable[[], bool]] = deque()
 
-    async def take(self) -> None:
-        """Wait for one's turn; returns at once where few come."""
+    async def wait(self) -> None:
+        """Wait until the caller may proceed. This returns at once below the limit."""
         if self._begin():
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def go() -> bool:
-            if turn.done():
+        def wake() -> bool:
+            if admitted.done():
                 return False
-            turn.set_result(None)
+            admitted.set_result(None)
             return True
 
-        self._waiting.append(go)
-        await turn
+        self._waiting.append(wake)
+        await admitted
 
     def run(self, call: Callable[[], object]) -> None:
-        """Call something when its turn has come: at once where few come, else from the event loop."""
+        """Call a function at once below the limit, and otherwise in a later iteration of the event loop."""
         if self._begin():
             call()
             return
         loop = asyncio.get_running_loop()
 
-        def go() -> bool:
+        def wake() -> bool:
             loop.call_soon(call)
             return True
 
-        self._waiting.append(go)
+        self._waiting.append(wake)
 
     def _begin(self) -> bool:
+        """Return whether the caller may proceed in this iteration."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            # One that ended in the middle of a turn has none after it.
-            self._loop, self._taken = loop, 0
+            # A loop that was closed in the middle of an iteration never calls `_next_iteration`.
+            self._loop, self._used = loop, 0
             self._waiting.clear()
-        if self._taken == 0:
-            loop.call_soon(self._next, loop)
-        if self._taken >= self._size:
+        if self._used == 0:
+            loop.call_soon(self._next_iteration, loop)
+        if self._used >= self._limit:
             return False
-        self._taken += 1
+        self._used += 1
         return True
 
-    def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._taken = 0
-        while self._waiting and self._taken < self._size:
-            # One that gave up takes nobody's place.
-            self._taken += self._waiting.popleft()()
-        if self._taken:
-            # What was let go on runs before this.
-            loop.call_soon(self._next, loop)
+    def _next_iteration(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._used = 0
+        while self._waiting and self._used < self._limit:
+            self._used += self._waiting.popleft()()
+        if self._used:
+            # The callers that were just woken run before this.
+            loop.call_soon(self._next_iteration, loop)

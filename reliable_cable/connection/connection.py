@@ -14,7 +14,7 @@ from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, Subprotocol
-from reliable_cable.servers.base import Connection
+from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .commands import Execution
@@ -80,7 +80,7 @@ class CableSession:
         identity: Identity,
         authenticated_at: float,
         ping_interval: float,
-        connection: Connection,
+        connection: Transport,
     ) -> None:
         self.hub = hub
         self.consumer = consumer

@@ -83,7 +83,7 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
         logger.exception("A session could not be loaded.")
         return None
     # Records of many come at once, if many are back at once.
-    await hub.turns.take()
+    await hub.pacer.wait()
     if record is None or record.identity != session.identity:
         return None
     # A client that never hears the welcome comes back with the old id: its record stays until it expires, and says
@@ -108,7 +108,7 @@ async def restore(session: CableSession, sid: str, transmissions: list[str]) -> 
         transmissions.clear()
         return None
     await hub.sessions.take_over(session, sid, former)
-    await hub.turns.take()
+    await hub.pacer.wait()
     return Restored(sid, identifiers, alive)
 
 

@@ -244,7 +244,7 @@ class Subscription:
                     # The one before let them go live; a replay moves them back.
                     reader.live = reader.live and request is None
             if request is not None:
-                await self.hub.turns.take()
+                await self.hub.pacer.wait()
                 await self._send_history(request)
             if self._left_at is not None:
                 if self._presence is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.streams.base import Transient
 
 from .subscriber import NOT_LIVE, Subscriber, SubscriberGroup
@@ -73,11 +73,11 @@ class Batch:
 
     __slots__ = ("epoch", "excluded", "first", "items", "last")
 
-    def __init__(self, items: Sequence[StreamEntry | Transient], first: int, epoch: str) -> None:
+    def __init__(self, items: Sequence[Entry | Transient], first: int, epoch: str) -> None:
         self.items = items
         self.first = first
         #: The serial of the last kept message; `first - 1` if there is none.
-        self.last = first - 1 + sum(isinstance(item, StreamEntry) for item in items)
+        self.last = first - 1 + sum(isinstance(item, Entry) for item in items)
         self.epoch = epoch
         #: The session ids that are excluded from some of the messages.
         self.excluded = frozenset(item.exclude for item in items if item.exclude)
@@ -86,7 +86,7 @@ class Batch:
         """Return the batch as the frames for a group."""
         frames = [
             group.encode(self.epoch, item.offset, item.data)
-            if isinstance(item, StreamEntry)
+            if isinstance(item, Entry)
             else group.encode_transient(item.data)
             for item in self.items
         ]
@@ -138,7 +138,7 @@ class EncodedBatch:
     def _send_singly(self, subscriber: Subscriber) -> None:
         serial = self._batch.first - 1
         for item, frame in zip(self._batch.items, self._frames, strict=True):
-            if isinstance(item, StreamEntry):
+            if isinstance(item, Entry):
                 serial += 1
                 if subscriber.at != serial - 1:
                     continue

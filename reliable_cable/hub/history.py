@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry, StreamPage
+from reliable_cable.protocol.recovery import Entry, StreamPage
 
 if TYPE_CHECKING:
     from reliable_cable.stores.streams.base import StreamStore
@@ -117,7 +117,7 @@ class Pages:
     async def _ask(self, stream: str, after: int, hub: StreamPosition | None, following: bool) -> StreamPage:
         return await self._store.aread(stream, after=after, limit=PAGE_SIZE, known=hub, following=following)
 
-    def encode(self, group: Group, stream: str, epoch: str, entry: StreamEntry) -> Frame:
+    def encode(self, group: Group, stream: str, epoch: str, entry: Entry) -> Frame:
         """Return an entry as a frame: for others of the group, it has been made already."""
         kept = self._kept.get((stream, True)) or self._kept.get((stream, False))
         if kept is None or kept.page.epoch != epoch or len(group.readers) < 2:

@@ -12,13 +12,13 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from reliable_cable.concurrency.pacing import TURN, Turns
+from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry, StreamPage, Verdict, advance, judge
+from reliable_cable.protocol.recovery import Entry, StreamPage, Verdict, advance, judge
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.streams.base import Advanced, Published, StreamEvent, Transient
 
@@ -71,7 +71,7 @@ class Hub:
         # Clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
         self.pages = Pages(engine.streams)
-        self.turns = Turns(TURN)
+        self.pacer = Pacer(PER_ITERATION)
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
@@ -234,7 +234,7 @@ class Hub:
     def _deliver_published(self, found: HubStream, position: StreamPosition, event: Published) -> None:
         verdict = judge(position, event.epoch, event.offset)
         if verdict is Verdict.NEXT:
-            found.send(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
+            found.send(Entry(event.offset, event.data, event.exclude), event.epoch)
             return
         if verdict is Verdict.GAP:
             found.keep_early(event)

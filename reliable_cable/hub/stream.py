@@ -12,7 +12,7 @@ from collections import deque
 from typing import Final, Protocol
 
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry, Verdict, judge
+from reliable_cable.protocol.recovery import Entry, Verdict, judge
 from reliable_cable.stores.streams.base import Published, Transient
 
 from .fanout import POLICY, Batch
@@ -79,7 +79,7 @@ class HubStream:
         self._early: list[Published | Transient] = []
         self._early_size = 0
         #: Messages to be written, and the serial of the last kept message before them.
-        self._queue: deque[StreamEntry | Transient] = deque()
+        self._queue: deque[Entry | Transient] = deque()
         self._fanned_out = 0
         #: Continues to write: at the end of this iteration of the event loop, after a pause, or as a task.
         self._sending: asyncio.Handle | asyncio.Task[None] | None = None
@@ -126,7 +126,7 @@ class HubStream:
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
-    def take(self, entry: StreamEntry, epoch: str) -> None:
+    def take(self, entry: Entry, epoch: str) -> None:
         """Take the next kept message, and send it to every live subscriber."""
         self.position = StreamPosition(epoch, entry.offset)
         self.serial += 1
@@ -149,7 +149,7 @@ class HubStream:
                 continue
             verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.offset)
             if verdict is Verdict.NEXT:
-                self.take(StreamEntry(event.offset, event.data, event.exclude), event.epoch)
+                self.take(Entry(event.offset, event.data, event.exclude), event.epoch)
             elif verdict is Verdict.GAP:
                 self.keep_early(event)
 
@@ -213,7 +213,7 @@ class HubStream:
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def _send(self, item: StreamEntry | Transient) -> None:
+    def _send(self, item: Entry | Transient) -> None:
         loop = asyncio.get_running_loop()
         self._queue.append(item)
         if self._sending is not None:

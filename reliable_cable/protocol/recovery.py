@@ -15,7 +15,7 @@ from .positions import HistoryRequest, StreamPosition
 
 
 @dataclass(frozen=True, slots=True)
-class StreamEntry:
+class Entry:
     """A kept message of a stream.
 
     Args:
@@ -43,7 +43,7 @@ class StreamPage:
     epoch: str
     tail: int
     low: int
-    entries: Sequence[StreamEntry] = ()
+    entries: Sequence[Entry] = ()
 
 
 class Verdict(Enum):
@@ -74,7 +74,7 @@ class Step:
         lost: messages between the old position and the first entry can no longer be had: say so before sending.
     """
 
-    entries: Sequence[StreamEntry]
+    entries: Sequence[Entry]
     position: StreamPosition
     lost: bool = False
 
@@ -98,7 +98,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
     lost = position.epoch not in (page.epoch, "") or position.offset > page.tail or page.low > position.offset + 1
     if lost:
         start = page.low - 1
-    sent: list[StreamEntry] = []
+    sent: list[Entry] = []
     last = start
     for entry in page.entries:
         if entry.offset <= last:

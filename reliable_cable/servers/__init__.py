@@ -5,30 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .base import FRAMES_EXTENSION, Connection
+from .base import FRAMES_EXTENSION, Transport
 
 #: How many wrappers of middlewares are looked behind.
 _DEPTH = 8
 
 
-def recognise(scope: Mapping[str, Any], send: Any) -> Connection:
+def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
     """Return what is known of a connection: what its scope offers, or what is behind its `send`, wrapped or not."""
     from . import daphne, uvicorn
 
     offered = (scope.get("extensions") or {}).get(FRAMES_EXTENSION)
-    if isinstance(offered, Connection):
+    if isinstance(offered, Transport):
         return offered
 
     seen = [send]
     for _ in range(_DEPTH):
         wrapped: list[Any] = []
         for candidate in seen:
-            found = daphne.recognise(candidate) or uvicorn.recognise(candidate)
+            found = daphne.transport_for(candidate) or uvicorn.transport_for(candidate)
             if found is not None:
                 return found
             wrapped += _wrapped(candidate)
         seen = wrapped
-    return Connection(send)
+    return Transport(send)
 
 
 def _wrapped(send: Any) -> list[Any]:

@@ -17,11 +17,11 @@ except ImportError:  # Windows
     fcntl = termios = None  # type: ignore[assignment]
 from reliable_cable.protocol.frames import Frame
 
-#: The extension of an ASGI scope by which a server offers more than `send`: its value is a `Connection`.
+#: The extension of an ASGI scope by which a server offers more than `send`: its value is a `Transport`.
 FRAMES_EXTENSION = "reliable_cable.frames"
 
 
-class Connection:
+class Transport:
     """A connection of a server that is not known: the session has only ASGI.
 
     Args:

@@ -15,7 +15,7 @@ from twisted.internet import tcp
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from .base import Connection, in_kernel
+from .base import Transport, in_kernel
 
 
 @implementer(IPushProducer)
@@ -29,7 +29,7 @@ class _Valve:
         self.stopProducing = pause
 
 
-class DaphneConnection(Connection):
+class DaphneTransport(Transport):
     """A WebSocket connection of daphne.
 
     Args:
@@ -89,10 +89,10 @@ def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: b
         transport.write(frame[sent:])
 
 
-def recognise(send: Any) -> DaphneConnection | None:
+def transport_for(send: Any) -> DaphneTransport | None:
     """Return the connection behind a `send` of daphne's, or None."""
     if isinstance(send, partial) and len(send.args) == 1:
         server = getattr(send.func, "__self__", None)
         if any(cls.__module__ == "daphne.server" for cls in type(server).__mro__):
-            return DaphneConnection(send, send.args[0])
+            return DaphneTransport(send, send.args[0])
     return None

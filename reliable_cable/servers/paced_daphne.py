@@ -14,7 +14,7 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 
-from reliable_cable.concurrency.pacing import TURN, Turns
+from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 
 
 class _Waiting(Protocol):
@@ -22,16 +22,16 @@ class _Waiting(Protocol):
 
     transport: Any
 
-    def __init__(self, protocol: Any, turns: Turns) -> None:
+    def __init__(self, protocol: Any, pacer: Pacer) -> None:
         self._protocol = protocol
-        self._turns = turns
+        self._pacer = pacer
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
         self._protocol.makeConnection(self.transport)
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
         self.transport.pauseProducing()
-        self._turns.run(partial(self._begin, data))
+        self._pacer.run(partial(self._begin, data))
 
     def _begin(self, data: bytes) -> None:
         if not self.transport.connected:
@@ -58,12 +58,12 @@ class PacedFactory(Factory):
 
     def __init__(self, factory: Any) -> None:
         self._factory = factory
-        self._turns = Turns(TURN)
+        self._pacer = Pacer(PER_ITERATION)
 
     def buildProtocol(self, addr: Any) -> Protocol | None:  # noqa: N802 - Twisted's name
         """Return the protocol of a new connection."""
         protocol = self._factory.buildProtocol(addr)
-        return None if protocol is None else _Waiting(protocol, self._turns)
+        return None if protocol is None else _Waiting(protocol, self._pacer)
 
     def doStop(self) -> None:  # noqa: N802 - Twisted's name
         """The port, which has begun with the other factory, closes."""

@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from reliable_cable.concurrency.pacing import TURN, Turns
+from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 
 
 class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # one of two classes
     """Whichever of its HTTP protocols uvicorn would choose; the first data of a connection wait for their turn."""
 
     #: Of the one event loop of a server's process.
-    turns: ClassVar[Turns] = Turns(TURN)
+    pacer: ClassVar[Pacer] = Pacer(PER_ITERATION)
     _begun = False
 
     def data_received(self, data: bytes) -> None:
@@ -29,7 +29,7 @@ class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # o
         self._begun = True
         # Not before: uvloop begins to read after `connection_made`, whatever that does.
         self.transport.pause_reading()
-        self.turns.run(partial(self._begin, data))
+        self.pacer.run(partial(self._begin, data))
 
     def _begin(self, data: bytes) -> None:
         if self.transport.is_closing():

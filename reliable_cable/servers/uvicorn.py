@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reliable_cable.protocol.frames import Frame
 
-from .base import FRAMES_EXTENSION, Connection, in_kernel
+from .base import FRAMES_EXTENSION, Transport, in_kernel
 
 if TYPE_CHECKING:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
@@ -27,7 +27,7 @@ else:
         Protocol = object
 
 
-class UvicornConnection(Connection):
+class UvicornTransport(Transport):
     """A WebSocket connection of uvicorn.
 
     Args:
@@ -58,7 +58,7 @@ class UvicornConnection(Connection):
         return None if kept is None else transport.get_write_buffer_size() + kept
 
 
-class FramesConnection(UvicornConnection):
+class FramesTransport(UvicornTransport):
     """A WebSocket connection of `CableWebSocketProtocol`."""
 
     def __init__(self, protocol: CableWebSocketProtocol) -> None:
@@ -72,7 +72,7 @@ class FramesConnection(UvicornConnection):
 
 
 class CableWebSocketProtocol(Protocol):
-    """uvicorn's WebSocket protocol, whose scope has the extension `reliable_cable.frames`: a `FramesConnection`.
+    """uvicorn's WebSocket protocol, whose scope has the extension `reliable_cable.frames`: a `FramesTransport`.
 
     It agrees to no extension: a frame that is made once for all cannot be compressed for each.
     """
@@ -90,7 +90,7 @@ class CableWebSocketProtocol(Protocol):
         """Offer the extension."""
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope["extensions"][FRAMES_EXTENSION] = FramesConnection(self)  # type: ignore[assignment]
+            self.scope["extensions"][FRAMES_EXTENSION] = FramesTransport(self)  # type: ignore[assignment]
 
     @property
     def form(self) -> type[Frame]:
@@ -127,8 +127,8 @@ class CableWebSocketProtocol(Protocol):
         self.conn.parser.close()
 
 
-def recognise(send: Any) -> UvicornConnection | None:
+def transport_for(send: Any) -> UvicornTransport | None:
     """Return the connection behind a `send` of uvicorn's, or None."""
     protocol = getattr(send, "__self__", None)
     ours = any(cls.__module__.startswith("uvicorn.protocols.websockets.") for cls in type(protocol).__mro__)
-    return UvicornConnection(protocol) if ours and hasattr(protocol, "transport") else None
+    return UvicornTransport(protocol) if ours and hasattr(protocol, "transport") else None

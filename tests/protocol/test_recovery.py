@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import (
-    StreamEntry,
+    Entry,
     StreamPage,
     Verdict,
     advance,
@@ -25,7 +25,7 @@ from reliable_cable.protocol.recovery import (
 def page(epoch: str, low: int, tail: int, *, after: int = 0, limit: int = 100) -> StreamPage:
     """A page as a store gives it that keeps `low` to `tail`."""
     offsets = range(max(low, after + 1), tail + 1)[:limit]
-    return StreamPage(epoch, tail, low, [StreamEntry(offset, str(offset)) for offset in offsets])
+    return StreamPage(epoch, tail, low, [Entry(offset, str(offset)) for offset in offsets])
 
 
 class TestJudge:
@@ -85,13 +85,13 @@ class TestAdvance:
         assert step.position == StreamPosition("b", 2)
 
     def test_a_hole_within_a_page_is_never_jumped(self) -> None:
-        entries = [StreamEntry(3, "3"), StreamEntry(5, "5")]
+        entries = [Entry(3, "3"), Entry(5, "5")]
         step = advance(StreamPosition("a", 2), StreamPage("a", 5, 3, entries))
         assert [entry.offset for entry in step.entries] == [3]
         assert not step.lost
 
     def test_a_hole_before_the_first_entry_is_a_loss_and_goes_on_behind_it(self) -> None:
-        entries = [StreamEntry(3, "3"), StreamEntry(5, "5")]
+        entries = [Entry(3, "3"), Entry(5, "5")]
         step = advance(StreamPosition("a", 3), StreamPage("a", 5, 3, entries))
         assert step.lost
         assert [entry.offset for entry in step.entries] == [5]

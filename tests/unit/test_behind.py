@@ -18,7 +18,7 @@ from reliable_cable.consumer import get_hub
 from reliable_cable.hub.fanout import MAX_BLOCK
 from reliable_cable.hub.stream import MAX_BATCH
 from reliable_cable.protocol.frames import Frame
-from reliable_cable.protocol.recovery import StreamEntry
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.servers.base import in_kernel
 
 from .test_bursts import LIMIT, ONE, Room, Wire, configured, frames_or_not, publish, publish_many
@@ -134,7 +134,7 @@ async def test_a_long_identifier_makes_no_longer_writes(settings: Any) -> None:
         sizes: list[int] = []
         client.session.outbox.ready = lambda data: sizes.append(len(data))
         for number in range(MAX_BATCH + 1):
-            get_hub()._streams["a"].send(StreamEntry(number + 1, "1"), "e")
+            get_hub()._streams["a"].send(Entry(number + 1, "1"), "e")
         await client.settle()
         assert len(sizes) == MAX_BATCH + 1
         assert max(sizes) < MAX_BLOCK

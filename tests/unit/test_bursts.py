@@ -19,7 +19,7 @@ from reliable_cable.concurrency import threads
 from reliable_cable.connection import outbox
 from reliable_cable.connection.connection import CableSession
 from reliable_cable.consumer import CableConsumer, get_hub
-from reliable_cable.servers.base import FRAMES_EXTENSION, Connection
+from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
 
 from .wire import BASE, EXTENDED, identifier
 
@@ -59,7 +59,7 @@ def configured(settings: Any, **options: Any) -> None:
     }
 
 
-class Wire(Connection):
+class Wire(Transport):
     """A client's connection whose buffer takes `HIGH` characters; the client reads when it is told to.
 
     Args:

@@ -20,8 +20,8 @@ from reliable_cable.connection.outbox import Outbox
 from reliable_cable.hub.fanout import Reader
 from reliable_cable.protocol.frames import WINDOW_BITS, CompressedFrame, Frame
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.servers import recognise
-from reliable_cable.servers.base import Connection
+from reliable_cable.servers import transport_for
+from reliable_cable.servers.base import Transport
 from reliable_cable.servers.deflate import CompressingWebSocketProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 from reliable_cable.stores.streams.base import Transient
@@ -46,7 +46,7 @@ class Handshake:
         self.protocol = protocol(config, ServerState(), {}, asyncio.get_running_loop())
         self.wire = Wire()
         self.client = ClientProtocol(parse_uri("ws://x/cable"), extensions=[factory] if factory else None)
-        self.connection = Connection(None)
+        self.connection = Transport(None)
 
     async def _application(self, scope: Any, receive: Any, send: Any) -> None:
         await self._scopes.put((scope, send))
@@ -58,7 +58,7 @@ class Handshake:
         self.protocol.connection_made(self.wire)  # type: ignore[arg-type]
         self.protocol.data_received(b"".join(self.client.data_to_send()))
         scope, send = await asyncio.wait_for(self._scopes.get(), 5)
-        self.connection = recognise(scope, send)
+        self.connection = transport_for(scope, send)
         await send({"type": "websocket.accept"})
         (response,) = self.events()
         assert isinstance(response, Response)

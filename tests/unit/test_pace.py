@@ -17,14 +17,14 @@ from twisted.python.failure import Failure
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from reliable_cable.concurrency.pacing import TURN, Turns
+from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 from reliable_cable.servers.paced_daphne import PacedFactory, PacedServer
 from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 
 from .wire import until
 
-MANY = 5 * TURN
+MANY = 5 * PER_ITERATION
 HANDSHAKE = (
     b"GET /cable HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
@@ -104,7 +104,7 @@ class Uvicorn:
         self._config.load()
         self._state = ServerState()
         # Its turns are those of this test's event loop.
-        self._protocol = type("OfThisTest", (PacedHTTPProtocol,), {"turns": Turns(TURN)})
+        self._protocol = type("OfThisTest", (PacedHTTPProtocol,), {"pacer": Pacer(PER_ITERATION)})
 
     async def _application(self, scope: Any, receive: Any, send: Any) -> None:
         self.began.append(self._counting.now)
@@ -134,10 +134,10 @@ async def test_uvicorn_begins_a_few_websockets_in_each_turn() -> None:
         wires = [server.connect() for _ in range(MANY)]
         for wire in wires:
             wire.protocol.data_received(HANDSHAKE)
-        assert sum(wire.reading for wire in wires) == TURN, "more data of those who wait would be kept in memory"
+        assert sum(wire.reading for wire in wires) == PER_ITERATION, "queued connections must not be read"
         await until(lambda: len(server.began) == MANY)
         await server.idle()
-    assert max(Counter(server.began).values()) == TURN
+    assert max(Counter(server.began).values()) == PER_ITERATION
     assert all(wire.written[0].startswith(b"HTTP/1.1 101 ") for wire in wires)
     assert all(isinstance(wire.protocol, CableWebSocketProtocol) for wire in wires)
 
@@ -145,7 +145,7 @@ async def test_uvicorn_begins_a_few_websockets_in_each_turn() -> None:
 async def test_uvicorn_reads_on_where_a_request_comes_in_pieces() -> None:
     with clock() as counting:
         server = Uvicorn(counting)
-        wires = [server.connect() for _ in range(2 * TURN)]
+        wires = [server.connect() for _ in range(2 * PER_ITERATION)]
         for wire in wires:
             wire.protocol.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Le")
         await until(lambda: all(wire.reading for wire in wires))
@@ -159,12 +159,12 @@ async def test_uvicorn_reads_on_where_a_request_comes_in_pieces() -> None:
 async def test_uvicorn_begins_nothing_for_who_has_gone() -> None:
     with clock() as counting:
         server = Uvicorn(counting)
-        wires = [server.connect() for _ in range(2 * TURN)]
+        wires = [server.connect() for _ in range(2 * PER_ITERATION)]
         for wire in wires:
             wire.protocol.data_received(HANDSHAKE)
         wires[-1].closing = True
         wires[-1].protocol.connection_lost(None)
-        await until(lambda: len(server.began) == 2 * TURN - 1)
+        await until(lambda: len(server.began) == 2 * PER_ITERATION - 1)
         await server.idle()
     assert wires[-1].written == []
 
@@ -182,12 +182,14 @@ async def test_uvicorn_drops_whose_data_it_fails_on_and_begins_the_others(monkey
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
     with clock() as counting:
         server = Uvicorn(counting)
-        wires = [server.connect() for _ in range(2 * TURN + 1)]
+        wires = [server.connect() for _ in range(2 * PER_ITERATION + 1)]
         for number, wire in enumerate(wires):
-            wire.protocol.data_received(HANDSHAKE.replace(b"/cable", b"/fail") if number == TURN else HANDSHAKE)
-        await until(lambda: len(server.began) == 2 * TURN)
+            wire.protocol.data_received(
+                HANDSHAKE.replace(b"/cable", b"/fail") if number == PER_ITERATION else HANDSHAKE
+            )
+        await until(lambda: len(server.began) == 2 * PER_ITERATION)
         await server.idle()
-    assert [number for number, wire in enumerate(wires) if wire.aborted] == [TURN]
+    assert [number for number, wire in enumerate(wires) if wire.aborted] == [PER_ITERATION]
     assert [type(error) for error in failed] == [ZeroDivisionError]
 
 
@@ -262,9 +264,9 @@ async def test_daphne_begins_a_few_connections_in_each_turn() -> None:
         for transport in transports:
             transport.protocol.dataReceived(b"first")
         paused = [transport.producerState for transport in transports]
-        assert paused.count("producing") == TURN, "more data of those who wait would be kept in memory"
+        assert paused.count("producing") == PER_ITERATION, "queued connections must not be read"
         await until(lambda: all(recorder.received for recorder in recorders.made))
-    assert max(Counter(recorder.received[0][0] for recorder in recorders.made).values()) == TURN
+    assert max(Counter(recorder.received[0][0] for recorder in recorders.made).values()) == PER_ITERATION
     assert [recorder.made for recorder in recorders.made] == [1] * MANY
     for transport in transports:
         assert transport.producerState == "producing"
@@ -276,7 +278,7 @@ async def test_daphne_begins_nothing_for_who_has_gone() -> None:
     with clock() as counting:
         recorders = Recorders(counting)
         factory = PacedFactory(recorders)
-        transports = [accept(factory) for _ in range(TURN + 2)]
+        transports = [accept(factory) for _ in range(PER_ITERATION + 2)]
         for transport in transports:
             transport.protocol.dataReceived(b"first")
         transports[-2].connected = False
@@ -292,12 +294,12 @@ async def test_daphne_drops_whose_data_it_fails_on() -> None:
     with clock() as counting:
         recorders = Recorders(counting)
         factory = PacedFactory(recorders)
-        transports = [accept(factory) for _ in range(TURN + 2)]
+        transports = [accept(factory) for _ in range(PER_ITERATION + 2)]
         recorders.made[-2].counting = None
         for transport in transports:
             transport.protocol.dataReceived(b"first")
         await until(lambda: recorders.made[-1].received)
-    assert [transport.disconnecting for transport in transports] == [False] * TURN + [True, False]
+    assert [transport.disconnecting for transport in transports] == [False] * PER_ITERATION + [True, False]
     assert len(failed) == 1
 
 

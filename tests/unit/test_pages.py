@@ -17,7 +17,7 @@ from reliable_cable.hub import history as pages_module
 from reliable_cable.hub.fanout import Group, Reader
 from reliable_cable.hub.history import PAGE_SIZE, Pages
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry, StreamPage, advance, recoverable
+from reliable_cable.protocol.recovery import Entry, StreamPage, advance, recoverable
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 
@@ -210,7 +210,7 @@ class TestFrames:
         self.readers(group, 2)
         entry = page.entries[0]
         assert pages.encode(alone, "s", page.epoch, entry) is not pages.encode(alone, "s", page.epoch, entry)
-        changed = StreamEntry(entry.offset, '"of another epoch"')
+        changed = Entry(entry.offset, '"of another epoch"')
         pages.encode(group, "s", page.epoch, entry)
         assert json.loads(pages.encode(group, "s", "other", changed))["message"] == "of another epoch"
 

@@ -18,13 +18,13 @@ from uvicorn.config import Config
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
-from reliable_cable.servers import recognise
-from reliable_cable.servers.base import Connection
-from reliable_cable.servers.daphne import DaphneConnection
-from reliable_cable.servers.uvicorn import CableWebSocketProtocol, UvicornConnection
+from reliable_cable.servers import transport_for
+from reliable_cable.servers.base import Transport
+from reliable_cable.servers.daphne import DaphneTransport
+from reliable_cable.servers.uvicorn import CableWebSocketProtocol, UvicornTransport
 
 
-class Transport:
+class TwistedTransport:
     """A Twisted transport, as far as it is used."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Transport:
 def daphne_send() -> tuple[Any, WebSocketProtocol]:
     server = Server(application=None, endpoints=["tcp:0"])
     protocol = WebSocketProtocol()
-    protocol.transport = Transport()
+    protocol.transport = TwistedTransport()
     return partial(server.handle_reply, protocol), protocol
 
 
@@ -53,13 +53,13 @@ def test_daphne_hands_over_a_partial_of_its_reply_method() -> None:
     assert "partial" in source
     assert "handle_reply" in source
     send, _ = daphne_send()
-    assert isinstance(recognise({}, send), DaphneConnection)
+    assert isinstance(transport_for({}, send), DaphneTransport)
 
 
 def test_daphnes_buffer_is_watched_by_a_producer() -> None:
     send, protocol = daphne_send()
     calls: list[str] = []
-    recognise({}, send).attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
+    transport_for({}, send).attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
     (producer,) = protocol.transport.producers
     producer.pauseProducing()
     producer.resumeProducing()
@@ -72,16 +72,16 @@ def test_daphne_connections_are_aborted_through_autobahn(monkeypatch: pytest.Mon
     send, _ = daphne_send()
     calls: list[bool] = []
     monkeypatch.setattr(WebSocketProtocol, "dropConnection", lambda self, abort: calls.append(abort))
-    recognise({}, send).abort()
+    transport_for({}, send).abort()
     assert calls == [True]
 
 
 def test_daphne_tells_that_a_client_has_gone() -> None:
     send, protocol = daphne_send()
     protocol.state = WebSocketProtocol.STATE_CONNECTING
-    assert not recognise({}, send).lost
+    assert not transport_for({}, send).lost
     protocol.state = WebSocketProtocol.STATE_CLOSED
-    assert recognise({}, send).lost
+    assert transport_for({}, send).lost
 
 
 async def uvicorn_send(**options: Any) -> tuple[Any, WebSocketsSansIOProtocol]:
@@ -103,8 +103,8 @@ async def test_uvicorn_hands_over_a_method_of_its_protocol() -> None:
             self.done = True
 
     protocol.transport = Aborted()  # type: ignore[assignment]
-    connection = recognise({}, send)
-    assert isinstance(connection, UvicornConnection)
+    connection = transport_for({}, send)
+    assert isinstance(connection, UvicornTransport)
     connection.abort()
     assert protocol.transport.done  # type: ignore[attr-defined]
 
@@ -113,23 +113,23 @@ async def test_uvicorn_tells_that_a_client_has_gone() -> None:
     send, protocol = await uvicorn_send()
     wire = Wire()
     protocol.transport = wire  # type: ignore[assignment]
-    assert not recognise({}, send).lost
+    assert not transport_for({}, send).lost
     wire.closing = True
-    assert recognise({}, send).lost
+    assert transport_for({}, send).lost
 
 
 async def test_a_server_that_was_told_to_wait_for_requests_is_given_that_time() -> None:
     for told, grace in ((30, 30), (None, 0)):
         send, protocol = await uvicorn_send(timeout_graceful_shutdown=told)
         protocol.transport = Wire()  # type: ignore[assignment]
-        assert recognise({}, send).grace == grace
+        assert transport_for({}, send).grace == grace
 
 
 async def test_middlewares_that_wrap_send_are_looked_behind() -> None:
-    seen: list[Connection] = []
+    seen: list[Transport] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(recognise({}, send))
+        seen.append(transport_for({}, send))
 
     def closure(inner: Any) -> Any:
         async def middleware(scope: Any, receive: Any, send: Any) -> None:
@@ -143,7 +143,7 @@ async def test_middlewares_that_wrap_send_are_looked_behind() -> None:
     send, _ = daphne_send()
     stack = closure(CookieMiddleware(SessionMiddleware(closure(application))))
     await stack({"type": "websocket", "headers": []}, None, send)
-    assert isinstance(seen[0], DaphneConnection)
+    assert isinstance(seen[0], DaphneTransport)
     assert seen[0].send is send, "what goes out after the handshake goes past them"
 
 
@@ -153,8 +153,8 @@ async def test_other_servers_are_only_asked_to_close() -> None:
     async def send(message: Any) -> None:
         sent.put_nowait(message)
 
-    connection = recognise({}, send)
-    assert type(connection) is Connection
+    connection = transport_for({}, send)
+    assert type(connection) is Transport
     assert not connection.drainable
     connection.attach(lambda: None, lambda: None)
     connection.abort()
@@ -195,7 +195,7 @@ class Channel:
         self.protocol.transport = self.transport
         self.protocol.state = WebSocketProtocol.STATE_OPEN
         server = Server(application=None, endpoints=["tcp:0"])
-        self.connection = recognise({}, partial(server.handle_reply, self.protocol))
+        self.connection = transport_for({}, partial(server.handle_reply, self.protocol))
         self.events: list[str] = []
         self.connection.attach(lambda: self.events.append("pause"), lambda: self.events.append("resume"))
 
@@ -280,7 +280,7 @@ def test_nothing_follows_a_close_and_a_socket_that_broke_is_twisteds_business(ch
 
 def test_a_connection_with_tls_takes_no_frames() -> None:
     send, _ = daphne_send()
-    assert recognise({}, send).write is None
+    assert transport_for({}, send).write is None
 
 
 # -- frames through uvicorn --------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ async def test_the_uvicorn_protocol_offers_frames_in_the_scope() -> None:
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
     )
     scope, send = await scopes.get()
-    connection = recognise(scope, send)
+    connection = transport_for(scope, send)
     events: list[str] = []
     connection.attach(lambda: events.append("pause"), lambda: events.append("resume"))
     assert connection.drainable

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from reliable_cable.concurrency.pacing import Turns
+from reliable_cable.concurrency.pacing import Pacer
 
 
 async def test_few_go_on_at_once() -> None:
-    turns = Turns(3)
+    pacer = Pacer(3)
     for _ in range(3):
-        coroutine = turns.take()
+        coroutine = pacer.wait()
         try:
             coroutine.send(None)
         except StopIteration:
@@ -20,7 +20,7 @@ async def test_few_go_on_at_once() -> None:
 
 
 async def test_many_go_on_in_order_so_many_in_each_turn() -> None:
-    turns = Turns(3)
+    pacer = Pacer(3)
     now = 0
     went: list[tuple[int, int]] = []
 
@@ -30,7 +30,7 @@ async def test_many_go_on_in_order_so_many_in_each_turn() -> None:
         asyncio.get_running_loop().call_soon(count)
 
     async def go(number: int) -> None:
-        await turns.take()
+        await pacer.wait()
         went.append((now, number))
 
     count()
@@ -41,10 +41,10 @@ async def test_many_go_on_in_order_so_many_in_each_turn() -> None:
 
 
 async def test_calls_wait_as_coroutines_do() -> None:
-    turns = Turns(3)
+    pacer = Pacer(3)
     went: list[int] = []
     for number in range(8):
-        turns.run(partial(went.append, number))
+        pacer.run(partial(went.append, number))
     counts = [len(went)]
     while len(went) < 8:
         await asyncio.sleep(0)
@@ -54,7 +54,7 @@ async def test_calls_wait_as_coroutines_do() -> None:
 
 
 async def test_a_call_that_fails_keeps_nobody_waiting() -> None:
-    turns = Turns(1)
+    pacer = Pacer(1)
     failed: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
     error = ValueError()
@@ -62,17 +62,17 @@ async def test_a_call_that_fails_keeps_nobody_waiting() -> None:
     def fail() -> None:
         raise error
 
-    turns.run(lambda: None)
+    pacer.run(lambda: None)
     for _ in range(2):
-        turns.run(fail)
+        pacer.run(fail)
     async with asyncio.timeout(10):
-        await turns.take()
+        await pacer.wait()
     assert failed == [error, error]
 
 
 async def test_one_who_goes_away_keeps_nobody_waiting() -> None:
-    turns = Turns(1)
-    tasks = [asyncio.create_task(turns.take()) for _ in range(4)]
+    pacer = Pacer(1)
+    tasks = [asyncio.create_task(pacer.wait()) for _ in range(4)]
     await asyncio.sleep(0)
     tasks[2].cancel()
     async with asyncio.timeout(10):
@@ -81,26 +81,26 @@ async def test_one_who_goes_away_keeps_nobody_waiting() -> None:
 
 
 async def test_nothing_runs_for_nobody() -> None:
-    turns = Turns(1)
-    await asyncio.gather(*(turns.take() for _ in range(3)))
+    pacer = Pacer(1)
+    await asyncio.gather(*(pacer.wait() for _ in range(3)))
     for _ in range(5):
         await asyncio.sleep(0)
-    assert (turns._taken, len(turns._waiting)) == (0, 0)
+    assert (pacer._used, len(pacer._waiting)) == (0, 0)
 
 
 def test_a_loop_that_ended_in_the_middle_of_a_turn_leaves_nothing_to_the_next() -> None:
-    turns = Turns(1)
+    pacer = Pacer(1)
 
     async def begin_two() -> list[str]:
         begun: list[str] = []
-        turns.run(lambda: begun.append("one"))
-        turns.run(lambda: begun.append("two"))
+        pacer.run(lambda: begun.append("one"))
+        pacer.run(lambda: begun.append("two"))
         return begun
 
     async def begin_two_and_wait() -> list[str]:
         begun = await begin_two()
         async with asyncio.timeout(10):
-            await turns.take()
+            await pacer.wait()
         return begun
 
     loop = asyncio.new_event_loop()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pytest
 
 from reliable_cable.concurrency import background as workers
-from reliable_cable.concurrency.background import Worker
+from reliable_cable.concurrency.background import BackgroundWorker
 
 
 class Hold:
@@ -31,7 +31,7 @@ class Hold:
 
 def test_what_is_waiting_is_handled_in_order_and_together() -> None:
     hold = Hold()
-    worker = Worker("test", hold, patience=0, batch=4)
+    worker = BackgroundWorker("test", hold, exit_timeout=0, batch_size=4)
     worker.put([0])
     assert hold.begun.wait(30)
     for number in range(1, 7):
@@ -51,7 +51,7 @@ def test_what_is_wanted_again_comes_again_before_what_came_later() -> None:
             worker.put([3])
         return items if len(seen) < 4 else ()
 
-    worker = Worker("test", handle, patience=0)
+    worker = BackgroundWorker("test", handle, exit_timeout=0)
     worker.put([1, 2])
     assert worker.flush(30)
     assert seen == [[1, 2], [1, 2, 3], [1, 2, 3], [1, 2, 3]]
@@ -59,7 +59,7 @@ def test_what_is_wanted_again_comes_again_before_what_came_later() -> None:
 
 def test_beyond_its_limit_the_oldest_are_dropped() -> None:
     hold = Hold()
-    worker = Worker("test", hold, patience=0, limit=100, size=lambda item: 30)
+    worker = BackgroundWorker("test", hold, exit_timeout=0, max_bytes=100, size_of=lambda item: 30)
     worker.put([0])
     assert hold.begun.wait(30)
     worker.put(range(1, 10))
@@ -77,7 +77,7 @@ def test_an_error_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -
         seen.extend(items)
         return ()
 
-    worker = Worker("test", handle, patience=0)
+    worker = BackgroundWorker("test", handle, exit_timeout=0)
     worker.put([1])
     assert worker.flush(30)
     worker.put([2])
@@ -94,7 +94,7 @@ def test_a_thread_without_work_ends_and_another_one_goes_on(monkeypatch: pytest.
         used.append(threading.current_thread())
         return ()
 
-    worker = Worker("test", handle, patience=0)
+    worker = BackgroundWorker("test", handle, exit_timeout=0)
     for _ in range(2):
         worker.put([1])
         assert worker.flush(30)
@@ -116,7 +116,7 @@ def test_a_forked_child_handles_its_own_items_and_none_of_its_parent() -> None:
                 os.write(write, item)
         return ()
 
-    worker = Worker("test", handle, patience=0)
+    worker = BackgroundWorker("test", handle, exit_timeout=0)
     worker.put([b"parent"])
     assert begun.wait(30)
     worker.put([b"never "])
@@ -134,7 +134,7 @@ def test_a_forked_child_handles_its_own_items_and_none_of_its_parent() -> None:
 
 EXIT = """
 import threading, time
-from reliable_cable.concurrency.background import Worker
+from reliable_cable.concurrency.background import BackgroundWorker
 
 def slow(items):
     time.sleep(0.2)
@@ -144,9 +144,12 @@ def slow(items):
 def again(items):
     return items
 
-worker = Worker("slow", slow, patience=30)
+worker = BackgroundWorker("slow", slow, exit_timeout=30)
 worker.put([1, 2])
-failing = Worker("failing", again, patience=0.1, abandoned=lambda items: print("abandoned", *items, flush=True))
+def abandoned(items):
+    print("abandoned", *items, flush=True)
+
+failing = BackgroundWorker("failing", again, exit_timeout=0.1, on_abandoned=abandoned)
 failing.put([3])
 """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from reliable_cable.concurrency.on_commit import after_commit, report_failure
+from reliable_cable.concurrency.on_commit import call_after_commit, report_failure
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
@@ -166,7 +166,7 @@ class StreamStore(ABC):
         """
         items = tuple(items)
         failed = partial(report_failure, type(self), [stream for stream, _ in items])
-        after_commit(partial(self.append, items), [using], failed=failed)
+        call_after_commit(partial(self.append, items), [using], failed=failed)
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:

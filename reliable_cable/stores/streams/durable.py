@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Final, TypeVar
 
-from reliable_cable.concurrency.background import Worker
+from reliable_cable.concurrency.background import BackgroundWorker
 from reliable_cable.concurrency.on_commit import check_hooks
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
@@ -60,8 +60,8 @@ class DurableStreamStore(StreamStore):
         super().__init__(settings, clock=clock or time.time)
         self._redis = RedisStreamStore(settings, clock=clock)
         self._model = ModelStreamStore(settings, clock=clock, announce=self._announce)
-        self._pusher: Worker[StreamEvent] = Worker(
-            "cable-pusher", self._push, patience=PUSH_PATIENCE, limit=PUSH_LIMIT, size=_size
+        self._pusher: BackgroundWorker[StreamEvent] = BackgroundWorker(
+            "cable-pusher", self._push, exit_timeout=PUSH_PATIENCE, max_bytes=PUSH_LIMIT, size_of=_size
         )
         self._resting_until = 0.0
 

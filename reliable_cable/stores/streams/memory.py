@@ -15,7 +15,7 @@ from typing import TypeVar
 from reliable_cable.conf import CableSettings, StreamPolicy
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry, StreamPage
+from reliable_cable.protocol.recovery import Entry, StreamPage
 
 from .base import (
     IDLE_STREAM_TTL,
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    entry: StreamEntry
+    entry: Entry
     created: float
     key: str
 
@@ -105,7 +105,7 @@ class MemoryStreamStore(StreamStore):
                 if offset is None:
                     offset = stream.tail = stream.tail + 1
                     stream.tail_at = max(now, stream.tail_at)
-                    entry = StreamEntry(offset, message.data, message.exclude)
+                    entry = Entry(offset, message.data, message.exclude)
                     stream.kept.append(_Kept(entry, stream.tail_at, message.idempotency_key))
                     if message.idempotency_key:
                         stream.keys[message.idempotency_key] = offset

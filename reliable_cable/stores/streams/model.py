@@ -15,12 +15,12 @@ from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet, Subquery
 
 from reliable_cable import models
-from reliable_cable.concurrency.on_commit import after_commit, is_manual, report_failure
+from reliable_cable.concurrency.on_commit import call_after_commit, is_manual, report_failure
 from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry, StreamPage
+from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.database.database import Database, repeated_read
 from reliable_cable.stores.database.server import DatabaseServer
 
@@ -124,7 +124,7 @@ class ModelStreamStore(StreamStore):
         for name, message in items:
             if not self.settings.policy(name).history_size:
                 failed = partial(report_failure, type(self), [name])
-                after_commit(partial(self.publish_transient, name, message), [using], failed=failed)
+                call_after_commit(partial(self.publish_transient, name, message), [using], failed=failed)
         if not kept:
             return
         if using != self.settings.database:
@@ -140,7 +140,7 @@ class ModelStreamStore(StreamStore):
         if not is_manual(connections[using]):
             names = sorted({name for name, _ in kept})
             failed = partial(self._not_numbered, names)
-            after_commit(partial(self._number_after_commit, names), [using], failed=failed)
+            call_after_commit(partial(self._number_after_commit, names), [using], failed=failed)
 
     def _number_after_commit(self, names: Collection[str]) -> None:
         self.number_outbox(names)
@@ -253,7 +253,7 @@ class ModelStreamStore(StreamStore):
             if limit <= 0 or start > row.tail:
                 return StreamPage(row.epoch, row.tail, low)
             kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=row.tail).order_by("offset")
-            entries = [StreamEntry(*values) for values in kept.values_list("offset", "data", "exclude")[:limit]]
+            entries = [Entry(*values) for values in kept.values_list("offset", "data", "exclude")[:limit]]
         first = entries[0].offset if entries else row.tail + 1
         # More was trimmed since the stream's row was read.
         return StreamPage(row.epoch, row.tail, low if first == start else first, entries)

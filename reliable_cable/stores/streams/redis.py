@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamEntry, StreamPage
+from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisRefused, RedisUnavailable, client_for
 from reliable_cable.stores.redis.doctor import find_problems
 from reliable_cable.stores.redis.keys import stream_channel, stream_tag
@@ -351,7 +351,5 @@ def _page(answer: Any) -> StreamPage:
         epoch.decode(),
         int(tail),
         int(low),
-        tuple(
-            StreamEntry(int(id_.partition(b"-")[0]), fields[1].decode(), fields[5].decode()) for id_, fields in entries
-        ),
+        tuple(Entry(int(id_.partition(b"-")[0]), fields[1].decode(), fields[5].decode()) for id_, fields in entries),
     )
