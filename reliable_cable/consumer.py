@@ -17,7 +17,9 @@ from channels.layers import get_channel_layer
 from .concurrency.outages import is_outage
 from .concurrency.threads import run_handler
 from .conf import CableSettings, get_settings
-from .connection.connection import CableSession
+from .connection.commands import Commands
+from .connection.connection import Connection
+from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of
 from .protocol import messages
@@ -76,7 +78,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     scope: dict[str, Any]
     user: Any = None
     #: The connection, from the welcome on.
-    session: CableSession | None = None
+    session: Connection | None = None
 
     #: When the user was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
@@ -113,12 +115,13 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if message["type"] != "websocket.connect":
             return
         layer_task = await self._join_channel_layer()
-        session: CableSession | None = None
+        commands: Commands | None = None
         code = 1006
         try:
-            session = self.session = await self._accept(send)
-            if session is None:
+            commands = await self._accept(send)
+            if commands is None:
                 return
+            connection = self.session = commands.connection
             if self._connected is not None:
                 self._connected.set()
             while True:
@@ -126,27 +129,27 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 del message
                 message = await receive()
                 if message["type"] == "websocket.receive":
-                    session.receive(message.get("text"))
+                    connection.receive(message.get("text"))
                 elif message["type"] == "websocket.disconnect":
                     code = message.get("code") or code
                     return
         finally:
-            if session is not None:
-                # A server that stops cancels us: what a restore needs is kept all the same.
-                await asyncio.shield(session.hub.spawn(self._end(session, code)))
+            if commands is not None:
+                # A server that stops cancels this task. What a restore needs is kept all the same.
+                await asyncio.shield(commands.connection.spawn(self._end(commands, code)))
                 self.session = None
             if layer_task is not None:
                 layer_task.cancel()
 
-    async def _accept(self, send: Send) -> CableSession | None:
+    async def _accept(self, send: Send) -> Commands | None:
         subprotocol = negotiate(self.scope.get("subprotocols") or ())
-        connection = transport_for(self.scope, send)
+        transport = transport_for(self.scope, send)
         hub = get_hub()
         if subprotocol is None or hub.draining:
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
-        if connection.drainable:
-            _install_drain(connection)
+        if transport.drainable:
+            _install_drain(transport)
         try:
             await _run(self.connect)
         except Exception as error:
@@ -157,7 +160,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": CLOSE_NORMAL})
             return None
         await hub.pacer.wait()
-        if connection.lost:
+        if transport.lost:
             logger.debug("A client left before it was accepted.")
             return None
         if hub.draining:
@@ -171,24 +174,25 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             return None
         query_string = self.scope.get("query_string")
         query = parse_qs(query_string.decode("latin1")) if query_string else {}
-        session = CableSession(
+        connection = Connection(
             hub,
             self,
             subprotocol=subprotocol,
             identity=identity_of(self, self.identified_by),
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
-            connection=connection,
+            transport=transport,
         )
+        commands = Commands(connection)
         try:
-            await session.start(self._session_to_restore(query))
+            await open_connection(commands, self._session_to_restore(query))
         except BaseException:
-            await asyncio.shield(hub.spawn(self._end(session, 1006)))
+            await asyncio.shield(connection.spawn(self._end(commands, 1006)))
             raise
-        return session
+        return commands
 
-    async def _end(self, session: CableSession, code: int) -> None:
-        await session.end()
+    async def _end(self, commands: Commands, code: int) -> None:
+        await end_connection(commands)
         await _run(self.disconnect, code)
 
     def _session_to_restore(self, query: dict[str, list[str]]) -> str | None:
@@ -248,10 +252,10 @@ async def _run(method: Callable[..., Any], *args: Any) -> None:
         await run_handler(method, *args)
 
 
-def _install_drain(connection: Transport) -> None:
+def _install_drain(transport: Transport) -> None:
     loop = asyncio.get_running_loop()
     if loop not in _drains:
-        drain = _drains[loop] = Drain(get_hub, loop, grace=connection.grace)
+        drain = _drains[loop] = Drain(get_hub, loop, grace=transport.grace)
         if not drain.install():
             logger.debug("Connections will not be drained before shutdown: this is not the main thread.")
 

@@ -15,7 +15,6 @@ from .concurrency.on_commit import adefer_to_commit, call_after_commit, check_ho
 from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
 from .exceptions import BroadcastError, InvalidIdentifier, StoreError
-from .hub.control_bus import revocation
 from .identity import Identity, identifier_names, identify
 from .stores.engine import get_engine
 

@@ -1,4 +1,7 @@
-"""One connection: how it begins, what it reads and writes, and how it ends. What commands do is in execution.py."""
+"""A connection: its session ids, its state, what it reads, and how it is closed.
+
+Architecture: The life of a connection. `lifecycle.py` opens and ends it; `commands.py` handles what it reads.
+"""
 
 from __future__ import annotations
 
@@ -6,60 +9,77 @@ import asyncio
 import logging
 import secrets
 import time
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from enum import Enum
+from typing import Any, Final, Protocol
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
 from reliable_cable.protocol import commands, messages
-from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, Subprotocol
+from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
 from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
 
-from .commands import Execution
+from .closing import CLOSINGS, Notified, SessionFate
 from .outbox import Outbox
-from .restore import make_record, restore
+from .queue import CommandQueue
 from .stream_ids import StreamIds
-from .subscription import Subscription
 
 logger = logging.getLogger("reliable_cable")
 
-#: Broken frames after which a client is sent away.
-MAX_BAD_FRAMES = 20
-#: Seconds that a restored identifier's `history` may take (PROTOCOL.md, 5).
-HISTORY_DEADLINE = 10.0
-#: The most bytes that a character can take.
-_LONGEST = 4
-#: Seconds that a farewell may take to be written.
-CLOSE_TIMEOUT = 2.0
+#: How many frames may violate the protocol before the client is disconnected.
+MAX_BAD_FRAMES: Final = 20
+#: The most bytes that one character takes in UTF-8.
+_BYTES_PER_CHARACTER: Final = 4
+#: How long, in seconds, queued commands and frames may take before a socket is closed.
+CLOSE_TIMEOUT: Final = 2.0
 
 
-class CableSession:
-    """The server's side of one connection.
+class ConnectionState(Enum):
+    """How far a connection has come."""
+
+    #: The client has not been welcomed.
+    OPENING = "opening"
+    #: Commands are read and handled.
+    OPEN = "open"
+    #: Nothing more is read. Queued frames are still sent.
+    CLOSING = "closing"
+    #: The socket is closed.
+    CLOSED = "closed"
+
+
+class Subscribed(Protocol):
+    """A subscription, as far as its connection knows it (see `subscription.Subscription`)."""
+
+    #: Whether a session record may contain it.
+    restorable: bool
+
+    def record(self) -> dict[str, Any]:
+        """Return what a restore needs, as JSON values."""
+
+
+class Connection:
+    """The server side of one WebSocket connection.
 
     Args:
-        hub: of this event loop.
-        consumer: what channels see as `self.connection`.
-        subprotocol: what was agreed on.
-        identity: whose connection it is.
+        hub: the hub of this event loop.
+        consumer: the consumer, which channels see as `self.connection`.
+        subprotocol: the subprotocol that was negotiated.
+        identity: whom the connection belongs to.
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
-        ping_interval: seconds.
-        connection: what is known of the server's transport.
+        ping_interval: in seconds.
+        transport: the socket, as the server offers it.
     """
 
     __slots__ = (
         "_authenticated_at",
         "_bad_frames",
-        "_closing",
-        "_connection",
         "_identity",
         "_last_pong",
-        "_listening",
-        "announcing",
-        "closed",
+        "commands",
         "consumer",
-        "execution",
         "extended",
         "hub",
         "outbox",
@@ -67,9 +87,14 @@ class CableSession:
         "ping_interval",
         "resumable",
         "sids",
+        "state",
         "stream_ids",
         "subscriptions",
+        "transport",
     )
+
+    #: Handles the commands; set while the connection is open.
+    commands: CommandQueue
 
     def __init__(
         self,
@@ -80,46 +105,43 @@ class CableSession:
         identity: Identity,
         authenticated_at: float,
         ping_interval: float,
-        connection: Transport,
+        transport: Transport,
     ) -> None:
         self.hub = hub
         self.consumer = consumer
         self.extended = subprotocol.extended
+        self.transport = transport
+        self.state = ConnectionState.OPENING
         self._authenticated_at = authenticated_at
         self._identity = tuple(identity.items())
         #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
         self.sids: tuple[str, ...] = (secrets.token_urlsafe(18),)
-        #: Whether it took a session over, and its announcement has not been heard yet (control.py).
-        self.announcing = False
-        self.closed = False
+        self.stream_ids = StreamIds(extended=subprotocol.extended)
+        #: Whether the session can be restored.
+        self.resumable = self.extended and hub.sessions.enabled
+        self.subscriptions: Mapping[str, Subscribed] = {}
         self.outbox = Outbox(
-            connection.send,
+            transport.send,
             limit=hub.settings.max_pending_size,
             overflow=self._too_slow,
-            write=connection.write,
-            form=connection.form,
-            unsent=connection.unsent,
+            write=transport.write,
+            form=transport.form,
+            unsent=transport.unsent,
         )
-        self.subscriptions: dict[str, Subscription] = {}
-        self._connection = connection
         self.ping_interval = ping_interval
+        #: Belongs to the heartbeat.
         self.ping_due = 0
         self._last_pong: float | None = None
         self._bad_frames = 0
-        self.execution = Execution(self)
-        self.stream_ids = StreamIds(extended=subprotocol.extended)
-        self.resumable = self.extended and hub.sessions.enabled
-        self._closing = False
-        self._listening = False
 
     @property
     def settings(self) -> CableSettings:
-        """The hub's."""
+        """The settings of the hub."""
         return self.hub.settings
 
     @property
     def identity(self) -> Identity:
-        """Whose connection it is."""
+        """Whom the connection belongs to."""
         return dict(self._identity)
 
     @property
@@ -129,60 +151,51 @@ class CableSession:
 
     @property
     def sid(self) -> str:
-        """The session's id."""
+        """The id of the session."""
         return self.sids[0]
 
     @property
-    def former(self) -> tuple[str, ...]:
+    def former_sids(self) -> tuple[str, ...]:
         """The ids of the sessions that this one continues, the latest first."""
         return self.sids[1:]
 
-    @former.setter
-    def former(self, sids: tuple[str, ...]) -> None:
-        self.sids = (self.sid, *sids)
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self.state is ConnectionState.CLOSED
 
     @property
     def ending(self) -> bool:
-        """Whether the connection has ended or is about to."""
-        return self._closing or self.closed
+        """Whether the connection is closed or being closed."""
+        return self.state in (ConnectionState.CLOSING, ConnectionState.CLOSED)
 
-    # -- beginning --------------------------------------------------------------------------------------------------
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine as a task, which may outlive the connection."""
+        return self.hub.tasks.spawn(coroutine)
 
-    async def start(self, sid: str | None) -> None:
-        """Welcome the client, after restoring the session `sid` if it may have that."""
-        loop = asyncio.get_running_loop()
-        self._listening = True
-        self.hub.control.hold()
-        self._connection.attach(self.outbox.pause, self.outbox.resume)
-        transmissions: list[str] = []
-        restored = await restore(self, sid, transmissions) if sid and self.resumable else None
-        # From here to the welcome nothing is awaited: what is revoked or superseded now finds the connection.
-        self.hub.register(self)
-        if self.hub.control.revoked(self):
-            return
-        if restored is not None and restored.alive:
-            self.hub.control.announce(restored.sid, self)
-        if restored is None and self.resumable:
-            self.hub.sessions.add(self)
-            self.changed()
-        self.outbox.push(messages.welcome(self.sid, None if restored is None else restored.identifiers))
-        for text in transmissions:
-            self.outbox.push(text)
-        for subscription in self.subscriptions.values():
-            subscription.deadline = loop.call_later(HISTORY_DEADLINE, self.restart)
-        self.hub.heartbeat.add(self)
+    # -- the session --------------------------------------------------------------------------------------------------
 
     def record(self) -> SessionRecord:
-        """Return what a restore needs, as of now."""
-        return make_record(self)
+        """Return what a restore of the session needs."""
+        return SessionRecord(
+            self.identity,
+            self.authenticated,
+            {
+                "sids": list(self.former_sids),
+                "alive": not self.closed,
+                "left_at": self.hub.engine.session_clock.now(),
+                # The client subscribes afresh to the others, with its own request for history.
+                "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
+            },
+        )
 
     def changed(self) -> None:
-        """What a restore needs has changed."""
+        """Have the session record written soon."""
         if self.resumable:
             self.hub.sessions.changed(self)
 
     async def save(self) -> bool:
-        """Save the session's record before the client sees the effect of a change.
+        """Save the session record before the client sees the effect of a change.
 
         Returns:
             Whether the client may see the effect. If False, the change could not be saved, and the client is
@@ -191,24 +204,25 @@ class CableSession:
         """
         if not self.resumable or await self.hub.sessions.save(self):
             return True
-        logger.warning("A session could not be saved; its client is disconnected and subscribes anew.")
-        self.disconnect(DisconnectReason.REMOTE, reconnect=True)
+        logger.warning("A session could not be saved. Its client is disconnected, and subscribes anew.")
+        self.close(DisconnectReason.REMOTE, reconnect=True)
         return False
 
-    # -- reading ----------------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     def receive(self, text: str | None) -> None:
-        """Take a frame; None is a binary one. Returns at once: commands wait for those before them."""
-        if self._closing or self.closed:
+        """Take a frame; None is a binary one. Commands are queued, so this returns at once."""
+        if self.ending:
             return
         try:
             if text is None:
                 raise ProtocolError("binary frames are not part of this subprotocol")
-            if len(text) * _LONGEST > self.settings.max_message_size < len(text.encode()):
-                raise ProtocolError(f"the frame is longer than MAX_MESSAGE_SIZE ({self.settings.max_message_size})")
+            limit = self.settings.max_message_size
+            if len(text) * _BYTES_PER_CHARACTER > limit < len(text.encode()):
+                raise ProtocolError(f"the frame is longer than MAX_MESSAGE_SIZE ({limit})")
             command = commands.parse(text)
         except commands.UnansweredSubscribeError as error:
-            self.execution.reject(error.identifier)
+            self.reject(error.identifier)
             self.bad_frame(error)
         except ProtocolError as error:
             self.bad_frame(error)
@@ -220,113 +234,77 @@ class CableSession:
             self._last_pong = time.monotonic()
         elif isinstance(command, commands.Ping):
             self.outbox.push(messages.pong())
-        elif not self.execution.add(command, size):
-            self.disconnect(DisconnectReason.INVALID_REQUEST)
+        elif not self.commands.add(command, size):
+            self.close(DisconnectReason.INVALID_REQUEST)
 
     def bad_frame(self, error: ProtocolError) -> None:
-        """Count what the protocol does not allow; a client that goes on with it is sent away."""
+        """Count a violation of the protocol. A client that commits many is disconnected."""
         self._bad_frames += 1
         logger.warning("A frame was refused: %s.", error)
         if self._bad_frames > MAX_BAD_FRAMES:
-            self.disconnect(DisconnectReason.INVALID_REQUEST)
+            self.close(DisconnectReason.INVALID_REQUEST)
 
-    # -- heartbeat --------------------------------------------------------------------------------------------------
+    def reject(self, identifier: str) -> None:
+        """Answer that a subscription was rejected."""
+        self.outbox.push(messages.acknowledgement(MessageType.REJECT_SUBSCRIPTION, identifier))
 
     def ping(self, frame: str) -> bool:
-        """Send a ping, or end the connection of a client that does not answer; False: it is to have no more."""
+        """Send a ping, or close the connection of a client that answers none.
+
+        Returns:
+            False if the connection needs no more pings.
+        """
         timeout = self.settings.pong_timeout
+        # Only clients that have sent a pong before are expected to.
         if timeout is not None and self._last_pong is not None and time.monotonic() - self._last_pong > timeout:
-            # Only who has ponged before is expected to (15).
-            self.disconnect(DisconnectReason.NO_PONG)
+            self.close(DisconnectReason.NO_PONG)
             return False
         if self.ending:
             return False
-        self.execution.rest()
+        self.commands.rest()
         self.outbox.push(frame)
         return True
 
-    # -- ending -----------------------------------------------------------------------------------------------------
+    # -- closing ------------------------------------------------------------------------------------------------------
 
-    def disconnect(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
-        """End the connection; the client is told why where its session must not be resumed (12)."""
-        if self.ending:
-            return
-        self._closing = True
-        self.execution.clear()
-        if not (reason.resumable and self.extended):
-            self.outbox.push(
-                messages.disconnect(reason, reconnect=reason.resumable if reconnect is None else reconnect)
-            )
-            self._forget()
-        self.hub.spawn(self._finish())
+    def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
+        """Close the connection. Closing it again can only make the end harder: forget the session, or abort.
 
-    def restart(self) -> None:
-        """End the connection so that the client comes back and recovers."""
-        self.disconnect(DisconnectReason.SERVER_RESTART)
+        Args:
+            reason: decides everything else (see `closing.CLOSINGS`).
+            reconnect: whether the client is to reconnect. None: as the reason says.
+        """
+        closing = CLOSINGS[reason]
+        if closing.session is SessionFate.FORGOTTEN and self.resumable:
+            self.resumable = False
+            self.hub.sessions.void(self)
+        elif closing.session is SessionFate.HANDED_OVER:
+            self.resumable = False
+            self.hub.sessions.discard(self)
+        was_ending = self.ending
+        if not self.closed:
+            self.state = ConnectionState.CLOSING
+        if closing.abort:
+            self.outbox.abandon()
+            self.transport.abort()
+        elif not was_ending:
+            self.commands.clear()
+            if closing.notified is Notified.ALL or (closing.notified is Notified.BASE and not self.extended):
+                asked = closing.reconnect if reconnect is None else reconnect
+                self.outbox.push(messages.disconnect(reason, reconnect=asked))
+            self.spawn(self._finish())
 
     async def drain(self, delay: float) -> None:
-        """End the connection before the server stops: after `delay` seconds, and after answering what was asked."""
+        """Close the connection before the server stops: after `delay` seconds, and after the queued commands."""
         await asyncio.sleep(delay)
         if not self.closed:
-            await self.execution.finished(CLOSE_TIMEOUT)
-            self.restart()
-
-    def revoke(self, *, reconnect: bool) -> None:
-        """End the connection, and its session in whatever state that is, since someone disconnected its like."""
-        self.disconnect(DisconnectReason.REMOTE, reconnect=reconnect)
-        self._forget()
-
-    def supersede(self) -> None:
-        """The client came back before this connection was noticed dead: never two alive."""
-        self._closing = True
-        self.resumable = False
-        self.hub.sessions.discard(self)
-        self.outbox.abandon()
-        self._connection.abort()
+            await self.commands.finished(CLOSE_TIMEOUT)
+            self.close(DisconnectReason.SERVER_RESTART)
 
     def _too_slow(self) -> None:
         logger.warning("A client that reads too slowly was disconnected (too_slow).")
-        self._closing = True
-        self._connection.abort()
+        self.close(DisconnectReason.TOO_SLOW)
 
     async def _finish(self) -> None:
         if not await self.outbox.close(CLOSE_NORMAL, timeout=CLOSE_TIMEOUT):
-            self._connection.abort()
-
-    def _forget(self) -> None:
-        if self.resumable:
-            self.resumable = False
-            self.hub.sessions.void(self)
-
-    async def end(self) -> None:
-        """The connection has gone: leave everything, and keep what a restore needs."""
-        if self.closed:
-            return
-        self.closed = True
-        self.outbox.abandon()
-        self.hub.heartbeat.remove(self)
-        # A handler that takes its time keeps nobody's place meanwhile.
-        self._leave_all()
-        await self.execution.finished()
-        self._leave_all()
-        if self.resumable:
-            await self.hub.sessions.drop(self)
-        self.hub.forget(self)
-        if self._listening:
-            self._listening = False
-            self.hub.control.release()
-        for subscription in self.subscriptions.values():
-            await self.execution.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Refer to nothing that refers to this: so it is freed at once, and not by a full garbage collection."""
-        for subscription in self.subscriptions.values():
-            subscription.let_go()
-        self.subscriptions = {}
-        self.outbox.let_go()
-        del self.execution
-
-    def _leave_all(self) -> None:
-        for subscription in self.subscriptions.values():
-            subscription.release()
+            self.transport.abort()

@@ -98,7 +98,7 @@ class Outbox:
         "_send",
         "_size",
         "_task",
-        "_turn",
+        "_reading",
         "_unsent",
         "_unsent_then",
         "_watch",
@@ -137,7 +137,7 @@ class Outbox:
         self._moved = False
         self._unsent = unsent
         self._unsent_then: int | None = None
-        self._turn: asyncio.Lock | None = None
+        self._reading: asyncio.Lock | None = None
         self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -252,11 +252,11 @@ class Outbox:
             await asyncio.shield(self._drained)
 
     @property
-    def turn(self) -> asyncio.Lock:
-        """Held by the one who reads from a store for this connection, and waits until that was sent."""
-        if self._turn is None:
-            self._turn = asyncio.Lock()
-        return self._turn
+    def reading(self) -> asyncio.Lock:
+        """The lock that is held while entries are read for this connection and written to it."""
+        if self._reading is None:
+            self._reading = asyncio.Lock()
+        return self._reading
 
     def _wait_for_movement(self) -> None:
         self._moved, self._unsent_then = False, self._unsent()
@@ -309,8 +309,8 @@ class Outbox:
             self._task.cancel()
         self._wake()
 
-    def let_go(self) -> None:
-        """Refer to nobody who is to be told: the connection has gone."""
+    def break_cycles(self) -> None:
+        """Drop the reference to the connection, which has ended."""
         self._overflow = _tell_nobody
 
     def _drive(self, message: dict[str, Any]) -> None:

@@ -1,136 +1,122 @@
-"""Gives a client that came back the subscriptions of the session that it left (PROTOCOL.md, 5, 6 and 18)."""
+"""Restoring a session: a client that reconnects gets its subscriptions back, with their streams, state and presence.
+
+Protocol: Restore.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from reliable_cable.channel import find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import parse_identifier
+from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import PresenceJoin
-from reliable_cable.stores.sessions.base import SessionRecord
 
+from .commands import Commands
 from .subscription import Subscription
-
-if TYPE_CHECKING:
-    from .connection import CableSession
 
 logger = logging.getLogger("reliable_cable")
 
-#: How many of its former ids a session is still known by, to be left out of broadcasts "to others".
-MAX_SIDS = 8
+#: The most ids by which a session is known. A broadcast "to others" excludes all of them.
+MAX_SIDS: Final = 8
 
 #: How long, in seconds, to retry `resubscribed` while a database or store cannot be reached. The client has no welcome
 #: yet, and considers the connection stale after two ping intervals.
-RESTORE_PATIENCE = 4.0
+RESTORE_TIMEOUT: Final = 4.0
 
 
-def make_record(session: CableSession) -> SessionRecord:
-    """Return what a restore of a session needs, as of now."""
-    return SessionRecord(
-        session.identity,
-        session.authenticated,
-        {
-            "sids": list(session.former),
-            "alive": not session.closed,
-            "left_at": session.hub.engine.session_clock.now(),
-            # The client subscribes afresh, with its own request, to what is left out.
-            "subscriptions": [each.record() for each in session.subscriptions.values() if each.restorable],
-        },
-    )
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Restored:
-    """What came of a restore.
+    """The result of a restore.
 
-    Args:
-        sid: the session that goes on.
-        identifiers: what is back.
-        alive: whether another process may still have its connection.
+    Attributes:
+        sid: the session that continues.
+        identifiers: the restored subscriptions.
+        transmissions: frames to be sent after the welcome.
+        elsewhere: whether another process may still have the connection of the session.
     """
 
     sid: str
-    identifiers: list[str]
-    alive: bool
+    identifiers: list[str] = field(default_factory=list)
+    transmissions: list[str] = field(default_factory=list)
+    elsewhere: bool = False
 
 
-async def restore(session: CableSession, sid: str, transmissions: list[str]) -> Restored | None:
-    """Take over what session `sid` was subscribed to.
+async def restore(commands: Commands, sid: str) -> Restored | None:
+    """Take over the subscriptions of a session.
 
     Args:
-        session: the new one; its connection has been authenticated.
-        sid: what the client claims to have been.
-        transmissions: takes the frames to be sent after the welcome.
+        commands: the commands of the new connection, which has been authenticated.
+        sid: the session that the client names.
 
     Returns:
-        What is back; None if there is no such session of this user.
+        None if there is no such session that belongs to this user.
     """
-    hub = session.hub
-    old = hub.holders.get(sid)
+    connection = commands.connection
+    hub = connection.hub
+    old = hub.connections.find(sid)
     if old is not None and not old.resumable:
-        old = None  # it was sent away, or superseded by another process's: the store knows
+        old = None  # it was closed or superseded: the store knows the session
     try:
-        record = old.record() if old is not None else await hub.sessions.load(sid, session.identity)
+        record = old.record() if old is not None else await hub.sessions.load(sid, connection.identity)
     except Exception:
         logger.exception("A session could not be loaded.")
         return None
-    # Records of many come at once, if many are back at once.
     await hub.pacer.wait()
-    if record is None or record.identity != session.identity:
+    if record is None or record.identity != connection.identity:
         return None
-    # A client that never hears the welcome comes back with the old id: its record stays until it expires, and says
-    # that a connection has the session.
+    # A client that does not receive the welcome returns with the same session id. So the record stays until it expires,
+    # and says that a connection has the session.
     former = replace(record, data={**record.data, "alive": True})
     if old is not None:
-        # It may be a later one than the client knows of: what says that it has session `sid` is meant for this one too.
+        # The connection here may continue session `sid`. Control messages for it are meant for the new one, too.
         record = replace(record, data={**record.data, "sids": [old.sid, *record.data["sids"]]})
-        old.supersede()
-        # What the store has may be older: the client may be back once more before this restore is done.
+        old.close(DisconnectReason.SUPERSEDED)
+        # The record in the store may be older, and the client may return before this restore has ended.
         hub.sessions.keep(sid, former)
+    restored = Restored(sid)
     try:
-        identifiers = await _restore_all(session, sid, record.data, transmissions)
-        alive = bool(record.data["alive"]) and old is None
+        await _restore_all(commands, restored, record.data)
+        restored.elsewhere = bool(record.data["alive"]) and old is None
     except Exception:
-        # Of another version, say. The client subscribes afresh, with its positions.
+        # Another version may have written it. The client subscribes afresh, with its positions.
         logger.exception("A session record could not be read.")
-        for subscription in session.subscriptions.values():
+        for subscription in commands.subscriptions.values():
             subscription.end()
-        session.subscriptions.clear()
-        session.former = ()
-        transmissions.clear()
+        commands.subscriptions.clear()
+        connection.sids = (connection.sid,)
         return None
-    await hub.sessions.take_over(session, sid, former)
+    await hub.sessions.take_over(connection, sid, former)
     await hub.pacer.wait()
-    return Restored(sid, identifiers, alive)
-
-
-async def _restore_all(session: CableSession, sid: str, data: Mapping[str, Any], transmissions: list[str]) -> list[str]:
-    session.former = tuple(dict.fromkeys((sid, *data["sids"])))[: MAX_SIDS - 1]
-    restored: list[str] = []
-    until = time.monotonic() + RESTORE_PATIENCE
-    incarnations = await _incarnations(session, data["subscriptions"])
-    for item in data["subscriptions"]:
-        if find_channel(parse_identifier(item["identifier"])[0]) is None:
-            continue  # it was removed while the client was away
-        if item["watching"] is not None and incarnations.get(_presence_stream(item)) != item["watching"]:
-            continue  # its list of members cannot be made right: let it start afresh
-        if await _restore_one(session, item, item["left_at"] or data["left_at"], transmissions, until):
-            restored.append(item["identifier"])
     return restored
 
 
-async def _incarnations(session: CableSession, items: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
-    """Return what names the presence data, as they are now, that clients have lists of."""
+async def _restore_all(commands: Commands, restored: Restored, data: Mapping[str, Any]) -> None:
+    connection = commands.connection
+    former_sids = tuple(dict.fromkeys((restored.sid, *data["sids"])))
+    connection.sids = (connection.sid, *former_sids[: MAX_SIDS - 1])
+    until = asyncio.get_running_loop().time() + RESTORE_TIMEOUT
+    incarnations = await _incarnations(commands, data["subscriptions"])
+    for item in data["subscriptions"]:
+        if find_channel(parse_identifier(item["identifier"])[0]) is None:
+            continue  # the channel was removed while the client was away
+        if item["watching"] is not None and incarnations.get(_presence_stream(item)) != item["watching"]:
+            continue  # the presence data were lost: the client subscribes, and asks for the members, afresh
+        if await _restore_one(commands, restored, item, item["left_at"] or data["left_at"], until):
+            restored.identifiers.append(item["identifier"])
+
+
+async def _incarnations(commands: Commands, items: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
+    """Return the present incarnation of the presence data of each stream whose members the client was told."""
     streams = {_presence_stream(item): () for item in items if item["watching"] is not None and item["streams"]}
-    return (await session.hub.engine.presence.arefresh(streams)).incarnations if streams else {}
+    return (await commands.connection.hub.engine.presence.arefresh(streams)).incarnations if streams else {}
 
 
 def _presence_stream(item: Mapping[str, Any]) -> str:
@@ -140,26 +126,33 @@ def _presence_stream(item: Mapping[str, Any]) -> str:
 
 
 async def _restore_one(
-    session: CableSession, item: Mapping[str, Any], left_at: float, transmissions: list[str], until: float
+    commands: Commands, restored: Restored, item: Mapping[str, Any], left_at: float, until: float
 ) -> bool:
-    """Restore one subscription; return whether it was restored.
+    """Restore one subscription. Return whether it was restored.
 
-    While a database or store cannot be reached, this is retried until the time `until`, by the monotonic clock.
+    Args:
+        commands: the commands of the new connection.
+        restored: takes the transmissions.
+        item: the record of the subscription.
+        left_at: when the client left, by the session store's clock.
+        until: until when to retry while a database or store cannot be reached, by the clock of the event loop.
     """
     identifier = item["identifier"]
-    while (channel := session.execution.make_channel(identifier)) is not None:
-        subscription = Subscription(session, identifier, channel)
+    loop = asyncio.get_running_loop()
+    while (channel := commands.make_channel(identifier)) is not None:
+        subscription = Subscription(commands.connection, identifier, channel)
         channel.load_state(item["state"])
-        retried = time.monotonic() + RETRY_DELAY < until
+        retried = loop.time() + RETRY_DELAY < until
         try:
-            await subscription.restore(item, left_at)
-            reply = await session.execution.call(
+            await subscription.restore(item, left_at, until=max(until, loop.time() + RETRY_DELAY))
+            reply = await commands.call(
                 channel, "resubscribed", channel.resubscribed, channel.before_subscribe, retried=retried
             )
             if reply is not None and not reply.rejected:
                 await subscription.apply_streams(reply)
-                for op in reply.presence:
-                    subscription.presence.member = (op.id, op.info) if isinstance(op, PresenceJoin) else None
+                for operation in reply.presence:
+                    joined = isinstance(operation, PresenceJoin)
+                    subscription.presence.member = (operation.id, operation.info) if joined else None
         except Exception as error:
             subscription.end()
             if retried and is_outage(error):
@@ -170,7 +163,7 @@ async def _restore_one(
         if reply is None or reply.rejected:
             subscription.end()
             return False
-        transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
-        session.subscriptions[identifier] = subscription
+        restored.transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
+        commands.subscriptions[identifier] = subscription
         return True
     return False

@@ -1,175 +1,190 @@
-"""What the processes tell each other: which connections to close, and which sessions went on elsewhere.
+"""The control bus: what the server processes tell each other, namely which connections to close.
 
-Control messages are kept messages of a reserved stream, which every hub with connections reads as it does any other:
-so it works with every stream store, and a process that was cut off reads what it missed.
+Control messages are kept messages of a reserved stream. Every hub that has connections observes that stream. So the bus
+works with every stream store, and a process that was cut off reads the messages that it missed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import secrets
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
-from reliable_cable.conf import CONTROL_POLICY, CONTROL_STREAM
+from reliable_cable.concurrency.tasks import BackgroundTasks
+from reliable_cable.conf import CONTROL_POLICY, CONTROL_STREAM, CableSettings
 from reliable_cable.exceptions import BroadcastError, StoreError
-from reliable_cable.identity import Identity, condition_key, condition_keys, matches
+from reliable_cable.identity import condition_key, condition_keys, matches
+from reliable_cable.protocol import control
+from reliable_cable.protocol.constants import DisconnectReason
+from reliable_cable.protocol.control import Revocation, Takeover
+from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.sessions.base import is_revoked
 from reliable_cable.stores.streams.base import Message
 
-if TYPE_CHECKING:
-    from reliable_cable.connection.connection import CableSession
-
-    from .hub import Hub
-    from .stream import HubStream
+from .connections import Connections, HubConnection
+from .session_records import SessionService
+from .stream import HubStream, StreamObserver
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds within which takeovers are announced together.
+#: How long, in seconds, takeovers are collected, to be announced together.
 ANNOUNCE_DELAY: Final = 0.02
-#: Takeovers that one message announces.
-BATCH: Final = 500
-#: Seconds until a store that failed is tried again.
+#: The most takeovers in one message.
+MAX_TAKEOVERS: Final = 500
+#: How long, in seconds, to wait before a store that failed is tried again.
 RETRY_DELAY: Final = 1.0
-#: Seconds over which connections are closed that have to be authenticated again.
-RENEWAL_TIME = 10.0
+#: Over how many seconds connections are closed that have to be authenticated again.
+REAUTHENTICATION_TIME: Final = 10.0
 
 
-def revocation(condition: Identity, at: float, *, reconnect: bool) -> Message:
-    """Return the message that lets every process close the connections of a kind.
+class ControlBus:
+    """The part of the control bus in one event loop.
 
-    Args:
-        condition: the identifiers that they all have.
-        at: close connections that were authenticated before this time, in seconds since 1970 by the session store's
-            clock.
-        reconnect: whether their clients are to come back.
-    """
-    return Message(json.dumps({"revoke": dict(condition), "at": at, "reconnect": reconnect}))
-
-
-class Control:
-    """One hub's part of it: hears control messages while the hub has connections, and announces takeovers.
-
-    It also measures the clocks of the stores while the hub has connections.
+    It also measures the clocks of the stores while there are connections.
 
     Args:
-        hub: whose connections it closes.
+        engine: the stores.
+        settings: the settings in force.
+        connections: the connections of this event loop.
+        records: the session records of this event loop.
+        tasks: the background tasks of this event loop.
+        observe: opens a stream for an observer.
+        stop_observing: closes it.
     """
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._uses = 0
-        self._following: asyncio.Task[HubStream] | None = None
-        self._measuring: list[asyncio.Task[None]] = []
-        #: What was revoked of late, by condition, for connections that were not ready yet: when, and `reconnect`.
-        self._revoked: OrderedDict[str, tuple[float, bool]] = OrderedDict()
-        self._takeovers: list[tuple[str, str]] = []
+    def __init__(
+        self,
+        engine: Engine,
+        settings: CableSettings,
+        connections: Connections,
+        records: SessionService,
+        tasks: BackgroundTasks,
+        observe: Callable[[str, StreamObserver], Awaitable[HubStream]],
+        stop_observing: Callable[[HubStream], None],
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._connections = connections
+        self._records = records
+        self._tasks = tasks
+        self._observe = observe
+        self._stop_observing = stop_observing
+        self._users = 0
+        self._observing: asyncio.Task[HubStream] | None = None
+        self._clocks: list[asyncio.Task[None]] = []
+        #: The latest revocations, by condition, for connections that are still being accepted.
+        self._revocations: OrderedDict[str, Revocation] = OrderedDict()
+        self._takeovers: list[Takeover] = []
+        #: The connections whose takeover has not been received back from the stream.
+        self._unconfirmed: set[str] = set()
         self._announcing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
 
-    # -- hearing ------------------------------------------------------------------------------------------------------
+    # -- receiving ----------------------------------------------------------------------------------------------------
 
-    def hold(self) -> None:
-        """A connection comes: hear, from now on and what is kept of before."""
-        self._uses += 1
-        if self._following is None:
+    def acquire(self) -> None:
+        """Receive control messages, the kept ones too, until `release`. Call this for each connection."""
+        self._users += 1
+        if self._observing is None:
             loop = asyncio.get_running_loop()
-            self._following = loop.create_task(self._follow(), name="cable-control")
-            clocks = (self._hub.engine.session_clock, self._hub.engine.stream_clock)
-            self._measuring = [loop.create_task(clock.keep(), name="cable-clock") for clock in clocks]
+            self._observing = loop.create_task(self._start_observing(), name="cable-control")
+            clocks = (self._engine.session_clock, self._engine.stream_clock)
+            self._clocks = [loop.create_task(clock.keep(), name="cable-clock") for clock in clocks]
 
     def release(self) -> None:
-        """A connection has gone; after the last one, there is nothing to be closed."""
-        self._uses -= 1
-        if self._uses == 0 and self._following is not None:
-            for measuring in self._measuring:
-                measuring.cancel()
-            following, self._following = self._following, None
-            if following.done():
-                self._hub.unfollow(following.result())
+        """Stop receiving after the last connection has ended."""
+        self._users -= 1
+        if self._users == 0 and self._observing is not None:
+            for clock in self._clocks:
+                clock.cancel()
+            observing, self._observing = self._observing, None
+            self._unconfirmed.clear()
+            if observing.done():
+                self._stop_observing(observing.result())
             else:
-                following.cancel()
+                observing.cancel()
 
-    async def _follow(self) -> HubStream:
+    async def _start_observing(self) -> HubStream:
         failing = False
-        # A revocation is compared with the time at which a connection was authenticated, by this clock.
-        await self._hub.engine.session_clock.ready()
+        # Revocations are compared with the time of authentication, by this clock.
+        await self._engine.session_clock.ready()
         while True:
             try:
-                return await self._hub.follow(CONTROL_STREAM, self)
+                return await self._observe(CONTROL_STREAM, self)
             except Exception as error:
                 if not failing:
                     logger.warning("Control messages cannot be read; trying again: %s", error)
                 failing = True
             await asyncio.sleep(RETRY_DELAY)
 
-    def hear(self, data: str) -> None:
+    def receive(self, data: str) -> None:
         """Take a control message."""
         try:
-            message: dict[str, Any] = json.loads(data)
-            if "revoke" in message:
-                self._revoke(message["revoke"], message["at"], reconnect=message["reconnect"])
-            for sid, heir in message.get("supersede", ()):
-                self._supersede(sid, heir)
+            revocation, takeovers = control.decode(data)
+            if revocation is not None:
+                self._revoke(revocation)
+            for takeover in takeovers:
+                self._supersede(takeover)
         except Exception:
-            # Of another version, say.
+            # A server of another version may have sent it.
             logger.exception("A control message failed: %.200s", data)
 
-    def _revoke(self, condition: Identity, at: float, *, reconnect: bool) -> None:
-        key = condition_key(condition)
-        self._revoked[key] = (at, reconnect)
-        self._revoked.move_to_end(key)
-        if len(self._revoked) > CONTROL_POLICY.history_size:
-            self._revoked.popitem(last=False)
-        for session in list(self._hub.connections.values()):
-            if matches(condition, session.identity) and is_revoked(session.authenticated, [at]):
-                _send_away(session, at, reconnect=reconnect)
+    def _revoke(self, revocation: Revocation) -> None:
+        key = condition_key(revocation.condition)
+        self._revocations[key] = revocation
+        self._revocations.move_to_end(key)
+        if len(self._revocations) > CONTROL_POLICY.history_size:
+            self._revocations.popitem(last=False)
+        for connection in self._connections.all():
+            if matches(revocation.condition, connection.identity):
+                _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect)
 
-    def revoked(self, session: CableSession) -> bool:
-        """Whether a connection is of a kind that was revoked since it was authenticated; it is then sent away."""
-        for key in condition_keys(session.identity):
-            at, reconnect = self._revoked.get(key, (0.0, False))
-            if is_revoked(session.authenticated, [at]):
-                _send_away(session, at, reconnect=reconnect)
+    def close_if_revoked(self, connection: HubConnection) -> bool:
+        """Close a connection if it was revoked since it was authenticated. Return whether it was."""
+        for key in condition_keys(connection.identity):
+            revocation = self._revocations.get(key)
+            if revocation is not None and _close_if_revoked(
+                connection, revocation.at, reconnect=revocation.reconnect
+            ):
                 return True
         return False
 
-    def _supersede(self, sid: str, heir: str) -> None:
-        own = self._hub.connections.get(heir)
-        if own is not None:
-            own.announcing = False
-        found = self._hub.holders.get(sid)
-        # Not the heir's own heir; nor a connection that took the session over later, as its announcement will tell.
-        if found is not None and heir not in found.sids and not found.announcing:
-            found.supersede()
+    def _supersede(self, takeover: Takeover) -> None:
+        self._unconfirmed.discard(takeover.successor)
+        found = self._connections.find(takeover.sid)
+        # The session may have gone on from the successor to the found connection, or the found connection may have taken
+        # the session over later: then its own announcement follows.
+        if found is not None and takeover.successor not in found.sids and found.sid not in self._unconfirmed:
+            found.close(DisconnectReason.SUPERSEDED)
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
-    def announce(self, sid: str, heir: CableSession) -> None:
-        """Let whatever process still has the connection of session `sid` close it: the session goes on in `heir`."""
-        heir.announcing = True
-        self._takeovers.append((sid, heir.sid))
+    def announce_takeover(self, sid: str, successor: HubConnection) -> None:
+        """Make other processes close the connection that had session `sid` before `successor` restored it."""
+        self._unconfirmed.add(successor.sid)
+        self._takeovers.append(Takeover(sid, successor.sid))
         if self._announcing is None:
-            self._announcing = self._hub.spawn(self._announce())
+            self._announcing = self._tasks.spawn(self._announce())
 
     async def _announce(self) -> None:
         try:
             await asyncio.sleep(ANNOUNCE_DELAY)
             while self._takeovers:
-                batch, self._takeovers = self._takeovers[:BATCH], self._takeovers[BATCH:]
-                await self._append(Message(json.dumps({"supersede": batch}), idempotency_key=secrets.token_hex(8)))
+                batch, self._takeovers = self._takeovers[:MAX_TAKEOVERS], self._takeovers[MAX_TAKEOVERS:]
+                await self._append(Message(control.encode_takeovers(batch), idempotency_key=secrets.token_hex(8)))
         finally:
             self._announcing = None
 
     async def _append(self, message: Message) -> None:
         loop = asyncio.get_running_loop()
-        until = loop.time() + self._hub.settings.sessions_ttl
+        until = loop.time() + self._settings.sessions_ttl
         while True:
             try:
-                await self._hub.engine.streams.aappend([(CONTROL_STREAM, message)])
+                await self._engine.streams.aappend([(CONTROL_STREAM, message)])
             except (BroadcastError, StoreError) as error:
                 if loop.time() > until:
                     logger.error("Takeovers of sessions could not be announced: %s", error)
@@ -178,38 +193,46 @@ class Control:
                 return
             await asyncio.sleep(RETRY_DELAY)
 
-    # -- losing -------------------------------------------------------------------------------------------------------
+    # -- losses -------------------------------------------------------------------------------------------------------
 
-    def lost(self) -> None:
-        """Control messages are missing for good: find out what they may have said."""
-        logger.warning("Control messages were lost: all connections are checked for what was revoked meanwhile.")
+    def messages_lost(self) -> None:
+        """Control messages are missing for good: check every connection in the session store."""
+        logger.warning("Control messages were lost. All connections are checked for revocations.")
         if self._checking is None:
-            self._checking = self._hub.spawn(self._check())
+            self._checking = self._tasks.spawn(self._check())
 
     async def _check(self) -> None:
         try:
             while True:
                 try:
-                    sure = self._hub.sessions.enabled and await self._hub.sessions.refresh()
-                    sessions = list(self._hub.connections.values())
-                    times = await self._hub.sessions.store.arevoked([session.identity for session in sessions])
+                    sure = self._records.enabled and await self._records.refresh()
+                    connections = self._connections.all()
+                    times = await self._engine.sessions.arevoked([each.identity for each in connections])
                     break
                 except Exception as error:
-                    logger.debug("What was revoked could not be read; trying again: %s", error)
+                    logger.debug("Revocations could not be read; trying again: %s", error)
                     await asyncio.sleep(RETRY_DELAY)
         finally:
             self._checking = None
-        for session, at in zip(sessions, times, strict=True):
-            if is_revoked(session.authenticated, [at]):
-                _send_away(session, at, reconnect=True)
-            elif not sure:
-                # The store lost data, and perhaps what was revoked with it: let all of them be authenticated again.
-                delay = random.uniform(0, RENEWAL_TIME)  # noqa: S311 - spreads load, no secret
-                asyncio.get_running_loop().call_later(delay, session.restart)
+        for connection, at in zip(connections, times, strict=True):
+            if not _close_if_revoked(connection, at, reconnect=True) and not sure:
+                # The store has lost data, and perhaps revocations: authenticate every client again.
+                delay = random.uniform(0, REAUTHENTICATION_TIME)  # noqa: S311 - spreads load, no secret
+                asyncio.get_running_loop().call_later(delay, connection.close, DisconnectReason.SERVER_RESTART)
         if not sure:
-            logger.warning("What was revoked may have been lost: all clients are sent away to authenticate again.")
+            logger.warning("Revocations may have been lost. All clients reconnect, to be authenticated again.")
 
 
-def _send_away(session: CableSession, at: float, *, reconnect: bool) -> None:
-    # One that was authenticated afterwards, as far as clocks can tell, has perhaps every right: let it try again.
-    session.revoke(reconnect=reconnect or session.authenticated > at)
+def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) -> bool:
+    """Close a connection if a revocation concerns it. Return whether it does.
+
+    Args:
+        connection: a connection that the condition of the revocation matches.
+        at: the time of the revocation.
+        reconnect: whether the client is to reconnect.
+    """
+    if not is_revoked(connection.authenticated, [at]):
+        return False
+    # A client that was authenticated afterwards, within the error of the clocks, may have every right: let it try again.
+    connection.close(DisconnectReason.REMOTE, reconnect=reconnect or connection.authenticated > at)
+    return True

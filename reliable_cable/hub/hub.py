@@ -1,317 +1,232 @@
-"""The hub of one process: takes what the store announces, in order, repairs gaps, and lets readers catch up.
+"""The hub: everything that the connections of one event loop share.
 
-What the hub delivers goes to *live* readers (readers.py); the others are *behind*: nothing is kept for them, what they
-miss is read from the store (PROTOCOL.md, 4 and 5).
+It takes the events of the stream store, gives each stream's messages to its subscribers in order, and has gaps repaired.
+
+Architecture: Delivery.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Final
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
+from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import Entry, StreamPage, Verdict, advance, judge
+from reliable_cable.protocol.recovery import Entry, Verdict, judge
 from reliable_cable.stores.engine import Engine
-from reliable_cable.stores.streams.base import Advanced, Published, StreamEvent, Transient
+from reliable_cable.stores.streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
 
-from .control_bus import Control
-from .fanout import Reader
+from .catch_up import CatchUp
+from .connections import Connections
+from .control_bus import ControlBus
 from .heartbeat import Heartbeat
-from .history import Pages
+from .history import HistoryReader
 from .presence import PresenceService
 from .repair import RETRY_DELAY, Repairs
 from .session_records import SessionService
-from .stream import Ear, HubStream
-
-if TYPE_CHECKING:
-    from reliable_cable.connection.connection import CableSession
+from .stream import HubStream, StreamObserver
+from .subscriber import Subscriber
 
 logger = logging.getLogger("reliable_cable")
 
-#: Characters of history that are written to a connection at once.
-BATCH_SIZE = 64 * 1024
+#: How long, in seconds, to retry the opening of a stream. Clients give up a subscribe after 10 seconds.
+OPEN_TIMEOUT: Final = 8.0
 
-#: Seconds to wait after each repair in a row that did not bring a stream to the position of a subscriber's page.
-CATCH_UP_DELAYS = (0.0, 0.05, 0.2, 0.5)
-
-#: Seconds for which the opening of a stream is tried, then the client is sent away to come back: it would give up a
-#: subscribe after 10, and close its channel for good.
-OPEN_PATIENCE = 8.0
-
-#: Seconds for which a hub that is closed waits for what its connections began.
-CLOSE_PATIENCE = 1.0
+#: How long, in seconds, to wait for the tasks of connections when the hub is closed.
+CLOSE_TIMEOUT: Final = 1.0
 
 
 class Hub:
-    """All streams, presence and sessions that the connections of one event loop share.
+    """The streams, presence, sessions and connections of one event loop.
 
     Args:
         engine: the stores.
-        settings: in force when it was made.
+        settings: the settings in force when the hub was made.
     """
 
     def __init__(self, engine: Engine, settings: CableSettings) -> None:
         self.engine = engine
         self.settings = settings
+        #: Whether the server is about to stop, and accepts no more connections.
         self.draining = False
-        #: Connections by session id, extended and base ones.
-        self.connections: dict[str, CableSession] = {}
-        #: The connection that has, or continues, a session, by each of its present and former ids.
-        self.holders: dict[str, CableSession] = {}
+        self.tasks = BackgroundTasks()
+        self.connections = Connections()
         self.presence = PresenceService(engine.presence, self._send_presence)
         self.sessions = SessionService(engine.sessions, engine.session_clock)
         # Clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
-        self.pages = Pages(engine.streams)
+        self.history = HistoryReader(engine.streams)
         self.pacer = Pacer(PER_ITERATION)
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
         self.repairs = Repairs(engine.streams, self._listener, self.sessions.suspect)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._idle: asyncio.Future[None] | None = None
-        self.control = Control(self)
-        self.spawn(self._warn())
+        self.catch_up = CatchUp(self.history, self.repairs, settings.max_pending_size)
+        self.control = ControlBus(
+            engine, settings, self.connections, self.sessions, self.tasks, self.observe, self.stop_observing
+        )
+        self.tasks.spawn(self._log_problems())
 
-    async def _warn(self) -> None:
+    async def _log_problems(self) -> None:
         try:
             for problem in await self.engine.streams.aproblems():
                 logger.warning("%s", problem)
         except StoreError:
-            logger.warning("The stream store could not be asked how it is; `manage.py cable_doctor` does so, too.")
+            logger.warning("The stream store could not be checked. `manage.py cable_doctor` does so, too.")
 
-    # -- readers ------------------------------------------------------------------------------------------------
+    # -- streams ------------------------------------------------------------------------------------------------------
 
-    async def add(self, reader: Reader, stream: str) -> None:
-        """Put a reader on a stream, behind, at the stream's present end.
+    async def subscribe(self, name: str, subscriber: Subscriber, *, until: float | None = None) -> HubStream:
+        """Open a stream and add a subscriber, which catches up from the stream's present position.
 
-        Raises:
-            StoreError: the stream's position could not be read.
-        """
-        found = await self._open(stream)
-        reader.stream = found
-        if found.position is not None:
-            reader.position = found.position
-        found.group(reader).readers[reader] = None
-
-    def remove(self, reader: Reader) -> None:
-        """Take a reader off its stream; whatever is under way for it ends."""
-        found, reader.stream, reader.live = reader.stream, None, False
-        reader.let_go()
-        if found is None:
-            return
-        found.drop(reader)
-        self._release(found)
-
-    async def follow(self, stream: str, ear: Ear) -> HubStream:
-        """Let an ear of this process's own have a stream, from the oldest message that is kept, until `unfollow`.
+        Args:
+            name: the name of the stream.
+            subscriber: the subscriber.
+            until: the time, by the clock of the event loop, at which to give up. None: after `OPEN_TIMEOUT` seconds.
 
         Raises:
             StoreError: the stream could not be opened.
         """
-        found = await self._open(stream)
-        try:
-            page = await self.engine.streams.aread(stream, after=0, limit=0)
-        except BaseException:
-            self._release(found)
-            raise
-        found.ear = ear
-        found.position = StreamPosition(page.epoch, page.low - 1)
-        self.repairs.request(found)
-        return found
+        stream = await self._open(name, until)
+        stream.add(subscriber)
+        return stream
 
-    def unfollow(self, found: HubStream) -> None:
-        """Let the ear have the stream no more."""
-        found.ear = None
-        self._release(found)
+    def unsubscribe(self, stream: HubStream, subscriber: Subscriber) -> None:
+        """Close a subscriber. The stream is closed after its last one."""
+        stream.remove(subscriber)
+        self._release(stream)
 
-    def go_live(self, reader: Reader) -> None:
-        """Let a reader that stands where the hub stands have what comes next."""
-        # One that is live already may still be sent what the hub has delivered to others.
-        if not reader.live and reader.stream is not None and reader.stream.position is not None:
-            # The very object, by which a message on its way knows who stands where it comes next.
-            reader.position = reader.stream.position
-            reader.live = True
-        for frame in reader.let_go():
-            reader.outbox.push(frame)
+    async def observe(self, name: str, observer: StreamObserver) -> HubStream:
+        """Open a stream for an observer, which receives the stream from its oldest kept message.
 
-    def is_behind(self, reader: Reader) -> bool:
-        """Whether there is something to be read for a reader before it can go live."""
-        return reader.stream is not None and reader.position != reader.stream.position
-
-    async def send_page(self, reader: Reader, page: StreamPage | None = None) -> bool:
-        """Send what a reader misses, as far as one page goes, when the socket takes it, and wait until it did.
-
-        Args:
-            reader: not live.
-            page: read after the reader's position, if that was done already.
-
-        Returns:
-            False if messages are missing for good: the reader then stands where the hub stands.
+        Raises:
+            StoreError: the stream could not be opened.
         """
-        async with reader.outbox.turn:
-            return await self._send_page(reader, page)
+        stream = await self._open(name)
+        try:
+            page = await self.engine.streams.aread(name, after=0, limit=0)
+        except BaseException:
+            self._release(stream)
+            raise
+        stream.observer = observer
+        stream.position = StreamPosition(page.epoch, page.low - 1)
+        self.repairs.request(stream)
+        return stream
 
-    async def _send_page(self, reader: Reader, page: StreamPage | None) -> bool:
-        await reader.outbox.drained()
-        found = reader.stream
-        if found is None or found.position is None:
-            return True
-        # What the hub delivers while a page is being read need not be in it.
-        asked = found.position
-        if page is None:
-            page = await self.pages.read(found.name, reader.position, asked, following=True)
-        if reader.stream is not found:
-            return True
-        for delay in CATCH_UP_DELAYS:
-            if _agree(reader.position, page, asked) and page.epoch == found.position.epoch:
-                break
-            await self.repairs.finish(found)
-            await asyncio.sleep(delay)
-            if reader.stream is not found:
-                return True
-            asked = found.position
-            page = await self.pages.read(found.name, reader.position, asked, following=True)
-            if reader.stream is not found:
-                return True
-        else:
-            logger.warning("A subscriber could not catch up with the stream %r, and is told of a loss.", found.name)
-            reader.position = found.position
-            return False
-        step = advance(reader.position, page, upto=found.position.offset)
-        if step.lost:
-            reader.position = found.position
-            return False
-        group = found.group(reader)
-        # A long history must not make its reader too slow.
-        most = min(BATCH_SIZE, self.settings.max_pending_size // 2)
-        frames: list[Frame] = []
-        size = 0
-        for entry in step.entries:
-            if entry.exclude and entry.exclude in reader.sids:
-                continue
-            frame = self.pages.encode(group, found.name, page.epoch, entry)
-            if frames and size + len(frame) > most:
-                reader.outbox.push_all(frames)
-                reader.position = StreamPosition(page.epoch, entry.offset - 1)
-                frames, size = [], 0
-                await reader.outbox.drained()
-                if reader.stream is not found:
-                    return True
-            frames.append(frame)
-            size += len(frame)
-        reader.outbox.push_all(frames)
-        reader.position = step.position
-        await reader.outbox.drained()
-        return True
+    def stop_observing(self, stream: HubStream) -> None:
+        """Remove the observer of a stream."""
+        stream.observer = None
+        self._release(stream)
 
-    # -- events -------------------------------------------------------------------------------------------------
+    # -- events -------------------------------------------------------------------------------------------------------
 
     def deliver(self, event: StreamEvent) -> None:
-        """Take an event from the store's listener."""
-        found = self._streams.get(event.stream)
-        if found is None:
+        """Take an event from the listener of the stream store."""
+        stream = self._streams.get(event.stream)
+        if stream is None:
             return
         if isinstance(event, Transient):
-            found.send_transient(event)
-        elif found.position is None:
-            pass  # being opened: its position will be read after this
+            stream.send_transient(event)
+        elif stream.position is None:
+            pass  # it is being opened: its position is read after this
         elif isinstance(event, Advanced):
-            self.repairs.request(found)
-            if found.ear is not None:
-                self.sessions.suspect()  # the store may have been away, and be back with other data
+            self.repairs.request(stream)
+            if stream.observer is not None:
+                self.sessions.suspect()  # the store may have been away, and have lost data
         else:
-            self._deliver_published(found, found.position, event)
+            self._take(stream, stream.position, event)
 
-    def _deliver_published(self, found: HubStream, position: StreamPosition, event: Published) -> None:
+    def _take(self, stream: HubStream, position: StreamPosition, event: Published) -> None:
         verdict = judge(position, event.epoch, event.offset)
         if verdict is Verdict.NEXT:
-            found.send(Entry(event.offset, event.data, event.exclude), event.epoch)
+            stream.take(Entry(event.offset, event.data, event.exclude), event.epoch)
             return
         if verdict is Verdict.GAP:
-            found.keep_early(event)
-        # Also after a repeat: a store that has lost messages announces offsets that were used before.
-        self.repairs.request(found)
+            stream.keep_early(event)
+        # After a repeat, too: a store that has lost messages uses their offsets again.
+        self.repairs.request(stream)
 
-    def _send_presence(self, stream: str, message: str) -> None:
-        found = self._streams.get(stream)
-        if found is not None:
-            found.send_presence(message)
+    def _send_presence(self, name: str, message: str) -> None:
+        stream = self._streams.get(name)
+        if stream is not None:
+            stream.send_presence(message)
 
-    # -- opening and closing ------------------------------------------------------------------------------------
+    # -- opening and closing streams ----------------------------------------------------------------------------------
 
-    async def _open(self, name: str) -> HubStream:
-        found = self._streams.get(name)
-        if found is None:
-            found = self._streams[name] = HubStream(name)
-            found.opening = asyncio.get_running_loop().create_task(self._start(found))
-        found.uses += 1
+    async def _open(self, name: str, until: float | None = None) -> HubStream:
+        stream = self._streams.get(name)
+        if stream is None:
+            stream = self._streams[name] = HubStream(name)
+            stream.opening = asyncio.get_running_loop().create_task(self._start(stream))
+        stream.users += 1
         try:
-            if found.opening is not None:
-                await asyncio.shield(found.opening)
+            if stream.opening is not None:
+                async with asyncio.timeout_at(until):
+                    await asyncio.shield(stream.opening)
+        except TimeoutError as error:
+            self._release(stream)
+            raise StoreError(f"The stream {name!r} was not opened in time.") from error
         except BaseException:
-            self._release(found)
+            self._release(stream)
             raise
-        return found
+        return stream
 
-    async def _start(self, found: HubStream) -> None:
-        closing = self._closing.get(found.name)
+    async def _start(self, stream: HubStream) -> None:
+        closing = self._closing.get(stream.name)
         if closing is not None:
             await asyncio.wait([closing])
         loop = asyncio.get_running_loop()
-        until = loop.time() + OPEN_PATIENCE
+        until = loop.time() + OPEN_TIMEOUT
         try:
             while True:
                 try:
                     async with asyncio.timeout_at(until):
-                        found.position = await self._subscribe(found.name)
+                        stream.position = await self._listen(stream.name)
                     break
                 except TimeoutError as error:
                     raise StoreError(
-                        f"The stream {found.name!r} was not opened: its store took more than {OPEN_PATIENCE:g} s."
+                        f"The stream {stream.name!r} was not opened: its store took more than {OPEN_TIMEOUT:g} s."
                     ) from error
                 except StoreError as error:
                     if loop.time() + RETRY_DELAY > until:
                         raise
-                    logger.debug("The stream %r could not be opened; trying again: %s", found.name, error)
+                    logger.debug("The stream %r could not be opened; trying again: %s", stream.name, error)
                     await asyncio.sleep(RETRY_DELAY)
-                    if not found.uses:
-                        raise  # nobody waits any more
-            found.opening = None
+                    if not stream.users:
+                        raise  # all callers were cancelled
+            stream.opening = None
         except BaseException:
-            # Whoever comes next tries anew, after this one has left.
-            if self._streams.get(found.name) is found:
-                del self._streams[found.name]
-                self._leave(found.name)
+            # The next caller opens the stream anew, after this one was closed.
+            if self._streams.get(stream.name) is stream:
+                del self._streams[stream.name]
+                self._close(stream.name)
             raise
 
-    async def _subscribe(self, name: str) -> StreamPosition:
+    async def _listen(self, name: str) -> StreamPosition:
         await self._listener.subscribe(name)
         await self.presence.open(name)
         if self.settings.policy(name).history_size:
             return await self.engine.streams.aposition(name)
-        return StreamPosition("", 0)
+        return NOWHERE
 
-    def _release(self, found: HubStream) -> None:
-        found.uses -= 1
-        if found.uses == 0 and self._streams.get(found.name) is found:
-            del self._streams[found.name]
-            self._leave(found.name)
+    def _release(self, stream: HubStream) -> None:
+        stream.users -= 1
+        if stream.users == 0 and self._streams.get(stream.name) is stream:
+            del self._streams[stream.name]
+            self._close(stream.name)
 
-    def _leave(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._unsubscribe(name))
+    def _close(self, name: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._stop_listening(name))
         self._closing[name] = task
         task.add_done_callback(partial(self._closed, name))
 
-    async def _unsubscribe(self, name: str) -> None:
+    async def _stop_listening(self, name: str) -> None:
         await self.presence.close(name)
         await self._listener.unsubscribe(name)
 
@@ -319,70 +234,21 @@ class Hub:
         if self._closing.get(name) is task:
             del self._closing[name]
         if not task.cancelled() and task.exception() is not None:
-            logger.error("The stream %r could not be left.", name, exc_info=task.exception())
+            logger.error("The stream %r could not be closed.", name, exc_info=task.exception())
 
-    # -- the end ------------------------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------------------------------
 
     async def aclose(self) -> None:
-        """Leave all streams, and close what this event loop has of the stores; connections are to have ended before.
+        """Close all streams, and release the stores of this event loop. Connections must have ended before.
 
-        What they left to be done is waited for, `CLOSE_PATIENCE` at most.
+        Their last tasks are waited for, for `CLOSE_TIMEOUT` seconds at the most.
         """
-        pending = [*self._tasks, *self._closing.values()]
+        pending = [*self.tasks.pending, *self._closing.values()]
         if pending:
-            await asyncio.wait(pending, timeout=CLOSE_PATIENCE)
+            await asyncio.wait(pending, timeout=CLOSE_TIMEOUT)
         await self.sessions.stop()
         await self.presence.stop()
         await self._listener.close()
         await self.engine.aclose()
         # Open database connections of these threads would keep a test database from being dropped.
         end_threads()
-
-    # -- connections --------------------------------------------------------------------------------------------
-
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something of a connection's that may outlive it, and keep a reference to it."""
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def register(self, session: CableSession) -> None:
-        """A connection begins; one that had its session, or a former one, here is superseded: never two alive."""
-        for sid in session.sids:
-            other = self.holders.get(sid)
-            if other is not None and other is not session:
-                other.supersede()
-            self.holders[sid] = session
-        self.connections[session.sid] = session
-
-    def forget(self, session: CableSession) -> None:
-        """A connection has ended."""
-        self.connections.pop(session.sid, None)
-        for sid in session.sids:
-            if self.holders.get(sid) is session:
-                del self.holders[sid]
-        if not self.connections and self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
-
-    async def idle(self) -> None:
-        """Wait until every connection has ended."""
-        while self.connections:
-            if self._idle is None or self._idle.done():
-                self._idle = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._idle)
-
-
-def _agree(reader: StreamPosition, page: StreamPage, hub: StreamPosition) -> bool:
-    """Return whether a page can be sent to a subscriber now.
-
-    It cannot if the hub has not yet seen the page's epoch, or messages that the client received on another server. It
-    cannot either if the page is older than the messages that the hub has delivered.
-
-    Args:
-        reader: the subscriber's position.
-        page: what was read.
-        hub: the hub's position when the read began.
-    """
-    ahead = reader.epoch == page.epoch and reader.offset > hub.offset
-    return page.epoch == hub.epoch and page.tail >= hub.offset and not ahead

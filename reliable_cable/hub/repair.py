@@ -33,104 +33,104 @@ class Repairs:
     Args:
         store: the stream store.
         listener: the store's listener for this event loop.
-        lost: called when messages of a stream are missing for good.
+        data_lost: called when messages of a stream are missing for good: the store may have lost other data, too.
     """
 
-    def __init__(self, store: StreamStore, listener: StreamListener, lost: Callable[[], None]) -> None:
+    def __init__(self, store: StreamStore, listener: StreamListener, data_lost: Callable[[], None]) -> None:
         self._store = store
         self._listener = listener
-        self._lost = lost
+        self._data_lost = data_lost
 
-    def request(self, found: HubStream) -> None:
+    def request(self, stream: HubStream) -> None:
         """Start a task that brings a stream to the store's position. A repair that is running reads once more."""
-        found.again = True
-        if found.repair is None:
-            found.repair = asyncio.get_running_loop().create_task(self._run(found))
+        stream.repair_again = True
+        if stream.repair is None:
+            stream.repair = asyncio.get_running_loop().create_task(self._run(stream))
 
-    async def finish(self, found: HubStream) -> None:
+    async def finish(self, stream: HubStream) -> None:
         """Request a repair and wait until it has ended."""
-        self.request(found)
-        if found.repair is not None:
-            await asyncio.shield(found.repair)
+        self.request(stream)
+        if stream.repair is not None:
+            await asyncio.shield(stream.repair)
 
-    async def _run(self, found: HubStream) -> None:
+    async def _run(self, stream: HubStream) -> None:
         failing = False
         idle = 0
         try:
-            while found.again and found.uses and found.position is not None:
-                found.again = False
-                asked = found.position
+            while stream.repair_again and stream.users and stream.position is not None:
+                stream.repair_again = False
+                asked = stream.position
                 try:
-                    await self._read(found, asked)
+                    await self._read(stream, asked)
                 except Exception as error:
                     # Nothing is lost: the stream keeps its position, and the store is asked again.
                     log = logger.debug if failing else logger.error
                     expected = isinstance(error, StoreError)
-                    log("The stream %r could not be read; trying again: %s", found.name, error, exc_info=not expected)
-                    failing = found.again = True
+                    log("The stream %r could not be read; trying again: %s", stream.name, error, exc_info=not expected)
+                    failing = stream.repair_again = True
                     await asyncio.sleep(RETRY_DELAY)
                     continue
-                if found.position != asked:
+                if stream.position != asked:
                     idle = 0
-                elif found.has_early or found.again:
+                elif stream.has_early or stream.repair_again:
                     # A message was announced that the store does not have (yet): it may be failing over.
                     if idle == len(IDLE_DELAYS):
-                        found.drop_early()
-                        self._listener.doubt(found.name)
+                        stream.drop_early()
+                        self._listener.doubt(stream.name)
                         break
                     await asyncio.sleep(IDLE_DELAYS[idle])
                     idle += 1
-                found.again = found.again or found.has_early
+                stream.repair_again = stream.repair_again or stream.has_early
         finally:
-            found.repair = None
-            found.drop_early()
+            stream.repair = None
+            stream.drop_early()
 
-    async def _read(self, found: HubStream, asked: StreamPosition) -> None:
-        page = await self._store.aread(found.name, after=asked.offset, limit=PAGE_SIZE, following=True)
+    async def _read(self, stream: HubStream, asked: StreamPosition) -> None:
+        page = await self._store.aread(stream.name, after=asked.offset, limit=PAGE_SIZE, following=True)
         if went_back(asked, page):
             logger.error(
                 "The store has lost messages of the stream %r: it was at offset %d and is at %d. A new epoch begins.",
-                found.name,
+                stream.name,
                 asked.offset,
                 page.tail,
             )
-            await self._store.aforget(found.name, epoch=asked.epoch)
-            found.again = True
+            await self._store.aforget(stream.name, epoch=asked.epoch)
+            stream.repair_again = True
             return
-        if page.epoch and found.position == NOWHERE:
-            found.learn(StreamPosition(page.epoch, 0))
+        if page.epoch and stream.position == NOWHERE:
+            stream.begin_epoch(StreamPosition(page.epoch, 0))
         # An announced message may be the next one although the store has already trimmed it.
-        found.send_early()
-        if found.position is not None and found.position != asked and _overtaken(found.position, page):
+        stream.take_early()
+        if stream.position is not None and stream.position != asked and _overtaken(stream.position, page):
             # All that the page has was delivered meanwhile, unless it is of another epoch.
-            found.again = found.again or page.epoch != found.position.epoch
+            stream.repair_again = stream.repair_again or page.epoch != stream.position.epoch
             return
-        position = found.position
+        position = stream.position
         if position is not None and advance(position, page).lost:
             # Events that were announced before the read's answer are delivered first: they may be the missing messages.
             await self._listener.fence()
-            found.send_early()
-            if found.position != position:
-                found.again = True
+            stream.take_early()
+            if stream.position != position:
+                stream.repair_again = True
                 return
-        self._apply(found, page)
+        self._apply(stream, page)
 
-    def _apply(self, found: HubStream, page: StreamPage) -> None:
+    def _apply(self, stream: HubStream, page: StreamPage) -> None:
         """Deliver the entries of a page that follow the stream's position."""
-        if found.position is None:
+        if stream.position is None:
             return
-        step = advance(found.position, page)
+        step = advance(stream.position, page)
         start = StreamPosition(step.position.epoch, step.position.offset - len(step.entries))
         if step.lost:
-            found.move(start)
-            self._lost()
-        elif found.position != start:
-            found.learn(start)
+            stream.start_over(start)
+            self._data_lost()
+        elif stream.position != start:
+            stream.begin_epoch(start)
         for entry in step.entries:
-            found.send(entry, page.epoch)
-        found.send_early()
+            stream.take(entry, page.epoch)
+        stream.take_early()
         # There is more to read if the page was full, or if it was read after an offset that is no longer valid.
-        found.again = found.again or step.lost or len(page.entries) == PAGE_SIZE
+        stream.repair_again = stream.repair_again or step.lost or len(page.entries) == PAGE_SIZE
 
 
 def _overtaken(position: StreamPosition, page: StreamPage) -> bool:

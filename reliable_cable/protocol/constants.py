@@ -44,7 +44,7 @@ class MessageType(StrEnum):
 
 
 class DisconnectReason(StrEnum):
-    """Why a server ends a connection."""
+    """Why a server closes a connection. The values are sent in `disconnect` frames."""
 
     UNAUTHORIZED = "unauthorized"
     TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a reason, no secret
@@ -54,11 +54,8 @@ class DisconnectReason(StrEnum):
     SERVER_RESTART = "server_restart"
     NO_PONG = "no_pong"
     TOO_SLOW = "too_slow"
-
-    @property
-    def resumable(self) -> bool:
-        """Whether the client should come back, and an extended one keep its session: that one gets no frame (12)."""
-        return self in (DisconnectReason.SERVER_RESTART, DisconnectReason.NO_PONG, DisconnectReason.TOO_SLOW)
+    #: The client is connected anew. No frame has this reason.
+    SUPERSEDED = "superseded"
 
 
 #: The only close code that all servers can send and after which every client comes back.

@@ -1,0 +1,26 @@
+"""Background tasks of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Coroutine
+from typing import Any
+
+
+class BackgroundTasks:
+    """Starts tasks and keeps references to them: the event loop itself keeps only weak ones."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine as a task of the running event loop."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @property
+    def pending(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks that have not ended."""
+        return tuple(self._tasks)

@@ -1,0 +1,65 @@
+"""How a connection is closed, by reason.
+
+Architecture: The life of a connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from reliable_cable.protocol.constants import DisconnectReason
+
+
+class SessionFate(Enum):
+    """What becomes of the session of a connection that is closed."""
+
+    #: The client may restore it.
+    KEPT = "kept"
+    #: Another connection has taken it over.
+    HANDED_OVER = "handed over"
+    #: Nobody may restore it.
+    FORGOTTEN = "forgotten"
+
+
+class Notified(Enum):
+    """Which clients are sent a `disconnect` frame. It makes an extended client forget its session."""
+
+    ALL = "all"
+    BASE = "base"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """What closing for a certain reason means.
+
+    Attributes:
+        session: what becomes of the session.
+        notified: which clients are sent a `disconnect` frame.
+        reconnect: whether the client is to reconnect, unless the caller of `close` decides that.
+        abort: whether the socket is dropped at once. Otherwise queued frames and commands end first.
+    """
+
+    session: SessionFate
+    notified: Notified
+    reconnect: bool = False
+    abort: bool = False
+
+
+_RECOVER = Closing(SessionFate.KEPT, Notified.BASE, reconnect=True)
+_REFUSE = Closing(SessionFate.FORGOTTEN, Notified.ALL)
+
+CLOSINGS: Final[Mapping[DisconnectReason, Closing]] = {
+    DisconnectReason.SERVER_RESTART: _RECOVER,
+    DisconnectReason.NO_PONG: _RECOVER,
+    DisconnectReason.TOO_SLOW: Closing(SessionFate.KEPT, Notified.NONE, reconnect=True, abort=True),
+    DisconnectReason.SUPERSEDED: Closing(SessionFate.HANDED_OVER, Notified.NONE, abort=True),
+    DisconnectReason.REMOTE: _REFUSE,
+    DisconnectReason.UNAUTHORIZED: _REFUSE,
+    DisconnectReason.TOKEN_EXPIRED: _REFUSE,
+    DisconnectReason.IDLE_TIMEOUT: _REFUSE,
+    DisconnectReason.INVALID_REQUEST: _REFUSE,
+}

@@ -1,0 +1,86 @@
+"""How a connection begins and ends.
+
+Architecture: The life of a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from reliable_cable.protocol import messages
+from reliable_cable.protocol.constants import DisconnectReason
+
+from .commands import Commands
+from .connection import ConnectionState
+from .restore import restore
+
+#: How long, in seconds, a client may take to request the history of a restored subscription.
+HISTORY_TIMEOUT: Final = 10.0
+
+
+async def open_connection(commands: Commands, sid: str | None) -> None:
+    """Welcome a client, after restoring a session if it may have that.
+
+    Args:
+        commands: the commands of a new connection, whose handshake the server has accepted.
+        sid: the session that the client names, if any.
+    """
+    connection, hub = commands.connection, commands.connection.hub
+    hub.control.acquire()
+    connection.transport.attach(connection.outbox.pause, connection.outbox.resume)
+    restored = await restore(commands, sid) if sid and connection.resumable else None
+    # Nothing is awaited from here to the welcome: a revocation or a takeover that arrives finds the connection.
+    hub.connections.add(connection)
+    if hub.control.close_if_revoked(connection):
+        return
+    if restored is not None and restored.elsewhere:
+        hub.control.announce_takeover(restored.sid, connection)
+    if restored is None and connection.resumable:
+        hub.sessions.add(connection)
+        connection.changed()
+    connection.outbox.push(messages.welcome(connection.sid, None if restored is None else restored.identifiers))
+    if restored is not None:
+        for text in restored.transmissions:
+            connection.outbox.push(text)
+    loop = asyncio.get_running_loop()
+    for subscription in commands.subscriptions.values():
+        subscription.deadline = loop.call_later(HISTORY_TIMEOUT, connection.close, DisconnectReason.SERVER_RESTART)
+    if not connection.ending:
+        connection.state = ConnectionState.OPEN
+    hub.heartbeat.add(connection)
+
+
+async def end_connection(commands: Commands) -> None:
+    """Release everything after the socket was closed, and keep what a restore needs."""
+    connection, hub = commands.connection, commands.connection.hub
+    if connection.closed:
+        return
+    connection.state = ConnectionState.CLOSED
+    connection.outbox.abandon()
+    hub.heartbeat.remove(connection)
+    # First without waiting: a handler may take its time.
+    _release_subscriptions(commands)
+    await commands.finished()
+    _release_subscriptions(commands)
+    if connection.resumable:
+        await hub.sessions.drop(connection)
+    hub.connections.remove(connection)
+    hub.control.release()
+    for subscription in commands.subscriptions.values():
+        await commands.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
+    _break_cycles(commands)
+
+
+def _release_subscriptions(commands: Commands) -> None:
+    for subscription in commands.subscriptions.values():
+        subscription.release()
+
+
+def _break_cycles(commands: Commands) -> None:
+    """Break reference cycles, so that the connection is freed without a garbage collection."""
+    for subscription in commands.subscriptions.values():
+        subscription.break_cycles()
+    commands.subscriptions.clear()
+    commands.connection.outbox.break_cycles()
+    del commands.connection.commands

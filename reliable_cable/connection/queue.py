@@ -1,0 +1,165 @@
+"""The command queue of a connection.
+
+Commands are handled one after another, in a task of their own: handlers may take their time, and meanwhile the end of the
+connection is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Coroutine
+from contextvars import copy_context
+from typing import Any, Final, Protocol
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.protocol import commands
+
+logger = logging.getLogger("reliable_cable")
+
+#: The most commands that may be queued.
+MAX_QUEUED_COMMANDS: Final = 1024
+
+#: Commands that only answer their client. They are skipped after the connection has ended.
+_ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
+#: Commands after which more are likely to come.
+_REPEATED = (commands.Perform, commands.Whisper)
+
+
+class QueueOwner(Protocol):
+    """The connection that a queue belongs to."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+
+    @property
+    def settings(self) -> CableSettings:
+        """The settings in force."""
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run a coroutine as a background task."""
+
+
+class _Backlog:
+    """The commands that are queued or being handled. An idle connection has no backlog."""
+
+    __slots__ = ("commands", "lingers", "parked", "size", "subscribing")
+
+    def __init__(self) -> None:
+        #: Each command with the size of its frame and, for a `subscribe`, the time of its arrival.
+        self.commands: deque[tuple[commands.Command, int, float]] = deque()
+        #: The size of the frames of the queued commands, in characters.
+        self.size = 0
+        #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
+        self.subscribing: dict[str, float] = {}
+        #: Whether the task waits for more commands after the last one, and what it is waiting for.
+        self.lingers = True
+        self.parked: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Let a waiting task continue. It ends if there is no command."""
+        if self.parked is not None and not self.parked.done():
+            self.parked.set_result(None)
+
+
+class CommandQueue(ABC):
+    """The commands of one connection. A subclass handles them.
+
+    The task lingers until the next ping. So a client that sends one message after another costs one task for each ping,
+    not one for each message, and an idle client has none.
+
+    Args:
+        owner: the connection.
+    """
+
+    __slots__ = ("_backlog", "_owner", "_task")
+
+    def __init__(self, owner: QueueOwner) -> None:
+        self._owner = owner
+        self._backlog: _Backlog | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def execute(self, command: commands.Command, arrived: float) -> None:
+        """Handle one command.
+
+        Args:
+            command: the command.
+            arrived: for a `subscribe`, the time of its arrival, by the monotonic clock.
+        """
+
+    def add(self, command: commands.Command, size: int) -> bool:
+        """Queue a command. Return False if the queue is full.
+
+        Args:
+            command: the command.
+            size: the size of its frame, in characters.
+        """
+        backlog = self._backlog
+        if backlog is None:
+            backlog = self._backlog = _Backlog()
+            self._task = self._owner.spawn(self._run(backlog))
+        else:
+            backlog.wake()
+        arrived = 0.0
+        if isinstance(command, commands.Subscribe):
+            if command.identifier in backlog.subscribing:
+                return True  # repeated while the first one is being handled
+            arrived = backlog.subscribing[command.identifier] = time.monotonic()
+        elif isinstance(command, commands.Unsubscribe):
+            backlog.subscribing.pop(command.identifier, None)
+        backlog.commands.append((command, size, arrived))
+        backlog.size += size
+        return len(backlog.commands) <= MAX_QUEUED_COMMANDS and backlog.size <= self._owner.settings.max_pending_size
+
+    def clear(self) -> None:
+        """Drop the queued commands."""
+        if self._backlog is not None:
+            self._backlog.commands.clear()
+
+    def rest(self) -> None:
+        """Let the task end if it has nothing to do."""
+        if self._backlog is not None:
+            self._backlog.wake()
+
+    async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
+        """Wait until the queued commands have been handled, for at most `timeout` seconds."""
+        if self._backlog is not None and self._task is not None:
+            self._backlog.lingers = False
+            self._backlog.wake()
+            await asyncio.wait([self._task], timeout=timeout)
+
+    def is_wanted(self, identifier: str, arrived: float) -> bool:
+        """Return whether the `subscribe` that arrived at this time is still the one to be answered."""
+        return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
+
+    async def _run(self, backlog: _Backlog) -> None:
+        context = copy_context()
+        try:
+            while backlog.commands:
+                command, size, arrived = backlog.commands.popleft()
+                backlog.size -= size
+                if self._owner.closed and isinstance(command, _ANSWERED):
+                    continue
+                try:
+                    await self.execute(command, arrived)
+                except Exception:
+                    logger.exception("The command %s failed.", type(command).__name__)
+                if isinstance(command, commands.Subscribe) and self.is_wanted(command.identifier, arrived):
+                    del backlog.subscribing[command.identifier]
+                if (
+                    backlog.lingers
+                    and not backlog.commands
+                    and isinstance(command, _REPEATED)
+                    # A context variable that a handler has set, such as a language, must not reach later commands.
+                    and copy_context() == context
+                ):
+                    backlog.parked = asyncio.get_running_loop().create_future()
+                    await backlog.parked
+                    backlog.parked = None
+        finally:
+            self._backlog = self._task = None

@@ -1,0 +1,243 @@
+"""Replay: sends a subscription the entries that it missed, then marks its streams live.
+
+Architecture: Delivery to a subscriber. Protocol: History.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
+
+from reliable_cable.exceptions import StoreError
+from reliable_cable.hub.repair import RETRY_DELAY
+from reliable_cable.hub.subscriber import SubscriberState
+from reliable_cable.protocol.constants import DisconnectReason, MessageType
+from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
+from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
+
+from .connection import Connection
+from .presence import SubscriptionPresence
+from .stream_ids import stream_alias
+from .subscribed_stream import SubscribedStream
+
+T = TypeVar("T")
+logger = logging.getLogger("reliable_cable")
+
+
+class Replayed(Protocol):
+    """The subscription that is replayed (see `subscription.Subscription`)."""
+
+    connection: Connection
+    identifier: str
+    streams: dict[str, SubscribedStream]
+    left_at: float | None
+    restorable: bool
+
+    @property
+    def presence(self) -> SubscriptionPresence:
+        """Its presence."""
+
+    @property
+    def has_presence(self) -> bool:
+        """Whether presence was used."""
+
+    def mark_confirmed(self) -> None:
+        """Let the client have presence events."""
+
+    def acknowledge(self, type_: MessageType) -> None:
+        """Send the answer to a request."""
+
+    def messages_lost(self) -> None:
+        """Tell the client of a loss."""
+
+    def replayed(self) -> None:
+        """The replay has ended."""
+
+
+class Replay:
+    """Handles the requests of one subscription, one after another, in a task that ends with the last one.
+
+    A request is a client's request for history, or None: the subscription started streams, joined presence or fell
+    behind. Each one ends with all streams live.
+
+    Args:
+        subscription: the subscription.
+    """
+
+    __slots__ = ("_requests", "_subscription", "_task")
+
+    def __init__(self, subscription: Replayed) -> None:
+        self._subscription = subscription
+        self._requests: deque[HistoryRequest | None] = deque()
+        self._task = subscription.connection.spawn(self._run())
+
+    def add(self, request: HistoryRequest | None) -> None:
+        """Queue a request."""
+        if request is not None:
+            self._suspend()
+        elif self._requests and self._requests[-1] is None:
+            return  # the queued one will do
+        self._requests.append(request)
+
+    def cancel(self) -> None:
+        """Stop, and drop the queued requests."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        subscription = self._subscription
+        try:
+            while self._requests:
+                await self._handle(self._requests.popleft())
+        except Exception:
+            # Live messages would leave a gap from here on: the client has to reconnect.
+            logger.exception("The history of %s could not be sent.", subscription.identifier)
+            subscription.connection.close(DisconnectReason.SERVER_RESTART)
+        finally:
+            subscription.replayed()
+
+    async def _handle(self, request: HistoryRequest | None) -> None:
+        subscription = self._subscription
+        if request is not None:
+            self._suspend()  # the request before this one marked the streams live
+            await subscription.connection.hub.pacer.wait()
+            await self._send_history(request)
+        if subscription.left_at is not None:
+            if subscription.has_presence:
+                await subscription.presence.take_over(subscription.left_at)
+            subscription.mark_confirmed()
+            subscription.left_at = None
+        if subscription.has_presence:
+            await subscription.presence.join_pending()
+        # The join reaches the client before live messages do.
+        await asyncio.sleep(0)
+        await self._go_live()
+        subscription.connection.changed()
+
+    def _suspend(self) -> None:
+        for subscribed in self._subscription.streams.values():
+            subscribed.suspend()
+
+    # -- a request for history ----------------------------------------------------------------------------------------
+
+    async def _send_history(self, request: HistoryRequest) -> None:
+        """Send the entries that the client asks for, and answer whether they are complete."""
+        subscription = self._subscription
+        streams = [subscribed for _, subscribed in self._streams_with_history()]
+        complete = False
+        try:
+            pages = await self._retry(partial(self._find_starts, request))
+            subscription.restorable = True
+            if pages is not None:
+                complete = await self._send_pages(streams, pages)
+        except Exception:
+            logger.exception("The history of %s could not be read.", subscription.identifier)
+        if not complete:
+            for subscribed in subscription.streams.values():
+                subscribed.start_at_end()
+        subscription.restorable = True
+        subscription.acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
+
+    def _streams_with_history(self) -> Iterable[tuple[str, SubscribedStream]]:
+        policy = self._subscription.connection.settings.policy
+        return [
+            (name, subscribed)
+            for name, subscribed in self._subscription.streams.items()
+            if policy(name).history_size > 0 and subscribed.state is not SubscriberState.OPENING
+        ]
+
+    async def _find_starts(self, request: HistoryRequest) -> dict[SubscribedStream, StreamPage] | None:
+        """Set the cursor of each stream to the position where the client is.
+
+        Returns:
+            The first page of each stream; None if the entries after one of the positions are not all kept.
+        """
+        pages: dict[SubscribedStream, StreamPage] = {}
+        starts: dict[SubscribedStream, StreamPosition] = {}
+        for name, subscribed in self._streams_with_history():
+            position = self._named_position(name, subscribed, request)
+            if position is None and request.since is None:
+                continue
+            found = await self._first_page(subscribed, position, request.since)
+            if found is None:
+                return None
+            starts[subscribed], pages[subscribed] = found
+        for subscribed, position in starts.items():
+            subscribed.start_at(position)
+        return pages
+
+    def _named_position(
+        self, name: str, subscribed: SubscribedStream, request: HistoryRequest
+    ) -> StreamPosition | None:
+        """Return the position that the client named for a stream, or that its session had."""
+        if self._subscription.left_at is None:
+            return requested_position(request, (stream_alias(name, self._subscription.identifier), name))
+        # In a restored session, the position of another stream id belongs to another subscription.
+        return requested_position(request, (subscribed.stream_id or name,)) or subscribed.first
+
+    async def _first_page(
+        self, subscribed: SubscribedStream, position: StreamPosition | None, since: float | None
+    ) -> tuple[StreamPosition, StreamPage] | None:
+        """Read the first page after a position, or after a time if there is no position.
+
+        Returns:
+            The position and the page; None if entries after it are missing.
+        """
+        hub, stream = self._subscription.connection.hub, subscribed.stream
+        known = stream.position
+        if position is not None:
+            page = await hub.history.read(stream.name, position, known)
+        else:
+            offset = await hub.engine.streams.aoffset_since(stream.name, self._server_time(since or 0.0))
+            if offset is None:
+                return None
+            page = await hub.history.read(stream.name, StreamPosition("", offset), known)
+            position = StreamPosition(page.epoch, offset)
+        return (position, page) if recoverable(position, page) else None
+
+    def _server_time(self, since: float) -> float:
+        """Return a client's `since`, moved back if the client's clock is ahead of the store's."""
+        connection = self._subscription.connection
+        now = connection.hub.engine.stream_clock.now()
+        return since if since <= now else now - connection.ping_interval
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    async def _send_pages(
+        self, streams: Sequence[SubscribedStream], pages: dict[SubscribedStream, StreamPage]
+    ) -> bool:
+        """Send pages until all streams are caught up. Return whether no entry was missing."""
+        complete = True
+        while behind := [subscribed for subscribed in streams if subscribed.is_behind]:
+            for subscribed in behind:
+                complete = await self._send_page(subscribed, pages.pop(subscribed, None)) and complete
+        return complete
+
+    async def _go_live(self) -> None:
+        """Bring all streams up to date, and mark them live together."""
+        streams = self._subscription.streams
+        while behind := [subscribed for subscribed in streams.values() if subscribed.is_behind]:
+            for subscribed in behind:
+                if not await self._send_page(subscribed):
+                    self._subscription.messages_lost()
+        for subscribed in streams.values():
+            subscribed.resume()
+
+    async def _send_page(self, subscribed: SubscribedStream, page: StreamPage | None = None) -> bool:
+        catch_up = self._subscription.connection.hub.catch_up
+        return await self._retry(partial(catch_up.send_page, subscribed.stream, subscribed, page))
+
+    async def _retry(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read until the store can be read. Nothing is lost meanwhile: live messages are read afterwards, too."""
+        failed = False
+        while True:
+            try:
+                return await read()
+            except StoreError as error:
+                log = logger.debug if failed else logger.warning
+                log("A stream of %s could not be read; trying again: %s", self._subscription.identifier, error)
+                failed = True
+                await asyncio.sleep(RETRY_DELAY)

@@ -1,0 +1,131 @@
+"""Sends a subscriber the entries that it missed, page by page, until its cursor reaches the position of its stream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from reliable_cable.protocol.frames import Frame
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import Step, StreamPage, advance
+
+from .history import HistoryReader
+from .repair import Repairs
+from .stream import HubStream
+from .subscriber import Subscriber, SubscriberState
+
+logger = logging.getLogger("reliable_cable")
+
+#: How many characters of entries are written to a connection at once.
+WRITE_SIZE: Final = 64 * 1024
+
+#: How long, in seconds, to wait after each repair in a row that did not bring a stream to the position of a page.
+RETRY_DELAYS: Final = (0.0, 0.05, 0.2, 0.5)
+
+
+class CatchUp:
+    """Lets subscribers catch up.
+
+    Args:
+        history: reads entries.
+        repairs: brings streams to the position of the store.
+        max_pending_size: the setting `MAX_PENDING_SIZE`, in characters.
+    """
+
+    def __init__(self, history: HistoryReader, repairs: Repairs, max_pending_size: int) -> None:
+        self._history = history
+        self._repairs = repairs
+        # A long history must not make its own client too slow.
+        self._write_size = min(WRITE_SIZE, max_pending_size // 2)
+
+    async def send_page(self, stream: HubStream, subscriber: Subscriber, page: StreamPage | None = None) -> bool:
+        """Send one page of entries after the subscriber's cursor, and wait until the socket has taken them.
+
+        Args:
+            stream: the stream of the subscriber.
+            subscriber: a subscriber that is catching up.
+            page: the page, if it was read after the cursor already.
+
+        Returns:
+            False if entries are missing for good. The cursor then is the position of the stream.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        # One subscriber of a connection at a time, so that a client with many cannot have many pages in memory.
+        async with subscriber.outbox.reading:
+            await subscriber.outbox.drained()
+            if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
+                return True
+            page = await self._matching_page(stream, subscriber, page)
+            if subscriber.state is not SubscriberState.CATCHING_UP:
+                return True
+            step = None if page is None else advance(subscriber.cursor, page, upto=stream.position.offset)
+            if page is None or step is None or step.lost:
+                subscriber.cursor = stream.position
+                return False
+            await self._write(stream, subscriber, step)
+            return True
+
+    async def _matching_page(
+        self, stream: HubStream, subscriber: Subscriber, page: StreamPage | None
+    ) -> StreamPage | None:
+        """Return a page that continues at the cursor; None if there is none after several attempts.
+
+        The hub and the page may disagree: the hub may not have noticed a new epoch yet, or messages that this client
+        received on another server. Then the stream is repaired first.
+        """
+        for delay in (None, *RETRY_DELAYS):
+            if delay is not None:
+                await self._repairs.finish(stream)
+                await asyncio.sleep(delay)
+                page = None
+            if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
+                return None
+            # Messages that are taken while the page is being read need not be in it.
+            asked = stream.position
+            if page is None:
+                page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)
+            if _agree(subscriber.cursor, page, asked) and page.epoch == stream.position.epoch:
+                return page
+        logger.warning("A subscriber of the stream %r could not catch up. It is told of a loss.", stream.name)
+        return None
+
+    async def _write(self, stream: HubStream, subscriber: Subscriber, step: Step) -> None:
+        """Write the entries of a step in pieces, as the socket takes them. The cursor follows."""
+        epoch = step.position.epoch
+        group = stream.group(subscriber)
+        piece: list[Frame] = []
+        size = 0
+        for entry in step.entries:
+            if entry.exclude and entry.exclude in subscriber.sids:
+                continue
+            frame = self._history.encode(group, stream.name, epoch, entry)
+            if piece and size + len(frame) > self._write_size:
+                subscriber.outbox.push_all(piece)
+                subscriber.cursor = StreamPosition(epoch, entry.offset - 1)
+                piece, size = [], 0
+                await subscriber.outbox.drained()
+                if subscriber.state is not SubscriberState.CATCHING_UP:
+                    return
+            piece.append(frame)
+            size += len(frame)
+        subscriber.outbox.push_all(piece)
+        subscriber.cursor = step.position
+        await subscriber.outbox.drained()
+
+
+def _agree(cursor: StreamPosition, page: StreamPage, stream: StreamPosition) -> bool:
+    """Return whether a page can be sent to a subscriber now.
+
+    It cannot if it is of another epoch, or older than the messages that the hub has taken, or if the client is ahead of
+    the hub because it was connected to another server.
+
+    Args:
+        cursor: the subscriber's cursor.
+        page: the page.
+        stream: the position of the stream when the read began.
+    """
+    ahead = cursor.epoch == page.epoch and cursor.offset > stream.offset
+    return page.epoch == stream.epoch and page.tail >= stream.offset and not ahead

@@ -1,0 +1,98 @@
+"""The connections of one event loop, by session id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from typing import Protocol
+
+from reliable_cable.identity import Identity
+from reliable_cable.protocol.constants import DisconnectReason
+from reliable_cable.stores.sessions.base import SessionRecord
+
+
+class HubConnection(Protocol):
+    """A connection as the hub knows it (see `connection.connection.Connection`)."""
+
+    ping_interval: float
+    ping_due: int
+    #: Whether its session can be restored.
+    resumable: bool
+
+    @property
+    def sid(self) -> str:
+        """The id of its session."""
+
+    @property
+    def sids(self) -> Collection[str]:
+        """Every id by which its session is known: its own, and those of the sessions that it continues."""
+
+    @property
+    def identity(self) -> Identity:
+        """Whom the connection belongs to."""
+
+    @property
+    def authenticated(self) -> float:
+        """When the client was authenticated, by the session store's clock."""
+
+    def record(self) -> SessionRecord:
+        """Return what a restore needs."""
+
+    def ping(self, frame: str) -> bool:
+        """Send a ping. Return False if the connection needs no more of them."""
+
+    def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
+        """Close the connection."""
+
+    async def drain(self, delay: float) -> None:
+        """Close the connection before the server stops."""
+
+
+class Connections:
+    """The open connections of one event loop."""
+
+    def __init__(self) -> None:
+        self._by_sid: dict[str, HubConnection] = {}
+        #: The connection that has or continues a session, by each present and former session id.
+        self._by_any_sid: dict[str, HubConnection] = {}
+        self._all_closed: asyncio.Future[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_sid)
+
+    def all(self) -> list[HubConnection]:
+        """Return all connections."""
+        return list(self._by_sid.values())
+
+    def get(self, sid: str) -> HubConnection | None:
+        """Return the connection whose own session id this is."""
+        return self._by_sid.get(sid)
+
+    def find(self, sid: str) -> HubConnection | None:
+        """Return the connection that has this session or continues it."""
+        return self._by_any_sid.get(sid)
+
+    def add(self, connection: HubConnection) -> None:
+        """Add a connection. It supersedes the connection that had its session before."""
+        for sid in connection.sids:
+            other = self._by_any_sid.get(sid)
+            if other is not None and other is not connection:
+                other.close(DisconnectReason.SUPERSEDED)
+            self._by_any_sid[sid] = connection
+        self._by_sid[connection.sid] = connection
+
+    def remove(self, connection: HubConnection) -> None:
+        """Remove a connection that has ended."""
+        self._by_sid.pop(connection.sid, None)
+        for sid in connection.sids:
+            if self._by_any_sid.get(sid) is connection:
+                del self._by_any_sid[sid]
+        if not self._by_sid and self._all_closed is not None and not self._all_closed.done():
+            self._all_closed.set_result(None)
+
+    async def wait_closed(self) -> None:
+        """Wait until every connection has ended."""
+        while self._by_sid:
+            if self._all_closed is None or self._all_closed.done():
+                self._all_closed = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._all_closed)
