@@ -28,7 +28,7 @@ from .heartbeat import Heartbeat
 from .history import Pages
 from .presence import PresenceService
 from .repair import RETRY_DELAY, Repairs
-from .session_records import SessionService
+from .session_records import SessionRecords
 from .stream import Ear, HubStream
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Hub:
         #: The connection that has, or continues, a session, by each of its present and former ids.
         self.holders: dict[str, CableSession] = {}
         self.presence = PresenceService(engine.presence, self._send_presence)
-        self.sessions = SessionService(engine.sessions, engine.session_clock)
+        self.sessions = SessionRecords(engine.sessions, engine.session_clock)
         # Clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
         self.pages = Pages(engine.streams)
