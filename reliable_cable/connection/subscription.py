@@ -19,7 +19,7 @@ from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
 from reliable_cable.reply import PresenceJoin, Reply, StreamStart
 
-from .presence import Membership, blank_record
+from .presence import SubscriptionPresence, blank_record
 from .stream_ids import stream_alias
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Subscription:
         self.channel = channel
         #: Whether the client was sent a confirmation on this connection.
         self.confirmed = False
-        self._presence: Membership | None = None
+        self._presence: SubscriptionPresence | None = None
         #: Runs out if a restored identifier's `history` does not come.
         self.deadline: asyncio.TimerHandle | None = None
         self.readers: dict[str, _Place] = {}
@@ -90,10 +90,10 @@ class Subscription:
         return self.session.hub
 
     @property
-    def presence(self) -> Membership:
+    def presence(self) -> SubscriptionPresence:
         """Its presence; made when it is first asked for."""
         if self._presence is None:
-            self._presence = Membership(self)
+            self._presence = SubscriptionPresence(self)
         return self._presence
 
     # -- streams ----------------------------------------------------------------------------------------------------
