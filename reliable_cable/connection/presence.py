@@ -1,4 +1,4 @@
-"""The presence of one subscription: its member, and its client's list of the others (PROTOCOL.md, 14)."""
+"""The presence of one subscription: its own membership, and its client's list of the members."""
 
 from __future__ import annotations
 
@@ -6,74 +6,87 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from reliable_cable.channel import Channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.hub.presence import PresenceService
-from reliable_cable.hub.rosters import PresenceList
+from reliable_cable.hub.rosters import Roster
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import PresenceClaim
+from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import PresenceJoin, Reply
-from reliable_cable.stores.presence.base import UNHEARD_TIME
 
+from .connection import Connection
 from .handlers import invoke
-
-if TYPE_CHECKING:
-    from .connection import CableSession
-    from .subscription import Subscription
 
 logger = logging.getLogger("reliable_cable")
 
 
+class PresenceSubscription(Protocol):
+    """What `SubscriptionPresence` needs of its subscription."""
+
+    connection: Connection
+    identifier: str
+    channel: Channel
+
+    @property
+    def presence_stream(self) -> str | None:
+        """The stream whose members the subscription's presence is about; None if it has no stream."""
+
+    def mark_confirmed(self) -> None:
+        """Let the client receive presence events from now on."""
+
+
 def member_key(sid: str, identifier: str) -> str:
-    """Return by which key a session's subscription is a member."""
+    """Return the key of the member that a session's subscription is."""
     return f"{sid}:{hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest()}"
 
 
 def blank_record(sid: str, identifier: str) -> dict[str, Any]:
-    """Return what `Membership.record` does of a subscription that has nothing to do with presence."""
+    """Return the presence record of a subscription that never used presence."""
     return {"member": None, "watching": None, "key": member_key(sid, identifier)}
 
 
-class Membership:
-    """Who a subscription is in its presence stream, and what its client was told of the others.
+class SubscriptionPresence:
+    """The member that a subscription joined as, and its client's list of all members.
 
     Args:
-        subscription: whose it is.
+        subscription: the subscription.
     """
 
-    __slots__ = ("_former_key", "_key", "_list", "_pending", "_restored", "_subscription", "member")
+    __slots__ = ("_former_key", "_key", "_pending_joins", "_restored_incarnation", "_roster", "_subscription", "member")
 
-    def __init__(self, subscription: Subscription) -> None:
+    def __init__(self, subscription: PresenceSubscription) -> None:
         self._subscription = subscription
-        #: Id and info of who joined.
+        #: The id and info of the member; None while the subscription is not a member.
         self.member: tuple[str, Any] | None = None
-        self._key = member_key(subscription.session.sid, subscription.identifier)
-        #: Joins that wait for the history to be sent.
-        self._pending: list[PresenceClaim | PresenceJoin] = []
-        #: The key in the session that was left, until its member was taken over.
+        self._key = member_key(subscription.connection.sid, subscription.identifier)
+        #: Joins that are made after the history has been sent.
+        self._pending_joins: list[PresenceClaim | PresenceJoin] = []
+        #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None
-        #: The list that the client's is part of, if it asked who is there.
-        self._list: PresenceList | None = None
-        #: The incarnation that a restored client's list is right by.
-        self._restored: str | None = None
+        #: The roster that the client's list belongs to, once the client has asked who is present.
+        self._roster: Roster | None = None
+        #: The incarnation that the client's list is based on, from a restore until the list has been corrected.
+        self._restored_incarnation: str | None = None
 
     @property
-    def _session(self) -> CableSession:
-        return self._subscription.session
+    def _connection(self) -> Connection:
+        return self._subscription.connection
 
     @property
     def _service(self) -> PresenceService:
-        return self._subscription.session.hub.presence
+        return self._connection.hub.presence
 
     @property
     def _stream(self) -> str | None:
         return self._subscription.presence_stream
 
-    # -- the member -------------------------------------------------------------------------------------------------
+    # -- the member ---------------------------------------------------------------------------------------------------
 
     async def apply(self, reply: Reply) -> None:
-        """Join and leave as a handler asked for."""
+        """Make the joins and leaves that a handler recorded."""
         for op in reply.presence:
             if isinstance(op, PresenceJoin):
                 await self.join(op.id, op.info)
@@ -81,87 +94,95 @@ class Membership:
                 await self.leave()
 
     async def authorizes(self, claim: PresenceClaim) -> bool:
-        """Return whether the channel lets the client join by itself. The error of an outage is raised."""
+        """Return whether the channel allows the client's own join.
+
+        Raises:
+            Exception: `authorize_presence` failed because of an outage.
+        """
         channel = self._subscription.channel
         authorize = getattr(channel, "authorize_presence", None)
         if authorize is None:
-            logger.warning("%s lets no client join presence.", type(channel).__name__)
+            logger.warning("A join was refused: %s has no authorize_presence().", type(channel).__name__)
             return False
         try:
             return bool(await invoke(partial(authorize, claim.id, claim.info)))
         except Exception as error:
             if is_outage(error):
                 raise
-            logger.exception("%s.authorize_presence failed.", type(channel).__name__)
+            logger.exception("A join was refused: %s.authorize_presence() failed.", type(channel).__name__)
             return False
 
     async def join(self, id_: str, info: Any) -> None:
-        """Join the presence stream, or update what is known of the member."""
+        """Join the presence stream, or update the member's info."""
         stream = self._stream
-        if stream is None or self._session.closed:
+        if stream is None or self._connection.closed:
             return
         self.member = (id_, info)
         await self._service.join(stream, self._key, id_, info)
-        self._session.changed()
+        self._connection.changed()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
-        """Join when `join_pending` is called."""
-        self._pending += joins
+        """Add joins that `join_pending` makes."""
+        self._pending_joins += joins
 
     async def join_pending(self) -> None:
-        """Make the joins that wait."""
-        while self._pending:
-            join = self._pending.pop(0)
+        """Make the pending joins."""
+        while self._pending_joins:
+            join = self._pending_joins.pop(0)
             await self.join(join.id, join.info)
 
     async def leave(self) -> None:
-        """Leave the presence stream; joins that wait are not made.
+        """Leave the presence stream, and drop the pending joins.
 
         Raises:
-            StoreError: the member leaves when its time is over.
+            StoreError: the store could not be reached. The member leaves when it expires.
         """
-        self._pending.clear()
+        self._pending_joins.clear()
         stream = self._stream
         if self.member is not None and stream is not None:
             self.member = None
-            self._session.changed()
+            self._connection.changed()
             await self._service.leave(stream, self._key)
 
     async def move(self, former: str) -> None:
-        """The subscription's presence stream was another one."""
+        """Move the member from its former stream to the present presence stream.
+
+        Args:
+            former: the name of the stream that was the presence stream before.
+        """
         if self.member is not None:
             member, self.member = self.member, None
             await self._service.leave(former, self._key)
             await self.join(*member)
 
     def release(self) -> None:
-        """The connection went: the member stays until its time is over, or it comes back."""
+        """Let the member expire because the connection has ended. A restored session can take it over before."""
         if self.member is not None and self._stream is not None:
             self._service.release(self._stream, self._key)
 
-    # -- the client's list ------------------------------------------------------------------------------------------
+    # -- the client's list --------------------------------------------------------------------------------------------
 
     async def send_info(self, *, return_records: bool) -> None:
-        """Answer who is there; always."""
+        """Send the client the members, or only their number. If the store cannot be read, send an error message."""
         message = messages.presence_error()
         stream = self._stream
         if stream is not None:
             try:
-                info, self._list = await self._service.lists.ask(stream, records=return_records)
+                info, self._roster = await self._service.rosters.snapshot(stream, records=return_records)
             except Exception:
-                logger.exception("The presence of %r could not be read.", stream)
+                logger.exception("The presence of %r could not be read; the client is sent an error.", stream)
             else:
                 message = messages.presence_info(
                     info.total, list(info.records.items()) if info.records is not None else None
                 )
-                self._session.changed()
+                self._connection.changed()
         self._send(message)
 
     async def take_over(self, left_at: float) -> None:
-        """After a restore: take the member over, and make the client's list right by joins and leaves.
+        """After a restore, take over the member of the former session, and correct the client's list.
 
         Args:
-            left_at: when the client left the session, by the session store's clock.
+            left_at: when the client left the former session, by the session store's clock.
         """
         stream = self._stream
         if stream is None:
@@ -171,41 +192,42 @@ class Membership:
         if self._former_key is not None and self._former_key != self._key:
             await self._service.leave(stream, self._former_key)
         self._former_key = None
-        # What is announced from now on, the client hears.
-        self._subscription.announce()
-        if self._restored is None:
+        # The client must receive the events that arrive while the store is being read.
+        self._subscription.mark_confirmed()
+        if self._restored_incarnation is None:
             return
-        away = max(self._session.hub.engine.session_clock.now() - left_at, 0)
-        gone = await self._service.store.aleft_within(stream, away + UNHEARD_TIME)
-        info, self._list = await self._service.lists.ask(stream)
-        if info.incarnation != self._restored:
-            # Who left is not known any more: the client comes back once more, and starts this list afresh.
-            self._list = None
-            return self._session.restart()
-        self._restored = None
-        present = info.records or {}
-        for id_ in gone:
-            if id_ not in present:
-                self._send(messages.presence_leave(id_))
-        for id_, value in present.items():
-            self._send(messages.presence_join(id_, value))
+        away = max(self._connection.hub.engine.session_clock.now() - left_at, 0)
+        resumed = await self._service.rosters.resume(stream, self._restored_incarnation, away)
+        if resumed is None:
+            # The data were lost, and with them who has left. The record keeps the former incarnation, so the next
+            # restore leaves this subscription out, and the client asks for a new list.
+            self._roster = None
+            self._connection.close(DisconnectReason.SERVER_RESTART)
+            return
+        difference, self._roster = resumed
+        self._restored_incarnation = None
+        for id_ in difference.leaves:
+            self._send(messages.presence_leave(id_))
+        for id_, info in difference.joins.items():
+            self._send(messages.presence_join(id_, info))
 
     def _send(self, message: str) -> None:
-        self._session.outbox.push(messages.presence_event(self._subscription.identifier, message))
+        self._connection.outbox.push(messages.presence_event(self._subscription.identifier, message))
 
-    # -- restore ----------------------------------------------------------------------------------------------------
+    # -- restore ------------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
         """Return what a restore needs, as JSON values."""
         return {
             "member": list(self.member) if self.member is not None else None,
-            "watching": self._list.incarnation if self._list is not None else self._restored,
+            "watching": self._roster.incarnation if self._roster is not None else self._restored_incarnation,
             "key": self._former_key or self._key,
         }
 
     def restore(self, data: Mapping[str, Any]) -> None:
-        """Take what `record` returned in the session that was left."""
+        """Restore what `record` returned in the former session."""
         self.member = tuple(data["member"]) if data["member"] is not None else None
-        self._restored = data["watching"]
-        # Nobody who was not a member has to leave. (Who joined just before a server died leaves when its time is over.)
+        self._restored_incarnation = data["watching"]
+        # Without a member in the record, nobody has to leave. A member that joined just before its server died is
+        # missing in the record, and leaves when it expires.
         self._former_key = data["key"] if self.member is not None else None

@@ -26,7 +26,7 @@ from reliable_cable.stores.sessions.base import is_revoked
 from reliable_cable.stores.streams.base import Message
 
 from .connections import Connections, HubConnection
-from .session_records import SessionService
+from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 
 logger = logging.getLogger("reliable_cable")
@@ -61,7 +61,7 @@ class ControlBus:
         engine: Engine,
         settings: CableSettings,
         connections: Connections,
-        records: SessionService,
+        records: SessionRecords,
         tasks: BackgroundTasks,
         observe: Callable[[str, StreamObserver], Awaitable[HubStream]],
         stop_observing: Callable[[HubStream], None],

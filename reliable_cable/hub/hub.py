@@ -29,7 +29,7 @@ from .heartbeat import Heartbeat
 from .history import HistoryReader
 from .presence import PresenceService
 from .repair import RETRY_DELAY, Repairs
-from .session_records import SessionService
+from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber
 
@@ -58,7 +58,7 @@ class Hub:
         self.tasks = BackgroundTasks()
         self.connections = Connections()
         self.presence = PresenceService(engine.presence, self._send_presence)
-        self.sessions = SessionService(engine.sessions, engine.session_clock)
+        self.sessions = SessionRecords(engine.sessions, engine.session_clock)
         # Clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
         self.history = HistoryReader(engine.streams)

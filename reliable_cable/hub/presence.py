@@ -1,4 +1,4 @@
-"""Presence for Django code, and what keeps this process's members present."""
+"""Keeps the members of this process's connections present, and sends the presence signals."""
 
 from __future__ import annotations
 
@@ -16,65 +16,72 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
 
-from .rosters import PresenceLists
+from .rosters import Rosters
 
 logger = logging.getLogger("reliable_cable")
 
-#: How often a member is refreshed within its time to live: two rounds may fail.
+#: How many rounds are made within the time to live of a member, so that two of them may fail.
 ROUNDS_PER_TTL: Final = 3
 
-#: The longest time, in seconds, between rounds while the store cannot be reached.
+#: The longest time, in seconds, between two rounds while the store is failing.
 RETRY_DELAY: Final = 1.0
 
-#: Rounds after the last member was let go: one time to live, and one round more for whatever clocks disagree about.
+#: How many rounds follow after the last member was released: those of one time to live, and two more because clocks may
+#: differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
-#: Members that are joined again in one call.
+#: The most members that are joined again in one call of the store.
 REJOIN_SIZE: Final = 1000
 
-#: Events that may wait for slow receivers of the signals.
+#: The most events that wait for slow receivers of the signals.
 MAX_PENDING_SIGNALS: Final = 10_000
 
 
 @dataclass(slots=True)
-class _Held:
-    """A session of this process; `pending`: its latest join is not known to be in the store."""
+class _LocalMember:
+    """A member that this process keeps present. While `pending`, the store may not have its latest join."""
 
     member: Member
     pending: bool = True
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.member.stream, self.member.session
 
-def _ignore(stream: str, message: str) -> None:
-    """Take a message for nobody."""
+
+def _send_nothing(stream: str, message: str) -> None:
+    """Send nothing, because the process has no clients."""
 
 
 class PresenceService:
-    """Keeps the sessions of live connections present, removes those of dead ones, and sends the signals.
+    """Keeps the members of live connections present, removes expired members, and sends the presence signals.
 
-    Used from one event loop. Its rounds run while there is something to keep or to watch, or still to expire. After a
-    failure of the store, the next round follows soon, and repeats failed joins.
+    It works in rounds, on one event loop. Each round refreshes the members of this process, joins those again that the
+    store does not have, and removes the expired members of all processes. Rounds are made while this process has
+    members or serves streams, and until the members that it released have expired.
 
     Args:
-        store: where the sessions are.
-        send: takes a stream and a presence message for all of its clients here.
-        sleep: waits between two rounds; takes seconds.
+        store: the presence store.
+        send: takes a stream and a presence message for all clients of the stream in this process.
+        sleep: called with the number of seconds to wait between two rounds.
     """
 
     def __init__(
         self,
         store: PresenceStore,
-        send: Callable[[str, str], None] = _ignore,
+        send: Callable[[str, str], None] = _send_nothing,
         *,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.store = store
-        self.lists = PresenceLists(store, send)
+        self.rosters = Rosters(store, send)
         self._sleep = sleep
-        self._held: dict[tuple[str, str], _Held] = {}
+        #: The members to keep present, by stream and session.
+        self._members: dict[tuple[str, str], _LocalMember] = {}
         self._served: set[str] = set()
-        #: Joins that are under way, and the sessions that left meanwhile.
-        self._joining = 0
-        self._left: set[tuple[str, str]] = set()
+        self._running_joins = 0
+        #: The streams and sessions of the members that left while joins were running.
+        self._left_during_joins: set[tuple[str, str]] = set()
         self._rounds_left = 0
         self._failing = False
         self._rounds: asyncio.Task[None] | None = None
@@ -88,150 +95,153 @@ class PresenceService:
         return self._rounds is not None
 
     async def stop(self) -> None:
-        """Make no more rounds; the members stay for the rest of their time. Signals that are due are sent."""
+        """Stop the rounds, and send the pending signals. The members stay present until they expire."""
         self._stopped = True
-        self._held.clear()
+        self._members.clear()
         self._served.clear()
         if self._rounds is not None:
             self._rounds.cancel()
             await asyncio.wait([self._rounds])
-        # A task that was cancelled before it ran has not said so itself.
+        # A task that is cancelled before its first step does not reset this itself.
         self._rounds = None
-        await self.lists.close()
+        await self.rosters.close()
         if self._sending is not None:
             await asyncio.wait([self._sending])
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
     async def open(self, stream: str) -> None:
-        """Let a stream's clients here hear who comes and leaves, also who leaves because its server died."""
-        await self.lists.subscribe(stream)
+        """Begin to send a stream's presence events to its clients, and to remove its expired members."""
+        await self.rosters.subscribe(stream)
         if not self._stopped:
             self._served.add(stream)
-            self._run_rounds()
+            self._start_rounds()
 
     async def close(self, stream: str) -> None:
-        """A stream has no clients here any more."""
+        """Stop serving a stream that has no clients in this process any longer."""
         self._served.discard(stream)
-        await self.lists.unsubscribe(stream)
+        await self.rosters.unsubscribe(stream)
 
-    # -- sessions -----------------------------------------------------------------------------------------------------
+    # -- members ------------------------------------------------------------------------------------------------------
 
     async def join(self, stream: str, session: str, id_: str, info: Any) -> None:
-        """Join a session, or update it, and keep it present; if the store fails it is joined by a round."""
+        """Join a member, or update it, and keep it present. If the store fails, the next round joins it again.
+
+        Args:
+            stream: the stream's name.
+            session: the key of the member's session, unique within the stream.
+            id_: the id that is shown as present. It may have several sessions.
+            info: any JSON value that is shown with the id.
+        """
         if self._stopped:
             return
-        former = self._held.get((stream, session))
+        former = self._members.get((stream, session))
         joined = former is not None and former.member.joined and former.member.id == id_
-        held = self._held[stream, session] = _Held(Member(stream, session, id_, info, joined))
-        self._run_rounds()
+        local = self._members[stream, session] = _LocalMember(Member(stream, session, id_, info, joined))
+        self._start_rounds()
         try:
-            await self._join_all([held])
+            await self._join_all([local])
         except StoreError as error:
-            self._failed(error)
+            self._report_failure(error)
 
     async def leave(self, stream: str, session: str) -> None:
-        """Let a session leave.
+        """Remove a member.
 
         Raises:
-            StoreError: it leaves when its time is over.
+            StoreError: the store could not be reached. The member leaves when it expires.
         """
         self.release(stream, session)
-        if self._joining:
-            self._left.add((stream, session))
-        self._announce(await self.store.aleave(stream, session))
+        if self._running_joins:
+            self._left_during_joins.add((stream, session))
+        self._queue_signals(await self.store.aleave(stream, session))
 
     def release(self, stream: str, session: str) -> None:
-        """Keep a session no longer: it leaves when its time is over, unless it has left before."""
-        if self._held.pop((stream, session), None) is not None:
-            self._run_rounds()
+        """Stop keeping a member present. It leaves when it expires, unless it leaves or is taken over before."""
+        if self._members.pop((stream, session), None) is not None:
+            self._start_rounds()
 
     # -- rounds -------------------------------------------------------------------------------------------------------
 
     async def round(self) -> None:
-        """Refresh what is held, all at once, join again what is lost, and remove what is over, whoever held it."""
+        """Refresh this process's members, join missing ones again, and remove the expired members of all processes."""
         try:
-            held: dict[str, list[str]] = {stream: [] for stream in self.lists.streams}
-            for stream, session in self._held:
-                held.setdefault(stream, []).append(session)
-            if held:
-                refreshed = await self.store.arefresh(held)
-                await self._join_again(refreshed.unknown)
-                self.lists.check(refreshed.incarnations)
-            self._announce(await self.store.aexpire())
+            sessions: dict[str, list[str]] = {stream: [] for stream in self.rosters.streams}
+            for stream, session in self._members:
+                sessions.setdefault(stream, []).append(session)
+            if sessions:
+                refreshed = await self.store.arefresh(sessions)
+                await self._rejoin(refreshed.unknown)
+                self.rosters.check(refreshed.incarnations)
+            self._queue_signals(await self.store.aexpire())
         except Exception as error:
-            self._failed(error)
+            self._report_failure(error)
         else:
             if self._failing:
                 self._failing = False
-                logger.info("Presence is refreshed again.")
+                logger.info("The presence store works again.")
 
-    def _failed(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         log = logger.debug if self._failing else logger.error
         self._failing = True
-        log("Presence could not be refreshed; trying again every %.1f s.", self._delay, exc_info=error)
+        log("Presence could not be refreshed; retrying every %.1f s.", self._delay, exc_info=error)
 
-    async def _join_again(self, unknown: Iterable[tuple[str, str]]) -> None:
-        """Join what the store does not know, and what it may not know."""
-        keys = dict.fromkeys([*unknown, *(key for key, held in self._held.items() if held.pending)])
-        lost = [self._held[key] for key in keys if key in self._held]
-        for start in range(0, len(lost), REJOIN_SIZE):
-            batch = [held for held in lost[start : start + REJOIN_SIZE] if self._current(held) is held]
-            await self._join_all(batch)
+    async def _rejoin(self, unknown: Iterable[tuple[str, str]]) -> None:
+        """Join the members again that the store does not have, or may not have."""
+        keys = dict.fromkeys([*unknown, *(key for key, local in self._members.items() if local.pending)])
+        missing = [self._members[key] for key in keys if key in self._members]
+        for start in range(0, len(missing), REJOIN_SIZE):
+            batch = missing[start : start + REJOIN_SIZE]
+            await self._join_all([local for local in batch if self._members.get(local.key) is local])
 
-    async def _join_all(self, batch: Sequence[_Held]) -> None:
-        self._joining += 1
+    async def _join_all(self, batch: Sequence[_LocalMember]) -> None:
+        self._running_joins += 1
         try:
-            self._announce(await self.store.ajoin_all([held.member for held in batch]))
-            for held in batch:
-                held.member = replace(held.member, joined=True)
-                held.pending = False
-            for held in batch:
-                # What was asked for meanwhile may have been done before.
-                current = self._current(held)
-                if current is None and (held.member.stream, held.member.session) in self._left:
-                    self._announce(await self.store.aleave(held.member.stream, held.member.session))
-                elif current is not None and current is not held:
-                    self._announce(await self.store.ajoin_all([current.member]))
+            self._queue_signals(await self.store.ajoin_all([local.member for local in batch]))
+            for local in batch:
+                local.member = replace(local.member, joined=True)
+                local.pending = False
+            for local in batch:
+                # The store may have got a later call for this member first. Repeat that call.
+                current = self._members.get(local.key)
+                if current is None and local.key in self._left_during_joins:
+                    self._queue_signals(await self.store.aleave(*local.key))
+                elif current is not None and current is not local:
+                    self._queue_signals(await self.store.ajoin_all([current.member]))
         finally:
-            self._joining -= 1
-            if not self._joining:
-                self._left.clear()
+            self._running_joins -= 1
+            if not self._running_joins:
+                self._left_during_joins.clear()
 
-    def _current(self, held: _Held) -> _Held | None:
-        """Return what is held of a session now."""
-        return self._held.get((held.member.stream, held.member.session))
-
-    def _run_rounds(self) -> None:
+    def _start_rounds(self) -> None:
         self._rounds_left = LAST_ROUNDS
         if self._rounds is None and not self._stopped:
             self._rounds = asyncio.get_running_loop().create_task(self._make_rounds())
 
     @property
     def _delay(self) -> float:
-        """The seconds until the next round; at most `RETRY_DELAY` while the store cannot be reached."""
+        """How long, in seconds, to wait before the next round."""
         interval = self.store.settings.presence_ttl / ROUNDS_PER_TTL
         return min(interval, RETRY_DELAY) if self._failing else interval
 
     async def _make_rounds(self) -> None:
         try:
-            while self._held or self._served or self._rounds_left:
+            while self._members or self._served or self._rounds_left:
                 await self._sleep(self._delay)
                 await self.round()
-                if not (self._held or self._served or self._failing):
+                if not (self._members or self._served or self._failing):
                     self._rounds_left -= 1
         finally:
             self._rounds = None
 
     # -- signals ------------------------------------------------------------------------------------------------------
 
-    def _announce(self, events: Iterable[PresenceEvent]) -> None:
-        """Send the signals of what calls of this process brought about."""
+    def _queue_signals(self, events: Iterable[PresenceEvent]) -> None:
+        """Send the signals of events that were caused by this process, in order and without waiting."""
         for event in events:
-            if not self._signal(event).has_listeners(type(self.store)):
+            if not _signal(event).has_listeners(type(self.store)):
                 continue
             if len(self._signals) >= MAX_PENDING_SIGNALS:
-                logger.error("The receivers of the presence signals are too slow; %r is not announced.", event)
+                logger.error("The receivers of the presence signals are too slow; the signal for %r is dropped.", event)
                 continue
             self._signals.append(event)
             if self._sending is None:
@@ -245,8 +255,8 @@ class PresenceService:
             self._sending = None
 
     def _send_signal(self, event: PresenceEvent) -> None:
-        self._signal(event).send_robust(type(self.store), stream=event.stream, id=event.id, info=event.info)
+        _signal(event).send_robust(type(self.store), stream=event.stream, id=event.id, info=event.info)
 
-    @staticmethod
-    def _signal(event: PresenceEvent) -> Signal:
-        return presence_joined if event.type == "join" else presence_left
+
+def _signal(event: PresenceEvent) -> Signal:
+    return presence_joined if event.type == "join" else presence_left

@@ -1,8 +1,7 @@
-"""What the clients of one process believe about who is in a stream, and how that is made right after a loss.
+"""What the clients of this process were told about the members of each stream, and how it is corrected after a loss.
 
-A client asks once who is there, and goes by joins and leaves from then on (PROTOCOL.md, 14). Where some of those were
-missed, or the store lost its data, what the clients may believe is compared with who is there, and the difference is
-sent as joins and leaves; they may repeat what a client has.
+Clients follow join and leave events. Where events may have been missed, or the store has lost data, the roster of the
+stream is compared with the store, and the difference is sent as events (see Protocol: Presence).
 """
 
 from __future__ import annotations
@@ -14,211 +13,254 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from reliable_cable.protocol import messages
-from reliable_cable.stores.presence.base import PresenceEvent, PresenceInfo, PresenceMissed, PresenceStore
+from reliable_cable.protocol.presence import Difference, ToldMembers, compare
+from reliable_cable.stores.presence.base import (
+    UNHEARD_TIME,
+    PresenceEvent,
+    PresenceInfo,
+    PresenceMissed,
+    PresenceStore,
+)
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds until a store that failed is asked again.
+#: How long, in seconds, to wait before a failed read is retried.
 RETRY_DELAY: Final = 0.5
 
-#: Lists that are made right at once.
-READS: Final = 8
+#: The most rosters that are repaired at once.
+MAX_REPAIRS: Final = 8
 
 
 @dataclass(slots=True, eq=False)
-class PresenceList:
-    """What the clients of this process believe of one stream."""
-
-    stream: str
-    #: Whom any of them may believe to be there.
-    believed: set[str] = field(default_factory=set)
-    #: Whom all of them know to be there; None: nobody has asked yet.
-    known: set[str] | None = None
-    #: Of the data that the lists are right by; empty until the first answer.
-    incarnation: str = ""
-    #: The last event of each id that came during a read, for each read under way.
-    reads: list[dict[str, PresenceEvent]] = field(default_factory=list)
-    repair: asyncio.Task[None] | None = None
-    again: bool = False
-    #: Runs while other servers may still have to join their members again.
-    patience: asyncio.TimerHandle | None = None
-    waited: bool = False
-
-
-class PresenceLists:
-    """The lists of all streams that are served here.
+class Roster:
+    """What the clients of this process were told about one stream.
 
     Args:
-        store: knows who is there.
-        send: takes a stream and a presence message for all of its clients here.
+        stream: the stream's name.
+    """
+
+    stream: str
+    told: ToldMembers = field(default_factory=ToldMembers)
+    #: The incarnation of the presence data that the clients' lists are based on; empty before the first snapshot.
+    incarnation: str = ""
+    #: For each read in progress, the latest event of each id that arrived during the read.
+    reads: list[dict[str, PresenceEvent]] = field(default_factory=list)
+    repair: asyncio.Task[None] | None = None
+    repair_requested: bool = False
+    #: Runs after a loss of data, while other servers may still have to join their members again.
+    rejoin_timer: asyncio.TimerHandle | None = None
+    #: Whether that time is over, so that leave events can be sent for the ids that are still missing.
+    rejoin_time_over: bool = False
+
+
+class Rosters:
+    """The rosters of all streams for which a client of this process asked who is present.
+
+    Args:
+        store: the presence store.
+        send: takes a stream and a presence message for all clients of the stream in this process.
     """
 
     def __init__(self, store: PresenceStore, send: Callable[[str, str], None]) -> None:
         self._store = store
         self._send = send
-        self._listener = store.listen(self._take)
+        self._listener = store.listen(self._receive)
         self._subscribed: set[str] = set()
-        self._lists: dict[str, PresenceList] = {}
-        self._turns = asyncio.Semaphore(READS)
+        self._rosters: dict[str, Roster] = {}
+        self._repair_slots = asyncio.Semaphore(MAX_REPAIRS)
 
     @property
     def streams(self) -> Iterable[str]:
-        """The streams that clients have lists of."""
-        return self._lists.keys()
+        """The streams that have a roster."""
+        return self._rosters.keys()
 
     async def subscribe(self, stream: str) -> None:
-        """Send a stream's joins and leaves from now on."""
+        """Begin to send a stream's join and leave events to its clients."""
         self._subscribed.add(stream)
         await self._listener.subscribe(stream)
 
     async def unsubscribe(self, stream: str) -> None:
-        """Send them no more, and forget what was believed."""
+        """Stop sending a stream's events, and remove its roster."""
         self._subscribed.discard(stream)
-        self._drop(stream)
+        self._remove(stream)
         await self._listener.unsubscribe(stream)
 
     async def close(self) -> None:
-        """Leave all streams."""
+        """Unsubscribe from all streams."""
         self._subscribed.clear()
-        for stream in list(self._lists):
-            self._drop(stream)
+        for stream in list(self._rosters):
+            self._remove(stream)
         await self._listener.close()
 
-    async def ask(self, stream: str, *, records: bool = True) -> tuple[PresenceInfo, PresenceList]:
-        """Return who is there, for a client that keeps it, and the list that its own is part of from now on.
+    # -- snapshots ----------------------------------------------------------------------------------------------------
 
-        The client is to be sent the answer at once: what happened up to now is in it, and was sent before.
+    async def snapshot(self, stream: str, *, records: bool = True) -> tuple[PresenceInfo, Roster]:
+        """Return who is present, for one client, and the roster that its list belongs to from now on.
+
+        The caller must send the snapshot to the client before it awaits anything. Events that arrived during the read
+        are part of the snapshot; later ones follow it.
+
+        Args:
+            stream: the stream's name.
+            records: False returns only the total.
 
         Raises:
-            StoreError: it could not be read.
+            StoreError: the store could not be read.
         """
-        found = self._lists.get(stream)
-        if found is None:
-            # A stream without members has no incarnation, unless it is asked for.
+        roster = self._rosters.get(stream)
+        if roster is None:
+            # A stream without members has no incarnation before it is refreshed.
             await self._store.arefresh({stream: ()})
-            found = self._lists.get(stream) or PresenceList(stream)
-            if stream in self._subscribed:  # or it was left meanwhile
-                self._lists[stream] = found
-        info, events = await self._read(found, records=records)
+            roster = self._rosters.get(stream) or Roster(stream)
+            if stream in self._subscribed:  # it may have been unsubscribed during the refresh
+                self._rosters[stream] = roster
+        info = await self._read(roster, records=records)
         if info.records is not None:
-            present = dict(info.records)
-            for id_, event in events.items():
-                present.pop(id_, None)
-                if event.type == "join":
-                    present[id_] = event.info
-            info = replace(info, records=present, total=len(present))
-            found.believed.update(present)
-            found.known = set(present) if found.known is None else found.known.intersection(present)
-        found.incarnation = found.incarnation or info.incarnation
-        return info, found
+            roster.told.snapshot(info.records.keys())
+        roster.incarnation = roster.incarnation or info.incarnation
+        return info, roster
 
-    def check(self, incarnations: Mapping[str, str]) -> None:
-        """Take the present incarnations of streams: under another one than before, everything is compared."""
-        for stream, incarnation in incarnations.items():
-            found = self._lists.get(stream)
-            if found is not None and found.incarnation not in ("", incarnation) and found.patience is None:
-                self._repair(found)
+    async def resume(self, stream: str, incarnation: str, away: float) -> tuple[Difference, Roster] | None:
+        """Return what corrects the list of a client that was away, and the roster that the list then belongs to.
+
+        The caller must send the difference to the client before it awaits anything.
+
+        Args:
+            stream: the stream's name.
+            incarnation: the incarnation of the presence data that the client's list is based on.
+            away: how long, in seconds, the client was away.
+
+        Returns:
+            None if the store has lost data since then: the client's list cannot be corrected.
+
+        Raises:
+            StoreError: the store could not be read.
+        """
+        left = await self._store.aleft_within(stream, away + UNHEARD_TIME)
+        info, roster = await self.snapshot(stream)
+        if info.incarnation != incarnation:
+            return None
+        # The client may have any of the ids that have left since then, and any of those that are present.
+        return compare(dict.fromkeys(left, False), info.records or {}), roster
+
+    async def _read(self, roster: Roster, *, records: bool = True) -> PresenceInfo:
+        """Read who is present, and apply the events that arrive during the read.
+
+        The store may have been read before or after such an event. In both cases the events that follow it lead to the
+        present state, so the event is right for its id.
+        """
+        events: dict[str, PresenceEvent] = {}
+        roster.reads.append(events)
+        try:
+            info = await self._store.ainfo(roster.stream, records=records)
+        finally:
+            roster.reads = [other for other in roster.reads if other is not events]
+        if info.records is None:
+            return info
+        present = dict(info.records)
+        for id_, event in events.items():
+            present.pop(id_, None)
+            if event.type == "join":
+                present[id_] = event.info
+        return replace(info, records=present, total=len(present))
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def _take(self, event: PresenceEvent | PresenceMissed) -> None:
-        found = self._lists.get(event.stream)
+    def _receive(self, event: PresenceEvent | PresenceMissed) -> None:
+        roster = self._rosters.get(event.stream)
         if isinstance(event, PresenceMissed):
-            if found is not None:
-                self._repair(found)
+            if roster is not None:
+                self._request_repair(roster)
             return
-        if found is not None:
-            for events in found.reads:
+        if roster is not None:
+            for events in roster.reads:
                 events[event.id] = event
         if event.type == "join":
-            self._joined(event.stream, event.id, event.info)
+            self._send_join(event.stream, event.id, event.info)
         else:
-            self._left(event.stream, event.id)
+            self._send_leave(event.stream, event.id)
 
-    def _joined(self, stream: str, id_: str, info: Any) -> None:
-        found = self._lists.get(stream)
-        if found is not None:
-            found.believed.add(id_)
-            if found.known is not None:
-                found.known.add(id_)
+    def _send_join(self, stream: str, id_: str, info: Any) -> None:
+        roster = self._rosters.get(stream)
+        if roster is not None:
+            roster.told.join(id_)
         self._send(stream, messages.presence_join(id_, info))
 
-    def _left(self, stream: str, id_: str) -> None:
-        found = self._lists.get(stream)
-        if found is not None:
-            found.believed.discard(id_)
-            if found.known is not None:
-                found.known.discard(id_)
+    def _send_leave(self, stream: str, id_: str) -> None:
+        roster = self._rosters.get(stream)
+        if roster is not None:
+            roster.told.leave(id_)
         self._send(stream, messages.presence_leave(id_))
 
-    async def _read(
-        self, found: PresenceList, *, records: bool = True
-    ) -> tuple[PresenceInfo, dict[str, PresenceEvent]]:
-        """Read who is there, and gather the events that come meanwhile: they may be older or newer than what is read.
+    # -- repair -------------------------------------------------------------------------------------------------------
 
-        Either way, what is announced of an id after its last event in here decides, and comes in order.
+    def check(self, incarnations: Mapping[str, str]) -> None:
+        """Repair the rosters of streams whose presence data were lost.
+
+        Args:
+            incarnations: the present incarnation of each stream's data.
         """
-        events: dict[str, PresenceEvent] = {}
-        found.reads.append(events)
+        for stream, incarnation in incarnations.items():
+            roster = self._rosters.get(stream)
+            if roster is not None and roster.incarnation not in ("", incarnation) and roster.rejoin_timer is None:
+                self._request_repair(roster)
+
+    def _request_repair(self, roster: Roster) -> None:
+        roster.repair_requested = True
+        if roster.repair is None:
+            roster.repair = asyncio.get_running_loop().create_task(self._repair(roster))
+
+    async def _repair(self, roster: Roster) -> None:
+        failing = False
         try:
-            return await self._store.ainfo(found.stream, records=records), events
-        finally:
-            found.reads = [other for other in found.reads if other is not events]
-
-    # -- making right -------------------------------------------------------------------------------------------------
-
-    def _repair(self, found: PresenceList) -> None:
-        found.again = True
-        if found.repair is None:
-            found.repair = asyncio.get_running_loop().create_task(self._run_repair(found))
-
-    async def _run_repair(self, found: PresenceList) -> None:
-        failed = False
-        try:
-            while found.again and self._lists.get(found.stream) is found:
-                found.again = False
+            while roster.repair_requested and self._is_served(roster):
+                roster.repair_requested = False
                 try:
-                    async with self._turns:
-                        info, events = await self._read(found)
+                    async with self._repair_slots:
+                        info = await self._read(roster)
                 except Exception:
-                    log = logger.debug if failed else logger.exception
-                    log("Who is in %r could not be read; trying again.", found.stream)
-                    failed = found.again = True
+                    log = logger.debug if failing else logger.exception
+                    log("The presence of %r could not be read; retrying every %g s.", roster.stream, RETRY_DELAY)
+                    failing = roster.repair_requested = True
                     await asyncio.sleep(RETRY_DELAY)
                     continue
-                if self._lists.get(found.stream) is found:
-                    self._compare(found, info, events)
+                if self._is_served(roster):
+                    self._correct(roster, info)
         finally:
-            found.repair = None
+            roster.repair = None
 
-    def _compare(self, found: PresenceList, info: PresenceInfo, events: Mapping[str, PresenceEvent]) -> None:
-        present = info.records or {}
-        known = found.known or ()
-        for id_ in [id_ for id_ in present if id_ not in known and id_ not in events]:
-            self._joined(found.stream, id_, present[id_])
-        lost = info.incarnation != found.incarnation
-        if lost and not (found.waited and info.incarnation):
-            # Data were lost. All servers join their members again within a time to live: till then, who is missing may
-            # well be there.
-            found.waited = False
-            if found.patience is None:
+    def _correct(self, roster: Roster, info: PresenceInfo) -> None:
+        """Send the difference between what the clients were told and who is present."""
+        difference = compare(roster.told.ids, info.records or {})
+        for id_, value in difference.joins.items():
+            self._send_join(roster.stream, id_, value)
+        lost = info.incarnation != roster.incarnation
+        if lost and not (roster.rejoin_time_over and info.incarnation):
+            # All servers join their members again within one time to live. Until then, an id that is missing in the
+            # store may still be present.
+            roster.rejoin_time_over = False
+            if roster.rejoin_timer is None:
                 delay = self._store.settings.presence_ttl
-                found.patience = asyncio.get_running_loop().call_later(delay, self._stop_waiting, found)
+                roster.rejoin_timer = asyncio.get_running_loop().call_later(delay, self._end_rejoin_time, roster)
             return
-        for id_ in found.believed - present.keys() - events.keys():
-            self._left(found.stream, id_)
-        found.incarnation = info.incarnation
-        found.waited = False
+        for id_ in difference.leaves:
+            self._send_leave(roster.stream, id_)
+        roster.incarnation = info.incarnation
+        roster.rejoin_time_over = False
 
-    def _stop_waiting(self, found: PresenceList) -> None:
-        found.patience = None
-        found.waited = True
-        self._repair(found)
+    def _end_rejoin_time(self, roster: Roster) -> None:
+        roster.rejoin_timer = None
+        roster.rejoin_time_over = True
+        self._request_repair(roster)
 
-    def _drop(self, stream: str) -> None:
-        found = self._lists.pop(stream, None)
-        if found is not None:
-            if found.patience is not None:
-                found.patience.cancel()
-            if found.repair is not None:
-                found.repair.cancel()
+    def _is_served(self, roster: Roster) -> bool:
+        """Return whether this is still the stream's roster, and not the one of an earlier subscription."""
+        return self._rosters.get(roster.stream) is roster
+
+    def _remove(self, stream: str) -> None:
+        roster = self._rosters.pop(stream, None)
+        if roster is not None:
+            if roster.rejoin_timer is not None:
+                roster.rejoin_timer.cancel()
+            if roster.repair is not None:
+                roster.repair.cancel()

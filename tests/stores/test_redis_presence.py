@@ -241,7 +241,7 @@ class TestCosts:
         for number in range(20):
             await service.join("s", str(number), str(number), None)
         await service.open("t")
-        await service.lists.ask("t")
+        await service.rosters.snapshot("t")
         redis_server.cli("CONFIG", "RESETSTAT")
         await service.round()
         assert calls(redis_server) == 3
@@ -339,7 +339,7 @@ class TestLostEvents:
         await service.open("s")
         other.join("s", "phone", "1")
         await until(lambda: sent)
-        info, _ = await service.lists.ask("s")
+        info, _ = await service.rosters.snapshot("s")
         assert info.records == {"1": None}
         own.cli("CLIENT", "KILL", "TYPE", "pubsub")
         other.leave("s", "phone")
@@ -365,7 +365,7 @@ class TestLostEvents:
         await here.open("s")
         await there.join("s", "phone", "stays", None)
         other.join("s", "killed", "goes", None)
-        await here.lists.ask("s")
+        await here.rosters.snapshot("s")
         await until(lambda: len(sent) == 2)
         sent.clear()
         own.flushall()

@@ -9,7 +9,8 @@ from typing import Any
 
 from reliable_cable.conf import read_settings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub.session_records import WITNESS, SessionService
+from reliable_cable.hub.session_losses import WITNESS_PREFIX
+from reliable_cable.hub.session_records import SessionRecords
 from reliable_cable.identity import Identity
 from reliable_cable.stores.sessions.base import SessionRecord
 from reliable_cable.stores.sessions.memory import MemorySessionStore
@@ -39,7 +40,7 @@ class Store(MemorySessionStore):
 
     async def asave(self, records: Mapping[str, SessionRecord]) -> None:
         await self._reach()
-        self.saves.append({sid: record for sid, record in records.items() if not sid.startswith(WITNESS)})
+        self.saves.append({sid: record for sid, record in records.items() if not sid.startswith(WITNESS_PREFIX)})
         await super().asave(records)
 
     async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
@@ -75,13 +76,13 @@ class Session:
         return SessionRecord(ann, 0, {"number": self.number})
 
 
-async def number(service: SessionService, sid: str = "a") -> Any:
+async def number(service: SessionRecords, sid: str = "a") -> Any:
     """Return the number in the kept record of a session."""
     record = await MemorySessionStore.aload(service.store, sid, ann)
     return record and record.data["number"]
 
 
-async def until_kept(service: SessionService, wanted: Any, sid: str = "a") -> None:
+async def until_kept(service: SessionRecords, wanted: Any, sid: str = "a") -> None:
     """Wait until the kept record has this number."""
     async with asyncio.timeout(5):
         while await number(service, sid) != wanted:  # noqa: ASYNC110 - a store has no events

@@ -11,7 +11,7 @@ import pytest
 from reliable_cable import Channel, StoreError, action, state
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
-from reliable_cable.hub import session_records as service
+from reliable_cable.hub import session_writer
 from reliable_cable.stores.engine import get_engine
 
 from .wire import Client, identifier
@@ -52,12 +52,12 @@ class Outage:
         self._patch = pytest.MonkeyPatch()
         self.tried = asyncio.Event()
 
-    def begin(self, patience: float = service.EFFECT_PATIENCE) -> None:
+    def begin(self, patience: float = session_writer.SAVE_TIMEOUT) -> None:
         async def fail(*args: Any) -> None:
             self.tried.set()
             raise StoreError("down")
 
-        self._patch.setattr(service, "EFFECT_PATIENCE", patience)
+        self._patch.setattr(session_writer, "SAVE_TIMEOUT", patience)
         self._patch.setattr(get_engine().sessions, "asave", fail)
         self._patch.setattr(get_engine().sessions, "atouch", fail)
 
@@ -104,7 +104,7 @@ async def test_a_client_whose_session_cannot_be_saved_is_sent_away_and_sees_noth
 async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
     outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "RETRY_DELAY", 0.001)
+    monkeypatch.setattr(session_writer, "RETRY_DELAY", 0.001)
     async with Client() as client:
         await client.subscribe(COUNTER)
         await client.perform(COUNTER, "increase")

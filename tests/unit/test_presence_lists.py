@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub import rosters as lists_module
-from reliable_cable.hub.rosters import PresenceLists
+from reliable_cable.hub import rosters
+from reliable_cable.hub.rosters import Rosters
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
 from reliable_cable.stores.presence.memory import MemoryPresenceListener, MemoryPresenceStore
 from tests.stores.conftest import until
@@ -86,7 +86,7 @@ class Harness:
 
     def __init__(self) -> None:
         self.store = ScriptedStore()
-        self.lists = PresenceLists(self.store, self._send)
+        self.rosters = Rosters(self.store, self._send)
         self.clients: list[dict[str, Any]] = []
         self.sent: list[tuple[str, str]] = []
 
@@ -101,8 +101,8 @@ class Harness:
 
     async def client(self) -> dict[str, Any]:
         """Return what a new client believes after it asked."""
-        await self.lists.subscribe("s")
-        info, _ = await self.lists.ask("s")
+        await self.rosters.subscribe("s")
+        info, _ = await self.rosters.snapshot("s")
         believed = dict(info.records or {})
         assert info.total == len(believed)
         self.clients.append(believed)
@@ -125,13 +125,13 @@ class Harness:
 
     async def repaired(self) -> None:
         """Wait until the list was compared with the store once; no timer has run since then."""
-        repair = self.lists._lists["s"].repair
+        repair = self.rosters._rosters["s"].repair
         assert repair is not None
         await repair
 
     async def settled(self) -> None:
         """Wait until nothing is being made right any more."""
-        await until(lambda: not [each for each in self.lists._lists.values() if each.repair or each.patience])
+        await until(lambda: not [each for each in self.rosters._rosters.values() if each.repair or each.rejoin_timer])
 
 
 async def turns() -> None:
@@ -141,7 +141,7 @@ async def turns() -> None:
 
 @pytest.fixture
 async def harness(monkeypatch: pytest.MonkeyPatch) -> Harness:
-    monkeypatch.setattr(lists_module, "RETRY_DELAY", 0.001)
+    monkeypatch.setattr(rosters, "RETRY_DELAY", 0.001)
     return Harness()
 
 
@@ -183,21 +183,21 @@ class TestAnAnswer:
 
     async def test_with_the_total_only_is_no_list(self, harness: Harness) -> None:
         harness.join("ann")
-        info, _ = await harness.lists.ask("s", records=False)
+        info, _ = await harness.rosters.snapshot("s", records=False)
         assert info == PresenceInfo(1, None)
 
     async def test_that_comes_when_the_stream_was_left_keeps_nothing(self, harness: Harness) -> None:
-        await harness.lists.subscribe("s")
-        asking = asyncio.create_task(harness.lists.ask("s"))
-        await harness.lists.unsubscribe("s")
+        await harness.rosters.subscribe("s")
+        asking = asyncio.create_task(harness.rosters.snapshot("s"))
+        await harness.rosters.unsubscribe("s")
         info, _ = await asking
         assert info == PresenceInfo(0, {})
-        assert list(harness.lists.streams) == []
+        assert list(harness.rosters.streams) == []
 
     async def test_that_fails_raises(self, harness: Harness) -> None:
         harness.store.broken = True
         with pytest.raises(StoreError):
-            await harness.lists.ask("s")
+            await harness.rosters.snapshot("s")
 
 
 class TestMissedEvents:
@@ -264,7 +264,7 @@ class TestMissedEvents:
         harness.join("ann")
         harness.store.miss()
         await asyncio.sleep(0)
-        await harness.lists.unsubscribe("s")
+        await harness.rosters.unsubscribe("s")
         await turns()
         assert harness.sent == []
 
@@ -279,7 +279,7 @@ class TestLostData:
         harness.store.forget()
         harness.join("eve")
         harness.store.pending.clear()
-        harness.lists.check(harness.store.refresh({"s": ()}).incarnations)
+        harness.rosters.check(harness.store.refresh({"s": ()}).incarnations)
         await harness.repaired()
         assert set(client) == {"ann", "bob", "eve"}
         harness.store.join_all([Member("s", "session of ann", "ann", joined=True)])
@@ -288,21 +288,21 @@ class TestLostData:
 
     async def test_a_list_is_by_the_new_data_when_it_is_right(self, harness: Harness) -> None:
         harness.join("ann")
-        await harness.lists.subscribe("s")
-        _, found = await harness.lists.ask("s")
-        before = found.incarnation
+        await harness.rosters.subscribe("s")
+        _, roster = await harness.rosters.snapshot("s")
+        before = roster.incarnation
         harness.store.forget()
         after = harness.store.info("s").incarnation
         harness.store.miss()
         await harness.repaired()
-        assert found.patience is not None
-        assert found.incarnation == before != after, "who left is not known to its clients yet"
+        assert roster.rejoin_timer is not None
+        assert roster.incarnation == before != after, "who left is not known to its clients yet"
         await harness.settled()
-        assert found.incarnation == after
+        assert roster.incarnation == after
 
     async def test_the_same_data_are_not_read_again(self, harness: Harness) -> None:
         await harness.client()
-        harness.lists.check(harness.store.refresh({"s": (), "other": ()}).incarnations)
+        harness.rosters.check(harness.store.refresh({"s": (), "other": ()}).incarnations)
         await turns()
         assert harness.store.reads == 1
 
@@ -334,14 +334,14 @@ def test_at_rest_every_client_believes_who_is_there(actions: list[str], rng: ran
                 back = [name for name in sorted(harness.there) if rng.random() < 0.5]
                 harness.store.forget()
                 harness.store.join_all([Member("s", f"session of {name}", name, joined=True) for name in back])
-                harness.lists.check(harness.store.refresh({"s": ()}).incarnations)
+                harness.rosters.check(harness.store.refresh({"s": ()}).incarnations)
             elif action == "ask":
                 asking.append(asyncio.create_task(harness.client()))
             for _ in range(rng.randint(0, 4)):
                 await asyncio.sleep(0)
         await asyncio.gather(*asking)
         harness.store.announce()
-        harness.lists.check(harness.store.refresh({"s": ()}).incarnations)
+        harness.rosters.check(harness.store.refresh({"s": ()}).incarnations)
         await harness.settled()
         assert [set(client) for client in harness.clients] == [harness.there] * len(harness.clients)
 

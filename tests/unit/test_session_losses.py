@@ -6,21 +6,22 @@ import asyncio
 
 import pytest
 
-from reliable_cable.hub import session_records as service_module
-from reliable_cable.hub.session_records import SessionService
+from reliable_cable.hub import session_losses, session_writer
+from reliable_cable.hub.session_records import SessionRecords
 
 from .sessions import Session, Store, number, until_kept
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "SAVE_DELAY", 0.001)
-    monkeypatch.setattr(service_module, "RETRY_DELAY", 0.002)
+    monkeypatch.setattr(session_losses, "CHECK_DELAY", 0.001)
+    monkeypatch.setattr(session_writer, "SAVE_DELAY", 0.001)
+    monkeypatch.setattr(session_writer, "RETRY_DELAY", 0.002)
 
 
 class TestLookingAfter:
     async def test_records_that_the_store_has_lost_are_written_again(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         for sid in "ab":
             service.add(session := Session(sid))
             await service.save(session)
@@ -30,7 +31,7 @@ class TestLookingAfter:
         assert set(store.saves[-1]) == {"a"}
 
     async def test_what_is_still_to_be_written_was_not_lost(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         service.changed(session)
         await service.refresh()
@@ -38,7 +39,7 @@ class TestLookingAfter:
         assert len(store.saves) == 1
 
     async def test_a_store_is_known_to_have_lost_nothing_if_it_has_what_was_written_to_be_missed(self) -> None:
-        service = SessionService(Store())
+        service = SessionRecords(Store())
         service.add(session := Session("a"))
         assert not await service.refresh(), "nothing has been written yet"
         await service.save(session)
@@ -47,7 +48,7 @@ class TestLookingAfter:
         assert await service.refresh(), "by another witness"
 
     async def test_a_loss_is_remembered_though_everything_was_written_again(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         await service.save(session)
         store.delete(list(store._kept))
@@ -57,8 +58,8 @@ class TestLookingAfter:
         assert not await service.refresh()
 
     async def test_a_loss_is_forgotten_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service_module, "LOSS_MEMORY", 0)
-        service = SessionService(store := Store())
+        monkeypatch.setattr(session_losses, "LOSS_MEMORY", 0)
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         await service.save(session)
         store.delete(list(store._kept))
@@ -69,14 +70,14 @@ class TestLookingAfter:
     async def test_a_store_that_loses_nothing_needs_no_witness(self) -> None:
         store = Store()
         store.may_lose_data = False
-        service = SessionService(store)
+        service = SessionRecords(store)
         service.add(session := Session("a"))
         await service.save(session)
         assert list(store._kept) == ["a"]
         assert await service.refresh()
 
     async def test_a_store_that_may_have_lost_data_is_looked_at_soon(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         await service.save(session)
         store.delete(["a"])
@@ -85,7 +86,7 @@ class TestLookingAfter:
         await until_kept(service, 0)
 
     async def test_all_are_touched_before_they_expire(self) -> None:
-        service = SessionService(store := Store(sessions_ttl=0.03))
+        service = SessionRecords(store := Store(sessions_ttl=0.03))
         service.add(session := Session("a"))
         await service.save(session)
         for _ in range(4):
@@ -97,7 +98,7 @@ class TestLookingAfter:
 
 class TestStopping:
     async def test_what_is_changed_is_written_first(self) -> None:
-        service = SessionService(Store())
+        service = SessionRecords(Store())
         session = Session("a")
         service.add(session)
         session.number = 5
@@ -109,7 +110,7 @@ class TestStopping:
     async def test_a_store_that_fails_is_tried_once(self) -> None:
         store = Store()
         store.down = True
-        service = SessionService(store)
+        service = SessionRecords(store)
         service.add(Session("a"))
         service.changed(Session("a"))
         await service.stop()

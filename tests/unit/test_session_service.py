@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from reliable_cable.hub import session_records as service_module
-from reliable_cable.hub.session_records import SessionService
+from reliable_cable.hub import session_records, session_writer
+from reliable_cable.hub.session_records import SessionRecords
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .sessions import Session, Store, ann, number, until_kept
@@ -16,13 +16,13 @@ from .sessions import Session, Store, ann, number, until_kept
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "SAVE_DELAY", 0.001)
-    monkeypatch.setattr(service_module, "RETRY_DELAY", 0.002)
+    monkeypatch.setattr(session_writer, "SAVE_DELAY", 0.001)
+    monkeypatch.setattr(session_writer, "RETRY_DELAY", 0.002)
 
 
 class TestWriting:
     async def test_what_changed_is_written_soon_and_together(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         sessions = [Session(sid) for sid in "abc"]
         for session in sessions:
             service.add(session)
@@ -33,14 +33,14 @@ class TestWriting:
         assert [set(records) for records in store.saves] == [{"a", "b", "c"}]
 
     async def test_or_at_once_if_somebody_waits(self) -> None:
-        service = SessionService(Store())
+        service = SessionRecords(Store())
         service.add(session := Session("a"))
         session.number = 1
         await service.save(session)
         assert await number(service) == 1
 
     async def test_who_waits_at_the_same_time_waits_for_few_writes(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         sessions = [Session(str(n)) for n in range(100)]
         for session in sessions:
             service.add(session)
@@ -53,7 +53,7 @@ class TestWriting:
         assert {sid for records in store.saves for sid in records} == {session.sid for session in sessions}
 
     async def test_the_last_record_of_a_session_is_kept_as_it_was(self) -> None:
-        service = SessionService(Store())
+        service = SessionRecords(Store())
         service.add(session := Session("a"))
         session.number = 5
         await service.drop(session)
@@ -63,7 +63,7 @@ class TestWriting:
         assert await number(service) == 5
 
     async def test_without_a_time_to_live_nothing_is_written(self) -> None:
-        service = SessionService(store := Store(sessions_ttl=0))
+        service = SessionRecords(store := Store(sessions_ttl=0))
         service.add(session := Session("a"))
         await service.save(session)
         await service.drop(session)
@@ -77,7 +77,7 @@ class TestWriting:
             def record(self) -> SessionRecord:
                 raise ValueError("no record")
 
-        service = SessionService(Store())
+        service = SessionRecords(Store())
         service.add(broken := Broken("b"))
         service.add(session := Session("a"))
         service.changed(broken)
@@ -89,7 +89,7 @@ class TestWriting:
 class TestAStoreThatFails:
     async def test_is_tried_until_it_is_back(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "reliable_cable")
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         store.down = True
         session.number = 1
@@ -102,14 +102,15 @@ class TestAStoreThatFails:
         await until_kept(service, 2)
         await asyncio.sleep(0)
         assert [record.message for record in caplog.records] == [
-            "Sessions cannot be written: down",
-            "Sessions are kept again.",
+            "Session records cannot be written; retrying every 0.002 s: down",
+            "The session store works again.",
         ], "once for an outage"
 
     async def test_keeps_nobody_waiting_who_comes_back_or_leaves(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(service_module, "PATIENCE", 0.001)
-        monkeypatch.setattr(service_module, "RETRY_DELAY", 60)
-        service = SessionService(store := Store())
+        monkeypatch.setattr(session_records, "LOAD_TIMEOUT", 0.001)
+        monkeypatch.setattr(session_writer, "FLUSH_TIMEOUT", 0.001)
+        monkeypatch.setattr(session_writer, "RETRY_DELAY", 60)
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         store.open.clear()
         async with asyncio.timeout(5):
@@ -119,7 +120,7 @@ class TestAStoreThatFails:
         store.open.set()
 
     async def test_gets_the_sessions_that_ended_meanwhile(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         await service.save(session)
         store.down = True
@@ -130,7 +131,7 @@ class TestAStoreThatFails:
         await until_kept(service, 7)
 
     async def test_but_not_those_that_would_have_expired(self) -> None:
-        service = SessionService(store := Store(sessions_ttl=0.02))
+        service = SessionRecords(store := Store(sessions_ttl=0.02))
         service.add(session := Session("a"))
         store.down = True
         await service.drop(session)
@@ -141,7 +142,7 @@ class TestAStoreThatFails:
         assert store.saves == []
 
     async def test_deletes_who_was_sent_away_when_it_is_back(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         await service.save(session)
         store.down = True
@@ -155,7 +156,7 @@ class TestAStoreThatFails:
             def record(self) -> SessionRecord:
                 return SessionRecord(ann, 0, {"number": object()})
 
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Odd("a"))
         await service.save(session)
         assert "could not be written" in caplog.text
@@ -166,7 +167,7 @@ class TestTheEffectOfAChange:
     """The result of `save`: whether the client may see the effect of a change."""
 
     async def test_waits_until_the_change_is_saved(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         await service.save(session)
         store.down = True
@@ -182,7 +183,7 @@ class TestTheEffectOfAChange:
         assert await number(service) == 1
 
     async def test_waits_for_the_store_that_is_known_to_fail(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         service.add(other := Session("b"))
         await service.save(session)
@@ -205,10 +206,10 @@ class TestTheEffectOfAChange:
     async def test_is_not_to_be_seen_if_the_change_cannot_be_saved(
         self, fault: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("a"))
         assert await service.save(session)
-        monkeypatch.setattr(service_module, "EFFECT_PATIENCE", 0.05)
+        monkeypatch.setattr(session_writer, "SAVE_TIMEOUT", 0.05)
         store.down = fault == "fails"
         if fault == "hangs":
             store.open.clear()
@@ -222,13 +223,13 @@ class TestTheEffectOfAChange:
             def record(self) -> SessionRecord:
                 return SessionRecord(ann, 0, {"number": object()})
 
-        service = SessionService(Store())
+        service = SessionRecords(Store())
         service.add(session := Odd("a"))
         assert not await service.save(session)
 
     async def test_does_not_wait_where_the_store_has_no_older_record(self) -> None:
         # A restore finds no record, and so no old one.
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         store.down = True
         service.add(first := Session("a"))
         service.changed(first)
@@ -249,7 +250,7 @@ class TestTheEffectOfAChange:
 
 class TestReading:
     async def test_the_newest_record_is_read(self) -> None:
-        service = SessionService(Store())
+        service = SessionRecords(Store())
         service.add(session := Session("a"))
         await service.save(session)
         session.number = 3
@@ -259,7 +260,7 @@ class TestReading:
         assert record.data["number"] == 3
 
     async def test_a_store_that_fails_knows_nobody(self, caplog: pytest.LogCaptureFixture) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         store.down = True
         assert await service.load("a", ann) is None
         assert await service.load("a", ann) is None
@@ -267,7 +268,7 @@ class TestReading:
         assert "Traceback" not in caplog.text
 
     async def test_those_who_are_back_at_the_same_time_are_read_together(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         for sid in "abc":
             service.add(session := Session(sid))
             await service.save(session)
@@ -277,13 +278,13 @@ class TestReading:
         assert store.loads == [["a", "nobody", "c", "b"]]
 
     async def test_a_store_that_fails_fails_for_all_of_them(self, caplog: pytest.LogCaptureFixture) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         store.down = True
         assert await asyncio.gather(*(service.load(sid, ann) for sid in "abc")) == [None] * 3
         assert len(caplog.records) == 1
 
     async def test_one_that_goes_meanwhile_does_not_disturb_the_others(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         service.add(session := Session("b"))
         await service.save(session)
         await service.drop(session)
@@ -297,7 +298,7 @@ class TestReading:
         assert await tasks[1] is not None
 
     async def test_many_writes_that_are_waited_for_are_few(self) -> None:
-        service = SessionService(store := Store())
+        service = SessionRecords(store := Store())
         sessions = [Session(f"s{number}") for number in range(50)]
         for session in sessions:
             service.add(session)

@@ -1,0 +1,114 @@
+"""Detects that the session store has lost data, and writes lost records again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from reliable_cable.exceptions import StoreError
+from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
+
+from .session_writer import LiveSession, SessionWriter
+
+logger = logging.getLogger("reliable_cable")
+
+#: How long, in seconds, to wait before records are checked after `suspect`.
+CHECK_DELAY: Final = 0.05
+
+#: How long, in seconds, to remember a loss of data. Every caller of `refresh` that asks because of it does so within.
+LOSS_MEMORY: Final = 60.0
+
+#: The prefix of the ids of witness records.
+WITNESS_PREFIX: Final = "witness-"
+
+
+class LossDetector:
+    """Keeps the records of live sessions from expiring, and detects that the store has lost data.
+
+    The records of live sessions alone cannot prove that nothing was lost, because a lost one may have been written
+    again since then. So the detector also writes a witness: a record that is written once. A store that misses
+    the witness has lost data. Each check replaces the witness, because a store that returns to an older state may still
+    have the former one.
+
+    Args:
+        store: the session store.
+        live: the live sessions of this process, by session id.
+        writer: writes lost records again.
+    """
+
+    def __init__(self, store: SessionStore, live: Mapping[str, LiveSession], writer: SessionWriter) -> None:
+        self._store = store
+        self._live = live
+        self._writer = writer
+        #: The ids of the newest witness that was written and of the newest one that was passed to the writer.
+        self._witness = ""
+        self._next_witness = ""
+        self._lost_at = -math.inf
+        self._check: asyncio.Task[None] | None = None
+
+    def add_witness(self) -> None:
+        """Write the first witness, with the first records."""
+        if not self._witness:
+            self._renew_witness()
+
+    async def refresh(self) -> bool:
+        """Extend the time to live of the records of all live sessions, and write those again that are missing.
+
+        Returns:
+            Whether the store is known to have lost nothing in the last `LOSS_MEMORY` seconds.
+
+        Raises:
+            StoreError: the store could not be reached.
+        """
+        witness = self._witness
+        sids = [sid for sid in self._live if not self._writer.is_pending(sid)]
+        missing = await self._store.atouch([*sids, witness] if witness else sids)
+        lost = [sid for sid in missing if sid in self._live and not self._writer.is_pending(sid)]
+        if lost:
+            logger.warning("The session store has lost %d records; they are written again.", len(lost))
+            self._writer.changed(*(self._live[sid] for sid in lost))
+        if not self._store.may_lose_data:
+            return True
+        if witness in missing:
+            self._lost_at = time.monotonic()
+        self._renew_witness()
+        return bool(witness) and time.monotonic() - self._lost_at > LOSS_MEMORY
+
+    async def check(self) -> None:
+        """Call `refresh`. After an error of the store, leave the records to the next check."""
+        try:
+            await self.refresh()
+        except StoreError as error:
+            self._writer.report_failure("touched", error)
+
+    def suspect(self) -> None:
+        """Check soon whether the store has lost data."""
+        if self._store.may_lose_data and self._live and self._check is None:
+            self._check = asyncio.get_running_loop().create_task(self._check_soon())
+
+    async def stop(self) -> None:
+        """Cancel a check that is waiting or running."""
+        if self._check is not None:
+            self._check.cancel()
+            await asyncio.wait([self._check])
+            self._check = None
+
+    async def _check_soon(self) -> None:
+        await asyncio.sleep(CHECK_DELAY)
+        self._check = None
+        await self.check()
+
+    def _renew_witness(self) -> None:
+        if self._store.may_lose_data and not self._writer.is_pending(self._next_witness):
+            self._next_witness = WITNESS_PREFIX + secrets.token_hex(8)
+            written = partial(self._witness_written, self._next_witness)
+            self._writer.keep(self._next_witness, SessionRecord({}, 0), written)
+
+    def _witness_written(self, sid: str) -> None:
+        self._witness = sid

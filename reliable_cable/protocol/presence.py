@@ -1,0 +1,67 @@
+"""The comparison of what clients were told about the members of a stream with who is present.
+
+A client asks once for the members of a stream, and then follows join and leave events. If events may have been missed,
+the comparison says which ones to send. They may repeat what a client has (see Protocol: Presence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+
+class ToldMembers:
+    """What a group of clients was told about the members of one stream.
+
+    Every event is sent to all of these clients. But each of them asked for the members at another time, so their lists
+    may differ after events were missed.
+    """
+
+    __slots__ = ("_has_snapshot", "ids")
+
+    def __init__(self) -> None:
+        #: For each id that any client may have in its list, whether all clients have it.
+        self.ids: dict[str, bool] = {}
+        self._has_snapshot = False
+
+    def join(self, id_: str) -> None:
+        """Record that all clients were sent a join event."""
+        self.ids[id_] = True
+
+    def leave(self, id_: str) -> None:
+        """Record that all clients were sent a leave event."""
+        self.ids.pop(id_, None)
+
+    def snapshot(self, present: Set[str]) -> None:
+        """Record that one client, which had no list before, was sent the ids of all members."""
+        first, self._has_snapshot = not self._has_snapshot, True
+        # Ids that are in both keep their value. A first client is all clients.
+        for id_ in self.ids.keys() ^ present:
+            self.ids[id_] = first and id_ in present
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The events that correct the lists of clients.
+
+    Args:
+        joins: the info of each id that some client may lack.
+        leaves: ids that some client may have, but that are not present.
+    """
+
+    joins: Mapping[str, Any]
+    leaves: Sequence[str]
+
+
+def compare(told: Mapping[str, bool], present: Mapping[str, Any]) -> Difference:
+    """Return the events after which every client's list holds exactly the ids that are present.
+
+    Args:
+        told: for each id that any client may have in its list, whether all clients have it.
+        present: the info of each id that is present.
+    """
+    return Difference(
+        joins={id_: info for id_, info in present.items() if not told.get(id_)},
+        leaves=[id_ for id_ in told if id_ not in present],
+    )
