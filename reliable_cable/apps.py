@@ -1,4 +1,4 @@
-"""The Django app."""
+"""The configuration of the Django app."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from django.apps import AppConfig
 
 
 class ReliableCableConfig(AppConfig):
-    """Finds the channels of every installed app, and registers the system checks."""
+    """Imports the channels of all installed apps, and registers the system checks."""
 
     name = "reliable_cable"
     verbose_name = "Reliable cable"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Import every installed app's `cable` module, as Django's admin does with `admin`; connect to logouts."""
+        """Import the module `cable` of each installed app, as Django's admin imports `admin`.
+
+        This also registers the system checks and the built-in channel, and connects the receiver that closes a user's
+        connections at logout.
+        """
         from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules
 
@@ -21,6 +25,6 @@ class ReliableCableConfig(AppConfig):
         from .disconnecting import disconnect_logged_out
 
         autodiscover_modules("cable")
-        from . import pubsub_channel as pubsub  # noqa: F401 - registers `$pubsub`
+        from . import pubsub_channel  # noqa: F401 - registers `$pubsub`
 
         user_logged_out.connect(disconnect_logged_out, dispatch_uid="reliable_cable.logout")

@@ -1,18 +1,18 @@
-"""System checks, with stable ids; silence one by `SILENCED_SYSTEM_CHECKS`.
+"""System checks. Their ids never change, so that `SILENCED_SYSTEM_CHECKS` can list them.
 
-| id | says |
+| id | problem |
 |---|---|
-| `reliable_cable.E001` | `RELIABLE_CABLE` is invalid: an unknown key, a wrong type, an impossible value |
-| `reliable_cable.E002` | several channel classes have one name |
-| `reliable_cable.E003` | the engine is not there, or cannot do what the settings ask |
-| `reliable_cable.E004` | the database that `DATABASE` names cannot keep the streams and sessions |
-| `reliable_cable.W001` | advice for SQLite with several writers: IMMEDIATE transactions, and WAL |
-| `reliable_cable.W002` | `runserver` serves no WebSockets |
-| `reliable_cable.W003` | streams are public, in production |
-| `reliable_cable.W004` | a channel layer of channels-redis cannot be idle, with redis-py 8 |
+| `reliable_cable.E001` | The setting `RELIABLE_CABLE` has an unknown key, a wrong type or an impossible value. |
+| `reliable_cable.E002` | Several channel classes have the same name. |
+| `reliable_cable.E003` | The engine cannot be imported, or does not support what the settings require. |
+| `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
+| `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
+| `reliable_cable.W002` | `runserver` serves no WebSockets. |
+| `reliable_cable.W003` | Streams are public although `DEBUG` is off. |
+| `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
 
-An invalid setting hides the checks that need the settings. W001 on WAL needs a connection, so it runs where Django
-checks databases: `migrate` and `check --database default`.
+If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
+connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ TAG = "reliable_cable"
 
 SQLITE_HINT = (
     "Set 'OPTIONS': {'transaction_mode': 'IMMEDIATE', 'init_command': 'PRAGMA journal_mode=WAL;'} in "
-    "DATABASES[%(alias)r]: transactions then wait for each other when they begin, and readers do not wait at all. "
+    "DATABASES[%(alias)r]. Transactions then wait for each other when they begin, and readers do not wait at all. "
     "Broadcasts outside of transactions do not need this."
 )
 
-#: Which apps' `runserver` is known to serve WSGI only.
+#: The apps whose `runserver` serves WSGI only.
 WSGI_RUNSERVERS = ("django.core", "django.contrib.staticfiles")
 
 
 @register(TAG)
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
-    """E001."""
+    """Report invalid settings (E001)."""
     try:
         get_settings()
     except ImproperlyConfigured as error:
@@ -57,14 +57,14 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
-    """E002."""
-    # Channels need the settings; so this module is imported late, when E001 had its say.
+    """Report channel classes with the same name (E002)."""
+    # Importing this module reads the settings. If they are invalid, E001 must be reported in place of an error here.
     from .channel import duplicate_channels
 
     return [
         Error(
             f"{len(paths)} channels have the name {name!r}: {', '.join(paths)}. Clients reach only the first.",
-            hint="Rename a class, or set its `name`; a base class is declared with `abstract=True`.",
+            hint="Rename a class or set its `name`. Declare a base class with `abstract=True`.",
             id="reliable_cable.E002",
         )
         for name, paths in duplicate_channels()
@@ -73,7 +73,7 @@ def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_engine(**kwargs: Any) -> list[CheckMessage]:
-    """E003."""
+    """Report an engine that cannot be used, or that cannot store durable streams (E003)."""
     settings = _valid_settings()
     if settings is None:
         return []
@@ -86,9 +86,9 @@ def check_engine(**kwargs: Any) -> list[CheckMessage]:
         return []
     return [
         Error(
-            f"{NAME}['STREAMS'][{pattern!r}] is durable, but {streams.__module__}.{streams.__qualname__} keeps nothing "
-            "durably.",
-            hint=f"Use the 'database' engine, or drop 'durable' from {NAME}['STREAMS'][{pattern!r}].",
+            f"{NAME}['STREAMS'][{pattern!r}] is durable, but {streams.__module__}.{streams.__qualname__} does not "
+            "support durable streams.",
+            hint=f"Use the 'database' engine, or remove 'durable' from {NAME}['STREAMS'][{pattern!r}].",
             id="reliable_cable.E003",
         )
         for pattern in settings.streams
@@ -98,7 +98,7 @@ def check_engine(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_database(**kwargs: Any) -> list[CheckMessage]:
-    """E004, and of W001 what the settings show."""
+    """Report a database that cannot be used (E004), and a transaction mode of SQLite that causes errors (W001)."""
     alias = _database()
     if alias is None:
         return []
@@ -106,20 +106,20 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
     problem = hint = ""
     vendor = ""
     if alias not in connections:
-        problem = f"{key} is {alias!r}, which is not in DATABASES."
+        problem = f"{key} is {alias!r}, which is not a key of DATABASES."
     else:
         try:
             vendor = connections[alias].vendor
         except ImproperlyConfigured as error:
             problem = f"{key} is {alias!r}, which cannot be used: {error}"
     if vendor not in ("", "sqlite", "postgresql"):
-        problem = f"{key} is {alias!r}, which is on {vendor}; streams and sessions need SQLite or PostgreSQL."
+        problem = f"{key} is {alias!r}, a {vendor} database; streams and sessions need SQLite or PostgreSQL."
     elif vendor == "sqlite" and str(connections[alias].settings_dict["NAME"]) == ":memory:":
-        problem = f"{key} is {alias!r}, an SQLite database in memory, of which every thread gets another one."
-        hint = "Use a file."
+        problem = f"{key} is {alias!r}, an SQLite database in memory. Each thread would use a database of its own."
+        hint = f"Set DATABASES[{alias!r}]['NAME'] to the path of a file."
     elif vendor and not router.allow_migrate_model(alias, apps.get_model("reliable_cable", "Session")):
-        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS do not let the app's tables be made there."
-        hint = f"Let allow_migrate({alias!r}, 'reliable_cable') be True."
+        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS forbid to create the tables of reliable_cable there."
+        hint = f"Return True from allow_migrate() of your router for {alias!r} and the app 'reliable_cable'."
     if problem:
         return [Error(problem, hint=hint or None, id="reliable_cable.E004")]
     if vendor == "sqlite":
@@ -130,7 +130,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
                     alias,
                     f"DATABASES[{alias!r}] begins its transactions as DEFERRED. If a transaction of your code reads "
                     "before it writes, its first write fails ('database is locked') while another transaction is "
-                    "writing. Broadcasts inside your transactions are such writes too",
+                    "writing. A broadcast inside your transaction is such a write, too",
                 )
             ]
     return []
@@ -138,7 +138,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
 
 @register(Tags.database)
 def check_journal_mode(*, databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """W001, as far as the database itself has to be asked."""
+    """Report an SQLite database without WAL (W001)."""
     alias = _database()
     if alias is None or alias not in (databases or ()) or alias not in connections:
         return []
@@ -148,28 +148,28 @@ def check_journal_mode(*, databases: Sequence[str] | None = None, **kwargs: Any)
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA journal_mode")
         mode = cursor.fetchone()[0]
-    # A database in memory has no journal in a file, and knows no WAL.
+    # A database in memory cannot use WAL.
     if mode in ("wal", "memory"):
         return []
     return [
         _sqlite_warning(
             alias,
-            f"DATABASES[{alias!r}] is in journal mode {mode!r}, not 'wal': readers and writers wait for each other",
+            f"DATABASES[{alias!r}] uses the journal mode {mode!r}, not 'wal': readers and writers wait for each other",
         )
     ]
 
 
 @register(TAG)
 def check_runserver(**kwargs: Any) -> list[CheckMessage]:
-    """W002; only with `DEBUG`, where `runserver` is at home."""
+    """Report a `runserver` without WebSockets (W002), in development only: with `DEBUG`."""
     if not django_settings.DEBUG:
         return []
     served_by = get_commands().get("runserver")
     if served_by in WSGI_RUNSERVERS:
         return [
             Warning(
-                "`runserver` is a WSGI server here, which serves no WebSockets.",
-                hint="Put 'daphne' into INSTALLED_APPS, before 'django.contrib.staticfiles'.",
+                "`runserver` is a WSGI server in this project and serves no WebSockets.",
+                hint="Add 'daphne' to INSTALLED_APPS, before 'django.contrib.staticfiles'.",
                 id="reliable_cable.W002",
             )
         ]
@@ -186,14 +186,14 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_public_streams(**kwargs: Any) -> list[CheckMessage]:
-    """W003."""
+    """Report public streams without `DEBUG` (W003)."""
     settings = _valid_settings()
     if settings is None or not settings.public_streams or django_settings.DEBUG:
         return []
     return [
         Warning(
-            f"{NAME}['PUBLIC_STREAMS'] is on: whoever can connect can read every stream by its name.",
-            hint="Hand out signed stream names instead (`signed_stream_name`).",
+            f"{NAME}['PUBLIC_STREAMS'] is on: every client that can connect can read every stream by its name.",
+            hint="Turn it off, and give signed stream names to clients instead (`signed_stream_name`).",
             id="reliable_cable.W003",
         )
     ]
@@ -201,26 +201,27 @@ def check_public_streams(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_channel_layers(**kwargs: Any) -> list[CheckMessage]:
-    """W004.
+    """Report channel layers of channels-redis that fail when they are idle (W004).
 
-    The core layer of channels-redis 4.3.0 waits up to 5 s for a message, and redis-py 8 gives up after 5 s, too, unless
-    told otherwise. The pub/sub layer is not concerned: it waits 0.1 s at a time.
+    The core layer of channels-redis 4.3.0 waits up to 5 seconds for a message. The default `socket_timeout` of redis-py
+    8 is also 5 seconds. The pub/sub layer has no such problem, because it waits only 0.1 seconds at a time.
     """
     if version("channels-redis") != "4.3.0" or int(version("redis").split(".")[0]) < 8:
         return []
     return [
         Warning(
-            f"CHANNEL_LAYERS[{alias!r}] raises TimeoutError after 5 idle seconds: channels-redis 4.3.0 does not "
-            "expect redis-py 8's default socket_timeout.",
+            f"CHANNEL_LAYERS[{alias!r}] raises TimeoutError after 5 idle seconds, because channels-redis 4.3.0 "
+            "does not expect the default socket_timeout of redis-py 8.",
             hint=(
-                f"Give each of CHANNEL_LAYERS[{alias!r}]['CONFIG']['hosts'] a longer one: "
+                f"Set a longer timeout for each of CHANNEL_LAYERS[{alias!r}]['CONFIG']['hosts']: "
                 '{"address": "redis://…", "socket_timeout": 30} or "redis://…?socket_timeout=30" (None: no limit). Or '
                 "use channels_redis.pubsub.RedisPubSubChannelLayer, or redis-py 7."
             ),
             id="reliable_cable.W004",
         )
         for alias, options in getattr(django_settings, "CHANNEL_LAYERS", {}).items()
-        if _is_core_layer(options.get("BACKEND")) and not _waits_long(options.get("CONFIG", {}).get("hosts"))
+        if _is_core_layer(options.get("BACKEND"))
+        and not _all_timeouts_are_longer(options.get("CONFIG", {}).get("hosts"))
     ]
 
 
@@ -230,24 +231,24 @@ def _is_core_layer(path: Any) -> bool:
     try:
         backend = import_string(path)
     except (ImportError, AttributeError):
-        return False  # Channels will say so
+        return False  # Channels reports the wrong path
     return isinstance(backend, type) and issubclass(backend, RedisChannelLayer)
 
 
-def _waits_long(hosts: Any) -> bool:
-    """Whether every connection of a core layer waits longer for an answer than the layer lets Redis wait."""
+def _all_timeouts_are_longer(hosts: Any) -> bool:
+    """Return whether the timeout of every host is longer than the core layer waits for a message."""
     from channels_redis.core import RedisChannelLayer
     from channels_redis.utils import decode_hosts
 
     try:
         timeouts = [_socket_timeout(host) for host in decode_hosts(hosts)]
     except ValueError:
-        return True  # the layer refuses it
+        return True  # the layer itself reports the wrong configuration
     return all(timeout is None or timeout > RedisChannelLayer.brpop_timeout for timeout in timeouts)
 
 
 def _socket_timeout(host: Mapping[str, Any]) -> float | None:
-    """Return the time-out of a decoded host, in seconds; None: there is none; 0: it does not say."""
+    """Return the `socket_timeout` of a host, in seconds; None: no limit; 0: it is not set."""
     in_url = parse_qs(urlsplit(str(host.get("address", ""))).query).get("socket_timeout")
     timeout: float | None = float(in_url[-1]) if in_url else host.get("socket_timeout", 0)
     return timeout
@@ -257,11 +258,11 @@ def _valid_settings() -> CableSettings | None:
     try:
         return get_settings()
     except ImproperlyConfigured:
-        return None  # E001 has said so
+        return None  # reported as E001
 
 
 def _database() -> str | None:
-    """Return the alias of the database that streams or sessions are kept in; None if they are not, or E001, E003."""
+    """Return the alias of the database that stores streams or sessions; None without one, or with invalid settings."""
     settings = _valid_settings()
     if settings is None:
         return None

@@ -1,4 +1,4 @@
-"""Middleware that knows which client's page a request comes from, so that a broadcast can leave it out."""
+"""Middleware that reads which page a request comes from, so that a broadcast can exclude that page's connection."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 
+#: The request header with the session id of the page's connection.
 HEADER: Final = "X-Socket-ID"
 
-#: As long as a session id that the stores take.
+#: The longest session id, in characters, that the stores accept. Longer values of the header are ignored.
 MAX_LENGTH: Final = 64
 
 _socket_id: ContextVar[str] = ContextVar("reliable_cable_socket_id", default="")
 
 
 def current_socket_id() -> str:
-    """Return the session id that the request being handled gave in `X-Socket-ID`; `""` without one."""
+    """Return the session id in the header `X-Socket-ID` of the current request; `""` if there is none."""
     return _socket_id.get()
 
 
 class SocketIdMiddleware:
-    """Reads the header `X-Socket-ID`, for `broadcast(…, to_others=True)`; in sync and async projects.
+    """Reads the header `X-Socket-ID`, so that `broadcast(…, to_others=True)` excludes the page's connection.
 
-    The client's `cable.sessionId` holds the id; pages send it with the requests that cause broadcasts. A streamed
-    response knows it, too, while it is produced.
+    A page sends its `cable.sessionId` in this header with the requests that cause broadcasts. The id is also known
+    while a streaming response is produced. The middleware works in sync and async projects.
     """
 
     sync_capable = True
@@ -41,40 +42,41 @@ class SocketIdMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Handle a request."""
-        socket_id = _read(request)
+        """Handle a request while `current_socket_id` returns its session id."""
+        socket_id = _session_id(request)
         if self.is_async:
             return self._acall(request, socket_id)
-        with _known(socket_id):
+        with _as_current(socket_id):
             response = self.get_response(request)
         assert isinstance(response, HttpResponseBase)  # noqa: S101 - for the type checker
-        return _streamed(response, socket_id)
+        return _wrap_stream(response, socket_id)
 
     async def _acall(self, request: HttpRequest, socket_id: str) -> HttpResponseBase:
-        with _known(socket_id):
+        with _as_current(socket_id):
             response = await self.get_response(request)  # type: ignore[misc]
-        return _streamed(response, socket_id)
+        return _wrap_stream(response, socket_id)
 
 
-def _read(request: HttpRequest) -> str:
+def _session_id(request: HttpRequest) -> str:
     value = request.headers.get(HEADER, "")
     return value if len(value) <= MAX_LENGTH and value.isascii() and value.isprintable() else ""
 
 
 @contextmanager
-def _known(socket_id: str) -> Iterator[None]:
-    # Not by a token: a response may be finished in a copy of the context in which it was begun.
-    former = _socket_id.get()
+def _as_current(socket_id: str) -> Iterator[None]:
+    # ContextVar.reset is not used: a response may be finished in another copy of the context, where it would raise an
+    # error.
+    previous = _socket_id.get()
     _socket_id.set(socket_id)
     try:
         yield
     finally:
-        _socket_id.set(former)
+        _socket_id.set(previous)
 
 
-def _streamed(response: HttpResponseBase, socket_id: str) -> HttpResponseBase:
-    """Let the parts of a streamed response know the id, which are made after the middleware has returned."""
-    # A file broadcasts nothing, and a server may send it without reading it here.
+def _wrap_stream(response: HttpResponseBase, socket_id: str) -> HttpResponseBase:
+    """Make the id known to the parts of a streaming response, which are produced after the middleware has returned."""
+    # A file causes no broadcasts, and wrapping it would keep the server from sending it efficiently.
     if socket_id and isinstance(response, StreamingHttpResponse) and getattr(response, "file_to_stream", None) is None:
         content = response.streaming_content
         response.streaming_content = (
@@ -85,7 +87,7 @@ def _streamed(response: HttpResponseBase, socket_id: str) -> HttpResponseBase:
 
 def _parts(content: Iterator[bytes], socket_id: str) -> Iterator[bytes]:
     while True:
-        with _known(socket_id):
+        with _as_current(socket_id):
             part = next(content, None)
         if part is None:
             return
@@ -95,7 +97,7 @@ def _parts(content: Iterator[bytes], socket_id: str) -> Iterator[bytes]:
 async def _aparts(content: AsyncIterator[bytes], socket_id: str) -> AsyncIterator[bytes]:
     iterator = aiter(content)
     while True:
-        with _known(socket_id):
+        with _as_current(socket_id):
             part = await anext(iterator, None)
         if part is None:
             return

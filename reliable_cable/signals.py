@@ -1,22 +1,22 @@
-"""Signals that application code can listen to. Errors of receivers are logged.
+"""Signals for application code. Errors that a receiver raises are logged.
 
-Receivers of the presence signals run in a thread of the handlers' pool, one event after another. Each event is
-signalled once, in one process: the one whose client came or left, or that noticed who was gone. If that process dies,
-or the store's answer is lost, it is not signalled: `presence_for` tells who is there. After a Redis came back without
-its latest data, a leave may be signalled twice.
+Receivers of the presence signals run in a thread of the handler pool, one event after another. Each event is sent once,
+in one process: the process whose client joined or left, or the one that removed a member whose client had disappeared.
+An event is not sent if that process dies or if the response of the store is lost, so use `presence_for` to read the
+members. After Redis has lost its latest data, `presence_left` may be sent twice.
 """
 
 from __future__ import annotations
 
 from django.dispatch import Signal
 
-#: Someone came to a stream. Arguments: `sender` (the presence store's class), `stream`, `id`, `info`.
+#: A member joined a stream. Arguments: `sender` (the class of the presence store), `stream`, `id`, `info`.
 presence_joined = Signal()
 
-#: Someone left a stream. Arguments as above; `info` is the last that was known.
+#: A member left a stream. The arguments are those of `presence_joined`; `info` is the last known one.
 presence_left = Signal()
 
-#: A broadcast or a `forget()` failed after the commit that it waited for. The signal is sent in the thread that
-#: committed. Arguments: `sender` (the stream store's class), `stream`, `error`. If `error` is a `BroadcastUncertain`,
-#: the message may have been stored.
+#: A broadcast or a `forget()` that was delayed until after a commit failed. The signal is sent in the thread that
+#: committed. Arguments: `sender` (the class of the stream store), `stream`, `error`. If `error` is a
+#: `BroadcastUncertain`, the message may have been stored.
 broadcast_failed = Signal()

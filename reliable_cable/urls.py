@@ -1,4 +1,4 @@
-"""The HTTP endpoints: `path("", include("reliable_cable.urls"))` in the project's urls.py."""
+"""URLs of the HTTP endpoints. Add `path("", include("reliable_cable.urls"))` to the project's `urlpatterns`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ app_name = "reliable_cable"
 urlpatterns = [
     path("_broadcast", broadcast.broadcast, name="broadcast"),
     path("api/publish", broadcast.publish, name="publish"),
-    # A stream's name may hold slashes; what is left of the path is not the name's.
+    # A stream name may contain slashes.
     path("api/presence/<path:stream>/users", presence.users, name="presence"),
 ]

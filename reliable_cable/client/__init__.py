@@ -1,1 +1,1 @@
-"""The browser's side: the pinned npm client, and what bundles it into this package's static files."""
+"""The JavaScript client: the pinned npm packages, and the code that bundles them into the static files."""

@@ -1,7 +1,7 @@
-// Bundles cable.js into the folder that is given:
-//   cable.js      for a plain <script>; its names are in the global `AnyCable`
+// Bundles cable.js into the folder that is given as the argument. The folder then contains:
+//   cable.js      for a plain <script>; the global `AnyCable` has its exports
 //   cable.mjs     an ES module
-//   LICENSES.txt  the licences of every package that is in them
+//   LICENSES.txt  the licences of all bundled packages
 import { mkdir, readFile, rename, writeFile } from 'node:fs/promises'
 import { existsSync } from 'node:fs'
 import path from 'node:path'
@@ -27,7 +27,7 @@ COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER I
 OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 `
 
-// The folders of the packages that a bundle is made of.
+// Returns the folders of all bundled packages.
 function packageFolders(metafile) {
   const folders = Object.keys(metafile.inputs)
     .map(input => input.match(/^.*node_modules\/(?:@[^/]+\/)?[^/]+/)?.[0])
@@ -39,7 +39,7 @@ async function readPackage(folder) {
   return JSON.parse(await readFile(path.join(folder, 'package.json'), 'utf8'))
 }
 
-// Some packages state their licence in package.json only.
+// Returns the licence text of a package. Some packages name their licence only in package.json.
 async function licence(folder) {
   const file = ['LICENSE', 'LICENSE.md', 'LICENSE.txt', 'LICENCE'].map(name => path.join(folder, name)).find(existsSync)
   if (file) return readFile(file, 'utf8')
@@ -79,7 +79,7 @@ const files = {
 }
 await mkdir(target, { recursive: true })
 for (const [name, content] of Object.entries(files)) {
-  // Renamed into place: a server that runs meanwhile never serves half a file.
+  // The file is renamed into place, so that a running server never serves an incomplete file.
   const draft = path.join(target, `.${name}.${process.pid}`)
   await writeFile(draft, content)
   await rename(draft, path.join(target, name))

@@ -1,4 +1,7 @@
-"""Makes the bundle of the JavaScript client. Needs no other package: the wheel's build uses it too."""
+"""Creates the bundle of the JavaScript client.
+
+This module uses only the standard library, because the build of the wheel imports it before Django is installed.
+"""
 
 from __future__ import annotations
 
@@ -11,47 +14,53 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+#: The folder of the bundle.
 STATIC = HERE.parent / "static" / "reliable_cable"
 INPUTS = ("build.mjs", "cable.js", "package-lock.json", "package.json")
 OUTPUTS = ("LICENSES.txt", "cable.mjs", "cable.js")
 
 
 class ClientBuildError(Exception):
-    """The bundle could not be made; the message says what to do."""
+    """The bundle could not be created. The message says what to do."""
 
 
 def is_built() -> bool:
-    """Say whether the bundle is there, whether or not it is up to date."""
+    """Return whether the bundle exists, even if it is older than its sources."""
     return all((STATIC / name).is_file() for name in OUTPUTS)
 
 
 def is_fresh() -> bool:
-    """Say whether the bundle is there and no older than what it is made from.
+    """Return whether the bundle exists and is not older than its sources.
 
-    An installed wheel has the bundle without its sources: that one is fresh.
+    This is also true in an installed wheel, which contains the bundle without its sources.
     """
     if not is_built():
         return False
     inputs = [HERE / name for name in INPUTS if (HERE / name).is_file()]
-    made = min((STATIC / name).stat().st_mtime for name in OUTPUTS)
-    return all(source.stat().st_mtime <= made for source in inputs)
+    built_at = min((STATIC / name).stat().st_mtime for name in OUTPUTS)
+    return all(source.stat().st_mtime <= built_at for source in inputs)
 
 
 def build(*, force: bool = False) -> bool:
-    """Make the bundle if it is missing or older than its sources, and return whether it was made.
+    """Create the bundle if it is missing or older than its sources.
 
-    Several processes may call this at once: the first one makes it, the others wait.
+    Several processes may call this at once. The first one creates the bundle, and the others wait for it.
 
     Args:
-        force: make it in any case.
+        force: create the bundle even if it is up to date.
+
+    Returns:
+        Whether the bundle was created.
 
     Raises:
-        ClientBuildError: Node or npm is missing, or failed.
+        ClientBuildError: Node or npm is missing or failed.
     """
     if is_fresh() and not force:
         return False
     if not (HERE / "package.json").is_file():
-        raise ClientBuildError("This installation has no sources of the client; reinstall reliable_cable.")
+        raise ClientBuildError(
+            "The bundle and its sources are missing from this installation; reinstall reliable_cable."
+        )
     node = _program("node")
     install(HERE)
     with _locked(HERE / "package.json"):
@@ -62,12 +71,15 @@ def build(*, force: bool = False) -> bool:
 
 
 def install(folder: Path) -> Path:
-    """Install the npm packages that a folder's lock names, unless that was done; return its `node_modules`.
+    """Install the npm packages of a folder's `package-lock.json`, unless they are installed.
 
-    No package's install script is run. Several processes may call this at once.
+    Install scripts of the packages are not run. Several processes may call this at once.
+
+    Returns:
+        The path of the folder's `node_modules`.
 
     Raises:
-        ClientBuildError: npm is missing, or failed.
+        ClientBuildError: npm is missing or failed.
     """
     lock = folder / "package-lock.json"
     modules = folder / "node_modules"
@@ -75,20 +87,20 @@ def install(folder: Path) -> Path:
     with _locked(lock):
         wanted = hashlib.sha256((folder / "package.json").read_bytes() + lock.read_bytes()).hexdigest()
         if not stamp.is_file() or stamp.read_text() != wanted:
-            # npm removes node_modules, and the stamp in it, before it begins.
+            # npm first removes node_modules with the stamp in it, so that a failed run leaves no stamp.
             _run([_program("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
             stamp.write_text(wanted)
     return modules
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise ClientBuildError(
-            f"The JavaScript client's bundle has to be made, and {name} was not found: install Node.js 20 or later, "
-            "with npm. (Released wheels and source archives of reliable_cable hold the bundle and need no Node.)"
+            f"The bundle of the JavaScript client cannot be created: {name} was not found. Install Node.js 20 or "
+            "later, with npm. (Released wheels and source archives contain the bundle and need no Node.)"
         )
-    return found
+    return path
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -107,7 +119,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out that lock the same file; on Windows nothing is locked."""
+    """Hold an exclusive lock on a file, so that other processes wait. On Windows, this does nothing."""
     with path.open("rb") as file:
         if sys.platform != "win32":
             import fcntl

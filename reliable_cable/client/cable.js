@@ -1,2 +1,2 @@
-// What the bundle gives to pages: the public names of the unmodified @anycable/web client.
+// The exports of the bundle: the public names of the unmodified @anycable/web client.
 export { Channel, createCable, createConsumer, fetchTokenFromHTML } from '@anycable/web'

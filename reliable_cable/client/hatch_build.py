@@ -1,4 +1,4 @@
-"""Hatch's build hook: puts the bundle of the JavaScript client into wheels and source archives."""
+"""A build hook of Hatch. It adds the bundle of the JavaScript client to wheels and source archives."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 def _load_build() -> ModuleType:
-    """Load build.py by its path: importing the package would need Django, which a build does not have."""
+    """Load build.py by its path. Importing the package would need Django, which is not installed during a build."""
     path = Path(__file__).with_name("build.py")
     spec = importlib.util.spec_from_file_location("reliable_cable_client_build", path)
     if spec is None or spec.loader is None:
@@ -22,13 +22,13 @@ def _load_build() -> ModuleType:
 
 
 class ClientBuildHook(BuildHookInterface[Any]):
-    """Makes the bundle before it is packed."""
+    """Creates the bundle before the package is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Make the bundle if it is missing or older than its sources.
+        """Create the bundle if it is missing or older than its sources.
 
-        Not for an editable install, which needs no Node: there `manage.py cable_client` makes it. Where Node is
-        missing, a bundle that is there is used as it is.
+        Editable installs skip this, so that they need no Node; `manage.py cable_client` creates the bundle there. If
+        the bundle cannot be created, an existing one is packed with a warning. Without one, the build fails.
         """
         if version == "editable":
             return
@@ -39,4 +39,6 @@ class ClientBuildHook(BuildHookInterface[Any]):
         except client.ClientBuildError as error:
             if not client.is_built():
                 self.app.abort(str(error))
-            self.app.display_warning(f"The bundle of the JavaScript client is packed as it is. {error}")
+            self.app.display_warning(
+                f"The existing bundle of the JavaScript client is packed, although it may be outdated. {error}"
+            )

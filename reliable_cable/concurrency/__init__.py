@@ -1,1 +1,1 @@
-"""Threads, background work, pacing, and what is run after a commit."""
+"""Threads for sync code, background work, pacing, transaction hooks and the detection of outages."""

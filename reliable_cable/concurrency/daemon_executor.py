@@ -1,4 +1,4 @@
-"""An executor with daemon threads: a process that stops does not wait for a job that hangs."""
+"""An executor with daemon threads, so that a job that hangs does not keep the process from stopping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class _Job:
-    """A call, and the future that takes its result."""
+    """A call, and the future that receives its result."""
 
     __slots__ = ("call", "future")
 
@@ -34,19 +34,19 @@ class _Job:
             self.future.set_result(result)
 
 
-#: Where an idle thread receives its next job; None ends the thread.
+#: The queue from which one thread receives its jobs. None tells the thread to end.
 _Inbox = SimpleQueue[_Job | None]
 
 
 class DaemonExecutor(Executor):
     """Runs calls in daemon threads, which are started on demand and end after some idle time.
 
-    `concurrent.futures.ThreadPoolExecutor` makes the interpreter wait at exit until every thread has finished its job,
-    however long that takes. Here the caller of `end_threads` says how long. The thread that became idle last gets the
-    next job, so that as few threads as possible stay alive.
+    At exit, the interpreter waits for the jobs of a `concurrent.futures.ThreadPoolExecutor`, however long they take. It
+    does not wait for daemon threads; call `end_threads` to wait for a limited time. The thread that became idle last
+    gets the next job, so that as few threads as possible stay alive.
 
     Args:
-        name: the threads' names begin with it.
+        name: the name of the threads.
         size: the greatest number of threads.
         idle_time: how long, in seconds, a thread waits for a job before it ends.
         at_end: called in each thread before it ends.
@@ -60,18 +60,18 @@ class DaemonExecutor(Executor):
         self._lock = threading.Lock()
         self._jobs: deque[_Job] = deque()
         self._idle: list[_Inbox] = []
-        #: Threads that take jobs.
+        #: How many threads take jobs.
         self._active = 0
-        #: Threads that are alive: the active ones, and those that are ending.
+        #: All threads that are alive, including those that no longer take jobs.
         self._threads: set[threading.Thread] = set()
-        #: Those that end when no job is left.
+        #: Threads that end when no job is left.
         self._ending: set[threading.Thread] = set()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a call in one of the threads.
 
         Raises:
-            RuntimeError: no thread can be started: the interpreter is shutting down.
+            RuntimeError: no thread can be started, because the interpreter is shutting down.
         """
         future: Future[T] = Future()
         job = _Job(partial(fn, *args, **kwargs), future)
@@ -97,7 +97,7 @@ class DaemonExecutor(Executor):
         try:
             while job is not None:
                 job.run()
-                # An idle thread must not keep alive what its last job refers to.
+                # An idle thread must not keep a reference to its last job and the job's result.
                 job = None
                 job = self._next(inbox)
             self._at_end()
@@ -107,7 +107,7 @@ class DaemonExecutor(Executor):
                 self._ending.discard(threading.current_thread())
 
     def _next(self, inbox: _Inbox) -> _Job | None:
-        """Wait for a job. Return None if the thread is to end."""
+        """Wait for the next job. Return None if the thread must end."""
         with self._lock:
             if self._jobs:
                 return self._jobs.popleft()
@@ -123,14 +123,14 @@ class DaemonExecutor(Executor):
                     self._idle.remove(inbox)
                     self._active -= 1
                     return None
-        # A job was handed over at the last moment.
+        # `submit` or `end_threads` took the inbox just before this thread removed it.
         return inbox.get()
 
     def end_threads(self, timeout: float) -> bool:
         """End the idle threads now, and the others when no job is left. Later jobs start new threads.
 
         Args:
-            timeout: how long, in seconds, to wait for that.
+            timeout: how long, in seconds, to wait for the threads to end.
 
         Returns:
             Whether all threads have ended.

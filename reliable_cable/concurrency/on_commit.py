@@ -1,6 +1,7 @@
-"""Runs calls after the commit of the caller's transactions.
+"""Delays calls until the caller's transactions have committed.
 
-Errors are not raised after a commit: the caller's work is stored by then, and later `on_commit` hooks must still run.
+Calls that run after a commit raise no errors: the caller's data is stored by then, and later `on_commit` hooks must
+still run. Errors are passed to a callback.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from .threads import has_own_thread
 
 logger = logging.getLogger("reliable_cable")
 
-#: Takes the aliases of the databases with an open transaction, and registers a call for after their commit.
+#: Called with the aliases of the databases that have an open transaction. It registers `on_commit` hooks for them.
 Schedule = Callable[[Sequence[str]], None]
 
 
 def is_manual(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether the caller commits by hand: autocommit is off, and `atomic()` was not entered.
+    """Return whether autocommit is off on a connection, outside of `atomic()`.
 
-    Django has no `on_commit` hooks in such a transaction.
+    Django runs no `on_commit` hooks in this mode.
     """
-    # A connection that is not open yet will take its mode from the settings.
+    # A connection that was not opened yet will be opened with the mode of the settings.
     autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit
     return not (connection.in_atomic_block or autocommit)
 
 
 def in_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """Return whether the calling code has a transaction open on a connection."""
+    """Return whether a transaction is open on a connection."""
     return connection.in_atomic_block or is_manual(connection)
 
 
@@ -43,7 +44,7 @@ def check_using(using: str | None, *, immediate: bool = False) -> None:
     """Check the option `using`.
 
     Raises:
-        InvalidOption: it is not a key of `DATABASES`, or `immediate` is True.
+        InvalidOption: `using` is not a key of `DATABASES`, or it was given with `immediate=True`.
     """
     if using is None:
         return
@@ -55,14 +56,14 @@ def check_using(using: str | None, *, immediate: bool = False) -> None:
 
 
 def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
-    """Call `schedule` with the databases whose transactions are open in this thread, if any are.
+    """Call `schedule` at once if a transaction is open in this thread, so that it can register `on_commit` hooks.
 
     Args:
-        schedule: is not called if no transaction is open.
-        using: consider the transaction on this database only. None considers all databases.
+        schedule: called with the aliases of the databases that have an open transaction; not called if there are none.
+        using: consider only the transaction on this database; None: consider all databases.
 
     Returns:
-        Whether a transaction is open.
+        Whether a transaction is open. If not, the caller does its work at once.
     """
     databases = [
         connection.alias
@@ -75,10 +76,10 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
 
 
 async def adefer_to_commit(schedule: Schedule, using: str | None) -> bool:
-    """Async twin of `defer_to_commit`, for the thread that runs the ORM calls of the running code.
+    """Async twin of `defer_to_commit`. It considers the transactions of the thread that runs the caller's ORM calls.
 
-    The thread that the whole process shares is not considered. A transaction that is open there may belong to other
-    code, and the thread may be busy for a long time.
+    It returns False if that is the thread that the whole process shares. A transaction that is open there may belong to
+    other code, and the thread may be busy for a long time.
     """
     if not has_own_thread():
         return False
@@ -89,11 +90,11 @@ def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to 
     """Check that Django runs `on_commit` hooks for the open transactions on these databases.
 
     Args:
-        databases: their aliases.
-        remedy: what the caller can do instead.
+        databases: the aliases of the databases.
+        remedy: what the caller can do instead, for the error message.
 
     Raises:
-        BroadcastError: autocommit is off on one of them.
+        BroadcastError: autocommit is off on one of the databases, so that Django runs no hooks there.
     """
     for database in databases:
         if is_manual(connections[database]):
@@ -106,22 +107,22 @@ def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to 
 def call_after_commit(
     call: Callable[[], object], databases: Sequence[str], *, failed: Callable[[Exception], object]
 ) -> None:
-    """Run a call after the open transactions on all these databases have committed; never if one is rolled back.
+    """Run a call after the open transactions on all these databases have committed; never, if one is rolled back.
 
     Args:
-        call: takes no arguments.
-        databases: their aliases.
-        failed: called with an error that `call` raised.
+        call: a function without arguments.
+        databases: the aliases of the databases.
+        failed: called with the error if `call` raises one.
 
     Raises:
-        BroadcastError: autocommit is off on one of them.
+        BroadcastError: autocommit is off on one of the databases, so that Django runs no hooks there.
     """
     check_hooks(databases)
-    waiting = set(databases)
+    pending = set(databases)
 
     def committed(database: str) -> None:
-        waiting.discard(database)
-        if waiting:
+        pending.discard(database)
+        if pending:
             return
         try:
             call()
@@ -136,13 +137,15 @@ def report_failure(store: type, streams: Iterable[str], error: Exception) -> Non
     """Log a broadcast that failed after the commit, and send `broadcast_failed` for each of its streams.
 
     Args:
-        store: the class of the store that failed.
-        streams: their names.
-        error: why it failed.
+        store: the class of the store that failed. It is the `sender` of the signal.
+        streams: the names of the streams.
+        error: the error that the store raised.
     """
     names = list(dict.fromkeys(streams))
-    # An error of this package explains itself. Any other error is a bug, so its traceback is logged.
-    trace = None if isinstance(error, CableError) else error
-    logger.error("A broadcast to %s failed after the commit: %s", ", ".join(map(repr, names)), error, exc_info=trace)
+    # Errors of this package need no traceback. Any other error is a bug.
+    traceback = None if isinstance(error, CableError) else error
+    logger.error(
+        "A broadcast to %s failed after the commit: %s", ", ".join(map(repr, names)), error, exc_info=traceback
+    )
     for name in names:
         broadcast_failed.send_robust(store, stream=name, error=error)

@@ -1,4 +1,4 @@
-"""Distinguishes outages of a database or store from other errors. After an outage, the same call may succeed."""
+"""Distinguishes outages of a database or store from other errors. The same call may succeed after the outage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreE
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether an error means that a database or store could not be reached, so that nothing was done."""
+    """Return whether an error means that a database or store could not be reached, and that it changed nothing."""
     if isinstance(error, BroadcastError):
         return not isinstance(error, BroadcastUncertain) and is_outage(error.__cause__)
     if isinstance(error, OperationalError) and _is_wrong_sql(error.__cause__):
@@ -19,5 +19,8 @@ def is_outage(error: BaseException | None) -> bool:
 
 
 def _is_wrong_sql(cause: BaseException | None) -> bool:
-    """Return whether SQLite refused a statement as such: a table is missing, say. Other databases have other errors."""
+    """Return whether SQLite refused a statement as wrong, for example because a table is missing.
+
+    Django raises `OperationalError` for this on SQLite, and `ProgrammingError` on other databases.
+    """
     return isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -1,6 +1,6 @@
-"""Where sync code runs: bounded pools of daemon threads for channel handlers and for the stores.
+"""Runs sync code of channel handlers and stores in bounded pools of daemon threads.
 
-Nothing here survives a fork: pools are kept by process id, and made when first used.
+A pool is created when it is first used. A forked child creates its own pools.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: How many threads of this process read the stores' tables, and how many others write them. So a write that waits for
-#: the database's lock delays no read.
+#: How many threads of this process run store methods that read the database, and how many others run those that write
+#: it. They are separate, so that a write that waits for the database's lock delays no read.
 STORE_THREADS = 2
 
-#: How long, in seconds, a thread waits for a job before it ends and closes its database connections. PostgreSQL waits
-#: 5 seconds for others to disconnect before it refuses to drop a database: a test database, for one.
+#: How long, in seconds, a thread waits for a job before it ends and closes its database connections. This must be less
+#: than 5 seconds: so long does PostgreSQL wait for other connections to close before it refuses to drop a database.
 IDLE_TIME = 3.0
-#: How long, in seconds, a process that exits waits for jobs that are still running.
+#: How long, in seconds, the exit of the process waits for jobs that are still running.
 EXIT_TIME = 2.0
-#: After how many idle seconds a store thread checks its database connection before it uses it.
+#: How long, in seconds, a store thread may be idle before it checks its database connection at the next use.
 CHECK_AFTER = 1.0
-#: How long, in seconds, a store thread may use a database connection beyond its `CONN_MAX_AGE`.
+#: How long, in seconds, a store thread may use a database connection after its `CONN_MAX_AGE` has passed.
 EXTRA_AGE = 60.0
-#: Seconds between checks of the connections that async handlers share.
+#: The shortest time, in seconds, between two checks of the database connections that async handlers share.
 REFRESH_INTERVAL = 1.0
 
 _executors: dict[tuple[int, str, int], DaemonExecutor] = {}
 
-#: Threads in which a database connection was opened, and was not found closed since.
+#: The threads that may have an open database connection.
 _connected: set[int] = set()
-#: `used_at`: when this store thread last finished a job, by the monotonic clock.
+#: Has `used_at`: when this store thread last finished a job, by the monotonic clock.
 _local = threading.local()
 
 
@@ -68,7 +68,7 @@ def sync_only(twin: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     The environment variable `DJANGO_ALLOW_ASYNC_UNSAFE` allows such calls, as it does for Django's own functions.
 
     Args:
-        twin: the name of the async function to use instead.
+        twin: the name of the async function to use instead, for the error message.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -109,10 +109,11 @@ def _executor(kind: str, size: int) -> DaemonExecutor:
 def end_threads(timeout: float = 0.0) -> bool:
     """End the threads of this process and close their database connections; later calls start new threads.
 
-    Idle threads end at once, the others after their last job. A test database can be dropped once this returned True.
+    Idle threads end at once, the others after their last job. After this has returned True, a test database can be
+    dropped.
 
     Args:
-        timeout: how long, in seconds, to wait for that.
+        timeout: how long, in seconds, to wait for the threads to end.
 
     Returns:
         Whether all threads have ended.
@@ -129,22 +130,22 @@ atexit.register(end_threads, EXIT_TIME)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync channel handler; those of different connections run in parallel."""
+    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, as `run_sensitive` does."""
     return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 
 async def run_store(call: Callable[..., T], *args: Any) -> T:
-    """Run a store's sync method that reads, apart from the handlers, so that a slow handler delays no delivery."""
+    """Run a sync store method that reads. It has its own threads, so that a slow channel handler delays no delivery."""
     return await _run("read", _store_threads(), _with_kept_connections, call, *args)
 
 
 async def run_store_write(call: Callable[..., T], *args: Any) -> T:
-    """Run a store's sync method that writes, apart from the reads, which do not wait for the database's write lock."""
+    """Run a sync store method that writes. It has its own threads, so that waiting for a write lock delays no read."""
     return await _run("write", _store_threads(), _with_kept_connections, call, *args)
 
 
 def submit_store(call: Callable[[], T]) -> Future[T]:
-    """Run a store's sync method that writes in a store thread, from sync code: on a connection of its own."""
+    """Run a sync store method that writes, from sync code, outside of the caller's transaction."""
     return _executor("write", STORE_THREADS).submit(_with_kept_connections, call)
 
 
@@ -158,9 +159,10 @@ _refreshed = 0.0
 def has_own_thread() -> bool:
     """Return whether thread-sensitive sync code of this task runs outside of the thread that the process shares.
 
-    This follows `asgiref.sync.SyncToAsync`. It uses the thread that waits in `async_to_sync`, if there is one: the
-    context has it (`AsyncToSync.executors.current`), or the event loop (`AsyncToSync.loop_thread_executors`). Else it
-    uses the thread of a `ThreadSensitiveContext`, or the one that the process shares.
+    This repeats the choice of `asgiref.sync.SyncToAsync`. It uses the thread that waits in `async_to_sync`, if there is
+    one: it is found in the context (`AsyncToSync.executors.current`) or by the event loop
+    (`AsyncToSync.loop_thread_executors`). Otherwise it uses the thread of a `ThreadSensitiveContext`. Without such a
+    context, it uses the shared thread.
     """
     return (
         getattr(AsyncToSync.executors, "current", None) is not None
@@ -170,9 +172,10 @@ def has_own_thread() -> bool:
 
 
 def refresh_connections() -> None:
-    """Check the database connections of async handlers, before the next job of the thread that the process shares.
+    """Check the database connections of async handlers, in the thread that the process shares.
 
-    This waits for nothing, because other handlers may keep that thread busy for long. It is cheap when called often.
+    This queues the check and does not wait for it, because other handlers may keep that thread busy. Calling it often
+    costs little: at most one check is queued in each `REFRESH_INTERVAL`.
     """
     global _refreshed
     now = time.monotonic()
@@ -184,28 +187,28 @@ def refresh_connections() -> None:
 
 
 def close_old_connections() -> None:
-    """Close this thread's database connections that broke or outlived their age, but none with an open transaction.
+    """Close this thread's database connections that are broken or too old, except those with an open transaction.
 
-    Those that stay open are checked when they are used next.
+    Connections that stay open are checked at their next use.
 
-    Django's function of this name closes those with an open transaction, too: it expects to be called between requests
-    only. A thread without open connections is skipped.
+    Django's function of the same name also closes connections with an open transaction, because it is called only
+    between requests.
     """
     thread = threading.get_ident()
     if thread not in _connected:
         return
-    found = connections.all(initialized_only=True)
-    for connection in found:
+    opened = connections.all(initialized_only=True)
+    for connection in opened:
         if not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
             _check_when_used(connection)
-    if all(connection.connection is None for connection in found):
+    if all(connection.connection is None for connection in opened):
         _connected.discard(thread)
 
 
 def _check_when_used(connection: Any) -> None:
-    """Let Django check a connection before its next use: the database may have been restarted."""
-    # What CONN_HEALTH_CHECKS does for each request.
+    """Make Django check a connection before its next use, because the database may have been restarted."""
+    # The option CONN_HEALTH_CHECKS does the same for each request.
     connection.health_check_enabled = True
     connection.health_check_done = False
 
@@ -219,10 +222,10 @@ def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
 
 
 def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
-    """Run a call, and leave this thread's database connections open after it: the next call follows soon.
+    """Run a call and leave this thread's database connections open, because the next call usually follows soon.
 
-    A connection is closed `EXTRA_AGE` seconds after the end of its `CONN_MAX_AGE`. After an error, or after some idle
-    time, it is checked at its next use.
+    A connection is closed `EXTRA_AGE` seconds after its `CONN_MAX_AGE` has passed. It is checked before its next use
+    after an error, and after `CHECK_AFTER` idle seconds.
     """
     now = time.monotonic()
     idle = now - getattr(_local, "used_at", now) > CHECK_AFTER
@@ -239,7 +242,7 @@ def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
 
 
 async def run_sensitive(call: Callable[..., T], *args: Any) -> T:
-    """Run sync code in Django's own thread: a transaction around `async_to_sync`, or a test's, is open there."""
+    """Run sync code in the thread of Django's ORM calls, so that it is inside of transactions that are open there."""
     result: T = await SyncToAsync(_with_fresh_connections, thread_sensitive=True)(call, *args)
     return result
 
@@ -248,7 +251,7 @@ def _guarded(call: Callable[..., T], *args: Any) -> T:
     try:
         return call(*args)
     except StopIteration as error:
-        # A future takes none: whoever waits for it would wait for ever.
+        # A future cannot hold a StopIteration: awaiting it would never end.
         raise RuntimeError("a handler raised StopIteration") from error
 
 
@@ -256,14 +259,14 @@ async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[
     call = partial(_guarded, call)
     if size == 0:
         return await run_sensitive(call, *args)
-    # asgiref names a narrower type than it needs.
+    # asgiref declares ThreadPoolExecutor, but any executor works.
     runner = SyncToAsync(prepared, thread_sensitive=False, executor=cast(Any, _executor(kind, size)))
     result: T = await runner(call, *args)
     return result
 
 
-class _Waiting(Generic[A, T]):
-    """What an event loop waits for."""
+class _Pending(Generic[A, T]):
+    """The pending calls of one event loop, and the tasks that run them."""
 
     __slots__ = ("calls", "workers")
 
@@ -272,45 +275,47 @@ class _Waiting(Generic[A, T]):
         self.workers: set[asyncio.Task[None]] = set()
 
 
-class Together(Generic[A, T]):
-    """Runs a sync function for many callers: those that come while it runs for others share the next thread hop.
+class BatchedCalls(Generic[A, T]):
+    """Runs a sync function for many async callers, with many calls in one thread hop.
+
+    Calls that are made while others run are collected, and run together in the next hop.
 
     Args:
-        function: takes one argument; what it raises is raised to that caller.
-        size: most calls in one hop.
-        parallel: most hops at the same time, for each event loop.
+        function: called with one argument. If it raises an error, the caller that passed this argument receives it.
+        size: the most calls in one hop.
+        parallel: the most hops at the same time, for each event loop.
     """
 
     def __init__(self, function: Callable[[A], T], *, size: int, parallel: int) -> None:
         self._function = function
         self._size = size
         self._parallel = parallel
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Waiting[A, T]] = weakref.WeakKeyDictionary()
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pending[A, T]] = weakref.WeakKeyDictionary()
 
     async def __call__(self, argument: A) -> T:
-        """Return the function's result."""
+        """Call the function and return its result."""
         loop = asyncio.get_running_loop()
-        waiting = self._loops.get(loop)
-        if waiting is None:
-            waiting = self._loops[loop] = _Waiting()
+        pending = self._loops.get(loop)
+        if pending is None:
+            pending = self._loops[loop] = _Pending()
         future: asyncio.Future[T] = loop.create_future()
-        waiting.calls.append((argument, future))
-        if len(waiting.workers) < self._parallel:
-            worker = loop.create_task(self._work(waiting))
-            waiting.workers.add(worker)
-            worker.add_done_callback(waiting.workers.discard)
+        pending.calls.append((argument, future))
+        if len(pending.workers) < self._parallel:
+            worker = loop.create_task(self._work(pending))
+            pending.workers.add(worker)
+            worker.add_done_callback(pending.workers.discard)
         return await future
 
-    async def _work(self, waiting: _Waiting[A, T]) -> None:
-        while waiting.calls:
-            calls = [waiting.calls.popleft() for _ in range(min(self._size, len(waiting.calls)))]
+    async def _work(self, pending: _Pending[A, T]) -> None:
+        while pending.calls:
+            calls = [pending.calls.popleft() for _ in range(min(self._size, len(pending.calls)))]
             try:
                 outcomes = await run_handler(self._run, [argument for argument, _ in calls])
             except Exception as error:
                 outcomes = [(None, error)] * len(calls)
             for (_, future), (result, cause) in zip(calls, outcomes, strict=True):
                 if future.done():
-                    continue  # its caller has gone
+                    continue  # the caller was cancelled
                 if cause is not None:
                     future.set_exception(cause)
                 else:

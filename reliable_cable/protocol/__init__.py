@@ -1,1 +1,1 @@
-"""The extended Action Cable protocol, sans I/O: no Django, no asyncio; clocks and ids are handed in."""
+"""The extended Action Cable protocol without I/O: no Django, no asyncio. Callers pass in the time and the ids."""

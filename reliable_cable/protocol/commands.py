@@ -1,4 +1,8 @@
-"""What clients send, and how it is read (PROTOCOL.md, Client to server)."""
+"""Parses the commands that clients send, see Protocol: Subscriptions.
+
+A command with a missing or invalid field raises `ProtocolError`. History requests are the exception: their invalid
+fields are ignored, because released clients send `false` or nothing where they have no value.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from .positions import HistoryRequest, StreamPosition
 
 @dataclass(frozen=True, slots=True)
 class PresenceClaim:
-    """Whom a client says it is, in `join` and `subscribe`."""
+    """The presence id and info that a client sends with `join` or `subscribe`. They are not authenticated."""
 
     id: str
     info: Any = None
@@ -23,14 +27,24 @@ class PresenceClaim:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that concerns one subscription. `identifier` is opaque and kept byte for byte."""
+    """A command for one subscription.
+
+    Args:
+        identifier: the channel and its params as JSON text. It is compared and sent back byte for byte, because clients
+            use it as a key.
+    """
 
     identifier: str
 
 
 @dataclass(frozen=True, slots=True)
 class Subscribe(Command):
-    """Subscribe, perhaps with history and presence."""
+    """Subscribe to a channel.
+
+    Args:
+        history: the missed messages to replay after the confirmation; None: no replay.
+        presence: the member to add to the stream's presence; None: do not join.
+    """
 
     history: HistoryRequest | None = None
     presence: PresenceClaim | None = None
@@ -38,64 +52,80 @@ class Subscribe(Command):
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribe(Command):
-    """Unsubscribe; never acknowledged."""
+    """Unsubscribe. The server sends no acknowledgement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Perform(Command):
-    """`message`: call an action; `data` is the decoded JSON object."""
+    """Call an action of the channel. On the wire, this command is `message`.
+
+    Args:
+        data: the decoded JSON object; its key `action` names the action.
+    """
 
     data: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class History(Command):
-    """Ask for what was missed."""
+    """Request missed messages of a subscription."""
 
     history: HistoryRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Whisper(Command):
-    """Send something to the other subscribers; `data` is JSON text."""
+    """Send a message to the other subscribers of the stream.
+
+    Args:
+        data: the message as JSON text.
+    """
 
     data: str
 
 
 @dataclass(frozen=True, slots=True)
 class Join(Command):
-    """Join the subscription's presence."""
+    """Add a member to the presence of the subscription's stream."""
 
     presence: PresenceClaim
 
 
 @dataclass(frozen=True, slots=True)
 class Leave(Command):
-    """Leave the subscription's presence."""
+    """Remove the member that this subscription has added to the stream's presence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Presence(Command):
-    """Ask who is there."""
+    """Request the members of the subscription's stream.
+
+    Args:
+        return_records: whether to list the members; False: send their number only.
+    """
 
     return_records: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Ask for a `pong`."""
+    """Ask the server for a `pong`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """Answer a ping."""
+    """Answer a ping of the server."""
 
 
 AnyCommand = Subscribe | Unsubscribe | Perform | History | Whisper | Join | Leave | Presence | Ping | Pong
 
 
 class UnansweredSubscribeError(ProtocolError):
-    """A `subscribe` that cannot be read beyond its identifier: to be answered `reject_subscription` (17)."""
+    """A `subscribe` has a valid identifier, but its other fields are invalid.
+
+    The server answers it with `reject_subscription`. Without an answer, the client would send it again and then close
+    the channel.
+    """
 
     def __init__(self, identifier: str, why: str) -> None:
         super().__init__(why)
@@ -103,11 +133,11 @@ class UnansweredSubscribeError(ProtocolError):
 
 
 def parse(text: str) -> AnyCommand:
-    """Read one frame.
+    """Parse the text of one WebSocket message.
 
     Raises:
-        ProtocolError: says what is wrong with it.
-        UnansweredSubscribeError: the same, of a subscribe with an identifier.
+        ProtocolError: the text is not a valid command.
+        UnansweredSubscribeError: the text is an invalid `subscribe` with a valid identifier.
     """
     try:
         frame = _loads(text)
@@ -120,15 +150,15 @@ def parse(text: str) -> AnyCommand:
         return Ping()
     if name == "pong":
         return Pong()
-    read = _READERS.get(name) if isinstance(name, str) else None
-    if read is None:
-        raise ProtocolError(f"the command {name!r:.80} is unknown; known are {', '.join(_READERS)}, ping, pong")
+    parser = _PARSERS.get(name) if isinstance(name, str) else None
+    if parser is None:
+        raise ProtocolError(f"the command {name!r:.80} is unknown; known are {', '.join(_PARSERS)}, ping, pong")
     identifier = frame.get("identifier")
     if not isinstance(identifier, str) or not identifier:
         raise ProtocolError(f"the identifier of {name!r} is not a non-empty string")
     try:
         identifier.encode()
-        return read(identifier, frame)
+        return parser(identifier, frame)
     except UnicodeEncodeError:
         raise ProtocolError(f"the identifier of {name!r} is not Unicode text") from None
     except ProtocolError as error:
@@ -138,10 +168,10 @@ def parse(text: str) -> AnyCommand:
 
 
 def parse_identifier(identifier: str) -> tuple[str, dict[str, Any]]:
-    """Return the channel's name and the params that an identifier holds.
+    """Return the channel name and the params of an identifier.
 
     Raises:
-        ProtocolError: it is not a JSON object with the name of a channel.
+        ProtocolError: the identifier is not a JSON object with a key `channel`.
     """
     try:
         params = _loads(identifier)
@@ -151,21 +181,21 @@ def parse_identifier(identifier: str) -> tuple[str, dict[str, Any]]:
         raise ProtocolError("the identifier is not a JSON object")
     channel = params.pop("channel", None)
     if not isinstance(channel, str) or not channel:
-        raise ProtocolError("the identifier names no channel")
+        raise ProtocolError("the identifier has no 'channel': a non-empty string")
     return channel, params
 
 
 def encode(value: Any) -> str:
-    """Return the JSON text of what a client sent, to be sent to others.
+    """Encode a value that a client sent, so that it can be sent to other clients.
 
     Raises:
-        ProtocolError: it holds a number or text that JSON has not.
+        ProtocolError: the value has a number or a text that JSON cannot represent: infinity or a lone surrogate.
     """
     try:
         text = _ENCODER.encode(value)
         text.encode()
     except (ValueError, RecursionError):
-        raise ProtocolError("the data holds what JSON text cannot carry") from None
+        raise ProtocolError("the data has a number or a text that JSON cannot represent") from None
     return text
 
 
@@ -173,13 +203,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-#: Made once: `json.loads` and `json.dumps` make a new one for each call that has options.
+#: Shared, because `json.loads` and `json.dumps` create a new decoder or encoder for each call with options.
 _DECODER = json.JSONDecoder(parse_constant=_no_constant)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def _loads(text: str) -> Any:
-    # `decode` looks for white space around it first, which takes half as long again.
+    # Nearly all texts have no white space around them. `raw_decode` does not search for it, which saves a third of the
+    # time.
     if text[:1] in ("{", "["):
         value, end = _DECODER.raw_decode(text)
         if end == len(text):
@@ -187,8 +218,8 @@ def _loads(text: str) -> Any:
     return _DECODER.decode(text)
 
 
-def _history(value: Any) -> HistoryRequest:
-    """Read a history request leniently: what is missing, false or odd asks for nothing (7)."""
+def _parse_history(value: Any) -> HistoryRequest:
+    """Parse a history request. Missing fields and fields of a wrong type are ignored, see Protocol: History."""
     if not isinstance(value, dict):
         return HistoryRequest()
     since = value.get("since")
@@ -202,19 +233,19 @@ def _history(value: Any) -> HistoryRequest:
                 continue
             epoch, offset = record.get("epoch"), record.get("offset")
             if isinstance(epoch, str) and isinstance(offset, int) and not isinstance(offset, bool):
-                # Zero and absent are alike to the client: a position that names no message (8).
+                # The client does not distinguish offset 0 from a missing one: both come before the first message.
                 positions[name] = StreamPosition(epoch, max(offset, 0))
     return HistoryRequest(since, positions)
 
 
-def _claim(value: Any) -> PresenceClaim:
-    claim = _optional_claim(value)
+def _parse_claim(value: Any) -> PresenceClaim:
+    claim = _parse_optional_claim(value)
     if claim is None:
-        raise ProtocolError("presence has no id")
+        raise ProtocolError("the presence has no 'id': a non-empty string or a number")
     return claim
 
 
-def _optional_claim(value: Any) -> PresenceClaim | None:
+def _parse_optional_claim(value: Any) -> PresenceClaim | None:
     if not isinstance(value, dict):
         return None
     id_ = value.get("id")
@@ -226,12 +257,12 @@ def _optional_claim(value: Any) -> PresenceClaim | None:
     return PresenceClaim(id_, value.get("info"))
 
 
-def _read_subscribe(identifier: str, frame: Mapping[str, Any]) -> Subscribe:
-    history = _history(frame["history"]) if isinstance(frame.get("history"), dict) else None
-    return Subscribe(identifier, history, _optional_claim(frame.get("presence")))
+def _parse_subscribe(identifier: str, frame: Mapping[str, Any]) -> Subscribe:
+    history = _parse_history(frame["history"]) if isinstance(frame.get("history"), dict) else None
+    return Subscribe(identifier, history, _parse_optional_claim(frame.get("presence")))
 
 
-def _read_perform(identifier: str, frame: Mapping[str, Any]) -> Perform:
+def _parse_perform(identifier: str, frame: Mapping[str, Any]) -> Perform:
     data = frame.get("data")
     if isinstance(data, str):
         try:
@@ -243,22 +274,22 @@ def _read_perform(identifier: str, frame: Mapping[str, Any]) -> Perform:
     return Perform(identifier, data)
 
 
-def _read_whisper(identifier: str, frame: Mapping[str, Any]) -> Whisper:
+def _parse_whisper(identifier: str, frame: Mapping[str, Any]) -> Whisper:
     return Whisper(identifier, encode(frame.get("data")))
 
 
-def _read_presence(identifier: str, frame: Mapping[str, Any]) -> Presence:
+def _parse_presence(identifier: str, frame: Mapping[str, Any]) -> Presence:
     data = frame.get("data")
     return Presence(identifier, not (isinstance(data, dict) and data.get("return_records") is False))
 
 
-_READERS: Mapping[str, Callable[[str, Mapping[str, Any]], AnyCommand]] = {
-    "subscribe": _read_subscribe,
+_PARSERS: Mapping[str, Callable[[str, Mapping[str, Any]], AnyCommand]] = {
+    "subscribe": _parse_subscribe,
     "unsubscribe": lambda identifier, _: Unsubscribe(identifier),
-    "message": _read_perform,
-    "history": lambda identifier, frame: History(identifier, _history(frame.get("history"))),
-    "whisper": _read_whisper,
-    "join": lambda identifier, frame: Join(identifier, _claim(frame.get("presence"))),
+    "message": _parse_perform,
+    "history": lambda identifier, frame: History(identifier, _parse_history(frame.get("history"))),
+    "whisper": _parse_whisper,
+    "join": lambda identifier, frame: Join(identifier, _parse_claim(frame.get("presence"))),
     "leave": lambda identifier, _: Leave(identifier),
-    "presence": _read_presence,
+    "presence": _parse_presence,
 }

@@ -1,4 +1,4 @@
-"""Names on the wire (PROTOCOL.md)."""
+"""Names and numbers of the wire protocol."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Final
 
 
 class Subprotocol(StrEnum):
-    """WebSocket subprotocols, best first."""
+    """The WebSocket subprotocols that the server speaks, the preferred one first, see Protocol: Handshake."""
 
     EXTENDED_JSON = "actioncable-v1-ext-json"
     BASE_JSON = "actioncable-v1-json"
 
     @property
     def extended(self) -> bool:
-        """Whether sessions can be restored, and streams have positions, history, presence and whispers."""
+        """Whether the subprotocol has stream positions, history, restored sessions, presence and whispers."""
         return self is Subprotocol.EXTENDED_JSON
 
 
-#: A tuple of an enumeration's members is much faster to go through than the enumeration.
-_BEST_FIRST: Final = tuple(Subprotocol)
+#: A tuple, because iterating over the enumeration itself is much slower.
+_PREFERRED_FIRST: Final = tuple(Subprotocol)
 
 
 def negotiate(offered: Iterable[str]) -> Subprotocol | None:
-    """Return the best subprotocol among those a client offers, None if there is none in common."""
+    """Return the preferred subprotocol among those that a client offers; None if the server speaks none of them."""
     names = set(offered)
-    return next((subprotocol for subprotocol in _BEST_FIRST if subprotocol in names), None)
+    return next((subprotocol for subprotocol in _PREFERRED_FIRST if subprotocol in names), None)
 
 
 class MessageType(StrEnum):
-    """The `type` of what servers send."""
+    """The `type` of a message that the server sends."""
 
     WELCOME = "welcome"
     PING = "ping"
@@ -58,13 +58,15 @@ class DisconnectReason(StrEnum):
     SUPERSEDED = "superseded"
 
 
-#: The only close code that all servers can send and after which every client comes back.
+#: The close code. Every server can send it, and every client reconnects after it.
 CLOSE_NORMAL: Final = 1000
 
-#: Header and query parameter with the id of the session to be restored.
+#: The header of the handshake that names the session to restore.
 SESSION_HEADER: Final = b"x-anycable-restore-sid"
+#: The query parameter that clients use in place of the header: browsers cannot set headers.
 SESSION_PARAMETER: Final = "sid"
 
-#: Bounds of `?pi=`, the ping interval a client asks for, in seconds.
+#: The shortest ping interval, in seconds, that a client can request with the query parameter `pi`.
 PING_INTERVAL_MIN: Final = 1.0
+#: The longest ping interval, in seconds, that a client can request.
 PING_INTERVAL_MAX: Final = 60.0

@@ -1,35 +1,43 @@
-"""WebSocket frames as they go over the wire, made once and shared by all who are sent them (RFC 6455, RFC 7692)."""
+"""Encodes messages as WebSocket frames (RFC 6455), with or without compression (RFC 7692).
+
+A broadcast is encoded once, and the same bytes are sent to all of its subscribers.
+"""
 
 from __future__ import annotations
 
 import zlib
 
-_TEXT = 0x81  # FIN, and the opcode of a text
+_TEXT = 0x81  # FIN and the opcode for text
 _COMPRESSED = 0x40  # RSV1
 
-#: Of the window of what is compressed (4 KB). With 15 a short message takes 15 times as long, for nothing, and one of
-#: 256 KB becomes smaller by a tenth.
+#: The size of the compression window, as a power of two: 4 KiB. With 15, a short message takes 15 times as long and
+#: becomes no smaller; a message of 256 KB becomes smaller by a tenth.
 WINDOW_BITS = 12
-#: zlib's. With level 6 one of 256 KB takes 3 ms, in which nothing else happens, and not 2, to be smaller by a tenth.
-LEVEL, MEMORY_LEVEL = 3, 5
-#: Bytes of a message below which compressing it saves less than the headers of its packet take.
+#: zlib's compression level. With 6, a message of 256 KB blocks the event loop for 3 ms in place of 2 ms, and becomes
+#: smaller by a tenth.
+LEVEL = 3
+#: zlib's memory level.
+MEMORY_LEVEL = 5
+#: The smallest message, in bytes, that is compressed. For shorter ones, the saved bytes are fewer than the headers of
+#: the packet.
 MIN_COMPRESSED = 256
 
 
 def text_frame(payload: bytes) -> bytes:
-    """Return a server's frame of one whole text message: unmasked, not compressed."""
+    """Return a text message as one unmasked frame without compression."""
     return _frame(_TEXT, payload)
 
 
 def compressed_frame(payload: bytes) -> bytes:
-    """Return a text message as a frame for every client with which permessage-deflate was agreed on.
+    """Return a text message as one frame for clients that negotiated permessage-deflate.
 
-    It refers to no other message (`server_no_context_takeover`). What does not become shorter is not compressed.
+    The compressed bytes do not depend on earlier messages (`server_no_context_takeover`), so that they are the same for
+    all clients. A message that would not become shorter is not compressed.
     """
     if len(payload) >= MIN_COMPRESSED:
         compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, -WINDOW_BITS, MEMORY_LEVEL)
         compressed = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
-        # Without 00 00 ff ff, with which every such flush ends (RFC 7692, 7.2.1).
+        # A sync flush ends with 00 00 ff ff, which is not sent (RFC 7692, section 7.2.1).
         compressed = compressed[:-4]
         if len(compressed) < len(payload):
             return _frame(_TEXT | _COMPRESSED, compressed)
@@ -46,28 +54,28 @@ def _frame(first: int, payload: bytes) -> bytes:
 
 
 class Frame(str):
-    """A message's text that is sent to many: its frame is made when it is first asked for, and kept."""
+    """The text of a message, with its WebSocket frame, which is encoded on first use and then kept."""
 
     __slots__ = ("_wire",)
     _wire: bytes
 
     @property
     def wire(self) -> bytes:
-        """The text as a WebSocket frame."""
+        """The bytes of the WebSocket frame."""
         try:
             return self._wire
         except AttributeError:
-            self._wire = self._make()
+            self._wire = self._encode_frame()
             return self._wire
 
-    def _make(self) -> bytes:
+    def _encode_frame(self) -> bytes:
         return text_frame(self.encode())
 
 
 class CompressedFrame(Frame):
-    """The same for clients with which permessage-deflate was agreed on; no other may be sent it."""
+    """A `Frame` for clients that negotiated permessage-deflate. Other clients cannot read it."""
 
     __slots__ = ()
 
-    def _make(self) -> bytes:
+    def _encode_frame(self) -> bytes:
         return compressed_frame(self.encode())

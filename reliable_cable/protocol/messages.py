@@ -1,4 +1,7 @@
-"""What servers send (PROTOCOL.md, Server to client). Payloads come as JSON text and are never encoded again."""
+"""Builds the messages that the server sends, as JSON text.
+
+Payloads are passed in as JSON text and are inserted as they are, without decoding and encoding them again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 from .constants import DisconnectReason, MessageType
 
-#: Made once: `json.dumps` makes a new one for each call that has options.
+#: Shared, because `json.dumps` creates a new encoder for each call with options.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -18,7 +21,13 @@ def dumps(value: Any) -> str:
 
 
 def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
-    """Greet a client; `restored_ids` where a session was restored, also when empty (6)."""
+    """Return the first message on a connection.
+
+    Args:
+        sid: the id of the new session.
+        restored_ids: the identifiers whose subscriptions were restored; None: no session was restored. An empty list is
+            sent, too: without it, the client would assume that all of its subscriptions were restored.
+    """
     message: dict[str, Any] = {"type": MessageType.WELCOME, "sid": sid}
     if restored_ids is not None:
         message |= {"restored": True, "restored_ids": list(restored_ids)}
@@ -26,27 +35,38 @@ def welcome(sid: str, restored_ids: Sequence[str] | None = None) -> str:
 
 
 def ping(now: float) -> str:
-    """A heartbeat with the server's time in whole seconds."""
+    """Return a heartbeat with the server's time, in whole seconds since 1970."""
     return f'{{"type":"ping","message":{int(now)}}}'
 
 
 def pong() -> str:
-    """The answer to a client's ping."""
+    """Return the answer to a `ping` of the client."""
     return dumps({"type": MessageType.PONG})
 
 
 def acknowledgement(type_: MessageType, identifier: str) -> str:
-    """`confirm_…` or `reject_…` for an identifier."""
+    """Return a message that confirms or rejects a subscription or a history request."""
     return f'{{"type":"{type_}","identifier":{dumps(identifier)}}}'
 
 
 def transmission(identifier: str, data: str) -> str:
-    """A message without a position; `data` is JSON text."""
+    """Return a message without a position in a stream: a transmission, a whisper or a transient broadcast.
+
+    Args:
+        identifier: the subscription that receives it.
+        data: the message as JSON text.
+    """
     return f'{{"identifier":{dumps(identifier)},"message":{data}}}'
 
 
 def broadcast_encoder(identifier: str, stream_id: str, epoch: str) -> Callable[[int, str], str]:
-    """Return what encodes a stream's numbered messages for an identifier, from offset and JSON text."""
+    """Return a function that encodes broadcasts of a stream for one subscription, from their offset and JSON text.
+
+    Args:
+        identifier: the subscription that receives them.
+        stream_id: the name under which this subscription's client knows the stream, see Protocol: Stream ids.
+        epoch: the stream's epoch.
+    """
     head = f'{{"identifier":{dumps(identifier)},"message":'
     tail = f',"stream_id":{dumps(stream_id)},"epoch":{dumps(epoch)},"offset":'
 
@@ -57,22 +77,32 @@ def broadcast_encoder(identifier: str, stream_id: str, epoch: str) -> Callable[[
 
 
 def presence_event(identifier: str, message: str) -> str:
-    """A presence message; `message` is JSON text made by one of the functions below."""
+    """Return a presence message for one subscription.
+
+    Args:
+        identifier: the subscription that receives it.
+        message: JSON text from one of the `presence_…` functions below.
+    """
     return f'{{"type":"presence","identifier":{dumps(identifier)},"message":{message}}}'
 
 
 def presence_join(id_: str, info: Any) -> str:
-    """Someone came."""
+    """Return the event that a member joined."""
     return dumps({"type": "join", "id": id_, "info": info})
 
 
 def presence_leave(id_: str) -> str:
-    """Someone left."""
+    """Return the event that a member left."""
     return dumps({"type": "leave", "id": id_})
 
 
 def presence_info(total: int, records: Sequence[tuple[str, Any]] | None) -> str:
-    """Who is there, or only how many."""
+    """Return the answer to a `presence` command.
+
+    Args:
+        total: the number of members.
+        records: the id and info of each member; None: send the number only.
+    """
     message: dict[str, Any] = {"type": "info", "total": total}
     if records is not None:
         message["records"] = [{"id": id_, "info": info} for id_, info in records]
@@ -80,10 +110,10 @@ def presence_info(total: int, records: Sequence[tuple[str, Any]] | None) -> str:
 
 
 def presence_error() -> str:
-    """Who is there cannot be said."""
+    """Return the answer to a `presence` command while the members cannot be read."""
     return dumps({"type": "error"})
 
 
 def disconnect(reason: DisconnectReason, *, reconnect: bool) -> str:
-    """The last words on a connection whose session must not be resumed (12)."""
+    """Return the last message on a connection. It makes the client discard its session, see Protocol: Disconnects."""
     return dumps({"type": MessageType.DISCONNECT, "reason": reason, "reconnect": reconnect})

@@ -1,4 +1,4 @@
-"""Where a reader stands in a stream, and what it asks for when it returns."""
+"""Positions in streams, and the history requests that clients make with them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class StreamPosition:
-    """A place in a stream: the offset of the last message that was seen, in the epoch in which it was given.
+    """The position of a message in a stream. A subscriber's position is that of the last message it received.
 
     Args:
-        epoch: names one unbroken numbering of the stream; `""` where the stream does not exist yet.
-        offset: 1 for the stream's first message, 0 before it.
+        epoch: the id of one unbroken numbering of the stream; `""` if the stream does not exist yet.
+        offset: the number of the message in this epoch, from 1; 0 is the position before the first message.
     """
 
     epoch: str
@@ -21,11 +21,13 @@ class StreamPosition:
 
 @dataclass(frozen=True, slots=True)
 class HistoryRequest:
-    """What a client asks for in `subscribe` and `history` (PROTOCOL.md, 5 and 7).
+    """The messages that a client requests with `subscribe` or `history`, see Protocol: History.
 
     Args:
-        since: seconds since 1970 by the client's clock, for the streams that `streams` lacks; None: not asked for.
-        streams: the position last seen, by stream id.
+        since: request messages from this time on, in seconds since 1970 by the client's clock. It applies to streams
+            that `streams` does not list. None: no time was given.
+        streams: the position of the last message that the client received, by stream id. Messages after it are
+            requested.
     """
 
     since: float | None = None

@@ -1,8 +1,26 @@
-"""Recovery as pure functions: what may go out next, what is a repeat, and what is missing.
+"""The rules of recovery, as pure functions: which message a subscriber may receive next, and when messages are lost.
 
-A reader's position moves only through `judge` and `advance`. Whatever order live messages, pages of history, trims and
-new epochs come in, the messages these let through are those of the stream, in offset order, none twice; where some can
-no longer be had, `Step.lost` says so before anything after the gap goes out (PROTOCOL.md, 4, 8, 9 and 10).
+A stream numbers its messages from 1, without holes. This numbering is called an *epoch*, and the number of a message is
+its *offset*. A stream starts a new epoch if its numbers cannot be continued, for example after the store lost its data.
+The store trims old messages, so that only those from `low` to `tail` can still be read.
+
+A subscriber has a *position*: epoch and offset of the last message that it received. Two functions move it:
+
+* `judge` compares a live message with the position. The message is the next one and may be sent; or it is a repeat and
+  is skipped; or there is a gap before it, and the history after the position has to be read.
+* `advance` applies a page of history that was read from the store. It returns the messages to send, and the position
+  after them. If the page shows that messages between the old position and the first one to send no longer exist, it
+  sets `Step.lost`. The client must be told of the loss before these messages are sent.
+
+A replay works as follows. A client that reconnects names its position in each stream. For each stream, the server reads
+a page after that position and asks `recoverable` whether it is complete. If one stream is not, the client is sent
+`reject_history` and nothing is replayed. Otherwise the server sends page after page, each through `advance`, until the
+position reaches the tail, and then `confirm_history`, or `reject_history` if a step was lost because messages were
+trimmed meanwhile. Live messages that arrive during the replay are not sent at once. They are in the pages that are read
+later, or `judge` lets them through afterwards.
+
+So a subscriber receives the messages of a stream in the order of their offsets, none of them twice, and every missing
+message is reported. This holds for any order of live messages, pages, trims and new epochs. See Protocol: History.
 """
 
 from __future__ import annotations
@@ -16,12 +34,12 @@ from .positions import HistoryRequest, StreamPosition
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A kept message of a stream.
+    """A stored message of a stream.
 
     Args:
-        offset: its place, from 1.
+        offset: its number in the stream's epoch, from 1.
         data: the payload as JSON text.
-        exclude: the session id that must not receive it, or `""`.
+        exclude: the id of the session that must not receive the message; `""`: none.
     """
 
     offset: int
@@ -31,13 +49,13 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class StreamPage:
-    """A part of a stream's history, and the stream's state when it was read.
+    """Part of a stream's history, with the state of the stream at the time of the read.
 
     Args:
         epoch: the stream's epoch; `""` if the stream does not exist.
-        tail: the offset of its newest message, kept or not; 0 if it never had any.
-        low: the offset of the oldest message that is kept; `tail + 1` if none is.
-        entries: kept messages in offset order.
+        tail: the offset of the newest message, even if it was trimmed; 0 if there was none in this epoch.
+        low: the offset of the oldest message that is still stored; `tail + 1` if there is none.
+        entries: stored messages in the order of their offsets.
     """
 
     epoch: str
@@ -47,31 +65,42 @@ class StreamPage:
 
 
 class Verdict(Enum):
-    """What a live message is to a reader at some position."""
+    """How a live message relates to a subscriber's position."""
 
-    NEXT = "next"  #: exactly what comes next
-    REPEAT = "repeat"  #: had already
-    GAP = "gap"  #: something before it is missing, or the epoch is another one: read the store
+    #: It directly follows the position: send it.
+    NEXT = "next"
+    #: The subscriber has received it before: skip it.
+    REPEAT = "repeat"
+    #: Messages before it are missing, or its epoch differs: read the history from the store.
+    GAP = "gap"
 
 
 def judge(position: StreamPosition, epoch: str, offset: int) -> Verdict:
-    """Say what a live message `(epoch, offset)` is to a reader that stands at `position`."""
+    """Compare a live message with a subscriber's position.
+
+    Args:
+        position: the position of the last message that the subscriber received.
+        epoch: the epoch of the live message.
+        offset: the offset of the live message.
+    """
     if epoch == position.epoch:
         if offset == position.offset + 1:
             return Verdict.NEXT
         return Verdict.REPEAT if offset <= position.offset else Verdict.GAP
-    # Also where the reader has no epoch yet: a late repeat from an epoch that was forgotten looks like a first message.
+    # This includes a position without an epoch. A message that looks like the first one of the stream may be a late
+    # repeat from an epoch that was forgotten.
     return Verdict.GAP
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How far a page takes a reader.
+    """The result of `advance`.
 
     Args:
-        entries: what to send now, in this order.
-        position: where the reader then stands.
-        lost: messages between the old position and the first entry can no longer be had: say so before sending.
+        entries: the messages to send now, in this order.
+        position: the subscriber's position after them.
+        lost: whether messages between the old position and the first entry no longer exist. If so, tell the client
+            before sending the entries.
     """
 
     entries: Sequence[Entry]
@@ -80,19 +109,21 @@ class Step:
 
 
 def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = None) -> Step:
-    """Take a reader from `position` as far as `page` allows.
+    """Move a subscriber's position forward with a page of history.
+
+    The position is lost if the page is of another epoch, if the message after the position was trimmed, or if the
+    stream's tail is before the position. The subscriber then continues with the oldest stored message of the page.
+
+    If the message after the position is missing although it was not trimmed, someone has deleted it. The subscriber
+    then continues with the first message of the page, and the step is marked as lost.
 
     Args:
-        position: where the reader stands.
-        page: what the store returned when it was read after `position.offset`.
-        upto: the greatest offset to send; None: all of the page. Applies to the page's epoch.
-
-    A page of another epoch, a page that no longer holds the next message, and a tail that lies before the reader all
-    lose the reader's place: it starts anew at the page's oldest message. If the next message alone is missing, the
-    reader goes on behind it.
+        position: the position of the last message that the subscriber received.
+        page: the history after `position.offset`.
+        upto: the greatest offset to send, in the page's epoch; None: no limit.
     """
     if not page.epoch:
-        # The stream is gone (forgotten), or never was; only a reader that has seen something lost its place.
+        # The stream was forgotten or never existed. Only a subscriber that has received a message has lost any.
         return Step((), StreamPosition("", 0), lost=position.offset > 0)
     start = position.offset
     lost = position.epoch not in (page.epoch, "") or position.offset > page.tail or page.low > position.offset + 1
@@ -108,7 +139,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
         if entry.offset != last + 1:
             if sent or lost:
                 break
-            # Somebody deleted the next message: without this, its reader would stand here for ever.
+            # The next message was deleted. If it were waited for, the subscriber would never receive anything again.
             lost = True
         sent.append(entry)
         last = entry.offset
@@ -116,21 +147,27 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
 
 
 def went_back(asked: StreamPosition, page: StreamPage) -> bool:
-    """Return whether a page proves that the store has lost messages.
+    """Return whether the store has lost messages of the current epoch.
 
-    Within an epoch, the tail decreases only if the data were restored from a backup, or failed over to an older copy.
+    Within an epoch, the tail decreases only if the data was restored from a backup, or if the store failed over to an
+    older copy.
 
     Args:
-        asked: the stream's position when the read began.
+        asked: the position of the stream's newest known message when the read began.
         page: the page that was read.
     """
     return page.epoch == asked.epoch and page.tail < asked.offset
 
 
 def recoverable(position: StreamPosition, page: StreamPage) -> bool:
-    """Say whether a reader at `position` can be given all that came after it.
+    """Return whether every message after a position is still stored.
 
-    A position equal to the tail is satisfied with nothing, whatever expired; `low - 1` is still complete.
+    This holds for a position equal to the tail, even if all messages were trimmed, because nothing comes after it. It
+    also holds for `low - 1`, the position before the oldest message.
+
+    Args:
+        position: the position of the last message that the subscriber received.
+        page: a page of the stream, which tells the stream's epoch, `low` and `tail`.
     """
     if not page.epoch:
         return position.epoch == "" and position.offset == 0
@@ -140,11 +177,13 @@ def recoverable(position: StreamPosition, page: StreamPage) -> bool:
 
 
 def requested_position(request: HistoryRequest, names: Sequence[str]) -> StreamPosition | None:
-    """Return the position a request holds for a stream that the client may know under several stream ids.
+    """Return the position in a history request for one stream; None if the request has none.
+
+    A client may know the stream under several stream ids, see Protocol: Stream ids.
 
     Args:
-        request: what the client sent.
-        names: the stream's ids for this identifier, the most specific one first.
+        request: the request of the client.
+        names: the stream ids that this subscription may use for the stream, the preferred one first.
     """
     streams: Mapping[str, StreamPosition] = request.streams
     for name in names:

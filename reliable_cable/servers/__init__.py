@@ -1,4 +1,4 @@
-"""What an ASGI server needs added: the buffer behind `send`, and draining before shutdown."""
+"""Support for daphne and uvicorn beyond ASGI: write buffers, shared frames, pacing, and draining before shutdown."""
 
 from __future__ import annotations
 
@@ -7,42 +7,53 @@ from typing import Any
 
 from .base import FRAMES_EXTENSION, Transport
 
-#: How many wrappers of middlewares are looked behind.
-_DEPTH = 8
+#: How many middlewares that wrap `send` are searched for the server's own `send`.
+_MAX_WRAPPERS = 8
 
 
 def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
-    """Return what is known of a connection: what its scope offers, or what is behind its `send`, wrapped or not."""
+    """Return the transport of a connection.
+
+    A server may put it into the scope. Otherwise it is found through the server's `send`, which middlewares may have
+    wrapped. For an unknown server, this returns a `Transport` that uses nothing but ASGI.
+
+    Args:
+        scope: the ASGI scope of the connection.
+        send: the ASGI `send` that the application was called with.
+    """
     from . import daphne, uvicorn
 
     offered = (scope.get("extensions") or {}).get(FRAMES_EXTENSION)
     if isinstance(offered, Transport):
         return offered
 
-    seen = [send]
-    for _ in range(_DEPTH):
+    candidates = [send]
+    for _ in range(_MAX_WRAPPERS):
         wrapped: list[Any] = []
-        for candidate in seen:
-            found = daphne.transport_for(candidate) or uvicorn.transport_for(candidate)
-            if found is not None:
-                return found
+        for candidate in candidates:
+            transport = daphne.transport_for(candidate) or uvicorn.transport_for(candidate)
+            if transport is not None:
+                return transport
             wrapped += _wrapped(candidate)
-        seen = wrapped
+        candidates = wrapped
     return Transport(send)
 
 
 def _wrapped(send: Any) -> list[Any]:
-    """Return the callables that a wrapper of `send` holds: in its closure, or as `…send` on its object."""
+    """Return the callables that may be the wrapped `send`.
+
+    They are the variables of the wrapper's closure, and the attributes of its object whose names end in `send`.
+    """
     owner = getattr(send, "__self__", None)
     function = getattr(send, "__func__", send)
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _filled(cell)]
+    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _has_value(cell)]
     attributes = [value for name, value in getattr(owner, "__dict__", {}).items() if name.endswith("send")]
     return [value for value in cells + attributes if callable(value)]
 
 
-def _filled(cell: Any) -> bool:
+def _has_value(cell: Any) -> bool:
     try:
-        cell.cell_contents  # noqa: B018 - raises if empty
+        cell.cell_contents  # noqa: B018 - raises ValueError if empty
     except ValueError:
         return False
     return True

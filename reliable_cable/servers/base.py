@@ -1,4 +1,4 @@
-"""What a session wants to know of, and do to, the transport behind ASGI's `send`."""
+"""The interface to a server's transport of one WebSocket connection, which is hidden behind ASGI's `send`."""
 
 from __future__ import annotations
 
@@ -15,62 +15,71 @@ try:
     import termios
 except ImportError:  # Windows
     fcntl = termios = None  # type: ignore[assignment]
+
 from reliable_cable.protocol.frames import Frame
 
-#: The extension of an ASGI scope by which a server offers more than `send`: its value is a `Transport`.
+#: The ASGI extension with which a server offers more than `send`. Its value in the scope is a `Transport`.
 FRAMES_EXTENSION = "reliable_cable.frames"
 
 
 class Transport:
-    """A connection of a server that is not known: the session has only ASGI.
+    """The transport of one connection. This base class uses nothing but ASGI; subclasses know their server.
 
     Args:
         send: the ASGI `send`.
     """
 
-    #: Whether the server is one whose shutdown can be drained.
+    #: Whether this package can drain the server before it shuts down.
     drainable = False
     #: How long, in seconds, the server is configured to wait for requests when it stops; 0 if it is not configured.
     grace = 0.0
-    #: Writes one WebSocket frame, ready as it goes over the wire, without waiting; None where that is not possible.
-    #: While the transport's buffer is full (`attach`), it is not to be called.
+    #: Writes the bytes of one WebSocket frame without waiting; None: the server has no such way. It must not be called
+    #: while the transport's buffer is full, see `attach`.
     write: Callable[[bytes], None] | None = None
-    #: In which the client takes the frames that `write` is given.
+    #: The class of frames that this client can read.
     form: type[Frame] = Frame
 
     def __init__(self, send: Any) -> None:
-        #: The server's own `send`, where it was found behind those of middlewares: these have no part in what goes out
-        #: once a connection was accepted.
+        #: The server's own `send`, if it was found, and otherwise the one of the outermost middleware. Using the
+        #: server's own saves the calls of all middlewares for each message.
         self.send = send
         self._closing: asyncio.Task[None] | None = None
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Call `pause` when the transport's buffer fills, and `resume` when it has drained.
+        """Register two callbacks for the state of the transport's buffer.
 
-        A server whose `send` waits while its buffer is full needs none of this.
+        This does nothing for a server whose `send` waits while the buffer is full.
+
+        Args:
+            pause: called when the buffer is full, and when the connection is lost.
+            resume: called when the buffer has room again.
         """
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is known to be lost."""
+        """Whether the server knows that the connection is lost."""
         return False
 
     def unsent(self) -> int | None:
-        """Return how many bytes were written and not taken by the client yet; None if that is not known."""
+        """Return how many written bytes the client has not acknowledged; None if that is unknown."""
         return None
 
     def abort(self) -> None:
-        """Drop the connection at once, with whatever its buffer holds; here, only ask for its end."""
+        """Drop the connection at once and discard its buffer. An unknown server can only be asked to close it."""
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close())
 
     async def _close(self) -> None:
-        with contextlib.suppress(Exception):  # whatever a server raises when the socket has gone
+        with contextlib.suppress(Exception):  # servers raise various errors after the client has disconnected
             await self.send({"type": "websocket.close", "code": CLOSE_NORMAL})
 
 
 def in_kernel(file: int) -> int | None:
-    """Return how many bytes a socket has that the other side has not confirmed; None where the system does not say."""
+    """Return how many bytes a socket has sent or buffered without an acknowledgement; None if the system cannot tell.
+
+    Args:
+        file: the socket's file descriptor.
+    """
     if termios is None:
         return None
     try:

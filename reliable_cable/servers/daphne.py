@@ -1,7 +1,11 @@
-"""daphne: `send` returns at once and buffers without limit in Twisted's transport, which tells when that is full.
+"""daphne's transport of a WebSocket connection.
 
-A frame that was made once for all subscribers goes straight to the socket while the transport has nothing of its own to
-write, and else through the transport, so that the order stays. With TLS there is no such way.
+daphne's `send` returns at once and buffers without limit in Twisted's transport. The transport tells a registered
+producer when its buffer is full.
+
+A frame that is shared by all subscribers is written to the socket directly if the transport's buffer is empty.
+Otherwise it is written through the transport, which preserves the order. Connections with TLS are never written
+directly.
 """
 
 from __future__ import annotations
@@ -19,22 +23,22 @@ from .base import Transport, in_kernel
 
 
 @implementer(IPushProducer)
-class _Valve:
-    """What Twisted's transport tells that its buffer is full, and that it has drained."""
+class _BufferObserver:
+    """Receives the state of the buffer from Twisted's transport, as a producer does."""
 
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         self.pauseProducing = pause
         self.resumeProducing = resume
-        #: The connection was lost: nothing is to be written any more. ASGI tells it, too.
+        # The connection was lost, so nothing may be written.
         self.stopProducing = pause
 
 
 class DaphneTransport(Transport):
-    """A WebSocket connection of daphne.
+    """The transport of one WebSocket connection of daphne.
 
     Args:
-        send: the `send` that daphne made.
-        protocol: the autobahn protocol behind it.
+        send: daphne's own `send`.
+        protocol: the autobahn protocol of the connection.
     """
 
     drainable = True
@@ -48,34 +52,34 @@ class DaphneTransport(Transport):
 
     @property
     def lost(self) -> bool:
-        """Whether the client has disconnected, or daphne has refused it."""
+        """Whether the client has disconnected, or daphne has refused the connection."""
         return bool(self._protocol.state == WebSocketProtocol.STATE_CLOSED)
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Register for the state of the transport's buffer."""
+        """Register two callbacks for the state of the transport's buffer, see `Transport.attach`."""
         transport = self._protocol.transport
-        # The HTTP channel of the handshake is still registered; its part is over.
+        # The HTTP channel of the handshake is still registered, but it is no longer needed.
         transport.unregisterProducer()
-        transport.registerProducer(_Valve(pause, resume), True)
+        transport.registerProducer(_BufferObserver(pause, resume), True)
 
     def unsent(self) -> int | None:
-        """Return how many bytes the transport and the kernel have."""
+        """Return how many bytes the buffers of the transport and the kernel have."""
         transport = self._protocol.transport
         if not isinstance(transport, tcp.Connection) or not transport.connected:
             return None
-        kept = in_kernel(transport.fileno())
-        waiting = len(transport.dataBuffer) - transport.offset + sum(map(len, transport._tempDataBuffer))
-        return None if kept is None else waiting + kept
+        unacknowledged = in_kernel(transport.fileno())
+        buffered = len(transport.dataBuffer) - transport.offset + sum(map(len, transport._tempDataBuffer))
+        return None if unacknowledged is None else buffered + unacknowledged
 
     def abort(self) -> None:
-        """Drop the connection at once."""
+        """Drop the connection at once and discard its buffer."""
         self._protocol.dropConnection(abort=True)
 
 
 def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: bytes) -> None:
     if protocol.state != WebSocketProtocol.STATE_OPEN:
         return
-    # Both buffers are private, and pinned by tests/unit/test_servers.py.
+    # Both buffers are private attributes. Tests in tests/unit/test_servers.py fail if Twisted changes them.
     if transport._tempDataBuffer or transport.dataBuffer:
         transport.write(frame)
         return
@@ -84,13 +88,13 @@ def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: b
     except BlockingIOError:
         sent = 0
     except OSError:
-        return  # Twisted notices, too, and says so
+        return  # Twisted notices the error, too, and calls connectionLost
     if sent < len(frame):
         transport.write(frame[sent:])
 
 
 def transport_for(send: Any) -> DaphneTransport | None:
-    """Return the connection behind a `send` of daphne's, or None."""
+    """Return the transport to which a `send` of daphne writes; None if the `send` is not daphne's."""
     if isinstance(send, partial) and len(send.args) == 1:
         server = getattr(send.func, "__self__", None)
         if any(cls.__module__ == "daphne.server" for cls in type(server).__mro__):

@@ -1,9 +1,11 @@
-"""permessage-deflate (RFC 7692) that costs one compression a message, not one for each of its subscribers:
+"""Compression of messages with permessage-deflate (RFC 7692), once for all subscribers of a message.
+
+Use it with uvicorn:
 
     uvicorn --ws reliable_cable.servers.deflate:CompressingWebSocketProtocol project.asgi:application
 
-With `server_no_context_takeover` a compressed message refers to none before it, so that it is the same for all clients.
-It also leaves nothing of zlib's to be kept for a connection.
+It negotiates `server_no_context_takeover`: compressed messages do not depend on earlier ones, so that they are the same
+for all clients. This also saves the memory of a zlib context for each connection.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from .uvicorn import CableWebSocketProtocol
 
 
 class _SharedDeflate(ServerPerMessageDeflateFactory):
-    """Agrees to what makes compressed messages the same for all clients, and with nobody who wants them otherwise."""
+    """Negotiates the options with which a compressed message is the same for all clients."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -35,26 +37,27 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
     def process_request_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
     ) -> tuple[list[ExtensionParameter], PerMessageDeflate]:
-        """Answer an offer.
+        """Answer a client's offer of permessage-deflate.
 
         Raises:
-            NegotiationError: it makes no sense, or allows less of a window than the shared frames have.
+            NegotiationError: the offer is invalid, or allows only a smaller window than that of the shared frames. The
+                connection then has no compression.
         """
         response, extension = super().process_request_params(params, accepted_extensions)
         if extension.local_max_window_bits < WINDOW_BITS:
-            raise NegotiationError(f"frames have a window of {WINDOW_BITS} bits")
+            raise NegotiationError(f"shared frames have a window of {WINDOW_BITS} bits")
         return response, extension
 
 
 class CompressingWebSocketProtocol(CableWebSocketProtocol):
-    """uvicorn's WebSocket protocol with frames that are compressed once for all clients that take them so.
+    """uvicorn's WebSocket protocol with frames that are compressed once for all clients.
 
-    Clients that offer no permessage-deflate, or only with less of a window, are sent the plain frames.
+    Clients are sent uncompressed frames if they do not offer permessage-deflate, or only with a smaller window.
     """
 
     extensions = (_SharedDeflate(),)
 
     @property
     def form(self) -> type[Frame]:
-        """In which the client takes frames, once the handshake was read."""
+        """The class of frames that the client can read. It is known after the handshake."""
         return CompressedFrame if self.conn.extensions else Frame

@@ -1,10 +1,11 @@
-"""Draining before shutdown: connections end one after another, with everything answered, before the server stops.
+"""Draining before shutdown: closes all connections, spread over a short time, before the server stops.
 
-Both daphne and uvicorn close every socket as soon as they hear of SIGTERM. So their handler is kept waiting: ours runs
-first, ends the connections over `DRAIN_TIME`, closes the hub, and then calls theirs.
+daphne and uvicorn close every socket as soon as they receive SIGTERM. All clients would reconnect at the same moment,
+and commands in progress would get no answer. So this module replaces the server's signal handler. Its own handler
+closes the connections over `DRAIN_TIME`, closes the hub, and then calls the server's handler.
 
-A thread that waits for a database cannot be interrupted, the servers wait for their applications, and Python waits for
-its threads when it exits. So a process that has not stopped `STOP_LIMIT` seconds after the signal is ended by a timer.
+The process may still not stop: the server waits for its applications, Python waits for threads at exit, and a thread
+that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the signal.
 """
 
 from __future__ import annotations
@@ -15,37 +16,59 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from reliable_cable.hub.hub import Hub
+from typing import Any, Protocol
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds over which clients are sent away, so that not all return at once.
+#: The time, in seconds, over which the connections are closed, so that not all clients reconnect at once.
 DRAIN_TIME = 1.5
-#: Seconds after which the server stops whatever is left.
+#: How long, in seconds, to wait for all connections to close.
 DRAIN_LIMIT = 5.0
-#: Seconds after which it stops although the stores are not closed: one may not answer.
+#: How long, in seconds, to wait for the stores to close.
 CLOSE_LIMIT = 3.0
 #: How long, in seconds, the process may take to stop, unless the server is configured to wait longer.
 STOP_LIMIT = 11.0
 
+#: The signals that start a drain.
 SIGNALS = (signal.SIGTERM,)
 
 
+class DrainableConnection(Protocol):
+    """A connection that can be closed before the server stops."""
+
+    async def drain(self, delay: float) -> None:
+        """Answer pending commands after `delay` seconds, and then close the connection."""
+
+
+class DrainableHub(Protocol):
+    """The part of a hub that draining uses."""
+
+    #: Whether the hub refuses new connections.
+    draining: bool
+
+    @property
+    def connections(self) -> Mapping[str, DrainableConnection]:
+        """The open connections by session id."""
+
+    async def idle(self) -> None:
+        """Wait until all connections have ended."""
+
+    async def aclose(self) -> None:
+        """Close the hub and its stores."""
+
+
 class Drain:
-    """Chains the server's signal handlers: drain first, then what they did.
+    """Drains a hub when the process receives a signal, and then calls the server's handler of that signal.
 
     Args:
-        hub: whose connections are to be ended.
-        loop: the hub's.
+        hub: returns the hub whose connections are closed.
+        loop: the event loop of the hub.
         grace: how long, in seconds, the server is configured to wait for requests after the drain.
     """
 
-    def __init__(self, hub: Callable[[], Hub], loop: asyncio.AbstractEventLoop, *, grace: float = 0.0) -> None:
+    def __init__(self, hub: Callable[[], DrainableHub], loop: asyncio.AbstractEventLoop, *, grace: float = 0.0) -> None:
         self._hub = hub
         self._loop = loop
         self._limit = max(STOP_LIMIT, DRAIN_LIMIT + CLOSE_LIMIT + grace)
@@ -53,20 +76,24 @@ class Drain:
         self._task: asyncio.Task[None] | None = None
 
     def install(self) -> bool:
-        """Chain the handlers that are there now; False where that is impossible (not in the main thread)."""
+        """Replace the current signal handlers.
+
+        Returns:
+            False if this is impossible: outside of the main thread, or if a signal has no handler written in Python.
+        """
         if threading.current_thread() is not threading.main_thread():
             return False
         for number in SIGNALS:
             previous = signal.getsignal(number)
             if not callable(previous):
-                return False  # the server handles it in a way that cannot be chained, or not at all
+                return False
             self._previous[number] = previous
             signal.signal(number, self._handle)
         return True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._task is not None or self._loop.is_closed():
-            self._pass_on(number)  # a second signal does not wait
+            self._call_previous(number)  # a second signal stops the server at once
         else:
             self._loop.call_soon_threadsafe(self._begin, number)
 
@@ -84,40 +111,42 @@ class Drain:
                 async with asyncio.timeout(DRAIN_LIMIT):
                     await drain(hub)
             except TimeoutError:
-                logger.warning("Not all connections could be drained in %s seconds.", DRAIN_LIMIT)
+                logger.warning(
+                    "Some connections could not be drained in %s seconds. The server closes them.", DRAIN_LIMIT
+                )
             async with asyncio.timeout(CLOSE_LIMIT):
                 await hub.aclose()
         except TimeoutError:
-            logger.warning("The stores could not be closed in %s seconds.", CLOSE_LIMIT)
+            logger.warning("The stores could not be closed in %s seconds. The server stops nevertheless.", CLOSE_LIMIT)
         except Exception:
-            logger.exception("Draining failed.")
+            logger.exception("Draining failed. The server stops nevertheless.")
         finally:
-            self._pass_on(number)
+            self._call_previous(number)
 
-    def _pass_on(self, number: int) -> None:
+    def _call_previous(self, number: int) -> None:
         signal.signal(number, self._previous[number])
         self._previous[number](number, None)
 
 
-async def drain(hub: Hub) -> None:
-    """Send every client away, spread over `DRAIN_TIME`; new ones are refused from now on."""
+async def drain(hub: DrainableHub) -> None:
+    """Close all connections of a hub, spread over `DRAIN_TIME`. The hub refuses new connections from now on."""
     hub.draining = True
-    sessions = list(hub.connections.values())
-    logger.info("Draining %d connections.", len(sessions))
-    delays = [random.uniform(0, DRAIN_TIME) for _ in sessions]  # noqa: S311 - spreads load, no secret
-    await asyncio.gather(*(session.drain(delay) for session, delay in zip(sessions, delays, strict=True)))
+    connections = list(hub.connections.values())
+    logger.info("Draining %d connections.", len(connections))
+    delays = [random.uniform(0, DRAIN_TIME) for _ in connections]  # noqa: S311 - spreads load, no secret
+    await asyncio.gather(*(connection.drain(delay) for connection, delay in zip(connections, delays, strict=True)))
     await hub.idle()
 
 
 def end_process(limit: float) -> None:
-    """End the process although something in it is still running.
+    """End the process at once, even while threads are running.
 
     Args:
-        limit: how long, in seconds, the process had to stop; for the log.
+        limit: how long, in seconds, the process had to stop; for the log message.
     """
     threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
     logger.error(
-        "The process has not stopped in %g seconds, and is ended. These threads are still running: %s.",
+        "The process did not stop in %g seconds and is ended now. These threads are still running: %s.",
         limit,
         ", ".join(threads),
     )

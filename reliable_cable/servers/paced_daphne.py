@@ -1,6 +1,6 @@
-"""daphne, which begins a few connections in each turn of the event loop, as paced_uvicorn.py does.
+"""A daphne server that starts only a few connections in each iteration of the event loop.
 
-`manage.py cable_serve --server daphne` uses it. Needs daphne.
+`manage.py cable_serve --server daphne` uses it; see paced_uvicorn.py for the reason. This module needs daphne.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-# First: it installs the reactor.
+# This must be imported first, because it installs Twisted's reactor.
 from daphne.server import Server  # isort: skip
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Port
@@ -17,8 +17,8 @@ from twisted.python.failure import Failure
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 
 
-class _Waiting(Protocol):
-    """What a connection has until its turn has come: its first data wait, and no more are read."""
+class _PendingProtocol(Protocol):
+    """The protocol of a connection until the pacer admits it. It holds the first data and pauses reading."""
 
     transport: Any
 
@@ -41,7 +41,7 @@ class _Waiting(Protocol):
         try:
             self._protocol.dataReceived(data)
         except Exception:
-            # As Twisted does when a protocol fails.
+            # Twisted does the same when a protocol raises an error.
             self.transport.abortConnection()
             raise
 
@@ -50,10 +50,10 @@ class _Waiting(Protocol):
 
 
 class PacedFactory(Factory):
-    """Builds the protocols of another factory, which begin when their turn has come.
+    """Wraps the factory of a server so that its connections start when the pacer admits them.
 
     Args:
-        factory: Twisted's, of a server.
+        factory: the Twisted factory of the server.
     """
 
     def __init__(self, factory: Any) -> None:
@@ -61,20 +61,20 @@ class PacedFactory(Factory):
         self._pacer = Pacer(PER_ITERATION)
 
     def buildProtocol(self, addr: Any) -> Protocol | None:  # noqa: N802 - Twisted's name
-        """Return the protocol of a new connection."""
+        """Return the protocol of a new connection; None to refuse it."""
         protocol = self._factory.buildProtocol(addr)
-        return None if protocol is None else _Waiting(protocol, self._pacer)
+        return None if protocol is None else _PendingProtocol(protocol, self._pacer)
 
     def doStop(self) -> None:  # noqa: N802 - Twisted's name
-        """The port, which has begun with the other factory, closes."""
+        """Stop the wrapped factory. The port had started it before it was wrapped."""
         self._factory.doStop()
 
 
 class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
-    """daphne's server, paced."""
+    """daphne's server with paced connections."""
 
     def listen_success(self, port: Any) -> None:
-        """Pace what a port accepts."""
+        """Pace the connections of a port on which the server has started to listen."""
         super().listen_success(port)
         if isinstance(port, Port):
             port.factory = PacedFactory(port.factory)

@@ -1,7 +1,8 @@
-"""uvicorn's HTTP protocol, which begins a few connections in each turn of the event loop, however many come at once.
+"""uvicorn's HTTP protocol, changed to start only a few connections in each iteration of the event loop.
 
-Else the handshakes of thousands of clients that come back are parsed in one turn, and all their applications begin in
-the next: meanwhile, nobody who is connected gets anything. `manage.py cable_serve` uses it. Needs uvicorn.
+Without this, the handshakes of thousands of clients that reconnect would be parsed in one iteration, and all of their
+applications would start in the next one. Connected clients would receive nothing meanwhile. `manage.py cable_serve`
+uses this protocol. This module needs uvicorn.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 
 
-class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # one of two classes
-    """Whichever of its HTTP protocols uvicorn would choose; the first data of a connection wait for their turn."""
+class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # httptools or h11
+    """uvicorn's default HTTP protocol, which processes the first data of a connection when the pacer admits it."""
 
-    #: Of the one event loop of a server's process.
+    #: Shared by all connections of the process, because a server has one event loop.
     pacer: ClassVar[Pacer] = Pacer(PER_ITERATION)
     _begun = False
 
     def data_received(self, data: bytes) -> None:
-        """Take data; the first of them when their turn has come."""
+        """Process received data. The first data of a connection is held until the pacer admits the connection."""
         if self._begun:
             super().data_received(data)
             return
         self._begun = True
-        # Not before: uvloop begins to read after `connection_made`, whatever that does.
+        # Pausing in `connection_made` would be too early, because uvloop starts reading after it in any case.
         self.transport.pause_reading()
         self.pacer.run(partial(self._begin, data))
 
@@ -38,11 +39,15 @@ class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # o
         try:
             super().data_received(data)
         except Exception:
-            # As a transport does whose protocol fails.
+            # A transport does the same when its protocol raises an error.
             self.transport.abort()
             raise
 
     def handle_websocket_upgrade(self, *args: Any) -> None:
-        """Hand the connection over and go: httptools' parser, which has our methods, would keep this alive."""
+        """Hand the connection over to the WebSocket protocol.
+
+        The parser of httptools refers to methods of this object. Dropping the parser breaks this reference cycle, so
+        that the object is freed without a garbage collection.
+        """
         super().handle_websocket_upgrade(*args)
         self.parser = None

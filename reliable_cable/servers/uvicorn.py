@@ -1,11 +1,14 @@
-"""uvicorn: `send` waits while the transport's buffer is full; aborting needs the transport.
+"""uvicorn's transport of a WebSocket connection, and a WebSocket protocol that can write shared frames.
 
-`CableWebSocketProtocol` offers more, as an ASGI extension of the scope: it writes frames that were made once for all
-subscribers, and tells when the transport's buffer is full. Choose it with
+uvicorn's own `send` waits while the transport's buffer is full, so that nothing more is needed than a way to abort the
+connection.
+
+`CableWebSocketProtocol` also writes frames that are encoded once for all subscribers, and tells when the transport's
+buffer is full. It offers both as an extension in the ASGI scope. Select it with
 
     uvicorn --ws reliable_cable.servers.uvicorn:CableWebSocketProtocol project.asgi:application
 
-deflate.py has one that compresses those frames.
+deflate.py has a variant that compresses these frames.
 """
 
 from __future__ import annotations
@@ -23,15 +26,15 @@ if TYPE_CHECKING:
 else:
     try:
         from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
-    except ImportError:  # uvicorn, or websockets, is not installed: nobody asks for the protocol
+    except ImportError:  # uvicorn or websockets is not installed, so the protocol below is not used
         Protocol = object
 
 
 class UvicornTransport(Transport):
-    """A WebSocket connection of uvicorn.
+    """The transport of one WebSocket connection of uvicorn.
 
     Args:
-        protocol: the asyncio protocol whose `send` the application was given.
+        protocol: the asyncio protocol that created the application's `send`.
     """
 
     drainable = True
@@ -43,23 +46,23 @@ class UvicornTransport(Transport):
 
     @property
     def lost(self) -> bool:
-        """Whether the client has disconnected, or uvicorn has refused it."""
+        """Whether the client has disconnected, or uvicorn has refused the connection."""
         return bool(self._protocol.transport.is_closing())
 
     def abort(self) -> None:
-        """Drop the connection at once."""
+        """Drop the connection at once and discard its buffer."""
         self._protocol.transport.abort()
 
     def unsent(self) -> int | None:
-        """Return how many bytes the transport and the kernel have."""
+        """Return how many bytes the buffers of the transport and the kernel have."""
         transport = self._protocol.transport
         socket = transport.get_extra_info("socket")
-        kept = None if socket is None or transport.is_closing() else in_kernel(socket.fileno())
-        return None if kept is None else transport.get_write_buffer_size() + kept
+        unacknowledged = None if socket is None or transport.is_closing() else in_kernel(socket.fileno())
+        return None if unacknowledged is None else transport.get_write_buffer_size() + unacknowledged
 
 
 class FramesTransport(UvicornTransport):
-    """A WebSocket connection of `CableWebSocketProtocol`."""
+    """The transport of one connection of `CableWebSocketProtocol`, which can write shared frames."""
 
     def __init__(self, protocol: CableWebSocketProtocol) -> None:
         super().__init__(protocol)
@@ -67,17 +70,17 @@ class FramesTransport(UvicornTransport):
         self.form = protocol.form
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Call `pause` when the transport's buffer fills, and `resume` when it has drained."""
+        """Register two callbacks for the state of the transport's buffer, see `Transport.attach`."""
         self._protocol.attach(pause, resume)
 
 
 class CableWebSocketProtocol(Protocol):
-    """uvicorn's WebSocket protocol, whose scope has the extension `reliable_cable.frames`: a `FramesTransport`.
+    """uvicorn's WebSocket protocol with a `FramesTransport` in the scope, as the extension `reliable_cable.frames`.
 
-    It agrees to no extension: a frame that is made once for all cannot be compressed for each.
+    It refuses compression, because uvicorn would compress each message again for each connection.
     """
 
-    #: What is agreed to if the client offers it.
+    #: The WebSocket extensions that the server accepts if a client offers them.
     extensions: ClassVar[Sequence[ServerExtensionFactory]] = ()
     _pause: Callable[[], None] | None = None
     _resume: Callable[[], None] | None = None
@@ -87,48 +90,49 @@ class CableWebSocketProtocol(Protocol):
         self.conn.available_extensions = self.extensions
 
     def handle_connect(self, event: Any) -> None:
-        """Offer the extension."""
+        """Add the transport to the scope of a new connection."""
         super().handle_connect(event)
         if hasattr(self, "scope"):
             self.scope["extensions"][FRAMES_EXTENSION] = FramesTransport(self)  # type: ignore[assignment]
 
     @property
     def form(self) -> type[Frame]:
-        """In which the client takes frames, once the handshake was read."""
+        """The class of frames that the client can read. It is known after the handshake."""
         return Frame
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """Call `pause` when the transport's buffer fills, and `resume` when it has drained."""
+        """Register two callbacks for the state of the transport's buffer, see `Transport.attach`."""
         self._pause, self._resume = pause, resume
         if not self.writable.is_set():
             pause()
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full."""
+        """Tell the application that the transport's buffer is full."""
         super().pause_writing()
         if self._pause is not None:
             self._pause()
 
     def resume_writing(self) -> None:
-        """The transport's buffer has drained."""
+        """Tell the application that the transport's buffer has room again."""
         super().resume_writing()
         if self._resume is not None:
             self._resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has gone: nothing is to be written any more."""
+        """Tell the application that nothing can be written any more, and break reference cycles."""
         if self._pause is not None:
             self._pause()
         self._pause = self._resume = None
         super().connection_lost(exc)
-        # What refers to itself is freed by a full garbage collection only: the extension, and the parser.
+        # The transport in the scope and the parser are parts of reference cycles. Only a garbage collection would free
+        # them.
         if hasattr(self, "scope"):
             self.scope["extensions"].pop(FRAMES_EXTENSION, None)
         self.conn.parser.close()
 
 
 def transport_for(send: Any) -> UvicornTransport | None:
-    """Return the connection behind a `send` of uvicorn's, or None."""
+    """Return the transport to which a `send` of uvicorn writes; None if the `send` is not uvicorn's."""
     protocol = getattr(send, "__self__", None)
-    ours = any(cls.__module__.startswith("uvicorn.protocols.websockets.") for cls in type(protocol).__mro__)
-    return UvicornTransport(protocol) if ours and hasattr(protocol, "transport") else None
+    is_uvicorn = any(cls.__module__.startswith("uvicorn.protocols.websockets.") for cls in type(protocol).__mro__)
+    return UvicornTransport(protocol) if is_uvicorn and hasattr(protocol, "transport") else None

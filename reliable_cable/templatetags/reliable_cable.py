@@ -1,4 +1,4 @@
-"""`{% load reliable_cable %}`: what a page needs to connect."""
+"""Template tags for pages that use the cable. Load them with `{% load reliable_cable %}`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from reliable_cable.stores.engine import get_engine
 
 register = template.Library()
 
+#: The path of the bundled client in the static files.
 SCRIPT = "reliable_cable/cable.js"
 
 
 @register.simple_tag
 def cable_meta_tags(url: str = "/cable", since: datetime | float | None = None) -> SafeString:
-    """Render the meta tags that the client reads; they belong into the page's head.
+    """Render the meta tags that the JavaScript client reads. Put them into the head of the page.
 
-    With the time that is in them, a client that subscribes for the first time asks for what was broadcast since the
-    page was made. The time is that of the stream store's clock, rounded down to a whole second, so that messages of
-    that second may be received again. Rendering never waits for the store: until a process has measured the store's
-    clock, the time is 5 seconds earlier.
+    They contain the time at which the page was rendered. A client that subscribes for the first time requests the
+    messages that were broadcast since then. The time is rounded down to a whole second, so that the client may receive
+    a message whose data is already in the page.
+
+    The time is that of the stream store's clock. Rendering never waits for the store: until the process has measured
+    the difference between the store's clock and its own, the time is 5 seconds earlier.
 
     Args:
-        url: where the cable is, a path or a ws:// or wss:// URL.
-        since: when the page's data was read, if that was long before the page is rendered; a datetime, or seconds since
-            1970, by this host's clock.
+        url: the path of the cable, or its ws:// or wss:// URL.
+        since: when the page's data was read from the database, if that was long before the page is rendered: a
+            datetime, or seconds since 1970 by this host's clock.
     """
     clock = get_engine().stream_clock
     if since is None:
@@ -44,11 +47,11 @@ def cable_meta_tags(url: str = "/cable", since: datetime | float | None = None) 
 
 @register.simple_tag(takes_context=True)
 def cable_script(context: template.Context, nonce: str | None = None) -> SafeString:
-    """Render the tag that loads the bundled client; it runs when the page was parsed, as deferred scripts do.
+    """Render the script tag that loads the bundled JavaScript client. The script is deferred.
 
     Args:
-        nonce: for the Content-Security-Policy; if not given, the nonce of Django's own CSP support (6.0 and later) or
-            of django-csp, where one of them is in use.
+        nonce: the nonce of the Content-Security-Policy; None: use the nonce of Django's CSP support (6.0 and later) or
+            of django-csp, if one of them is in use.
     """
     if nonce is None:
         nonce = _request_nonce(context)
@@ -59,19 +62,19 @@ def cable_script(context: template.Context, nonce: str | None = None) -> SafeStr
 
 @register.simple_tag
 def signed_stream_name(name: str) -> str:
-    """Render a stream's name with its signature: `data-stream="{% signed_stream_name "chat/1" %}"`."""
+    """Render a signed stream name, for example in `data-stream="{% signed_stream_name "chat/1" %}"`."""
     return signing.signed_stream_name(name)
 
 
 def _request_nonce(context: template.Context) -> str | None:
     request: Any = context.get("request")
-    # In this order: Django's context processor, django-csp, Django's middleware. Each is false until it is first used,
-    # and using it is what puts it into the response's header.
-    for found in (
+    # These are set by Django's context processor, django-csp and Django's middleware. Their values are lazy: they are
+    # false until they are converted to text, which also adds the nonce to the response's header. So compare with None.
+    for nonce in (
         context.get("csp_nonce"),
         getattr(request, "csp_nonce", None),
         getattr(request, "_csp_nonce", None),
     ):
-        if found is not None:
-            return str(found)
+        if nonce is not None:
+            return str(nonce)
     return None

@@ -184,7 +184,7 @@ def test_a_wheel_without_bundle_and_node_is_refused_with_a_reason(clone: Path, t
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tmp_path / "project")]
     done = run(command, cwd=tmp_path, path=no_node)
     assert done.returncode != 0
-    assert "node was not found: install Node.js" in done.stdout
+    assert "node was not found. Install Node.js" in done.stdout
     assert "Traceback" not in done.stdout
 
 

@@ -274,7 +274,7 @@ class TestCost:
         found = await asyncio.gather(*tasks)
         assert {scope["user"].pk for scope in found} == {user.pk}
         assert sum(hops) == 120
-        assert max(hops) == auth.BATCH
+        assert max(hops) == auth.BATCH_SIZE
         assert len(hops) <= 4
 
     async def test_a_backend_that_raises_for_one_does_not_for_the_others(self, user: AbstractUser) -> None:

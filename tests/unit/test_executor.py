@@ -164,7 +164,7 @@ HANG = """
 import threading
 from django.conf import settings
 settings.configure(DATABASES={}, SECRET_KEY="x")
-from reliable_cable import threads
+from reliable_cable.concurrency import threads
 started = threading.Event()
 def hang():
     started.set()
@@ -177,7 +177,7 @@ FORK = """
 import os, threading
 from django.conf import settings
 settings.configure(DATABASES={}, SECRET_KEY="x")
-from reliable_cable import threads
+from reliable_cable.concurrency import threads
 stop = threading.Event()
 jobs = [threads.submit_store(stop.wait) for _ in range(threads.STORE_THREADS)]
 pid = os.fork()

@@ -1,4 +1,4 @@
-"""`manage.py cable_client`: bundles the JavaScript client into the static files."""
+"""`manage.py cable_client`: bundles the JavaScript client for a checkout of this project."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from reliable_cable.client.build import STATIC, ClientBuildError, build
 
 
 class Command(BaseCommand):
-    """Makes the bundle that the template tags load; installed wheels hold it already."""
+    """Creates the bundle that the template tags load. Installed wheels already contain it."""
 
     help = "Bundle the JavaScript client into the static files, if it is missing or older than its sources."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Add `--force`."""
-        parser.add_argument("--force", action="store_true", help="bundle it even if it is up to date")
+        """Add the option `--force`."""
+        parser.add_argument("--force", action="store_true", help="create the bundle even if it is up to date")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Make the bundle."""
+        """Create the bundle if it is missing or older than its sources."""
         try:
             made = build(force=options["force"])
         except ClientBuildError as error:
             raise CommandError(str(error)) from error
         if options["verbosity"]:
-            self.stdout.write(f"Bundled the client into {STATIC}" if made else "The client's bundle is up to date")
+            self.stdout.write(f"Bundled the client into {STATIC}" if made else "The bundle of the client is up to date")

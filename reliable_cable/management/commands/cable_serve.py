@@ -1,4 +1,4 @@
-"""`manage.py cable_serve`: uvicorn or daphne as they serve many subscribers best."""
+"""`manage.py cable_serve`: runs uvicorn or daphne, configured for many subscribers."""
 
 from __future__ import annotations
 
@@ -17,59 +17,69 @@ from django.utils.module_loading import import_string
 from reliable_cable.conf import get_settings
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 
-#: Connections that may wait to be accepted: many come at once after a restart.
+#: The most connections that the kernel queues until the server accepts them. After a restart, many arrive at once.
 BACKLOG = 4096
 
-#: Collections of the middle generation until a full one: how many Python lets pass by itself, and how many here. A full
-#: one looks at every object, 0.1 ms for each connection, while nobody gets anything; by itself, Python has one whenever
-#: objects have become a quarter more: of the time in which thousands of clients come back, that takes half.
-FORMER, RARE = 10, 100
+#: Python's default for the third threshold of `gc.set_threshold`: a full garbage collection runs after this many
+#: collections of the middle generation.
+DEFAULT_FULL_COLLECTION_THRESHOLD = 10
+#: The third threshold that this command sets. A full collection blocks the event loop for 0.1 ms for each connection.
+#: With Python's default, full collections take half of the time in which thousands of clients reconnect.
+FULL_COLLECTION_THRESHOLD = 100
 
-LEVELS = ("critical", "error", "warning", "info", "debug")
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 class Command(BaseCommand):
-    """Starts uvicorn with the frame-writing protocol, on uvloop, or daphne, with as many open files as are allowed."""
+    """Runs ASGI_APPLICATION with paced connections, shared frames, and the highest limit of open files."""
 
-    help = "Serves ASGI_APPLICATION, writing each broadcast's frame once for all of its subscribers."
+    help = "Serves ASGI_APPLICATION with uvicorn or daphne, and encodes each broadcast once for all of its subscribers."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take an address, which server, and what is passed on to it."""
-        parser.add_argument("address", nargs="?", default="127.0.0.1:8000", help="host:port; 127.0.0.1:8000 by default")
-        parser.add_argument("--server", choices=("uvicorn", "daphne"), default="uvicorn", help="uvicorn by default")
+        """Add the address, the server and the options that are passed on to the server."""
+        parser.add_argument("address", nargs="?", default="127.0.0.1:8000", help="host:port; default: 127.0.0.1:8000")
+        parser.add_argument(
+            "--server", choices=("uvicorn", "daphne"), default="uvicorn", help="the server to run; default: uvicorn"
+        )
         parser.add_argument(
             "--compress",
             action="store_true",
-            help="compress messages (permessage-deflate), each once for all clients; with uvicorn",
+            help="compress each message once for all clients (permessage-deflate); only with uvicorn",
         )
         parser.add_argument(
-            "--log-level", choices=LEVELS, default="warning", help="the server's; sessions' ids are logged from info on"
+            "--log-level",
+            choices=LOG_LEVELS,
+            default="warning",
+            help="the server's log level; session ids are secret, and are logged from level info on",
         )
         parser.add_argument(
             "--forwarded-allow-ips",
             default=os.environ.get("FORWARDED_ALLOW_IPS"),
-            help="proxies whose X-Forwarded headers are believed; daphne knows only '*', all that can reach it",
+            help="IP addresses of proxies whose X-Forwarded headers are trusted; daphne accepts only '*', all of them",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Serve until told to stop."""
+        """Raise the limits of the process, and serve until a signal stops the server."""
         host, separator, port = options["address"].rpartition(":")
         if not separator or not port.isdecimal():
-            raise CommandError(f"{options['address']!r} is not an address; give host:port, as 127.0.0.1:8000.")
+            raise CommandError(f"{options['address']!r} is not an address; give host:port, for example 127.0.0.1:8000.")
         application = getattr(django_settings, "ASGI_APPLICATION", None)
         if not application:
             raise CommandError("Set ASGI_APPLICATION to the path of the application in your asgi.py.")
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
         youngest, middle, oldest = gc.get_threshold()
-        if oldest == FORMER:  # unless the project has set it
-            gc.set_threshold(youngest, middle, RARE)
+        if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # the project has not changed it
+            gc.set_threshold(youngest, middle, FULL_COLLECTION_THRESHOLD)
         serve = _serve_by_daphne if options["server"] == "daphne" else _serve_by_uvicorn
         serve(application, host.strip("[]"), int(port), options)
 
 
 def _largest_frame() -> int:
-    """Return what bounds the cost of one frame; those beyond MAX_MESSAGE_SIZE are refused one by one."""
+    """Return the most bytes of a frame that the server accepts. A larger one closes the connection.
+
+    It is a multiple of `MAX_MESSAGE_SIZE`: a message that is only a little too large must not close the connection.
+    """
     return 4 * get_settings().max_message_size
 
 
@@ -77,7 +87,9 @@ def _serve_by_uvicorn(application: str, host: str, port: int, options: dict[str,
     try:
         import uvicorn
     except ImportError as error:
-        raise CommandError("Use --server daphne, or install uvicorn: pip install 'reliable_cable[uvicorn]'") from error
+        raise CommandError(
+            "uvicorn is not installed: pip install 'reliable_cable[uvicorn]', or use --server daphne."
+        ) from error
     from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol  # needs uvicorn
 
     protocol = CableWebSocketProtocol
@@ -102,38 +114,38 @@ def _serve_by_uvicorn(application: str, host: str, port: int, options: dict[str,
 
 
 def _serve_by_daphne(application: str, host: str, port: int, options: dict[str, Any]) -> None:
-    # It comes before whatever else imports Twisted: it chooses the reactor.
+    # daphne must be imported before anything else imports Twisted, because it chooses the reactor.
     from daphne.endpoints import build_endpoint_description_strings
 
     from reliable_cable.servers.paced_daphne import PacedServer
 
     if options["compress"]:
-        raise CommandError("--compress is for uvicorn: daphne has no such protocol of ours.")
-    believed = options["forwarded_allow_ips"]
-    if believed not in (None, "", "*"):
+        raise CommandError("--compress works only with uvicorn; remove it, or remove --server daphne.")
+    trusted = options["forwarded_allow_ips"]
+    if trusted not in (None, "", "*"):
         raise CommandError(
-            f"daphne believes X-Forwarded headers of everybody or of nobody, not of {believed!r}: give '*' where only "
-            "proxies can reach it, or use uvicorn."
+            "daphne trusts the X-Forwarded headers of all clients or of none, so --forwarded-allow-ips cannot be "
+            f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
-    def bound_frames() -> None:
-        # Not by the options of the server, which older versions do not have.
+    def limit_frame_size() -> None:
+        # Older versions of daphne have no such options of the server.
         size = _largest_frame()
         server.ws_factory.setProtocolOptions(maxFramePayloadSize=size, maxMessagePayloadSize=size)
 
     server = PacedServer(
         import_string(application),
         endpoints=[f"{endpoint}:backlog={BACKLOG}"],
-        # By itself it ends WebSockets after a day.
+        # By default, daphne closes WebSockets after a day.
         websocket_timeout=-1,
-        proxy_forwarded_address_header="X-Forwarded-For" if believed else None,
-        proxy_forwarded_port_header="X-Forwarded-Port" if believed else None,
-        proxy_forwarded_proto_header="X-Forwarded-Proto" if believed else None,
+        proxy_forwarded_address_header="X-Forwarded-For" if trusted else None,
+        proxy_forwarded_port_header="X-Forwarded-Port" if trusted else None,
+        proxy_forwarded_proto_header="X-Forwarded-Proto" if trusted else None,
         verbosity=0,
-        ready_callable=bound_frames,
+        ready_callable=limit_frame_size,
     )
     server.run()
     if server.abort_start:
-        raise CommandError(f"{host}:{port} cannot be listened on.")
+        raise CommandError(f"The server cannot listen on {host}:{port}.")
