@@ -32,6 +32,17 @@ class ItemOptions(TypedDict, total=False):
     idempotency_key: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """The options that all items of a batch share. They mean the same as those of `broadcast`."""
+
+    transient: bool
+    immediate: bool
+    to_others: bool
+    exclude_socket: str | None
+    using: str | None
+
+
 BatchItem = tuple[str, Any] | tuple[str, Any, ItemOptions]
 
 
@@ -50,22 +61,14 @@ class Outgoing:
     kept: bool
 
 
-def prepare_batch(
-    items: Iterable[BatchItem],
-    *,
-    transient: bool,
-    immediate: bool,
-    to_others: bool,
-    exclude_socket: str | None,
-    using: str | None,
-) -> list[Outgoing]:
-    """Check the items of a batch; the options are those of `broadcast_batch`.
+def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Outgoing]:
+    """Check the items of a batch and encode their payloads.
 
     Raises:
         InvalidStreamName, InvalidPayload, InvalidOption: as for `broadcast`.
     """
-    check_using(using, immediate=immediate)
-    exclude = _excluded(to_others, exclude_socket)
+    check_using(options.using, immediate=options.immediate)
+    exclude = _excluded(options.to_others, options.exclude_socket)
     batch = []
     for stream, data, *rest in items:
         own = rest[0] if rest else ItemOptions()
@@ -79,7 +82,7 @@ def prepare_batch(
             _prepare(
                 stream,
                 data,
-                transient=own.get("transient", transient),
+                transient=own.get("transient", options.transient),
                 exclude=_excluded(False, own["exclude_socket"]) if "exclude_socket" in own else exclude,
                 idempotency_key=own.get("idempotency_key"),
             )

@@ -187,6 +187,8 @@ class TestRefusals:
         for call in calls:
             with pytest.raises(InvalidStreamName, match="stream"):
                 call()
+        with pytest.raises(BroadcastError, match="stream"):
+            broadcast(name, 1)
 
     @pytest.mark.parametrize("name", ["a", "x" * 255, "chat/1 {ü} 🐢", "a\u00a0b"])
     def test_good_stream_names(self, name: str) -> None:

@@ -164,9 +164,9 @@ settings.configure(
 django.setup()
 
 from django.db import transaction
-from reliable_cable import CableConsumer, disconnect, remote
+from reliable_cable import CableConsumer, disconnect, disconnecting
 
-remote._unstored._patience = 0.2
+disconnecting._unstored._patience = 0.2
 with transaction.atomic():
     disconnect(user="ann")
 print("committed")
