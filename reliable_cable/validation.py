@@ -14,14 +14,12 @@ from .concurrency.on_commit import check_using
 from .conf import get_settings
 from .exceptions import InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from .middleware import current_socket_id
+from .protocol.payloads import is_falsy
 from .stores.streams.base import Message
 
 MAX_NAME_LENGTH = 255
 MAX_KEY_LENGTH = 255
 MAX_SOCKET_ID_LENGTH = 64
-
-#: JSON texts of what is falsy in JavaScript: the client drops these without an error.
-_FALSY = frozenset({"null", "false", '""', "0", "-0", "0.0", "-0.0"})
 
 
 class ItemOptions(TypedDict, total=False):
@@ -156,7 +154,7 @@ def _encode(stream: str, data: Any) -> str:
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayload(f"The payload for {stream!r} cannot be encoded as JSON: {error}") from error
-    if text in _FALSY:
+    if is_falsy(text):
         raise InvalidPayload(
             f"The payload for {stream!r} is {data!r}; clients drop what is falsy in JavaScript. Wrap it in a dict."
         )

@@ -17,6 +17,7 @@ from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import MessageType, Subprotocol
+from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
@@ -180,7 +181,7 @@ class Execution:
             case commands.Whisper(data=data):
                 stream = subscription.whisper_stream
                 # Falsy messages are dropped by clients (11).
-                if stream is not None and data not in ("null", "false", "0", '""'):
+                if stream is not None and not is_falsy(data):
                     await self.session.hub.engine.streams.awhisper(stream, Message(data, exclude=self.session.sid))
             case commands.Join(presence=claim):
                 if await subscription.presence.authorizes(claim):
