@@ -1,4 +1,7 @@
-"""Broadcasting from anywhere: views, signals, tasks, the shell. Knows stores only, no hub and no connection."""
+"""Broadcasts from anywhere: views, signals, tasks, the shell.
+
+This module uses the stores only. The hubs of the server processes receive the messages from there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from functools import partial
 from typing import Any
 
 from .concurrency.on_commit import (
+    Schedule,
     adefer_to_commit,
     call_after_commit,
     check_hooks,
@@ -24,7 +28,7 @@ from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamPage
 from .stores.engine import get_engine
 from .stores.streams.base import StreamStore
-from .validation import BatchItem, Outgoing, check_stream_name, prepare_batch
+from .validation import BatchItem, BatchOptions, check_stream_name, prepare_batch
 
 logger = logging.getLogger("reliable_cable")
 
@@ -34,8 +38,8 @@ class HistoryEntry:
     """A kept message of a stream.
 
     Args:
-        position: where in the stream it is.
-        data: the payload, decoded.
+        position: the message's position in the stream.
+        data: the decoded payload.
     """
 
     position: StreamPosition
@@ -57,39 +61,33 @@ def broadcast(
     """Send a message to everyone who is subscribed to a stream, now or after a reconnect.
 
     Inside transactions, the message is sent after all of them have committed. If one is rolled back, it is never sent.
-    The payload is encoded at once, so later changes to `data` have no effect.
+    The payload is encoded immediately, so later changes to `data` have no effect.
 
     Args:
-        stream: the stream's name, at most 255 characters, none of them a control character.
-        data: what `DjangoJSONEncoder` can encode; not what is falsy in JavaScript (None, False, 0, "").
-        transient: for those who are connected right now: neither kept nor numbered.
-        immediate: don't wait for the commit of the transaction that is open, if one is.
-        to_others: not to the connection named by the current request's `X-Socket-ID`, if it names one.
-        exclude_socket: not to the connection with this session id.
-        idempotency_key: at most 255 characters. Repeating a broadcast with its key sends nothing and returns the first
-            one's position, as long as the stream keeps that one.
-        using: wait for the transaction on this database only, if one is open there.
+        stream: the stream's name, of 1 to 255 characters, none of them a control character.
+        data: any value that `DjangoJSONEncoder` can encode, unless it is falsy in JavaScript (None, False, 0, "").
+        transient: send to the clients that are connected now only: the message is neither stored nor numbered.
+        immediate: send without waiting for the commit of an open transaction.
+        to_others: exclude the connection that the current request names in `X-Socket-ID`, if it names one.
+        exclude_socket: exclude the connection with this session id.
+        idempotency_key: a string of 1 to 255 characters. Repeating a broadcast with the same key sends nothing and
+            returns the first one's position, for as long as the stream keeps that message.
+        using: wait for a transaction on this database only.
 
     Returns:
-        The position; None if the message is transient, or waits for a commit.
+        The position; None if the message is transient, or is sent after a commit.
 
     Raises:
-        AsyncContextError: an event loop runs in this thread; use `abroadcast`.
-        InvalidStreamName: the name cannot be one.
+        AsyncContextError: an event loop runs in this thread. Use `abroadcast`.
+        InvalidStreamName: the name is not valid.
         InvalidPayload: the payload cannot be sent.
         InvalidOption: the options contradict each other, or cannot be used with this stream.
-        BroadcastError: nothing was sent.
-        BroadcastUncertain: whether it was stored is unknown; repeating it with the same `idempotency_key` is safe.
+        BroadcastError: nothing was sent. This is the base class of the three errors above, too.
+        BroadcastUncertain: a `BroadcastError` that leaves open whether the message was stored. Repeating the broadcast
+            with the same `idempotency_key` is safe.
     """
-    items = prepare_batch(
-        [(stream, data, {"idempotency_key": idempotency_key})],
-        transient=transient,
-        immediate=immediate,
-        to_others=to_others,
-        exclude_socket=exclude_socket,
-        using=using,
-    )
-    return _Batch(items).send(immediate, using)[0]
+    options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
+    return _Batch([(stream, data, {"idempotency_key": idempotency_key})], options).send()[0]
 
 
 async def abroadcast(
@@ -106,17 +104,10 @@ async def abroadcast(
     """Async twin of `broadcast`.
 
     It recognises transactions around `async_to_sync` and in a `ThreadSensitiveContext`, as in an async view. Elsewhere,
-    for example in a consumer, the message is sent at once.
+    for example in a consumer, the message is sent immediately.
     """
-    items = prepare_batch(
-        [(stream, data, {"idempotency_key": idempotency_key})],
-        transient=transient,
-        immediate=immediate,
-        to_others=to_others,
-        exclude_socket=exclude_socket,
-        using=using,
-    )
-    return (await _Batch(items).asend(immediate, using))[0]
+    options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
+    return (await _Batch([(stream, data, {"idempotency_key": idempotency_key})], options).asend())[0]
 
 
 @sync_only("abroadcast_batch")
@@ -129,29 +120,23 @@ def broadcast_batch(
     exclude_socket: str | None = None,
     using: str | None = None,
 ) -> list[StreamPosition | None]:
-    """Broadcast several messages: those that are kept all or none and in this order, then the others in theirs.
+    """Broadcast several messages.
 
-    The options are those of `broadcast`.
+    First, the messages that their streams keep are stored, either all of them or none, in the given order. Then the
+    other messages are sent in the given order. The options are those of `broadcast`.
 
     Args:
-        items: (stream, data) pairs; or triples with a dict of the options that this one item has of its own,
-            `{"transient": True}`: `transient`, `exclude_socket`, `idempotency_key`.
+        items: pairs `(stream, data)`, or triples `(stream, data, options)`. The third element is a dict with options
+            for this item: `transient`, `exclude_socket`, `idempotency_key`.
 
     Returns:
-        What `broadcast` returns, for each.
+        What `broadcast` returns, for each item.
 
     Raises:
-        CableError: as for `broadcast`; nothing was sent.
+        CableError: as for `broadcast`. Nothing was sent.
     """
-    batch = prepare_batch(
-        items,
-        transient=transient,
-        immediate=immediate,
-        to_others=to_others,
-        exclude_socket=exclude_socket,
-        using=using,
-    )
-    return _Batch(batch).send(immediate, using)
+    options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
+    return _Batch(items, options).send()
 
 
 async def abroadcast_batch(
@@ -164,24 +149,17 @@ async def abroadcast_batch(
     using: str | None = None,
 ) -> list[StreamPosition | None]:
     """Async twin of `broadcast_batch`. It recognises the same transactions as `abroadcast`."""
-    batch = prepare_batch(
-        items,
-        transient=transient,
-        immediate=immediate,
-        to_others=to_others,
-        exclude_socket=exclude_socket,
-        using=using,
-    )
-    return await _Batch(batch).asend(immediate, using)
+    options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
+    return await _Batch(items, options).asend()
 
 
 @sync_only("aposition")
 def position(stream: str) -> StreamPosition:
-    """Return the position of a stream's newest message: `("", 0)` if it never had any.
+    """Return the position of a stream's newest message, or `("", 0)` if the stream never had any.
 
     Raises:
-        AsyncContextError: an event loop runs in this thread; use `aposition`.
-        InvalidStreamName: the name cannot be one.
+        AsyncContextError: an event loop runs in this thread. Use `aposition`.
+        InvalidStreamName: the name is not valid.
         StoreError: the store could not be read.
     """
     return get_engine().streams.position(check_stream_name(stream))
@@ -197,87 +175,101 @@ def history(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEnt
     """Return a stream's kept messages, oldest first.
 
     Args:
-        stream: its name.
+        stream: the stream's name.
         limit: the greatest number of messages to return.
-        after: return messages with greater offsets only.
+        after: return only messages whose offsets are greater than this.
 
     Raises:
-        AsyncContextError: an event loop runs in this thread; use `ahistory`.
-        InvalidStreamName: the name cannot be one.
+        AsyncContextError: an event loop runs in this thread. Use `ahistory`.
+        InvalidStreamName: the name is not valid.
         StoreError: the store could not be read.
     """
-    return _decoded(get_engine().streams.read(check_stream_name(stream), after=after, limit=limit))
+    return _decode(get_engine().streams.read(check_stream_name(stream), after=after, limit=limit))
 
 
 async def ahistory(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEntry]:
     """Async twin of `history`."""
-    return _decoded(await get_engine().streams.aread(check_stream_name(stream), after=after, limit=limit))
+    return _decode(await get_engine().streams.aread(check_stream_name(stream), after=after, limit=limit))
 
 
-def _decoded(page: StreamPage) -> list[HistoryEntry]:
+def _decode(page: StreamPage) -> list[HistoryEntry]:
     return [HistoryEntry(StreamPosition(page.epoch, entry.offset), json.loads(entry.data)) for entry in page.entries]
 
 
 @sync_only("aforget")
 def forget(stream: str, *, using: str | None = None) -> None:
-    """Delete a stream's history and begin a new epoch: its subscribers are told that they lost their place.
+    """Delete a stream's history and begin a new epoch. Its subscribers are told that their position was lost.
 
-    Inside transactions this waits until all of them have committed, as broadcasts do.
+    Inside transactions, this happens after all of them have committed, as for broadcasts.
 
     Args:
-        stream: its name.
-        using: wait for the transaction on this database only, if one is open there.
+        stream: the stream's name.
+        using: wait for a transaction on this database only.
 
     Raises:
-        AsyncContextError: an event loop runs in this thread; use `aforget`.
-        InvalidStreamName: the name cannot be one.
-        InvalidOption: there is no database `using`.
-        BroadcastError: autocommit is off on a database, so nothing can wait for its commit.
+        AsyncContextError: an event loop runs in this thread. Use `aforget`.
+        InvalidStreamName: the name is not valid.
+        InvalidOption: `using` names no database.
+        BroadcastError: autocommit is off on a database, so there is no way to wait for its commit.
         StoreError: the store could not be changed.
     """
-    check_using(using)
-    store = get_engine().streams
-    if not defer_to_commit(partial(_forget_on_commit, store, check_stream_name(stream)), using):
+    store, forget_on_commit = _prepare_forget(stream, using)
+    if not defer_to_commit(forget_on_commit, using):
         store.forget(stream)
 
 
 async def aforget(stream: str, *, using: str | None = None) -> None:
     """Async twin of `forget`. It recognises the same transactions as `abroadcast`."""
-    check_using(using)
-    store = get_engine().streams
-    if not await adefer_to_commit(partial(_forget_on_commit, store, check_stream_name(stream)), using):
+    store, forget_on_commit = _prepare_forget(stream, using)
+    if not await adefer_to_commit(forget_on_commit, using):
         await store.aforget(stream)
 
 
-def _forget_on_commit(store: StreamStore, stream: str, databases: Sequence[str]) -> None:
-    check_hooks(databases, "call it after the commit")
-    call_after_commit(partial(store.forget, stream), databases, failed=partial(report_failure, type(store), [stream]))
+def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, Schedule]:
+    """Check the arguments. Return the store, and the call that schedules `store.forget` for after the commit."""
+    check_using(using)
+    check_stream_name(stream)
+    store = get_engine().streams
+
+    def forget_on_commit(databases: Sequence[str]) -> None:
+        check_hooks(databases, "call it after the commit")
+        call_after_commit(
+            partial(store.forget, stream), databases, failed=partial(report_failure, type(store), [stream])
+        )
+
+    return store, forget_on_commit
 
 
 class _Batch:
-    """Broadcasts that are sent together: first those that the streams keep, then the others."""
+    """Messages that are sent together: first those that their streams keep, then the others.
 
-    def __init__(self, items: Sequence[Outgoing]) -> None:
+    Raises:
+        BroadcastError: an item or an option is not valid.
+    """
+
+    def __init__(self, items: Iterable[BatchItem], options: BatchOptions) -> None:
+        self._items = prepare_batch(items, options)
+        self._immediate = options.immediate
+        self._using = options.using
         self._store = get_engine().streams
-        self._items = items
-        self._kept = [(item.stream, item.message) for item in items if item.kept]
-        self._others = [(item.stream, item.message) for item in items if not item.kept]
+        self._kept = [(item.stream, item.message) for item in self._items if item.kept]
+        self._others = [(item.stream, item.message) for item in self._items if not item.kept]
 
-    def send(self, immediate: bool, using: str | None) -> list[StreamPosition | None]:
+    def send(self) -> list[StreamPosition | None]:
         """Send the messages now or after the commit. Return their positions."""
-        if not immediate and defer_to_commit(self._send_on_commit, using):
+        if not self._immediate and defer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
         positions = self._store.append(self._kept) if self._kept else []
-        with self._kept_is_sent():
+        with self._tolerate_errors_after_append():
             self._publish_others()
         return self._all_positions(positions)
 
-    async def asend(self, immediate: bool, using: str | None) -> list[StreamPosition | None]:
+    async def asend(self) -> list[StreamPosition | None]:
         """Async twin of `send`."""
-        if not immediate and await adefer_to_commit(self._send_on_commit, using):
+        if not self._immediate and await adefer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
         positions = await self._store.aappend(self._kept) if self._kept else []
-        with self._kept_is_sent():
+        with self._tolerate_errors_after_append():
             for stream, message in self._others:
                 await self._store.apublish_transient(stream, message)
         return self._all_positions(positions)
@@ -300,14 +292,16 @@ class _Batch:
             self._store.publish_transient(stream, message)
 
     @contextmanager
-    def _kept_is_sent(self) -> Iterator[None]:
-        """Log a `BroadcastError` if messages were stored: callers that get an error would send them again."""
+    def _tolerate_errors_after_append(self) -> Iterator[None]:
+        """Log a `BroadcastError` if messages were stored: a caller that gets an error would send them again."""
         try:
             yield
         except BroadcastError:
             if not self._kept:
                 raise
-            logger.warning("Transient messages of a batch were not sent.", exc_info=True)
+            logger.warning(
+                "Transient messages of a batch were not sent; its other messages were stored.", exc_info=True
+            )
 
     def _all_positions(self, kept: Iterable[StreamPosition]) -> list[StreamPosition | None]:
         positions = iter(kept)

@@ -14,6 +14,7 @@ from django.db.models import Model
 from . import broadcasting
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
+from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
 from .validation import check_stream_name
@@ -246,11 +247,12 @@ class Channel:
         Raises:
             ChannelError: it is not JSON, or falsy in JavaScript, which clients drop.
         """
-        if data is None or data is False or data == "" or (not isinstance(data, list | dict) and data == 0):
+        text = _encode(data, self)
+        if is_falsy(text):
             raise ChannelError(
                 f"{type(self).__name__}.transmit({data!r}): clients drop falsy messages; wrap it in a dict."
             )
-        self.reply.transmissions.append(_encode(data, self))
+        self.reply.transmissions.append(text)
 
     def reject(self) -> None:
         """Refuse the subscription."""

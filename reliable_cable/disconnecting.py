@@ -16,7 +16,9 @@ from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
 from .exceptions import BroadcastError, InvalidIdentifier, StoreError
 from .identity import Identity, identifier_names, identify
+from .protocol.control import Revocation, encode_revocation
 from .stores.engine import get_engine
+from .stores.streams.base import Message
 
 logger = logging.getLogger("reliable_cable")
 
@@ -48,18 +50,21 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
         BroadcastError: as `StoreError`. `BroadcastUncertain`, one of these, leaves open whether any was closed. Calling
             it again is safe.
     """
-    check_using(using)
-    call = _Disconnect(_condition(identifiers), reconnect=reconnect)
+    call = _prepare(identifiers, reconnect, using)
     if not defer_to_commit(call.store_on_commit, using):
         call.store()
 
 
 async def adisconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
     """Async twin of `disconnect`. It recognises the same transactions as `abroadcast`."""
-    check_using(using)
-    call = _Disconnect(_condition(identifiers), reconnect=reconnect)
+    call = _prepare(identifiers, reconnect, using)
     if not await adefer_to_commit(call.store_on_commit, using):
         await call.astore()
+
+
+def _prepare(identifiers: dict[str, Any], reconnect: bool, using: str | None) -> _Disconnect:
+    check_using(using)
+    return _Disconnect(_condition(identifiers), reconnect=reconnect)
 
 
 def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
@@ -99,15 +104,16 @@ class _Disconnect:
         """Void the sessions, and announce the revocation to all processes."""
         if self._at is None:
             self._at = self._engine.sessions.revoke(self.condition)
-        message = revocation(self.condition, self._at, reconnect=self._reconnect)
-        self._engine.streams.append([(CONTROL_STREAM, message)])
+        self._engine.streams.append([self._announcement(self._at)])
 
     async def astore(self) -> None:
         """Async twin of `store`."""
         if self._at is None:
             self._at = await self._engine.sessions.arevoke(self.condition)
-        message = revocation(self.condition, self._at, reconnect=self._reconnect)
-        await self._engine.streams.aappend([(CONTROL_STREAM, message)])
+        await self._engine.streams.aappend([self._announcement(self._at)])
+
+    def _announcement(self, at: float) -> tuple[str, Message]:
+        return CONTROL_STREAM, Message(encode_revocation(Revocation(self.condition, at, self._reconnect)))
 
     def store_on_commit(self, databases: Sequence[str]) -> None:
         """Call `store` after the commit of the transactions on these databases."""

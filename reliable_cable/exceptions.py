@@ -24,7 +24,7 @@ class BroadcastUncertain(BroadcastError):
     """
 
 
-class InvalidStreamName(CableError, ValueError):
+class InvalidStreamName(BroadcastError, ValueError):
     """A stream's name is not a non-empty string of at most 255 printable characters."""
 
 
@@ -49,7 +49,7 @@ class ChannelError(CableError):
 
 
 class StoreError(CableError):
-    """A store could not be read."""
+    """A store could not be read or changed."""
 
 
 class AsyncContextError(CableError, SynchronousOnlyOperation):

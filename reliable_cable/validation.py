@@ -14,14 +14,12 @@ from .concurrency.on_commit import check_using
 from .conf import get_settings
 from .exceptions import InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from .middleware import current_socket_id
+from .protocol.payloads import is_falsy
 from .stores.streams.base import Message
 
 MAX_NAME_LENGTH = 255
 MAX_KEY_LENGTH = 255
 MAX_SOCKET_ID_LENGTH = 64
-
-#: JSON texts of what is falsy in JavaScript: the client drops these without an error.
-_FALSY = frozenset({"null", "false", '""', "0", "-0", "0.0", "-0.0"})
 
 
 class ItemOptions(TypedDict, total=False):
@@ -30,6 +28,17 @@ class ItemOptions(TypedDict, total=False):
     transient: bool
     exclude_socket: str | None
     idempotency_key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """The options that all items of a batch share. They mean the same as those of `broadcast`."""
+
+    transient: bool
+    immediate: bool
+    to_others: bool
+    exclude_socket: str | None
+    using: str | None
 
 
 BatchItem = tuple[str, Any] | tuple[str, Any, ItemOptions]
@@ -50,22 +59,14 @@ class Outgoing:
     kept: bool
 
 
-def prepare_batch(
-    items: Iterable[BatchItem],
-    *,
-    transient: bool,
-    immediate: bool,
-    to_others: bool,
-    exclude_socket: str | None,
-    using: str | None,
-) -> list[Outgoing]:
-    """Check the items of a batch; the options are those of `broadcast_batch`.
+def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Outgoing]:
+    """Check the items of a batch and encode their payloads.
 
     Raises:
         InvalidStreamName, InvalidPayload, InvalidOption: as for `broadcast`.
     """
-    check_using(using, immediate=immediate)
-    exclude = _excluded(to_others, exclude_socket)
+    check_using(options.using, immediate=options.immediate)
+    exclude = _excluded(options.to_others, options.exclude_socket)
     batch = []
     for stream, data, *rest in items:
         own = rest[0] if rest else ItemOptions()
@@ -79,7 +80,7 @@ def prepare_batch(
             _prepare(
                 stream,
                 data,
-                transient=own.get("transient", transient),
+                transient=own.get("transient", options.transient),
                 exclude=_excluded(False, own["exclude_socket"]) if "exclude_socket" in own else exclude,
                 idempotency_key=own.get("idempotency_key"),
             )
@@ -153,7 +154,7 @@ def _encode(stream: str, data: Any) -> str:
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayload(f"The payload for {stream!r} cannot be encoded as JSON: {error}") from error
-    if text in _FALSY:
+    if is_falsy(text):
         raise InvalidPayload(
             f"The payload for {stream!r} is {data!r}; clients drop what is falsy in JavaScript. Wrap it in a dict."
         )

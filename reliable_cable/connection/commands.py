@@ -18,6 +18,7 @@ from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
+from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
@@ -85,7 +86,7 @@ class Commands(CommandQueue):
     async def _whisper(self, subscription: Subscription, data: str) -> None:
         stream = subscription.whisper_stream
         # Clients drop falsy messages.
-        if stream is not None and data not in ("null", "false", "0", '""'):
+        if stream is not None and not is_falsy(data):
             message = Message(data, exclude=self.connection.sid)
             await self.connection.hub.engine.streams.awhisper(stream, message)
 
@@ -141,9 +142,7 @@ class Commands(CommandQueue):
                 return
             candidate = self.make_channel(identifier)
 
-    async def _try_to_subscribe(
-        self, subscription: Subscription, command: commands.Subscribe, until: float
-    ) -> None:
+    async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe, until: float) -> None:
         """Run the handler and apply its reply. If this raises, nothing was sent to the client."""
         channel = subscription.channel
         request = command.history if self.connection.extended else None

@@ -17,7 +17,8 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
-from reliable_cable.protocol import commands, messages
+from reliable_cable.protocol import commands as protocol_commands
+from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
 from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
@@ -220,8 +221,8 @@ class Connection:
             limit = self.settings.max_message_size
             if len(text) * _BYTES_PER_CHARACTER > limit < len(text.encode()):
                 raise ProtocolError(f"the frame is longer than MAX_MESSAGE_SIZE ({limit})")
-            command = commands.parse(text)
-        except commands.UnansweredSubscribeError as error:
+            command = protocol_commands.parse(text)
+        except protocol_commands.UnansweredSubscribeError as error:
             self.reject(error.identifier)
             self.bad_frame(error)
         except ProtocolError as error:
@@ -229,10 +230,10 @@ class Connection:
         else:
             self._accept(command, len(text))
 
-    def _accept(self, command: commands.AnyCommand, size: int) -> None:
-        if isinstance(command, commands.Pong):
+    def _accept(self, command: protocol_commands.AnyCommand, size: int) -> None:
+        if isinstance(command, protocol_commands.Pong):
             self._last_pong = time.monotonic()
-        elif isinstance(command, commands.Ping):
+        elif isinstance(command, protocol_commands.Ping):
             self.outbox.push(messages.pong())
         elif not self.commands.add(command, size):
             self.close(DisconnectReason.INVALID_REQUEST)

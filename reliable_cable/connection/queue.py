@@ -1,7 +1,7 @@
 """The command queue of a connection.
 
-Commands are handled one after another, in a task of their own: handlers may take their time, and meanwhile the end of the
-connection is noticed.
+Commands are handled one after another, in a task of their own. So the end of the connection is noticed while a handler
+takes its time.
 """
 
 from __future__ import annotations

@@ -206,9 +206,7 @@ class Replay:
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
-    async def _send_pages(
-        self, streams: Sequence[SubscribedStream], pages: dict[SubscribedStream, StreamPage]
-    ) -> bool:
+    async def _send_pages(self, streams: Sequence[SubscribedStream], pages: dict[SubscribedStream, StreamPage]) -> bool:
         """Send pages until all streams are caught up. Return whether no entry was missing."""
         complete = True
         while behind := [subscribed for subscribed in streams if subscribed.is_behind]:

@@ -151,8 +151,9 @@ async def _restore_one(
             if reply is not None and not reply.rejected:
                 await subscription.apply_streams(reply)
                 for operation in reply.presence:
-                    joined = isinstance(operation, PresenceJoin)
-                    subscription.presence.member = (operation.id, operation.info) if joined else None
+                    subscription.presence.member = (
+                        (operation.id, operation.info) if isinstance(operation, PresenceJoin) else None
+                    )
         except Exception as error:
             subscription.end()
             if retried and is_outage(error):

@@ -147,17 +147,15 @@ class ControlBus:
         """Close a connection if it was revoked since it was authenticated. Return whether it was."""
         for key in condition_keys(connection.identity):
             revocation = self._revocations.get(key)
-            if revocation is not None and _close_if_revoked(
-                connection, revocation.at, reconnect=revocation.reconnect
-            ):
+            if revocation is not None and _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect):
                 return True
         return False
 
     def _supersede(self, takeover: Takeover) -> None:
         self._unconfirmed.discard(takeover.successor)
         found = self._connections.find(takeover.sid)
-        # The session may have gone on from the successor to the found connection, or the found connection may have taken
-        # the session over later: then its own announcement follows.
+        # Not if the found connection continues the successor's session, nor if it took the session over later: then its
+        # own announcement follows.
         if found is not None and takeover.successor not in found.sids and found.sid not in self._unconfirmed:
             found.close(DisconnectReason.SUPERSEDED)
 
@@ -233,6 +231,6 @@ def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) 
     """
     if not is_revoked(connection.authenticated, [at]):
         return False
-    # A client that was authenticated afterwards, within the error of the clocks, may have every right: let it try again.
+    # A client that was authenticated afterwards, within the error of the clocks, may have every right: let it retry.
     connection.close(DisconnectReason.REMOTE, reconnect=reconnect or connection.authenticated > at)
     return True

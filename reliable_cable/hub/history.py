@@ -1,8 +1,8 @@
 """Shared reads of history: many subscribers that need the same entries cost one read and one encoding.
 
-After a restart, all clients of a stream miss the same messages. Entries never change within an epoch, so a page that was
-read for one subscriber is right for all. The exception is a page that ends before the position of the hub: it is not
-taken for the end of the stream.
+After a restart, all clients of a stream miss the same messages. Entries never change within an epoch, so a page that
+was read for one subscriber is right for all. The exception is a page that ends before the position of the hub: it does
+not show the end of the stream.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _CachedPage:
         expires: when it is dropped, by the clock of the event loop.
     """
 
-    __slots__ = ("after", "frames", "page", "size", "expires")
+    __slots__ = ("after", "expires", "frames", "page", "size")
 
     def __init__(self, page: StreamPage, after: int, expires: float) -> None:
         self.page = page

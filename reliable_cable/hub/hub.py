@@ -1,8 +1,7 @@
 """The hub: everything that the connections of one event loop share.
 
-It takes the events of the stream store, gives each stream's messages to its subscribers in order, and has gaps repaired.
-
-Architecture: Delivery.
+It takes the events of the stream store, sends each stream's messages to its subscribers in order, and starts repairs of
+gaps.
 """
 
 from __future__ import annotations

@@ -87,14 +87,15 @@ class Repairs:
 
     async def _read(self, stream: HubStream, asked: StreamPosition) -> None:
         page = await self._store.aread(stream.name, after=asked.offset, limit=PAGE_SIZE, following=True)
-        if went_back(asked, page):
+        if went_back(asked, page) or page.epoch in stream.former_epochs:
+            # Within an epoch the tail only grows, and an epoch that has ended never returns.
             logger.error(
-                "The store has lost messages of the stream %r: it was at offset %d and is at %d. A new epoch begins.",
+                "The store has lost messages of the stream %r: it was at %s and is at %s. A new epoch begins.",
                 stream.name,
-                asked.offset,
-                page.tail,
+                asked,
+                StreamPosition(page.epoch, page.tail),
             )
-            await self._store.aforget(stream.name, epoch=asked.epoch)
+            await self._store.aforget(stream.name, epoch=page.epoch)
             stream.repair_again = True
             return
         if page.epoch and stream.position == NOWHERE:

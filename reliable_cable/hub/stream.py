@@ -20,6 +20,9 @@ from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, 
 
 logger = logging.getLogger("reliable_cable")
 
+#: How many former epochs a stream remembers.
+MAX_FORMER_EPOCHS: Final = 8
+
 #: The most characters of early messages that a stream keeps while those before them are read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
@@ -37,7 +40,7 @@ class StreamObserver(Protocol):
 class HubStream:
     """A stream that is open in this event loop.
 
-    Each kept message that the stream takes gets a *serial*. Unlike an offset, a serial never goes back, whatever happens
+    Each kept message that the stream takes gets a *serial*. Unlike offsets, serials never start again, whatever happens
     to the stream in the store. So one integer tells how far a live subscriber has received the stream.
 
     Args:
@@ -50,6 +53,7 @@ class HubStream:
         "_fanned_out",
         "_queue",
         "_sending",
+        "former_epochs",
         "groups",
         "name",
         "observer",
@@ -67,6 +71,8 @@ class HubStream:
         self.position: StreamPosition | None = None
         #: The serial of that message.
         self.serial = 0
+        #: The epochs that ended while the stream was open here, the latest one last.
+        self.former_epochs: tuple[str, ...] = ()
         self.groups: dict[GroupKey, SubscriberGroup] = {}
         self.observer: StreamObserver | None = None
         #: How many subscribers and observers need the stream to be open.
@@ -192,6 +198,8 @@ class HubStream:
 
     def start_over(self, position: StreamPosition) -> None:
         """Continue at another position. Live subscribers have lost messages, and are told."""
+        if self.position is not None and self.position.epoch not in ("", position.epoch):
+            self.former_epochs = (*self.former_epochs, self.position.epoch)[-MAX_FORMER_EPOCHS:]
         self.position = position
         self.serial += 1
         # A batch of the former messages that is being written now skips them too: they stand before the new serial.

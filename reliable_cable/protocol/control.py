@@ -38,9 +38,7 @@ class Takeover:
 
 def encode_revocation(revocation: Revocation) -> str:
     """Return a control message with one revocation, as JSON text."""
-    return json.dumps(
-        {"revoke": dict(revocation.condition), "at": revocation.at, "reconnect": revocation.reconnect}
-    )
+    return json.dumps({"revoke": dict(revocation.condition), "at": revocation.at, "reconnect": revocation.reconnect})
 
 
 def encode_takeovers(takeovers: Sequence[Takeover]) -> str:

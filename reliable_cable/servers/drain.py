@@ -16,7 +16,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
@@ -42,6 +42,16 @@ class DrainableConnection(Protocol):
         """Answer pending commands after `delay` seconds, and then close the connection."""
 
 
+class DrainableConnections(Protocol):
+    """The open connections of a hub."""
+
+    def all(self) -> Sequence[DrainableConnection]:
+        """Return the connections."""
+
+    async def wait_closed(self) -> None:
+        """Wait until all connections have ended."""
+
+
 class DrainableHub(Protocol):
     """The part of a hub that draining uses."""
 
@@ -49,11 +59,8 @@ class DrainableHub(Protocol):
     draining: bool
 
     @property
-    def connections(self) -> Mapping[str, DrainableConnection]:
-        """The open connections by session id."""
-
-    async def idle(self) -> None:
-        """Wait until all connections have ended."""
+    def connections(self) -> DrainableConnections:
+        """The open connections."""
 
     async def aclose(self) -> None:
         """Close the hub and its stores."""
@@ -131,11 +138,11 @@ class Drain:
 async def drain(hub: DrainableHub) -> None:
     """Close all connections of a hub, spread over `DRAIN_TIME`. The hub refuses new connections from now on."""
     hub.draining = True
-    connections = list(hub.connections.values())
+    connections = hub.connections.all()
     logger.info("Draining %d connections.", len(connections))
     delays = [random.uniform(0, DRAIN_TIME) for _ in connections]  # noqa: S311 - spreads load, no secret
     await asyncio.gather(*(connection.drain(delay) for connection, delay in zip(connections, delays, strict=True)))
-    await hub.idle()
+    await hub.connections.wait_closed()
 
 
 def end_process(limit: float) -> None:

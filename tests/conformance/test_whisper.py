@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from tests.conformance.conftest import Connect
+from tests.protocol.test_payloads import FALSY
 from tests.support.client import BASE, identify, unique
 from tests.support.server import Server
 
@@ -21,6 +23,18 @@ async def test_a_whisper_reaches_the_others_as_it_was(connect: Connect, data: An
     for client in (bob, base):
         assert await client.next() == {"identifier": room, "message": data}
     await ann.nothing()
+
+
+async def test_a_falsy_whisper_is_dropped_however_it_is_spelled(connect: Connect) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    ann, bob = await connect(), await connect()
+    for client in (ann, bob):
+        await client.subscribe(room)
+    for text in FALSY:
+        await ann.send_raw(f'{{"command":"whisper","identifier":{json.dumps(room)},"data":{text}}}')
+    await ann.send("whisper", room)
+    await ann.send("whisper", room, data=[0])
+    assert await bob.next() == {"identifier": room, "message": [0]}
 
 
 async def test_a_whisper_skips_its_sender_under_every_identifier(connect: Connect) -> None:

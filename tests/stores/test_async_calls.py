@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import signal
 import threading
@@ -18,7 +17,6 @@ from asgiref.sync import ThreadSensitiveContext, async_to_sync, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import transaction
 
-import reliable_cable
 from reliable_cable import (
     AsyncContextError,
     CableError,
@@ -88,18 +86,6 @@ class TestSyncCallsOnAnEventLoop:
         monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         for call, _ in CALLS:
             with_own_connection(call)()
-
-
-def test_twins_take_the_same_typed_parameters() -> None:
-    for name in ("broadcast", "broadcast_batch", "forget", "position", "history", "disconnect"):
-        twins = getattr(reliable_cable, name), getattr(reliable_cable, f"a{name}")
-        assert inspect.signature(twins[0]) == inspect.signature(twins[1]), name
-    assert inspect.signature(Channel.broadcast_to) == inspect.signature(Channel.abroadcast_to)
-    own = dict(inspect.signature(broadcast).parameters)
-    del own["stream"]
-    to = dict(inspect.signature(Channel.broadcast_to).parameters)
-    del to["target"]
-    assert own == to
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.models import Revocation, Session
+from reliable_cable.stores.database.server import DatabaseServer
 from reliable_cable.stores.redis.client import Call
 from reliable_cable.stores.redis.keys import lineage_key
 from reliable_cable.stores.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
@@ -230,10 +231,20 @@ class TestModelStore:
     def test_a_database_that_fails_is_a_store_error(self, alias: str, clock: Clock) -> None:
         store = model_store(alias, clock)
         failure = OperationalError("database is locked")
-        with mock.patch.object(QuerySet, "bulk_create", side_effect=failure), pytest.raises(StoreError, match="locked"):
-            store.save({"a": ANN})
-        with mock.patch.object(QuerySet, "update", side_effect=failure), pytest.raises(StoreError, match="locked"):
-            store.touch(["a"])
+        calls: list[tuple[type, str, Callable[[], object], str]] = [
+            (QuerySet, "bulk_create", lambda: store.save({"a": ANN}), "saved"),
+            (QuerySet, "update", lambda: store.touch(["a"]), "touched"),
+            (QuerySet, "delete", lambda: store.delete(["a"]), "deleted"),
+            # The time of a revocation is read first: that error, too, is one of a write.
+            (DatabaseServer, "time", lambda: store.revoke(ann), "revoked"),
+            (QuerySet, "first", lambda: store.load("a", ann), "read"),
+        ]
+        for owner, method, call, done in calls:
+            with (
+                mock.patch.object(owner, method, side_effect=failure),
+                pytest.raises(StoreError, match=f"Session records could not be {done}: .*locked"),
+            ):
+                call()
 
 
 @pytest.mark.parametrize("kind", REDIS_STORES, indirect=True)

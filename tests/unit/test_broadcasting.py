@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,6 +35,7 @@ from reliable_cable.models import StreamEntry, TransientEntry
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.validation import check_stream_name
+from tests.protocol.test_payloads import FALSY
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -144,10 +146,11 @@ class TestBroadcasting:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("payload", [None, False, 0, 0.0, -0.0, ""])
-    def test_what_is_falsy_in_javascript(self, payload: Any) -> None:
+    @pytest.mark.parametrize("text", FALSY)
+    def test_what_is_falsy_in_javascript(self, text: str) -> None:
         with pytest.raises(InvalidPayload, match=r"payload for 'a' is .* falsy in JavaScript.*Wrap it in a dict"):
-            broadcast("a", payload)
+            broadcast("a", json.loads(text))
+        assert data() == []
 
     @pytest.mark.parametrize("payload", [[], {}, True, 1, "0", [None]])
     def test_but_not_what_only_python_finds_falsy(self, payload: Any) -> None:
@@ -187,6 +190,8 @@ class TestRefusals:
         for call in calls:
             with pytest.raises(InvalidStreamName, match="stream"):
                 call()
+        with pytest.raises(BroadcastError, match="stream"):
+            broadcast(name, 1)
 
     @pytest.mark.parametrize("name", ["a", "x" * 255, "chat/1 {ü} 🐢", "a\u00a0b"])
     def test_good_stream_names(self, name: str) -> None:

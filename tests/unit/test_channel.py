@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from django.contrib.auth.models import User
 from reliable_cable import Channel, ChannelError, InvalidStreamName, action, state
 from reliable_cable.channel import duplicate_channels, find_channel, registry
 from reliable_cable.reply import PresenceJoin, PresenceLeave, StreamStart, StreamStop
+from tests.protocol.test_payloads import FALSY, TRUTHY
 
 
 @pytest.fixture(autouse=True)
@@ -112,10 +114,19 @@ class TestReply:
         channel.transmit([])
         assert channel.reply.transmissions == ['{"é":[1,null]}', "[]"]
 
-    @pytest.mark.parametrize("data", [None, False, 0, 0.0, ""])
-    def test_refuses_what_clients_drop(self, data: Any) -> None:
+    @pytest.mark.parametrize("text", FALSY)
+    def test_refuses_what_clients_drop(self, text: str) -> None:
+        channel = Channel(None)
         with pytest.raises(ChannelError, match="clients drop falsy messages"):
-            Channel(None).transmit(data)
+            channel.transmit(json.loads(text))
+        assert channel.reply.transmissions == []
+
+    @pytest.mark.parametrize("text", TRUTHY)
+    def test_takes_all_else(self, text: str) -> None:
+        channel = Channel(None)
+        if text != "1e400":  # infinity to Python, which is not JSON
+            channel.transmit(json.loads(text))
+            assert len(channel.reply.transmissions) == 1
 
     @pytest.mark.parametrize("data", [object(), float("nan"), "\ud800"])
     def test_refuses_what_json_has_not(self, data: Any) -> None:

@@ -1,214 +1,128 @@
-"""Imports point one way (DESIGN.md): each module knows only the layers below its own."""
+"""What import-linter cannot express of the rules for imports, and whether its contracts notice a wrong import.
+
+The contracts are in pyproject.toml, and `lint-imports` checks them.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from django.utils.module_loading import import_string
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = "reliable_cable"
-
-#: From the bottom up: a module may import its own package and the layers before its own, not its neighbours in a layer.
-#: An entry stands for a module or a whole package; where two fit, the longer one counts.
-LAYERS = (
-    ("exceptions", "executor", "fair_lock", "identity", "reply", "signals", "turns"),
-    ("protocol", "conf", "outages"),
-    ("clock", "heartbeat", "middleware", "models", "outbox", "redis", "servers", "signing", "stream_ids", "threads"),
-    ("committing", "workers"),
-    ("database",),
-    ("database_server",),
-    ("auth", "streams", "presence", "sessions"),
-    ("engine", "readers", "validation"),
-    ("hub_stream", "pages"),
-    ("presence.service", "repair", "sessions.service"),
-    ("control",),
-    ("broadcasting", "hub"),
-    ("channel", "remote"),
-    ("handlers", "pubsub", "testing"),
-    ("membership",),
-    ("subscription",),
-    ("execution",),
-    ("restore",),
-    ("session",),
-    ("consumer",),
-    ("http", "templatetags", "checks", "admin"),
-    ("apps", "management", "urls"),
-)
-
-#: Need nothing of the package, and nothing in it needs them but the command that builds the client.
-APART = ("client", "migrations")
-
-#: What the sans-I/O core may not touch: frameworks, loops, sockets, and clocks and ids of its own.
-NOT_IN_PROTOCOL = {
-    "asyncio",
-    "channels",
-    "daphne",
-    "django",
-    "os",
-    "random",
-    "redis",
-    "secrets",
-    "select",
-    "socket",
-    "threading",
-    "time",
-    "twisted",
-    "uuid",
-}
-
-MODULES = {
-    ".".join(path.relative_to(ROOT / PACKAGE).with_suffix("").parts): path
-    for path in sorted((ROOT / PACKAGE).rglob("*.py"))
-    if "node_modules" not in path.parts
-}
+PACKAGE = ROOT / "reliable_cable"
 
 
-def runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those under `if TYPE_CHECKING:`, which import nothing when the program runs."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for other in node.orelse:
-                yield from runtime_nodes(other)
-            continue
-        yield node
-        yield from runtime_nodes(node)
-
-
-def imports(source: str, module: str) -> set[str]:
-    """The full dotted names that a module imports, wherever in it: `from .a import b` gives `reliable_cable.a.b`."""
-    full = f"{PACKAGE}.{module}"
-    package = full.removesuffix(".__init__") if full.endswith(".__init__") else full.rpartition(".")[0]
-    found = set()
-    for node in runtime_nodes(ast.parse(source)):
+def imported(path: Path) -> set[str]:
+    """The names of the top-level packages that a module imports by absolute names."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            base = [*parts[: len(parts) - node.level + 1]] if node.level else []
-            base += [node.module] if node.module else []
-            found |= {".".join([*base, alias.name]) for alias in node.names}
-    return found
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
 
 
-def own(names: set[str]) -> set[str]:
-    """The modules of this package among `names`, without the package's name: attributes of modules become modules."""
-    result = set()
-    for name in names:
-        head, _, rest = name.partition(".")
-        if head != PACKAGE or not rest:
-            continue
-        while rest and rest not in MODULES and f"{rest}.__init__" not in MODULES:
-            rest = rest.rpartition(".")[0]
-        if rest:
-            result.add(rest)
-    return result
-
-
-def place(module: str, entries: tuple[str, ...]) -> str | None:
-    """The longest of `entries` that is `module` or a package of it."""
-    return max((e for e in entries if f"{module}.".startswith(f"{e}.")), key=len, default=None)
-
-
-RANK = {entry: rank for rank, layer in enumerate(LAYERS) for entry in layer}
-
-
-def wrong_imports(module: str, source: str) -> list[str]:
-    """What `module` imports against the direction of LAYERS."""
-    mine = place(module, tuple(RANK))
-    if mine is None:
-        return [f"{module} has no place in LAYERS"]
-    wrong = []
-    for target in sorted(own(imports(source, module))):
-        theirs = place(target, tuple(RANK))
-        if theirs is None:
-            if not (module.startswith("management.") and place(target, APART)):
-                wrong.append(f"{module} imports {target}, which stands apart, or has no place in LAYERS")
-        elif theirs != mine and RANK[theirs] >= RANK[mine]:
-            wrong.append(f"{module} imports {target}, which is not below it")
-    return wrong
-
-
-LAYERED = [module for module in MODULES if module != "__init__" and place(module, APART) is None]
-
-
-@pytest.mark.parametrize("module", LAYERED)
-def test_imports_point_down(module: str) -> None:
-    assert wrong_imports(module, MODULES[module].read_text()) == []
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if place(m, APART)])
-def test_what_stands_apart_needs_nothing_of_the_package(module: str) -> None:
-    used = own(imports(MODULES[module].read_text(), module))
-    assert {target for target in used if place(target, APART) is None} == set()
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("protocol.")])
-def test_the_protocol_is_sans_io(module: str) -> None:
-    tops = {name.split(".")[0] for name in imports(MODULES[module].read_text(), module)}
-    assert tops & NOT_IN_PROTOCOL == set()
-    assert tops <= set(sys.stdlib_module_names) | {PACKAGE, "orjson", "msgspec"}
-
-
-def test_only_redis_modules_import_redis() -> None:
-    assert {
-        module
-        for module, path in MODULES.items()
-        for name in imports(path.read_text(), module)
-        if (name.split(".")[0] == "redis" or f"{name}.".startswith(f"{PACKAGE}.redis."))
-        and module.split(".")[-1] != "redis"
-        and not module.startswith("redis.")
-    } == set()
-
-
-def test_only_model_stores_admin_and_commands_import_the_models() -> None:
-    assert {
-        module
-        for module, path in MODULES.items()
-        if "models" in own(imports(path.read_text(), module))
-        and module.split(".")[-1] not in ("model", "model_numbering", "model_retention", "admin")
-        and not module.startswith(("management.commands.", "migrations."))
-    } == set()
-
-
-def test_broadcasting_knows_stores_only() -> None:
-    if "broadcasting" in MODULES:
-        used = own(imports(MODULES["broadcasting"].read_text(), "broadcasting"))
-        assert used & {"hub", "outbox", "channel", "session", "subscription", "consumer"} == set()
+@pytest.mark.parametrize("path", sorted((PACKAGE / "protocol").glob("*.py")), ids=lambda path: path.stem)
+def test_the_protocol_needs_no_package_but_fast_json(path: Path) -> None:
+    assert imported(path) <= set(sys.stdlib_module_names) | {"reliable_cable", "orjson", "msgspec"}
 
 
 def test_the_client_is_built_with_the_standard_library_alone() -> None:
-    tops = {name.split(".")[0] for name in imports(MODULES["client.build"].read_text(), "client.build")}
-    assert tops <= set(sys.stdlib_module_names)
+    assert imported(PACKAGE / "client" / "build.py") <= set(sys.stdlib_module_names)
 
 
-def test_nothing_imports_the_demo_or_the_tests() -> None:
-    assert {
-        module
-        for module, path in MODULES.items()
-        for name in imports(path.read_text(), module)
-        if name.split(".")[0] in ("demo_project", "tests")
-    } == set()
+def contract(name: str) -> Any:
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (found,) = [c for c in pyproject["tool"]["importlinter"]["contracts"] if c["id"] == name]
+    return found
 
 
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("hub", "from .session import Session"),
-        ("hub", "from . import session"),
-        ("hub", "def later():\n    from reliable_cable.consumer import CableConsumer"),
-        ("streams.memory", "import reliable_cable.hub.hub"),
-        ("streams.memory", "from ..presence.base import PresenceStore"),
-        ("session", "from .client.build import build"),
-        ("nowhere", ""),
-    ],
-)
-def test_a_wrong_import_is_noticed(module: str, source: str) -> None:
-    assert len(wrong_imports(module, source)) == 1
+def test_the_documentation_has_the_layers_of_the_contract() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (`.+`) \|$", page, re.MULTILINE)
+    documented = [set(re.findall(r"`(\w+)`", modules)) for _, modules in rows]
+    assert documented == [set(layer.split(" | ")) for layer in contract("layers")["layers"]]
+    assert [int(number) for number, _ in rows] == list(range(len(rows), 0, -1))
 
 
-def test_types_may_be_named_in_any_direction() -> None:
-    assert wrong_imports("hub", "if TYPE_CHECKING:\n    from .session import Session") == []
+#: Lines that break a contract, by the module that gets them, and what lint-imports then prints.
+WRONG = {
+    "hub/stream.py": ("from reliable_cable.consumer import CableConsumer", "hub.stream -> reliable_cable.consumer"),
+    "channel.py": ("def later():\n    from . import connection", "channel -> reliable_cable.connection"),
+    "signing.py": ("if TYPE_CHECKING:\n    from .auth import CableAuth", "signing -> reliable_cable.auth"),
+    "stores/presence/memory.py": ("from ..streams.base import StreamStore", "memory -> reliable_cable.stores.streams"),
+    "stores/streams/bus.py": ("from .memory import MemoryStreamStore", "- .memory -> .bus"),
+    "protocol/frames.py": ("import time", "protocol.frames -> time"),
+    "protocol/messages.py": ("from django.utils import timezone", "protocol.messages -> django"),
+    "hub/heartbeat.py": ("from reliable_cable.models import Stream", "hub.heartbeat -> reliable_cable.models"),
+    "hub/history.py": (
+        "from reliable_cable.stores.redis.keys import lineage_key",
+        "history -> reliable_cable.stores.redis",
+    ),
+    "hub/rosters.py": ("from redis import Redis", "hub.rosters -> redis"),
+    "broadcasting.py": ("from .hub import hub", "broadcasting -> reliable_cable.hub"),
+    "consumer.py": ("from .client import build", "consumer -> reliable_cable.client"),
+    "checks.py": ("from .migrations import __path__", "checks -> reliable_cable.migrations"),
+    "apps.py": ("import tests.settings", "apps -> tests"),
+    "urls.py": ("import demo_project", "urls -> demo_project"),
+    "novel.py": ("", "- reliable_cable.novel"),
+    "stores/novel.py": ("", "- reliable_cable.stores.novel"),
+}
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check the copy of the package in a folder."""
+    program = Path(sys.executable).with_name("lint-imports")
+    command = [str(program), "--no-cache", "--no-logo", str(ROOT / "pyproject.toml")]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=60, env={"COLUMNS": "1000", "PATH": ""}
+    )
+
+
+def test_the_contracts_notice_wrong_imports(tmp_path: Path) -> None:
+    pytest.importorskip("importlinter", reason="import-linter is not installed")
+    copy = tmp_path / "reliable_cable"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("node_modules", "static", "__pycache__"))
+    result = lint_imports(tmp_path)
+    assert result.returncode == 0, result.stdout
+    for name, (line, _) in WRONG.items():
+        with (copy / name).open("a") as module:
+            module.write(f"\n{line}\n")
+    result = lint_imports(tmp_path)
+    assert result.returncode != 0
+    assert [name for name, (_, complaint) in WRONG.items() if complaint not in result.stdout] == [], result.stdout
+    assert " KEPT" not in result.stdout
+
+
+#: Settings name store classes by these paths (`ENGINE`), which were theirs before the stores had a folder.
+FORMER = [
+    "presence.base.PresenceStore",
+    "presence.memory.MemoryPresenceStore",
+    "presence.redis.RedisPresenceStore",
+    "sessions.base.SessionStore",
+    "sessions.memory.MemorySessionStore",
+    "sessions.model.ModelSessionStore",
+    "sessions.redis.RedisSessionStore",
+    "streams.base.StreamStore",
+    "streams.durable.DurableStreamStore",
+    "streams.memory.MemoryStreamStore",
+    "streams.model.ModelStreamStore",
+    "streams.redis.RedisStreamStore",
+]
+
+
+@pytest.mark.parametrize("path", FORMER)
+def test_a_former_path_of_a_store_leads_to_the_same_class(path: str) -> None:
+    store = import_string(f"reliable_cable.{path}")
+    assert store is import_string(f"reliable_cable.stores.{path}")
+    assert f"{store.__module__}.{store.__qualname__}" == f"reliable_cable.stores.{path}"

@@ -101,7 +101,8 @@ class ModelSessionStore(SessionStore):
 
     def revoke(self, condition: Identity) -> float:
         """Store the time with one INSERT, so that matching records that are saved late are void as well."""
-        now = self.time()
+        with self._errors("revoked"):
+            now = self._server.time()
         if self.settings.sessions_ttl:
             revoke = partial(
                 self._revocations().bulk_create,
