@@ -15,7 +15,7 @@ from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, Verdict, judge
 from reliable_cable.stores.streams.base import Published, Transient
 
-from .fanout import POLICY, Batch
+from . import fanout
 from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, group_key
 
 logger = logging.getLogger("reliable_cable")
@@ -226,7 +226,7 @@ class HubStream:
         self._queue.append(item)
         if self._sending is not None:
             return
-        if self.users * POLICY.cost(len(item.data)) > POLICY.budget:
+        if self.users * fanout.POLICY.cost(len(item.data)) > fanout.POLICY.budget:
             self._continue(loop)
             return
         try:
@@ -245,7 +245,7 @@ class HubStream:
         loop = asyncio.get_running_loop()
         pause = 0.0
         try:
-            budget = POLICY.budget
+            budget = fanout.POLICY.budget
             while self._queue and not pause:
                 started = loop.time()
                 batch = self._next_batch()
@@ -259,24 +259,24 @@ class HubStream:
                         budget -= len(some) * encoded.cost
                         if budget <= 0:
                             await asyncio.sleep(0)
-                            budget = POLICY.budget
-                pause = POLICY.pause(loop.time() - started, len(self._queue))
+                            budget = fanout.POLICY.budget
+                pause = fanout.POLICY.pause(loop.time() - started, len(self._queue))
         except Exception:
             self._failed()
         finally:
             self._sending = loop.call_later(pause, self._continue, loop) if pause else None
 
-    def _next_batch(self) -> Batch:
+    def _next_batch(self) -> fanout.Batch:
         """Take the messages off the queue that are written together."""
         items = [self._queue.popleft()]
         size = len(items[0].data)
-        while self._queue and len(items) < POLICY.batch_messages:
+        while self._queue and len(items) < fanout.POLICY.batch_messages:
             size += len(self._queue[0].data)
-            if size > POLICY.batch_size:
+            if size > fanout.POLICY.batch_size:
                 break
             items.append(self._queue.popleft())
         epoch = self.position.epoch if self.position is not None else ""
-        batch = Batch(items, self._fanned_out + 1, epoch)
+        batch = fanout.Batch(items, self._fanned_out + 1, epoch)
         self._fanned_out = batch.last
         return batch
 

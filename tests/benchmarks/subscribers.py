@@ -11,8 +11,8 @@ from reliable_cable import broadcast
 from reliable_cable.conf import get_settings
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.consumer import get_hub
-from reliable_cable.hub.fanout import Reader
 from tests.support.redis import RedisServer
+from tests.support.subscriber import LoneSubscriber
 
 BROADCASTS = 100
 
@@ -39,12 +39,12 @@ async def measure(server: RedisServer, counts: tuple[int, ...] = (1, 1000)) -> d
 
         hub = get_hub()
         readers = [
-            Reader(Outbox(send, limit=1 << 20, overflow=lambda: None), "I", stream, frozenset(), lambda: None)
+            LoneSubscriber(Outbox(send, limit=1 << 20, overflow=lambda: None), "I", stream, frozenset(), lambda: None)
             for _ in range(count)
         ]
         for reader in readers:
-            await hub.add(reader, stream)
-            hub.go_live(reader)
+            await reader.join(hub, stream)
+            reader.resume()
         before = await asyncio.to_thread(_counters, server)
         for number in range(BROADCASTS):
             await sync_to_async(broadcast)(stream, {"n": number + 1})
@@ -52,7 +52,7 @@ async def measure(server: RedisServer, counts: tuple[int, ...] = (1, 1000)) -> d
             await complete.wait()
         after = await asyncio.to_thread(_counters, server)
         for reader in readers:
-            hub.remove(reader)
+            reader.leave(hub)
         found[count] = {name: (after[name] - before[name]) / BROADCASTS for name in after}
     return found
 

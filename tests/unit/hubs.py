@@ -10,7 +10,6 @@ from typing import Any
 from reliable_cable.conf import CableSettings, read_settings
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub.fanout import Reader
 from reliable_cable.hub.hub import Hub
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
@@ -19,6 +18,7 @@ from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.sessions.memory import MemorySessionStore
 from reliable_cable.stores.streams.base import Message, Published, StreamEvent, StreamListener
 from reliable_cable.stores.streams.memory import MemoryStreamStore
+from tests.support.subscriber import LoneSubscriber
 
 
 class UnreliableStore(MemoryStreamStore):
@@ -86,7 +86,7 @@ class SilentListener(StreamListener):
 
 
 class Harness:
-    """A hub with one stream, `s`, and readers whose frames are recorded."""
+    """A hub with one stream, `s`, and subscribers whose frames are recorded."""
 
     def __init__(self, **options: Any) -> None:
         self.settings = read_settings({"ENGINE": "memory", **options})
@@ -94,20 +94,20 @@ class Harness:
         engine = Engine(self.store, MemoryPresenceStore(self.settings), MemorySessionStore(self.settings))
         self.hub = Hub(engine, self.settings)
 
-    async def reader(self, identifier: str = "I", stream_id: str | None = "s") -> tuple[Reader, list[Any]]:
-        """Return a live reader and the list of the messages that it gets. A "lost" stands for a notice of a loss."""
+    async def subscriber(self, identifier: str = "I", stream_id: str | None = "s") -> tuple[LoneSubscriber, list[Any]]:
+        """Return a live subscriber, and the list of its messages, in which "lost" is the notice of a loss."""
         log: list[Any] = []
 
         async def send(message: dict[str, Any]) -> None:
             log.append(json.loads(message["text"]))
 
         outbox = Outbox(send, limit=10**6, overflow=lambda: None)
-        reader = Reader(outbox, identifier, stream_id, frozenset(["sid"]), lambda: log.append("lost"))
-        await self.hub.add(reader, "s")
-        assert not self.hub.is_behind(reader)
-        reader.announced = True
-        self.hub.go_live(reader)
-        return reader, log
+        subscriber = LoneSubscriber(outbox, identifier, stream_id, frozenset(["sid"]), lambda: log.append("lost"))
+        await subscriber.join(self.hub, "s")
+        assert not subscriber.is_behind
+        subscriber.confirmed = True
+        subscriber.resume()
+        return subscriber, log
 
     def append(self, data: str = "1", exclude: str = "") -> Published:
         """Store a message without announcing it."""
@@ -131,9 +131,9 @@ def offsets(log: list[Any]) -> list[Any]:
     return [frame if frame == "lost" else frame["offset"] for frame in log]
 
 
-async def catch_up(harness: Harness, reader: Reader) -> bool:
+async def catch_up(harness: Harness, subscriber: LoneSubscriber) -> bool:
     complete = True
-    while harness.hub.is_behind(reader):
-        complete = await harness.hub.send_page(reader) and complete
-    harness.hub.go_live(reader)
+    while subscriber.is_behind:
+        complete = await harness.hub.catch_up.send_page(subscriber.stream, subscriber) and complete
+    subscriber.resume()
     return complete

@@ -15,8 +15,7 @@ from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
 from reliable_cable.connection import outbox
 from reliable_cable.consumer import get_hub
-from reliable_cable.hub.fanout import MAX_BLOCK
-from reliable_cable.hub.stream import MAX_BATCH
+from reliable_cable.hub.fanout import POLICY
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.recovery import Entry
 from reliable_cable.servers.base import in_kernel
@@ -107,10 +106,10 @@ def test_the_kernel_says_how_much_was_not_taken() -> None:
 async def test_a_reader_that_was_removed_holds_nothing_back() -> None:
     async with Wire(frames=True) as client:
         await client.subscribe(ONE)
-        (subscription,) = client.session.subscriptions.values()
-        (reader,) = subscription.readers.values()
-        get_hub().remove(reader)
-        reader.hold(Frame("x" * 10))
+        (subscription,) = client.subscriptions
+        (subscribed,) = subscription.streams.values()
+        get_hub().unsubscribe(subscribed.stream, subscribed)
+        subscribed.hold(Frame("x" * 10))
         assert client.session.outbox.held == 0
 
 
@@ -133,11 +132,11 @@ async def test_a_long_identifier_makes_no_longer_writes(settings: Any) -> None:
         await client.subscribe(identifier("Room", streams=["a"], pad="p" * 15_000))
         sizes: list[int] = []
         client.session.outbox.ready = lambda data: sizes.append(len(data))
-        for number in range(MAX_BATCH + 1):
-            get_hub()._streams["a"].send(Entry(number + 1, "1"), "e")
+        for number in range(POLICY.batch_messages + 1):
+            get_hub()._streams["a"].take(Entry(number + 1, "1"), "e")
         await client.settle()
-        assert len(sizes) == MAX_BATCH + 1
-        assert max(sizes) < MAX_BLOCK
+        assert len(sizes) == POLICY.batch_messages + 1
+        assert max(sizes) < POLICY.block_size
 
 
 # -- how often it asks -------------------------------------------------------------------------------------------------
@@ -149,7 +148,7 @@ async def test_reads_grow_with_what_is_missing_not_with_how_many_wait_for_it(mon
         for name in names:
             await client.subscribe(name)
         hub = get_hub()
-        monkeypatch.setattr(hub.pages, "_keep", lambda *page: None)  # as if they came later than it keeps pages
+        monkeypatch.setattr(hub.history, "_cache", lambda *page: None)  # as if they came later than it keeps pages
         read, reads = hub.engine.streams.aread, 0
 
         async def counted(*args: Any, **options: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -17,7 +17,8 @@ from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
 from reliable_cable.connection import outbox
-from reliable_cable.connection.connection import CableSession
+from reliable_cable.connection.connection import Connection
+from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer, get_hub
 from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
 
@@ -127,17 +128,23 @@ class Wire(Transport):
             self._resume()
 
     @property
-    def session(self) -> CableSession:
-        (session,) = get_hub().connections.values()
-        return session
+    def session(self) -> Connection:
+        (connection,) = get_hub().connections.all()
+        assert isinstance(connection, Connection)
+        return connection
+
+    @property
+    def subscriptions(self) -> Iterable[Subscription]:
+        """The subscriptions of its connection."""
+        return cast(Mapping[str, Subscription], self.session.subscriptions).values()
 
     def check_bounds(self) -> None:
         """What waits for the client, in queue and in hand, is bounded."""
         if not get_hub().connections:
             return  # before it was accepted
         box = self.session.outbox
-        subscriptions = self.session.subscriptions.values()
-        held = sum(len(text) for one in subscriptions for reader in one.readers.values() for text in reader.held)
+        subscriptions = self.subscriptions
+        held = sum(len(text) for one in subscriptions for each in one.streams.values() for text in each._held or ())
         assert box.held == held
         assert box._size == sum(map(len, box._queue))
         assert box._size + held <= LIMIT
@@ -375,8 +382,8 @@ def test_whatever_comes_and_however_it_is_read_each_message_comes_once_in_order_
                 elif what == "turn":
                     await asyncio.sleep(0)
                 else:  # as when an action starts another stream
-                    for subscription in client.session.subscriptions.values():
-                        subscription.settle()
+                    for subscription in client.subscriptions:
+                        subscription.catch_up()
                 client.check_bounds()
             await client.read_all()
             assert not client.aborted

@@ -109,5 +109,5 @@ async def test_nothing_is_left_of_a_connection_that_has_gone(
     async with Client(consumer=consumer) as client:
         assert (client.welcome["type"] == "disconnect") is refuses
     hub = get_hub()
-    while hub.connections or layer.channels or asyncio.all_tasks() - tasks - hub._tasks:  # noqa: ASYNC110
+    while hub.connections or layer.channels or asyncio.all_tasks() - tasks - set(hub.tasks.pending):  # noqa: ASYNC110
         await asyncio.sleep(0)

@@ -6,13 +6,15 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from reliable_cable import CableConsumer, Channel, StoreError, action, state
 from reliable_cable.channel import registry
 from reliable_cable.conf import CONTROL_STREAM
+from reliable_cable.connection.commands import Commands
+from reliable_cable.connection.lifecycle import end_connection
 from reliable_cable.consumer import get_hub
 from reliable_cable.disconnecting import adisconnect
 from reliable_cable.hub import control_bus as control
@@ -20,7 +22,7 @@ from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.sessions.base import CLOCK_MARGIN, SessionRecord
 from reliable_cable.stores.streams.base import Message
 
-from .wire import BASE, Client, identifier, until
+from .wire import BASE, Client, connection_of, identifier, until
 
 
 class Counter(Channel, abstract=True):
@@ -193,8 +195,7 @@ class TestRemoteDisconnect:
             await client.subscribe(COUNTER)
             await client.perform(COUNTER, "wait")
             await turns()
-            session = get_hub().connections[client.sid]
-            ending = asyncio.ensure_future(session.end())
+            ending = asyncio.ensure_future(end_connection(cast(Commands, connection_of(client).commands)))
             await turns()
             await adisconnect(user="ann")
             await turns()
@@ -281,16 +282,15 @@ class TestTakeovers:
         async with Client(first.sid) as second:
             assert second.welcome["restored"]
             # Another process announced itself before this one did.
-            get_hub().control.hear(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
+            get_hub().control.receive(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
             assert await second.quiet()
-            session = get_hub().connections[second.sid]
-            await until(lambda: not session.announcing)
-            get_hub().control.hear(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
+            await until(lambda: not get_hub().control._unconfirmed)
+            get_hub().control.receive(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
             assert await second.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
     async def test_a_session_that_was_left_properly_is_not_announced(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said: list[Any] = []
-        monkeypatch.setattr(control.Control, "announce", lambda *args: said.append(args))
+        monkeypatch.setattr(control.ControlBus, "announce_takeover", lambda *args: said.append(args))
         async with Client() as first:
             pass
         async with Client(first.sid):
@@ -322,15 +322,15 @@ class TestTakeovers:
         monkeypatch.setattr(control, "RETRY_DELAY", 0.001)
         async with Client() as client:
             hub = get_hub()
-            session = hub.connections[client.sid]
+            connection = connection_of(client)
             for number in range(3):
-                hub.control.announce(f"sid{number}", session)
-            assert session.announcing
+                hub.control.announce_takeover(f"sid{number}", connection)
+            assert hub.control._unconfirmed == {client.sid}
             await asyncio.wait_for(done.wait(), 5)
             await turns()
             assert json.loads(tries[0].data) == {"supersede": [[f"sid{n}", client.sid] for n in range(3)]}
             assert tries[0] == tries[1], "with the same idempotency key"
-            assert not session.announcing
+            assert not hub.control._unconfirmed
 
 
 class TestMessages:

@@ -17,7 +17,6 @@ from websockets.http11 import Response
 from websockets.uri import parse_uri
 
 from reliable_cable.connection.outbox import Outbox
-from reliable_cable.hub.fanout import Reader
 from reliable_cable.protocol.frames import WINDOW_BITS, CompressedFrame, Frame
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.servers import transport_for
@@ -26,6 +25,7 @@ from reliable_cable.servers.deflate import CompressingWebSocketProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 from reliable_cable.stores.streams.base import Transient
 from tests.support.deflate import read
+from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness
 from tests.unit.test_servers import Wire
 
@@ -183,16 +183,17 @@ class Subscriber:
         self.compresses = form is CompressedFrame
         self.writes: list[bytes] = []
         outbox = Outbox(self._send, limit=10**6, overflow=lambda: None, write=self.writes.append, form=form)
-        self.reader = Reader(outbox, "I", "s", (), lambda: None, presence=True)
+        self.reader = LoneSubscriber(outbox, "I", "s", ())
+        self.reader.presence = True
 
     async def _send(self, message: dict[str, Any]) -> None:
         raise AssertionError("only frames are sent")
 
     async def join(self, harness: Harness) -> None:
         """Be live."""
-        await harness.hub.add(self.reader, "s")
-        self.reader.announced = True
-        harness.hub.go_live(self.reader)
+        await self.reader.join(harness.hub, "s")
+        self.reader.confirmed = True
+        self.reader.resume()
 
     def read(self) -> list[Any]:
         """Return the messages that came; all of them in the form that it takes."""
@@ -238,13 +239,13 @@ async def test_what_was_missed_and_what_waited_for_that_is_in_each_ones_form(
     harness: Harness, all_kinds: list[Subscriber]
 ) -> None:
     for one in all_kinds:
-        await harness.hub.add(one.reader, "s")
-        one.reader.announced = True
-        one.reader.position = StreamPosition(one.reader.position.epoch, 0)
+        await one.reader.join(harness.hub, "s")
+        one.reader.confirmed = True
+        one.reader.cursor = StreamPosition(one.reader.cursor.epoch, 0)
     harness.hub.deliver(Transient("s", LONG, ""))
     for one in all_kinds:
-        assert await harness.hub.send_page(one.reader)
-        harness.hub.go_live(one.reader)
+        assert await harness.hub.catch_up.send_page(one.reader.stream, one.reader)
+        one.reader.resume()
         assert [frame.get("offset") for frame in one.read()] == [1, None]
 
 
@@ -265,5 +266,5 @@ async def test_groups_go_with_their_last_reader(harness: Harness, all_kinds: lis
     assert stream is not None
     assert len(stream.groups) == 2
     for one, left in zip(all_kinds, (2, 2, 1, 0), strict=True):
-        harness.hub.remove(one.reader)
+        one.reader.leave(harness.hub)
         assert len(stream.groups) == left

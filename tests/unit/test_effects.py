@@ -14,7 +14,7 @@ from reliable_cable.consumer import get_hub
 from reliable_cable.hub import session_writer
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, identifier
+from .wire import Client, connection_of, identifier
 
 
 class Counter(Channel, abstract=True):
@@ -137,7 +137,7 @@ async def test_a_client_whose_session_was_never_saved_waits_for_nothing(outage: 
         await first.subscribe(COUNTER)
         outage.begin()
         hub = get_hub()
-        hub.sessions.changed(hub.connections[first.sid])
+        hub.sessions.changed(connection_of(first))
         await outage.tried.wait()
         async with Client() as client:
             await client.subscribe(COUNTER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -13,18 +14,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reliable_cable.connection.outbox import Outbox
-from reliable_cable.hub import fanout as readers
-from reliable_cable.hub import stream as hub_stream
-from reliable_cable.hub.fanout import Reader
+from reliable_cable.hub import fanout
+from reliable_cable.hub.subscriber import SubscriberGroup
 from reliable_cable.stores.streams.base import Transient
+from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness, offsets
 
 
 @pytest.fixture(autouse=True)
 def slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_stream, "SLICE", 2)
-    # However busy the machine is.
-    monkeypatch.setattr(hub_stream, "REST_LEAST", math.inf)
+    # A busy machine must not cause pauses.
+    set_policy(monkeypatch, budget=2, shortest_pause=math.inf)
+
+
+def set_policy(monkeypatch: pytest.MonkeyPatch, **numbers: Any) -> None:
+    """Change numbers of the fan-out policy."""
+    monkeypatch.setattr(fanout, "POLICY", replace(fanout.POLICY, **numbers))
 
 
 async def turns(count: int = 100) -> None:
@@ -60,14 +65,14 @@ class Written:
             raise AssertionError("it takes frames")
 
         self.outbox = Outbox(send, limit=10**6, overflow=lambda: None, write=self.blocks.append)
-        self.reader = Reader(self.outbox, "I", "s", frozenset([sid]), lambda: None)
+        self.reader = LoneSubscriber(self.outbox, "I", "s", frozenset([sid]), lambda: None)
         self._hub = harness.hub
 
     async def come(self) -> Written:
         """Begin to read."""
-        await self._hub.add(self.reader, "s")
-        self.reader.announced = True
-        self._hub.go_live(self.reader)
+        await self.reader.join(self._hub, "s")
+        self.reader.confirmed = True
+        self.reader.resume()
         return self
 
     @property
@@ -95,8 +100,7 @@ async def test_what_comes_in_one_turn_goes_out_in_one_write_but_for_the_first() 
 
 
 async def test_one_write_has_so_many_messages_and_characters_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_stream, "MAX_BATCH", 3)
-    monkeypatch.setattr(hub_stream, "MAX_BATCH_SIZE", 100)
+    set_policy(monkeypatch, batch_messages=3, batch_size=100)
     harness = Harness()
     one = await Written(harness).come()
     await harness.publish()
@@ -110,7 +114,7 @@ async def test_one_write_has_so_many_messages_and_characters_at_most(monkeypatch
 async def test_a_stream_that_kept_the_loop_busy_rests_as_long_and_what_comes_meanwhile_goes_out_in_one_write(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(hub_stream, "REST_LEAST", 0.002)
+    set_policy(monkeypatch, shortest_pause=0.002)
     now = 100.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     harness = Harness()
@@ -140,11 +144,11 @@ async def test_where_sending_fails_everybody_is_told_and_gets_what_comes_next(
     monkeypatch: pytest.MonkeyPatch, readers_here: int
 ) -> None:
     harness = Harness()
-    logs = [(await harness.reader())[1] for _ in range(readers_here)]
+    logs = [(await harness.subscriber())[1] for _ in range(readers_here)]
     await harness.publish()
     await turns()
     with monkeypatch.context() as patched:
-        patched.setattr(readers.Group, "encode", lambda *args: 1 / 0)
+        patched.setattr(SubscriberGroup, "encode", lambda *args: 1 / 0)
         await harness.publish()
         await turns()
     await harness.publish()
@@ -171,10 +175,10 @@ async def test_of_what_goes_out_together_everybody_gets_what_is_for_him() -> Non
 
 async def test_of_what_is_large_fewer_are_sent_in_one_turn() -> None:
     harness = Harness()
-    logs = [(await harness.reader())[1] for _ in range(4)]
+    logs = [(await harness.subscriber())[1] for _ in range(4)]
     await harness.publish()
     await turns()
-    harness.hub.deliver(harness.append(f'"{"x" * readers.UNIT}"'))
+    harness.hub.deliver(harness.append(f'"{"x" * fanout.POLICY.unit}"'))
     seen = []
     while sum(map(len, logs)) < 8:
         seen.append(sum(map(len, logs)) - 4)
@@ -184,7 +188,7 @@ async def test_of_what_is_large_fewer_are_sent_in_one_turn() -> None:
 
 async def test_readers_of_different_identifiers_share_a_turn() -> None:
     harness = Harness()
-    logs = [(await harness.reader(str(number)))[1] for number in range(6)]
+    logs = [(await harness.subscriber(str(number)))[1] for number in range(6)]
     await harness.publish()
     await turns()
     harness.hub.deliver(harness.append())
@@ -197,7 +201,7 @@ async def test_readers_of_different_identifiers_share_a_turn() -> None:
 
 async def test_others_have_their_turn_between_slices() -> None:
     harness = Harness()
-    logs = [(await harness.reader())[1] for _ in range(7)]
+    logs = [(await harness.subscriber())[1] for _ in range(7)]
     await harness.publish()
     await turns()
     harness.hub.deliver(harness.append())
@@ -210,7 +214,7 @@ async def test_others_have_their_turn_between_slices() -> None:
 
 async def test_messages_that_come_meanwhile_wait_for_their_turn() -> None:
     harness = Harness()
-    logs = [(await harness.reader())[1] for _ in range(5)]
+    logs = [(await harness.subscriber())[1] for _ in range(5)]
     await harness.publish()
     await asyncio.sleep(0)
     await harness.publish()
@@ -223,13 +227,13 @@ async def test_messages_that_come_meanwhile_wait_for_their_turn() -> None:
 
 async def test_who_leaves_meanwhile_gets_no_more_and_who_comes_gets_what_comes_next() -> None:
     harness = Harness()
-    pairs = [await harness.reader() for _ in range(6)]
+    pairs = [await harness.subscriber() for _ in range(6)]
     await harness.publish()
     await turns()
     harness.hub.deliver(harness.append())
     await asyncio.sleep(0)
-    harness.hub.remove(pairs[5][0])
-    _, late = await harness.reader()
+    pairs[5][0].leave(harness.hub)
+    _, late = await harness.subscriber()
     await turns()
     await harness.publish()
     await turns()
@@ -239,7 +243,7 @@ async def test_who_leaves_meanwhile_gets_no_more_and_who_comes_gets_what_comes_n
 
 async def test_a_loss_meanwhile_is_told_to_all_and_nothing_older_follows() -> None:
     harness = Harness()
-    logs = [(await harness.reader())[1] for _ in range(6)]
+    logs = [(await harness.subscriber())[1] for _ in range(6)]
     await harness.publish()
     await asyncio.sleep(0)
     harness.store.forget("s")
@@ -280,18 +284,18 @@ def test_whatever_happens_between_slices_every_reader_gets_each_message_once_in_
             else:
                 what = (await harness.publish(exclude=exclude)).offset
             for one in here:
-                if one.reader.stream is not None and exclude not in one.reader.sids:
+                if not one.reader.closed and exclude not in one.reader.sids:
                     sent[one].append(what)
 
         async def replay(one: Written) -> None:
             """As a subscription does on a client's request."""
             replayed.add(one)
-            one.reader.live = False
+            one.reader.suspend()
             await asyncio.sleep(0)
             one.outbox.resume()
-            while harness.hub.is_behind(one.reader):
-                assert await harness.hub.send_page(one.reader)
-            harness.hub.go_live(one.reader)
+            while one.reader.is_behind:
+                assert await harness.hub.catch_up.send_page(one.reader.stream, one.reader)
+            one.reader.resume()
 
         for _ in range(4):
             await join()
@@ -303,16 +307,16 @@ def test_whatever_happens_between_slices_every_reader_gets_each_message_once_in_
                 await asyncio.sleep(0)
             elif step == "join":
                 await join()
-            elif one.reader.stream is None:
+            elif one.reader.closed:
                 continue
             elif step == "pause":
                 one.outbox.pause()
             elif step == "resume":
                 one.outbox.resume()
             elif step == "leave":
-                harness.hub.remove(one.reader)
+                one.reader.leave(harness.hub)
             elif step == "settle":  # as when its subscription starts another stream
-                harness.hub.go_live(one.reader)
+                one.reader.resume()
             else:
                 await replay(one)
         for one in here:
@@ -325,7 +329,7 @@ def test_whatever_happens_between_slices_every_reader_gets_each_message_once_in_
             if one in replayed:  # what has no position may come after the replay
                 got = [what for what in got if isinstance(what, int)]
                 wanted = [what for what in wanted if isinstance(what, int)]
-            if one.reader.stream is None:  # it left before it was sent the last ones
+            if one.reader.closed:  # it left before it was sent the last ones
                 wanted = wanted[: len(got)]
             assert got == wanted
 

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 from reliable_cable.connection.outbox import Outbox
-from reliable_cable.hub.fanout import Reader
-from reliable_cable.hub.stream import SLICE
+from reliable_cable.hub.fanout import POLICY
+from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness
 
 #: Of the bare loop's. Measured were 3 times as many lines of Python (by plain ASGI 6.7), and 3.5 to 5.5 times its time.
@@ -42,10 +42,10 @@ async def stage(writes: list[Write | None], send: Any = no_send) -> Harness:
     harness = Harness()
     for write in writes:
         outbox = Outbox(send, limit=10**6, overflow=lambda: None, write=write)
-        reader = Reader(outbox, "I", "s", frozenset(), lambda: None)
-        await harness.hub.add(reader, "s")
-        reader.announced = True
-        harness.hub.go_live(reader)
+        reader = LoneSubscriber(outbox, "I", "s", frozenset(), lambda: None)
+        await reader.join(harness.hub, "s")
+        reader.confirmed = True
+        reader.resume()
     await harness.publish()  # the first one makes the stream's epoch, and takes another way
     await asyncio.sleep(0)
     return harness
@@ -123,7 +123,7 @@ async def test_a_delivery_executes_few_more_lines_than_a_bare_loop() -> None:
 
 
 async def test_a_delivery_takes_few_times_the_cpu_of_a_bare_loop() -> None:
-    writes = [Sink().write for _ in range(SLICE)]
+    writes = [Sink().write for _ in range(POLICY.budget)]
     harness = await stage([*writes])
     times: dict[str, float] = {}
     for _ in range(15):
@@ -136,13 +136,15 @@ async def test_a_delivery_takes_few_times_the_cpu_of_a_bare_loop() -> None:
 
 async def test_for_one_more_subscriber_nothing_is_called_but_its_write() -> None:
     """Neither JSON nor a method of the subscriber's."""
-    found = {number: calls(delivery(await stage([Sink().write for _ in range(number)]))) for number in (10, SLICE)}
-    assert found[SLICE] - found[10] == {"list.append": SLICE - 10}
+    found = {
+        number: calls(delivery(await stage([Sink().write for _ in range(number)]))) for number in (10, POLICY.budget)
+    }
+    assert found[POLICY.budget] - found[10] == {"list.append": POLICY.budget - 10}
 
 
 async def test_by_plain_asgi_one_more_subscriber_costs_one_send_and_no_json() -> None:
-    found = {number: calls(delivery(await stage([None] * number))) for number in (10, SLICE)}
-    more = {name: count / (SLICE - 10) for name, count in (found[SLICE] - found[10]).items()}
+    found = {number: calls(delivery(await stage([None] * number))) for number in (10, POLICY.budget)}
+    more = {name: count / (POLICY.budget - 10) for name, count in (found[POLICY.budget] - found[10]).items()}
     assert more == {
         "Parcel._send_singly": 1,
         "isinstance": 1,
@@ -155,7 +157,7 @@ async def test_by_plain_asgi_one_more_subscriber_costs_one_send_and_no_json() ->
 
 async def test_no_subscriber_has_a_task() -> None:
     for write in (Sink().write, None):
-        harness = await stage([write] * (2 * SLICE))
+        harness = await stage([write] * (2 * POLICY.budget))
         made: list[Any] = []
 
         def factory(

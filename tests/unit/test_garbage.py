@@ -11,17 +11,18 @@ from typing import Any
 import pytest
 
 from reliable_cable import Channel
-from reliable_cable.connection.commands import Execution
-from reliable_cable.connection.connection import CableSession
+from reliable_cable.connection.commands import Commands
+from reliable_cable.connection.connection import Connection
 from reliable_cable.connection.outbox import Outbox
+from reliable_cable.connection.subscribed_stream import SubscribedStream
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
-from reliable_cable.hub.fanout import Reader
+from reliable_cable.protocol.constants import DisconnectReason
 
 from .test_pace import HANDSHAKE, Uvicorn, clock
 from .wire import Client, identifier, until
 
-KINDS = (CableConsumer, CableSession, Channel, Execution, Outbox, Reader, Subscription)
+KINDS = (CableConsumer, Connection, Channel, Commands, Outbox, SubscribedStream, Subscription)
 
 
 @pytest.fixture(autouse=True)
@@ -64,9 +65,9 @@ async def test_a_connection_leaves_nothing(left: str) -> None:
     kinds = {kind for found in ours() if id(found) not in before for kind in KINDS if isinstance(found, kind)}
     assert kinds == set(KINDS)
     if left == "by the server":
-        (session,) = [found for found in ours() if isinstance(found, CableSession) and id(found) not in before]
-        session.restart()
-        del session
+        (connection,) = [found for found in ours() if isinstance(found, Connection) and id(found) not in before]
+        connection.close(DisconnectReason.SERVER_RESTART)
+        del connection
         while (await client.communicator.receive_output(5))["type"] != "websocket.close":
             pass
     await client.__aexit__(None, None, None)

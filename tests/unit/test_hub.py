@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import hub as hub_module
-from reliable_cable.hub.fanout import MAX_HELD, Group, Reader
+from reliable_cable.hub.subscriber import MAX_HELD, SubscriberGroup
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams.base import Advanced, Message, Published, Transient
+from tests.support.subscriber import LoneSubscriber
 
 from .hubs import Harness, catch_up, offsets
 
@@ -31,18 +32,18 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_messages_go_out_at_once_encoded_once_for_each_identifier(monkeypatch: pytest.MonkeyPatch) -> None:
     harness = Harness()
-    _, one = await harness.reader("A")
-    _, two = await harness.reader("A")
-    _, other = await harness.reader("B", "s#1")
-    _, base = await harness.reader("A", None)
+    _, one = await harness.subscriber("A")
+    _, two = await harness.subscriber("A")
+    _, other = await harness.subscriber("B", "s#1")
+    _, base = await harness.subscriber("A", None)
     calls: list[int] = []
-    encode = Group.encode
+    encode = SubscriberGroup.encode
 
-    def counted(group: Group, epoch: str, offset: int, data: str) -> str:
+    def counted(group: SubscriberGroup, epoch: str, offset: int, data: str) -> str:
         calls.append(offset)
         return encode(group, epoch, offset, data)
 
-    monkeypatch.setattr(Group, "encode", counted)
+    monkeypatch.setattr(SubscriberGroup, "encode", counted)
     event = await harness.publish('{"x":1}')
     frame = {"identifier": "A", "message": {"x": 1}, "stream_id": "s", "epoch": event.epoch, "offset": 1}
     assert one == two == [frame]
@@ -53,7 +54,7 @@ async def test_messages_go_out_at_once_encoded_once_for_each_identifier(monkeypa
 
 async def test_a_repeat_is_dropped_and_a_gap_is_filled_from_the_store() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     events = [harness.append() for _ in range(4)]
     harness.hub.deliver(events[0])
     harness.hub.deliver(events[0])
@@ -65,7 +66,7 @@ async def test_a_repeat_is_dropped_and_a_gap_is_filled_from_the_store() -> None:
 
 async def test_a_lost_announcement_is_found_by_a_hint() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     harness.append()
     harness.hub.deliver(Advanced("s"))
     await harness.settled()
@@ -74,7 +75,7 @@ async def test_a_lost_announcement_is_found_by_a_hint() -> None:
 
 async def test_trimmed_messages_are_told_of_and_the_rest_follows() -> None:
     harness = Harness(HISTORY_SIZE=2)
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     events = [harness.append() for _ in range(5)]
     harness.hub.deliver(events[4])
     await harness.settled()
@@ -83,7 +84,7 @@ async def test_trimmed_messages_are_told_of_and_the_rest_follows() -> None:
 
 async def test_a_burst_that_trims_what_is_being_read_is_sent_from_what_was_announced() -> None:
     harness = Harness(HISTORY_SIZE=2)
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     for event in [harness.append() for _ in range(20)]:
         harness.hub.deliver(event)
     await harness.settled()
@@ -99,7 +100,7 @@ async def test_a_burst_that_trims_what_is_being_read_is_sent_from_what_was_annou
 
 async def test_what_was_announced_of_another_epoch_is_not_sent() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     late = harness.append()
     harness.store.forget("s")
     harness.hub.deliver(late)
@@ -110,7 +111,7 @@ async def test_what_was_announced_of_another_epoch_is_not_sent() -> None:
 
 async def test_a_new_epoch_is_told_of_and_starts_over() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     for _ in range(3):
         await harness.publish()
     harness.store.forget("s")
@@ -122,7 +123,7 @@ async def test_a_new_epoch_is_told_of_and_starts_over() -> None:
 async def test_a_store_that_fails_delays_but_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reliable_cable.hub.repair.RETRY_DELAY", 0.001)
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     events = [harness.append() for _ in range(3)]
     harness.store.broken = True
     harness.hub.deliver(events[2])
@@ -135,7 +136,7 @@ async def test_a_store_that_fails_delays_but_loses_nothing(monkeypatch: pytest.M
 
 async def test_a_late_repeat_from_a_forgotten_epoch_is_not_taken_for_a_first_message() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     old = harness.append()
     for event in (old, Advanced("s"), old):
         if isinstance(event, Advanced):
@@ -146,7 +147,7 @@ async def test_a_late_repeat_from_a_forgotten_epoch_is_not_taken_for_a_first_mes
 
 
 async def test_the_opening_of_a_stream_does_not_wait_for_a_store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reliable_cable.hub.hub.OPEN_PATIENCE", 0.05)
+    monkeypatch.setattr("reliable_cable.hub.hub.OPEN_TIMEOUT", 0.05)
     harness = Harness()
 
     async def hang(stream: str) -> StreamPosition:
@@ -156,16 +157,16 @@ async def test_the_opening_of_a_stream_does_not_wait_for_a_store_that_hangs(monk
     monkeypatch.setattr(harness.store, "aposition", hang)
     with pytest.raises(StoreError, match="was not opened"):
         async with asyncio.timeout(10):
-            await harness.reader()
+            await harness.subscriber()
     monkeypatch.undo()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     await harness.publish()
     assert offsets(log) == [1], "the next subscriber opens it anew"
 
 
 async def test_excluded_sessions_are_left_out_and_stay_in_order() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     for exclude in ("", "sid", ""):
         await harness.publish(exclude=exclude)
         await asyncio.sleep(0)
@@ -174,7 +175,7 @@ async def test_excluded_sessions_are_left_out_and_stay_in_order() -> None:
 
 async def test_transient_messages_have_no_position() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     harness.hub.deliver(Transient("s", '"now"'))
     harness.hub.deliver(Transient("s", '"not you"', exclude="sid"))
     assert log == [{"identifier": "I", "message": "now"}]
@@ -182,8 +183,8 @@ async def test_transient_messages_have_no_position() -> None:
 
 async def test_transient_messages_wait_for_the_end_of_a_replay_within_bounds() -> None:
     harness = Harness()
-    reader, log = await harness.reader()
-    reader.live = False
+    reader, log = await harness.subscriber()
+    reader.suspend()
     for number in range(MAX_HELD + 10):
         harness.hub.deliver(Transient("s", str(number + 1)))
     await harness.publish()
@@ -197,21 +198,21 @@ async def test_transient_messages_wait_for_the_end_of_a_replay_within_bounds() -
 
 async def test_a_stream_without_readers_is_left() -> None:
     harness = Harness()
-    reader, log = await harness.reader()
-    harness.hub.remove(reader)
+    reader, log = await harness.subscriber()
+    reader.leave(harness.hub)
     await harness.publish()
     assert log == []
-    again, log = await harness.reader()
+    again, log = await harness.subscriber()
     await harness.publish()
     assert offsets(log) == [2]
-    harness.hub.remove(again)
+    again.leave(harness.hub)
 
 
-async def behind(harness: Harness, outbox: Outbox, sids: tuple[str, ...] = ()) -> Reader:
+async def behind(harness: Harness, outbox: Outbox, sids: tuple[str, ...] = ()) -> LoneSubscriber:
     """Return a reader that stands before the stream's first message."""
-    reader = Reader(outbox, "I", "s", sids, lambda: None)
-    await harness.hub.add(reader, "s")
-    reader.position = StreamPosition(reader.position.epoch, 0)
+    reader = LoneSubscriber(outbox, "I", "s", sids, lambda: None)
+    await reader.join(harness.hub, "s")
+    reader.cursor = StreamPosition(reader.cursor.epoch, 0)
     return reader
 
 
@@ -228,7 +229,7 @@ async def test_a_history_is_one_write_and_leaves_out_what_is_not_for_its_reader(
     assert await catch_up(harness, reader)
     assert len(writes) == 1
     assert [writes[0].count(b'"offset":%d}' % offset) for offset in range(1, 7)] == [0, 1, 1, 0, 1, 0]
-    assert reader.position.offset == 6
+    assert reader.cursor.offset == 6
 
 
 async def test_those_who_come_back_together_cost_one_read_and_one_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,9 +237,9 @@ async def test_those_who_come_back_together_cost_one_read_and_one_encoding(monke
     for _ in range(5):
         harness.append()
     calls: list[int] = []
-    encode, read = Group.encode, harness.store.aread
+    encode, read = SubscriberGroup.encode, harness.store.aread
 
-    def counted(group: Group, epoch: str, offset: int, data: str) -> Any:
+    def counted(group: SubscriberGroup, epoch: str, offset: int, data: str) -> Any:
         calls.append(offset)
         return encode(group, epoch, offset, data)
 
@@ -247,7 +248,7 @@ async def test_those_who_come_back_together_cost_one_read_and_one_encoding(monke
             calls.append(-1)
         return await read(stream, **options)
 
-    monkeypatch.setattr(Group, "encode", counted)
+    monkeypatch.setattr(SubscriberGroup, "encode", counted)
     monkeypatch.setattr(harness.store, "aread", noted)
     logs: list[list[bytes]] = [[] for _ in range(20)]
 
@@ -287,7 +288,7 @@ def test_storms(seed: int, size: int) -> None:
         harness = Harness(HISTORY_SIZE=size)
         truth: list[tuple[str, int]] = []
         announced: list[Published] = []
-        readers = [await harness.reader() for _ in range(2)]
+        readers = [await harness.subscriber() for _ in range(2)]
         for _ in range(80):
             step = rng.random()
             if step < 0.5:
@@ -303,7 +304,7 @@ def test_storms(seed: int, size: int) -> None:
                 await asyncio.sleep(0)
             elif step < 0.97:
                 reader, log = rng.choice(readers)
-                reader.live = False
+                reader.suspend()
                 for _ in range(rng.randrange(3)):
                     await asyncio.sleep(0)
                 if not await catch_up(harness, reader):
@@ -317,7 +318,7 @@ def test_storms(seed: int, size: int) -> None:
                 log.append("lost")
             got = [frame if frame == "lost" else (frame["epoch"], frame["offset"]) for frame in log]
             check(got, truth)
-            harness.hub.remove(reader)
+            reader.leave(harness.hub)
 
     asyncio.run(storm())
 
@@ -338,14 +339,14 @@ def check(got: list[Any], truth: list[tuple[str, int]]) -> None:
 
 async def test_a_hub_that_is_closed_waits_for_what_connections_began_and_leaves_its_streams() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     done: list[str] = []
 
     async def begun() -> None:
         await asyncio.sleep(0)
         done.append("done")
 
-    harness.hub.spawn(begun())
+    harness.hub.tasks.spawn(begun())
     await harness.hub.aclose()
     assert done == ["done"]
     harness.store.append([("s", Message("1"))])
@@ -355,9 +356,9 @@ async def test_a_hub_that_is_closed_waits_for_what_connections_began_and_leaves_
 
 
 async def test_a_hub_that_is_closed_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "CLOSE_PATIENCE", 0.01)
+    monkeypatch.setattr(hub_module, "CLOSE_TIMEOUT", 0.01)
     harness = Harness()
-    task = harness.hub.spawn(asyncio.Event().wait())  # type: ignore[arg-type]
+    task = harness.hub.tasks.spawn(asyncio.Event().wait())
     async with asyncio.timeout(5):
         await harness.hub.aclose()
     assert task.cancel()

@@ -21,7 +21,7 @@ import reliable_cable
 from reliable_cable import Channel, action, state
 from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
-from reliable_cable.connection.connection import CableSession
+from reliable_cable.connection import connection as module
 from reliable_cable.consumer import CableConsumer, get_hub
 
 from .wire import EXTENDED, identifier
@@ -101,9 +101,9 @@ class Connection:
             self.answers.put_nowait(frame)
 
     @property
-    def session(self) -> CableSession:
+    def session(self) -> Any:
         """The one of this event loop."""
-        (session,) = get_hub().connections.values()
+        (session,) = get_hub().connections.all()
         return session
 
     def put(self, command: str, **body: Any) -> None:
@@ -167,7 +167,7 @@ def tasks_made() -> Iterator[list[str]]:
 async def test_messages_that_come_one_after_another_cost_one_task(room: Connection) -> None:
     with tasks_made() as tasks:
         await room.perform("nothing", MESSAGES)
-    assert tasks == ["Execution._work"]
+    assert tasks == ["Commands._work"]
 
 
 async def test_a_client_that_sends_nothing_any_more_has_no_task(room: Connection) -> None:
@@ -194,7 +194,7 @@ async def test_a_ping_interrupts_no_handler(room: Connection) -> None:
     await room.perform("increase")
     subscription = room.session.subscriptions[ROOM]
     assert subscription.channel.dump_state() == {}, "it waits for the one before"
-    worker = room.session.execution._worker
+    worker = room.session.commands._task
     assert worker is not None
     worker.cancel()
 
@@ -209,7 +209,7 @@ async def test_what_comes_as_the_worker_is_told_to_end_is_handled(room: Connecti
 
 async def test_nobody_waits_for_a_worker_that_has_nothing_to_do(room: Connection) -> None:
     await room.perform("nothing")
-    await asyncio.wait_for(room.session.execution.finished(), 5)
+    await asyncio.wait_for(room.session.commands.finished(), 5)
 
 
 async def test_each_handler_can_be_timed_out(room: Connection) -> None:
@@ -248,12 +248,12 @@ async def test_the_state_is_dumped_before_and_after_an_action(
         return dumps[-1]
 
     monkeypatch.setattr(Room, "dump_state", counted)
-    monkeypatch.setattr(CableSession, "save", _no_save)
+    monkeypatch.setattr(module.Connection, "save", _no_save)
     await room.perform("increase")
     assert dumps == [{}, {"count": 1}]
 
 
-async def _no_save(session: CableSession) -> None:
+async def _no_save(connection: Any) -> None:
     """What is saved is dumped, too."""
 
 

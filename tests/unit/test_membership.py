@@ -17,7 +17,7 @@ from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEv
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from tests.stores.conftest import Clock
 
-from .wire import Client, identifier
+from .wire import Client, connection_of, identifier
 
 
 class Room(Channel, abstract=True):
@@ -91,7 +91,7 @@ class TestAStoreThatFails:
             monkeypatch.setattr(presence(), "ainfo", fail)
             await client.send("presence", ROOM)
             assert await rest(client) == [("error", [])]
-            (subscription,) = get_hub().connections[client.sid].record().data["subscriptions"]
+            (subscription,) = connection_of(client).record().data["subscriptions"]
             assert subscription["watching"] is None
 
 

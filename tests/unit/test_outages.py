@@ -114,7 +114,7 @@ async def test_so_are_the_checks_of_a_subscription(monkeypatch: pytest.MonkeyPat
 
 async def test_a_client_is_sent_away_to_come_back_when_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "fail_times", 1000)
-    monkeypatch.setattr(execution_module, "SUBSCRIBE_PATIENCE", 0.05)
+    monkeypatch.setattr(execution_module, "SUBSCRIBE_TIMEOUT", 0.05)
     async with Client() as client:
         await client.send("subscribe", ROOM)
         # The error handler's transmission, and neither a rejection nor a `disconnect`: the session may be resumed.
@@ -186,7 +186,7 @@ async def test_a_restored_subscription_waits_for_the_database(monkeypatch: pytes
 async def test_a_subscription_that_cannot_be_restored_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Client() as former:
         await former.subscribe(ROOM)
-    monkeypatch.setattr(restore_module, "RESTORE_PATIENCE", 0.05)
+    monkeypatch.setattr(restore_module, "RESTORE_TIMEOUT", 0.05)
     monkeypatch.setattr(Room, "failing", "resubscribed")
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client(former.sid) as client:

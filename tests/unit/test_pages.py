@@ -1,4 +1,4 @@
-"""Pages of history: read once for all who ask at once, and never too old for who asks."""
+"""HistoryReader of history: read once for all who ask at once, and never too old for who asks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from reliable_cable.conf import read_settings
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import history as pages_module
-from reliable_cable.hub.fanout import Group, Reader
-from reliable_cable.hub.history import PAGE_SIZE, Pages
+from reliable_cable.hub.history import PAGE_SIZE, HistoryReader
+from reliable_cable.hub.subscriber import SubscriberGroup
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage, advance, recoverable
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.memory import MemoryStreamStore
+from tests.support.subscriber import LoneSubscriber
 
 
 class Store(MemoryStreamStore):
@@ -54,7 +55,7 @@ def offsets(page: StreamPage) -> list[int]:
 async def test_all_who_ask_at_once_share_one_read() -> None:
     store = Store()
     hub = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     start = StreamPosition(hub.epoch, 2)
     found = await asyncio.gather(*(pages.read("s", start, hub) for _ in range(10)))
     assert store.reads == [2]
@@ -64,7 +65,7 @@ async def test_all_who_ask_at_once_share_one_read() -> None:
 async def test_who_asks_soon_after_for_less_gets_the_same_page() -> None:
     store = Store()
     hub = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     first = await pages.read("s", StreamPosition(hub.epoch, 1), hub)
     assert await pages.read("s", StreamPosition(hub.epoch, 3), hub) is first
     assert await pages.read("s", StreamPosition("", 5), hub) is first
@@ -74,7 +75,7 @@ async def test_who_asks_soon_after_for_less_gets_the_same_page() -> None:
 async def test_who_asks_for_more_or_for_another_epoch_or_is_ahead_has_it_read() -> None:
     store = Store()
     hub = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     await pages.read("s", StreamPosition(hub.epoch, 3), hub)
     for start in (StreamPosition(hub.epoch, 2), StreamPosition("another", 3), StreamPosition(hub.epoch, 9)):
         await pages.read("s", start, hub)
@@ -84,7 +85,7 @@ async def test_who_asks_for_more_or_for_another_epoch_or_is_ahead_has_it_read() 
 async def test_a_page_that_ends_before_the_hub_is_not_used() -> None:
     store = Store()
     hub = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     await pages.read("s", StreamPosition(hub.epoch, 3), hub)
     hub = store.add()
     assert offsets(await pages.read("s", StreamPosition(hub.epoch, 3), hub)) == [4, 5, 6]
@@ -93,7 +94,7 @@ async def test_a_page_that_ends_before_the_hub_is_not_used() -> None:
 async def test_a_page_of_a_former_epoch_is_not_used() -> None:
     store = Store()
     former = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     await pages.read("s", StreamPosition("", 0), former)
     store.forget("s")
     hub = store.add(2)
@@ -104,7 +105,7 @@ async def test_a_page_of_a_former_epoch_is_not_used() -> None:
 async def test_a_read_that_was_begun_before_the_hub_moved_on_is_not_shared() -> None:
     store = Store()
     hub = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     store.open.clear()
     early = asyncio.create_task(pages.read("s", StreamPosition(hub.epoch, 3), hub))
     await asyncio.sleep(0)
@@ -119,7 +120,7 @@ async def test_a_read_that_was_begun_before_the_hub_moved_on_is_not_shared() -> 
 async def test_a_stream_that_the_hub_knows_nothing_of_is_always_read() -> None:
     store = Store()
     hub = store.add(2)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     for known in (None, StreamPosition("", 0)):
         for _ in range(2):
             await pages.read("s", StreamPosition(hub.epoch, 0), known)
@@ -129,7 +130,7 @@ async def test_a_stream_that_the_hub_knows_nothing_of_is_always_read() -> None:
 async def test_a_full_page_is_not_taken_for_the_end() -> None:
     store = Store()
     hub = store.add(PAGE_SIZE + 5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     page = await pages.read("s", StreamPosition(hub.epoch, 0), hub)
     assert offsets(page)[-1] == PAGE_SIZE
     rest = await pages.read("s", StreamPosition(hub.epoch, PAGE_SIZE), hub)
@@ -137,24 +138,24 @@ async def test_a_full_page_is_not_taken_for_the_end() -> None:
 
 
 async def test_a_page_is_not_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages_module, "LIFE", 0)
+    monkeypatch.setattr(pages_module, "PAGE_TTL", 0)
     store = Store()
     hub = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     start = StreamPosition(hub.epoch, 1)
     await pages.read("s", start, hub)
     await pages.read("s", start, hub)
     assert store.reads == [1, 1]
     for _ in range(5):
         await asyncio.sleep(0)
-    assert not pages._kept
+    assert not pages._pages
     assert (pages._size, pages._frames_size, pages._timer) == (0, 0, None)
 
 
 async def test_a_read_that_fails_fails_for_all_and_the_next_one_reads_anew() -> None:
     store = Store()
     hub = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     store.broken = True
     start = StreamPosition(hub.epoch, 1)
     outcomes = await asyncio.gather(*(pages.read("s", start, hub) for _ in range(3)), return_exceptions=True)
@@ -167,7 +168,7 @@ async def test_a_read_that_fails_fails_for_all_and_the_next_one_reads_anew() -> 
 async def test_one_who_goes_meanwhile_does_not_disturb_the_others() -> None:
     store = Store()
     hub = store.add(5)
-    pages = Pages(store)
+    pages = HistoryReader(store)
     store.open.clear()
     tasks = [asyncio.create_task(pages.read("s", StreamPosition(hub.epoch, 3), hub)) for _ in range(3)]
     await asyncio.sleep(0)
@@ -179,24 +180,24 @@ async def test_one_who_goes_meanwhile_does_not_disturb_the_others() -> None:
 
 
 class TestFrames:
-    def readers(self, group: Group, count: int) -> None:
+    def fill(self, group: SubscriberGroup, count: int) -> None:
         async def send(message: dict[str, Any]) -> None: ...
 
         for _ in range(count):
             outbox = Outbox(send, limit=1, overflow=lambda: None)
-            group.readers[Reader(outbox, group.identifier, group.stream_id, (), lambda: None)] = None
+            group.subscribers[LoneSubscriber(outbox, group.identifier, group.stream_id, ())] = None
 
-    async def stage(self) -> tuple[Pages, StreamPage]:
+    async def stage(self) -> tuple[HistoryReader, StreamPage]:
         store = Store()
         hub = store.add(3)
-        pages = Pages(store)
+        pages = HistoryReader(store)
         return pages, await pages.read("s", StreamPosition(hub.epoch, 0), hub)
 
     async def test_each_is_made_once_for_all_of_a_group(self) -> None:
         pages, page = await self.stage()
-        group, other = Group("I", "s"), Group("J", "s")
-        self.readers(group, 2)
-        self.readers(other, 2)
+        group, other = SubscriberGroup("I", "s"), SubscriberGroup("J", "s")
+        self.fill(group, 2)
+        self.fill(other, 2)
         made = [pages.encode(group, "s", page.epoch, entry) for entry in page.entries]
         assert [json.loads(frame)["offset"] for frame in made] == [1, 2, 3]
         again = [pages.encode(group, "s", page.epoch, entry) for entry in page.entries]
@@ -205,9 +206,9 @@ class TestFrames:
 
     async def test_those_of_one_reader_or_of_another_epoch_are_not_kept(self) -> None:
         pages, page = await self.stage()
-        alone, group = Group("I", "s"), Group("J", "s")
-        self.readers(alone, 1)
-        self.readers(group, 2)
+        alone, group = SubscriberGroup("I", "s"), SubscriberGroup("J", "s")
+        self.fill(alone, 1)
+        self.fill(group, 2)
         entry = page.entries[0]
         assert pages.encode(alone, "s", page.epoch, entry) is not pages.encode(alone, "s", page.epoch, entry)
         changed = Entry(entry.offset, '"of another epoch"')
@@ -215,19 +216,19 @@ class TestFrames:
         assert json.loads(pages.encode(group, "s", "other", changed))["message"] == "of another epoch"
 
     async def test_what_is_kept_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pages_module, "MOST", 100)
+        monkeypatch.setattr(pages_module, "CACHE_SIZE", 100)
         store = Store()
         hubs = {name: store.append([(name, Message("1" * 40))])[0] for name in ("a", "b", "c")}
         hubs["long"] = store.append([("long", Message("1" * 200))])[0]
-        pages = Pages(store)
+        pages = HistoryReader(store)
         for name, hub in hubs.items():
             await pages.read(name, StreamPosition(hub.epoch, 0), hub)
-        assert list(pages._kept) == [("b", False), ("c", False)]
-        group = Group("I", "c")
-        self.readers(group, 2)
+        assert list(pages._pages) == [("b", False), ("c", False)]
+        group = SubscriberGroup("I", "c")
+        self.fill(group, 2)
         page = await pages.read("c", StreamPosition(hubs["c"].epoch, 0), hubs["c"])
         pages.encode(group, "c", page.epoch, page.entries[0])
-        assert not pages._kept["c", False].frames
+        assert not pages._pages["c", False].frames
 
 
 STEPS = st.lists(
@@ -248,7 +249,7 @@ def test_whatever_was_kept_nobody_gets_less_than_by_a_read_of_its_own(steps: lis
     async def run() -> None:
         store = Store(HISTORY_SIZE=size)
         hub = store.add()
-        pages = Pages(store)
+        pages = HistoryReader(store)
         log: dict[tuple[str, int], str] = {}
         for step, number in steps:
             for entry in store.read("s", after=0, limit=1000).entries:

@@ -11,15 +11,15 @@ import pytest
 from reliable_cable import Channel, StoreError, action, state
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
-from reliable_cable.connection import commands as execution_module
-from reliable_cable.connection import subscription as subscription_module
+from reliable_cable.connection import commands as commands_module
+from reliable_cable.connection import replay as replay_module
 from reliable_cable.consumer import get_hub
 from reliable_cable.hub import hub as hub_module
 from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, identifier
+from .wire import Client, connection_of, identifier
 
 
 class Room(Channel, abstract=True):
@@ -212,8 +212,8 @@ class TestStoresThatFail:
         async with Client() as client:
             with monkeypatch.context() as patch:
                 patch.setattr(get_engine().streams, "aposition", fail)
-                patch.setattr(hub_module, "OPEN_PATIENCE", RETRY_DELAY / 2)
-                patch.setattr(execution_module, "SUBSCRIBE_PATIENCE", 0)
+                patch.setattr(hub_module, "OPEN_TIMEOUT", RETRY_DELAY / 2)
+                patch.setattr(commands_module, "SUBSCRIBE_TIMEOUT", 0)
                 await client.send("subscribe", ROOM)
                 # Neither a rejection nor a `disconnect`: the session may be resumed.
                 assert await client.communicator.receive_output(timeout=5) == {"type": "websocket.close", "code": 1000}
@@ -274,7 +274,7 @@ class TestStoresThatFail:
         async with Client() as client:
             await client.subscribe(ROOM)
             monkeypatch.setattr(get_engine().streams, "aposition", fail_for_b)
-            monkeypatch.setattr(hub_module, "OPEN_PATIENCE", RETRY_DELAY / 2)
+            monkeypatch.setattr(hub_module, "OPEN_TIMEOUT", RETRY_DELAY / 2)
             await client.perform(ROOM, "two")
             await turns()
             await abroadcast("a", 1)
@@ -312,7 +312,7 @@ class TestStoresThatFail:
             await first.subscribe(ROOM)
             await abroadcast("room", 1)
             await rest(first)
-            monkeypatch.setattr(subscription_module, "RETRY_DELAY", 0.001)
+            monkeypatch.setattr(replay_module, "RETRY_DELAY", 0.001)
             monkeypatch.setattr(get_engine().streams, name, fail_twice)
             async with Client() as client:
                 await client.subscribe(ROOM, history={"since": 1})
@@ -343,8 +343,8 @@ class TestRestore:
         monkeypatch.setattr(sessions, "adelete", slow)
         async with Client() as client:
             await client.subscribe(ROOM)
-            await sessions.asave({client.sid: get_hub().connections[client.sid].record()})
-            get_hub().connections[client.sid].disconnect(DisconnectReason.INVALID_REQUEST)
+            await sessions.asave({client.sid: connection_of(client).record()})
+            connection_of(client).close(DisconnectReason.INVALID_REQUEST)
             assert (await client.receive())["reason"] == "invalid_request"
             async with Client(client.sid) as again:
                 assert "restored" not in again.welcome

@@ -21,7 +21,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_what_is_on_its_way_is_not_lost_though_the_store_has_trimmed_it() -> None:
     harness = Harness(HISTORY_SIZE=2)
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     await harness.publish()
     events = [harness.append() for _ in range(5)]
     harness.store.on_their_way = list(events[:4])
@@ -32,7 +32,7 @@ async def test_what_is_on_its_way_is_not_lost_though_the_store_has_trimmed_it() 
 
 async def test_what_has_no_position_follows_what_was_announced_before_it() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     # The stream is new to the hub, which has to read it first.
     harness.hub.deliver(harness.append("1"))
     harness.hub.deliver(Transient("s", "2"))
@@ -45,7 +45,7 @@ async def test_what_has_no_position_follows_what_was_announced_before_it() -> No
 
 async def test_what_was_announced_and_is_not_in_the_store_yet_is_read_again() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     first = await harness.publish()
     # The new primary announced this, while reads still go to the former one.
     harness.hub.deliver(Published("s", first.epoch, 3, "3"))
@@ -61,7 +61,7 @@ async def test_what_was_announced_and_is_not_in_the_store_yet_is_read_again() ->
 
 async def test_what_never_comes_is_not_waited_for_for_ever_but_looked_for_later() -> None:
     harness = Harness()
-    _, log = await harness.reader()
+    _, log = await harness.subscriber()
     first = await harness.publish()
     reads = harness.store.reads
     harness.hub.deliver(Published("s", first.epoch, 3, "3"))
@@ -76,21 +76,21 @@ class TestAStreamInWhichMessagesOvertakeEveryRead:
 
     async def test_a_subscriber_that_is_behind_is_sent_what_was_read(self) -> None:
         harness = Harness()
-        reader, log = await harness.reader()
+        reader, log = await harness.subscriber()
         for _ in range(5):
             await harness.publish()
-        reader.live = False
-        reader.position = StreamPosition(reader.position.epoch, 2)
+        reader.suspend()
+        reader.cursor = StreamPosition(reader.cursor.epoch, 2)
         log.clear()
         harness.store.overtake = lambda: harness.hub.deliver(harness.append())
         reads = harness.store.reads
-        assert await harness.hub.send_page(reader)
+        assert await harness.hub.catch_up.send_page(reader.stream, reader)
         assert offsets(log) == [3, 4, 5]
         assert harness.store.reads - reads == 1
 
     async def test_a_repair_ends(self) -> None:
         harness = Harness()
-        _, log = await harness.reader()
+        _, log = await harness.subscriber()
         await harness.publish()
         harness.store.overtake = lambda: harness.hub.deliver(harness.append())
         reads = harness.store.reads
@@ -106,7 +106,7 @@ class TestAStoreThatWentBack:
 
     async def test_begins_a_new_epoch_and_everybody_is_told(self) -> None:
         harness = Harness()
-        _, log = await harness.reader()
+        _, log = await harness.subscriber()
         events = [await harness.publish() for _ in range(5)]
         harness.store.go_back(2)
         await harness.publish('"with an offset that was given before"')
@@ -117,7 +117,7 @@ class TestAStoreThatWentBack:
 
     async def test_one_hub_ends_the_epoch_for_all(self) -> None:
         harness = Harness()
-        await harness.reader()
+        await harness.subscriber()
         await harness.publish()
         await harness.publish()
         harness.store.go_back(1)
@@ -130,11 +130,11 @@ class TestAStoreThatWentBack:
 
     async def test_a_subscriber_that_asks_is_answered_at_once(self) -> None:
         harness = Harness()
-        reader, _ = await harness.reader()
+        reader, _ = await harness.subscriber()
         for _ in range(5):
             await harness.publish()
-        reader.live = False
-        reader.position = StreamPosition(reader.position.epoch, 3)
+        reader.suspend()
+        reader.cursor = StreamPosition(reader.cursor.epoch, 3)
         harness.store.go_back(2)
         reads = harness.store.reads
         assert not await catch_up(harness, reader)
@@ -142,13 +142,13 @@ class TestAStoreThatWentBack:
 
     async def test_a_hub_that_cannot_follow_ends_with_an_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         harness = Harness()
-        reader, _ = await harness.reader()
+        reader, _ = await harness.subscriber()
         for _ in range(5):
             await harness.publish()
-        monkeypatch.setattr("reliable_cable.hub.hub.CATCH_UP_DELAYS", (0.0,) * 4)
-        reader.live = False
+        monkeypatch.setattr("reliable_cable.hub.catch_up.RETRY_DELAYS", (0.0,) * 4)
+        reader.suspend()
         # The client saw this message on another server. This store never had it.
-        reader.position = StreamPosition(reader.position.epoch, 9)
+        reader.cursor = StreamPosition(reader.cursor.epoch, 9)
         reads = harness.store.reads
         assert not await catch_up(harness, reader)
         assert harness.store.reads - reads < 20

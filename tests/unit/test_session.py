@@ -278,7 +278,7 @@ class TestRestore:
     async def test_without_the_history_request_the_connection_is_closed_in_silence(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("reliable_cable.connection.connection.HISTORY_DEADLINE", 0.01)
+        monkeypatch.setattr("reliable_cable.connection.lifecycle.HISTORY_TIMEOUT", 0.01)
         async with Client() as client:
             await client.subscribe(ROOM)
         async with Client(client.sid) as again:

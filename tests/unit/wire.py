@@ -10,7 +10,8 @@ from typing import Any
 
 from channels.testing import WebsocketCommunicator
 
-from reliable_cable.consumer import CableConsumer
+from reliable_cable.connection.connection import Connection
+from reliable_cable.consumer import CableConsumer, get_hub
 
 EXTENDED = "actioncable-v1-ext-json"
 BASE = "actioncable-v1-json"
@@ -19,6 +20,13 @@ BASE = "actioncable-v1-json"
 def identifier(channel: str, **params: Any) -> str:
     """Return an identifier as a client writes it."""
     return json.dumps({"channel": channel, **params})
+
+
+def connection_of(client: Client) -> Connection:
+    """Return the server side of a client."""
+    connection = get_hub().connections.get(client.sid)
+    assert isinstance(connection, Connection)
+    return connection
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -1,0 +1,73 @@
+"""A subscriber that belongs to no subscription."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from reliable_cable.hub.hub import Hub
+from reliable_cable.hub.stream import HubStream
+from reliable_cable.hub.subscriber import Subscriber, SubscriberOutbox, SubscriberState
+
+
+class _Owner:
+    """Takes the place of the subscription."""
+
+    def __init__(self, lost: Callable[[], object]) -> None:
+        self._lost = lost
+
+    def fell_behind(self) -> None:
+        """The test decides when the subscriber catches up."""
+
+    def messages_lost(self) -> None:
+        """Tell the test."""
+        self._lost()
+
+
+class LoneSubscriber(Subscriber):
+    """A subscriber whose life a test controls.
+
+    Args:
+        outbox: the outbox of its connection.
+        identifier: its identifier.
+        stream_id: the stream id that its client knows.
+        sids: the session ids of its connection.
+        lost: called when the client would be told of a loss.
+    """
+
+    stream: HubStream
+
+    def __init__(
+        self,
+        outbox: SubscriberOutbox,
+        identifier: str,
+        stream_id: str | None,
+        sids: Collection[str],
+        lost: Callable[[], object] = lambda: None,
+    ) -> None:
+        super().__init__(_Owner(lost), outbox, identifier, stream_id, sids)
+
+    async def join(self, hub: Hub, name: str) -> None:
+        """Subscribe to a stream."""
+        self.stream = await hub.subscribe(name, self)
+
+    def leave(self, hub: Hub) -> None:
+        """Unsubscribe."""
+        hub.unsubscribe(self.stream, self)
+
+    def resume(self) -> None:
+        """Go live, if it is not."""
+        self.stream.go_live(self)
+
+    def suspend(self) -> None:
+        """Stop live delivery."""
+        self.stream.stop_live(self)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it needs entries from the store."""
+        return self.stream.is_behind(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has left."""
+        return self.state is SubscriberState.CLOSED
