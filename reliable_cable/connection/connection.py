@@ -213,7 +213,7 @@ class Connection:
 
     def receive(self, text: str | None) -> None:
         """Take a frame; None is a binary one. Commands are queued, so this returns at once."""
-        if self.ending:
+        if self.state is not ConnectionState.OPEN:
             return
         try:
             if text is None:

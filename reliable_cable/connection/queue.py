@@ -143,7 +143,7 @@ class CommandQueue(ABC):
             while backlog.commands:
                 command, size, arrived = backlog.commands.popleft()
                 backlog.size -= size
-                if self._owner.closed and isinstance(command, _ANSWERED):
+                if isinstance(command, _ANSWERED) and self._owner.closed:
                     continue
                 try:
                     await self.execute(command, arrived)

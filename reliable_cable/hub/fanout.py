@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
+from typing import Final
 
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
@@ -61,6 +63,9 @@ class FanoutPolicy:
 
 POLICY = FanoutPolicy()
 
+#: Takes the place of a serial for messages without a position. No subscriber is ever at it.
+_TRANSIENT: Final = -2
+
 
 class Batch:
     """Successive messages of a stream, kept ones and transient ones.
@@ -101,11 +106,16 @@ class EncodedBatch:
         frames: the frame of each message.
     """
 
-    __slots__ = ("_batch", "_block", "_frames", "cost")
+    __slots__ = ("_batch", "_block", "_singly", "cost")
 
     def __init__(self, batch: Batch, frames: Sequence[Frame]) -> None:
         self._batch = batch
-        self._frames = frames
+        serials = count(batch.first - 1)
+        #: Each message with its frame and, for a kept one, the serial of the message before it.
+        self._singly = [
+            (next(serials) if isinstance(item, Entry) else _TRANSIENT, item, frame)
+            for item, frame in zip(batch.items, frames, strict=True)
+        ]
         block = b"".join([frame.wire for frame in frames])
         #: All frames in one piece; None if that is too long for one write.
         self._block = block if len(frames) == 1 or len(block) <= POLICY.block_size else None
@@ -120,9 +130,7 @@ class EncodedBatch:
         for subscriber in subscribers:
             at = subscriber.at
             # A subscriber that went live a moment ago has the first of these messages from the store.
-            if (at != before if has_kept else at == NOT_LIVE) or (
-                excluded and not excluded.isdisjoint(subscriber.sids)
-            ):
+            if (at != before and (has_kept or at < 0)) or (excluded and not excluded.isdisjoint(subscriber.sids)):
                 self._send_singly(subscriber)
                 continue
             write = subscriber.outbox.ready
@@ -136,18 +144,20 @@ class EncodedBatch:
                 subscriber.outbox.failed()
 
     def _send_singly(self, subscriber: Subscriber) -> None:
-        serial = self._batch.first - 1
-        for item, frame in zip(self._batch.items, self._frames, strict=True):
-            if isinstance(item, Entry):
-                serial += 1
-                if subscriber.at != serial - 1:
-                    continue
+        for before, item, frame in self._singly:
+            if before == _TRANSIENT:
+                self._send_transient(subscriber, item.exclude, frame)
+            elif subscriber.at == before:
                 if item.exclude in subscriber.sids or subscriber.outbox.push(frame, kept=True):
-                    subscriber.at = serial
-                else:
+                    subscriber.at = before + 1
+                elif isinstance(item, Entry):
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
-            elif subscriber.confirmed and not (item.exclude and item.exclude in subscriber.sids):
-                if subscriber.at == NOT_LIVE:
-                    subscriber.hold(frame)
-                else:
-                    subscriber.outbox.push(frame)
+
+    @staticmethod
+    def _send_transient(subscriber: Subscriber, exclude: str, frame: Frame) -> None:
+        if not subscriber.confirmed or (exclude and exclude in subscriber.sids):
+            return
+        if subscriber.at == NOT_LIVE:
+            subscriber.hold(frame)
+        else:
+            subscriber.outbox.push(frame)

@@ -382,7 +382,7 @@ class TestLostMessages:
         assert "Control messages were lost" in caplog.text
 
     async def test_all_authenticate_again_if_the_sessions_are_lost_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(control, "RENEWAL_TIME", 0.0)
+        monkeypatch.setattr(control, "REAUTHENTICATION_TIME", 0.0)
         monkeypatch.setattr(get_engine().sessions, "may_lose_data", True)
         await hear({"other": 1})
         async with ann() as client, Client(protocol=BASE) as base:

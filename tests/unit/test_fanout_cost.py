@@ -146,8 +146,7 @@ async def test_by_plain_asgi_one_more_subscriber_costs_one_send_and_no_json() ->
     found = {number: calls(delivery(await stage([None] * number))) for number in (10, POLICY.budget)}
     more = {name: count / (POLICY.budget - 10) for name, count in (found[POLICY.budget] - found[10]).items()}
     assert more == {
-        "Parcel._send_singly": 1,
-        "isinstance": 1,
+        "EncodedBatch._send_singly": 1,
         "Outbox.push": 1,
         "Outbox._drive": 1,
         "no_send": 1,
