@@ -98,13 +98,6 @@ class LossDetector:
         self._renew_witness()
         return bool(witness) and time.monotonic() - self._lost_at > LOSS_MEMORY
 
-    async def check(self) -> None:
-        """Call `refresh`. After an error of the store, leave the records to the next check."""
-        try:
-            await self.refresh()
-        except StoreError as error:
-            self._writer.report_failure("touched", error)
-
     async def stop(self) -> None:
         """Cancel the checks."""
         if self._task is not None:
@@ -123,7 +116,9 @@ class LossDetector:
                 await asyncio.sleep(CHECK_DELAY)
                 self._due.clear()
                 try:
-                    await self.check()
+                    await self.refresh()
+                except StoreError as error:
+                    self._writer.report_failure("refreshed", error)
                 except Exception:
                     logger.exception("Session records could not be checked; they are checked again later.")
         finally:

@@ -130,10 +130,6 @@ class SessionRecords:
         """
         return await self._losses.refresh()
 
-    async def touch(self) -> None:
-        """Refresh the records of all live sessions. After an error of the store, leave them to the next refresh."""
-        await self._losses.check()
-
     def suspect(self) -> None:
         """Check soon whether the store has lost records."""
         self._losses.suspect()

@@ -311,6 +311,17 @@ class TestLostData:
         await run_loop()
         assert harness.store.reads == 1
 
+    async def test_close_ends_the_wait_for_members_that_join_again(self, harness: Harness) -> None:
+        await harness.client()
+        harness.store.forget()
+        harness.store.miss()
+        await harness.repaired()
+        await harness.rosters.close()
+        assert list(harness.rosters.streams) == []
+        reads = harness.store.reads
+        await asyncio.sleep(2 * TTL)
+        assert harness.store.reads == reads
+
 
 ACTIONS = ["join", "leave", "announce", "announce", "miss", "forget", "ask", "wait"]
 

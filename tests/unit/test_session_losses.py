@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Collection
 
 import pytest
 
 from reliable_cable.hub import session_losses, session_writer
 from reliable_cable.hub.session_records import SessionRecords
 
-from .sessions import Session, Store, number, until_kept
+from .sessions import Session, Store, ann, number, until_kept
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +19,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_losses, "CHECK_DELAY", 0.001)
     monkeypatch.setattr(session_writer, "SAVE_DELAY", 0.001)
     monkeypatch.setattr(session_writer, "RETRY_DELAY", 0.002)
+
+
+async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Wait until a message with this text has been logged."""
+    caplog.set_level(logging.INFO, "reliable_cable")
+    async with asyncio.timeout(5):
+        while text not in caplog.text:  # noqa: ASYNC110 - a logger has no events
+            await asyncio.sleep(0.001)
 
 
 class TestRefresh:
@@ -95,6 +105,43 @@ class TestRefresh:
         await until_kept(records, 0)
         records.discard(session)
 
+    async def test_a_failed_check_is_repeated_at_the_next_time(self, caplog: pytest.LogCaptureFixture) -> None:
+        records = SessionRecords(store := Store(sessions_ttl=0.03))
+        records.add(session := Session("a"))
+        await records.save(session)
+        store.down = True
+        await until_logged(caplog, "cannot be refreshed")
+        store.down = False
+        await until_logged(caplog, "works again")
+        store.delete(["a"])
+        await until_kept(records, 0)
+        records.discard(session)
+
+    async def test_an_unexpected_error_does_not_end_the_checks(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(sids: Collection[str]) -> set[str]:
+            raise ValueError("no such table")
+
+        records = SessionRecords(store := Store(sessions_ttl=0.03))
+        records.add(session := Session("a"))
+        await records.save(session)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "atouch", fail)
+            await until_logged(caplog, "could not be checked")
+        store.delete(["a"])
+        await until_kept(records, 0)
+        records.discard(session)
+
+    async def test_no_task_remains_after_the_last_session(self) -> None:
+        records = SessionRecords(Store())
+        for _ in range(2):
+            records.add(session := Session("a"))
+            await records.drop(session)
+            async with asyncio.timeout(5):
+                while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks end on their own
+                    await asyncio.sleep(0)
+
 
 class TestStop:
     async def test_writes_changed_sessions_first(self) -> None:
@@ -116,3 +163,18 @@ class TestStop:
         await records.stop()
         assert store.tried.is_set()
         assert len(asyncio.all_tasks()) == 1, "only the task of this test"
+
+    async def test_cancels_loads(self) -> None:
+        records = SessionRecords(store := Store())
+        store.open.clear()
+        loading = asyncio.create_task(records.load("a", ann))
+        await store.tried.wait()
+        await records.stop()
+        loading.cancel()
+        await asyncio.wait([loading])
+        assert len(asyncio.all_tasks()) == 1, "only the task of this test"
+
+    async def test_without_sessions_does_nothing(self) -> None:
+        records = SessionRecords(store := Store())
+        await records.stop()
+        assert not store.tried.is_set()

@@ -66,6 +66,7 @@ class TestWriting:
         records = SessionRecords(store := Store(sessions_ttl=0))
         records.add(session := Session("a"))
         await records.save(session)
+        records.void(session)
         await records.drop(session)
         assert await records.load("a", ann) is None
         assert store.saves == []
@@ -82,6 +83,7 @@ class TestWriting:
         records.add(session := Session("a"))
         records.changed(broken)
         await records.save(session)
+        await records.drop(broken)
         assert await number(records) == 0
         assert "no record" in caplog.text
 
@@ -127,6 +129,19 @@ class TestFailingStore:
             await records.take_over(session, "b", session.record())
             await records.drop(session)
         store.open.set()
+
+    async def test_does_not_block_a_client_that_leaves_while_it_hangs(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(session_writer, "FLUSH_TIMEOUT", 0.001)
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        store.open.clear()
+        async with asyncio.timeout(5):
+            await records.drop(session)
+        assert "the store does not respond" in caplog.text
+        store.open.set()
+        await until_kept(records, 0)
 
     async def test_receives_the_records_of_sessions_that_ended_meanwhile(self) -> None:
         records = SessionRecords(store := Store())
