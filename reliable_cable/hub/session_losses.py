@@ -25,7 +25,8 @@ CHECKS_PER_TTL: Final = 3
 #: How long, in seconds, to wait before records are checked after `suspect`.
 CHECK_DELAY: Final = 0.05
 
-#: How long, in seconds, to remember a loss of data. Every caller of `refresh` that asks because of it does so within.
+#: How long, in seconds, to remember a loss of data. All callers of `refresh` that react to the same loss call it within
+#: this time.
 LOSS_MEMORY: Final = 60.0
 
 #: The prefix of the ids of witness records.
@@ -59,10 +60,12 @@ class LossDetector:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Check the records regularly while there are live sessions, and write the first witness with them."""
-        if not self._witness:
-            self._renew_witness()
+        """Check the records regularly from now on, while there are live sessions."""
         if self._task is None:
+            # Without checks, an earlier witness may have expired.
+            self._witness = ""
+            self._renew_witness()
+            self._due.clear()
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def end_if_idle(self) -> None:
@@ -122,7 +125,6 @@ class LossDetector:
                 except Exception:
                     logger.exception("Session records could not be checked; they are checked again later.")
         finally:
-            self._due.clear()
             self._task = None
 
     def _renew_witness(self) -> None:

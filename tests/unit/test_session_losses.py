@@ -77,6 +77,17 @@ class TestRefresh:
         await records.save(session)
         assert await records.refresh()
 
+    async def test_a_witness_that_expired_without_live_sessions_is_no_loss(self) -> None:
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        await records.drop(session)
+        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks end on their own
+            await asyncio.sleep(0)
+        store.delete(list(store._kept))
+        records.add(session)
+        await records.save(session)
+        assert await records.refresh()
+
     async def test_a_store_that_cannot_lose_data_gets_no_witness(self) -> None:
         store = Store()
         store.may_lose_data = False
