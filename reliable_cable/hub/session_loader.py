@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Final
 
 from reliable_cable.identity import Identity
@@ -13,11 +12,7 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 LOAD_SIZE: Final = 200
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    sid: str
-    identity: Identity
-    result: asyncio.Future[SessionRecord | None]
+_Request = tuple[str, Identity, asyncio.Future[SessionRecord | None]]
 
 
 class SessionLoader:
@@ -39,13 +34,13 @@ class SessionLoader:
             StoreError: the store could not be read.
         """
         loop = asyncio.get_running_loop()
-        request = _Request(sid, identity, loop.create_future())
-        self._requests.append(request)
+        result: asyncio.Future[SessionRecord | None] = loop.create_future()
+        self._requests.append((sid, identity, result))
         if len(self._requests) == 1:
             task = loop.create_task(self._load_all())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await request.result
+        return await result
 
     async def stop(self) -> None:
         """Cancel all loads."""
@@ -60,16 +55,17 @@ class SessionLoader:
             await self._load_batch(requests[start : start + LOAD_SIZE])
 
     async def _load_batch(self, batch: list[_Request]) -> None:
+        pairs = [(sid, identity) for sid, identity, _ in batch]
         try:
-            if len(batch) == 1:
-                records = [await self._store.aload(batch[0].sid, batch[0].identity)]
+            if len(pairs) == 1:
+                records = [await self._store.aload(*pairs[0])]
             else:
-                records = await self._store.aload_many([(request.sid, request.identity) for request in batch])
+                records = await self._store.aload_many(pairs)
         except Exception as error:
-            for request in batch:
-                if not request.result.done():
-                    request.result.set_exception(error)
+            for _, _, result in batch:
+                if not result.done():
+                    result.set_exception(error)
             return
-        for request, record in zip(batch, records, strict=True):
-            if not request.result.done():
-                request.result.set_result(record)
+        for (_, _, result), record in zip(batch, records, strict=True):
+            if not result.done():
+                result.set_result(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import secrets
@@ -18,10 +19,14 @@ from .session_writer import LiveSession, SessionWriter
 
 logger = logging.getLogger("reliable_cable")
 
+#: How often records are checked within their time to live.
+CHECKS_PER_TTL: Final = 3
+
 #: How long, in seconds, to wait before records are checked after `suspect`.
 CHECK_DELAY: Final = 0.05
 
-#: How long, in seconds, to remember a loss of data. Every caller of `refresh` that asks because of it does so within.
+#: How long, in seconds, to remember a loss of data. All callers of `refresh` that react to the same loss call it within
+#: this time.
 LOSS_MEMORY: Final = 60.0
 
 #: The prefix of the ids of witness records.
@@ -50,12 +55,28 @@ class LossDetector:
         self._witness = ""
         self._next_witness = ""
         self._lost_at = -math.inf
-        self._check: asyncio.Task[None] | None = None
+        #: Set when the next check must not wait any longer.
+        self._due = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
-    def add_witness(self) -> None:
-        """Write the first witness, with the first records."""
-        if not self._witness:
+    def start(self) -> None:
+        """Check the records regularly from now on, while there are live sessions."""
+        if self._task is None:
+            # Without checks, an earlier witness may have expired.
+            self._witness = ""
             self._renew_witness()
+            self._due.clear()
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def end_if_idle(self) -> None:
+        """End the checks if there are no live sessions."""
+        if not self._live:
+            self._due.set()
+
+    def suspect(self) -> None:
+        """Check soon whether the store has lost data."""
+        if self._store.may_lose_data and self._live:
+            self._due.set()
 
     async def refresh(self) -> bool:
         """Extend the time to live of the records of all live sessions, and write those again that are missing.
@@ -80,29 +101,31 @@ class LossDetector:
         self._renew_witness()
         return bool(witness) and time.monotonic() - self._lost_at > LOSS_MEMORY
 
-    async def check(self) -> None:
-        """Call `refresh`. After an error of the store, leave the records to the next check."""
-        try:
-            await self.refresh()
-        except StoreError as error:
-            self._writer.report_failure("touched", error)
-
-    def suspect(self) -> None:
-        """Check soon whether the store has lost data."""
-        if self._store.may_lose_data and self._live and self._check is None:
-            self._check = asyncio.get_running_loop().create_task(self._check_soon())
-
     async def stop(self) -> None:
-        """Cancel a check that is waiting or running."""
-        if self._check is not None:
-            self._check.cancel()
-            await asyncio.wait([self._check])
-            self._check = None
+        """Cancel the checks."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
 
-    async def _check_soon(self) -> None:
-        await asyncio.sleep(CHECK_DELAY)
-        self._check = None
-        await self.check()
+    async def _run(self) -> None:
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._store.settings.sessions_ttl / CHECKS_PER_TTL):
+                        await self._due.wait()
+                if not self._live:
+                    break
+                await asyncio.sleep(CHECK_DELAY)
+                self._due.clear()
+                try:
+                    await self.refresh()
+                except StoreError as error:
+                    self._writer.report_failure("refreshed", error)
+                except Exception:
+                    logger.exception("Session records could not be checked; they are checked again later.")
+        finally:
+            self._task = None
 
     def _renew_witness(self) -> None:
         if self._store.may_lose_data and not self._writer.is_pending(self._next_witness):

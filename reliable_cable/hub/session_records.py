@@ -17,9 +17,6 @@ from .session_writer import LiveSession, SessionWriter, make_record
 #: How long, in seconds, a returning client waits until its record is loaded. It then subscribes again instead.
 LOAD_TIMEOUT: Final = 2.0
 
-#: How often a record is refreshed within its time to live.
-REFRESHES_PER_TTL: Final = 3
-
 
 class SessionRecords:
     """Keeps the stored records of live sessions up to date, for restores on any server.
@@ -38,8 +35,6 @@ class SessionRecords:
         self._writer = SessionWriter(store, clock or StoreClock(store), self._live)
         self._loader = SessionLoader(store)
         self._losses = LossDetector(store, self._live, self._writer)
-        self._next_refresh: asyncio.TimerHandle | None = None
-        self._refresh_tasks: set[asyncio.Task[None]] = set()
 
     # -- live sessions ------------------------------------------------------------------------------------------------
 
@@ -47,8 +42,7 @@ class SessionRecords:
         """Add a live session. Its record is refreshed until the session is dropped, discarded or voided."""
         if self.enabled:
             self._live[session.sid] = session
-            self._losses.add_witness()
-            self._schedule_refresh()
+            self._losses.start()
 
     def changed(self, session: LiveSession) -> None:
         """Write a live session's record soon."""
@@ -78,8 +72,7 @@ class SessionRecords:
         """Remove a live session without writing its record."""
         self._live.pop(session.sid, None)
         self._writer.discard(session.sid)
-        if not self._live:
-            self._cancel_refresh()
+        self._losses.end_if_idle()
 
     def void(self, session: LiveSession) -> None:
         """Remove a session, and delete its records. It cannot be restored here even before they are deleted."""
@@ -105,7 +98,7 @@ class SessionRecords:
         except (StoreError, TimeoutError) as error:
             self._writer.report_failure("loaded", error)
             return None
-        return None if self._writer.is_deleted(sid) else record
+        return None if self._writer.awaits_deletion(sid) else record
 
     def keep(self, sid: str, record: SessionRecord) -> None:
         """Write the record of a session that is no longer live here."""
@@ -137,41 +130,12 @@ class SessionRecords:
         """
         return await self._losses.refresh()
 
-    async def touch(self) -> None:
-        """Refresh the records of all live sessions. After an error of the store, leave them to the next refresh."""
-        await self._losses.check()
-
     def suspect(self) -> None:
         """Check soon whether the store has lost records."""
         self._losses.suspect()
 
-    def _schedule_refresh(self) -> None:
-        if self._next_refresh is None:
-            interval = self.store.settings.sessions_ttl / REFRESHES_PER_TTL
-            self._next_refresh = asyncio.get_running_loop().call_later(interval, self._refresh_all)
-
-    def _refresh_all(self) -> None:
-        self._next_refresh = None
-        if self._live:
-            task = asyncio.get_running_loop().create_task(self.touch())
-            self._refresh_tasks.add(task)
-            task.add_done_callback(self._refresh_tasks.discard)
-            self._schedule_refresh()
-
-    def _cancel_refresh(self) -> None:
-        if self._next_refresh is not None:
-            self._next_refresh.cancel()
-            self._next_refresh = None
-
-    # -- stopping -----------------------------------------------------------------------------------------------------
-
     async def stop(self) -> None:
-        """Write pending records once, and stop all tasks and timers."""
-        self._cancel_refresh()
+        """Write pending records once, and stop all tasks."""
         await self._writer.stop()
-        tasks = list(self._refresh_tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await self._losses.stop()
         await self._loader.stop()

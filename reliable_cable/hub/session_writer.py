@@ -88,10 +88,9 @@ class SessionWriter:
         self._deletions: set[str] = set()
         #: Ids of live sessions that the store may have a record of, because a write was attempted.
         self._attempted: set[str] = set()
-        #: One future for each pending call of `save`. Its result is whether the record was written.
-        self._savers: list[asyncio.Future[bool]] = []
-        #: Done when the next attempt to write has ended, whether it succeeded or not.
-        self._next_attempt: asyncio.Future[None] | None = None
+        #: For each future that waits for the next write, whether it also waits for further attempts if the store fails.
+        #: The result is whether the write succeeded.
+        self._waiters: dict[asyncio.Future[bool], bool] = {}
         self._task: asyncio.Task[None] | None = None
         self._urgent = asyncio.Event()
         # Writes must not overlap, because an older record could replace a newer one.
@@ -104,7 +103,7 @@ class SessionWriter:
         """Return whether a record of this session is still to be written."""
         return sid in self._changed or sid in self._kept
 
-    def is_deleted(self, sid: str) -> bool:
+    def awaits_deletion(self, sid: str) -> bool:
         """Return whether the records of this session are still to be deleted."""
         return sid in self._deletions
 
@@ -150,27 +149,31 @@ class SessionWriter:
             # The store has no older record of this session, so no restore can bring back an older state.
             self._start()
             return True
-        saver: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._savers.append(saver)
-        self._start(urgent=not self._failing)
-        await asyncio.wait([saver], timeout=SAVE_TIMEOUT)
-        if not saver.done():
-            saver.cancel()
-            return False
-        return saver.result()
+        return bool(await self._wait(SAVE_TIMEOUT, retry=True))
 
     async def flush(self) -> None:
         """Write everything pending now, and wait for one attempt. Return at once while the store is failing."""
         if self._failing:
             self._start()
-            return
-        if self._next_attempt is None:
-            self._next_attempt = asyncio.get_running_loop().create_future()
-        attempt = self._next_attempt
-        self._start(urgent=True)
-        await asyncio.wait([attempt], timeout=FLUSH_TIMEOUT)
-        if not attempt.done():
+        elif await self._wait(FLUSH_TIMEOUT, retry=False) is None:
             self.report_failure("written", TimeoutError("the store does not respond"))
+
+    async def _wait(self, seconds: float, *, retry: bool) -> bool | None:
+        """Wait for the next write. Return whether it succeeded, or None if it did not end in time.
+
+        Args:
+            seconds: how long to wait.
+            retry: whether to wait for further attempts if the store fails.
+        """
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = retry
+        self._start(urgent=not self._failing)
+        try:
+            await asyncio.wait([waiter], timeout=seconds)
+            return waiter.result() if waiter.done() else None
+        finally:
+            waiter.cancel()
+            self._waiters.pop(waiter, None)
 
     async def stop(self) -> None:
         """Attempt once to write everything pending, then stop retrying."""
@@ -197,7 +200,7 @@ class SessionWriter:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._changed or self._kept or self._deletions or self._savers or self._next_attempt)
+        return bool(self._changed or self._kept or self._deletions or self._waiters)
 
     def _start(self, *, urgent: bool = False) -> None:
         """Start a write after `SAVE_DELAY`, after `RETRY_DELAY` while the store is failing, or at once if urgent."""
@@ -221,8 +224,7 @@ class SessionWriter:
         """Write everything pending. After an error of the store, it is pending again."""
         async with self._lock:
             await self._clock.ready()
-            attempt, self._next_attempt = self._next_attempt, None
-            savers, self._savers = self._savers, []
+            waiters, self._waiters = self._waiters, {}
             changed, self._changed = self._changed, {}
             now = time.monotonic()
             self._kept = {sid: kept for sid, kept in self._kept.items() if kept.deadline > now}
@@ -232,17 +234,15 @@ class SessionWriter:
             except StoreError as error:
                 still_live = {sid: session for sid, session in changed.items() if sid in self._live}
                 self._changed = still_live | self._changed
-                self._savers = [saver for saver in savers if not saver.done()] + self._savers
+                self._waiters |= {waiter: True for waiter, retry in waiters.items() if retry and not waiter.done()}
+                _set_results([waiter for waiter, retry in waiters.items() if not retry], saved=False)
                 self.report_failure("written", error)
             except Exception:
                 # A retry would fail, too. A client whose session has no record subscribes again.
                 logger.exception("%d session records could not be written.", len(kept) + len(changed))
-                self._end_write(kept, deletions, savers, saved=False)
+                self._end_write(kept, deletions, waiters, saved=False)
             else:
-                self._end_write(kept, deletions, savers, saved=True)
-            finally:
-                if attempt is not None and not attempt.done():
-                    attempt.set_result(None)
+                self._end_write(kept, deletions, waiters, saved=True)
 
     async def _write_all(
         self, kept: Mapping[str, _KeptRecord], changed: Mapping[str, LiveSession], deletions: Collection[str]
@@ -273,13 +273,11 @@ class SessionWriter:
         self,
         kept: Mapping[str, _KeptRecord],
         deletions: Collection[str],
-        savers: Iterable[asyncio.Future[bool]],
+        waiters: Iterable[asyncio.Future[bool]],
         *,
         saved: bool,
     ) -> None:
-        for saver in savers:
-            if not saver.done():
-                saver.set_result(saved)
+        _set_results(waiters, saved=saved)
         # A record that was replaced during the write is still pending.
         self._kept = {sid: item for sid, item in self._kept.items() if kept.get(sid) is not item}
         self._deletions.difference_update(deletions)
@@ -290,6 +288,12 @@ class SessionWriter:
         if self._failing:
             self._failing = False
             logger.info("The session store works again.")
+
+
+def _set_results(waiters: Iterable[asyncio.Future[bool]], *, saved: bool) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(saved)
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:

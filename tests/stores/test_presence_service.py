@@ -1,4 +1,4 @@
-"""The service that keeps this process's members present and sends the signals, and presence for Django code."""
+"""Tests of the service that keeps members present and sends the presence signals, and of `presence_for`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[Presenc
 
 
 class TestService:
-    async def test_what_is_held_is_refreshed_in_one_call_three_times_in_its_time(
+    async def test_members_are_refreshed_in_one_call_three_times_within_their_time_to_live(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         for id_ in ("1", "2"):
@@ -57,7 +57,7 @@ class TestService:
         assert set(rounds.slept) == {TTL / 3}
         assert store.info("s").total == 2
 
-    async def test_what_was_released_leaves_when_its_time_is_over(
+    async def test_a_released_member_leaves_when_it_expires(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         await service.join("s", "phone", "1", None)
@@ -76,9 +76,7 @@ class TestService:
         await rounds.next()
         assert events == [PresenceEvent("s", "join", "1")]
 
-    async def test_no_rounds_are_made_while_there_is_nothing_to_keep(
-        self, service: PresenceService, rounds: Rounds
-    ) -> None:
+    async def test_no_rounds_are_made_without_members(self, service: PresenceService, rounds: Rounds) -> None:
         await settle()
         assert not service.running
         await service.join("s", "phone", "1", None)
@@ -105,7 +103,7 @@ class TestService:
             await rounds.next()
         assert store.info("s").total == 1
 
-    async def test_the_dead_of_other_servers_are_noticed_wherever_a_stream_has_clients(
+    async def test_expired_members_of_killed_servers_are_removed_while_a_stream_is_served(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         await service.open("s")
@@ -118,7 +116,7 @@ class TestService:
             await rounds.next()
         assert not service.running
 
-    async def test_after_stop_nothing_runs(self, service: PresenceService) -> None:
+    async def test_no_rounds_are_made_after_stop(self, service: PresenceService) -> None:
         await service.join("s", "phone", "1", None)
         await service.stop()
         assert not service.running
@@ -129,7 +127,7 @@ class TestService:
 
 
 class TestSignals:
-    async def test_receivers_are_told_once_in_order_and_off_the_loop(
+    async def test_receivers_are_called_once_in_order_and_in_another_thread(
         self, store: PresenceStore, service: PresenceService
     ) -> None:
         got: list[tuple[object, ...]] = []
@@ -152,9 +150,7 @@ class TestSignals:
             ("leave", type(store), "s", "1", {"name": "Ann"}, False),
         ]
 
-    async def test_what_is_due_is_sent_before_the_service_has_stopped(
-        self, service: PresenceService, rounds: Rounds
-    ) -> None:
+    async def test_pending_signals_are_sent_before_stop_returns(self, service: PresenceService, rounds: Rounds) -> None:
         got: list[str] = []
 
         def on_join(**kwargs: Any) -> None:
@@ -166,7 +162,7 @@ class TestSignals:
             await service.stop()
         assert got == ["0", "1", "2"]
 
-    async def test_a_receiver_that_raises_is_logged_and_stops_nothing(
+    async def test_the_error_of_a_receiver_is_logged_and_the_other_signals_are_sent(
         self, store: PresenceStore, service: PresenceService, caplog: pytest.LogCaptureFixture
     ) -> None:
         done = asyncio.Event()
@@ -189,7 +185,7 @@ class TestSignals:
             await settle()
         run_handler.assert_not_called()
 
-    async def test_receivers_that_hang_cost_bounded_memory(
+    async def test_pending_signals_of_slow_receivers_are_limited(
         self, store: PresenceStore, service: PresenceService, caplog: pytest.LogCaptureFixture
     ) -> None:
         release = threading.Event()
@@ -213,7 +209,7 @@ class TestSignals:
         assert caplog.text.count("too slow") == 6
 
 
-async def test_django_code_asks_for_a_streams_presence() -> None:
+async def test_presence_for_returns_the_members_and_their_number() -> None:
     with override_settings(RELIABLE_CABLE={"ENGINE": "memory"}):
         presence = presence_for("s")
         assert await asyncio.to_thread(presence.info) == await presence.ainfo() == PresenceInfo(0, {})

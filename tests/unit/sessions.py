@@ -1,4 +1,4 @@
-"""A session store that fails on demand, and sessions to be written to it."""
+"""A session store that fails on demand, and sessions to write to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ann = {"user": "ann"}
 
 
 class Store(MemorySessionStore):
-    """Fails while `down` is True, does not answer while `open` is not set, and counts the written records."""
+    """Fails while `down` is True, does not respond while `open` is not set, and keeps the records of each write."""
 
     may_lose_data = True
 
@@ -62,7 +62,7 @@ class Store(MemorySessionStore):
 
 
 class Session:
-    """A connection whose session has a number."""
+    """A connection whose session record holds a number."""
 
     def __init__(self, sid: str) -> None:
         self.sid = sid
@@ -76,14 +76,14 @@ class Session:
         return SessionRecord(ann, 0, {"number": self.number})
 
 
-async def number(service: SessionRecords, sid: str = "a") -> Any:
-    """Return the number in the kept record of a session."""
-    record = await MemorySessionStore.aload(service.store, sid, ann)
+async def number(records: SessionRecords, sid: str = "a") -> Any:
+    """Return the number in the stored record of a session, or None."""
+    record = await MemorySessionStore.aload(records.store, sid, ann)
     return record and record.data["number"]
 
 
-async def until_kept(service: SessionRecords, wanted: Any, sid: str = "a") -> None:
-    """Wait until the kept record has this number."""
+async def until_kept(records: SessionRecords, wanted: Any, sid: str = "a") -> None:
+    """Wait until the stored record has this number; None: until there is no record."""
     async with asyncio.timeout(5):
-        while await number(service, sid) != wanted:  # noqa: ASYNC110 - a store has no events
+        while await number(records, sid) != wanted:  # noqa: ASYNC110 - a store has no events
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Effects of changes: a restore brings back every change whose effect the client has seen."""
+"""Tests that a restore brings back every change whose effect the client has seen."""
 
 from __future__ import annotations
 
@@ -46,18 +46,20 @@ COUNTER = identifier("Counter")
 
 
 class Outage:
-    """The session store fails from `begin` to `end`. `patience`: how long, in seconds, effects are then delayed."""
+    """Makes the session store fail from `begin` to `end`."""
 
     def __init__(self) -> None:
         self._patch = pytest.MonkeyPatch()
         self.tried = asyncio.Event()
 
-    def begin(self, patience: float = session_writer.SAVE_TIMEOUT) -> None:
+    def begin(self, timeout: float = session_writer.SAVE_TIMEOUT) -> None:
+        """Begin the outage; effects are delayed by up to `timeout` seconds."""
+
         async def fail(*args: Any) -> None:
             self.tried.set()
             raise StoreError("down")
 
-        self._patch.setattr(session_writer, "SAVE_TIMEOUT", patience)
+        self._patch.setattr(session_writer, "SAVE_TIMEOUT", timeout)
         self._patch.setattr(get_engine().sessions, "asave", fail)
         self._patch.setattr(get_engine().sessions, "atouch", fail)
 
@@ -80,23 +82,25 @@ def outage() -> Iterator[Outage]:
     outage.end()
 
 
-async def sent_away(client: Client) -> None:
+async def expect_disconnect(client: Client) -> None:
     """Expect a `disconnect` after which the client forgets its session and reconnects."""
     assert await client.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
     assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
 
 @pytest.mark.parametrize("name", ["increase", "fail", "follow"])
-async def test_a_client_whose_session_cannot_be_saved_is_sent_away_and_sees_nothing(name: str, outage: Outage) -> None:
+async def test_a_client_whose_session_cannot_be_saved_is_disconnected_and_sees_no_effect(
+    name: str, outage: Outage
+) -> None:
     async with Client() as client:
         await client.subscribe(COUNTER)
         await client.perform(COUNTER, "increase")
         assert (await client.receive())["message"] == {"count": 1}
-        outage.begin(patience=0.05)
+        outage.begin(timeout=0.05)
         await client.perform(COUNTER, name)
-        await sent_away(client)
+        await expect_disconnect(client)
     outage.end()
-    # Another server would do this after this one was killed.
+    # Another server would load this record if this one were killed.
     record = await get_engine().sessions.aload(client.sid, {"user": ""})
     assert record is None or record.data["subscriptions"][0]["state"] == {"count": 1}
 
@@ -112,7 +116,7 @@ async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
         outage.begin()
         await client.perform(COUNTER, "increase")
         await outage.tried.wait()
-        assert await client.quiet(), "the effect waits"
+        assert await client.quiet(), "the effect is delayed"
         outage.end()
         assert (await client.receive())["message"] == {"count": 2}
         record = await get_engine().sessions.aload(client.sid, {"user": ""})
@@ -120,19 +124,19 @@ async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
         assert record.data["subscriptions"][0]["state"] == {"count": 2}
 
 
-async def test_a_client_that_unsubscribes_from_what_a_restore_would_bring_back_forgets_its_session(
+async def test_a_client_whose_unsubscribe_cannot_be_saved_forgets_its_session(
     outage: Outage,
 ) -> None:
     async with Client() as client:
         await client.subscribe(COUNTER)
         await client.perform(COUNTER, "increase")
         assert (await client.receive())["message"] == {"count": 1}
-        outage.begin(patience=0.05)
+        outage.begin(timeout=0.05)
         await client.send("unsubscribe", COUNTER)
-        await sent_away(client)
+        await expect_disconnect(client)
 
 
-async def test_a_client_whose_session_was_never_saved_waits_for_nothing(outage: Outage) -> None:
+async def test_the_effect_is_not_delayed_if_the_session_was_never_saved(outage: Outage) -> None:
     async with Client() as first:
         await first.subscribe(COUNTER)
         outage.begin()

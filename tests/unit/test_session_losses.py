@@ -1,15 +1,17 @@
-"""Session records when their store loses data, and when the process stops."""
+"""Tests of session records when their store loses data, and when the process stops."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Collection
 
 import pytest
 
 from reliable_cable.hub import session_losses, session_writer
 from reliable_cable.hub.session_records import SessionRecords
 
-from .sessions import Session, Store, number, until_kept
+from .sessions import Session, Store, ann, number, until_kept
 
 
 @pytest.fixture(autouse=True)
@@ -19,100 +21,171 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_writer, "RETRY_DELAY", 0.002)
 
 
-class TestLookingAfter:
-    async def test_records_that_the_store_has_lost_are_written_again(self) -> None:
-        service = SessionRecords(store := Store())
+async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    """Wait until a message with this text has been logged."""
+    caplog.set_level(logging.INFO, "reliable_cable")
+    async with asyncio.timeout(5):
+        while text not in caplog.text:  # noqa: ASYNC110 - a logger has no events
+            await asyncio.sleep(0.001)
+
+
+class TestRefresh:
+    async def test_lost_records_are_written_again(self) -> None:
+        records = SessionRecords(store := Store())
         for sid in "ab":
-            service.add(session := Session(sid))
-            await service.save(session)
+            records.add(session := Session(sid))
+            await records.save(session)
         store.delete(["a"])
-        await service.refresh()
-        await until_kept(service, 0, "a")
+        await records.refresh()
+        await until_kept(records, 0, "a")
         assert set(store.saves[-1]) == {"a"}
 
-    async def test_what_is_still_to_be_written_was_not_lost(self) -> None:
-        service = SessionRecords(store := Store())
-        service.add(session := Session("a"))
-        service.changed(session)
-        await service.refresh()
-        await until_kept(service, 0)
+    async def test_a_pending_record_does_not_count_as_lost(self) -> None:
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        records.changed(session)
+        await records.refresh()
+        await until_kept(records, 0)
         assert len(store.saves) == 1
 
-    async def test_a_store_is_known_to_have_lost_nothing_if_it_has_what_was_written_to_be_missed(self) -> None:
-        service = SessionRecords(Store())
-        service.add(session := Session("a"))
-        assert not await service.refresh(), "nothing has been written yet"
-        await service.save(session)
-        assert await service.refresh()
-        await service.save(session)
-        assert await service.refresh(), "by another witness"
+    async def test_a_store_that_has_the_witness_has_lost_nothing(self) -> None:
+        records = SessionRecords(Store())
+        records.add(session := Session("a"))
+        assert not await records.refresh(), "no witness has been written"
+        await records.save(session)
+        assert await records.refresh()
+        await records.save(session)
+        assert await records.refresh(), "the store has the next witness"
 
-    async def test_a_loss_is_remembered_though_everything_was_written_again(self) -> None:
-        service = SessionRecords(store := Store())
-        service.add(session := Session("a"))
-        await service.save(session)
+    async def test_a_loss_is_remembered_after_all_records_were_written_again(self) -> None:
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        await records.save(session)
         store.delete(list(store._kept))
-        await service.save(session)  # it has changed since
-        await service.refresh()
-        await service.save(session)
-        assert not await service.refresh()
+        await records.save(session)  # the record is written before the next check
+        await records.refresh()
+        await records.save(session)
+        assert not await records.refresh()
 
-    async def test_a_loss_is_forgotten_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_loss_is_forgotten_after_a_minute(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(session_losses, "LOSS_MEMORY", 0)
-        service = SessionRecords(store := Store())
-        service.add(session := Session("a"))
-        await service.save(session)
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        await records.save(session)
         store.delete(list(store._kept))
-        await service.refresh()
-        await service.save(session)
-        assert await service.refresh()
+        await records.refresh()
+        await records.save(session)
+        assert await records.refresh()
 
-    async def test_a_store_that_loses_nothing_needs_no_witness(self) -> None:
+    async def test_a_witness_that_expired_without_live_sessions_is_no_loss(self) -> None:
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        await records.drop(session)
+        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks end on their own
+            await asyncio.sleep(0)
+        store.delete(list(store._kept))
+        records.add(session)
+        await records.save(session)
+        assert await records.refresh()
+
+    async def test_a_store_that_cannot_lose_data_gets_no_witness(self) -> None:
         store = Store()
         store.may_lose_data = False
-        service = SessionRecords(store)
-        service.add(session := Session("a"))
-        await service.save(session)
+        records = SessionRecords(store)
+        records.add(session := Session("a"))
+        await records.save(session)
         assert list(store._kept) == ["a"]
-        assert await service.refresh()
+        assert await records.refresh()
 
-    async def test_a_store_that_may_have_lost_data_is_looked_at_soon(self) -> None:
-        service = SessionRecords(store := Store())
-        service.add(session := Session("a"))
-        await service.save(session)
+    async def test_a_suspected_loss_is_checked_soon(self) -> None:
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        await records.save(session)
         store.delete(["a"])
-        service.suspect()
-        service.suspect()
-        await until_kept(service, 0)
+        records.suspect()
+        records.suspect()
+        await until_kept(records, 0)
 
-    async def test_all_are_touched_before_they_expire(self) -> None:
-        service = SessionRecords(store := Store(sessions_ttl=0.03))
-        service.add(session := Session("a"))
-        await service.save(session)
+    async def test_records_are_refreshed_before_they_expire(self) -> None:
+        records = SessionRecords(store := Store(sessions_ttl=0.03))
+        records.add(session := Session("a"))
+        await records.save(session)
         for _ in range(4):
             store.tried.clear()
             await store.tried.wait()
-        await until_kept(service, 0)
-        service.discard(session)
+        await until_kept(records, 0)
+        records.discard(session)
+
+    async def test_a_failed_check_is_repeated_at_the_next_time(self, caplog: pytest.LogCaptureFixture) -> None:
+        records = SessionRecords(store := Store(sessions_ttl=0.03))
+        records.add(session := Session("a"))
+        await records.save(session)
+        store.down = True
+        await until_logged(caplog, "cannot be refreshed")
+        store.down = False
+        await until_logged(caplog, "works again")
+        store.delete(["a"])
+        await until_kept(records, 0)
+        records.discard(session)
+
+    async def test_an_unexpected_error_does_not_end_the_checks(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(sids: Collection[str]) -> set[str]:
+            raise ValueError("no such table")
+
+        records = SessionRecords(store := Store(sessions_ttl=0.03))
+        records.add(session := Session("a"))
+        await records.save(session)
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "atouch", fail)
+            await until_logged(caplog, "could not be checked")
+        store.delete(["a"])
+        await until_kept(records, 0)
+        records.discard(session)
+
+    async def test_no_task_remains_after_the_last_session(self) -> None:
+        records = SessionRecords(Store())
+        for _ in range(2):
+            records.add(session := Session("a"))
+            await records.drop(session)
+            async with asyncio.timeout(5):
+                while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks end on their own
+                    await asyncio.sleep(0)
 
 
-class TestStopping:
-    async def test_what_is_changed_is_written_first(self) -> None:
-        service = SessionRecords(Store())
+class TestStop:
+    async def test_writes_changed_sessions_first(self) -> None:
+        records = SessionRecords(Store())
         session = Session("a")
-        service.add(session)
+        records.add(session)
         session.number = 5
-        service.changed(session)
-        await service.stop()
-        assert await number(service) == 5
-        assert len(asyncio.all_tasks()) == 1, "only this test"
+        records.changed(session)
+        await records.stop()
+        assert await number(records) == 5
+        assert len(asyncio.all_tasks()) == 1, "only the task of this test"
 
-    async def test_a_store_that_fails_is_tried_once(self) -> None:
+    async def test_tries_a_failing_store_once(self) -> None:
         store = Store()
         store.down = True
-        service = SessionRecords(store)
-        service.add(Session("a"))
-        service.changed(Session("a"))
-        await service.stop()
+        records = SessionRecords(store)
+        records.add(Session("a"))
+        records.changed(Session("a"))
+        await records.stop()
         assert store.tried.is_set()
-        assert len(asyncio.all_tasks()) == 1, "only this test"
+        assert len(asyncio.all_tasks()) == 1, "only the task of this test"
+
+    async def test_cancels_loads(self) -> None:
+        records = SessionRecords(store := Store())
+        store.open.clear()
+        loading = asyncio.create_task(records.load("a", ann))
+        await store.tried.wait()
+        await records.stop()
+        loading.cancel()
+        await asyncio.wait([loading])
+        assert len(asyncio.all_tasks()) == 1, "only the task of this test"
+
+    async def test_without_sessions_does_nothing(self) -> None:
+        records = SessionRecords(store := Store())
+        await records.stop()
+        assert not store.tried.is_set()

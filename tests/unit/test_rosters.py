@@ -1,4 +1,4 @@
-"""However events are lost, late, or crossed by reads: at rest, every client believes who is there."""
+"""Tests that the lists of all clients become correct when events are lost, are late, or arrive during reads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ TTL = 0.02
 
 
 class ScriptedStore(MemoryPresenceStore):
-    """Announces an event when the test says so; its reads take their time, and fail while it is `broken`."""
+    """Announces events only when the test calls `announce`. Reads take several iterations of the event loop.
+
+    Reads fail while `broken` is set.
+    """
 
     def __init__(self) -> None:
         super().__init__(CableSettings(presence_ttl=TTL))
@@ -32,7 +35,7 @@ class ScriptedStore(MemoryPresenceStore):
         self.deliver: Callable[[PresenceEvent | PresenceMissed], None] = lambda event: None
         self.broken = False
         self.reads = 0
-        #: Called once, before or after the next read looks at what is there.
+        #: Called once, before or after the next read takes its snapshot.
         self.before: Callable[[], object] | None = None
         self.after: Callable[[], object] | None = None
 
@@ -46,14 +49,14 @@ class ScriptedStore(MemoryPresenceStore):
         return super().listen(deliver)
 
     def announce(self, count: int | None = None) -> None:
-        """Announce the next events that are due."""
+        """Announce the next `count` pending events, or all of them."""
         events = self.pending[:count]
         del self.pending[:count]
         for event in events:
             self.deliver(event)
 
     def miss(self) -> None:
-        """Lose what is due, and say so."""
+        """Lose the pending events, and report that events were missed."""
         self.pending.clear()
         self.deliver(PresenceMissed("s"))
 
@@ -82,7 +85,7 @@ class ScriptedStore(MemoryPresenceStore):
 
 
 class Harness:
-    """Lists over a scripted store, and what each of some clients believes of the stream `s`."""
+    """Rosters over a scripted store, and the list that each client has of the stream `s`."""
 
     def __init__(self) -> None:
         self.store = ScriptedStore()
@@ -100,41 +103,41 @@ class Harness:
                 client.pop(body["id"], None)
 
     async def client(self) -> dict[str, Any]:
-        """Return what a new client believes after it asked."""
+        """Return the list of a new client, which later events update."""
         await self.rosters.subscribe("s")
         info, _ = await self.rosters.snapshot("s")
-        believed = dict(info.records or {})
-        assert info.total == len(believed)
-        self.clients.append(believed)
-        return believed
+        members = dict(info.records or {})
+        assert info.total == len(members)
+        self.clients.append(members)
+        return members
 
     def join(self, *ids: str) -> None:
-        """Let ids come, without announcing it."""
+        """Join ids without announcing it."""
         for id_ in ids:
             self.store.join("s", f"session of {id_}", id_, f"info of {id_}")
 
     def leave(self, *ids: str) -> None:
-        """Let ids leave, without announcing it."""
+        """Remove ids without announcing it."""
         for id_ in ids:
             self.store.leave("s", f"session of {id_}")
 
     @property
-    def there(self) -> set[str]:
-        """Who is there."""
+    def present(self) -> set[str]:
+        """The ids that are present in the store."""
         return set(self.store.info("s").records or ())
 
     async def repaired(self) -> None:
-        """Wait until the list was compared with the store once; no timer has run since then."""
+        """Wait until the running repair has ended."""
         repair = self.rosters._rosters["s"].repair
         assert repair is not None
         await repair
 
-    async def settled(self) -> None:
-        """Wait until nothing is being made right any more."""
+    async def repairs_ended(self) -> None:
+        """Wait until no repair is running or waiting for servers to join their members again."""
         await until(lambda: not [each for each in self.rosters._rosters.values() if each.repair or each.rejoin_timer])
 
 
-async def turns() -> None:
+async def run_loop() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -145,7 +148,7 @@ async def harness(monkeypatch: pytest.MonkeyPatch) -> Harness:
     return Harness()
 
 
-async def test_joins_and_leaves_are_sent_whether_anyone_has_asked_or_not(harness: Harness) -> None:
+async def test_events_are_sent_before_any_client_has_asked_for_the_members(harness: Harness) -> None:
     harness.join("ann")
     harness.leave("ann")
     harness.store.announce()
@@ -153,12 +156,12 @@ async def test_joins_and_leaves_are_sent_whether_anyone_has_asked_or_not(harness
     assert harness.store.reads == 0
 
 
-class TestAnAnswer:
-    async def test_holds_who_is_there(self, harness: Harness) -> None:
+class TestSnapshot:
+    async def test_holds_the_members(self, harness: Harness) -> None:
         harness.join("ann", "bob")
         assert await harness.client() == {"ann": "info of ann", "bob": "info of bob"}
 
-    async def test_holds_what_was_announced_while_it_was_read(self, harness: Harness) -> None:
+    async def test_holds_the_events_that_arrived_during_the_read(self, harness: Harness) -> None:
         harness.join("ann")
         harness.store.announce()
 
@@ -170,23 +173,25 @@ class TestAnAnswer:
         harness.store.after = change
         assert await harness.client() == {"bob": "info of bob"}
 
-    async def test_and_what_comes_after_an_older_event_that_crossed_it_decides(self, harness: Harness) -> None:
+    async def test_is_corrected_by_the_events_that_follow_an_older_one_that_arrived_during_the_read(
+        self, harness: Harness
+    ) -> None:
         harness.join("ann")
         harness.leave("ann")
         harness.join("ann")
         harness.store.announce(1)
         harness.store.after = lambda: harness.store.announce(1)
         client = await harness.client()
-        assert client == {}, "it was told of the leave"
+        assert client == {}, "the leave event arrived during the read"
         harness.store.announce()
         assert client == {"ann": "info of ann"}
 
-    async def test_with_the_total_only_is_no_list(self, harness: Harness) -> None:
+    async def test_can_be_the_total_only(self, harness: Harness) -> None:
         harness.join("ann")
         info, _ = await harness.rosters.snapshot("s", records=False)
         assert info == PresenceInfo(1, None)
 
-    async def test_that_comes_when_the_stream_was_left_keeps_nothing(self, harness: Harness) -> None:
+    async def test_adds_no_roster_if_the_stream_was_unsubscribed_meanwhile(self, harness: Harness) -> None:
         await harness.rosters.subscribe("s")
         asking = asyncio.create_task(harness.rosters.snapshot("s"))
         await harness.rosters.unsubscribe("s")
@@ -194,14 +199,14 @@ class TestAnAnswer:
         assert info == PresenceInfo(0, {})
         assert list(harness.rosters.streams) == []
 
-    async def test_that_fails_raises(self, harness: Harness) -> None:
+    async def test_raises_the_error_of_the_store(self, harness: Harness) -> None:
         harness.store.broken = True
         with pytest.raises(StoreError):
             await harness.rosters.snapshot("s")
 
 
 class TestMissedEvents:
-    async def test_are_made_up_for_by_the_difference(self, harness: Harness) -> None:
+    async def test_are_replaced_by_the_difference(self, harness: Harness) -> None:
         harness.join("ann", "bob")
         harness.store.announce()
         client = await harness.client()
@@ -209,16 +214,16 @@ class TestMissedEvents:
         harness.join("eve")
         harness.sent.clear()
         harness.store.miss()
-        await harness.settled()
+        await harness.repairs_ended()
         assert harness.sent == [("join", "eve"), ("leave", "ann")]
         assert set(client) == {"bob", "eve"}
 
-    async def test_cost_nothing_where_nobody_has_a_list(self, harness: Harness) -> None:
+    async def test_cause_no_read_if_no_client_has_a_list(self, harness: Harness) -> None:
         harness.store.miss()
-        await turns()
+        await run_loop()
         assert harness.store.reads == 0
 
-    async def test_of_ids_whose_events_cross_the_read_are_left_to_these(self, harness: Harness) -> None:
+    async def test_are_not_replaced_for_ids_whose_events_arrive_during_the_read(self, harness: Harness) -> None:
         harness.join("ann")
         harness.store.announce()
         client = await harness.client()
@@ -231,10 +236,10 @@ class TestMissedEvents:
 
         harness.store.miss()
         harness.store.after = change
-        await harness.settled()
+        await harness.repairs_ended()
         assert set(client) == {"eve"}
 
-    async def test_again_during_the_read_are_read_again(self, harness: Harness) -> None:
+    async def test_cause_another_read_if_they_are_missed_during_a_read(self, harness: Harness) -> None:
         client = await harness.client()
 
         def change() -> None:
@@ -243,10 +248,10 @@ class TestMissedEvents:
 
         harness.store.miss()
         harness.store.after = change
-        await harness.settled()
+        await harness.repairs_ended()
         assert set(client) == {"ann"}
 
-    async def test_are_asked_for_until_the_store_answers(
+    async def test_are_replaced_as_soon_as_the_store_can_be_read(
         self, harness: Harness, caplog: pytest.LogCaptureFixture
     ) -> None:
         client = await harness.client()
@@ -255,22 +260,22 @@ class TestMissedEvents:
         harness.store.miss()
         await until(lambda: harness.store.reads >= 5)
         harness.store.broken = False
-        await harness.settled()
+        await harness.repairs_ended()
         assert set(client) == {"ann"}
         assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
 
-    async def test_of_a_stream_that_is_left_meanwhile_are_not_sent(self, harness: Harness) -> None:
+    async def test_are_not_replaced_if_the_stream_was_unsubscribed_meanwhile(self, harness: Harness) -> None:
         await harness.client()
         harness.join("ann")
         harness.store.miss()
         await asyncio.sleep(0)
         await harness.rosters.unsubscribe("s")
-        await turns()
+        await run_loop()
         assert harness.sent == []
 
 
 class TestLostData:
-    async def test_who_is_there_is_sent_at_once_and_who_is_missing_when_all_could_come_back(
+    async def test_joins_are_sent_at_once_and_leaves_when_all_servers_had_time_to_join_again(
         self, harness: Harness
     ) -> None:
         harness.join("ann", "bob")
@@ -283,10 +288,10 @@ class TestLostData:
         await harness.repaired()
         assert set(client) == {"ann", "bob", "eve"}
         harness.store.join_all([Member("s", "session of ann", "ann", joined=True)])
-        await harness.settled()
+        await harness.repairs_ended()
         assert set(client) == {"ann", "eve"}
 
-    async def test_a_list_is_by_the_new_data_when_it_is_right(self, harness: Harness) -> None:
+    async def test_a_roster_gets_the_new_incarnation_when_the_leaves_were_sent(self, harness: Harness) -> None:
         harness.join("ann")
         await harness.rosters.subscribe("s")
         _, roster = await harness.rosters.snapshot("s")
@@ -296,15 +301,26 @@ class TestLostData:
         harness.store.miss()
         await harness.repaired()
         assert roster.rejoin_timer is not None
-        assert roster.incarnation == before != after, "who left is not known to its clients yet"
-        await harness.settled()
+        assert roster.incarnation == before != after, "the clients were not sent the leaves"
+        await harness.repairs_ended()
         assert roster.incarnation == after
 
-    async def test_the_same_data_are_not_read_again(self, harness: Harness) -> None:
+    async def test_an_unchanged_incarnation_causes_no_read(self, harness: Harness) -> None:
         await harness.client()
         harness.rosters.check(harness.store.refresh({"s": (), "other": ()}).incarnations)
-        await turns()
+        await run_loop()
         assert harness.store.reads == 1
+
+    async def test_close_ends_the_wait_for_members_that_join_again(self, harness: Harness) -> None:
+        await harness.client()
+        harness.store.forget()
+        harness.store.miss()
+        await harness.repaired()
+        await harness.rosters.close()
+        assert list(harness.rosters.streams) == []
+        reads = harness.store.reads
+        await asyncio.sleep(2 * TTL)
+        assert harness.store.reads == reads
 
 
 ACTIONS = ["join", "leave", "announce", "announce", "miss", "forget", "ask", "wait"]
@@ -312,7 +328,7 @@ ACTIONS = ["join", "leave", "announce", "announce", "miss", "forget", "ask", "wa
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(ACTIONS), max_size=30), st.randoms(use_true_random=False))
-def test_at_rest_every_client_believes_who_is_there(actions: list[str], rng: random.Random) -> None:
+def test_every_list_is_correct_in_the_end(actions: list[str], rng: random.Random) -> None:
     async def run() -> None:
         harness = Harness()
         asking: list[asyncio.Task[Any]] = []
@@ -328,10 +344,10 @@ def test_at_rest_every_client_believes_who_is_there(actions: list[str], rng: ran
             elif action == "miss":
                 harness.store.miss()
             elif action == "forget":
-                # What was published has arrived long before the data that follow count as complete.
+                # Events that were published before the loss arrive long before the new data count as complete.
                 harness.store.announce()
-                # Some servers join their members again, some were killed meanwhile.
-                back = [name for name in sorted(harness.there) if rng.random() < 0.5]
+                # Some servers join their members again. The others have been killed.
+                back = [name for name in sorted(harness.present) if rng.random() < 0.5]
                 harness.store.forget()
                 harness.store.join_all([Member("s", f"session of {name}", name, joined=True) for name in back])
                 harness.rosters.check(harness.store.refresh({"s": ()}).incarnations)
@@ -342,7 +358,7 @@ def test_at_rest_every_client_believes_who_is_there(actions: list[str], rng: ran
         await asyncio.gather(*asking)
         harness.store.announce()
         harness.rosters.check(harness.store.refresh({"s": ()}).incarnations)
-        await harness.settled()
-        assert [set(client) for client in harness.clients] == [harness.there] * len(harness.clients)
+        await harness.repairs_ended()
+        assert [set(client) for client in harness.clients] == [harness.present] * len(harness.clients)
 
     asyncio.run(run())

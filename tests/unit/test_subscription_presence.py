@@ -1,4 +1,4 @@
-"""A subscription's presence between two awaits: stores that fail or are slow, data that are lost during a restore."""
+"""Tests of a subscription's presence: stores that fail or are slow, and data that are lost around a restore."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Room(Channel, abstract=True):
     async def subscribed(self) -> None:
         self.stream_from("room")
 
-    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the name in the protocol
         return True
 
     @action
@@ -50,15 +50,15 @@ def presence() -> MemoryPresenceStore:
 
 
 def brief(frame: dict[str, Any]) -> Any:
-    """Return a presence event as type and id, another frame as its type or message."""
+    """Return a presence event as its type and id, and any other frame as its type or message."""
     if frame.get("type") != "presence":
         return frame.get("type") or frame["message"]
     message = frame["message"]
     return (message["type"], message.get("id") or [record["id"] for record in message.get("records", ())])
 
 
-async def rest(client: Client) -> list[Any]:
-    """Return the frames that have come and that follow from what was sent."""
+async def received(client: Client) -> list[Any]:
+    """Return the frames that the client has received, and those that its commands have caused."""
     for _ in range(50):
         await asyncio.sleep(0)
     frames = []
@@ -68,8 +68,10 @@ async def rest(client: Client) -> list[Any]:
     return frames
 
 
-class TestAStoreThatFails:
-    async def test_breaks_no_subscription_and_gets_the_member_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestFailingStore:
+    async def test_does_not_affect_the_subscription_and_receives_the_member_later(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async def fail(members: Sequence[Member]) -> list[PresenceEvent]:
             raise StoreError("down")
 
@@ -78,11 +80,11 @@ class TestAStoreThatFails:
                 patch.setattr(presence(), "ajoin_all", fail)
                 await client.subscribe(ROOM, presence={"id": "ann", "info": {}})
                 await abroadcast("room", "hi")
-                assert await rest(client) == ["hi"]
+                assert await received(client) == ["hi"]
             await get_hub().presence.round()
-            assert await rest(client) == [("join", "ann")]
+            assert await received(client) == [("join", "ann")]
 
-    async def test_answers_with_an_error_and_leaves_no_list_to_be_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_makes_the_client_receive_an_error_and_adds_no_roster(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def fail(*args: Any, **options: Any) -> PresenceInfo:
             raise StoreError("down")
 
@@ -90,7 +92,7 @@ class TestAStoreThatFails:
             await client.subscribe(ROOM)
             monkeypatch.setattr(presence(), "ainfo", fail)
             await client.send("presence", ROOM)
-            assert await rest(client) == [("error", [])]
+            assert await received(client) == [("error", [])]
             (subscription,) = connection_of(client).record().data["subscriptions"]
             assert subscription["watching"] is None
 
@@ -98,56 +100,56 @@ class TestAStoreThatFails:
 async def test_a_member_moves_with_the_presence_stream() -> None:
     async with Client() as client:
         await client.subscribe(ROOM, presence={"id": "ann", "info": {}})
-        assert await rest(client) == [("join", "ann")]
+        assert await received(client) == [("join", "ann")]
         await client.perform(ROOM, "move")
-        assert await rest(client) == [("join", "ann")]
+        assert await received(client) == [("join", "ann")]
         assert presence().info("room").total == 0
         assert presence().info("other").total == 1
 
 
 class TestAfterARestore:
-    async def left(self) -> str:
-        """Return the session of a client that saw ann and bob, and is gone."""
+    async def watch_and_disconnect(self) -> str:
+        """Return the session of a client that was sent the members ann and bob, and has disconnected."""
         presence().join("room", "of ann", "ann")
         presence().join("room", "of bob", "bob")
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.send("presence", ROOM)
-            assert await rest(client) == [("info", ["ann", "bob"])]
+            assert await received(client) == [("info", ["ann", "bob"])]
             return client.sid
 
-    async def test_the_list_becomes_right_by_joins_and_leaves(self) -> None:
-        sid = await self.left()
+    async def test_the_list_is_corrected_by_joins_and_leaves(self) -> None:
+        sid = await self.watch_and_disconnect()
         presence().leave("room", "of ann")
         presence().join("room", "of eve", "eve")
         async with Client(sid) as client:
             assert client.welcome["restored_ids"] == [ROOM]
             await client.send("history", ROOM, history={})
-            assert await rest(client) == ["confirm_history", ("leave", "ann"), ("join", "bob"), ("join", "eve")]
+            assert await received(client) == ["confirm_history", ("leave", "ann"), ("join", "bob"), ("join", "eve")]
 
-    async def test_the_list_keeps_nobody_who_left_long_ago_whatever_this_hosts_clock_says(
+    async def test_the_list_is_corrected_for_members_that_left_long_ago_by_the_store_clock(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # This is the clock of the stores. This host's clock stands still, as if the client had moved to another host.
+        # Only the clock of the stores advances, as if the client had moved to a host whose clock is behind.
         clock = Clock()
         monkeypatch.setattr(presence(), "clock", clock)
         monkeypatch.setattr(get_engine().sessions, "clock", clock)
-        sid = await self.left()
+        sid = await self.watch_and_disconnect()
         clock.advance(1)
         presence().leave("room", "of ann")
         clock.advance(2 * UNHEARD_TIME)
         async with Client(sid) as client:
             await client.send("history", ROOM, history={})
-            assert await rest(client) == ["confirm_history", ("leave", "ann"), ("join", "bob")]
+            assert await received(client) == ["confirm_history", ("leave", "ann"), ("join", "bob")]
 
     @pytest.mark.parametrize("method", ["aleft_within", "ainfo"])
-    async def test_what_happens_while_it_is_being_made_right_is_not_missed(
+    async def test_events_that_arrive_while_the_list_is_corrected_are_not_missed(
         self, monkeypatch: pytest.MonkeyPatch, method: str
     ) -> None:
-        sid = await self.left()
+        sid = await self.watch_and_disconnect()
         real: Callable[..., Any] = getattr(presence(), method)
 
-        async def crossed(*args: Any, **options: Any) -> Any:
+        async def with_events(*args: Any, **options: Any) -> Any:
             answer = await real(*args, **options)
             presence().leave("room", "of ann")
             presence().join("room", "of eve", "eve")
@@ -155,24 +157,26 @@ class TestAfterARestore:
                 await asyncio.sleep(0)
             return answer
 
-        monkeypatch.setattr(presence(), method, crossed)
+        monkeypatch.setattr(presence(), method, with_events)
         async with Client(sid) as client:
             await client.send("history", ROOM, history={})
-            frames = await rest(client)
-        believed = {"ann", "bob"}
+            frames = await received(client)
+        members = {"ann", "bob"}
         for type_, id_ in frames[1:]:
-            believed = believed | {id_} if type_ == "join" else believed - {id_}
-        assert believed == {"bob", "eve"}
+            members = members | {id_} if type_ == "join" else members - {id_}
+        assert members == {"bob", "eve"}
 
-    async def test_data_that_were_lost_meanwhile_let_the_list_start_afresh(self) -> None:
-        sid = await self.left()
+    async def test_a_loss_of_data_before_the_restore_makes_the_client_subscribe_again(self) -> None:
+        sid = await self.watch_and_disconnect()
         presence()._incarnation = "another"
         async with Client(sid) as client:
             assert client.welcome["restored"] is True
             assert client.welcome["restored_ids"] == []
 
-    async def test_data_that_are_lost_before_the_history_comes_bring_the_client_back_once_more(self) -> None:
-        sid = await self.left()
+    async def test_a_loss_of_data_before_the_history_request_makes_the_client_reconnect_and_subscribe_again(
+        self,
+    ) -> None:
+        sid = await self.watch_and_disconnect()
         client = Client(sid)
         async with client:
             assert client.welcome["restored_ids"] == [ROOM]
