@@ -77,7 +77,7 @@ class TestDisconnect:
 
         try:
             disconnect(tenant=1, user=2)
-            with pytest.raises(InvalidIdentifier, match=r"no connection is identified by 'team'; .* 'tenant', 'user'"):
+            with pytest.raises(InvalidIdentifier, match=r"no connection is identified by 'team'.* 'tenant', 'user'"):
                 disconnect(tenant=1, team=2)
             assert len(said()) == 1
         finally:
@@ -166,7 +166,7 @@ django.setup()
 from django.db import transaction
 from reliable_cable import CableConsumer, disconnect, disconnecting
 
-disconnecting._unstored._patience = 0.2
+disconnecting._pending._patience = 0.2
 with transaction.atomic():
     disconnect(user="ann")
 print("committed")
@@ -178,7 +178,7 @@ def test_what_could_not_be_stored_when_the_process_ends_is_logged() -> None:
     assert done.stdout == "committed\n"
     first, last = done.stderr.splitlines()
     assert first.startswith("The connections of {'user': 'str:ann'} are not closed yet; trying again: Redis cannot be")
-    assert last == "The connections of {'user': 'str:ann'} were not closed: the process ends."
+    assert last == "The connections of {'user': 'str:ann'} were not closed, because the process exits."
 
 
 class TestLogout:
