@@ -182,8 +182,8 @@ def check_names(names: Collection[str]) -> None:
     for name in names:
         if name not in identifier_names:
             raise InvalidIdentifier(
-                f"Nothing was disconnected: no connection is identified by {name!r}. The names in `identified_by` of the "
-                f"consumers in this process are {', '.join(map(repr, sorted(identifier_names)))}."
+                f"Nothing was disconnected: no connection is identified by {name!r}. The names in `identified_by` of "
+                f"the consumers in this process are {', '.join(map(repr, sorted(identifier_names)))}."
             )
 
 

@@ -150,10 +150,19 @@ def _excluded_socket(to_others: bool, exclude_socket: str | None) -> str:
     return socket if len(socket) <= MAX_SOCKET_ID_LENGTH and socket.isascii() and socket.isprintable() else ""
 
 
+def encode_json(value: Any) -> tuple[str, int]:
+    """Return a value as JSON text, and the size of the text in bytes.
+
+    Raises:
+        TypeError, ValueError, RecursionError: the value cannot be encoded.
+    """
+    text = json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text, len(text.encode())
+
+
 def _encode(stream: str, data: Any) -> str:
     try:
-        text = json.dumps(data, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        size = len(text.encode())
+        text, size = encode_json(data)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayload(f"The payload for {stream!r} cannot be encoded as JSON: {error}") from error
     if is_falsy(text):

@@ -130,7 +130,7 @@ class TestReply:
 
     @pytest.mark.parametrize("data", [object(), float("nan"), "\ud800"])
     def test_refuses_what_json_has_not(self, data: Any) -> None:
-        with pytest.raises(ChannelError, match="is not JSON"):
+        with pytest.raises(ChannelError, match="cannot be encoded as JSON"):
             Channel(None).transmit(data)
 
     def test_records_presence_with_ids_as_strings(self) -> None:
