@@ -18,7 +18,7 @@ class BroadcastError(CableError):
 
 
 class BroadcastUncertain(BroadcastError):
-    """It is not known whether a broadcast was stored, because the store's response was lost.
+    """It is not known whether a broadcast was stored, because the response of the store was lost.
 
     Repeating the broadcast with the same `idempotency_key` is safe.
     """

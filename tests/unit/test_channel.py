@@ -1,4 +1,4 @@
-"""Channels record what they want: they run without a loop, a database or a connection."""
+"""Channels record their replies without an event loop, a database or a connection."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class TestReply:
     @pytest.mark.parametrize("text", TRUTHY)
     def test_takes_all_else(self, text: str) -> None:
         channel = Channel(None)
-        if text != "1e400":  # infinity to Python, which is not JSON
+        if text != "1e400":  # Python reads it as infinity, which is not JSON
             channel.transmit(json.loads(text))
             assert len(channel.reply.transmissions) == 1
 

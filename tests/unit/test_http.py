@@ -1,4 +1,4 @@
-"""The HTTP endpoints: who may use them, what they take, and what they answer when it makes no sense or fails."""
+"""The HTTP endpoints: their keys, the bodies that they accept, and their responses to invalid bodies and failures."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("key", ["mine", "clé"])
     def test_a_key_in_the_settings_is_the_only_one(self, key: str) -> None:
-        sent = key.encode().decode("latin-1")  # as servers hand headers on
+        sent = key.encode().decode("latin-1")  # servers decode headers as Latin-1
         with override_settings(RELIABLE_CABLE={**SETTINGS, "BROADCAST_KEY": key, "API_KEY": "other"}):
             assert post(item(), BROADCAST, sent).status_code == 201
             assert post(item(), PUBLISH, "other").status_code == 201

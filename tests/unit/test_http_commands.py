@@ -27,7 +27,7 @@ def who(reconnect: Any = False, **identifiers: Any) -> dict[str, Any]:
 
 
 def said() -> list[Any]:
-    """What every process was told."""
+    """Return the control messages so far, without their times."""
     page = get_engine().streams.read(CONTROL_STREAM, after=0, limit=100)
     messages = [json.loads(entry.data) for entry in page.entries]
     return [{key: value for key, value in message.items() if key != "at"} for message in messages]
