@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-#: The public names, by the module that has them: imported when first used, so that Django's settings are there.
-_NAMES = {
+#: The module of each public name. It is imported when the name is first used: importing this package must not need
+#: Django's settings.
+_MODULES = {
     **dict.fromkeys(
         [
             "abroadcast",
@@ -116,7 +117,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    module = _NAMES.get(name)
+    module = _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{module}", __name__), name)

@@ -1,4 +1,4 @@
-"""Channels: what application code subclasses. A handler *records* what it wants; the session applies the record."""
+"""Channels. A handler records its changes and messages in a reply, and the connection applies the reply later."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
-from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
 from . import broadcasting
@@ -17,7 +16,7 @@ from .exceptions import ChannelError
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import check_stream_name
+from .validation import check_stream_name, encode_json
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,7 +28,7 @@ _ACTION = "_cable_action"
 
 
 def duplicate_channels() -> list[tuple[str, list[str]]]:
-    """Return the names that more than one channel class claims, with the classes' dotted paths."""
+    """Return the names that more than one channel class has, with the dotted paths of these classes."""
     return [
         (name, [f"{cls.__module__}.{cls.__qualname__}" for cls in classes])
         for name, classes in registry.items()
@@ -38,7 +37,7 @@ def duplicate_channels() -> list[tuple[str, list[str]]]:
 
 
 def find_channel(name: str) -> type[Channel] | None:
-    """Return the channel class that clients know by a name."""
+    """Return the channel class that clients call `name`, or None if there is none."""
     classes = registry.get(name)
     return classes[0] if classes else None
 
@@ -48,11 +47,11 @@ def action(method: F, /) -> F: ...
 @overload
 def action(*, name: str) -> Callable[[F], F]: ...
 def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F]:
-    """Mark a channel's method as one that clients may call, with a dict of data or with nothing.
+    """Allow clients to call a method of a channel.
 
     Args:
-        method: `def` or `async def`.
-        name: what clients call it; the method's name if not given.
+        method: the method, sync or async. It takes the dict of data that the client sends, or no argument.
+        name: the name that clients use. The default is the method's name.
     """
 
     def mark(target: F) -> F:
@@ -62,8 +61,8 @@ def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F
     return mark if method is None else mark(method)
 
 
-class state(Generic[T]):  # noqa: N801 - used like a keyword, as a field is
-    """Declare a value of a channel that survives a restore: `count = state(default=0)`. JSON values only."""
+class state(Generic[T]):  # noqa: N801 - declares an attribute, as model fields do
+    """An attribute of a channel that survives a restore: `count = state(default=0)`. Its values must be JSON values."""
 
     def __init__(self, *, default: T) -> None:
         self.default = default
@@ -93,42 +92,44 @@ class state(Generic[T]):  # noqa: N801 - used like a keyword, as a field is
 
 
 class ChannelPresence:
-    """`self.presence` of a channel: records joins and leaves on the subscription's presence stream."""
+    """The attribute `presence` of a channel. It records joins and leaves in the subscription's presence stream."""
 
     __slots__ = ("_channel",)
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
 
-    def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the wire's name
-        """Join as `id` (cast to a string), with any JSON value that describes it."""
-        text = str(id).encode(errors="replace").decode()  # a lone surrogate would break every reader's socket
+    def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the protocol's name
+        """Join as the member `str(id)`. `info` describes the member, and can be any JSON value."""
+        # A lone surrogate cannot be sent to clients.
+        text = str(id).encode(errors="replace").decode()
         if id is None or not text:
-            raise ChannelError(f"{type(self._channel).__name__}: presence.join() needs an id, not {id!r}.")
+            raise ChannelError(f"{type(self._channel).__name__}: presence.join() needs an id, and got {id!r}.")
         self._channel.reply.presence.append(PresenceJoin(text, json.loads(_encode(info, self._channel))))
 
     def leave(self) -> None:
-        """Leave; nothing happens if nobody joined."""
+        """Leave. Nothing happens if the subscription has not joined."""
         self._channel.reply.presence.append(PresenceLeave())
 
 
 class Channel:
-    """One subscription of one client; subclass it.
+    """Base class of channels. An instance is one subscription of one client.
 
-    Handlers (`subscribed`, `unsubscribed`, `resubscribed`, actions and hooks) may be `def` or `async def`. Those of
-    one connection run one after another. What they ask for is recorded in `reply` and applied when they return.
+    Handlers (`subscribed`, `unsubscribed`, `resubscribed`, actions and hooks) can be sync or async. The handlers of one
+    connection run one after another. The changes and messages that they ask for are recorded in `reply`, and applied
+    when they return.
 
     Args:
-        connection: the consumer; has `user` and whatever its `connect` set.
-        params: what the client subscribed with, less the channel's name.
-        identifier: the subscription's identifier, as the client wrote it.
+        connection: the consumer. It has `user`, and the attributes that its `connect` set.
+        params: the parameters of the subscription, without the name of the channel.
+        identifier: the subscription's identifier, as the client sent it.
     """
 
-    #: What clients call this channel: the class's name unless set.
+    #: The name that clients use for this channel. The default is the name of the class.
     name: ClassVar[str] = "Channel"
     _actions: ClassVar[Mapping[str, tuple[str, bool]]] = {}
 
-    # What every subscription has takes no dict; subclasses have one for what is their own.
+    # To save memory, a channel gets a `__dict__` only when an attribute is set that is not listed here.
     __slots__ = ("__dict__", "__weakref__", "_reply", "_state", "connection", "identifier", "params")
 
     def __init__(self, connection: Any, params: Mapping[str, Any] | None = None, identifier: str = "") -> None:
@@ -153,24 +154,24 @@ class Channel:
             return
         classes = registry.setdefault(cls.name, [])
         path = (cls.__module__, cls.__qualname__)
-        # A module that is imported anew replaces its classes.
+        # A module that is imported again replaces its classes.
         classes[:] = [other for other in classes if (other.__module__, other.__qualname__) != path]
         classes.append(cls)
 
-    # -- handlers, to be overridden ---------------------------------------------------------------------------------
+    # -- handlers, for subclasses to override --------------------------------------------------------------------------
 
     def subscribed(self) -> Any:
-        """A client subscribes: start streams, join presence, or `reject()`.
+        """Handle a new subscription: start streams, join presence, or `reject()`.
 
         If this fails because a database or store cannot be reached, it is called again on a new channel object, for up
         to 8 seconds. Then the client is disconnected, so that it reconnects and subscribes again.
         """
 
     def unsubscribed(self) -> Any:
-        """The subscription ends: called once for each, by `unsubscribe` or because the connection went."""
+        """Handle the end of the subscription, once: the client unsubscribed, or its connection ended."""
 
     def resubscribed(self) -> Any:
-        """The session was restored, with this subscription's streams and state; `reject()` takes it away."""
+        """Handle a restored session. The subscription has its streams and state again; `reject()` ends it."""
 
     def before_subscribe(self) -> Any:
         """Check before `subscribed` and `resubscribed`; return False to reject."""
@@ -179,24 +180,24 @@ class Channel:
         """Check before an action; return False to ignore the call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
-        """A handler raised, and its traceback was logged: nothing of what it recorded was applied.
+        """Handle an error that another handler raised. Its traceback was logged, and its reply was dropped.
 
-        What is recorded here is applied (a transmission that tells the client, say). If `subscribed` is retried because
-        a database or store cannot be reached, this is called after the last attempt only.
+        The reply of this handler is applied, so it can send a message to the client. While `subscribed` is retried
+        because a database or store cannot be reached, this is called after the last attempt only.
 
         Args:
-            error: what it raised.
-            handler: "subscribed", "resubscribed", "unsubscribed", or the action's name.
+            error: the error.
+            handler: "subscribed", "resubscribed", "unsubscribed", or the name of the action.
         """
 
-    # A channel on whose streams clients may join presence by themselves defines
+    # To let clients join presence by themselves, a channel defines
     #     def authorize_presence(self, id: str, info: Any) -> bool
 
-    # -- for use in handlers ----------------------------------------------------------------------------------------
+    # -- for use in handlers -------------------------------------------------------------------------------------------
 
     @property
     def reply(self) -> Reply:
-        """What the handler that runs, or ran last, has recorded; gone when that was applied."""
+        """The reply of the running handler."""
         if self._reply is None:
             self._reply = Reply()
         return self._reply
@@ -208,44 +209,44 @@ class Channel:
 
     @property
     def presence(self) -> ChannelPresence:
-        """Joins and leaves on the presence stream."""
+        """The presence of this subscription: `join()` and `leave()`."""
         return ChannelPresence(self)
 
     def stream_from(self, stream: str, *, whisper: bool = False, presence: bool = False) -> None:
-        """Send the client what is broadcast to a stream.
+        """Send the broadcasts of a stream to the client.
 
         Args:
-            stream: its name.
-            whisper: the client's whispers go to this stream.
-            presence: the stream that presence is kept on; the first one, if none is marked.
+            stream: the stream's name.
+            whisper: use this stream for the whispers of the client.
+            presence: use this stream for presence. The default is the first stream of the subscription.
 
         Raises:
-            InvalidStreamName: the name cannot be one.
+            InvalidStreamName: the name is not valid.
         """
         check_stream_name(stream)
         self.reply.streams.append(StreamStart(stream, whisper, presence))
 
     def stream_for(self, target: Any, *, whisper: bool = False, presence: bool = False) -> None:
-        """Send the client what is broadcast to a model instance (or several, or strings) on this channel."""
+        """Send the broadcasts of a target on this channel to the client. See `broadcasting_for` for targets."""
         self.stream_from(self.broadcasting_for(target), whisper=whisper, presence=presence)
 
     def stop_stream_from(self, stream: str) -> None:
-        """Leave a stream; nothing happens if the subscription is not on it."""
+        """Stop sending the broadcasts of a stream. Nothing happens if the subscription does not have the stream."""
         self.reply.streams.append(StreamStop(stream))
 
     def stop_stream_for(self, target: Any) -> None:
-        """Leave the stream of a model instance."""
+        """Stop sending the broadcasts of a target on this channel."""
         self.stop_stream_from(self.broadcasting_for(target))
 
     def stop_all_streams(self) -> None:
-        """Leave all streams."""
+        """Stop sending the broadcasts of all streams."""
         self.reply.streams.append(StreamStop(None))
 
     def transmit(self, data: Any) -> None:
-        """Send something to this client alone.
+        """Send a message to this client only.
 
         Raises:
-            ChannelError: it is not JSON, or falsy in JavaScript, which clients drop.
+            ChannelError: the data cannot be encoded as JSON, or is falsy in JavaScript. Clients drop such messages.
         """
         text = _encode(data, self)
         if is_falsy(text):
@@ -258,14 +259,14 @@ class Channel:
         """Refuse the subscription."""
         self.reply.rejected = True
 
-    # -- broadcasting -------------------------------------------------------------------------------------------------
+    # -- broadcasting --------------------------------------------------------------------------------------------------
 
     @classmethod
     def broadcasting_for(cls, target: Any) -> str:
         """Return the name of a target's stream on this channel: `ChatChannel:chat.room:1` for a model instance.
 
         Args:
-            target: a saved model instance, a string or number, or a list or tuple of such.
+            target: a saved model instance, a string, a number, or a list or tuple of these.
         """
         return f"{cls.name}:{_target_name(target)}"
 
@@ -283,7 +284,7 @@ class Channel:
         idempotency_key: str | None = None,
         using: str | None = None,
     ) -> StreamPosition | None:
-        """Broadcast to a target's stream on this channel; the options are those of `broadcast`."""
+        """Broadcast to a target's stream on this channel. The options are those of `broadcast`."""
         return broadcasting.broadcast(
             cls.broadcasting_for(target),
             data,
@@ -320,43 +321,39 @@ class Channel:
             using=using,
         )
 
-    # -- for the session ----------------------------------------------------------------------------------------------
+    # -- for the connection --------------------------------------------------------------------------------------------
 
     @classmethod
     def find_action(cls, name: str) -> tuple[str, bool] | None:
-        """Return the method that serves an action, and whether it takes data; None if clients may not call that."""
+        """Return the name of an action's method, and whether it takes data. Return None for an unknown action."""
         return cls._actions.get(name)
 
     @classmethod
     def action_names(cls) -> list[str]:
-        """Return what clients may call."""
+        """Return the names of all actions, in order."""
         return sorted(cls._actions)
 
     @property
     def has_state(self) -> bool:
-        """Whether there is state to be kept."""
+        """Whether any state was read or set, and so must be saved."""
         return bool(self._state)
 
     def begin(self) -> Mapping[str, Any]:
-        """Start recording anew; return the state, for `undo`, as JSON values.
+        """Begin a new reply. Return the state as JSON values, for `undo`.
 
         Raises:
-            ChannelError: a value is not JSON.
+            ChannelError: a value is not a JSON value.
         """
         self._reply = None
         return self.dump_state()
 
     def undo(self, saved: Mapping[str, Any]) -> None:
-        """Drop what was recorded and bring the state back."""
+        """Drop the reply, and bring back the state that `begin` returned."""
         self._reply = None
         self._state = dict(saved) or None
 
     def take_reply(self, *, changed: bool = False) -> Reply:
-        """Return what was recorded, to be applied, and keep nothing of it.
-
-        Args:
-            changed: whether the handler changed the state.
-        """
+        """Remove and return the reply. `changed` says whether the handler changed the state."""
         reply, self._reply = self.reply, None
         reply.changed = changed
         return reply
@@ -365,18 +362,18 @@ class Channel:
         """Return the state as JSON values.
 
         Raises:
-            ChannelError: a value is not JSON.
+            ChannelError: a value is not a JSON value.
         """
         if not self._state:
             return {}
         try:
             dumped: dict[str, Any] = json.loads(json.dumps(self._state, allow_nan=False))
         except (TypeError, ValueError) as error:
-            raise ChannelError(f"{type(self).__name__}: state must hold JSON values only: {error}.") from None
+            raise ChannelError(f"{type(self).__name__}: state must have JSON values only: {error}.") from None
         return dumped
 
     def load_state(self, values: Mapping[str, Any]) -> None:
-        """Take back what `dump_state` returned; what is not declared any more is dropped."""
+        """Load a state that `dump_state` returned. Values that the class does not declare are dropped."""
         self._state = {
             name: value for name, value in values.items() if isinstance(inspect.getattr_static(self, name, None), state)
         } or None
@@ -385,21 +382,19 @@ class Channel:
 def _target_name(target: Any) -> str:
     if isinstance(target, Model):
         if target.pk is None:
-            raise ChannelError(f"{target!r} is not saved: it has no primary key, and so no stream.")
+            raise ChannelError(f"{target!r} is not saved. It has no primary key, and so no stream.")
         return f"{target._meta.label_lower}:{target.pk}"
     if isinstance(target, list | tuple) and target:
         return ":".join(_target_name(part) for part in target)
     if isinstance(target, str | int) and not isinstance(target, bool) and target != "":
         return str(target)
     raise ChannelError(
-        f"{target!r} names no stream; give a saved model instance, a string, a number, or a list of such."
+        f"{target!r} names no stream; give a saved model instance, a string, a number, or a list of these."
     )
 
 
 def _encode(value: Any, channel: Channel) -> str:
     try:
-        text = json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        text.encode()
-    except (TypeError, ValueError) as error:
-        raise ChannelError(f"{type(channel).__name__}: {value!r:.200} is not JSON: {error}.") from None
-    return text
+        return encode_json(value)[0]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChannelError(f"{type(channel).__name__}: {value!r:.200} cannot be encoded as JSON: {error}.") from None

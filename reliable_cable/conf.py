@@ -1,4 +1,4 @@
-"""The settings: one dict, `RELIABLE_CABLE`, read once, typed and frozen."""
+"""The settings: the dict `RELIABLE_CABLE`, which is read once, checked, typed and frozen."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ENGINE_PARTS = ("streams", "presence", "sessions")
 
 @dataclass(frozen=True, slots=True)
 class StreamPolicy:
-    """How much of a stream is kept.
+    """How much of a stream's history is kept.
 
     Args:
-        history_size: messages; 0: the stream is transient.
-        history_ttl: seconds.
-        durable: the stream survives the loss of Redis.
+        history_size: the number of messages to keep. A stream with 0 is transient.
+        history_ttl: how long, in seconds, to keep a message.
+        durable: whether the stream survives the loss of Redis.
     """
 
     history_size: int
@@ -36,14 +36,14 @@ class StreamPolicy:
     durable: bool = False
 
 
-#: What the processes tell each other (control.py). No stream of a user's can have a control character in its name.
+#: The stream of the control bus (hub/control_bus.py). Its name contains a control character, which `broadcast` refuses.
 CONTROL_STREAM: Final = "\x01control"
 CONTROL_POLICY: Final = StreamPolicy(history_size=1000, history_ttl=300)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CableSettings:
-    """The settings of this package; each field is the key of the same name in capitals. Times are in seconds."""
+    """The settings of this package. Each key is the name of its field in capitals. Times are in seconds."""
 
     redis_url: str | None = None
     redis_options: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class CableSettings:
     handler_threads: int = 8
 
     def policy(self, stream: str) -> StreamPolicy:
-        """Return how much of a stream is kept: the first pattern of `STREAMS` that matches its name decides."""
+        """Return the policy of a stream. The first pattern of `STREAMS` that matches the stream's name decides."""
         if stream == CONTROL_STREAM:
             return CONTROL_POLICY
         for pattern in self.streams:
@@ -80,7 +80,7 @@ class CableSettings:
         return StreamPolicy(self.history_size, self.history_ttl)
 
     def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return what a pattern of `STREAMS` says; what it leaves out is as for all streams."""
+        """Return the policy of a pattern of `STREAMS`. Options that it does not have are those of all streams."""
         options = self.streams[pattern]
         return StreamPolicy(
             options.get("history_size", self.history_size),
@@ -90,12 +90,12 @@ class CableSettings:
 
 
 def derived_secret(secret_key: str | bytes) -> str:
-    """Return the application secret that a `SECRET_KEY` stands for, where none is set."""
+    """Return the application secret that is derived from a `SECRET_KEY`. It is the default of `SECRET`."""
     return salted_hmac("reliable_cable", "secret", secret=secret_key, algorithm="sha256").hexdigest()
 
 
-def _fail(key: str | tuple[str, ...], value: object, allowed: str) -> ImproperlyConfigured:
-    """Make the error; a tuple of keys leads to a value inside the one that the first names."""
+def _error(key: str | tuple[str, ...], value: object, allowed: str) -> ImproperlyConfigured:
+    """Return the error for a value. A tuple of keys is the path to a value inside the setting of its first key."""
     keys = (key,) if isinstance(key, str) else key
     path = "".join(f"[{part!r}]" for part in keys)
     return ImproperlyConfigured(f"{NAME}{path} is {value!r}; it must be {allowed}.")
@@ -104,33 +104,33 @@ def _fail(key: str | tuple[str, ...], value: object, allowed: str) -> Improperly
 Check = Callable[[str | tuple[str, ...], Any], None]
 
 
-def _number(low: float, *, whole: bool = False, above: bool = False, none: bool = False) -> Check:
+def _number(low: float, *, whole: bool = False, exclusive: bool = False, optional: bool = False) -> Check:
     kind = "a whole number" if whole else "a number"
-    allowed = f"{kind} {'greater than' if above else 'of at least'} {low}{' or None' if none else ''}"
+    allowed = f"{kind} {'greater than' if exclusive else 'of at least'} {low}{' or None' if optional else ''}"
     types = (int,) if whole else (int, float)
 
     def check(key: str | tuple[str, ...], value: Any) -> None:
-        if none and value is None:
+        if optional and value is None:
             return
         if isinstance(value, bool) or not isinstance(value, types) or value in (math.inf, -math.inf):
-            raise _fail(key, value, allowed)
-        if not (value > low if above else value >= low):
-            raise _fail(key, value, allowed)
+            raise _error(key, value, allowed)
+        if not (value > low if exclusive else value >= low):
+            raise _error(key, value, allowed)
 
     return check
 
 
-def _instance(kind: type, allowed: str, *, filled: bool = False) -> Check:
+def _instance(kind: type, allowed: str, *, not_empty: bool = False) -> Check:
     def check(key: str | tuple[str, ...], value: Any) -> None:
-        if not isinstance(value, kind) or (filled and not value):
-            raise _fail(key, value, allowed)
+        if not isinstance(value, kind) or (not_empty and not value):
+            raise _error(key, value, allowed)
 
     return check
 
 
 def _check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
     if value is not None and not (isinstance(value, str) and value.startswith(REDIS_SCHEMES)):
-        raise _fail(key, value, f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}")
+        raise _error(key, value, f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}")
 
 
 def _check_engine(key: str | tuple[str, ...], value: Any) -> None:
@@ -140,28 +140,28 @@ def _check_engine(key: str | tuple[str, ...], value: Any) -> None:
     )
     if isinstance(value, str):
         if value not in ENGINES:
-            raise _fail(key, value, allowed)
+            raise _error(key, value, allowed)
     elif not isinstance(value, Mapping) or set(value) != set(ENGINE_PARTS):
-        raise _fail(key, value, allowed)
+        raise _error(key, value, allowed)
     elif not all(isinstance(path, str) and "." in path for path in value.values()):
-        raise _fail(key, value, allowed)
+        raise _error(key, value, allowed)
 
 
 STREAM_OPTIONS: Mapping[str, Check] = {
     "history_size": _number(0, whole=True),
-    "history_ttl": _number(0, above=True),
+    "history_ttl": _number(0, exclusive=True),
     "durable": _instance(bool, "True or False"),
 }
 
 
 def _check_streams(key: str | tuple[str, ...], value: Any) -> None:
     if not isinstance(value, Mapping):
-        raise _fail(key, value, "a dict of stream patterns")
+        raise _error(key, value, "a dict of stream patterns")
     for pattern, options in value.items():
         if not isinstance(pattern, str) or not pattern:
             raise ImproperlyConfigured(f"{NAME}[{key!r}] has the key {pattern!r}; keys are patterns such as 'chat:*'.")
         if not isinstance(options, Mapping):
-            raise _fail(("STREAMS", pattern), options, f"a dict with any of {', '.join(STREAM_OPTIONS)}")
+            raise _error(("STREAMS", pattern), options, f"a dict with any of {', '.join(STREAM_OPTIONS)}")
         for name, option in options.items():
             if name not in STREAM_OPTIONS:
                 raise ImproperlyConfigured(
@@ -177,34 +177,34 @@ CHECKS: Mapping[str, Check] = {
     "REDIS_OPTIONS": _instance(Mapping, "a dict"),
     "ENGINE": _check_engine,
     "HISTORY_SIZE": _number(0, whole=True),
-    "HISTORY_TTL": _number(0, above=True),
+    "HISTORY_TTL": _number(0, exclusive=True),
     "STREAMS": _check_streams,
     "SESSIONS_TTL": _number(0),
-    "PRESENCE_TTL": _number(0, above=True),
-    "SECRET": _instance(str, _TEXT, filled=True),
-    "STREAMS_SECRET": _instance(str, _TEXT, filled=True),
+    "PRESENCE_TTL": _number(0, exclusive=True),
+    "SECRET": _instance(str, _TEXT, not_empty=True),
+    "STREAMS_SECRET": _instance(str, _TEXT, not_empty=True),
     "PUBLIC_STREAMS": _SWITCH,
     "SIGNED_STREAMS_WHISPER": _SWITCH,
-    "PING_INTERVAL": _number(0, above=True),
-    "PONG_TIMEOUT": _number(0, above=True, none=True),
+    "PING_INTERVAL": _number(0, exclusive=True),
+    "PONG_TIMEOUT": _number(0, exclusive=True, optional=True),
     "MAX_MESSAGE_SIZE": _number(1024, whole=True),
     "MAX_PENDING_SIZE": _number(1024, whole=True),
     "MAX_SUBSCRIPTIONS": _number(1, whole=True),
     "MAX_BROADCAST_SIZE": _number(1024, whole=True),
-    "POLL_INTERVAL": _number(0, above=True),
-    "BROADCAST_KEY": _instance(str, _TEXT, filled=True),
-    "API_KEY": _instance(str, _TEXT, filled=True),
-    "KEY_PREFIX": _instance(str, _TEXT, filled=True),
-    "DATABASE": _instance(str, "the alias of a database", filled=True),
+    "POLL_INTERVAL": _number(0, exclusive=True),
+    "BROADCAST_KEY": _instance(str, _TEXT, not_empty=True),
+    "API_KEY": _instance(str, _TEXT, not_empty=True),
+    "KEY_PREFIX": _instance(str, _TEXT, not_empty=True),
+    "DATABASE": _instance(str, "the alias of a database", not_empty=True),
     "HANDLER_THREADS": _number(0, whole=True),
 }
 
 
 def read_settings(values: Any) -> CableSettings:
-    """Check `values`, fill in the defaults, and return the settings.
+    """Check the dict of settings, add the defaults, and return the settings.
 
     Raises:
-        ImproperlyConfigured: names the key that is unknown, of a wrong type or impossible, and what is allowed.
+        ImproperlyConfigured: a key is unknown, or its value is not allowed. The message says what is allowed.
     """
     if not isinstance(values, Mapping):
         raise ImproperlyConfigured(f"{NAME} is {values!r}; it must be a dict.")
@@ -215,11 +215,11 @@ def read_settings(values: Any) -> CableSettings:
     given: dict[str, Any] = {key.lower(): value for key, value in values.items()}
     given.setdefault("engine", "redis" if given.get("redis_url") else "database")
     if given["engine"] == "redis" and not given.get("redis_url"):
-        raise _fail("ENGINE", "redis", "used with REDIS_URL")
+        raise _error("ENGINE", "redis", "used with REDIS_URL")
     if given["engine"] == "database" or "database" in given:
         alias = given.get("database", "default")
         if alias not in django_settings.DATABASES:
-            raise _fail("DATABASE", alias, f"one of {', '.join(map(repr, django_settings.DATABASES))}")
+            raise _error("DATABASE", alias, f"one of {', '.join(map(repr, django_settings.DATABASES))}")
     if "secret" not in given:
         given["secret"] = derived_secret(django_settings.SECRET_KEY)
     given.setdefault("streams_secret", given["secret"])
@@ -227,12 +227,12 @@ def read_settings(values: Any) -> CableSettings:
     for pattern in settings.streams:
         policy = settings.policy_of(pattern)
         if policy.durable and policy.history_size == 0:
-            raise _fail(("STREAMS", pattern, "history_size"), 0, "at least 1, since the streams are durable")
+            raise _error(("STREAMS", pattern, "history_size"), 0, "at least 1, since the streams are durable")
     return settings
 
 
 def _frozen(value: Any) -> Any:
-    """Return a dict's copy that nobody can change, all the way down; other values as they are."""
+    """Return a read-only copy of a dict and of all dicts in it. Return any other value unchanged."""
     if isinstance(value, Mapping):
         return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
     return value
@@ -243,11 +243,11 @@ _lock = threading.Lock()
 
 
 def get_settings() -> CableSettings:
-    """Return the settings in force; they are read at the first call, and again after a change in a test."""
+    """Return the current settings. They are read at the first call, and again after a test has changed them."""
     global _current
     settings = _current
     if settings is None:
-        # One object for all threads: the engine knows by it whether it is still the right one.
+        # All threads get the same object: the engine compares it by identity to find out whether settings have changed.
         with _lock:
             settings = _current
             if settings is None:

@@ -1,4 +1,8 @@
-"""Ending connections from anywhere: views, signals, tasks, the shell. Knows stores only, no hub and no connection."""
+"""Disconnects from anywhere: views, signals, tasks, the shell.
+
+This module uses the stores only. The hubs of the server processes receive the disconnects from there, and close their
+connections.
+"""
 
 from __future__ import annotations
 
@@ -22,33 +26,33 @@ from .stores.streams.base import Message
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, the exit of the interpreter waits for disconnects that are not stored yet.
-EXIT_PATIENCE: Final = 5.0
+#: How long, in seconds, the exit of the interpreter waits for disconnects that could not be stored before.
+EXIT_TIMEOUT: Final = 5.0
 
 
 @sync_only("adisconnect")
 def disconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
-    """Close every connection that has all these identifiers, on every server process, at once.
+    """Close every connection that has all the given identifiers, on every server process: `disconnect(user=user)`.
 
-    `disconnect(user=user)`. Clients that were away may not have their sessions back, either. This does not keep anybody
-    from connecting again: `connect` does.
+    The sessions of matching clients that are not connected at present become void, too. Clients can connect again: to
+    prevent that, reject them in `connect`.
 
-    Inside transactions, the connections are closed after all of them have committed. If a store fails then, this is
-    retried in the background until it succeeds.
+    Inside transactions, the connections are closed after all of them have committed. If a store fails then, the
+    disconnect is retried in the background until it succeeds.
 
     Args:
-        reconnect: whether the clients are to come back, and be authenticated again; if not, they stay away until the
-            page is loaded anew.
-        using: wait for the transaction on this database only, if one is open there.
-        identifiers: by the names in `identified_by`, the same kind of values that `connect` sets.
+        reconnect: whether the clients reconnect, and are authenticated again. If False, they stay disconnected until
+            the page is reloaded.
+        using: wait for a transaction on this database only.
+        identifiers: values by the names in `identified_by`, of the same types as the values that `connect` sets.
 
     Raises:
-        AsyncContextError: an event loop runs in this thread; use `adisconnect`.
-        InvalidIdentifier: there is none, no connection has one of that name, or its value is nobody.
-        InvalidOption: there is no database `using`.
-        StoreError: nothing was closed; clients that are away may have lost their sessions.
-        BroadcastError: as `StoreError`. `BroadcastUncertain`, one of these, leaves open whether any was closed. Calling
-            it again is safe.
+        AsyncContextError: an event loop runs in this thread. Use `adisconnect`.
+        InvalidIdentifier: there are no identifiers, no connection has one of that name, or a value identifies nobody.
+        InvalidOption: `using` names no database.
+        StoreError: no connection was closed. Clients that were not connected may have lost their sessions.
+        BroadcastError: as for `StoreError`. The subclass `BroadcastUncertain` leaves open whether any connection was
+            closed. Calling this function again is safe.
     """
     call = _prepare(identifiers, reconnect, using)
     if not defer_to_commit(call.store_on_commit, using):
@@ -68,14 +72,20 @@ def _prepare(identifiers: dict[str, Any], reconnect: bool, using: str | None) ->
 
 
 def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
-    """Do as `disconnect`, at once, for identifiers that are texts already (identity.py)."""
+    """Do the same as `disconnect`, without waiting for a commit.
+
+    Args:
+        condition: the identifiers as texts (identity.py).
+        reconnect: as for `disconnect`.
+    """
     _Disconnect(condition, reconnect=reconnect).store()
 
 
 def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> None:
-    """Receive `user_logged_out`: close the user's connections, and let the user's other devices come back.
+    """Close the connections of a user who logged out, and let the user's other devices reconnect.
 
-    This raises nothing, because logging out must work while a store does not. After a failure it is retried.
+    This is the receiver of `user_logged_out`. It raises nothing, because users must be able to log out while a store
+    fails. After a failure, the disconnect is retried.
     """
     text = identify(user)
     if text:
@@ -88,10 +98,10 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
 
 
 class _Disconnect:
-    """One call of `disconnect`, with all its attempts.
+    """One call of `disconnect` and its retries.
 
-    The time of the revocation is that of the first attempt that reached the session store. So clients that have
-    connected again since then are left alone.
+    All attempts use the time of the first one that reached the session store. So a retry does not close connections
+    that were opened after that time.
     """
 
     def __init__(self, condition: Identity, *, reconnect: bool) -> None:
@@ -101,7 +111,7 @@ class _Disconnect:
         self._at: float | None = None
 
     def store(self) -> None:
-        """Void the sessions, and announce the revocation to all processes."""
+        """Make the sessions void, and announce the disconnect to all processes."""
         if self._at is None:
             self._at = self._engine.sessions.revoke(self.condition)
         self._engine.streams.append([self._announcement(self._at)])
@@ -121,17 +131,17 @@ class _Disconnect:
         call_after_commit(self.store, databases, failed=self.store_later)
 
     def store_later(self, error: Exception) -> None:
-        """Retry in the background until it succeeds.
+        """Retry in the background until an attempt succeeds.
 
         Args:
-            error: why the first attempt failed.
+            error: the error of the first attempt.
         """
         logger.warning("The connections of %s are not closed yet; trying again: %s", dict(self.condition), error)
-        _unstored.put([self])
+        _pending.put([self])
 
 
 def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
-    """Store disconnects until one fails. Return the remaining ones, with the failed one last."""
+    """Store disconnects until one fails. Return those that are not stored, with the failed one last."""
     for number, call in enumerate(calls):
         try:
             call.store()
@@ -144,12 +154,12 @@ def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
 
 def _give_up(calls: Sequence[_Disconnect]) -> None:
     for call in calls:
-        logger.error("The connections of %s were not closed: the process ends.", dict(call.condition))
+        logger.error("The connections of %s were not closed, because the process exits.", dict(call.condition))
 
 
 #: Disconnects that failed after a commit or at a logout, where no error may be raised.
-_unstored: BackgroundWorker[_Disconnect] = BackgroundWorker(
-    "cable-disconnects", _store_all, exit_timeout=EXIT_PATIENCE, on_abandoned=_give_up
+_pending: BackgroundWorker[_Disconnect] = BackgroundWorker(
+    "cable-disconnects", _store_all, exit_timeout=EXIT_TIMEOUT, on_abandoned=_give_up
 )
 
 
@@ -159,28 +169,28 @@ def _condition(identifiers: dict[str, Any]) -> dict[str, str]:
     check_names(identifiers)
     for name, value in identifiers.items():
         if not identify(value) or getattr(value, "pk", value) is None:
-            raise InvalidIdentifier(f"disconnect({name}={value!r}): that is nobody, or not saved.")
+            raise InvalidIdentifier(f"disconnect({name}={value!r}): the value identifies nobody, or is not saved.")
     return {name: identify(value) for name, value in identifiers.items()}
 
 
 def check_names(names: Collection[str]) -> None:
-    """Check that there are connections that these identifiers can name.
+    """Check that connections have identifiers of these names.
 
     Raises:
-        InvalidIdentifier: no consumer has one of them in `identified_by`.
+        InvalidIdentifier: no consumer has one of the names in `identified_by`.
     """
     if not identifier_names.issuperset(names):
         _import_consumers()
     for name in names:
         if name not in identifier_names:
             raise InvalidIdentifier(
-                f"Nothing is disconnected: no connection is identified by {name!r}; the names in `identified_by` of "
-                f"the consumers that are known here are {', '.join(map(repr, sorted(identifier_names)))}."
+                f"Nothing was disconnected: no connection is identified by {name!r}. The names in `identified_by` of "
+                f"the consumers in this process are {', '.join(map(repr, sorted(identifier_names)))}."
             )
 
 
 def _import_consumers() -> None:
-    """Import the ASGI application, and with it the consumers: a shell or a worker need not have done so."""
+    """Import the ASGI application, which imports the consumers. A shell or a worker may not have done so."""
     path = getattr(django_settings, "ASGI_APPLICATION", None)
     if path:
         with contextlib.suppress(ImportError):

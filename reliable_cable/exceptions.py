@@ -1,4 +1,4 @@
-"""Every error this package raises has one root, `CableError`."""
+"""The errors of this package. All of them are subclasses of `CableError`."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from django.core.exceptions import SynchronousOnlyOperation
 
 
 class CableError(Exception):
-    """Root of this package's errors."""
+    """Base class of all errors of this package."""
 
 
 class ProtocolError(CableError):
-    """A client sent something that the protocol does not allow."""
+    """A client violated the protocol."""
 
 
 class BroadcastError(CableError):
-    """A broadcast was refused, or could not be stored: nothing was sent to anybody."""
+    """A broadcast was refused, or could not be stored. Nothing was sent to anybody."""
 
 
 class BroadcastUncertain(BroadcastError):
-    """Whether a broadcast was stored is unknown (the answer was lost).
+    """It is not known whether a broadcast was stored, because the response of the store was lost.
 
-    Repeating it with the same `idempotency_key` is safe.
+    Repeating the broadcast with the same `idempotency_key` is safe.
     """
 
 
 class InvalidStreamName(BroadcastError, ValueError):
-    """A stream's name is not a non-empty string of at most 255 printable characters."""
+    """A stream's name is not a string of 1 to 255 characters, or contains a control character."""
 
 
 class InvalidPayload(BroadcastError, ValueError):
-    """A payload cannot be broadcast: falsy, not serialisable as JSON, or too large."""
+    """A payload cannot be broadcast: it is falsy in JavaScript, is too large, or cannot be encoded as JSON."""
 
 
 class PayloadTooLarge(InvalidPayload):
@@ -41,11 +41,11 @@ class InvalidOption(BroadcastError, ValueError):
 
 
 class InvalidIdentifier(CableError, ValueError):
-    """A remote disconnect names no identifier, one that no connection has, or nobody."""
+    """A remote disconnect has no identifier, one that no connection has, or one whose value identifies nobody."""
 
 
 class ChannelError(CableError):
-    """A channel class is used or declared in a way that cannot work."""
+    """A channel class is declared or used in a way that cannot work."""
 
 
 class StoreError(CableError):
@@ -53,4 +53,4 @@ class StoreError(CableError):
 
 
 class AsyncContextError(CableError, SynchronousOnlyOperation):
-    """A sync function was called in a thread with a running event loop; its async twin has to be awaited instead."""
+    """A sync function was called in a thread with a running event loop. Await its async twin instead."""

@@ -1,4 +1,4 @@
-"""Whose connection one is: identifiers by name, as text that is the same in every process."""
+"""Identities of connections: the values of `identified_by`, as texts that are the same in every process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from django.db.models import Model
 
-#: What identifies a connection (`{"user": "auth.user:1"}`), or some of it: a condition. The text of nobody is empty.
+#: The identifiers of a connection by name, such as `{"user": "auth.user:1"}`. The text of an anonymous user is empty.
+#: An identity with only some of the names is a condition, which connections can match.
 Identity = Mapping[str, str]
 
 #: Every name in `identified_by` of the consumer classes that were defined in this process.
@@ -18,7 +19,7 @@ identifier_names: set[str] = {"user"}
 
 
 def identify(value: Any) -> str:
-    """Name a connection identifier's value; None and anonymous users are `""`."""
+    """Return the text of an identifier's value. It is `""` for None and for anonymous users."""
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""
     if isinstance(value, Model) or (hasattr(value, "_meta") and hasattr(value, "pk")):
@@ -27,26 +28,31 @@ def identify(value: Any) -> str:
 
 
 def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
-    """Return the identity that the attributes `names` of a consumer give."""
+    """Return the identity of a consumer.
+
+    Args:
+        owner: the consumer.
+        names: its attributes that identify the connection.
+    """
     return {name: identify(getattr(owner, name, None)) for name in names}
 
 
 def matches(condition: Identity, identity: Identity) -> bool:
-    """Whether a connection has all the identifiers of a condition."""
+    """Return whether an identity has all the identifiers of a condition."""
     return all(identity.get(name) == text for name, text in condition.items())
 
 
 def canonical(identity: Identity) -> str:
-    """Return an identity as text: equal ones are the same."""
+    """Return an identity as text. Equal identities have equal texts."""
     return json.dumps(dict(identity), sort_keys=True)
 
 
 def condition_key(condition: Identity) -> str:
-    """Return a short name of a condition, which tells nothing about it."""
+    """Return a short key for a condition. It is a hash, so it does not show the identifiers."""
     return hashlib.blake2b(canonical(condition).encode(), digest_size=16).hexdigest()
 
 
 def condition_keys(identity: Identity) -> list[str]:
-    """Return the names of all conditions that an identity matches; nobody's identifiers are in none."""
+    """Return the keys of all conditions that an identity matches. Empty identifiers match no condition."""
     pairs = [(name, text) for name, text in sorted(identity.items()) if text]
     return [condition_key(dict(some)) for size in range(1, len(pairs) + 1) for some in combinations(pairs, size)]

@@ -1,4 +1,4 @@
-"""`$pubsub`: streams without a channel, public or signed (PROTOCOL.md, Streams, tokens and keys)."""
+"""`$pubsub`, the built-in channel of public and signed streams (see Protocol: Signed streams)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from .validation import check_stream_name
 
 
 class PubSubChannel(Channel):
-    """Streams by name: `signed_stream_name`, or `stream_name` where `PUBLIC_STREAMS` is on; signed wins."""
+    """A subscription to the stream that its params name.
+
+    `signed_stream_name` is a name with a signature. `stream_name` is a name without one. It is used only if
+    `PUBLIC_STREAMS` is on and there is no `signed_stream_name`.
+    """
 
     name = "$pubsub"
 
-    # Not `def`: what neither waits nor asks a database needs no thread.
+    # The handlers are async because they neither block nor query a database. Sync handlers would run in a thread.
     async def subscribed(self) -> None:
-        """Stream from what the params name, or reject."""
+        """Stream from the stream that the params name, or reject the subscription."""
         settings = get_settings()
         signed = self.params.get("signed_stream_name")
         if signed is not None:
@@ -34,9 +38,9 @@ class PubSubChannel(Channel):
         self.stream_from(str(stream), whisper=whisper, presence=True)
 
     async def resubscribed(self) -> None:
-        """Check again: a setting or a secret may have changed while the client was away."""
+        """Check the name again: a setting or a secret may have changed while the client was away."""
         await self.subscribed()
 
-    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
-        """Whoever may read a stream may be seen on it."""
+    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
+        """Allow every subscriber of the stream to join its presence."""
         return True

@@ -1,4 +1,4 @@
-"""The reply of a handler: changes and messages that it asked for, to be applied after it has returned."""
+"""The reply of a handler: the changes and messages that it records. They are applied after the handler returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class StreamStart:
-    """A handler wants the subscription to stream from `name`."""
+    """The subscription starts to stream from `name`."""
 
     name: str
     whisper: bool = False
@@ -17,14 +17,14 @@ class StreamStart:
 
 @dataclass(frozen=True, slots=True)
 class StreamStop:
-    """A handler wants the subscription to leave a stream; None: all of them."""
+    """The subscription stops streaming from `name`, or from all its streams if `name` is None."""
 
     name: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceJoin:
-    """A handler lets the subscription's user join as `id`."""
+    """The subscription joins presence as `id`."""
 
     id: str
     info: Any = None
@@ -32,13 +32,17 @@ class PresenceJoin:
 
 @dataclass(frozen=True, slots=True)
 class PresenceLeave:
-    """A handler lets the subscription's user leave."""
+    """The subscription leaves presence."""
 
 
 @dataclass(slots=True)
 class Reply:
-    """The changes and messages of a handler, in order. They are applied after it returned, dropped if it raised."""
+    """The changes and messages that a handler recorded, in order.
 
+    They are applied after the handler returns. If it raises, they are dropped.
+    """
+
+    #: The messages to the client, as JSON.
     transmissions: list[str] = field(default_factory=list)
     streams: list[StreamStart | StreamStop] = field(default_factory=list)
     presence: list[PresenceJoin | PresenceLeave] = field(default_factory=list)

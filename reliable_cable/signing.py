@@ -1,4 +1,4 @@
-"""Signed stream names and derived keys (PROTOCOL.md, Streams, tokens and keys)."""
+"""Signed stream names and derived keys (see Protocol: Signed streams)."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ _SEPARATOR = "--"
 
 
 def signed_stream_name(name: str) -> str:
-    """Return what a page hands to the client, so that it may subscribe to a stream by name.
+    """Return a stream's name with a signature. A client that has it may subscribe to the stream.
 
-    The signature does not expire, and is good for everybody: give it only to whom the stream is meant for.
+    The signature does not expire, and anybody can use it. So put it only into pages for users who may read the stream.
 
     Raises:
-        InvalidStreamName: the name is not a non-empty string that UTF-8 can carry.
+        InvalidStreamName: the name is not a string, is empty, or cannot be encoded as UTF-8.
     """
     if not isinstance(name, str) or not name:
-        raise InvalidStreamName(f"A stream's name is a non-empty string, not {name!r}.")
+        raise InvalidStreamName(f"The stream's name is {name!r}; it must be a non-empty string.")
     try:
         text = json.dumps(name, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise InvalidStreamName(f"{name!r} is not Unicode text.") from None
+        raise InvalidStreamName(f"The stream's name {name!r} contains surrogates, which are not allowed.") from None
     encoded = base64.b64encode(text).decode()
     return f"{encoded}{_SEPARATOR}{_hmac(get_settings().streams_secret, encoded)}"
 
 
 def verify_stream_name(signed: str) -> str | None:
-    """Return the name that was signed, or None if the signature is not ours.
+    """Return the stream's name without the signature, or None if the signature is wrong.
 
-    Where the streams secret is derived from `SECRET_KEY`, names signed with one of `SECRET_KEY_FALLBACKS` are good too.
+    If the streams secret is derived from `SECRET_KEY`, signatures made with one of `SECRET_KEY_FALLBACKS` are accepted,
+    too.
     """
     encoded, separator, digest = signed.rpartition(_SEPARATOR)
-    # compare_digest takes text only if it is ASCII.
+    # compare_digest accepts ASCII text only.
     if not separator or not signed.isascii():
         return None
     secret = get_settings().streams_secret
@@ -55,7 +56,7 @@ def verify_stream_name(signed: str) -> str | None:
 
 
 def derived_key(purpose: str) -> str:
-    """Return the key for a purpose, derived from the application secret.
+    """Return the key for a purpose. It is derived from the application secret.
 
     Args:
         purpose: "broadcast-cable", "api-cable" or "rpc-cable".
@@ -64,11 +65,12 @@ def derived_key(purpose: str) -> str:
 
 
 def accepted_keys(purpose: str, key: str) -> Iterator[str]:
-    """Yield the keys that open what is for a purpose; none is empty.
+    """Yield the keys that are accepted for a purpose. None of them is empty.
 
     Args:
         purpose: as for `derived_key`.
-        key: the one in the settings, which then is the only one; `""`: those derived from the application secret.
+        key: the key in the settings, which is then the only accepted one. If it is `""`, the accepted keys are derived
+            from the application secret.
     """
     if key:
         yield key
@@ -78,11 +80,11 @@ def accepted_keys(purpose: str, key: str) -> Iterator[str]:
 
 
 def accepted_secrets(secret: str) -> Iterator[str]:
-    """Yield a secret from the settings, and the former ones, if `SECRET_KEY` and so its fallbacks made it."""
+    """Yield a secret. If it is derived from `SECRET_KEY`, yield those derived from `SECRET_KEY_FALLBACKS`, too."""
     yield secret
     if secret == derived_secret(django_settings.SECRET_KEY):
         for key in django_settings.SECRET_KEY_FALLBACKS:
-            if key:  # what an empty one stands for is known to everybody
+            if key:  # everybody can derive the secret of an empty key
                 yield derived_secret(key)
 
 

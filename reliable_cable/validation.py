@@ -1,4 +1,4 @@
-"""Checks a broadcast before it is sent: its stream, its payload and its options."""
+"""Checks of broadcasts before they are sent: the stream, the payload and the options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_SOCKET_ID_LENGTH = 64
 
 
 class ItemOptions(TypedDict, total=False):
-    """The options of a single item of a batch. They mean the same as those of `broadcast`."""
+    """The options that one item of a batch can have. They mean the same as those of `broadcast`."""
 
     transient: bool
     exclude_socket: str | None
@@ -51,7 +51,7 @@ class Outgoing:
     Args:
         stream: the name of the stream.
         message: the message, with the payload as JSON.
-        kept: whether the stream keeps it and gives it a position.
+        kept: whether the stream keeps the message and gives it a position.
     """
 
     stream: str
@@ -66,11 +66,11 @@ def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Out
         InvalidStreamName, InvalidPayload, InvalidOption: as for `broadcast`.
     """
     check_using(options.using, immediate=options.immediate)
-    exclude = _excluded(options.to_others, options.exclude_socket)
+    excluded = _excluded_socket(options.to_others, options.exclude_socket)
     batch = []
     for stream, data, *rest in items:
-        own = rest[0] if rest else ItemOptions()
-        unknown = set(own) - ItemOptions.__optional_keys__
+        item_options = rest[0] if rest else ItemOptions()
+        unknown = set(item_options) - ItemOptions.__optional_keys__
         if unknown:
             raise InvalidOption(
                 f"An item of a batch has the unknown option {min(unknown)!r}; allowed: "
@@ -80,36 +80,38 @@ def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Out
             _prepare(
                 stream,
                 data,
-                transient=own.get("transient", options.transient),
-                exclude=_excluded(False, own["exclude_socket"]) if "exclude_socket" in own else exclude,
-                idempotency_key=own.get("idempotency_key"),
+                transient=item_options.get("transient", options.transient),
+                exclude=_excluded_socket(False, item_options["exclude_socket"])
+                if "exclude_socket" in item_options
+                else excluded,
+                idempotency_key=item_options.get("idempotency_key"),
             )
         )
     return batch
 
 
 def check_stream_name(stream: object) -> str:
-    """Return `stream` if it can be a stream's name.
+    """Return `stream` if it is valid as a stream's name.
 
     Raises:
-        InvalidStreamName: it is not a string, empty, longer than 255 characters, or has control characters.
+        InvalidStreamName: it is not a string of 1 to 255 characters, or contains a control character or a surrogate.
     """
     if not isinstance(stream, str):
-        raise InvalidStreamName(f"The stream {stream!r} is a {type(stream).__name__}; a stream's name is a string.")
+        raise InvalidStreamName(f"The stream {stream!r} is of the type {type(stream).__name__}; it must be a string.")
     if not 0 < len(stream) <= MAX_NAME_LENGTH:
         raise InvalidStreamName(
             f"The stream {stream[:40]!r} has {len(stream)} characters; 1 to {MAX_NAME_LENGTH} are allowed."
         )
-    bad = _unstorable(stream)
-    if bad:
+    character = _unstorable_character(stream)
+    if character:
         raise InvalidStreamName(
-            f"The stream {stream!r} has the character {bad!r}; control characters and surrogates are not allowed."
+            f"The stream {stream!r} has the character {character!r}; control characters and surrogates are not allowed."
         )
     return stream
 
 
-def _unstorable(text: str) -> str:
-    """Return the first control character or surrogate of a text; `""` if there is none."""
+def _unstorable_character(text: str) -> str:
+    """Return the first control character or surrogate in a text, or `""` if it has none."""
     if text.isprintable():
         return ""
     return next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), "")
@@ -121,13 +123,13 @@ def _prepare(stream: str, data: Any, *, transient: bool, exclude: str, idempoten
     if idempotency_key is not None:
         key = _check_key(idempotency_key)
         if not kept:
-            what = "A transient broadcast is not kept" if transient else f"The stream {stream!r} keeps no history"
-            raise InvalidOption(f"{what}, so it cannot have an idempotency_key.")
+            reason = "A transient broadcast is not kept" if transient else f"The stream {stream!r} keeps no history"
+            raise InvalidOption(f"{reason}, so an idempotency_key cannot be used.")
     return Outgoing(stream, Message(_encode(stream, data), exclude, key), kept)
 
 
 def _check_key(key: object) -> str:
-    if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_LENGTH or _unstorable(key):
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY_LENGTH or _unstorable_character(key):
         raise InvalidOption(
             f"The idempotency_key is {key!r}; it must be a string of 1 to {MAX_KEY_LENGTH} characters, without control "
             "characters."
@@ -135,28 +137,38 @@ def _check_key(key: object) -> str:
     return key
 
 
-def _excluded(to_others: bool, exclude_socket: str | None) -> str:
+def _excluded_socket(to_others: bool, exclude_socket: str | None) -> str:
     if exclude_socket is None:
         socket = current_socket_id() if to_others else ""
     elif to_others:
         raise InvalidOption("Give to_others or exclude_socket, not both.")
     elif not isinstance(exclude_socket, str):
-        raise InvalidOption(f"exclude_socket is {exclude_socket!r}; it must be a session id, a string.")
+        raise InvalidOption(f"exclude_socket is {exclude_socket!r}; it must be a session id, which is a string.")
     else:
         socket = exclude_socket
-    # Any other text was sent by a client, and cannot be a session id.
+    # A client may send any text as its session id. A text that cannot be one excludes no connection.
     return socket if len(socket) <= MAX_SOCKET_ID_LENGTH and socket.isascii() and socket.isprintable() else ""
+
+
+def encode_json(value: Any) -> tuple[str, int]:
+    """Return a value as JSON text, and the size of the text in bytes.
+
+    Raises:
+        TypeError, ValueError, RecursionError: the value cannot be encoded.
+    """
+    text = json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text, len(text.encode())
 
 
 def _encode(stream: str, data: Any) -> str:
     try:
-        text = json.dumps(data, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        size = len(text.encode())
+        text, size = encode_json(data)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayload(f"The payload for {stream!r} cannot be encoded as JSON: {error}") from error
     if is_falsy(text):
         raise InvalidPayload(
-            f"The payload for {stream!r} is {data!r}; clients drop what is falsy in JavaScript. Wrap it in a dict."
+            f"The payload for {stream!r} is {data!r}; clients drop messages that are falsy in JavaScript. "
+            "Wrap it in a dict."
         )
     limit = get_settings().max_broadcast_size
     if size > limit:

@@ -1,1 +1,1 @@
-"""HTTP for producers that are not Django: broadcasting, and who is present (PROTOCOL.md, Streams, tokens and keys)."""
+"""The HTTP endpoints for producers that are not Django: broadcasts, disconnects and presence, as in AnyCable."""

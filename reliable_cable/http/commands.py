@@ -1,4 +1,4 @@
-"""Commands in what is posted instead of messages, in AnyCable's format; there is one: `disconnect`."""
+"""Commands that are posted in place of messages, in AnyCable's format. The only one is `disconnect`."""
 
 from __future__ import annotations
 
@@ -20,49 +20,52 @@ FORMAT = r'{"command": "disconnect", "payload": {"identifier": "{\"user\": \"aut
 
 
 def run_command(command: Mapping[str, Any]) -> None:
-    """Do what a posted object with a `command` says.
+    """Run a posted command.
+
+    Args:
+        command: the posted object. It has the key `command`.
 
     Raises:
-        Refusal: it makes no sense, or a store failed.
+        Refusal: the command is not valid, or a store failed.
     """
     if command["command"] != "disconnect":
-        raise _nonsense("There is no such command")
+        raise _invalid(f"There is no such command as {command['command']!r:.80}")
     payload = command.get("payload")
     if not isinstance(payload, dict):
-        raise _nonsense('The command has no "payload" that is an object')
+        raise _invalid('The command has no "payload" that is an object')
     reconnect = payload.get("reconnect")
     if not isinstance(reconnect, bool | None):
-        raise _nonsense('The payload has a "reconnect" that is no true or false')
+        raise _invalid('The payload has a "reconnect" that is not true or false')
     condition = _condition(payload.get("identifier"))
     try:
         disconnect_identity(condition, reconnect=bool(reconnect))
     except BroadcastUncertain as error:
-        logger.exception("Whether connections were closed as posted is unknown.")
+        logger.exception("It is not known whether connections were closed, as a posted command asked.")
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE, "Whether any connection was closed is unknown. Post it again.", stored=None
         ) from error
     except (BroadcastError, StoreError) as error:
-        logger.exception("Connections could not be closed as posted.")
+        logger.exception("Connections could not be closed, as a posted command asked.")
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE, "No connection was closed: the store failed. Try again.", stored=False
         ) from error
 
 
 def _condition(text: Any) -> Identity:
-    """Return the identifiers that are a JSON text in the payload, as AnyCable has it."""
+    """Return the identifiers of a payload. They are a JSON text in the payload, as in AnyCable."""
     if not isinstance(text, str):
-        raise _nonsense('The payload has no "identifier" that is a string')
+        raise _invalid('The payload has no "identifier" that is a string')
     try:
         identifiers = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _nonsense(f"The identifier is not JSON ({error})") from error
+        raise _invalid(f"The identifier is not JSON ({error})") from error
     if not isinstance(identifiers, dict) or not identifiers:
-        raise _nonsense("The identifier is no JSON object with at least one name")
+        raise _invalid("The identifier is not a JSON object with at least one name")
     for name, value in identifiers.items():
-        # Each begins with the type of what `connect` set (identity.py).
+        # The text begins with the type of the value that `connect` set (identity.py).
         if not isinstance(value, str) or not value.partition(":")[2]:
-            raise _nonsense(
-                f'The identifier has a {name!r} that is no "<app>.<model>:<primary key>" nor "<type>:<value>"'
+            raise _invalid(
+                f'The identifier has a {name!r} that is neither "<app>.<model>:<primary key>" nor "<type>:<value>"'
             )
     try:
         check_names(identifiers)
@@ -71,5 +74,5 @@ def _condition(text: Any) -> Identity:
     return identifiers
 
 
-def _nonsense(problem: str) -> Refusal:
+def _invalid(problem: str) -> Refusal:
     return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"{problem}. Allowed is {FORMAT}.")

@@ -1,4 +1,4 @@
-"""What the endpoints share: their key, their errors as JSON, and bodies that are read up to a limit."""
+"""The code that all endpoints share: keys, errors as JSON, and a limit for the size of bodies."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from reliable_cable.signing import accepted_keys
 
 View = Callable[..., HttpResponse]
 
-#: A body may have this many times the bytes of one payload: it may be a batch, and quoting a JSON text lengthens it.
+#: How many times the size of one payload a body may have. It may be a batch, and JSON text in JSON is longer.
 BODY_FACTOR = 8
 
 
 class Refusal(Exception):
-    """A request is answered by an error.
+    """An error to be sent as the response.
 
     Args:
-        status: of the answer.
-        message: tells what was wrong and what is allowed.
-        details: more of the answer.
+        status: the status of the response.
+        message: says what was wrong and what is allowed.
+        details: further keys of the response's JSON.
     """
 
     def __init__(self, status: HTTPStatus, message: str, **details: Any) -> None:
@@ -38,7 +38,6 @@ class Refusal(Exception):
         self.details = details
 
     def response(self) -> HttpResponse:
-        """Return the answer."""
         response = JsonResponse({"error": str(self), **self.details}, status=self.status)
         if self.status == HTTPStatus.UNAUTHORIZED:
             response["WWW-Authenticate"] = "Bearer"
@@ -46,14 +45,14 @@ class Refusal(Exception):
 
 
 def endpoint(purpose: str, setting: str) -> Callable[[View], View]:
-    """Make a view that only who has the key can use, and that answers a `Refusal` with its JSON.
+    """Decorate a view so that it requires a key, and sends a `Refusal` as JSON.
 
-    The view is sync, so that Django runs it in a thread under ASGI. It is never inside a transaction of
-    `ATOMIC_REQUESTS`: a broadcast would wait for the commit, and the answer would not know of it.
+    The view is sync, so Django runs it in a thread under ASGI. It never runs in a transaction of `ATOMIC_REQUESTS`.
+    Otherwise, a broadcast would be sent after the commit, and the response could not tell whether it succeeded.
 
     Args:
-        purpose: what the key is derived for, where the settings have none.
-        setting: the key's, in lower case.
+        purpose: the purpose for which the key is derived if the settings have none.
+        setting: the name of the setting with the key, in lower case.
     """
 
     def decorate(view: View) -> View:
@@ -74,23 +73,23 @@ def endpoint(purpose: str, setting: str) -> Callable[[View], View]:
 
 def _check_key(request: HttpRequest, purpose: str, setting: str) -> None:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    # Headers are given as Latin-1, whatever the bytes mean.
+    # Servers decode headers as Latin-1, whatever their encoding is.
     given = token.strip().encode("latin-1", "replace")
     accepted = accepted_keys(purpose, getattr(get_settings(), setting))
-    # Every key is compared, so that the time does not tell which one was right.
+    # Every key is compared, so that the response time does not tell which one was right.
     if not sum(hmac.compare_digest(given, key.encode()) for key in accepted) or scheme.lower() != "bearer":
         raise Refusal(
             HTTPStatus.UNAUTHORIZED,
-            f"The key is missing or wrong: send 'Authorization: Bearer <key>', with RELIABLE_CABLE[{setting.upper()!r}]"
-            f" or, where that is not set, the key derived for {purpose!r}.",
+            f"The key is missing or wrong: send 'Authorization: Bearer <key>'. The key is RELIABLE_CABLE"
+            f"[{setting.upper()!r}] or, if that is not set, the one derived for {purpose!r}.",
         )
 
 
 def read_body(request: HttpRequest) -> bytes:
-    """Return the body; of one that is too large no more is read than tells so.
+    """Return the body of a request. Stop reading as soon as the body is known to be too large.
 
     Raises:
-        Refusal: it is too large.
+        Refusal: the body is too large.
     """
     limit = BODY_FACTOR * get_settings().max_broadcast_size
     body = request.read(limit + 1)

@@ -1,4 +1,4 @@
-"""`GET /api/presence/<stream>/users`: who is there, in AnyCable's format."""
+"""`GET /api/presence/<stream>/users`: the members of a stream, in AnyCable's format."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ logger = logging.getLogger("reliable_cable")
 @require_safe
 @endpoint("api-cable", "api_key")
 def users(request: HttpRequest, stream: str) -> HttpResponse:
-    """Answer who is in a stream, as the protocol's `info` message does."""
+    """Return the members of a stream in the format of the protocol's `info` message."""
     try:
         info = presence_for(check_stream_name(stream)).info()
     except InvalidStreamName as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
     except StoreError as error:
-        logger.exception("Presence in %r could not be read.", stream)
+        logger.exception("The presence of the stream %r could not be read.", stream)
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Presence cannot be read now. Try again.") from error
     records = list((info.records or {}).items())
     return HttpResponse(messages.presence_info(info.total, records), content_type="application/json")

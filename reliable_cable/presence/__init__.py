@@ -1,4 +1,4 @@
-"""Presence for Django code: who is in a stream."""
+"""Presence for Django code: the members of a stream."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from reliable_cable.stores.presence.base import PresenceInfo, PresenceStore
 
 
 class StreamPresence:
-    """The members of one stream. Call `presence_for` to get one.
+    """The presence of one stream. `presence_for` returns one.
 
-    The methods raise `StoreError` if the store cannot be read. In a thread with a running event loop, the sync methods
+    All methods raise `StoreError` if the store cannot be read. In a thread with a running event loop, the sync methods
     raise `AsyncContextError`.
     """
 
@@ -22,12 +22,12 @@ class StreamPresence:
 
     @sync_only("ainfo")
     def info(self, *, records: bool = True) -> PresenceInfo:
-        """Return who is there, or only how many (`records=False`)."""
+        """Return the members and their number. With `records=False`, return the number only."""
         return self._store.info(self.stream, records=records, overdue=False)
 
     @sync_only("atotal")
     def total(self) -> int:
-        """Return how many ids are there."""
+        """Return the number of members. A member has one id, and may have several connections."""
         return self._store.info(self.stream, records=False, overdue=False).total
 
     async def ainfo(self, *, records: bool = True) -> PresenceInfo:
@@ -40,8 +40,9 @@ class StreamPresence:
 
 
 def presence_for(stream: str) -> StreamPresence:
-    """Return who is in a stream: `presence_for("chat:1").total()`.
+    """Return the presence of a stream: `presence_for("chat:1").total()`.
 
-    With the embedded engine, that is who is connected to this process; with Redis, to any.
+    With the embedded engine, the members are those that are connected to this process. With Redis, they are those that
+    are connected to any process.
     """
     return StreamPresence(stream, get_engine().presence)

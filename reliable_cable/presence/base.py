@@ -1,4 +1,4 @@
-"""Re-exports `PresenceStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `PresenceStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.presence.base import PresenceStore
 

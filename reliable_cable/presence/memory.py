@@ -1,4 +1,4 @@
-"""Re-exports `MemoryPresenceStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `MemoryPresenceStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 

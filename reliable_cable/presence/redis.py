@@ -1,4 +1,4 @@
-"""Re-exports `RedisPresenceStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `RedisPresenceStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.presence.redis import RedisPresenceStore
 

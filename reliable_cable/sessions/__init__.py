@@ -1,1 +1,1 @@
-"""Former paths of the session stores. They stand in `reliable_cable.stores.sessions`."""
+"""The former paths of the session stores, which are now in `reliable_cable.stores.sessions`."""

@@ -1,4 +1,4 @@
-"""Re-exports `SessionStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `SessionStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.sessions.base import SessionStore
 

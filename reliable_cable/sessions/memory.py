@@ -1,4 +1,4 @@
-"""Re-exports `MemorySessionStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `MemorySessionStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.sessions.memory import MemorySessionStore
 

@@ -1,4 +1,4 @@
-"""Re-exports `ModelSessionStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `ModelSessionStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.sessions.model import ModelSessionStore
 

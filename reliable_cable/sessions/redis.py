@@ -1,4 +1,4 @@
-"""Re-exports `RedisSessionStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `RedisSessionStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.sessions.redis import RedisSessionStore
 

@@ -1,1 +1,1 @@
-"""Former paths of the stream stores. They stand in `reliable_cable.stores.streams`."""
+"""The former paths of the stream stores, which are now in `reliable_cable.stores.streams`."""

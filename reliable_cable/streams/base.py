@@ -1,4 +1,4 @@
-"""Re-exports `StreamStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `StreamStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.streams.base import StreamStore
 

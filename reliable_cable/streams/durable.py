@@ -1,4 +1,4 @@
-"""Re-exports `DurableStreamStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `DurableStreamStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.streams.durable import DurableStreamStore
 

@@ -1,4 +1,4 @@
-"""Re-exports `MemoryStreamStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `MemoryStreamStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 

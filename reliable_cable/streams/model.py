@@ -1,4 +1,4 @@
-"""Re-exports `ModelStreamStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `ModelStreamStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.streams.model import ModelStreamStore
 

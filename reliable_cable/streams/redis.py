@@ -1,4 +1,4 @@
-"""Re-exports `RedisStreamStore`, for settings that name it by this path (`ENGINE`)."""
+"""The former path of `RedisStreamStore`, for settings that have this path in `ENGINE`."""
 
 from reliable_cable.stores.streams.redis import RedisStreamStore
 

@@ -1,4 +1,4 @@
-"""What clients drop because JavaScript finds it falsy."""
+"""Payloads that clients drop because they are falsy in JavaScript."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def test_truthy(text: str) -> None:
 
 @given(st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(), st.lists))
 def test_what_python_encodes(value: object) -> None:
-    # Python finds the same scalars falsy. JavaScript finds every array and object truthy.
+    # The same scalars are falsy in Python. In JavaScript, every array and every object is truthy.
     assert is_falsy(json.dumps(value)) is (not value and not isinstance(value, list))

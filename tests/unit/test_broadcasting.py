@@ -1,4 +1,4 @@
-"""Broadcasting: what is refused in the caller, what waits for a commit, and whom it leaves out."""
+"""Broadcasts: which ones are refused, which ones wait for a commit, and how connections are excluded."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ class TestTransactions:
 
     def test_immediate_does_not_wait(self, engine: str) -> None:
         if engine == "database":
-            # SQLite has one writer: what can be had there is an error that says so (tests/stores has PostgreSQL).
+            # SQLite has one writer, so this raises an error that explains it. tests/stores covers PostgreSQL.
             with transaction.atomic(), pytest.raises(BroadcastError, match="immediate=True"):
                 broadcast("a", 1, immediate=True)
             return

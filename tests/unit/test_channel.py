@@ -1,4 +1,4 @@
-"""Channels record what they want: they run without a loop, a database or a connection."""
+"""Channels record their replies without an event loop, a database or a connection."""
 
 from __future__ import annotations
 
@@ -124,13 +124,13 @@ class TestReply:
     @pytest.mark.parametrize("text", TRUTHY)
     def test_takes_all_else(self, text: str) -> None:
         channel = Channel(None)
-        if text != "1e400":  # infinity to Python, which is not JSON
+        if text != "1e400":  # Python reads it as infinity, which is not JSON
             channel.transmit(json.loads(text))
             assert len(channel.reply.transmissions) == 1
 
     @pytest.mark.parametrize("data", [object(), float("nan"), "\ud800"])
     def test_refuses_what_json_has_not(self, data: Any) -> None:
-        with pytest.raises(ChannelError, match="is not JSON"):
+        with pytest.raises(ChannelError, match="cannot be encoded as JSON"):
             Channel(None).transmit(data)
 
     def test_records_presence_with_ids_as_strings(self) -> None:

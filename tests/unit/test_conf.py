@@ -1,4 +1,4 @@
-"""What `RELIABLE_CABLE` may hold, and what is said where it holds something else."""
+"""The values that `RELIABLE_CABLE` may have, and the errors for other values."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ GOOD: dict[str, list[Any]] = {
     "HANDLER_THREADS": [0, 8],
 }
 
-#: Never right, whatever the number is for.
+#: Values that are not allowed for any setting with a number.
 NO_NUMBERS: list[Any] = ["3", None, True, -1, [], math.nan, math.inf, -math.inf, {}]
 NO_WHOLE_NUMBERS: list[Any] = [*NO_NUMBERS, 1.5, 3.0]
 NO_TEXT: list[Any] = ["", None, 3, b"secret", ["x"]]

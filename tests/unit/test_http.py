@@ -1,4 +1,4 @@
-"""The HTTP endpoints: who may use them, what they take, and what they answer when it makes no sense or fails."""
+"""The HTTP endpoints: their keys, the bodies that they accept, and their responses to invalid bodies and failures."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("key", ["mine", "clé"])
     def test_a_key_in_the_settings_is_the_only_one(self, key: str) -> None:
-        sent = key.encode().decode("latin-1")  # as servers hand headers on
+        sent = key.encode().decode("latin-1")  # servers decode headers as Latin-1
         with override_settings(RELIABLE_CABLE={**SETTINGS, "BROADCAST_KEY": key, "API_KEY": "other"}):
             assert post(item(), BROADCAST, sent).status_code == 201
             assert post(item(), PUBLISH, "other").status_code == 201
@@ -205,15 +205,15 @@ class TestRefusals:
             (b'{"stream":"\xff","data":"1"}', "is not JSON"),
             ("[" * 7000, "is not JSON"),
             ("[]", "The array is empty"),
-            ("1", "The body is no object"),
-            ([item(), "x"], "Message 2 of 2 is no object"),
+            ("1", "The body is not an object"),
+            ([item(), "x"], "Message 2 of 2 is not an object"),
             ({"data": "1"}, 'no "stream" that is a string'),
             ({"stream": 5, "data": "1"}, 'no "stream" that is a string'),
             ({"stream": "a"}, 'no "data" that is a string'),
             ({"stream": "a", "data": {"n": 1}}, 'no "data" that is a string'),
-            ({"stream": "a", "data": "1", "meta": []}, '"meta" that is no object'),
-            (item(exclude_socket=5), '"exclude_socket" that is no string'),
-            (item(transient="yes"), '"transient" that is no true or false'),
+            ({"stream": "a", "data": "1", "meta": []}, '"meta" that is not an object'),
+            (item(exclude_socket=5), '"exclude_socket" that is not a string'),
+            (item(transient="yes"), '"transient" that is not true or false'),
         ],
     )
     def test_what_makes_no_sense(self, body: Any, problem: str) -> None:

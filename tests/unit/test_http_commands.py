@@ -27,7 +27,7 @@ def who(reconnect: Any = False, **identifiers: Any) -> dict[str, Any]:
 
 
 def said() -> list[Any]:
-    """What every process was told."""
+    """Return the control messages so far, without their times."""
     page = get_engine().streams.read(CONTROL_STREAM, after=0, limit=100)
     messages = [json.loads(entry.data) for entry in page.entries]
     return [{key: value for key, value in message.items() if key != "at"} for message in messages]
@@ -66,11 +66,11 @@ class TestCommands:
             (command({"identifier": "[" * 5000}), "not JSON"),
             (command({"identifier": "{}"}), "at least one name"),
             (command({"identifier": '["user"]'}), "at least one name"),
-            (command(who(user=42)), "'user' that is no"),
-            (command(who(user="42")), "'user' that is no"),
-            (command(who(user="")), "'user' that is no"),
-            (command(who(user="str:")), "'user' that is no"),
-            (command(who(user="str:ann", reconnect="no")), '"reconnect" that is no true or false'),
+            (command(who(user=42)), "'user' that is neither"),
+            (command(who(user="42")), "'user' that is neither"),
+            (command(who(user="")), "'user' that is neither"),
+            (command(who(user="str:")), "'user' that is neither"),
+            (command(who(user="str:ann", reconnect="no")), '"reconnect" that is not true or false'),
             ([command(who(user="str:ann"))], 'Message 1 of 1 has no "stream"'),
         ],
     )

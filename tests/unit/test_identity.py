@@ -1,4 +1,4 @@
-"""What names a connection's owner, in every process alike."""
+"""Identities of connections are the same in every process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What import-linter cannot express of the rules for imports, and whether its contracts notice a wrong import.
+"""The rules for imports that import-linter cannot express, and whether its contracts notice wrong imports.
 
-The contracts are in pyproject.toml, and `lint-imports` checks them.
+The contracts are in pyproject.toml. `lint-imports` checks them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGE = ROOT / "reliable_cable"
 
 
 def imported(path: Path) -> set[str]:
-    """The names of the top-level packages that a module imports by absolute names."""
+    """Return the top-level packages that a module imports with absolute imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -55,7 +55,7 @@ def test_the_documentation_has_the_layers_of_the_contract() -> None:
     assert [int(number) for number, _ in rows] == list(range(len(rows), 0, -1))
 
 
-#: Lines that break a contract, by the module that gets them, and what lint-imports then prints.
+#: For each module, a line that breaks a contract when it is added, and a part of what lint-imports then prints.
 WRONG = {
     "hub/stream.py": ("from reliable_cable.consumer import CableConsumer", "hub.stream -> reliable_cable.consumer"),
     "channel.py": ("def later():\n    from . import connection", "channel -> reliable_cable.connection"),
@@ -81,7 +81,7 @@ WRONG = {
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Check the copy of the package in a folder."""
+    """Check the copy of the package in a folder with the contracts of this project."""
     program = Path(sys.executable).with_name("lint-imports")
     command = [str(program), "--no-cache", "--no-logo", str(ROOT / "pyproject.toml")]
     return subprocess.run(
@@ -104,7 +104,7 @@ def test_the_contracts_notice_wrong_imports(tmp_path: Path) -> None:
     assert " KEPT" not in result.stdout
 
 
-#: Settings name store classes by these paths (`ENGINE`), which were theirs before the stores had a folder.
+#: The paths that the store classes had before they were moved to `stores`. Settings may have them in `ENGINE`.
 FORMER = [
     "presence.base.PresenceStore",
     "presence.memory.MemoryPresenceStore",

@@ -1,4 +1,4 @@
-"""`disconnect()`: whom it names, when it happens, and what a logout does."""
+"""`disconnect()`: its identifiers, when it takes effect, and the effect of a logout."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def user() -> Any:
 
 
 def said() -> list[Any]:
-    """What was said to the processes so far, without the times."""
+    """Return the control messages so far, without their times."""
     page = get_engine().streams.read(CONTROL_STREAM, after=0, limit=100)
     messages = [json.loads(entry.data) for entry in page.entries]
     for message in messages:
@@ -46,7 +46,7 @@ def said() -> list[Any]:
 
 
 def revoked(identity: dict[str, str]) -> bool:
-    """Whether the session store knows."""
+    """Return whether the session store has a revocation of an identity."""
     return get_engine().sessions.revoked([identity]) != [0]
 
 
@@ -77,7 +77,7 @@ class TestDisconnect:
 
         try:
             disconnect(tenant=1, user=2)
-            with pytest.raises(InvalidIdentifier, match=r"no connection is identified by 'team'; .* 'tenant', 'user'"):
+            with pytest.raises(InvalidIdentifier, match=r"no connection is identified by 'team'.* 'tenant', 'user'"):
                 disconnect(tenant=1, team=2)
             assert len(said()) == 1
         finally:
@@ -86,7 +86,7 @@ class TestDisconnect:
     def test_imports_the_consumers_where_nobody_has_done_so(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # In a task worker, say.
+        # For example, in a task worker.
         module = ModuleType("some_asgi")
 
         def define() -> None:
@@ -106,7 +106,7 @@ class TestDisconnect:
 
     @pytest.mark.parametrize("nobody", [None, AnonymousUser(), SimpleLazyObject(AnonymousUser)])
     def test_is_not_for_nobody(self, nobody: Any) -> None:
-        # All visitors who are not logged in: hardly what is meant.
+        # This would disconnect all visitors who are not logged in, which is hardly intended.
         with pytest.raises(InvalidIdentifier, match="nobody"):
             disconnect(user=nobody)
 
@@ -166,7 +166,7 @@ django.setup()
 from django.db import transaction
 from reliable_cable import CableConsumer, disconnect, disconnecting
 
-disconnecting._unstored._exit_timeout = 0.2
+disconnecting._pending._exit_timeout = 0.2
 with transaction.atomic():
     disconnect(user="ann")
 print("committed")
@@ -178,7 +178,7 @@ def test_what_could_not_be_stored_when_the_process_ends_is_logged() -> None:
     assert done.stdout == "committed\n"
     first, last = done.stderr.splitlines()
     assert first.startswith("The connections of {'user': 'str:ann'} are not closed yet; trying again: Redis cannot be")
-    assert last == "The connections of {'user': 'str:ann'} were not closed: the process ends."
+    assert last == "The connections of {'user': 'str:ann'} were not closed, because the process exits."
 
 
 class TestLogout:
@@ -202,7 +202,7 @@ class TestLogout:
         with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastError("Redis is down")):
             browser.logout()
         assert "Redis is down" in caplog.text
-        # It is tried again.
+        # The disconnect is retried.
         wait_until(lambda: len(said()) == 1)
 
     def test_can_be_left_alone(self, user: Any) -> None:

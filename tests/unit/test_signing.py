@@ -1,4 +1,4 @@
-"""Signed stream names and derived keys, as AnyCable's clients, servers and tools know them."""
+"""Signed stream names and derived keys are compatible with AnyCable's clients, servers and tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reliable_cable.exceptions import InvalidStreamName
 from reliable_cable.signing import derived_key, signed_stream_name, verify_stream_name
 
-#: Rails' own signature of "chat:2021" under the key "s3Krit", which AnyCable's servers are tested with.
+#: The signature that Rails makes for "chat:2021" with the key "s3Krit". The tests of AnyCable's servers use it.
 KNOWN = "ImNoYXQ6MjAyMSI=--f9ee45dbccb1da04d8ceb99cc820207804370ba0d06b46fc3b8b373af1315628"
 S3KRIT = {"STREAMS_SECRET": "s3Krit"}
 
@@ -36,7 +36,7 @@ class TestSignedStreamName:
 
     @override_settings(RELIABLE_CABLE=S3KRIT)
     def test_letters_beyond_ascii_are_signed_as_utf_8(self) -> None:
-        # As JavaScript's JSON.stringify and Buffer would have it.
+        # JSON.stringify and Buffer of JavaScript give the same text.
         encoded = base64.b64encode('"chat/é"'.encode()).decode()
         assert signed_stream_name("chat/é") == sign(encoded, "s3Krit")
 

@@ -29,7 +29,7 @@ OWNERS = [reliable_cable, Channel, StreamPresence, *sorted(STORES, key=lambda st
 
 
 def twins(owner: Any) -> list[tuple[Any, Any]]:
-    """The pairs of a sync and an async function of a module or a class."""
+    """Return the pairs of a sync and an async function in a module or a class."""
     names = [name for name in getattr(owner, "__all__", dir(owner)) if not name.startswith("_")]
     return [
         (getattr(owner, name[1:]), getattr(owner, name))
@@ -68,7 +68,7 @@ def test_broadcast_to_takes_the_options_of_broadcast() -> None:
 
 
 class TestOptions:
-    """Every option reaches the one function that checks broadcasts, under its own name."""
+    """Every option reaches the function that checks broadcasts, under its own name."""
 
     @pytest.fixture
     def calls(self, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, BatchOptions]]:
@@ -81,7 +81,7 @@ class TestOptions:
         monkeypatch.setattr(broadcasting, "prepare_batch", record)
         return calls
 
-    #: Each option with its own name for a value.
+    #: Each option has its name as its value.
     shared: ClassVar[dict[str, Any]] = {
         name: name for name in ("transient", "immediate", "to_others", "exclude_socket", "using")
     }
