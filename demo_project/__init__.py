@@ -1,1 +1,1 @@
-"""The demo: a chat with presence, an assistant that streams its answers, and a page for people from Action Cable."""
+"""The demo: a chat with presence, an assistant that streams its answers, and examples for users of Action Cable."""

@@ -1,4 +1,4 @@
-"""The ASGI application: pages by Django, the cable by `AppConsumer`."""
+"""The ASGI application: Django serves the pages, and `AppConsumer` serves the WebSockets of the cable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.core.asgi import get_asgi_application
 from django.urls import path
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "demo_project.settings")
-django_application = get_asgi_application()  # before the imports below, which need the apps to be loaded
+django_application = get_asgi_application()  # loads the apps, which the import below needs
 
 from demo_project.chat.consumers import AppConsumer  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""The Celery application; `celery -A demo_project worker` finds it here."""
+"""The Celery application, for `celery -A demo_project worker`."""
 
 from __future__ import annotations
 

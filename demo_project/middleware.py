@@ -1,4 +1,4 @@
-"""A content security policy: scripts, styles and connections of this site only, inline scripts by nonce."""
+"""A content security policy that allows only scripts, styles and connections of this site."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from django.utils.deprecation import MiddlewareMixin
 
 
 class ContentSecurityPolicyMiddleware(MiddlewareMixin):
-    """Puts `csp_nonce` on the request and the policy on the response.
+    """Adds `csp_nonce` to each request and the policy to each response.
 
-    Django 6 has a middleware of its own for this; the demo runs on Django 5.2 too.
+    Django has such a middleware from version 6.0 on, but the demo also supports Django 5.2.
     """
 
     def process_request(self, request: HttpRequest) -> None:
-        """Make the nonce that templates put on their script tags."""
+        """Create the nonce that templates add to their script tags."""
         request.csp_nonce = secrets.token_urlsafe(16)  # type: ignore[attr-defined]
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-        """Send the policy with every page."""
-        # 'self' in connect-src means WebSockets too in current browsers; older ones want them named.
+        """Add the policy to the response, unless it already has one."""
+        # In current browsers, 'self' in connect-src includes WebSockets. Older browsers need their URLs.
         host = request.headers.get("Host", "")
         policy = {
             "default-src": "'self'",

@@ -1,14 +1,17 @@
-"""Settings of the demo. Without any of these in the environment, it runs on SQLite alone, for one developer.
+"""Settings of the demo. By default, it runs for one developer and needs nothing but SQLite.
 
-| | |
+These environment variables change that:
+
+| variable | meaning |
 |---|---|
-| `DEBUG` | 0: off, and then `SECRET_KEY` is needed |
-| `ALLOWED_HOSTS`, `CSRF_TRUSTED_ORIGINS` | more of them, separated by commas |
-| `DATABASE_URL` | `postgres://user:password@host:port/name`; else the SQLite file `DEMO_DATABASE` |
-| `REDIS_URL` | the cable's engine; else the database |
-| `CELERY_BROKER_URL` | a Celery worker writes the answers; else the server that was asked |
-| `STATIC_ROOT` | where `collectstatic` puts what nginx serves |
-| `DEMO_TOKEN_DELAY` | seconds between two tokens of an answer |
+| `DEBUG` | `0` turns debugging off; `SECRET_KEY` is then required |
+| `ALLOWED_HOSTS`, `CSRF_TRUSTED_ORIGINS` | additional values, separated by commas |
+| `DATABASE_URL` | `postgres://user:password@host:port/name`; default: SQLite |
+| `DEMO_DATABASE` | the path of the SQLite file |
+| `REDIS_URL` | the Redis that stores streams, presence and sessions; default: the database stores them |
+| `CELERY_BROKER_URL` | the broker of a Celery worker that writes the answers; default: the server writes them |
+| `STATIC_ROOT` | the folder where `collectstatic` puts the static files for nginx |
+| `DEMO_TOKEN_DELAY` | how long, in seconds, the assistant waits between two words |
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ BASE_DIR = Path(__file__).resolve().parent
 
 
 def listed(name: str) -> list[str]:
-    """Return the parts of a variable of the environment that commas separate."""
+    """Return the comma-separated values of an environment variable."""
     return [part for part in os.environ.get(name, "").split(",") if part]
 
 
@@ -31,11 +34,11 @@ SECRET_KEY = "a demo needs no secret; your project does" if DEBUG else os.enviro
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *listed("ALLOWED_HOSTS")]
 CSRF_TRUSTED_ORIGINS = listed("CSRF_TRUSTED_ORIGINS")
 if not DEBUG:
-    # demo_project/deploy/nginx.conf sets it, whatever the client sent.
+    # demo_project/deploy/nginx.conf always sets this header, so that clients cannot forge it.
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 INSTALLED_APPS = [
-    "daphne",  # first: its runserver serves ASGI
+    "daphne",  # must come first, so that its `runserver` is used, which serves ASGI
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -79,9 +82,10 @@ DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("DEMO_DATABASE", str(BASE_DIR / "db.sqlite3")),
-        # A writer takes its lock at once and waits for it; readers and the writer do not wait for each other.
+        # IMMEDIATE: a transaction that writes waits for the lock when it begins, and does not fail later. WAL: readers
+        # and the writer do not wait for each other.
         "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 20, "init_command": "PRAGMA journal_mode=WAL;"},
-        # Tests need a file too: a database in memory is another one for each thread.
+        # Tests need a file, because each thread would use its own database in memory.
         "TEST": {"NAME": os.environ.get("DEMO_DATABASE", str(BASE_DIR / "db")) + ".test.sqlite3"},
     }
 }
@@ -104,7 +108,7 @@ RELIABLE_CABLE: dict[str, Any] = {
         "ChatChannel:*": {"history_size": 1000, "history_ttl": 86400},
         "assistant:*": {"history_size": 2000, "history_ttl": 3600},
     },
-    # For the page "Coming from Action Cable", which shows a public stream too.
+    # The page "Coming from Action Cable" shows a public stream.
     "PUBLIC_STREAMS": True,
 }
 if url := os.environ.get("REDIS_URL"):
@@ -114,9 +118,9 @@ CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 
-#: What answers in the assistant: the dotted path of a `demo_project.chat.generators.Generator`.
+#: The dotted path of the class that writes the assistant's answers, a `demo_project.chat.generators.Generator`.
 DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"
-#: Seconds between two of its tokens.
+#: How long, in seconds, the scripted generator waits between two words.
 DEMO_TOKEN_DELAY = float(os.environ.get("DEMO_TOKEN_DELAY", "0.04"))
 
 LOGIN_URL = "login"

@@ -1,1 +1,1 @@
-"""The demo's one app."""
+"""The only app of the demo: chat rooms and the assistant."""

@@ -10,7 +10,7 @@ from .models import Room
 DEMO_USERS = ("alice", "bob", "carol", "dave")
 PASSWORD = "reliable"  # noqa: S105 - shown on the login page
 
-#: slug: name, topic, who may enter (empty: everybody).
+#: For each room's slug: its name, its topic and its members. Rooms without members are open to all users.
 ROOMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "lobby": ("Lobby", "Everybody is welcome here", ()),
     "workshop": ("Workshop", "Cut cables, repair cables", ()),
@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 @transaction.atomic
 def create_demo_data() -> None:
-    """Create the users and rooms that are missing; alice may use the admin."""
+    """Create the demo's users and rooms unless they exist. Alice becomes a superuser."""
     users = {}
     for name in DEMO_USERS:
         user, created = User.objects.get_or_create(username=name, defaults={"first_name": name.title()})

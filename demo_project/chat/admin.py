@@ -1,4 +1,4 @@
-"""The admin."""
+"""The admin pages of the demo."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ else:
 
 @admin.register(Room)
 class RoomAdmin(RoomBase):
-    """Rooms and who may enter them."""
-
     list_display = ("name", "topic", "is_private")
     filter_horizontal = ("members",)
 
 
 @admin.register(Message)
 class MessageAdmin(MessageBase):
-    """What was said."""
-
     list_display = ("created", "room", "author_name", "text")
     list_filter = ("room",)
     list_select_related = ("room", "author")
@@ -35,7 +31,5 @@ class MessageAdmin(MessageBase):
 
 @admin.register(Answer)
 class AnswerAdmin(AnswerBase):
-    """What the assistant answered."""
-
     list_display = ("created", "user", "prompt", "status")
     list_filter = ("status",)

@@ -1,4 +1,4 @@
-"""The Django app."""
+"""The configuration of the app."""
 
 from __future__ import annotations
 
@@ -6,7 +6,5 @@ from django.apps import AppConfig
 
 
 class ChatConfig(AppConfig):
-    """The demo's rooms, messages and answers."""
-
     name = "demo_project.chat"
     label = "chat"

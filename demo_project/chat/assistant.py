@@ -1,6 +1,7 @@
-"""The assistant: a task writes an answer and broadcasts it piece by piece; no connection owns it.
+"""The assistant: a background task writes an answer and broadcasts it piece by piece.
 
-The events on a user's stream, each with `answer_id`:
+The task does not belong to a connection, so that an answer continues while the user is offline. These events are
+broadcast to the user's stream, each with an `answer_id`:
 
     {"type": "started", "prompt": …}
     {"type": "chunk", "index": 0, "text": …}
@@ -28,21 +29,23 @@ from .models import Answer
 
 logger = logging.getLogger(__name__)
 
-#: Seconds: how often a running answer is saved, when one that was not saved counts as dead, how long one may take.
+#: How often, in seconds, a running answer is saved.
 SAVE_INTERVAL = 0.5
+#: After how many seconds without a save the task of an answer is considered dead.
 DEAD_AFTER = 10.0
+#: The longest time, in seconds, that an answer may take.
 TIME_LIMIT = 120.0
 
 SERVER_STOPPED = "The server stopped while it was answering."
 
 
 def stream_of(user: User) -> str:
-    """Return the name of a user's stream."""
+    """Return the name of the stream with a user's answers."""
     return f"assistant:{user.pk}"
 
 
 async def ask(user: User, prompt: str) -> bool:
-    """Start an answer; return False if another one of the user's is still being written."""
+    """Start an answer. Return False if another answer to this user is still being written."""
     answer = await database_sync_to_async(_create)(user, prompt)
     if answer is None:
         return False
@@ -51,20 +54,20 @@ async def ask(user: User, prompt: str) -> bool:
 
 
 async def stop(user: User, answer_id: Any) -> None:
-    """Stop an answer, in whichever process its task runs: that one notices when it next saves."""
+    """Stop an answer. Its task may run in another process, and notices the stop at its next save."""
     await fail_if_dead(user, answer_id)
     await database_sync_to_async(_request_stop)(user, answer_id)
 
 
 async def fail_if_dead(user: User, answer_id: Any) -> None:
-    """End an answer whose task has died with its server, and tell the user's pages."""
+    """Mark an answer as failed if its task died with its server, and broadcast the error."""
     if await database_sync_to_async(_fail_dead)(user, answer_id):
         await abroadcast(stream_of(user), _error(answer_id, SERVER_STOPPED))
 
 
 async def write(answer_id: int) -> None:
-    """Write an answer to its end, whatever happens."""
-    answer = await database_sync_to_async(_waiting)(answer_id)
+    """Write an answer, broadcast its pieces, and save its result, even if an error occurs."""
+    answer = await database_sync_to_async(_unless_failed)(answer_id)
     if answer is None:
         return
     stream = stream_of(answer.user)
@@ -92,13 +95,13 @@ async def write(answer_id: int) -> None:
 
 
 async def _write_chunks(answer: Answer, stream: str, chunks: list[str]) -> bool:
-    """Broadcast the pieces as they come, and save now and then; return False if the answer was stopped."""
+    """Broadcast each piece, and save the text regularly. Return False if the answer was stopped."""
     pieces = aiter(get_generator().generate(answer.prompt))
     piece = asyncio.ensure_future(anext(pieces, None))
     saved = time.monotonic()
     try:
         while True:
-            # A model may think for long: meanwhile this task shows that it lives, and notices a stop.
+            # A model may take long for a piece. Saving meanwhile shows that this task is alive, and notices a stop.
             await asyncio.wait([piece], timeout=SAVE_INTERVAL)
             if time.monotonic() - saved >= SAVE_INTERVAL:
                 if not await database_sync_to_async(_save)(answer, "".join(chunks)):
@@ -130,13 +133,13 @@ def _create(user: User, prompt: str) -> Answer | None:
     return Answer.objects.create(user=user, prompt=prompt)
 
 
-def _waiting(answer_id: int) -> Answer | None:
-    """Return an answer, unless a page has given it up before a worker came to it."""
+def _unless_failed(answer_id: int) -> Answer | None:
+    """Return an answer, unless it was marked as failed before a worker started it."""
     return Answer.objects.select_related("user").exclude(status=Answer.Status.ERROR).filter(pk=answer_id).first()
 
 
 def _save(answer: Answer, text: str) -> bool:
-    """Save what there is, unless the answer has been stopped."""
+    """Save the text of a running answer. Return False if the answer was stopped."""
     return bool(
         Answer.objects.filter(pk=answer.pk, status=Answer.Status.RUNNING).update(text=text, updated=timezone.now())
     )

@@ -1,4 +1,4 @@
-"""The channels; `reliable_cable` finds this module as Django's admin finds `admin`."""
+"""The channels. `reliable_cable` imports this module at start, as Django's admin imports `admin`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from .models import Answer, Message, Room
 
 
 class ChatChannel(Channel):
-    """A room: its messages, who is there, who is typing. Params: `room_id`."""
+    """A chat room with messages, presence and typing indicators.
+
+    Params:
+        room_id: the primary key of the room.
+    """
 
     def subscribed(self) -> None:
-        """Let those in who may enter the room; whispers (typing) go to the others in it."""
+        """Stream the room's messages and join its presence. Whispers carry the typing indicators."""
         room = self.room()
         if room is None:
             return self.reject()
@@ -25,13 +29,18 @@ class ChatChannel(Channel):
         self.presence.join(self.user.pk, info={"name": self.user.username})
 
     def resubscribed(self) -> None:
-        """Check again: the user may have been removed from the room while the connection was down."""
+        """Reject the restored subscription if the user may no longer enter the room."""
         if self.room() is None:
             self.reject()
 
     @action
     def speak(self, data: dict[str, Any]) -> None:
-        """Say something. Data: `text`, and a `client_id` with which saying it again is harmless."""
+        """Send a message to the room.
+
+        Data:
+            text: the message.
+            client_id: an id from the page. A message with the same id is saved and broadcast only once.
+        """
         room = self.room()
         text, client_id = str(data.get("text", "")).strip(), str(data.get("client_id", ""))
         if room is None or not text or not 0 < len(client_id) <= 64:
@@ -43,7 +52,7 @@ class ChatChannel(Channel):
             post_message(room, self.user, text, client_id)
 
     def room(self) -> Room | None:
-        """Return the room, if the user may enter it."""
+        """Return the room, or None if the user may not enter it."""
         room_id = self.params.get("room_id")
         if not isinstance(room_id, int):
             return None
@@ -51,15 +60,15 @@ class ChatChannel(Channel):
 
 
 def post_message(room: Room, author: User | None, text: str, client_id: str) -> Message:
-    """Save a message and broadcast it: both, or neither.
+    """Save a message and broadcast it, in one transaction.
 
     Args:
-        room: where it is said.
-        author: who says it; None: the robot.
-        text: what is said.
-        client_id: the author's own id for it. The same one again: the message that is already there.
+        room: the room of the message.
+        author: the user who wrote the message; None: the robot.
+        text: the text of the message.
+        client_id: an id that is unique for the author. If a message with this id exists, it is returned unchanged.
     """
-    # The broadcast waits for the commit. The key makes it happen once, however often this is called for one message.
+    # The message is broadcast after the commit. The key prevents a second broadcast if the page sends it again.
     with transaction.atomic():
         message, _ = Message.objects.get_or_create(
             room=room, author=author, client_id=client_id, defaults={"text": text}
@@ -69,15 +78,15 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
 
 
 class AssistantChannel(Channel):
-    """A user's conversation with the assistant: the answers' events, whichever page asked."""
+    """A user's conversation with the assistant. All pages of the user receive all answers."""
 
     def subscribed(self) -> None:
-        """Stream the user's own answers."""
+        """Stream the answers to this user."""
         self.stream_from(assistant.stream_of(self.user))
 
     @action
     async def ask(self, data: dict[str, Any]) -> None:
-        """Ask the assistant. Data: `prompt`."""
+        """Start an answer. Data: `prompt`."""
         prompt = str(data.get("prompt", "")).strip()
         if not 0 < len(prompt) <= Answer.MAX_PROMPT:
             return self.transmit({"type": "refused", "reason": f"Ask in 1 to {Answer.MAX_PROMPT} characters."})
@@ -91,7 +100,7 @@ class AssistantChannel(Channel):
 
     @action
     async def check(self, data: dict[str, Any]) -> None:
-        """See to an answer that has been silent for long. Data: `answer_id`."""
+        """Mark an answer as failed if its task has died. Pages call this after a long silence. Data: `answer_id`."""
         await assistant.fail_if_dead(self.user, data.get("answer_id"))
 
 

@@ -1,4 +1,4 @@
-"""Connection level: who may connect."""
+"""The consumer, which decides who may connect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class AppConsumer(CableConsumer):
     identified_by = ("user",)
 
     async def connect(self) -> None:
-        """Take the user from the session, as AuthMiddlewareStack found it."""
+        """Reject connections without a logged-in user. AuthMiddlewareStack has put the user into the scope."""
         self.user = self.scope["user"]
         if not self.user.is_authenticated:
             self.reject_connection()

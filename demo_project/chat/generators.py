@@ -1,4 +1,4 @@
-"""What writes the assistant's answers."""
+"""Generators, which write the assistant's answers."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from django.utils.module_loading import import_string
 
 
 class GeneratorError(Exception):
-    """The answer cannot be written, or not to its end; the message is shown to the user."""
+    """The answer cannot be written or completed. The message is shown to the user."""
 
 
 class Generator(Protocol):
-    """Writes an answer piece by piece. The client of a language model fits: yield the pieces that it streams.
-
-    Raises:
-        GeneratorError: at any moment; what was yielded so far is kept.
-    """
+    """Writes an answer piece by piece, for example by yielding the pieces that a language model streams."""
 
     def generate(self, prompt: str) -> AsyncIterator[str]:
-        """Yield the answer's pieces; joined, they are its text."""
+        """Yield the pieces of the answer.
+
+        Raises:
+            GeneratorError: the answer cannot be completed. The pieces that were yielded before are kept.
+        """
         ...
 
 
 def get_generator() -> Generator:
-    """Return the generator that `DEMO_GENERATOR` names."""
+    """Return an instance of the class that `DEMO_GENERATOR` names."""
     generator: Generator = import_string(settings.DEMO_GENERATOR)()
     return generator
 
 
 class ScriptedGenerator:
-    """Answers from a few prepared paragraphs: the same prompt, the same answer. It needs no model and no network."""
+    """Answers with prepared paragraphs, without a language model. The same prompt always has the same answer."""
 
     PARAGRAPHS = (
         (
@@ -73,7 +73,7 @@ class ScriptedGenerator:
     FAILING = "This one goes well for a while, and then, as real models do at times, it"
 
     async def generate(self, prompt: str) -> AsyncIterator[str]:
-        """Yield the answer word by word, `DEMO_TOKEN_DELAY` seconds apart; a prompt with "fail" breaks off."""
+        """Yield an answer word by word, `DEMO_TOKEN_DELAY` seconds apart. A prompt with "fail" causes an error."""
         fails = re.search(r"\bfail", prompt, re.IGNORECASE) is not None
         text = self.FAILING if fails else self._text(prompt)
         for token in re.findall(r"\S+\s*", text):

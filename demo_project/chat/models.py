@@ -12,8 +12,6 @@ from django.urls import reverse
 
 
 class RoomQuerySet(models.QuerySet["Room"]):
-    """Rooms."""
-
     def open_to(self, user: User | AnonymousUser) -> Self:
         """Return the rooms that a user may enter."""
         if not user.is_authenticated:
@@ -22,7 +20,7 @@ class RoomQuerySet(models.QuerySet["Room"]):
 
 
 class Room(models.Model):
-    """A room: open to every user, or private to its members."""
+    """A chat room, open to all users or private to its members."""
 
     slug = models.SlugField(unique=True)
     name = models.CharField(max_length=80)
@@ -39,19 +37,19 @@ class Room(models.Model):
         return self.name
 
     def get_absolute_url(self) -> str:
-        """Return the room's page."""
+        """Return the URL of the room's page."""
         return reverse("room", args=[self.slug])
 
 
 class Message(models.Model):
-    """What was said in a room. No author: the robot said it."""
+    """A message in a room. Messages of the robot have no author."""
 
     MAX_LENGTH = 2000
 
     room = models.ForeignKey(Room, on_delete=models.CASCADE, related_name="messages")
     author = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, blank=True)
     text = models.TextField(max_length=MAX_LENGTH)
-    #: Chosen by the author's page, so that sending again after a lost connection says nothing twice.
+    #: Chosen by the author's page, so that a message that is sent again after a lost connection is saved only once.
     client_id = models.CharField(max_length=64)
     created = models.DateTimeField(auto_now_add=True)
 
@@ -66,11 +64,11 @@ class Message(models.Model):
 
     @property
     def author_name(self) -> str:
-        """Who said it."""
+        """The name of the author, as pages show it."""
         return self.author.username if self.author else "robot"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the event that pages are sent."""
+        """Return the event that is broadcast to pages."""
         return {
             "type": "message",
             "id": self.pk,
@@ -87,7 +85,7 @@ class Answer(models.Model):
     MAX_PROMPT = 1000
 
     class Status(models.TextChoices):
-        """How far it is."""
+        """The state of an answer."""
 
         RUNNING = "running"
         COMPLETE = "complete"
@@ -100,7 +98,7 @@ class Answer(models.Model):
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.RUNNING)
     error = models.CharField(max_length=200, blank=True)
     created = models.DateTimeField(auto_now_add=True)
-    #: The task that writes the answer touches this every few moments: an old one means that the task is dead.
+    #: The task that writes the answer updates this regularly. An old value means that the task is dead.
     updated = models.DateTimeField(auto_now=True)
 
     class Meta:
@@ -110,5 +108,5 @@ class Answer(models.Model):
         return self.prompt[:50]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the answer as saved."""
+        """Return the answer for a JSON response."""
         return {"id": self.pk, "prompt": self.prompt, "text": self.text, "status": self.status, "error": self.error}

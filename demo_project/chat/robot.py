@@ -1,4 +1,4 @@
-"""A robot that talks, so that there is something to miss while the connection is cut."""
+"""A robot that sends messages, so that a page misses some while its connection is cut."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from channels.db import database_sync_to_async
 from .cable import post_message
 from .models import Room
 
+#: The most lines that a page can request at once.
 MAX_LINES = 500
 
 
 async def talk(room_id: int, count: int, interval: float = 0.0) -> None:
-    """Say `count` numbered lines in a room, `interval` seconds apart."""
+    """Send numbered lines to a room.
+
+    Args:
+        room_id: the primary key of the room.
+        count: the number of lines.
+        interval: how long, in seconds, to wait between two lines.
+    """
     room = await Room.objects.aget(pk=room_id)
     run = uuid.uuid4().hex
     for number in range(1, count + 1):

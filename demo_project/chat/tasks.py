@@ -1,4 +1,4 @@
-"""Celery's task: the work that `background` hands over."""
+"""The Celery task that runs background work in a worker."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from django.utils.module_loading import import_string
 
 from demo_project.celery import app
 
-#: One event loop for all tasks of a worker process, so that connections to Redis are kept from one to the next.
+#: The event loop for all tasks of a worker process. It is shared, so that connections to Redis are reused.
 _runner = asyncio.Runner()
 
 
 @app.task  # type: ignore[untyped-decorator]  # Celery is untyped
 def run(path: str, *arguments: Any) -> None:
-    """Run an async function to its end, in a worker.
+    """Run an async function and wait for its end.
 
     Args:
-        path: the function's, dotted.
-        arguments: its own.
+        path: the dotted path of the function.
+        arguments: the arguments of the function.
     """
     _runner.run(import_string(path)(*arguments))

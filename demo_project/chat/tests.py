@@ -1,4 +1,4 @@
-"""Tests of the demo: run by `manage.py test`, and with the package's own suite."""
+"""Tests of the demo. `manage.py test` runs them, and the test suite of the package does, too."""
 
 # ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
 
@@ -31,8 +31,8 @@ from .robot import talk
 cheap_passwords = override_settings(PASSWORD_HASHERS=["django.contrib.auth.hashers.MD5PasswordHasher"])
 
 
-def found(pattern: str, text: str) -> str:
-    """Return what a pattern's group matches in a text."""
+def match_group(pattern: str, text: str) -> str:
+    """Return the text that the group of a pattern matches."""
     match = re.search(pattern, text)
     if match is None:
         raise AssertionError(f"{pattern} is not in: {text}")
@@ -40,20 +40,20 @@ def found(pattern: str, text: str) -> str:
 
 
 def events(stream: str) -> list[Any]:
-    """Return what was broadcast to a stream."""
+    """Return the data of all messages in a stream's history."""
     return [entry.data for entry in history(stream)]
 
 
 def room_channel(user: User, **params: Any) -> ChatChannel:
-    """Return a channel outside any connection: handlers record what they want, so they need none."""
+    """Return a channel without a connection. Handlers only record their effects, so they need none."""
     return ChatChannel(SimpleNamespace(user=user), params)
 
 
 @cheap_passwords
 class DemoDataTest(TestCase):
-    """Users and rooms."""
+    """The creation of users and rooms."""
 
-    def test_they_are_made_once_and_can_log_in(self) -> None:
+    def test_users_and_rooms_are_created_once_and_users_can_log_in(self) -> None:
         create_demo_data()
         create_demo_data()
         self.assertEqual(Room.objects.count(), 3)
@@ -65,7 +65,7 @@ class DemoDataTest(TestCase):
 
 @cheap_passwords
 class PagesTest(TestCase):
-    """What HTTP serves."""
+    """The views."""
 
     @classmethod
     def setUpTestData(cls) -> None:
@@ -74,7 +74,7 @@ class PagesTest(TestCase):
     def setUp(self) -> None:
         self.client.force_login(User.objects.get(username="carol"))
 
-    def test_every_page_asks_strangers_to_log_in(self) -> None:
+    def test_every_page_requires_a_login(self) -> None:
         self.client.logout()
         for path in ("/", "/rooms/lobby/", "/rooms/lobby/messages/", "/assistant/", "/migrations/"):
             with self.subTest(path):
@@ -89,19 +89,19 @@ class PagesTest(TestCase):
         self.assertContains(page, "login-bob")
         self.assertContains(page, PASSWORD)
 
-    def test_a_private_room_is_not_there_for_others(self) -> None:
+    def test_a_private_room_is_hidden_from_other_users(self) -> None:
         self.assertNotContains(self.client.get("/"), "alice-and-bob")
         for path in ("/rooms/alice-and-bob/", "/rooms/alice-and-bob/messages/"):
             self.assertEqual(self.client.get(path).status_code, 404)
         self.assertEqual(self.client.post("/rooms/alice-and-bob/robot/").status_code, 404)
 
-    def test_pages_obey_their_own_policy(self) -> None:
+    def test_pages_comply_with_their_content_security_policy(self) -> None:
         for path in ("/", "/rooms/lobby/", "/assistant/", "/migrations/"):
             with self.subTest(path):
                 response = self.client.get(path)
                 policy, page = response["Content-Security-Policy"], response.content.decode()
                 self.assertIn("default-src 'self'", policy)
-                nonce = found(r"'nonce-([\w-]+)'", policy)
+                nonce = match_group(r"'nonce-([\w-]+)'", policy)
                 for tag in re.findall(r"<script[^>]*>", page):
                     self.assertIn(f'nonce="{nonce}"', tag)
                 self.assertIsNone(re.search(r"<[^>]+\s(style|on\w+)=", page))
@@ -120,10 +120,10 @@ class PagesTest(TestCase):
         before = int(timezone.now().timestamp())
         page = self.client.get("/rooms/lobby/").content.decode()
         self.assertEqual(re.findall(r"&lt;b&gt;(\d+)&lt;/b&gt;", page), [str(number) for number in range(10, 60)])
-        since = int(found(r'name="cable-history-timestamp" content="(\d+)"', page))
+        since = int(match_group(r'name="cable-history-timestamp" content="(\d+)"', page))
         self.assertTrue(before <= since <= timezone.now().timestamp())
 
-    def test_messages_after_an_id_come_in_pages(self) -> None:
+    def test_messages_after_an_id_are_paginated(self) -> None:
         lobby = Room.objects.get(slug="lobby")
         made = [Message.objects.create(room=lobby, text=str(number), client_id=str(number)) for number in range(250)]
         reply = self.client.get("/rooms/lobby/messages/", {"after": made[9].pk}).json()
@@ -134,11 +134,11 @@ class PagesTest(TestCase):
         self.assertFalse(reply["more"])
         self.assertEqual(self.client.get("/rooms/lobby/messages/?after=x").status_code, 400)
 
-    def test_the_robot_takes_sensible_numbers_only(self) -> None:
+    def test_the_robot_rejects_invalid_numbers(self) -> None:
         for data in ({"count": "0"}, {"count": "501"}, {"count": "x"}, {"interval": "-1"}):
             self.assertEqual(self.client.post("/rooms/lobby/robot/", data).status_code, 400)
 
-    def test_an_answer_is_its_users_own(self) -> None:
+    def test_an_answer_is_hidden_from_other_users(self) -> None:
         other = Answer.objects.create(user=User.objects.get(username="bob"), prompt="Who?")
         self.assertEqual(self.client.get(f"/assistant/answers/{other.pk}/").status_code, 404)
 
@@ -159,7 +159,7 @@ class PagesTest(TestCase):
 
 @cheap_passwords
 class ChannelsTest(TestCase):
-    """Who may subscribe to what."""
+    """The rights to subscribe."""
 
     alice: User
     carol: User
@@ -172,7 +172,7 @@ class ChannelsTest(TestCase):
         cls.alice, cls.carol = (User.objects.get(username=name) for name in ("alice", "carol"))
         cls.lobby, cls.private = (Room.objects.get(slug=slug) for slug in ("lobby", "alice-and-bob"))
 
-    def test_a_member_streams_the_room_and_is_seen_in_it(self) -> None:
+    def test_a_member_streams_the_room_and_joins_its_presence(self) -> None:
         channel = room_channel(self.alice, room_id=self.private.pk)
         channel.subscribed()
         self.assertFalse(channel.reply.rejected)
@@ -180,7 +180,7 @@ class ChannelsTest(TestCase):
         self.assertEqual(channel.reply.streams, [room_stream])
         self.assertEqual(channel.reply.presence, [PresenceJoin(str(self.alice.pk), {"name": "alice"})])
 
-    def test_others_are_rejected(self) -> None:
+    def test_other_users_are_rejected(self) -> None:
         for params in ({"room_id": self.private.pk}, {"room_id": "1"}, {"room_id": 10**6}, {}):
             with self.subTest(params):
                 channel = room_channel(self.carol, **params)
@@ -196,7 +196,7 @@ class ChannelsTest(TestCase):
         channel.resubscribed()
         self.assertTrue(channel.reply.rejected)
 
-    def test_news_have_topics_of_letters(self) -> None:
+    def test_topics_of_news_must_be_letters(self) -> None:
         for topic, rejected in (("sports", False), ("", True), ("a:b", True), (None, True)):
             channel = NewsChannel(SimpleNamespace(user=self.carol), {"topic": topic} if topic is not None else {})
             channel.subscribed()
@@ -205,7 +205,7 @@ class ChannelsTest(TestCase):
 
 @cheap_passwords
 class MessagesTest(TransactionTestCase):
-    """What is said, and broadcast."""
+    """Messages in rooms, and their broadcasts."""
 
     def setUp(self) -> None:
         create_demo_data()
@@ -220,12 +220,12 @@ class MessagesTest(TransactionTestCase):
         (event,) = events(self.stream)
         self.assertEqual((event["id"], event["text"], event["author"]), (message.pk, "Hello", "alice"))
 
-    def test_sending_again_says_nothing_twice(self) -> None:
+    def test_a_message_that_is_sent_again_is_broadcast_once(self) -> None:
         first, second = (post_message(self.lobby, self.alice, "Hello", "1") for _ in range(2))
         self.assertEqual(first, second)
         self.assertEqual(len(events(self.stream)), 1)
 
-    def test_what_cannot_be_said_is_refused_to_its_author(self) -> None:
+    def test_an_invalid_message_is_refused(self) -> None:
         for data in ({}, {"text": " ", "client_id": "1"}, {"text": "Hi"}, {"text": "x" * 2001, "client_id": "1"}):
             channel = room_channel(self.alice, room_id=self.lobby.pk)
             channel.speak(data)
@@ -233,7 +233,7 @@ class MessagesTest(TransactionTestCase):
         self.assertFalse(Message.objects.exists())
         self.assertEqual(events(self.stream), [])
 
-    def test_the_robot_says_numbered_lines(self) -> None:
+    def test_the_robot_sends_numbered_lines(self) -> None:
         asyncio.run(talk(self.lobby.pk, 3))
         self.assertEqual(
             [event["text"] for event in events(self.stream)], ["Line 1 of 3", "Line 2 of 3", "Line 3 of 3"]
@@ -255,8 +255,8 @@ class MessagesTest(TransactionTestCase):
         self.assertEqual(self.client.post("/migrations/nothing/broadcast/").status_code, 404)
 
 
-class Hesitant:
-    """A generator that says one word, then thinks for ever."""
+class Stalled:
+    """A generator that yields one word and then never continues."""
 
     async def generate(self, prompt: str) -> AsyncIterator[str]:
         yield "Well"
@@ -273,14 +273,14 @@ class Broken:
 
 @override_settings(DEMO_TOKEN_DELAY=0)
 class AssistantTest(TransactionTestCase):
-    """Answers, from the prompt to the saved text."""
+    """Answers of the assistant, from the prompt to the saved text."""
 
     def setUp(self) -> None:
         self.user = User.objects.create(username="alice")
         self.stream = assistant.stream_of(self.user)
 
     async def ask(self, prompt: str) -> Answer:
-        """Ask, and return the answer when it is saved and its last event was broadcast."""
+        """Start an answer, and return it after its last event was broadcast."""
         self.assertTrue(await assistant.ask(self.user, prompt))
         return await self.ended()
 
@@ -289,7 +289,7 @@ class AssistantTest(TransactionTestCase):
         return await Answer.objects.alatest("pk")
 
     async def last(self, *types: str) -> None:
-        """Wait until the latest event is of one of these types."""
+        """Wait until the latest event has one of these types."""
         async with asyncio.timeout(20):
             while not (kept := await ahistory(self.stream, limit=500)) or kept[-1].data["type"] not in types:  # noqa: ASYNC110 - another task broadcasts
                 await asyncio.sleep(0.01)
@@ -325,8 +325,8 @@ class AssistantTest(TransactionTestCase):
         self.assertIn("ZeroDivisionError", logs.output[0])
         self.assertEqual((answer.status, answer.text, answer.error), ("error", "Well", "Something went wrong."))
 
-    @override_settings(DEMO_GENERATOR=f"{__name__}.Hesitant")
-    async def test_an_answer_can_be_stopped_while_its_model_thinks(self) -> None:
+    @override_settings(DEMO_GENERATOR=f"{__name__}.Stalled")
+    async def test_an_answer_can_be_stopped_while_its_generator_is_waiting(self) -> None:
         self.assertTrue(await assistant.ask(self.user, "Well?"))
         await self.last("chunk")
         self.assertFalse(await assistant.ask(self.user, "And?"), "one answer at a time")
@@ -334,7 +334,7 @@ class AssistantTest(TransactionTestCase):
         answer = await self.ended()
         self.assertEqual((answer.status, answer.text), (Answer.Status.STOPPED, "Well"))
 
-    async def test_nobody_stops_the_answer_of_another(self) -> None:
+    async def test_a_user_cannot_stop_the_answer_of_another_user(self) -> None:
         answer = await Answer.objects.acreate(user=self.user, prompt="Why?")
         other = await User.objects.acreate(username="bob")
         for answer_id in (answer.pk, str(answer.pk), None):
@@ -342,10 +342,10 @@ class AssistantTest(TransactionTestCase):
         await answer.arefresh_from_db()
         self.assertEqual(answer.status, Answer.Status.RUNNING)
 
-    async def test_an_answer_whose_server_died_is_ended_when_a_page_asks(self) -> None:
+    async def test_an_answer_whose_server_died_is_marked_as_failed_on_request(self) -> None:
         answer = await Answer.objects.acreate(user=self.user, prompt="Why?")
         await assistant.fail_if_dead(self.user, answer.pk)
-        self.assertEqual(await ahistory(self.stream), [], "it may well be alive")
+        self.assertEqual(await ahistory(self.stream), [], "its task may still be running")
         long_ago = timezone.now() - timedelta(seconds=assistant.DEAD_AFTER + 1)
         await Answer.objects.filter(pk=answer.pk).aupdate(updated=long_ago)
         await assistant.fail_if_dead(self.user, answer.pk)
@@ -355,7 +355,7 @@ class AssistantTest(TransactionTestCase):
         (entry,) = await ahistory(self.stream)
         self.assertEqual(entry.data["type"], "error")
 
-    async def test_prompts_have_a_length(self) -> None:
+    async def test_prompts_that_are_empty_or_too_long_are_refused(self) -> None:
         for prompt in ("", "  ", "x" * 1001):
             channel = AssistantChannel(SimpleNamespace(user=self.user))
             await channel.ask({"prompt": prompt})

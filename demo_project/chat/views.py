@@ -1,4 +1,4 @@
-"""The pages. What is live on them comes over the cable; HTTP renders what is there already, and starts things."""
+"""The pages. They are rendered with the data that exists; later updates arrive over the cable."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from .cable import NewsChannel
 from .models import Answer, Message, Room
 from .robot import MAX_LINES, talk
 
-#: Messages on a fresh page; messages in one reply to a page that lost its place.
+#: The number of messages on a newly rendered page of a room.
 PAGE_SIZE = 50
+#: The most messages in one response to a page that has lost its position in the stream.
 CATCH_UP_SIZE = 200
 
-#: The boxes of "Coming from Action Cable": topic, title, what it says about it. Each has a script of its topic's name.
+#: The boxes of the page "Coming from Action Cable": topic, title and description. The topic also names the script.
 BOXES = (
     ("consumer", "createConsumer", "Rails' own way, from @anycable/web: change the import, keep the code."),
     ("classes", "A Channel class", "Params in, messages out: a class for each kind of subscription."),
@@ -35,7 +36,7 @@ BOXES = (
 
 
 def _user(request: HttpRequest) -> User:
-    """Return the user of a view that is behind `login_required`."""
+    """Return the user of a request whose view has `login_required`."""
     if not isinstance(request.user, User):
         raise Http404
     return request.user
@@ -56,11 +57,11 @@ def rooms(request: HttpRequest) -> HttpResponse:
 @login_required
 def room(request: HttpRequest, slug: str) -> HttpResponse:
     """Show a room with its latest messages."""
-    here = _room(request, slug)
+    shown = _room(request, slug)
     read_at = timezone.now()
-    latest = here.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
+    latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
     context = {
-        "room": here,
+        "room": shown,
         "rooms": Room.objects.open_to(request.user),
         "chat_messages": list(reversed(latest)),
         "read_at": read_at,
@@ -73,29 +74,29 @@ def room(request: HttpRequest, slug: str) -> HttpResponse:
 @require_GET
 @login_required
 def room_messages(request: HttpRequest, slug: str) -> JsonResponse:
-    """Return the messages after an id, oldest first: for a page whose place in the stream is no longer kept."""
+    """Return the messages after an id, for a page that cannot replay them because the stream's history was trimmed."""
     try:
         after = int(request.GET.get("after", "0"))
     except ValueError:
-        return JsonResponse({"error": "`after` must be a message's id."}, status=400)
-    found = list(_room(request, slug).messages.filter(pk__gt=after).select_related("author")[: CATCH_UP_SIZE + 1])
-    more = len(found) > CATCH_UP_SIZE
-    return JsonResponse({"messages": [message.as_dict() for message in found[:CATCH_UP_SIZE]], "more": more})
+        return JsonResponse({"error": "`after` must be the id of a message."}, status=400)
+    later = list(_room(request, slug).messages.filter(pk__gt=after).select_related("author")[: CATCH_UP_SIZE + 1])
+    more = len(later) > CATCH_UP_SIZE
+    return JsonResponse({"messages": [message.as_dict() for message in later[:CATCH_UP_SIZE]], "more": more})
 
 
 @require_POST
 @login_required
 async def robot(request: HttpRequest, slug: str) -> HttpResponse:
-    """Let the robot say `count` lines, `interval` milliseconds apart, whoever is connected."""
+    """Make the robot send `count` lines to the room, `interval` milliseconds apart."""
     user = await request.auser()
-    here = await aget_object_or_404(Room.objects.open_to(user), slug=slug)
+    target = await aget_object_or_404(Room.objects.open_to(user), slug=slug)
     try:
         count, interval = int(request.POST.get("count", "10")), int(request.POST.get("interval", "0"))
     except ValueError:
         return HttpResponse("`count` and `interval` must be whole numbers.", status=400)
     if not (1 <= count <= MAX_LINES and 0 <= interval <= 1000):
         return HttpResponse(f"`count` must be 1 to {MAX_LINES}, `interval` 0 to 1000.", status=400)
-    await background.start(talk, here.pk, count, interval / 1000)
+    await background.start(talk, target.pk, count, interval / 1000)
     return HttpResponse(status=202)
 
 
@@ -103,7 +104,7 @@ async def robot(request: HttpRequest, slug: str) -> HttpResponse:
 @login_required
 def assistant(request: HttpRequest) -> HttpResponse:
     """Show the conversation with the assistant."""
-    # An answer that is being written is shown from its beginning, out of the stream's history.
+    # A running answer is not rendered. The page replays it from the stream's history, from its beginning.
     since = timezone.now()
     answers = list(reversed(_user(request).answers.order_by("-pk")[:20]))
     since = min([since, *(answer.created for answer in answers if answer.status == Answer.Status.RUNNING)])
@@ -114,14 +115,14 @@ def assistant(request: HttpRequest) -> HttpResponse:
 @require_GET
 @login_required
 def answer(request: HttpRequest, pk: int) -> JsonResponse:
-    """Return one of the user's answers as saved: for a page whose place in the stream is no longer kept."""
+    """Return a saved answer, for a page that cannot replay it because the stream's history was trimmed."""
     return JsonResponse(get_object_or_404(_user(request).answers, pk=pk).as_dict())
 
 
 @require_GET
 @login_required
 def migrations(request: HttpRequest) -> HttpResponse:
-    """Show how code for Action Cable works here; the code shown is the code that runs."""
+    """Show examples for users of Action Cable. Each example displays the code that it runs."""
     boxes = [
         {"topic": topic, "title": title, "text": text, "code": _source(f"chat/migrations/{topic}.js")}
         for topic, title, text in BOXES
@@ -133,7 +134,7 @@ def migrations(request: HttpRequest) -> HttpResponse:
 @require_POST
 @login_required
 def migrations_broadcast(request: HttpRequest, topic: str) -> HttpResponse:
-    """Broadcast to one of the boxes, or to `all` of them."""
+    """Broadcast to the stream of one box, or to those of `all` boxes."""
     topics = [box[0] for box in BOXES]
     if topic not in [*topics, "all"]:
         raise Http404

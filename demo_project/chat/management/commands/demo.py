@@ -1,4 +1,4 @@
-"""`manage.py demo`: everything that the demo needs, then the server."""
+"""`manage.py demo`: prepares the demo and starts the server."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from demo_project.chat.accounts import DEMO_USERS, PASSWORD, create_demo_data
 
 
 class Command(BaseCommand):
-    """Migrates, makes users and rooms, bundles the client if needed, and serves."""
+    """Migrates the database, creates users and rooms, bundles the client if needed, and starts the server."""
 
-    help = "Prepare the demo and start it: no Redis, no other service."
+    help = "Prepare the demo and start it. It needs no Redis and no other service."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Add `--host`, `--port`, `--no-reload` and `--prepare-only`."""
-        parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: %(default)s)")
+        """Add the options of the command."""
+        parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
         parser.add_argument("--port", type=int, default=8000, help="the port (default: %(default)s)")
         parser.add_argument("--no-reload", action="store_true", help="do not restart when code changes")
-        parser.add_argument("--prepare-only", action="store_true", help="prepare everything, start no server")
+        parser.add_argument("--prepare-only", action="store_true", help="prepare everything, but start no server")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Prepare and serve."""
-        # The reloader starts this command again in a child; the parent has prepared everything.
+        """Prepare the demo, and start the server unless `--prepare-only` is given."""
+        # The reloader runs this command again in a child process, after the parent has prepared everything.
         if os.environ.get("RUN_MAIN") != "true":
             self._prepare(options["verbosity"])
             if not options["prepare_only"]:

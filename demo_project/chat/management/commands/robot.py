@@ -1,4 +1,4 @@
-"""`manage.py robot`: lines for a room, said by a process of its own."""
+"""`manage.py robot`: sends lines to a room from a separate process."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from demo_project.chat.robot import talk
 
 
 class Command(BaseCommand):
-    """Broadcasts from outside the server: its pages get the lines all the same, even across the server's restart."""
+    """Broadcasts from outside the server. Pages receive all lines, even if the server restarts meanwhile."""
 
-    help = "Say numbered lines in a room."
+    help = "Send numbered lines to a room."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Add the room, `--count` and `--interval`."""
+        """Add the arguments of the command."""
         parser.add_argument("room", help="the room's slug, such as lobby")
         parser.add_argument("--count", type=int, default=10, help="how many lines (default: %(default)s)")
-        parser.add_argument("--interval", type=float, default=0.0, help="seconds between two (default: %(default)s)")
+        parser.add_argument(
+            "--interval", type=float, default=0.0, help="seconds between two lines (default: %(default)s)"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Say the lines."""
+        """Send the lines."""
         room = Room.objects.filter(slug=options["room"]).first()
         if room is None:
             raise CommandError(f"There is no room {options['room']!r}.")

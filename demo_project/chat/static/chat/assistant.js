@@ -1,4 +1,4 @@
-// The assistant: answers that are written piece by piece.
+// The assistant's page: shows answers piece by piece, as they are written.
 import { isLive, keepSubscribed, notify, Scroller, sendOnEnter, showConnection } from "./cable.js";
 
 const page = document.querySelector("#assistant");
@@ -9,10 +9,10 @@ const form = document.querySelector("#ask");
 const prompt = document.querySelector("#prompt");
 const askButton = document.querySelector("#ask-button");
 const stopButton = document.querySelector("#stop");
-/** Milliseconds of silence after which the server is asked whether the answer is still being written. */
+/** After how many milliseconds of silence to ask the server whether the answer is still being written. */
 const SILENCE = 12000;
 
-/** One answer on the page. `item.dataset` tells its status and how many chunks it is made of. */
+/** One answer on the page. `item.dataset` has its status and the number of its chunks. */
 class Answer {
   constructor(item) {
     this.item = item;
@@ -28,14 +28,14 @@ class Answer {
   }
 
   chunk({ index, text }) {
-    if (!this.isRunning) return; // the server had rendered it as a whole
+    if (!this.isRunning) return; // the server rendered the complete answer
     this.listenForSilence();
     if (index < this.chunks) {
       this.item.dataset.repeats = Number(this.item.dataset.repeats) + 1;
     } else if (index === this.chunks) {
       this.text.append(text);
       this.item.dataset.chunks = ++this.chunks;
-    } // else its beginning is not kept any more: the saved text is read when it is complete
+    } // else the beginning is no longer in the history: `complete` loads the saved text
   }
 
   complete({ chunks, status }) {
@@ -54,7 +54,7 @@ class Answer {
     this.status.textContent = words;
   }
 
-  /** Read what is saved, instead of what was streamed. */
+  /** Replace the streamed text by the saved one. */
   async reload() {
     const response = await fetch(page.dataset.answerUrl.replace("/0/", `/${this.id}/`));
     if (!response.ok) return notify("An answer could not be loaded. Reload the page to see it.", { stays: true });
@@ -101,7 +101,7 @@ function receive(event) {
   else if (event.type === "complete") answer?.complete(event);
   else if (event.type === "error") answer?.fail(event);
   if (event.type !== "chunk") showButtons();
-  scroller.settle();
+  scroller.follow();
 }
 
 function showButtons() {

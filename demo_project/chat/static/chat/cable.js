@@ -1,4 +1,4 @@
-// The page's cable, and what shows and cuts its connection.
+// The page's cable, the display of its connection, and helpers for pages.
 import { Line } from "./line.js";
 
 export const line = new Line();
@@ -6,21 +6,21 @@ export const line = new Line();
 export const cable = AnyCable.createCable({
   protocol: "actioncable-v1-ext-json",
   websocketImplementation: line.WebSocket,
-  // Returns sooner than the client does by itself: half a second at first, five at most.
+  // Shorter delays than the client's default: about half a second at first, and about five seconds at most.
   reconnectStrategy: (attempts) => Math.min(500 * 2 ** attempts, 5000) * (0.5 + Math.random()),
-  // What the client warns about (a rejection, history that is no longer kept), this page handles.
+  // The pages handle what the client would log as a warning: rejections and history that was trimmed.
   logLevel: "error",
 });
 
 /**
- * Subscribe, and again whenever the client gave the channel up: when the connection breaks while a subscription is not
- * confirmed yet, the client closes that channel without a reason, and it is for the page to create it again.
+ * Subscribe to a channel, and subscribe again whenever the client closes it. If the connection is lost while a
+ * subscription is not confirmed, the client closes the channel without an error, and the page has to create it again.
  *
- * @param {string} name the channel's name
- * @param {object} params
- * @param {(channel: object) => void} listen puts the listeners on each new channel
- * @param {() => void} rejected the server refused
- * @returns {{channel: object}} what holds the channel in use
+ * @param {string} name the name of the channel
+ * @param {object} params the params of the channel
+ * @param {(channel: object) => void} listen adds the listeners to each new channel
+ * @param {() => void} rejected called when the server rejects the subscription
+ * @returns {{channel: object}} an object with the current channel
  */
 export function keepSubscribed(name, params, listen, rejected = () => {}) {
   const holder = { channel: null };
@@ -29,7 +29,7 @@ export function keepSubscribed(name, params, listen, rejected = () => {}) {
     holder.channel = channel;
     channel.on("close", (error) => {
       if (error?.name === "SubscriptionRejectedError") rejected();
-      // The client is not done with the old subscription before this event's listeners have returned.
+      // The client removes the old subscription only after the listeners of this event have returned.
       else queueMicrotask(subscribe);
     });
     listen(channel);
@@ -38,7 +38,7 @@ export function keepSubscribed(name, params, listen, rejected = () => {}) {
   return holder;
 }
 
-/** Whether the channel can carry something now. */
+/** Return whether commands can be sent over the channel now. */
 export const isLive = (channel) => cable.state === "connected" && channel.state === "connected";
 
 const WORDS = {
@@ -49,7 +49,7 @@ const WORDS = {
   closed: "Logged out",
 };
 
-/** Show the connection's state in the bar, and let its buttons cut and restore the line. */
+/** Show the state of the connection, and make the buttons cut and restore it. */
 export function showConnection() {
   const bar = document.querySelector("#line");
   const badge = document.querySelector("#connection");
@@ -66,7 +66,7 @@ export function showConnection() {
   cable.on("disconnect", showDown);
   cable.on("close", () => {
     show("closed");
-    location.reload(); // the login page, if the session is over
+    location.reload(); // shows the login page if the user was logged out
   });
   window.addEventListener("offline", () => cable.state !== "connected" && showDown());
 
@@ -89,7 +89,7 @@ export function showConnection() {
 
 let hiding;
 
-/** Show a notice for a few seconds. */
+/** Show a notice, for a few seconds unless `stays` is true. */
 export function notify(text, { stays = false } = {}) {
   const notice = document.querySelector("#notice");
   clearTimeout(hiding);
@@ -98,12 +98,12 @@ export function notify(text, { stays = false } = {}) {
   if (!stays) hiding = setTimeout(() => (notice.hidden = true), 6000);
 }
 
-/** A random id. (`crypto.randomUUID` is missing where the page did not come over HTTPS or from localhost.) */
+/** Return a random id. (`crypto.randomUUID` exists only on pages from HTTPS or localhost.) */
 export function randomId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Let Enter send a form's textarea; Shift+Enter begins a new line. */
+/** Make Enter submit the form of a textarea. Shift+Enter still inserts a new line. */
 export function sendOnEnter(textarea) {
   textarea.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -112,13 +112,13 @@ export function sendOnEnter(textarea) {
   });
 }
 
-/** A scrolling list that stays at its end, unless its reader has scrolled up. */
+/** Keeps a list scrolled to its end, unless the user has scrolled up. */
 export class Scroller {
   constructor(element) {
     this.element = element;
     this.follows = true;
     element.addEventListener("scroll", () => (this.follows = this.isAtEnd()), { passive: true });
-    new ResizeObserver(() => this.settle()).observe(element);
+    new ResizeObserver(() => this.follow()).observe(element);
     this.toEnd();
   }
 
@@ -127,8 +127,8 @@ export class Scroller {
     return scrollHeight - scrollTop - clientHeight < 40;
   }
 
-  /** Call when something was added. */
-  settle() {
+  /** Scroll to the end after an item was added, unless the user has scrolled up. */
+  follow() {
     if (this.follows) this.toEnd();
   }
 

@@ -1,6 +1,6 @@
-// A network line that the page can cut. The client is unmodified: it is given this line's WebSocket.
+// A simulated network line that the page can cut. The unmodified client uses the line's WebSocket class.
 
-/** A socket on a line that is cut: it closes before it opens. */
+/** A socket that closes before it opens, because the line is cut. */
 class DeadSocket {
   constructor() {
     queueMicrotask(() => this.onclose?.());
@@ -14,7 +14,7 @@ export class Line {
     this.isCut = false;
     this.sockets = new Set();
     const line = this;
-    /** What the client uses instead of the browser's WebSocket. */
+    /** The class that the client uses in place of the browser's WebSocket. */
     this.WebSocket = class {
       constructor(url, protocols) {
         return line.isCut ? new DeadSocket() : line.open(url, protocols);
@@ -29,7 +29,7 @@ export class Line {
     return socket;
   }
 
-  /** Cut the line: what is under way is lost, and no connection opens until `restore`. */
+  /** Cut the line: messages in transit are lost, and no connection opens until `restore` is called. */
   cut() {
     this.isCut = true;
     for (const socket of this.sockets) {
@@ -51,7 +51,7 @@ function hangUp(socket) {
     socket.close();
     return;
   }
-  // Browsers complain in the console about a socket that is closed before it opened.
+  // Browsers log an error for a socket that is closed before it has opened.
   const close = () => WebSocket.prototype.close.call(socket);
   socket.close = () => {};
   socket.addEventListener("open", close);

@@ -1,4 +1,4 @@
-// A room: messages, members, typing.
+// The page of a room: messages, members and typing indicators.
 import { cable, isLive, keepSubscribed, notify, randomId, Scroller, sendOnEnter, showConnection } from "./cable.js";
 
 const room = document.querySelector("#room");
@@ -10,9 +10,9 @@ const list = document.querySelector("#messages");
 const template = document.querySelector("#message-template");
 const latest = document.querySelector("#latest");
 const scroller = new Scroller(list);
-/** The messages on the page. The history that the cable replays overlaps with what the server rendered. */
+/** The ids of the messages on the page. The replayed history overlaps with the messages that the server rendered. */
 const shown = new Set();
-/** Those that came over the cable: none may come twice. */
+/** The ids of the messages that were received over the cable. Tests check that none is received twice. */
 const received = new Set();
 
 function decorate(item) {
@@ -41,28 +41,28 @@ function append(message) {
   decorate(item);
   latest.hidden = scroller.follows || message.author === username;
   if (message.author === username) scroller.toEnd();
-  else scroller.settle();
+  else scroller.follow();
 }
 
 latest.addEventListener("click", () => scroller.toEnd());
 list.addEventListener("scroll", () => (latest.hidden ||= scroller.follows), { passive: true });
 
-/** Messages that wait until `catchUp` has shown what is before them; null: none has to wait. */
-let waiting = null;
+/** Messages that are held until `catchUp` has shown the earlier ones; null: `catchUp` is not running. */
+let held = null;
 
 function receive(message) {
   if (received.has(message.id)) list.dataset.repeats = Number(list.dataset.repeats) + 1;
   received.add(message.id);
   if (message.author === username) confirmSent(message.client_id);
-  if (waiting) waiting.push(message);
+  if (held) held.push(message);
   else append(message);
 }
 
-/** Read over HTTP what the cable will not bring. */
+/** Load messages over HTTP that the cable cannot replay. */
 async function catchUp() {
-  if (waiting) return;
-  waiting = [];
-  // Messages that were written at the same moment may have changed places: look back a little.
+  if (held) return;
+  held = [];
+  // Concurrent transactions may commit in another order than that of their ids, so start a little earlier.
   let after = Math.max(0, ...shown) - 20;
   try {
     for (let more = true; more; ) {
@@ -77,9 +77,9 @@ async function catchUp() {
   } catch {
     notify("Messages are missing here. Reload the page to see them.", { stays: true });
   }
-  const held = waiting;
-  waiting = null;
-  held.forEach(append);
+  const later = held;
+  held = null;
+  later.forEach(append);
 }
 
 // -- sending ------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ async function catchUp() {
 const composer = document.querySelector("#composer");
 const text = document.querySelector("#text");
 const pending = document.querySelector("#pending");
-/** What was written and has not come back yet, by its id; sent again after a break, which says nothing twice. */
+/** Messages that were sent but not received back, by client id. They are sent again after a reconnect. */
 const unsent = new Map();
 
 function send(message) {
@@ -122,7 +122,7 @@ const typing = document.querySelector("#typing");
 const TYPING_LASTS = 3000;
 const TYPING_REPEATS = 1500;
 let names = {};
-/** Who is typing: timers by member id. */
+/** Members who are typing: the timer that ends the indicator, by member id. */
 const typists = new Map();
 let toldAt = 0;
 
@@ -130,7 +130,7 @@ async function showMembers(channel) {
   try {
     names = Object.fromEntries(Object.entries(await channel.presence.info()).map(([id, info]) => [id, info.name]));
   } catch {
-    return; // the connection broke; asked again when it is back
+    return; // the connection was lost; `listen` calls this again after the reconnect
   }
   const sorted = Object.entries(names).sort((a, b) => a[1].localeCompare(b[1]));
   members.replaceChildren(
@@ -169,10 +169,11 @@ text.addEventListener("input", () => {
 
 // -- the cable ----------------------------------------------------------------------------------------------------
 
-/** Whether the subscription ever stood, and whether the client gave a channel up. */
-let stood = false;
-let gaveUp = false;
-/** How many messages were here when the connection came back; null: nothing to report. */
+/** Whether a subscription was ever confirmed. */
+let wasConfirmed = false;
+/** Whether the client has closed a channel. */
+let wasClosed = false;
+/** The number of received messages at the time of the reconnect; null: nothing to report. */
 let before = null;
 
 cable.on("connect", ({ reconnect }) => {
@@ -181,9 +182,9 @@ cable.on("connect", ({ reconnect }) => {
 
 function listen(channel) {
   channel.on("connect", () => {
-    // A channel that was given up before it ever stood left no position from which the next one could go on.
-    if (gaveUp && !stood) catchUp();
-    stood = true;
+    // A channel that was closed before its confirmation has no position from which the next one could be replayed.
+    if (wasClosed && !wasConfirmed) catchUp();
+    wasConfirmed = true;
     showMembers(channel);
     toldAt = 0;
     unsent.forEach(send);
@@ -212,7 +213,7 @@ function listen(channel) {
       if (missed) notify(`Back again: ${missed} missed ${missed === 1 ? "message" : "messages"} came in, in order.`);
     }
   });
-  channel.on("close", () => (gaveUp = true));
+  channel.on("close", () => (wasClosed = true));
 }
 
 const subscription = keepSubscribed("ChatChannel", { room_id: Number(room.dataset.roomId) }, listen, () =>
@@ -232,7 +233,7 @@ document.querySelector("#robot").addEventListener("submit", async (event) => {
   }
 });
 
-// Panels are open where there is room for them.
+// Panels are closed on small screens.
 if (matchMedia("(max-width: 60rem)").matches) {
   for (const panel of document.querySelectorAll(".side details")) panel.open = false;
 }

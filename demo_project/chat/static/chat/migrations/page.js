@@ -1,4 +1,4 @@
-// What the boxes have in common: they show their connection and what they receive.
+// Shared by the scripts of all boxes: shows the state of a subscription and the received messages.
 
 const WORDS = { connected: "Connected", connecting: "Connecting…", disconnected: "Disconnected", rejected: "Rejected" };
 
