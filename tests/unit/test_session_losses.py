@@ -50,7 +50,7 @@ class TestLookingAfter:
         service = SessionService(store := Store())
         service.add(session := Session("a"))
         await service.save(session)
-        store.delete(list(store._kept))
+        store.delete(list(store._records))
         await service.save(session)  # it has changed since
         await service.refresh()
         await service.save(session)
@@ -61,7 +61,7 @@ class TestLookingAfter:
         service = SessionService(store := Store())
         service.add(session := Session("a"))
         await service.save(session)
-        store.delete(list(store._kept))
+        store.delete(list(store._records))
         await service.refresh()
         await service.save(session)
         assert await service.refresh()
@@ -72,7 +72,7 @@ class TestLookingAfter:
         service = SessionService(store)
         service.add(session := Session("a"))
         await service.save(session)
-        assert list(store._kept) == ["a"]
+        assert list(store._records) == ["a"]
         assert await service.refresh()
 
     async def test_a_store_that_may_have_lost_data_is_looked_at_soon(self) -> None:
