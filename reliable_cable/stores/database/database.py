@@ -178,7 +178,7 @@ class Database:
             raise
         return result
 
-    def store(self, call: Callable[[], T]) -> T:
+    def write_broadcast(self, call: Callable[[], T]) -> T:
         """Run a call like `write`, and turn database errors into errors of a broadcast.
 
         Raises:
@@ -206,8 +206,11 @@ class Database:
             )
         return submit_store(partial(_with_short_wait, call)).result()
 
-    def later(self, call: Callable[[], object]) -> None:
-        """Delete old rows in a store thread soon. If the call fails or the process ends first, a later call does it."""
+    def delete_soon(self, call: Callable[[], object]) -> None:
+        """Run a call that deletes old rows in a store thread soon.
+
+        If it fails, or the process ends first, the rows stay until another call deletes them.
+        """
 
         def attempt() -> None:
             try:

@@ -89,7 +89,7 @@ class Call:
 
     @property
     def is_script(self) -> bool:
-        """Whether it is a Lua script."""
+        """Whether this is a Lua script."""
         return self.name.islower()
 
 
@@ -121,7 +121,7 @@ class RedisClient:
     """
 
     def __init__(self, settings: CableSettings) -> None:
-        assert settings.redis_url is not None  # noqa: S101 - for the type checker; read_settings sees to it
+        assert settings.redis_url is not None  # noqa: S101 - for the type checker; `read_settings` ensures this
         self.settings = settings
         self.url = settings.redis_url
         self.options = _options(settings)

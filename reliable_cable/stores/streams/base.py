@@ -19,8 +19,8 @@ NOWHERE = StreamPosition("", 0)
 #: How long, in seconds, to keep the epoch and the tail of a stream after its newest message (see Protocol: History).
 IDLE_STREAM_TTL = 30 * 86400.0
 
-#: How long, in seconds, every entry stays readable for followers, even beyond the history size. Younger entries are
-#: called "young".
+#: How long, in seconds, every entry stays readable for clients that follow the stream without a break, even beyond the
+#: history size. Such entries are called young, and such clients are called followers.
 YOUNG_TIME = 20.0
 #: The most bytes of young entries that a stream keeps beyond its history size.
 YOUNG_SIZE = 16 * 1024 * 1024
@@ -171,7 +171,7 @@ class StreamStore(Store):
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message that is not kept to every process."""
+        """Announce a message to every process, without keeping it."""
 
     @abstractmethod
     def whisper(self, stream: str, message: Message) -> None:

@@ -123,7 +123,7 @@ class DurableStreamStore(StreamStore):
         return [next(durable if self._is_durable(stream) else others) for stream, _ in items]
 
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message that is not kept to every process."""
+        """Announce a message to every process, without keeping it."""
         self._redis.publish_transient(stream, message)
 
     async def apublish_transient(self, stream: str, message: Message) -> None:

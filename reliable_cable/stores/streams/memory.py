@@ -116,7 +116,7 @@ class MemoryStreamStore(StreamStore):
         return positions
 
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message that is not kept."""
+        """Announce a message without keeping it."""
         self._bus.publish([Transient(stream, message.data, message.exclude)])
 
     def whisper(self, stream: str, message: Message) -> None:

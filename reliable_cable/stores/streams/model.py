@@ -150,10 +150,10 @@ class ModelStreamStore(ModelStore, StreamStore):
         with self._database.broadcast_errors():
             self._server.prepare()
         while True:
-            written = self._database.store(partial(self._numbering.write, names, items))
+            written = self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:
                 # This takes a transaction of its own, because locking a new row among others can cause a deadlock.
-                self._database.store(partial(self._numbering.create, names))
+                self._database.write_broadcast(partial(self._numbering.create, names))
                 continue
             self._announce(written.events)
             self._retention.trim_soon(written.overfull)
@@ -225,7 +225,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._waker.wake(self.origin, {event.stream for event in events})
 
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message that is not kept.
+        """Announce a message without keeping it.
 
         Listeners of this process get it at once. Other processes find it in a table when they poll.
         """
@@ -234,7 +234,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         now = self.clock()
         if abs(now - self._transients_deleted_at) > TRANSIENT_DELETE_INTERVAL:
             self._transients_deleted_at = now
-            self._database.later(self._retention.delete_transients)
+            self._database.delete_soon(self._retention.delete_transients)
 
     def _insert_transient(self, stream: str, message: Message) -> None:
         def insert() -> None:
@@ -242,7 +242,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self._server.now()
             )
 
-        self._database.store(insert)
+        self._database.write_broadcast(insert)
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper to this process only, because whispers are frequent and a loss is harmless."""

@@ -75,7 +75,7 @@ class Retention:
             due = [name for name in names if name not in self._trimming]
             self._trimming.update(due)
         for name in due:
-            self._database.later(partial(self._trim_due, name))
+            self._database.delete_soon(partial(self._trim_due, name))
 
     def _trim_due(self, name: str) -> None:
         # This is done first, so that appends from now on can request another trim.
@@ -127,7 +127,7 @@ class Retention:
         self._database.rows(Stream).filter(pk=stream.pk).update(low=low, trimmed_at=trimmed_at)
 
     def forget_all(self) -> Iterator[list[str]]:
-        """Delete the streams that exist now, with their entries, in bounded transactions; yield the names of each."""
+        """Delete the streams that exist now, with their entries, in bounded transactions; yield their names."""
         newest = self._database.rows(Stream).order_by("-pk").values_list("pk", flat=True).first()
         while newest is not None:
             names = self._database.write(partial(self._forget_some, newest))

@@ -146,7 +146,7 @@ class RedisStreamStore(RedisStore, StreamStore):
             await asyncio.sleep(RETRY_DELAY)
 
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message that is not kept to every process."""
+        """Announce a message to every process, without keeping it."""
         with _broadcast_errors():
             self.client.run(self._transient(stream, message))
 
