@@ -1,4 +1,8 @@
-"""The admin shows what is kept and changes none of it: a stream's numbering is a promise. Sessions are secrets."""
+"""Read-only admin pages for streams and their messages.
+
+Messages cannot be changed or deleted one by one, because the offsets of a stream must stay without holes. Sessions are
+not shown, because a session id is a secret.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +23,21 @@ else:
 
 class _ReadOnly(_ModelAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Messages are broadcast, not added."""
+        """Return False, because messages must be broadcast."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """What was sent stays as it was."""
+        """Return False, because clients may have received the message."""
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """A missing entry would be a hole in its stream."""
+        """Return False, because a deleted entry would leave a hole in its stream."""
         return False
 
 
 @admin.register(Stream)
 class StreamAdmin(_ReadOnly):
-    """Streams and their positions. Who may delete a stream can forget it: its next message begins a new epoch."""
+    """Shows the streams and their positions, and has an action to forget streams."""
 
     list_display = ("name", "epoch", "low", "tail")
     search_fields = ("name",)
@@ -41,20 +45,20 @@ class StreamAdmin(_ReadOnly):
 
     @admin.action(description="Forget the selected streams", permissions=["forget"])
     def forget_streams(self, request: HttpRequest, queryset: QuerySet[Stream]) -> None:
-        """Delete the streams' messages; their subscribers are told."""
+        """Delete the messages of the streams and end their epochs. Subscribers are told."""
         names = list(queryset.values_list("name", flat=True))
         for name in names:
             forget(name)
-        self.message_user(request, f"{len(names)} forgotten.")
+        self.message_user(request, f"Streams forgotten: {len(names)}.")
 
     def has_forget_permission(self, request: HttpRequest) -> bool:
-        """Whoever may delete streams."""
+        """Return whether the user may delete streams."""
         return request.user.has_perm("reliable_cable.delete_stream")
 
 
 @admin.register(StreamEntry)
 class StreamEntryAdmin(_ReadOnly):
-    """Kept messages."""
+    """Shows the numbered messages of streams."""
 
     list_display = ("stream", "offset", "created")
     list_select_related = ("stream",)
@@ -63,7 +67,7 @@ class StreamEntryAdmin(_ReadOnly):
 
 @admin.register(OutboxEntry, TransientEntry)
 class UnnumberedAdmin(_ReadOnly):
-    """Messages that wait for their number, and messages that have none."""
+    """Shows the messages of the outbox, and messages without a position."""
 
     list_display = ("name", "id")
     search_fields = ("=name",)

@@ -1,4 +1,4 @@
-"""The embedded engine's tables."""
+"""The tables of the stores in the project's own database."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from django.db import models
 
 
 class Stream(models.Model):
-    """A stream: its numbering, and what of it is kept. `low` is the oldest kept offset, `tail + 1` if none is."""
+    """A stream with its epoch and the offsets of its entries. Times are in seconds since 1970."""
 
     name = models.CharField(max_length=255, unique=True)
     epoch = models.CharField(max_length=32)
+    #: The offset of the newest entry, or 0 if there never was one.
     tail = models.BigIntegerField(default=0)
+    #: The offset of the oldest kept entry, or `tail + 1` if no entry is kept.
     low = models.BigIntegerField(default=1)
-    #: When the newest entry was made; an entry's time is never before it. Seconds since 1970.
+    #: The time of the newest entry. The next entry never gets an earlier time.
     tail_at = models.FloatField(default=0)
-    #: When the newest trimmed entry was made, so that an incomplete `since` is recognised.
+    #: The time of the newest trimmed entry. A read since an earlier time is incomplete.
     trimmed_at = models.FloatField(default=0)
-    #: The lineage of the database in which the epoch began; "" if it is unknown. The database has the default too, so
-    #: that servers of the previous release can insert rows during a rolling upgrade.
+    #: The lineage of the database in which the epoch began, or "" if it is unknown. The database has the default too,
+    #: so that servers of the previous release can insert rows during a rolling upgrade.
     lineage = models.CharField(max_length=64, blank=True, default="", db_default="")
 
     def __str__(self) -> str:
@@ -27,7 +29,7 @@ class Stream(models.Model):
 
 
 class StreamEntry(models.Model):
-    """A numbered message."""
+    """A numbered message of a stream."""
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
     stream = models.ForeignKey(Stream, on_delete=models.CASCADE, related_name="entries", db_index=False)
@@ -42,7 +44,7 @@ class StreamEntry(models.Model):
             models.UniqueConstraint(fields=["stream", "offset"], name="reliable_cable_entry_offset"),
             models.UniqueConstraint(fields=["stream", "idempotency_key"], name="reliable_cable_entry_key"),
         ]
-        # What has not expired, and what came since some time.
+        # The index serves queries for unexpired entries and for entries since a time.
         indexes: ClassVar = [models.Index(fields=["stream", "created", "offset"], name="reliable_cable_entry_time")]
 
     def __str__(self) -> str:
@@ -50,7 +52,7 @@ class StreamEntry(models.Model):
 
 
 class OutboxEntry(models.Model):
-    """A message that was broadcast inside a transaction and is to be numbered after its commit."""
+    """A message that was broadcast inside a transaction, and is numbered after the commit."""
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
     name = models.CharField(max_length=255)
@@ -67,7 +69,7 @@ class OutboxEntry(models.Model):
 
 
 class TransientEntry(models.Model):
-    """A message without a position, for the other processes to find within seconds."""
+    """A message without a position, which other processes find when they poll."""
 
     id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
     name = models.CharField(max_length=255)
@@ -84,12 +86,12 @@ class TransientEntry(models.Model):
 
 
 class Session(models.Model):
-    """What a dropped connection needs to be resumed."""
+    """The state of a connection that a restore needs."""
 
     sid = models.CharField(max_length=64, primary_key=True)
-    #: Whose it is, as canonical JSON text.
+    #: The identity of the connection, as canonical JSON text.
     identity = models.TextField()
-    #: When its connection was authenticated, in seconds since 1970.
+    #: The time when the connection was authenticated, in seconds since 1970.
     authenticated = models.FloatField()
     data = models.JSONField(default=dict)
     expires = models.FloatField(db_index=True)
@@ -99,9 +101,11 @@ class Session(models.Model):
 
 
 class Revocation(models.Model):
-    """When the sessions that match some identifiers became void, in seconds since 1970."""
+    """The time at which the sessions that match a condition were revoked."""
 
+    #: The key of the condition (see `identity.condition_key`).
     condition = models.CharField(max_length=64, primary_key=True)
+    #: In seconds since 1970.
     at = models.FloatField(db_index=True)
 
     def __str__(self) -> str:

@@ -1,6 +1,6 @@
 """The present time by the clock of a store, which all hosts share.
 
-Use it for times that one process writes and another one compares, because the clocks of hosts differ.
+Use this clock for times that one process writes and another one compares, because the clocks of hosts differ.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from reliable_cable.exceptions import StoreError
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds between two measurements while a clock is in use.
+#: How often, in seconds, to measure while the clock is in use.
 INTERVAL: Final = 10.0
-#: Seconds until the next measurement after one that failed.
+#: How long, in seconds, to wait after a measurement that failed.
 RETRY_DELAY: Final = 1.0
-#: After how many seconds a measurement is too old to be exact.
+#: How long, in seconds, a measurement counts as exact.
 MAX_AGE: Final = 30.0
-#: How many seconds to subtract while there is no recent measurement. With a time that is too early, a client may get a
-#: message twice. With a time that is too late, it may miss one.
+#: How much, in seconds, to subtract from the time while there is no recent measurement. A time that is too early may
+#: give a client a message twice. A time that is too late may make it miss one.
 MARGIN: Final = 5.0
-#: The longest round trip, in seconds, of a measurement that always replaces the one before. A slower measurement
-#: replaces it only if the two disagree.
-GOOD_TRIP: Final = 0.25
+#: The longest round trip, in seconds, of a measurement that always replaces the last one. A slower measurement replaces
+#: it only if the two disagree.
+MAX_GOOD_ROUND_TRIP: Final = 0.25
 #: How long, in seconds, `ready` waits for a measurement.
-PATIENCE: Final = 2.0
-#: After how many seconds without use the measuring thread ends.
+READY_TIMEOUT: Final = 2.0
+#: How long, in seconds, the measuring thread lives without use of the clock.
 IDLE_TIME: Final = 600.0
 
 
-class Timed(Protocol):
-    """The methods of a store that concern its clock."""
+class ClockedStore(Protocol):
+    """The members of a store that concern its clock. See `stores.base.Store`."""
 
     @property
     def clock(self) -> Callable[[], float]:
         """This host's clock."""
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the store's servers, by name. There are none if the store uses this host's clock."""
+        """Return the clocks of the store's servers, by name."""
 
     def time(self) -> float:
         """Return the present time by the store's clock."""
@@ -57,18 +57,19 @@ class Timed(Protocol):
 
 
 class StoreClock:
-    """Tells the time by a store's clock without asking the store each time.
+    """Returns the time by a store's clock without a request to the store each time.
 
-    It measures the offset between the store's clock and this process's monotonic clock. With a measurement of the last
-    `MAX_AGE` seconds, the time is never ahead of the store's clock, and behind it by at most the round trip of the
-    measurement. Without one, the time is estimated from the last measurement, or from this host's clock before the
-    first one, and `MARGIN` is subtracted. Nothing is measured if the store uses this host's clock.
+    It measures the offset between the store's clock and this process's monotonic clock. While a measurement is at most
+    `MAX_AGE` seconds old, the time is never ahead of the store's clock, and behind it by at most the round trip of the
+    measurement. After that, the time is estimated from the last measurement, and `MARGIN` is subtracted. Before the
+    first measurement, the estimate comes from this host's clock. If the store uses this host's clock, nothing is
+    measured.
 
-    On an event loop, `keep` measures. In other processes, as under WSGI or in a task, a thread is started at the first
-    use, and ends after `IDLE_TIME` seconds without use.
+    In a process with an event loop, `keep` measures. In other processes, such as WSGI servers and task workers, the
+    first use starts a thread that measures. It ends after `IDLE_TIME` seconds without use.
 
     Args:
-        store: the store whose clock it tells.
+        store: the store that has the clock.
         threads: whether a thread may measure. False keeps tests in transactions from opening a second database
             connection.
         monotonic: this process's monotonic clock, in seconds.
@@ -77,7 +78,7 @@ class StoreClock:
 
     def __init__(
         self,
-        store: Timed,
+        store: ClockedStore,
         *,
         threads: bool = True,
         monotonic: Callable[[], float] = time.monotonic,
@@ -87,16 +88,17 @@ class StoreClock:
         self._threads = threads
         self._monotonic = monotonic
         self._host = host
-        #: The offset to add to the monotonic clock, and when it was measured; None before the first measurement.
+        #: The offset to add to the monotonic clock, and the monotonic time of its measurement.
         self._measured: tuple[float, float] | None = None
         self._used_at = 0.0
-        self._keepers = 0
+        #: The number of event loops on which `keep` is running.
+        self._keep_count = 0
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @cached_property
     def remote(self) -> bool:
-        """Whether the store uses another clock than this host's."""
+        """Whether the store uses another clock than that of this host."""
         return bool(self._store.clocks())
 
     # -- telling the time ---------------------------------------------------------------------------------------------
@@ -106,14 +108,14 @@ class StoreClock:
         return self.at(self._monotonic()) if self.remote else self._store.clock()
 
     def moment(self) -> float:
-        """Return the present time by the monotonic clock, to be passed to `at` later."""
+        """Return a mark of the present moment. Pass it to `at` later to get its time."""
         return self._monotonic()
 
     def at(self, moment: float) -> float:
-        """Return the store's time at a past moment, according to the newest measurement.
+        """Return the store's time at a past moment, by the newest measurement.
 
         Args:
-            moment: the value that `moment` returned then.
+            moment: the mark that `moment` returned then.
         """
         if not self.remote:
             return self._store.clock() - (self._monotonic() - moment)
@@ -126,48 +128,48 @@ class StoreClock:
         return moment + offset - MARGIN
 
     def of_host(self, host_time: float) -> float:
-        """Convert a time of this host's clock into the store's time."""
+        """Convert a time by this host's clock into a time by the store's clock."""
         return self.now() + (host_time - self._host()) if self.remote else host_time
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
     def measure(self) -> None:
-        """Ask the store for its time.
+        """Measure the offset of the store's clock.
 
         Raises:
             StoreError: the store could not be reached.
         """
-        asked = self._monotonic()
-        self._take(asked, self._store.time())
+        sent_at = self._monotonic()
+        self._record(sent_at, self._store.time())
 
     async def ameasure(self) -> None:
         """Async twin of `measure`."""
-        asked = self._monotonic()
-        self._take(asked, await self._store.atime())
+        sent_at = self._monotonic()
+        self._record(sent_at, await self._store.atime())
 
     async def ready(self) -> None:
-        """Measure now if there is no recent measurement. Give up after `PATIENCE` seconds."""
+        """Measure now if there is no recent measurement. After `READY_TIMEOUT` seconds, return without one."""
         if self.remote and not self._fresh:
             with contextlib.suppress(StoreError, TimeoutError):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(READY_TIMEOUT):
                     await self.ameasure()
 
     async def keep(self) -> None:
         """Measure every `INTERVAL` seconds until cancelled."""
         if not self.remote:
             return
-        self._keepers += 1
+        self._keep_count += 1
         try:
             while True:
                 delay = INTERVAL
                 try:
                     await self.ameasure()
                 except Exception as error:
-                    logger.debug("The time of the store could not be read; trying again: %s", error)
+                    logger.debug("The time of the store could not be read; this is retried: %s", error)
                     delay = RETRY_DELAY
                 await asyncio.sleep(delay)
         finally:
-            self._keepers -= 1
+            self._keep_count -= 1
 
     @property
     def _fresh(self) -> bool:
@@ -177,18 +179,19 @@ class StoreClock:
     def _in_use(self) -> bool:
         return self._monotonic() - self._used_at < IDLE_TIME
 
-    def _take(self, asked: float, store_time: float) -> None:
-        # The store read its clock at some moment between the question and the answer.
-        answered = self._monotonic()
-        earliest, latest = store_time - answered, store_time - asked
+    def _record(self, sent_at: float, store_time: float) -> None:
+        # The store read its clock at some moment between the request and the response.
+        received_at = self._monotonic()
+        earliest, latest = store_time - received_at, store_time - sent_at
         offset = earliest
-        if self._measured is not None and answered - asked > GOOD_TRIP and earliest <= self._measured[0] <= latest:
+        slow = received_at - sent_at > MAX_GOOD_ROUND_TRIP
+        if self._measured is not None and slow and earliest <= self._measured[0] <= latest:
             offset = self._measured[0]
-        self._measured = offset, asked
+        self._measured = offset, sent_at
 
     def _measure_soon(self) -> None:
         with self._lock:
-            if not self._threads or self._keepers or (self._thread is not None and self._thread.is_alive()):
+            if not self._threads or self._keep_count or (self._thread is not None and self._thread.is_alive()):
                 return
             thread = threading.Thread(
                 target=_measure_while_used, args=[weakref.ref(self)], name="cable-clock", daemon=True
@@ -205,10 +208,10 @@ def _measure_while_used(reference: weakref.ref[StoreClock]) -> None:
         try:
             clock.measure()
         except Exception as error:
-            logger.debug("The time of the store could not be read; trying again: %s", error)
+            logger.debug("The time of the store could not be read; this is retried: %s", error)
             delay = RETRY_DELAY
         finally:
-            # No database connection stays open between two measurements.
+            # Keep no database connection open between two measurements.
             connections.close_all()
         del clock
         time.sleep(delay)

@@ -1,4 +1,4 @@
-"""The stores in force: chosen by the settings, one set a process."""
+"""Chooses the stores that the settings name, and creates them once in each process."""
 
 from __future__ import annotations
 
@@ -42,12 +42,7 @@ _INTERFACES: Mapping[str, type] = {"streams": StreamStore, "presence": PresenceS
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The stores of streams, presence and sessions, and their clocks.
-
-    Attributes:
-        stream_clock: the time by the clock of the stream store.
-        session_clock: the time by the clock of the session store.
-    """
+    """The stores of streams, presence and sessions, and their clocks."""
 
     streams: StreamStore
     presence: PresenceStore
@@ -60,14 +55,14 @@ class Engine:
             object.__setattr__(self, name, StoreClock(store, threads=store.settings.handler_threads > 0))
 
     async def aclose(self) -> None:
-        """Release what the stores hold on the running event loop; they may be used again."""
+        """Release the stores' resources on the running event loop. The stores may be used again."""
         await self.streams.aclose()
         await self.presence.aclose()
         await self.sessions.aclose()
 
 
 def engine_paths(settings: CableSettings) -> Mapping[str, str]:
-    """Return the dotted path of each part's class."""
+    """Return the dotted path of the class of each store: `streams`, `presence` and `sessions`."""
     if isinstance(settings.engine, Mapping):
         return settings.engine
     paths = ENGINE_CLASSES[settings.engine]
@@ -77,25 +72,25 @@ def engine_paths(settings: CableSettings) -> Mapping[str, str]:
 
 
 def engine_classes(settings: CableSettings) -> dict[str, Any]:
-    """Return the class of each part.
+    """Return the class of each store: `streams`, `presence` and `sessions`.
 
     Raises:
-        ImproperlyConfigured: one cannot be imported, or is of another kind.
+        ImproperlyConfigured: a class cannot be imported, or is not a subclass of its interface.
     """
     classes: dict[str, Any] = {}
     paths = engine_paths(settings)
     for part in ENGINE_PARTS:
         try:
-            found = import_string(paths[part])
+            cls = import_string(paths[part])
         except ImportError as error:
             raise ImproperlyConfigured(f"RELIABLE_CABLE['ENGINE'][{part!r}] cannot be imported: {error}.") from error
-        wanted = _INTERFACES[part]
-        if not (isinstance(found, type) and issubclass(found, wanted)):
+        interface = _INTERFACES[part]
+        if not (isinstance(cls, type) and issubclass(cls, interface)):
             raise ImproperlyConfigured(
                 f"RELIABLE_CABLE['ENGINE'][{part!r}] is {paths[part]!r}; it must be a subclass of "
-                f"{wanted.__module__}.{wanted.__qualname__}."
+                f"{interface.__module__}.{interface.__qualname__}."
             )
-        classes[part] = found
+        classes[part] = cls
     return classes
 
 
@@ -104,7 +99,7 @@ _lock = threading.Lock()
 
 
 def get_engine() -> Engine:
-    """Return the stores of this process; a forked child gets its own."""
+    """Return the stores of this process. A forked child gets its own."""
     settings = get_settings()
     pid = os.getpid()
     current = _current.get(pid)

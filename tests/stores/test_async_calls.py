@@ -41,7 +41,7 @@ from reliable_cable.models import OutboxEntry
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.streams.base import Published, StreamEvent
-from reliable_cable.stores.streams.durable import READ_PATIENCE
+from reliable_cable.stores.streams.durable import HOT_TAIL_TIMEOUT
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, finish_store_threads, until, with_own_connection
 from tests.support.redis import RedisServer
 
@@ -271,7 +271,7 @@ class TestARedisThatHangs:
             assert slowest < 1
             assert at is not None
             known = StreamPosition(at.epoch, 601)
-            async with asyncio.timeout(4 * READ_PATIENCE):
+            async with asyncio.timeout(4 * HOT_TAIL_TIMEOUT):
                 page = await engine.streams.aread("a", after=0, limit=1000, known=known)
             assert len(page.entries) == 601
             await until(lambda: offsets_of(heard) == list(range(1, 602)), timeout=2)

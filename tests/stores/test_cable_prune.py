@@ -95,7 +95,7 @@ class TestAdmin:
         action = {"action": "forget_streams", "_selected_action": [Stream.objects.get(name="a").pk]}
         with TestCase.captureOnCommitCallbacks(execute=True):
             page = admin.post("/admin/reliable_cable/stream/", action, follow=True)
-        assert "1 forgotten." in page.content.decode()
+        assert "Streams forgotten: 1." in page.content.decode()
         assert [entry.stream.name for entry in StreamEntry.objects.all()] == ["b"]
 
     def test_it_shows_no_sessions(self, admin: Client) -> None:

@@ -196,7 +196,7 @@ class TestListening:
         self, make: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # No poll may come between a commit and its announcement.
-        monkeypatch.setattr(durable_streams, "QUIET_POLL_INTERVAL", 60)
+        monkeypatch.setattr(durable_streams, "SLOW_POLL_INTERVAL", 60)
         store, other = make(), make()
         heard: list[StreamEvent] = []
         listener: Any = store.listen(heard.append)
@@ -207,7 +207,7 @@ class TestListening:
         await until(lambda: len(heard) == 2)
         polls = mock.Mock(wraps=store._model.poll)
         monkeypatch.setattr(store._model, "poll", polls)
-        monkeypatch.setattr(durable_streams, "QUIET_POLL_INTERVAL", 0.01)
+        monkeypatch.setattr(durable_streams, "SLOW_POLL_INTERVAL", 0.01)
         listener._tables._woken.set()
         await until(lambda: polls.call_count >= 3)
         assert [(type(event), getattr(event, "offset", 0)) for event in heard] == [(Published, 1), (Published, 2)]
@@ -216,7 +216,7 @@ class TestListening:
     async def test_polls_are_seldom_while_redis_is_heard(self, store: DurableStreamStore) -> None:
         listener: Any = store.listen(lambda event: None)
         await listener.subscribe("a")
-        assert listener._interval() == durable_streams.QUIET_POLL_INTERVAL
+        assert listener._interval() == durable_streams.SLOW_POLL_INTERVAL
         await listener.close()
         assert listener._interval() == 0.01
 

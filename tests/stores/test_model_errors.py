@@ -88,7 +88,7 @@ class TestLockedSQLite:
     def test_then_there_is_an_error_and_nothing_was_sent(
         self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(database, "WRITE_PATIENCE", 0.2)
+        monkeypatch.setattr(database, "WRITE_RETRY_TIME", 0.2)
         with lock_of_another(alias):
             for call in (lambda: append(store, "1"), lambda: store.publish_transient("a", Message("1"))):
                 with pytest.raises(BroadcastError, match=r"locked.*wait for the commit") as caught:

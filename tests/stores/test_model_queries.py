@@ -15,7 +15,7 @@ from reliable_cable import models
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.stores.streams.base import YOUNG_TIME, Message
-from reliable_cable.stores.streams.model import BATCH, ModelStreamStore
+from reliable_cable.stores.streams.model import NAMES_PER_QUERY, ModelStreamStore
 from reliable_cable.stores.streams.model_polling import SeenIds
 from reliable_cable.stores.streams.model_retention import TRANSIENT_TTL, TRIM_STEP
 from tests.stores.conftest import MODEL_STORES, Clock, MakeStore, finish_store_threads, wait_until
@@ -84,7 +84,7 @@ class TestCounts:
         assert len(queries(alias, lambda: store.offset_since("a", 5))) == 1
 
     def test_an_idle_poll_takes_three_however_many_streams(self, store: ModelStreamStore, alias: str) -> None:
-        names = [f"s{number}" for number in range(BATCH)]
+        names = [f"s{number}" for number in range(NAMES_PER_QUERY)]
         store.append([(name, Message("1")) for name in names])
         seen = SeenIds()
         assert len(queries(alias, lambda: store.poll(names, seen))) == 3
@@ -191,7 +191,7 @@ class TestTrimming:
         store = make_store(history_size=10)
         append(store, *map(str, range(2 * TRIM_STEP - 1)))
         clock.advance(YOUNG_TIME)
-        with mock.patch("reliable_cable.stores.streams.model_retention.BATCH", 7):
+        with mock.patch("reliable_cable.stores.streams.model_retention.ROWS_PER_TRANSACTION", 7):
             append(store, "1")
             wait_until(lambda: entries(alias) == 10)
 
@@ -230,7 +230,7 @@ class TestTrimming:
         store = make_store(streams={"long:*": {"history_ttl": 10_000}})
         store.append([(f"s{number}", Message("1")) for number in range(20)] + [("long:1", Message("1"))])
         clock.advance(1000)
-        with mock.patch("reliable_cable.stores.streams.model_retention.BATCH", 6):
+        with mock.patch("reliable_cable.stores.streams.model_retention.ROWS_PER_TRANSACTION", 6):
             assert [store.prune(limit=8) for _ in range(4)] == [8, 8, 4, 0]
         assert models.StreamEntry.objects.using(alias).get().stream.name == "long:1"
 

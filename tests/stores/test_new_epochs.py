@@ -169,7 +169,7 @@ class TestForgettingAllRows:
     def test_no_transaction_deletes_more_than_a_batch(
         self, make_store: MakeStore, alias: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(model_retention, "BATCH", 10)
+        monkeypatch.setattr(model_retention, "ROWS_PER_TRANSACTION", 10)
         store = make_store(history_size=1000)
         store.append([("large", Message("1"))] * 35)
         store.append([(f"small{number}", Message("1")) for number in range(12)])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.stores.redis.client import BROKEN, Call, RedisClient, RedisUnavailable
+from reliable_cable.stores.redis.client import CONNECTION_ERRORS, Call, RedisClient, RedisUnavailable
 from reliable_cable.stores.redis.exchange import cancellable
 from reliable_cable.stores.streams.base import Message
 from tests.stores.conftest import MakeStore, until
@@ -52,7 +52,7 @@ async def test_a_connection_that_the_event_loop_has_closed_is_a_broken_one(
 
     monkeypatch.setattr(asyncio.StreamWriter, "writelines", fail_twice)
     with pytest.raises(RedisUnavailable):
-        await client.arun(Call("PING"), again=True)
+        await client.arun(Call("PING"), idempotent=True)
     assert tries == 2
     assert await client.arun(Call("PING")) == [b"PONG"]
     await client.aclose()
@@ -69,7 +69,7 @@ async def test_a_connection_that_was_reset_is_a_broken_one(redis_server: RedisSe
         proxy.cut()
         await until(lambda: reader.exception() or reader.at_eof())
         await asyncio.sleep(0)
-        with pytest.raises(BROKEN):
+        with pytest.raises(CONNECTION_ERRORS):
             await cancellable(connection.send_command("PING", check_health=False))
         await connection.disconnect(nowait=True)
         client.close()

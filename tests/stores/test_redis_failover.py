@@ -54,7 +54,7 @@ class TestFailover(RedisPair):
     ) -> None:
         monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 0.1)
         if not demoted:
-            monkeypatch.setattr(lineage, "GREATEST_AGE", 0.2)
+            monkeypatch.setattr(lineage, "MAX_CONNECTION_AGE", 0.2)
         store, elsewhere = make_store(), make_store(replica.port)
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
@@ -156,7 +156,7 @@ class TestFailover(RedisPair):
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         # The old primary is still running, and does not know that it was replaced.
-        monkeypatch.setattr(lineage, "GREATEST_AGE", 0)
+        monkeypatch.setattr(lineage, "MAX_CONNECTION_AGE", 0)
         store = make_store()
         await append(store, "1")
         await asyncio.to_thread(store.append, [("b", Message("1"))])

@@ -31,7 +31,7 @@ class TestLineage(RedisPair):
         make_store: MakeStore,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(lineage, "LEAVE_INTERVAL", 0)
+        monkeypatch.setattr(lineage, "REOPEN_INTERVAL", 0)
         stores = [make_store(), make_store()]
         given: dict[StreamPosition, str] = {}
 

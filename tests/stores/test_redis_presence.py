@@ -19,7 +19,7 @@ from reliable_cable.hub.presence import PresenceService
 from reliable_cable.presence import presence_for
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
-from reliable_cable.stores.presence.redis import SWEEP_SIZE, RedisPresenceStore
+from reliable_cable.stores.presence.redis import EXPIRE_SIZE, RedisPresenceStore
 from reliable_cable.stores.redis.keys import lineage_key
 from tests.support.redis import RedisServer, find_binaries
 
@@ -148,7 +148,7 @@ class TestSeveralProcesses:
     def test_a_great_many_leave_in_small_portions_that_block_nobody(
         self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer
     ) -> None:
-        count = SWEEP_SIZE * 2 + 10
+        count = EXPIRE_SIZE * 2 + 10
         store.join_all([Member("s", str(number), str(number)) for number in range(count)])
         clock.advance(TTL)
         redis_server.cli("CONFIG", "RESETSTAT")

@@ -17,12 +17,12 @@ from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.models import Revocation, Session
 from reliable_cable.stores.database.server import DatabaseServer
-from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.redis.client import CALLS_PER_ROUND_TRIP, Call
 from reliable_cable.stores.redis.keys import lineage_key
 from reliable_cable.stores.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
 from reliable_cable.stores.sessions.memory import MemorySessionStore
 from reliable_cable.stores.sessions.model import ModelSessionStore
-from reliable_cable.stores.sessions.redis import BATCH, RedisSessionStore
+from reliable_cable.stores.sessions.redis import RedisSessionStore
 from reliable_cable.stores.streams.base import IDLE_STREAM_TTL
 from tests.support.redis import RedisPool
 
@@ -269,7 +269,7 @@ class TestRedisStore:
         return trips
 
     async def test_each_operation_is_one_round_trip(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
-        many = {f"s{number}": ANN for number in range(BATCH)}
+        many = {f"s{number}": ANN for number in range(CALLS_PER_ROUND_TRIP)}
         store.save(many)
         store.load("s1", ann)
         store.touch(list(many))
@@ -284,10 +284,10 @@ class TestRedisStore:
         assert len(trips) == 10
 
     async def test_very_many_go_in_batches(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
-        many = {f"s{number}": ANN for number in range(BATCH + 1)}
+        many = {f"s{number}": ANN for number in range(CALLS_PER_ROUND_TRIP + 1)}
         await store.asave(many)
         assert await store.atouch([*many, "unknown"]) == {"unknown"}
-        assert [len(calls) for calls in trips] == [BATCH, 1, BATCH, 2]
+        assert [len(calls) for calls in trips] == [CALLS_PER_ROUND_TRIP, 1, CALLS_PER_ROUND_TRIP, 2]
 
     def test_every_key_has_a_time_to_live_and_the_prefix(
         self, store: SessionStore, kind: str, key_prefix: str, redis_pool: RedisPool

@@ -15,7 +15,7 @@ from reliable_cable.concurrency.threads import run_store
 from reliable_cable.exceptions import StoreError
 from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, StreamStore, Transient
 from reliable_cable.stores.streams.model import ModelStreamStore
-from reliable_cable.stores.streams.model_polling import SETTLE_TIME, SeenIds
+from reliable_cable.stores.streams.model_polling import MAX_ROW_DELAY, SeenIds
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, Clock, MakeStore, until
 
 every_store = pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
@@ -281,10 +281,10 @@ class TestSeenIds:
         clock = Clock()
         seen = SeenIds(clock)
         seen.add([1, 5])
-        clock.advance(SETTLE_TIME / 2)
+        clock.advance(MAX_ROW_DELAY / 2)
         seen.add([1, 5, 7])
         assert seen.horizon == 0
-        clock.advance(SETTLE_TIME / 2)
+        clock.advance(MAX_ROW_DELAY / 2)
         assert seen.add([1, 5, 7, 8]) == [8]
         assert seen.horizon == 5
         assert seen.add([7, 8]) == []

@@ -11,7 +11,7 @@ import pytest
 
 from reliable_cable import StoreError
 from reliable_cable.stores import clock
-from reliable_cable.stores.clock import GOOD_TRIP, IDLE_TIME, MARGIN, MAX_AGE, StoreClock
+from reliable_cable.stores.clock import IDLE_TIME, MARGIN, MAX_AGE, MAX_GOOD_ROUND_TRIP, StoreClock
 from tests.stores.conftest import until, wait_until
 
 #: How far, in seconds, the clocks of the store and of this host are ahead of the true time.
@@ -110,7 +110,7 @@ class TestTheTime:
     def test_is_not_spoilt_by_a_slow_answer(self, world: World) -> None:
         world.store_clock.measure()
         world.there, world.back = 0.0, 4.0
-        assert world.back > GOOD_TRIP
+        assert world.back > MAX_GOOD_ROUND_TRIP
         world.store_clock.measure()
         assert world.store_clock.now() == pytest.approx(world.store_time)
 
@@ -237,7 +237,7 @@ class TestAnEventLoop:
             await asyncio.Event().wait()
             return 0.0
 
-        monkeypatch.setattr(clock, "PATIENCE", 0.01)
+        monkeypatch.setattr(clock, "READY_TIMEOUT", 0.01)
         monkeypatch.setattr(world, "atime", hang)
         await world.store_clock.ready()
         assert world.store_clock.now() == pytest.approx(world.clock() - MARGIN)

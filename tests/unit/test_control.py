@@ -390,7 +390,7 @@ class TestLostMessages:
             await count(client, 1)
             await turns()
             sessions = get_engine().sessions
-            await sessions.adelete(list(sessions._kept))  # type: ignore[attr-defined]
+            await sessions.adelete(list(sessions._records))  # type: ignore[attr-defined]
             await get_engine().streams.aforget(CONTROL_STREAM)
             assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
             assert await base.receive() == {"type": "disconnect", "reason": "server_restart", "reconnect": True}

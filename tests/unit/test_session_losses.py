@@ -61,7 +61,7 @@ class TestRefresh:
         records = SessionRecords(store := Store())
         records.add(session := Session("a"))
         await records.save(session)
-        store.delete(list(store._kept))
+        store.delete(list(store._records))
         await records.save(session)  # the record is written before the next check
         await records.refresh()
         await records.save(session)
@@ -72,7 +72,7 @@ class TestRefresh:
         records = SessionRecords(store := Store())
         records.add(session := Session("a"))
         await records.save(session)
-        store.delete(list(store._kept))
+        store.delete(list(store._records))
         await records.refresh()
         await records.save(session)
         assert await records.refresh()
@@ -83,7 +83,7 @@ class TestRefresh:
         await records.drop(session)
         while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks end on their own
             await asyncio.sleep(0)
-        store.delete(list(store._kept))
+        store.delete(list(store._records))
         records.add(session)
         await records.save(session)
         assert await records.refresh()
@@ -94,7 +94,7 @@ class TestRefresh:
         records = SessionRecords(store)
         records.add(session := Session("a"))
         await records.save(session)
-        assert list(store._kept) == ["a"]
+        assert list(store._records) == ["a"]
         assert await records.refresh()
 
     async def test_a_suspected_loss_is_checked_soon(self) -> None:

@@ -1,4 +1,4 @@
-"""`manage.py cable_doctor`: does the engine keep its promises here?"""
+"""`manage.py cable_doctor` checks the stores and their servers."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from reliable_cable.exceptions import CableError
 from reliable_cable.stores.engine import Engine, engine_paths, get_engine
 from reliable_cable.stores.streams.base import Message, StreamEvent, StreamStore
 
-#: Seconds that a probe may take to arrive.
-PATIENCE = 5.0
+#: How long, in seconds, to wait for the test message.
+PROBE_TIMEOUT = 5.0
 
 
 class Command(BaseCommand):
-    """Looks at the engine and what it stands on, and sends a message through it."""
+    """Checks the stores and their servers, and sends a test message."""
 
-    help = "Tells what keeps the engine from its promises, and sends a message through it. Fails if anything is wrong."
+    help = "Checks the stores and their servers, and sends a test message through them. Fails if anything is wrong."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the option `--new-epochs`."""
         parser.add_argument(
             "--new-epochs",
             action="store_true",
-            help="first delete every stream's history and end its epoch: required after every restore from a backup",
+            help="first delete the history of all streams and end their epochs; required after a restore from a backup",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print what is in force, and what is wrong."""
+        """Print the stores, the differences between the clocks, and all problems."""
         settings = get_settings()
         for part, path in engine_paths(settings).items():
             self.stdout.write(f"{part}: {path}")
@@ -49,26 +49,29 @@ class Command(BaseCommand):
         except CableError as error:
             raise CommandError(f"The engine does not work: {error}") from error
         if took is None:
-            problems.append(f"A message that was stored did not arrive within {PATIENCE:.0f} s.")
+            problems.append(f"A test message was sent, but did not arrive within {PROBE_TIMEOUT:.0f} s.")
         else:
-            self.stdout.write(f"A message went through it in {took * 1000:.1f} ms.")
+            self.stdout.write(f"A test message arrived after {took * 1000:.1f} ms.")
         if problems:
             raise CommandError("\n".join(problems))
         self.stdout.write(self.style.SUCCESS("Nothing is wrong."))
 
 
 def _clock_differences(engine: Engine) -> dict[str, float]:
-    """Return how many seconds each server's clock is ahead of this host's, exact to half a round trip."""
+    """Return how many seconds the clock of each server is ahead of this host's clock.
+
+    The error is at most half the round trip to the server.
+    """
     differences = {}
-    for name, ask in {**engine.streams.clocks(), **engine.sessions.clocks()}.items():
-        asked = time.time()
-        told = ask()
-        differences[name] = told - (asked + time.time()) / 2
+    for name, read_clock in {**engine.streams.clocks(), **engine.sessions.clocks()}.items():
+        before = time.time()
+        server_time = read_clock()
+        differences[name] = server_time - (before + time.time()) / 2
     return differences
 
 
 async def _probe(store: StreamStore) -> float | None:
-    """Send a message, and return the seconds until it was heard; None if it was not."""
+    """Send a test message; return how long, in seconds, it took to arrive, or None if it did not arrive."""
     stream = f"cable_doctor:{secrets.token_hex(8)}"
     arrived = asyncio.Event()
 
@@ -80,7 +83,7 @@ async def _probe(store: StreamStore) -> float | None:
         await listener.subscribe(stream)
         started = time.perf_counter()
         await store.apublish_transient(stream, Message('{"probe":true}'))
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(PROBE_TIMEOUT):
             await arrived.wait()
     except TimeoutError:
         return None

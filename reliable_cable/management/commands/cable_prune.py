@@ -1,4 +1,4 @@
-"""`manage.py cable_prune`."""
+"""`manage.py cable_prune` deletes old messages and expired sessions."""
 
 from __future__ import annotations
 
@@ -12,40 +12,43 @@ from reliable_cable.stores.engine import get_engine
 
 
 class Command(BaseCommand):
-    """Deletes what is past its time. Servers do so by themselves while clients are connected; a cron job may, too."""
+    """Deletes old messages and expired sessions.
+
+    Servers do this while clients are connected. A cron job can do it at other times.
+    """
 
     help = (
-        "Deletes messages past their stream's size or time, streams idle for 30 days, old transient messages and "
-        "expired sessions, in small transactions."
+        "Deletes messages that exceed their stream's history size or TTL, streams that were idle for 30 days, old "
+        "transient messages and expired sessions, in small transactions."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Take the size of a transaction's bite, and what to leave out."""
+        """Add the options `--limit` and `--no-sessions`."""
         parser.add_argument(
             "--limit",
             type=int,
             default=1000,
-            help="rows to delete at a time (default: 1000); all are deleted in the end",
+            help="how many rows to delete at a time (default: 1000); the command repeats this until none is left",
         )
-        parser.add_argument("--no-sessions", action="store_true", help="leave sessions alone")
+        parser.add_argument("--no-sessions", action="store_true", help="do not delete sessions")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Delete until nothing is left to delete."""
+        """Delete until nothing is left, and print the numbers."""
         limit: int = options["limit"]
         if limit < 1:
             raise CommandError(f"--limit is {limit}; it must be at least 1.")
         engine = get_engine()
         try:
-            streams = _exhaust(lambda: engine.streams.prune(limit=limit))
+            streams = _repeat_until_zero(lambda: engine.streams.prune(limit=limit))
             self.stdout.write(f"Streams: {streams} deleted.")
             if not options["no_sessions"]:
-                sessions = _exhaust(lambda: engine.sessions.prune(limit=limit))
+                sessions = _repeat_until_zero(lambda: engine.sessions.prune(limit=limit))
                 self.stdout.write(f"Sessions: {sessions} deleted.")
         except CableError as error:
             raise CommandError(str(error)) from error
 
 
-def _exhaust(prune: Callable[[], int]) -> int:
+def _repeat_until_zero(prune: Callable[[], int]) -> int:
     total = 0
     while count := prune():
         total += count

@@ -1,1 +1,1 @@
-"""What all stores in Django's database share."""
+"""Access to Django's database for all stores in it."""

@@ -1,4 +1,4 @@
-"""Transactions of the model stores: retries after conflicts, and the meaning of database errors."""
+"""Transactions of the model stores, with retries after conflicts, and the translation of database errors."""
 
 from __future__ import annotations
 
@@ -31,53 +31,56 @@ M = TypeVar("M", bound=Model)
 logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry a write that was rolled back because of a conflict with another transaction.
-WRITE_PATIENCE = 15.0
+WRITE_RETRY_TIME = 15.0
 #: How long, in seconds, to retry a read that failed because of a conflict.
-READ_PATIENCE = 5.0
-#: The longest pause, in seconds, before a retry.
-PAUSE = 0.02
-#: How long, in milliseconds, SQLite waits for the write lock in one attempt. Without these retries it would soon check
-#: only every 100 ms, and might not get the lock for many seconds while another process keeps writing.
+READ_RETRY_TIME = 5.0
+#: The longest delay, in seconds, before a retry.
+MAX_RETRY_DELAY = 0.02
+#: How long, in milliseconds, SQLite waits for the write lock in one attempt. In a longer wait, SQLite would check the
+#: lock only every 100 ms, and might not get it for many seconds while another process keeps writing.
 LOCK_TIMEOUT = 10
+#: The most rows that one transaction of a store numbers, deletes or examines.
+ROWS_PER_TRANSACTION = 500
 
-OWN_LOCK = (
+#: The remedy for a transaction that waits for a lock that its own caller holds.
+OWN_LOCK_HINT = (
     "If it is the caller's own transaction that locks it (immediate=True inside atomic()), let the broadcast wait for "
     "the commit, which is the default"
 )
 
-#: How long a process leaves SQLite's write lock free after a write: this share of the write's duration, and at most
-#: MAX_BREAK seconds. Otherwise the project's own transactions would hardly ever get the lock while broadcasts are
-#: queued.
-BREAK_SHARE = 0.25
-MAX_BREAK = 0.05
+#: How long a process leaves SQLite's write lock free after a write, as a share of the write's duration. Without this
+#: pause, the project's own transactions would hardly ever get the lock while broadcasts are queued.
+PAUSE_SHARE = 0.25
+#: The longest pause, in seconds.
+MAX_PAUSE = 0.05
 
-#: Error codes of conflicts: the transaction was rolled back, and may succeed when it is repeated.
+#: The error codes of conflicts. After a conflict, the transaction was rolled back, and may succeed when it is retried.
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether a write gives up after the database's own timeout, because its caller may hold the write lock itself.
-_brief: ContextVar[bool] = ContextVar("reliable_cable_brief", default=False)
+#: Whether writes retry only for the database's own timeout, because their caller may hold the write lock itself.
+_short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
 class _WriteQueue:
-    """The queue of one process's writers to an SQLite file."""
+    """The queue of the writers of one process to an SQLite file."""
 
     def __init__(self) -> None:
         self._lock = FairLock()
-        #: The thread whose turn it is.
+        #: The thread that holds the lock.
         self._owner = 0
-        self._break_end = 0.0
+        self._pause_end = 0.0
 
     @contextmanager
-    def turn(self, timeout: float) -> Iterator[None]:
-        """Hold the queue's lock in a context. If it is not free within `timeout` seconds, go on without it."""
+    def wait(self, timeout: float) -> Iterator[None]:
+        """Hold the queue's lock in a context, or run the context without it if it is not free within `timeout`."""
         thread = threading.get_ident()
         if self._owner == thread:
-            # A hook of the transaction that has just been committed: a receiver of Django's signals may have added it.
+            # The caller is an `on_commit` hook of this thread's last write. A signal receiver may have added the hook.
             yield
             return
         with self._lock.hold(timeout) as held:
-            began = max(time.monotonic(), self._break_end)
+            began = max(time.monotonic(), self._pause_end)
             time.sleep(max(0.0, began - time.monotonic()))
             try:
                 if held:
@@ -87,7 +90,7 @@ class _WriteQueue:
                 if held:
                     self._owner = 0
                 now = time.monotonic()
-                self._break_end = now + min(BREAK_SHARE * (now - began), MAX_BREAK)
+                self._pause_end = now + min(PAUSE_SHARE * (now - began), MAX_PAUSE)
 
 
 #: The queues of writers, by process id and database file.
@@ -95,7 +98,7 @@ _queues: dict[tuple[int, str], _WriteQueue] = {}
 
 
 class _CommitUncertain(OperationalError):
-    """The connection broke during a commit: whether the transaction was stored is unknown."""
+    """The connection broke during a commit. Whether the transaction was stored is unknown."""
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -109,11 +112,11 @@ def is_conflict(error: BaseException) -> bool:
 
 
 class Database:
-    """One of Django's databases, as the stores use it.
+    """Runs the reads and writes of stores in one of Django's databases.
 
     Args:
-        settings: `database` is its alias. If `handler_threads` is 0, everything runs in the calling thread and in its
-            transaction, so that tests in transactions work.
+        settings: uses the database alias `database`. If `handler_threads` is 0, everything runs in the calling thread
+            and in its transaction, so that tests in transactions work.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -127,36 +130,39 @@ class Database:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(self, call: Callable[[], T]) -> T:
-        """Run a call in a short transaction. Every write of the stores uses this.
+        """Run a call in a short transaction. All writes of the stores use this.
 
         On SQLite, the writers of a process queue in the order of their arrival, because SQLite's own locking is unfair.
         The transaction then takes the write lock when it begins, whatever `transaction_mode` is, because SQLite may
         refuse the lock to a transaction that has already read.
 
-        After a conflict the transaction is repeated, for up to `WRITE_PATIENCE` seconds. If the connection breaks
-        before the commit, it is opened again and the transaction is repeated once.
+        After a conflict, the transaction is retried for up to `WRITE_RETRY_TIME` seconds. If the connection breaks
+        before the commit, it is reopened and the transaction is retried once.
 
-        Inside a transaction of the caller, the call becomes part of that transaction and is not repeated.
+        Inside a transaction of the caller, the call becomes part of that transaction and is not retried.
 
         Raises:
-            django.db.Error: nothing was written. After an error during the commit, that is unknown.
+            django.db.Error: nothing was written. If the error happened during the commit, whether anything was written
+                is unknown.
         """
         connection = connections[self.alias]
         if in_transaction(connection):
             with transaction.atomic(using=self.alias):
                 return call()
         if connection.vendor != "sqlite":
-            return self._repeat(partial(self._transact, call), WRITE_PATIENCE)
-        return self._write_in_turn(partial(self._transact, call), connection)
+            return self._retry(partial(self._transact, call), WRITE_RETRY_TIME)
+        return self._write_in_queue(partial(self._transact, call), connection)
 
-    def _write_in_turn(self, call: Callable[[], T], connection: Any) -> T:
-        """Wait in the process's queue of writers, then run a call and repeat it after conflicts."""
+    def _write_in_queue(self, call: Callable[[], T], connection: Any) -> T:
+        """Wait in the process's queue of writers, then run a call and retry it after conflicts."""
         key = (os.getpid(), str(connection.settings_dict["NAME"]))
-        patience = float(connection.settings_dict["OPTIONS"].get("timeout", 5.0)) if _brief.get() else WRITE_PATIENCE
-        deadline = time.monotonic() + patience
-        # If the wait took all the time, the call still gets one attempt.
-        with _queues.setdefault(key, _WriteQueue()).turn(patience):
-            return self._repeat(call, deadline - time.monotonic())
+        retry_time = (
+            float(connection.settings_dict["OPTIONS"].get("timeout", 5.0)) if _short_wait.get() else WRITE_RETRY_TIME
+        )
+        deadline = time.monotonic() + retry_time
+        # If the wait takes all of the time, the call still gets one attempt.
+        with _queues.setdefault(key, _WriteQueue()).wait(retry_time):
+            return self._retry(call, deadline - time.monotonic())
 
     def _transact(self, call: Callable[[], T]) -> T:
         finished = False
@@ -172,18 +178,18 @@ class Database:
             raise
         return result
 
-    def store(self, call: Callable[[], T]) -> T:
-        """Run a call like `write`, and turn database errors into those of a broadcast.
+    def write_broadcast(self, call: Callable[[], T]) -> T:
+        """Run a call like `write`, and turn database errors into errors of a broadcast.
 
         Raises:
-            BroadcastError: it was rolled back.
+            BroadcastError: the transaction was rolled back.
             BroadcastUncertain: the connection broke during the commit.
         """
         with self.broadcast_errors():
             return self.write(call)
 
     def outside(self, call: Callable[[], T]) -> T:
-        """Run a call outside of the caller's transaction. If one is open, the call runs in a store thread.
+        """Run a call outside the caller's transaction. If one is open, the call runs in a store thread.
 
         Raises:
             BroadcastError: the open transaction holds SQLite's only write lock, so the call would wait for its caller.
@@ -198,16 +204,19 @@ class Database:
                 f"Nothing was broadcast: the database {self.alias!r} is locked by the caller's own transaction, and "
                 f"SQLite has one writer. Leave out immediate=True: the broadcast then waits for the commit."
             )
-        return submit_store(partial(_briefly, call)).result()
+        return submit_store(partial(_with_short_wait, call)).result()
 
-    def later(self, call: Callable[[], object]) -> None:
-        """Run a call soon in a store thread. An error is logged. If the process ends first, the call is lost."""
+    def delete_soon(self, call: Callable[[], object]) -> None:
+        """Run a call that deletes old rows in a store thread soon.
+
+        If it fails, or the process ends first, the rows stay until another call deletes them.
+        """
 
         def attempt() -> None:
             try:
-                _briefly(call)
+                _with_short_wait(call)
             except Exception:
-                logger.warning("Old rows of reliable_cable could not be deleted; this is retried later.", exc_info=True)
+                logger.warning("Old rows of reliable_cable could not be deleted. This is retried later.", exc_info=True)
 
         if not self.threads:
             attempt()
@@ -215,19 +224,19 @@ class Database:
         try:
             submit_store(attempt)
         except RuntimeError:
-            logger.debug("Old rows are not deleted: the interpreter is shutting down.")
+            logger.debug("Old rows of reliable_cable are not deleted, because the interpreter is shutting down.")
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, call: Callable[[], T]) -> T:
-        """Run a call, and repeat it after a conflict, for up to `READ_PATIENCE` seconds.
+        """Run a call, and retry it after conflicts for up to `READ_RETRY_TIME` seconds.
 
-        If the connection is broken, it is opened again and the call is repeated once. Inside a transaction of the
-        caller, nothing is repeated.
+        If the connection is broken, it is reopened and the call is retried once. Inside a transaction of the caller,
+        nothing is retried.
         """
         if in_transaction(connections[self.alias]):
             return call()
-        return self._repeat(call, READ_PATIENCE)
+        return self._retry(call, READ_RETRY_TIME)
 
     # -- errors -------------------------------------------------------------------------------------------------------
 
@@ -244,30 +253,31 @@ class Database:
             ) from error.__cause__
         except Error as error:
             self._recover()
-            remedy = f" {OWN_LOCK}; else shorten transactions or raise the timeout." if "locked" in str(error) else ""
+            locked = "locked" in str(error)
+            remedy = f" {OWN_LOCK_HINT}; otherwise shorten transactions or raise the timeout." if locked else ""
             raise BroadcastError(f"Nothing was broadcast: database {self.alias!r}: {error}.{remedy}") from error
 
     @contextmanager
-    def read_errors(self, what: str) -> Iterator[None]:
-        """Turn database errors into `StoreError`."""
+    def store_errors(self, message: str) -> Iterator[None]:
+        """Turn database errors into a `StoreError` with a message."""
         try:
             yield
         except Error as error:
             self._recover()
-            raise StoreError(f"{what}: database {self.alias!r}: {error}.") from error
+            raise StoreError(f"{message}: database {self.alias!r}: {error}.") from error
 
     def _recover(self) -> None:
-        # A broken connection would otherwise stay broken in processes without requests: commands, workers, shells.
+        # Django replaces broken connections when a request begins, which never happens in commands, workers and shells.
         connection = connections[self.alias]
         if not in_transaction(connection):
             connection.close_if_unusable_or_obsolete()
 
-    # -- repeating ----------------------------------------------------------------------------------------------------
+    # -- retrying -----------------------------------------------------------------------------------------------------
 
-    def _repeat(self, call: Callable[[], T], patience: float) -> T:
-        """Run a call, and repeat it after conflicts. A `StoreError` is judged by its cause."""
+    def _retry(self, call: Callable[[], T], retry_time: float) -> T:
+        """Run a call, and retry it after conflicts. What counts for a `StoreError` is its cause."""
         connection = connections[self.alias]
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + retry_time
         may_reconnect = True
         while True:
             opened = connection.connection
@@ -284,9 +294,9 @@ class Database:
                     may_reconnect = False
                 else:
                     raise
-                _release(error)
-            # The pause is random, so that the same transactions do not conflict again.
-            time.sleep(random.uniform(0, PAUSE))  # noqa: S311
+                _free_cursors(error)
+            # The delay is random, so that the same transactions do not conflict again.
+            time.sleep(random.uniform(0, MAX_RETRY_DELAY))  # noqa: S311
 
 
 class _Reader(Protocol):
@@ -296,8 +306,8 @@ class _Reader(Protocol):
 R = TypeVar("R", bound=_Reader)
 
 
-def repeated_read(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
-    """Make a store's method run through `Database.read`."""
+def retried_read(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
+    """Make a store's method run in `Database.read`."""
 
     @wraps(method)
     def call(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -306,13 +316,13 @@ def repeated_read(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenat
     return call
 
 
-def _briefly(call: Callable[[], T]) -> T:
-    """Run a call whose writes give up after the database's own timeout."""
-    token = _brief.set(True)
+def _with_short_wait(call: Callable[[], T]) -> T:
+    """Run a call whose writes retry only for the database's own timeout."""
+    token = _short_wait.set(True)
     try:
         return call()
     finally:
-        _brief.reset(token)
+        _short_wait.reset(token)
 
 
 @contextmanager
@@ -321,7 +331,7 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
     if connection.vendor != "sqlite":
         yield
         return
-    # Connecting sets `transaction_mode`.
+    # Opening the connection sets `transaction_mode`.
     connection.ensure_connection()
     raw = connection.connection
     mode, connection.transaction_mode = connection.transaction_mode, "IMMEDIATE"
@@ -334,11 +344,12 @@ def _with_write_lock(connection: Any) -> Iterator[None]:
         connection.transaction_mode = mode
 
 
-def _release(error: BaseException | None) -> None:
+def _free_cursors(error: BaseException | None) -> None:
     """Clear the frames of an error's tracebacks, so that the database cursors in them are freed now.
 
-    Django's errors and their tracebacks form reference cycles. The garbage collector may run in a thread that holds the
-    write lock. Freeing a cursor there waits for the running statement of this connection, which waits for the lock.
+    Django's errors and their tracebacks form reference cycles, which the garbage collector frees later. It may run in
+    the thread that holds SQLite's write lock. Freeing a cursor there waits for the statement that its connection is
+    running, and that statement waits for the write lock: a deadlock.
     """
     while error is not None:
         traceback.clear_frames(error.__traceback__)

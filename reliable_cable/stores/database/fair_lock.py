@@ -9,16 +9,19 @@ from contextlib import contextmanager
 
 
 class FairLock:
-    """A lock with a FIFO queue. `threading.Lock` promises no order: a busy thread can keep all others waiting."""
+    """A lock with a FIFO queue.
+
+    `threading.Lock` promises no order, so that a busy thread can keep all others waiting.
+    """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._held = False
-        #: A locked lock for each waiter; releasing it hands the fair lock over.
+        #: A locked lock for each waiting thread. Releasing it hands the fair lock to that thread.
         self._waiters: deque[threading.Lock] = deque()
 
     def acquire(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for the lock; return whether the caller holds it now."""
+        """Wait up to `timeout` seconds for the lock; return whether the caller got it."""
         waiter = threading.Lock()
         with self._mutex:
             if not self._held:
@@ -32,12 +35,11 @@ class FairLock:
         finally:
             if not acquired:
                 with self._mutex:
-                    given_up = waiter in self._waiters
-                    if given_up:
+                    still_waiting = waiter in self._waiters
+                    if still_waiting:
                         self._waiters.remove(waiter)
-                if not given_up:
-                    # The lock was handed over after the wait had ended. The caller reports failure, so the lock goes
-                    # on.
+                if not still_waiting:
+                    # The lock was handed to this thread after its wait had ended. The caller will not release it.
                     self.release()
         return acquired
 
@@ -51,7 +53,7 @@ class FairLock:
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[bool]:
-        """Hold the lock in a context if it is free within `timeout` seconds. The context's value says whether it is."""
+        """Hold the lock in a context if it is free within `timeout` seconds; yield whether it is held."""
         acquired = self.acquire(timeout)
         try:
             yield acquired

@@ -15,7 +15,7 @@ from .database import Database
 class _PresentTime(Func):
     """The time at which PostgreSQL computes a row.
 
-    If a row changes while a statement waits for its lock, PostgreSQL computes the row again after the wait.
+    If the row changes while a statement is waiting for its lock, PostgreSQL computes the row again after the wait.
     """
 
     template = "EXTRACT(EPOCH FROM CLOCK_TIMESTAMP())::double precision"
@@ -23,7 +23,7 @@ class _PresentTime(Func):
 
 
 class _StatementTime(Func):
-    """The time at which PostgreSQL began the statement. It is constant, so conditions with it can use indexes."""
+    """The time at which PostgreSQL began the statement. It is constant, so that conditions with it can use indexes."""
 
     template = "EXTRACT(EPOCH FROM STATEMENT_TIMESTAMP())::double precision"
     output_field = FloatField()
@@ -46,31 +46,31 @@ class _Lineage(Func):
 class DatabaseServer:
     """The clock and the lineage of one database.
 
-    All processes that share a PostgreSQL database use the clock of the server. A SQLite file belongs to one host: its
-    processes use that host's clock.
+    All processes that share a PostgreSQL database use the clock of the server. An SQLite file belongs to one host, so
+    its processes use the clock of that host.
 
     Args:
         database: the database.
-        clock: tells the time in place of the server's clock, in seconds since 1970. For tests.
+        clock: replaces the clock in tests, in seconds since 1970.
     """
 
     def __init__(self, database: Database, clock: Callable[[], float] | None = None) -> None:
         self._database = database
         self._clock = clock
-        #: Whether the server reports its lineage; None before it was asked.
-        self._tells_lineage: bool | None = None
+        #: Whether the server reports its lineage. None: this is not known before `prepare`.
+        self._reports_lineage: bool | None = None
 
     # -- the time -----------------------------------------------------------------------------------------------------
 
     def now(self) -> Expression:
-        """Return an expression for the present time, to be stored or selected.
+        """Return an expression for the present time that a statement can store or select.
 
         If the statement waits for a lock, this is the time after the wait.
         """
         return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 
     def ago(self, seconds: float) -> Combinable:
-        """Return an expression for the time some seconds ago, to be compared with a column.
+        """Return an expression for the time some seconds ago that a statement can compare with a column.
 
         A negative number of seconds gives a time in the future.
         """
@@ -79,7 +79,7 @@ class DatabaseServer:
         return Value(self._host_time() - seconds, output_field=FloatField())
 
     def time(self) -> float:
-        """Return the present time. On PostgreSQL this takes a query.
+        """Return the present time in seconds since 1970. On PostgreSQL, this takes a query.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -97,7 +97,7 @@ class DatabaseServer:
 
     @property
     def has_clock(self) -> bool:
-        """Whether the server's clock is used, not this host's."""
+        """Whether times come from the server's clock. If not, they come from this host's clock."""
         return self._clock is None and self._is_postgresql
 
     def _host_time(self) -> float:
@@ -106,26 +106,26 @@ class DatabaseServer:
     # -- the lineage --------------------------------------------------------------------------------------------------
 
     def lineage(self) -> Expression:
-        """Return an expression for the lineage of the server's data, to be selected; `""` if that is unknown."""
-        return _Lineage() if self._tells_lineage else Value("", output_field=CharField())
+        """Return an expression that selects the lineage of the server's data, or `""` if that is unknown."""
+        return _Lineage() if self._reports_lineage else Value("", output_field=CharField())
 
     def prepare(self) -> None:
         """Find out once whether the server reports its lineage.
 
-        Do not call this inside a transaction that must not fail: on some servers the query does.
+        Do not call this inside a transaction that must not fail, because the query fails on some servers.
 
         Raises:
             DatabaseError: the server could not be reached. The next call tries again.
         """
-        if self._tells_lineage is not None:
+        if self._reports_lineage is not None:
             return
         try:
             if self._is_postgresql:
                 self._database.write(self._query_lineage)
-            self._tells_lineage = self._is_postgresql
+            self._reports_lineage = self._is_postgresql
         except (ProgrammingError, NotSupportedError, InternalError):
-            # A managed service that lacks these functions, or does not permit them.
-            self._tells_lineage = False
+            # Some managed services lack these functions, or do not permit them.
+            self._reports_lineage = False
 
     def _query_lineage(self) -> None:
         with connections[self._database.alias].cursor() as cursor:

@@ -1,1 +1,1 @@
-"""Stores of presence: join, leave, refresh, expire."""
+"""The interface of presence stores, and its implementations."""

@@ -1,32 +1,28 @@
-"""What a presence store is: who is in a stream, kept by expiry."""
+"""The interface of presence stores, which store the members of streams."""
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
-from reliable_cable.conf import CableSettings
+from reliable_cable.stores.base import Store
 
-T = TypeVar("T")
-
-#: How long before the end of its connection a client may have heard nothing any more, in seconds: the dead are noticed
-#: late. Who left is remembered longer than sessions are kept by as much.
+#: How long, in seconds, a lost client may have received nothing before the server closes its connection. Leaves are
+#: remembered for this much longer than sessions, so that a restored client can be told of all leaves that it missed.
 UNHEARD_TIME: Final = 60.0
 
-
-#: An outage of the store is assumed when no process has called `expire` for this part of PRESENCE_TTL. Each process
-#: refreshes its members and then calls `expire` every third of PRESENCE_TTL, so the part must be greater than a third.
-#: It must be less than two thirds, which is the time that a member has left at its next refresh.
-OUTAGE_PART: Final = 0.5
+#: After which share of PRESENCE_TTL without a call of `expire` by any process the store assumes an outage. Each process
+#: refreshes its members and then calls `expire` every third of PRESENCE_TTL, so the share must be greater than 1/3. It
+#: must be less than 2/3, which is the time that a member has left at its next refresh.
+OUTAGE_SHARE: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceEvent:
-    """Someone came to a stream, or left it (PROTOCOL.md, 14)."""
+    """A member joined or left a stream (see Protocol: Presence)."""
 
     stream: str
     type: Literal["join", "leave"]
@@ -36,20 +32,20 @@ class PresenceEvent:
 
 @dataclass(frozen=True, slots=True)
 class PresenceMissed:
-    """Events of a stream may have been missed: who is there must be read again."""
+    """Events of a stream may have been missed. The receiver has to read the members again."""
 
     stream: str
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceInfo:
-    """Who is in a stream.
+    """The members of a stream.
 
     Args:
-        total: how many ids are there.
-        records: each id's info, in the order in which they came; None if only the total was asked for.
-        incarnation: names the data that this was read from: under another one, some were lost in between. Empty: there
-            are none.
+        total: the number of members.
+        records: the members' infos by id, in the order of their joins. None if only the total was requested.
+        incarnation: identifies the data of the stream. If it differs from an earlier one, the store lost data in
+            between. `""` means that the store has no data of the stream.
     """
 
     total: int
@@ -59,14 +55,14 @@ class PresenceInfo:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A session of an id in a stream, as the process knows it that holds it.
+    """One session of a member of a stream.
 
     Args:
-        stream: its name.
-        session: an opaque key.
-        id: whose session it is.
-        info: what is shown of the id.
-        joined: whether the store is known to have had it.
+        stream: the name of the stream.
+        session: the key of the session.
+        id: the id of the member.
+        info: the info of the member.
+        joined: whether the session joined before, so that the store had it.
     """
 
     stream: str
@@ -78,11 +74,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Refreshed:
-    """What a refresh found.
+    """The result of a refresh.
 
     Args:
-        unknown: the (stream, session) pairs that are not there: swept meanwhile, or lost.
-        incarnations: each stream's, by its name; see `PresenceInfo`.
+        unknown: the (stream, session) pairs that the store does not have, because they expired or were lost.
+        incarnations: the incarnations of the streams, by name (see `PresenceInfo`).
     """
 
     unknown: Sequence[tuple[str, str]]
@@ -90,117 +86,118 @@ class Refreshed:
 
 
 class PresenceListener(ABC):
-    """Announces what happens in the streams that it subscribed to; made by `PresenceStore.listen`."""
+    """Receives the presence events of streams. `PresenceStore.listen` makes it."""
 
     @abstractmethod
     async def subscribe(self, stream: str) -> None:
-        """Announce this stream's events from now on."""
+        """Start to announce the events of a stream."""
 
     @abstractmethod
     async def unsubscribe(self, stream: str) -> None:
-        """Announce this stream's events no more, not even those on their way."""
+        """Stop announcing the events of a stream, pending events included."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Unsubscribe from everything and release what is held."""
+        """Unsubscribe from all streams and release all resources."""
 
 
-class PresenceStore(ABC):
-    """Keeps who is in a stream.
+class PresenceStore(Store):
+    """Stores the members of streams.
 
-    A member is an id (a string) with an info (any JSON value). It is there while at least one of its sessions is: a
-    session is an opaque key (one per connection and subscription) that lives until `leave`, or until `expire` finds
-    that `presence_ttl` seconds passed without `refresh`. Exactly one join event is announced when an id's first session
-    comes and exactly one leave event when its last one goes, whoever notices. The same id joining again with another
-    info updates the record and announces nothing. A session that joins as another id has left as the first one.
+    A member is an id (a string) with an info (any JSON value). It has one or more sessions, one for each connection and
+    subscription, with an opaque key each. A session ends with `leave`. It also ends when `expire` is called and
+    `settings.presence_ttl` seconds have passed since its last `refresh`.
 
-    Events are announced to the listeners of every process that shares the store; the call that caused them returns
-    them, too, so that one process can do once what is to be done once. If a call's answer is lost, nobody gets them.
+    Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
+    last one ends. If a member joins again with another info, the store updates the info and announces nothing. If a
+    session joins with another id, it leaves the first id.
 
-    Args:
-        settings: `settings.presence_ttl` is the time to live of a session, in seconds.
-        clock: tells the time, in seconds since 1970.
+    Events are announced to the listeners of all processes that share the store. The call that caused an event also
+    returns it, so that exactly one process can act on it. If the response to the call is lost, no process gets it.
     """
-
-    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
-        self.settings = settings
-        self.clock = clock
 
     @property
     def outage(self) -> float:
-        """After how many seconds without a call of `expire` by any process an outage is assumed."""
-        return self.settings.presence_ttl * OUTAGE_PART
+        """After how many seconds without a call of `expire` by any process the store assumes an outage."""
+        return self.settings.presence_ttl * OUTAGE_SHARE
 
     @property
     def memory(self) -> float:
-        """The seconds for which it is remembered who left."""
+        """How long, in seconds, the store remembers leaves."""
         return self.settings.sessions_ttl + UNHEARD_TIME
 
     def join(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
-        """Add a session of `id` to a stream, or refresh it; return the events that this caused.
+        """Add a session to a stream, or refresh it; return the events that this caused.
+
+        Args:
+            stream: the name of the stream.
+            session: the key of the session.
+            id: the id of the member.
+            info: the info of the member.
 
         Raises:
-            TypeError, ValueError: `info` is not a JSON value.
-            StoreError: whether it was added is unknown.
+            TypeError: `info` is not a JSON value.
+            ValueError: `info` is not a JSON value.
+            StoreError: the store failed. Whether the session was added is unknown.
         """
         return self.join_all([Member(stream, session, id, info)])
 
     @abstractmethod
     def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Add sessions, or refresh them, in this order; return the events that tell of a change.
+        """Add sessions to streams, or refresh them, in this order; return the events that this caused.
 
-        If the store has lost its data, members that had `joined` are announced, so that everyone's list becomes right,
-        but not returned: nobody came. Those whose leave was announced before come anew.
+        If the store has lost its data, the joins of members with `joined` are announced, so that all rosters become
+        complete again, but they are not returned, because nobody really joined. If the leave of such a member was
+        announced before, its join is a real one, and is returned.
         """
 
     @abstractmethod
     def leave(self, stream: str, session: str) -> list[PresenceEvent]:
-        """Remove a session from a stream; an unknown one is ignored. Returns the events that this caused."""
+        """Remove a session from a stream; return the events that this caused. An unknown session is ignored."""
 
     @abstractmethod
     def refresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Let sessions live a whole time to live from now on.
+        """Renew the TTL of sessions.
 
         Args:
-            held: by stream, the sessions; none for a stream of which only the incarnation is asked for (it begins one).
+            held: the keys of the sessions, by stream. A stream may have none; the result then has its incarnation. If
+                the store has no data of a stream, this begins an incarnation.
         """
 
     @abstractmethod
     def expire(self) -> list[PresenceEvent]:
-        """Remove the expired sessions of all streams, and return the leave events that this caused.
+        """Remove the expired sessions of all streams; return the leave events that this caused.
 
-        Each process calls this about as often as `refresh`, and after it. If no process has called it for `outage`
-        seconds, sessions could not be refreshed. Then nothing is removed for the next `presence_ttl` seconds.
+        Each process calls this after each `refresh`. If no process has called it for `outage` seconds, sessions could
+        not be refreshed either. Then no session is removed for the next `presence_ttl` seconds.
         """
 
     @abstractmethod
     def info(self, stream: str, *, records: bool = True, overdue: bool = True) -> PresenceInfo:
-        """Return who is in a stream.
+        """Return the members of a stream.
 
         Args:
-            stream: its name.
-            records: False: only how many.
-            overdue: False: without those whose time is over and whose leaves are still to be announced.
+            stream: the name of the stream.
+            records: whether to return the members' infos. If not, only the total is returned.
+            overdue: whether to include members with only expired sessions, whose leaves are not announced before the
+                next `expire`.
         """
 
     @abstractmethod
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids that left the stream in the last so many seconds, `memory` at most, and are not back."""
+        """Return the ids that left a stream in the last seconds and did not join again.
+
+        Args:
+            stream: the name of the stream.
+            seconds: how far back to look. The store remembers leaves for `memory` seconds.
+        """
 
     @abstractmethod
     def listen(self, deliver: Callable[[PresenceEvent | PresenceMissed], None]) -> PresenceListener:
-        """Return a listener that hands events to `deliver`, on the event loop that calls this.
+        """Return a listener that calls `deliver` with events on the running event loop.
 
-        `deliver` is always called on that loop, in a callback of its own, never from inside another call here.
+        `deliver` is never called from inside a method of the listener or of the store.
         """
-
-    async def aclose(self) -> None:
-        """Release what this store holds on the running event loop; it may be used again."""
-        return None
-
-    @abstractmethod
-    async def _run(self, call: Callable[[], T]) -> T:
-        """Run a sync method of this store without blocking the event loop."""
 
     async def ajoin(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
         """Async twin of `join`."""

@@ -1,4 +1,4 @@
-"""Presence in the memory of one process."""
+"""The presence store in the memory of one process."""
 
 from __future__ import annotations
 
@@ -23,39 +23,41 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
 @dataclass(slots=True)
 class _Member:
-    info: str  # as JSON text, so that nobody shares its objects
+    info: str  # as JSON text, so that callers share no objects with the store
     sessions: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class _Stream:
     members: dict[str, _Member] = field(default_factory=dict)
-    #: When the ids that are gone left, by id.
+    #: The times of leaves, by id. The ids of present members are not included.
     left: dict[str, float] = field(default_factory=dict)
 
 
 class MemoryPresenceStore(PresenceStore):
-    """Keeps who is there in dicts; it ends with the process.
+    """Stores the members of streams in this process only.
 
-    Expired sessions stay present, and can be refreshed, until `expire` removes them.
+    An expired session is still present, and can be refreshed, until `expire` removes it.
     """
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
         self._incarnation = secrets.token_hex(8)
         self._streams: dict[str, _Stream] = {}
-        # (stream, session) -> (id, deadline), in the order of deadlines: whatever gets a new one goes to the end.
+        # (stream, session) -> (id, time of expiry), in the order of expiry: a new or refreshed session moves to the
+        # end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+        #: The leaves to forget, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        #: When `expire` last ran, if sessions remained after it; and the time before which it removes nothing, after an
-        #: outage.
-        self._swept_at: float | None = None
-        self._grace = 0.0
+        #: The time of the last `expire` after which sessions remained.
+        self._expired_at: float | None = None
+        #: The time before which `expire` removes nothing, after an outage.
+        self._grace_end = 0.0
         self._listeners: set[MemoryPresenceListener] = set()
         self._lock = threading.Lock()
 
     def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Add or refresh sessions."""
+        """Add sessions, or refresh them."""
         texts = [json.dumps(member.info, allow_nan=False) for member in members]
         with self._lock:
             return [event for member, text in zip(members, texts, strict=True) for event in self._join(member, text)]
@@ -66,59 +68,59 @@ class MemoryPresenceStore(PresenceStore):
             return self._remove((stream, session)) if (stream, session) in self._sessions else []
 
     def refresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Give sessions a new time."""
+        """Renew the TTL of sessions."""
         unknown: list[tuple[str, str]] = []
         with self._lock:
             deadline = self.clock() + self.settings.presence_ttl
             for key in [(stream, session) for stream, sessions in held.items() for session in sessions]:
-                found = self._sessions.get(key)
-                if found is None:
+                known = self._sessions.get(key)
+                if known is None:
                     unknown.append(key)
                 else:
-                    self._sessions[key] = (found[0], deadline)
+                    self._sessions[key] = (known[0], deadline)
                     self._sessions.move_to_end(key)
         return Refreshed(unknown, dict.fromkeys(held, self._incarnation))
 
     def expire(self) -> list[PresenceEvent]:
-        """Remove what is over, and forget who left too long ago."""
+        """Remove expired sessions, and forget old leaves."""
         events: list[PresenceEvent] = []
         with self._lock:
             now = self.clock()
-            if self._swept_at is not None and now - self._swept_at > self.outage:
+            if self._expired_at is not None and now - self._expired_at > self.outage:
                 # The process was suspended, with all of its event loops.
-                self._grace = now + self.settings.presence_ttl
-            if now >= self._grace:
+                self._grace_end = now + self.settings.presence_ttl
+            if now >= self._grace_end:
                 for key in self._overdue():
                     events += self._remove(key)
-            self._swept_at = now if self._sessions else None
-            self._forget_left(now)
+            self._expired_at = now if self._sessions else None
+            self._forget_leaves(now)
         return events
 
     def info(self, stream: str, *, records: bool = True, overdue: bool = True) -> PresenceInfo:
-        """Return who is there."""
+        """Return the members of a stream."""
         with self._lock:
-            found = self._streams.get(stream)
-            members = dict(found.members) if found else {}
-            over = set() if overdue else {session for name, session in self._overdue() if name == stream}
-            texts = {id_: member.info for id_, member in members.items() if not over or member.sessions - over}
+            state = self._streams.get(stream)
+            members = dict(state.members) if state else {}
+            expired = set() if overdue else {session for name, session in self._overdue() if name == stream}
+            texts = {id_: member.info for id_, member in members.items() if not expired or member.sessions - expired}
         infos = {id_: json.loads(text) for id_, text in texts.items()} if records else None
         return PresenceInfo(len(texts), infos, self._incarnation)
 
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return who left, in the order in which they did."""
+        """Return the ids that left, in the order of their leaves."""
         with self._lock:
             since = self.clock() - min(seconds, self.memory)
-            found = self._streams.get(stream)
-            return [id_ for id_, left_at in found.left.items() if left_at >= since] if found else []
+            state = self._streams.get(stream)
+            return [id_ for id_, left_at in state.left.items() if left_at >= since] if state else []
 
     def listen(self, deliver: Deliver) -> MemoryPresenceListener:
-        """Return a listener that hands events to `deliver`, in the order in which they happened."""
+        """Return a listener that calls `deliver` with events on the running event loop, in their order."""
         return MemoryPresenceListener(self._listeners, deliver)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return call()
 
-    # -- with the lock held -----------------------------------------------------------------------------------------
+    # -- these need the lock ------------------------------------------------------------------------------------------
 
     def _join(self, member: Member, text: str) -> list[PresenceEvent]:
         events: list[PresenceEvent] = []
@@ -128,13 +130,13 @@ class MemoryPresenceStore(PresenceStore):
             events += self._remove(key)
         self._sessions[key] = (member.id, self.clock() + self.settings.presence_ttl)
         self._sessions.move_to_end(key)
-        found = self._streams.setdefault(member.stream, _Stream())
-        known = found.members.get(member.id)
+        state = self._streams.setdefault(member.stream, _Stream())
+        known = state.members.get(member.id)
         if known is not None:
             known.info = text
         else:
-            known = found.members[member.id] = _Member(text)
-            had_left = found.left.pop(member.id, None) is not None
+            known = state.members[member.id] = _Member(text)
+            had_left = state.left.pop(member.id, None) is not None
             joined = self._emit("join", member.stream, member.id, text)
             events += joined if had_left or not member.joined else []
         known.sessions.add(member.session)
@@ -147,28 +149,28 @@ class MemoryPresenceStore(PresenceStore):
     def _remove(self, key: tuple[str, str]) -> list[PresenceEvent]:
         stream, session = key
         id_, _ = self._sessions.pop(key)
-        found = self._streams[stream]
-        member = found.members[id_]
+        state = self._streams[stream]
+        member = state.members[id_]
         member.sessions.discard(session)
         if member.sessions:
             return []
-        del found.members[id_]
+        del state.members[id_]
         now = self.clock()
-        found.left[id_] = now
+        state.left[id_] = now
         self._tombstones.append((now, stream, id_))
-        self._forget_left(now)
+        self._forget_leaves(now)
         return self._emit("leave", stream, id_, member.info)
 
-    def _forget_left(self, now: float) -> None:
+    def _forget_leaves(self, now: float) -> None:
         while self._tombstones and self._tombstones[0][0] < now - self.memory:
             left_at, stream, id_ = self._tombstones.popleft()
-            found = self._streams.get(stream)
-            if found is None:
+            state = self._streams.get(stream)
+            if state is None:
                 continue
-            # Whoever left again since then has another, later tombstone.
-            if found.left.get(id_) == left_at:
-                del found.left[id_]
-            if not found.left and not found.members:
+            # If the id joined and left again after this leave, it has another, later tombstone.
+            if state.left.get(id_) == left_at:
+                del state.left[id_]
+            if not state.left and not state.members:
                 del self._streams[stream]
 
     def _emit(self, type_: Literal["join", "leave"], stream: str, id_: str, info: str) -> list[PresenceEvent]:
@@ -179,7 +181,7 @@ class MemoryPresenceStore(PresenceStore):
 
 
 class MemoryPresenceListener(PresenceListener):
-    """Hands a store's events over on the event loop on which it was made, each in a callback of its own."""
+    """Calls `deliver` with the events of a store, on the event loop on which the listener was made."""
 
     def __init__(self, listeners: set[MemoryPresenceListener], deliver: Deliver) -> None:
         self.streams: frozenset[str] = frozenset()
@@ -188,29 +190,29 @@ class MemoryPresenceListener(PresenceListener):
         self._listeners = listeners
 
     async def subscribe(self, stream: str) -> None:
-        """Announce this stream's events from now on."""
+        """Start to announce the events of a stream."""
         self.streams |= {stream}
         self._listeners.add(self)
 
     async def unsubscribe(self, stream: str) -> None:
-        """Announce this stream's events no more."""
+        """Stop announcing the events of a stream."""
         self.streams -= {stream}
         if not self.streams:
             self._listeners.discard(self)
 
     async def close(self) -> None:
-        """Leave all streams."""
+        """Unsubscribe from all streams."""
         self.streams = frozenset()
         self._listeners.discard(self)
 
     def push(self, event: PresenceEvent) -> None:
-        """Take an event, from any thread."""
+        """Schedule the delivery of an event. Any thread may call this."""
         try:
-            self._loop.call_soon_threadsafe(self._hand_over, event)
+            self._loop.call_soon_threadsafe(self._deliver_event, event)
         except RuntimeError:
-            # Its loop is closed; nobody will take it away any more.
+            # The event loop is closed, so nothing else will remove this listener.
             self._listeners.discard(self)
 
-    def _hand_over(self, event: PresenceEvent) -> None:
+    def _deliver_event(self, event: PresenceEvent) -> None:
         if event.stream in self.streams:
             self._deliver(event)

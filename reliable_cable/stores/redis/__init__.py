@@ -1,1 +1,1 @@
-"""Redis: the clients, the names of keys, and the Lua scripts (one operation a file)."""
+"""The Redis clients, the names of keys, and the Lua scripts."""

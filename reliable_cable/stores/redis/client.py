@@ -1,7 +1,7 @@
-"""Redis as the stores use it: calls as data, run by one sync client a process and one async client an event loop.
+"""The Redis client of the stores. It runs calls from sync code in any thread, and from any event loop.
 
-A command is sent once. What was sent and not answered may have been done or not: only calls that do no harm twice are
-run again, and the caller says which these are.
+A call is sent once. If it gets no response, it may or may not have been executed. Only calls that the caller marks as
+idempotent are then sent again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -37,9 +37,9 @@ from .keys import lineage_key
 from .lineage import LineageTracker
 from .scripts import script_text
 
-#: What a connection's options are unless `REDIS_OPTIONS` says otherwise; times in seconds. All are explicit, since the
-#: defaults of redis-py's versions differ.
-DEFAULTS: Final = {
+#: The default options of a connection, which `REDIS_OPTIONS` overrides. Times are in seconds. All are explicit, because
+#: the defaults differ between the versions of redis-py.
+DEFAULT_OPTIONS: Final = {
     "socket_timeout": 5.0,
     "socket_connect_timeout": 2.0,
     "socket_keepalive": True,
@@ -47,20 +47,24 @@ DEFAULTS: Final = {
     "protocol": 2,
     "max_connections": 64,
 }
-#: Options that a Unix socket's connection does not take.
-TCP_ONLY: Final = ("socket_keepalive",)
+#: Options that connections over a Unix socket do not accept.
+TCP_OPTIONS: Final = ("socket_keepalive",)
 
-#: What says that an event loop's connection is broken; uvloop raises RuntimeError where that was closed meanwhile.
-BROKEN: Final = (RedisError, OSError, RuntimeError)
+#: The errors of a broken async connection. uvloop raises RuntimeError if the connection has been closed.
+CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 
-#: Errors of a server that accepts no commands or no writes at present, and has done nothing: a replica, a server that
-#: is loading its data, or a primary that has lost its replicas. An error of a script has such a code in its text.
-UNAVAILABLE: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
+#: The most calls in one round trip of `run_all`.
+CALLS_PER_ROUND_TRIP: Final = 500
+
+#: Errors of a server that accepts no commands or no writes at present, and has executed nothing: a replica, a server
+#: that is loading its data, or a primary that has lost its replicas. If a script fails with such an error, the code is
+#: in the text of the error.
+UNAVAILABLE_ERRORS: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
 UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
 
 class _Lineage:
-    """A placeholder for a script's first argument: the lineage of the connection's data (lineage.py)."""
+    """A placeholder for the lineage of the connection's data, as the first argument of a script (see lineage.py)."""
 
 
 LINEAGE: Final = _Lineage()
@@ -74,9 +78,9 @@ class Call:
 
     Args:
         name: a command in capitals, or the name of a file in `lua/`.
-        keys: its keys. If the first argument of a script is `LINEAGE`, the key of the lineage record is added at the
+        keys: the keys. If the first argument of a script is `LINEAGE`, the key of the lineage record is added at the
             end.
-        args: whatever else it takes.
+        args: the other arguments.
     """
 
     name: str
@@ -85,12 +89,12 @@ class Call:
 
     @property
     def is_script(self) -> bool:
-        """Whether it is a Lua script."""
+        """Whether this is a Lua script."""
         return self.name.islower()
 
 
 class RedisUnavailable(StoreError):
-    """Redis could not be reached, did not answer, or accepts no commands at present.
+    """Redis could not be reached, did not respond, or accepts no commands at present.
 
     Args:
         message: the error message.
@@ -103,30 +107,30 @@ class RedisUnavailable(StoreError):
 
 
 class RedisRefused(StoreError):
-    """Redis answered with an error: the call did nothing."""
+    """Redis responded with an error. The call did nothing."""
 
 
 class RedisClient:
     """Runs calls, from sync code in any thread (`run`) and from any event loop (`arun`).
 
     Args:
-        settings: `redis_url` and `redis_options`.
+        settings: uses `redis_url`, `redis_options` and `key_prefix`.
 
     Raises:
-        ImproperlyConfigured: an option is not one that connections take.
+        ImproperlyConfigured: connections do not accept an option.
     """
 
     def __init__(self, settings: CableSettings) -> None:
-        assert settings.redis_url is not None  # noqa: S101 - for the type checker; read_settings sees to it
+        assert settings.redis_url is not None  # noqa: S101 - for the type checker; `read_settings` ensures this
         self.settings = settings
         self.url = settings.redis_url
         self.options = _options(settings)
-        #: Seconds after which a connection is given up that does not open.
+        #: How long, in seconds, to try to open a connection.
         self.connect_timeout: float = self.options["socket_connect_timeout"]
-        #: The server and the lineage that the connections lead to.
+        #: Tracks the server and the lineage that the connections lead to.
         self.lineage = LineageTracker(lineage_key(settings.key_prefix))
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
-            self.url, **self.options, timeout=self.options["socket_timeout"], redis_connect_func=self.lineage.greet
+            self.url, **self.options, timeout=self.options["socket_timeout"], redis_connect_func=self.lineage.handshake
         )
         try:
             self._pool.connection_class(**self._pool.connection_kwargs)
@@ -136,7 +140,7 @@ class RedisClient:
         self._shas: dict[str, str] = {}
         self._async_pools: dict[asyncio.AbstractEventLoop, redis.asyncio.ConnectionPool] = {}
         self._lock = threading.Lock()
-        #: The pub/sub connection of each event loop (pubsub.py).
+        #: The pub/sub connection of each event loop (see pubsub.py).
         self.pubsubs: dict[asyncio.AbstractEventLoop, Any] = {}
 
     def close(self) -> None:
@@ -144,65 +148,73 @@ class RedisClient:
         self._pool.disconnect()
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop."""
+        """Close the connections of the running event loop."""
         pool = self._async_pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
-            # What is in use is closed by whoever uses it.
+            # A connection that is in use is closed by its user.
             await pool.disconnect(inuse_connections=False)
 
     def time(self) -> float:
         """Return the present time by Redis's clock, in seconds since 1970."""
-        return _seconds(self.run(Call("TIME"), again=True)[0])
+        return _seconds(self.run(Call("TIME"), idempotent=True)[0])
 
     async def atime(self) -> float:
         """Async twin of `time`."""
-        return _seconds((await self.arun(Call("TIME"), again=True))[0])
+        return _seconds((await self.arun(Call("TIME"), idempotent=True))[0])
 
     # -- sync ---------------------------------------------------------------------------------------------------------
 
-    def run(self, *calls: Call, again: bool = False) -> list[Any]:
-        """Run calls, in one round trip; return their answers.
+    def run(self, *calls: Call, idempotent: bool = False) -> list[Any]:
+        """Run calls in one round trip, and return their replies.
 
-        If the server accepts none of them at present, they are run once more over another connection. After a failover,
-        that connection leads to the new primary.
+        If the server accepts none of the calls at present, they are run again over another connection. After a
+        failover, that connection leads to the new primary.
 
         Args:
-            calls: at least one.
-            again: run them once more also if the answer is lost. Use this only for calls that may be executed twice.
+            calls: one call or more.
+            idempotent: whether the calls may be executed twice. If so, they are run again if they get no response.
 
         Raises:
-            RedisUnavailable: Redis could not be reached, accepts no such calls at present, or its answer was lost.
-            RedisRefused: the answer to a call was an error; of several calls the others were done.
+            RedisUnavailable: Redis could not be reached, did not respond, or accepts no such calls at present.
+            RedisRefused: the reply to a call was an error. If there are other calls, they were executed.
         """
         try:
             return self._run(calls)
         except RedisUnavailable:
-            if not again:
+            if not idempotent:
                 raise
         return self._run(calls)
 
-    def _run(self, calls: Sequence[Call]) -> list[Any]:
-        answers = self._try(calls)
-        if all(map(_is_unavailable, answers)):
-            # Nothing was done. The address may lead to another server by now.
-            answers = self._try(calls)
-        return _checked(answers)
+    def run_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
+        """Run any number of idempotent calls, `size` in each round trip, and return their replies.
 
-    def _try(self, calls: Sequence[Call]) -> list[Any]:
-        """Run calls over one connection; return their answers, which may be errors."""
+        Raises:
+            StoreError: see `run`.
+        """
+        return [reply for batch in _batches(calls, size) for reply in self.run(*batch, idempotent=True)]
+
+    def _run(self, calls: Sequence[Call]) -> list[Any]:
+        replies = self._attempt(calls)
+        if all(map(_is_unavailable, replies)):
+            # No call was executed. The address may lead to another server by now.
+            replies = self._attempt(calls)
+        return _checked(replies)
+
+    def _attempt(self, calls: Sequence[Call]) -> list[Any]:
+        """Run calls over one connection, and return their replies, which may be errors."""
         connection = self._connection()
         try:
-            answers = run_exchange(connection, self._exchange(calls, connection.identity.lineage))
+            replies = run_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except (RedisError, OSError) as error:
             connection.disconnect()
-            raise RedisUnavailable(f"Redis did not answer: {error}.", sent=True) from error
+            raise RedisUnavailable(f"Redis did not respond: {error}.", sent=True) from error
         except BaseException:
             connection.disconnect()
             raise
         finally:
             self._pool.release(connection)
-        self._judge(connection, answers)
-        return answers
+        self._note_refusals(connection, replies)
+        return replies
 
     def _connection(self) -> Any:
         """Take a connection from the pool, and reopen it if it is stale."""
@@ -224,44 +236,48 @@ class RedisClient:
 
     # -- async --------------------------------------------------------------------------------------------------------
 
-    async def arun(self, *calls: Call, again: bool = False) -> list[Any]:
+    async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
         """Async twin of `run`, over connections of the running event loop."""
         try:
             return await self._arun(calls)
         except RedisUnavailable:
-            if not again:
+            if not idempotent:
                 raise
         return await self._arun(calls)
 
-    async def _arun(self, calls: Sequence[Call]) -> list[Any]:
-        answers = await self._atry(calls)
-        if all(map(_is_unavailable, answers)):
-            answers = await self._atry(calls)
-        return _checked(answers)
+    async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
+        """Async twin of `run_all`."""
+        return [reply for batch in _batches(calls, size) for reply in await self.arun(*batch, idempotent=True)]
 
-    async def _atry(self, calls: Sequence[Call]) -> list[Any]:
+    async def _arun(self, calls: Sequence[Call]) -> list[Any]:
+        replies = await self._aattempt(calls)
+        if all(map(_is_unavailable, replies)):
+            replies = await self._aattempt(calls)
+        return _checked(replies)
+
+    async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
         pool: Any = self._async_pool()
         connection = await self._aconnection(pool)
         try:
-            answers = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
-        except BROKEN as error:
+            replies = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
+        except CONNECTION_ERRORS as error:
             await connection.disconnect(nowait=True)
-            raise RedisUnavailable(f"Redis did not answer: {error}.", sent=True) from error
+            raise RedisUnavailable(f"Redis did not respond: {error}.", sent=True) from error
         except BaseException:
-            # Cancelled, say: the answer is still to come, and must not be taken for another one's.
+            # The task may have been cancelled. The reply must not be read as the reply to a later call.
             await connection.disconnect(nowait=True)
             raise
         finally:
             if self._async_pools.get(asyncio.get_running_loop()) is not pool:
-                await connection.disconnect(nowait=True)  # closed meanwhile
+                await connection.disconnect(nowait=True)  # the pool was closed during the call
             await pool.release(connection)
-        self._judge(connection, answers)
-        return answers
+        self._note_refusals(connection, replies)
+        return replies
 
     async def _aconnection(self, pool: Any) -> Any:
         try:
             connection: Any = await pool.get_connection()
-        except BROKEN as error:
+        except CONNECTION_ERRORS as error:
             raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
         try:
             if self.lineage.is_stale(connection):
@@ -270,13 +286,13 @@ class RedisClient:
         except BaseException as error:
             await connection.disconnect(nowait=True)
             await pool.release(connection)
-            if isinstance(error, BROKEN):
+            if isinstance(error, CONNECTION_ERRORS):
                 raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
             raise
         return connection
 
     def new_connection(self) -> Any:
-        """Return a connection of the running event loop, not opened, that waits for answers without end."""
+        """Return a new, closed connection for the running event loop that waits for replies without a timeout."""
         pool = self._async_pool()
         return pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": None})
 
@@ -291,24 +307,24 @@ class RedisClient:
                     self.url,
                     **self.options,
                     timeout=self.options["socket_timeout"],
-                    redis_connect_func=self.lineage.agreet,
+                    redis_connect_func=self.lineage.ahandshake,
                 )
         return pool
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def _exchange(self, calls: Sequence[Call], lineage: str) -> Exchange[list[Any]]:
-        """Run calls over a connection to data of this lineage."""
+        """Run calls over a connection to data of a lineage. Load the scripts that the server does not have."""
         commands = [self._command(call, lineage) for call in calls]
-        answers = yield commands
-        missing = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        replies = yield commands
+        missing = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if missing:
-            known = dict.fromkeys(calls[number].name for number in missing)
-            yield [("SCRIPT", "LOAD", script_text(name)) for name in known]
-            found = yield [commands[number] for number in missing]
-            for number, answer in zip(missing, found, strict=True):
-                answers[number] = answer
-        return answers
+            scripts = dict.fromkeys(calls[number].name for number in missing)
+            yield [("SCRIPT", "LOAD", script_text(name)) for name in scripts]
+            missing_replies = yield [commands[number] for number in missing]
+            for number, reply in zip(missing, missing_replies, strict=True):
+                replies[number] = reply
+        return replies
 
     def _command(self, call: Call, lineage: str) -> Command:
         keys, args = call.keys, call.args
@@ -321,44 +337,49 @@ class RedisClient:
             keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
         return ("EVALSHA", sha, len(keys), *keys, *cast("Command", args))
 
-    def _judge(self, connection: Any, answers: Sequence[Any]) -> None:
-        refusals = [str(answer) for answer in answers if _is_unavailable(answer)]
+    def _note_refusals(self, connection: Any, replies: Sequence[Any]) -> None:
+        refusals = [str(reply) for reply in replies if _is_unavailable(reply)]
         if refusals:
-            self.lineage.leave(connection, moved=any("DATAMOVED" in refusal for refusal in refusals))
+            self.lineage.reopen_all(connection, moved=any("DATAMOVED" in refusal for refusal in refusals))
 
 
-def _seconds(answer: Any) -> float:
-    """Return the answer to TIME as a number of seconds."""
-    seconds, microseconds = answer
+def _seconds(reply: Any) -> float:
+    """Return a reply to TIME as a number of seconds."""
+    seconds, microseconds = reply
     return int(seconds) + int(microseconds) / 1e6
 
 
-def _is_unavailable(answer: Any) -> bool:
-    """Return whether an answer is the error of a server that accepts no such command at present."""
-    if isinstance(answer, UNAVAILABLE):
+def _is_unavailable(reply: Any) -> bool:
+    """Return whether a reply is the error of a server that accepts no such command at present."""
+    if isinstance(reply, UNAVAILABLE_ERRORS):
         return True
-    return isinstance(answer, ResponseError) and UNAVAILABLE_CODES.search(str(answer)) is not None
+    return isinstance(reply, ResponseError) and UNAVAILABLE_CODES.search(str(reply)) is not None
 
 
-def _checked(answers: list[Any]) -> list[Any]:
-    errors = [answer for answer in answers if _is_unavailable(answer)]
+def _checked(replies: list[Any]) -> list[Any]:
+    errors = [reply for reply in replies if _is_unavailable(reply)]
     if errors:
         message = f"Redis accepts no such command at present: {str(errors[0]).rstrip('.')}."
-        raise RedisUnavailable(message, sent=len(errors) < len(answers)) from errors[0]
-    for answer in answers:
-        if isinstance(answer, ResponseError):
-            raise RedisRefused(f"Redis refused a command: {answer}.") from answer
-    return answers
+        raise RedisUnavailable(message, sent=len(errors) < len(replies)) from errors[0]
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise RedisRefused(f"Redis refused a command: {reply}.") from reply
+    return replies
 
 
 def _options(settings: CableSettings) -> dict[str, Any]:
     """Return the arguments of a connection pool."""
-    options: dict[str, Any] = {**DEFAULTS, **settings.redis_options}
+    options: dict[str, Any] = {**DEFAULT_OPTIONS, **settings.redis_options}
     if settings.redis_url is not None and settings.redis_url.startswith("unix://"):
-        for name in TCP_ONLY:
+        for name in TCP_OPTIONS:
             options.pop(name, None)
-    # These are not for the user: answers are bytes, and nothing is sent twice unasked.
+    # The user cannot change these, because this module expects bytes, and decides itself about retries.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
+
+
+def _batches(calls: Collection[Call], size: int) -> Iterator[Sequence[Call]]:
+    calls = list(calls)
+    return (calls[start : start + size] for start in range(0, len(calls), size))
 
 
 _clients: weakref.WeakValueDictionary[tuple[int, int], RedisClient] = weakref.WeakValueDictionary()
@@ -366,9 +387,9 @@ _lock = threading.Lock()
 
 
 def client_for(settings: CableSettings) -> RedisClient:
-    """Return the client that the stores of one engine share; a forked child gets its own."""
+    """Return the client that the stores of one engine share. A forked child gets its own."""
     with _lock:
-        # The client refers to its settings, so that their id is not given to others while it lives.
+        # A client refers to its settings, so that no other settings can have their id while the client exists.
         key = (os.getpid(), id(settings))
         client = _clients.get(key)
         if client is None:

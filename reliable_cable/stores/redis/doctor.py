@@ -1,36 +1,36 @@
-"""What about a Redis breaks the promises: for the warning at start-up and for `manage.py cable_doctor`."""
+"""Finds faults of a Redis server, for the warning when a server starts and for `manage.py cable_doctor`."""
 
 from __future__ import annotations
 
 from .client import Call, RedisClient
 from .lineage import parse_info
 
-#: The oldest that has `XTRIM … MINID` and exclusive ranges.
-OLDEST = (6, 2)
+#: The oldest version of Redis with `XTRIM … MINID` and exclusive ranges.
+MIN_VERSION = (6, 2)
 
 
 def find_problems(client: RedisClient) -> list[str]:
-    """Return what is wrong with the Redis that a client leads to, each as a sentence with its remedy.
+    """Return the faults of the Redis server that break the stores' promises, each as a sentence that names a remedy.
 
     Raises:
-        StoreError: it could not be asked.
+        StoreError: Redis could not be reached.
     """
-    # INFO alone: hosted ones often refuse CONFIG.
-    info = parse_info(client.run(Call("INFO", [], ["everything"]), again=True)[0])
+    # This uses INFO alone, because hosted servers often refuse CONFIG.
+    info = parse_info(client.run(Call("INFO", [], ["everything"]), idempotent=True)[0])
     problems = []
     version = info.get("redis_version", "0")
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        problems.append(f"Redis {version} is too old: use Redis {'.'.join(map(str, OLDEST))} or later, or Valkey.")
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_VERSION:
+        problems.append(f"Redis {version} is too old: use Redis {'.'.join(map(str, MIN_VERSION))} or later, or Valkey.")
     policy = info.get("maxmemory_policy", "noeviction")
     if info.get("maxmemory", "0") != "0" and policy != "noeviction":
         problems.append(
-            f"Redis may delete any stream, session or member when its memory is full (maxmemory-policy {policy}): set "
-            "maxmemory-policy to noeviction, so that a broadcast is refused instead."
+            f"Redis may delete streams, sessions and members when its memory is full (maxmemory-policy {policy}): set "
+            "maxmemory-policy to noeviction, so that Redis refuses new messages instead."
         )
     if "master_replid" not in info:
         problems.append(
             "Redis does not report its master_replid (INFO replication), so a failback to a server that was not "
-            "restarted goes unnoticed: run `manage.py cable_doctor --new-epochs` after each failback."
+            "restarted cannot be detected: run `manage.py cable_doctor --new-epochs` after each failback."
         )
     if info.get("cluster_enabled") == "1":
         problems.append("Redis is a cluster, which is not supported: let REDIS_URL lead to a single Redis or Valkey.")

@@ -1,7 +1,7 @@
-"""Exchanges with Redis, each written once as a generator and run over sync and async connections.
+"""Exchanges with Redis. Each is written once, as a generator, and runs over sync and async connections.
 
-The generator yields the commands to send next, in one write, and receives their answers. The answer to a command that
-failed is the exception.
+The generator yields the commands to send in one write, and receives their replies. The reply to a command that failed
+is the exception.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ T = TypeVar("T")
 Command = Sequence[str | int | float | bytes]
 Exchange = Generator[Sequence[Command], list[Any], T]
 
-#: Exceptions that are answers of Redis, and leave the connection usable.
-ANSWERS = (ResponseError, BusyLoadingError)
+#: The exceptions that stand for error replies of Redis. The connection stays usable after them.
+ERROR_REPLIES = (ResponseError, BusyLoadingError)
 
 
 def run_exchange(connection: Any, exchange: Exchange[T]) -> T:
-    """Run an exchange over an open connection of redis-py; return its result.
+    """Run an exchange over an open connection of redis-py, and return its result.
 
     Raises:
         RedisError: the connection broke. The caller has to close it.
-        OSError: the same.
+        OSError: the connection broke. The caller has to close it.
     """
     try:
         commands = next(exchange)
         while True:
             connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            answers: list[Any] = []
+            replies: list[Any] = []
             for _ in commands:
                 try:
-                    answers.append(connection.read_response(disconnect_on_error=False))
-                except ANSWERS as error:
-                    answers.append(error)
-            commands = exchange.send(answers)
+                    replies.append(connection.read_response(disconnect_on_error=False))
+                except ERROR_REPLIES as error:
+                    replies.append(error)
+            commands = exchange.send(replies)
     except StopIteration as stop:
         result: T = stop.value
         return result
@@ -51,23 +51,23 @@ async def arun_exchange(connection: Any, exchange: Exchange[T]) -> T:
         commands = next(exchange)
         while True:
             await cancellable(connection.send_packed_command(connection.pack_commands(commands), check_health=False))
-            answers: list[Any] = []
+            replies: list[Any] = []
             for _ in commands:
                 try:
-                    answers.append(await connection.read_response(disconnect_on_error=False))
-                except ANSWERS as error:
-                    answers.append(error)
-            commands = exchange.send(answers)
+                    replies.append(await connection.read_response(disconnect_on_error=False))
+                except ERROR_REPLIES as error:
+                    replies.append(error)
+            commands = exchange.send(replies)
     except StopIteration as stop:
         result: T = stop.value
         return result
 
 
 async def cancellable(sending: Awaitable[T]) -> T:
-    """Wait until redis-py has sent something; raise `CancelledError` if the task was cancelled meanwhile.
+    """Wait for redis-py to send something, and raise `CancelledError` if the task was cancelled during the wait.
 
-    redis-py sends with `asyncio.wait_for`, which may swallow a cancellation on Python 3.11. A task that runs for ever
-    could then not be ended.
+    redis-py sends with `asyncio.wait_for`, which may swallow a cancellation on Python 3.11. An endless task could then
+    not be stopped.
 
     Raises:
         ConnectionError: the connection has been closed.
@@ -77,7 +77,7 @@ async def cancellable(sending: Awaitable[T]) -> T:
     try:
         result = await sending
     except AttributeError as error:
-        # The answer of a closed transport of asyncio, since Python 3.12.
+        # Since Python 3.12, a closed transport of asyncio raises this.
         raise ConnectionError("the connection has been closed") from error
     if task and task.cancelling() > before:
         raise asyncio.CancelledError

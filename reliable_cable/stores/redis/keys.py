@@ -1,6 +1,7 @@
-"""The names of keys and pub/sub channels. The keys of one stream share a hash tag, so that a cluster could hold them.
+"""The names of the keys and the pub/sub channels in Redis.
 
-The tag is a digest of the stream's name, since a name may hold braces.
+The keys of one stream share a hash tag, so that a cluster would store them on one node. The tag is a digest of the
+stream's name, because the name may contain braces.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import lru_cache
 
 @lru_cache(maxsize=4096)
 def stream_tag(prefix: str, stream: str) -> str:
-    """Return what the names of a stream's keys begin with."""
+    """Return the prefix of a stream's keys, with its hash tag."""
     digest = hashlib.blake2b(stream.encode(), digest_size=12).hexdigest()
     return f"{prefix}:{{{digest}}}"
 
@@ -27,10 +28,15 @@ def session_key(prefix: str, sid: str) -> str:
 
 
 def revocation_key(prefix: str, condition: str) -> str:
-    """Return the key of the time at which sessions were revoked that match a condition (`identity.condition_key`)."""
+    """Return the key of the time at which the sessions that match a condition were revoked.
+
+    Args:
+        prefix: the prefix of all keys.
+        condition: the result of `identity.condition_key`.
+    """
     return f"{prefix}:revoked:{condition}"
 
 
 def lineage_key(prefix: str) -> str:
-    """Return the key under which the lineage of the data is recorded (lineage.py)."""
+    """Return the key of the lineage record (see lineage.py)."""
     return f"{prefix}:lineage"

@@ -1,8 +1,8 @@
-"""Finds out, when a connection opens, the role of its server and the lineage of the server's data.
+"""Finds out the role of a server and the lineage of its data when a connection opens.
 
-An address may lead to another server after a failover, and a server may have other data than it had before. So epochs
-of streams and incarnations of presence are bound to a *lineage*: a token that is recorded in the data themselves
-(lua/lineage.lua). A new lineage begins with a promotion, with a restart, and when earlier data come back.
+An address may lead to another server after a failover, and a server may have other data than before. So the epochs of
+streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data themselves (see
+lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when earlier data return.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from redis.exceptions import RedisError
 from .exchange import Command, Exchange, arun_exchange, cancellable, run_exchange
 from .scripts import script_text
 
-#: Seconds after which a connection is opened again, so that its address is resolved again.
-GREATEST_AGE: Final = 60.0
-#: The shortest time, in seconds, between two occasions on which a refused command makes all connections reopen.
-LEAVE_INTERVAL: Final = 0.5
-#: How long, in seconds, the record is kept after its last use: longer than everything that is bound to it.
+#: How long, in seconds, to use a connection before it is reopened, so that its address is resolved again.
+MAX_CONNECTION_AGE: Final = 60.0
+#: How often, in seconds, refused commands may make all connections reopen, at most.
+REOPEN_INTERVAL: Final = 0.5
+#: How long, in seconds, to keep the record after its last use. This is longer than all data that are bound to it.
 RECORD_TTL: Final = 60 * 86400
-#: What `master_replid2` is on a server that was never promoted.
-NO_REPLID: Final = "0" * 40
+#: The `master_replid2` of a server that was never promoted.
+ZERO_REPLID: Final = "0" * 40
 
 
 class Identity(NamedTuple):
-    """A server, and the lineage of the data that it had when it was asked."""
+    """A server, and the lineage of its data."""
 
     run_id: str
     lineage: str
 
 
 class LineageTracker:
-    """Tracks the server and the lineage that the connections of one client lead to. It is thread-safe.
+    """Tracks the server and the lineage that the connections of one client lead to. All methods are thread-safe.
 
     Args:
         key: the key of the lineage record.
@@ -45,16 +45,16 @@ class LineageTracker:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        #: What the newest connection leads to; None: no connection was opened yet.
+        #: The server and the lineage that the newest connection leads to. None: no connection was opened so far.
         self.identity: Identity | None = None
-        #: Connections of an earlier generation are opened again before their next use.
+        #: The number of the present generation. Connections of earlier generations are reopened before their next use.
         self._generation = 0
-        self._left_at = -LEAVE_INTERVAL
-        #: The lineages that were seen so far.
-        self._seen: set[str] = set()
+        self._reopened_at = -REOPEN_INTERVAL
+        #: All lineages that this process has seen.
+        self._seen_lineages: set[str] = set()
         self._lock = threading.Lock()
 
-    def greet(self, connection: Any) -> None:
+    def handshake(self, connection: Any) -> None:
         """Prepare a sync connection whose socket has just been opened.
 
         Raises:
@@ -62,44 +62,46 @@ class LineageTracker:
         """
         try:
             connection.on_connect()
-            run_exchange(connection, self._greeting(connection))
+            run_exchange(connection, self._handshake(connection))
         except BaseException:
-            # The answer may still arrive, and must not be taken for the answer to a later command.
+            # The reply may still arrive, and must not be read as the reply to a later command.
             connection.disconnect()
             raise
 
-    async def agreet(self, connection: Any) -> None:
-        """Async twin of `greet`."""
+    async def ahandshake(self, connection: Any) -> None:
+        """Async twin of `handshake`."""
         try:
             await cancellable(connection.on_connect())
-            await arun_exchange(connection, self._greeting(connection))
+            await arun_exchange(connection, self._handshake(connection))
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
 
     def is_stale(self, connection: Any) -> bool:
-        """Whether a connection is to be opened again before its next use."""
+        """Return whether a connection must be reopened before its next use."""
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
-    def leave(self, connection: Any, *, moved: bool = False) -> None:
-        """Reopen all connections of this one's generation before their next use: its server refused a command.
+    def reopen_all(self, connection: Any, *, moved: bool = False) -> None:
+        """Make all connections of a connection's generation reopen before their next use.
+
+        Call this when the server has refused a command.
 
         Args:
             connection: the connection whose command was refused.
-            moved: whether it was refused because the data have another lineage now. New connections find that out.
+            moved: whether the reason was that the data have another lineage now. New connections find that lineage.
         """
         with self._lock:
             now = time.monotonic()
-            # Limited in rate, so that a server that refuses everything is not flooded with connections.
-            if connection.generation == self._generation and (moved or now >= self._left_at + LEAVE_INTERVAL):
+            # The rate is limited, so that a server that refuses everything is not flooded with connections.
+            if connection.generation == self._generation and (moved or now >= self._reopened_at + REOPEN_INTERVAL):
                 self._generation += 1
-                self._left_at = now
+                self._reopened_at = now
 
-    def _greeting(self, connection: Any) -> Exchange[None]:
+    def _handshake(self, connection: Any) -> Exchange[None]:
         generation = self._generation
         info: dict[str, str] = {}
-        for answer in (yield [("INFO", "server"), ("INFO", "replication")]):
-            info |= parse_info(_raised(answer))
+        for reply in (yield [("INFO", "server"), ("INFO", "replication")]):
+            info |= parse_info(_checked(reply))
         if info.get("role") in ("slave", "replica"):
             raise redis.ConnectionError(
                 "the server is a replica, which takes no broadcasts: let REDIS_URL lead to the primary"
@@ -107,35 +109,35 @@ class LineageTracker:
         try:
             run_id = info["run_id"]
         except KeyError:
-            raise redis.ConnectionError("the answer to INFO has no run_id") from None
-        (answer,) = yield [self._record(info, "")]
-        lineage = _raised(answer).decode()
-        if self._came_back(lineage, generation):
-            (answer,) = yield [self._record(info, lineage)]
-            lineage = _raised(answer).decode()
+            raise redis.ConnectionError("the reply to INFO has no run_id") from None
+        (reply,) = yield [self._record_command(info, "")]
+        lineage = _checked(reply).decode()
+        if self._has_returned(lineage, generation):
+            (reply,) = yield [self._record_command(info, lineage)]
+            lineage = _checked(reply).decode()
         connection.identity = Identity(run_id, lineage)
-        connection.generation = self._learn(connection.identity, generation)
-        connection.expires = time.monotonic() + GREATEST_AGE * random.uniform(0.75, 1)  # noqa: S311 - not all at once
+        connection.generation = self._record_identity(connection.identity, generation)
+        connection.expires = time.monotonic() + MAX_CONNECTION_AGE * random.uniform(0.75, 1)  # noqa: S311 - not all at once
 
-    def _record(self, info: dict[str, str], replaced: str) -> Command:
-        promoted = info.get("master_replid2", NO_REPLID) != NO_REPLID
+    def _record_command(self, info: dict[str, str], replaced: str) -> Command:
+        promoted = info.get("master_replid2", ZERO_REPLID) != ZERO_REPLID
         fresh = f"{info['run_id']}-{secrets.token_hex(8)}"
         args = (info["run_id"], info.get("master_replid", ""), int(promoted), fresh, replaced, RECORD_TTL)
         return ("EVAL", script_text("lineage"), 1, self.key, *args)
 
-    def _came_back(self, lineage: str, generation: int) -> bool:
-        """Return whether this process has seen this lineage before, and another one since.
+    def _has_returned(self, lineage: str, generation: int) -> bool:
+        """Return whether this process has seen this lineage before, and another one after it.
 
-        Other messages may have been given the same offsets meanwhile.
+        If so, other messages may have got the same offsets in the other lineage.
         """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""
-            return generation == self._generation and lineage != newest and lineage in self._seen
+            return generation == self._generation and lineage != newest and lineage in self._seen_lineages
 
-    def _learn(self, identity: Identity, generation: int) -> int:
-        """Record what a new connection leads to, and return the connection's generation."""
+    def _record_identity(self, identity: Identity, generation: int) -> int:
+        """Record the server and the lineage of a new connection, and return the connection's generation."""
         with self._lock:
-            self._seen.add(identity.lineage)
+            self._seen_lineages.add(identity.lineage)
             if generation == self._generation and identity != self.identity:
                 if self.identity is not None:
                     self._generation += 1
@@ -144,13 +146,13 @@ class LineageTracker:
             return generation
 
 
-def parse_info(answer: bytes) -> dict[str, str]:
-    """Return the fields of an answer to INFO."""
-    lines = (line.partition(":") for line in answer.decode(errors="replace").splitlines() if not line.startswith("#"))
+def parse_info(reply: bytes) -> dict[str, str]:
+    """Return the fields of a reply to INFO."""
+    lines = (line.partition(":") for line in reply.decode(errors="replace").splitlines() if not line.startswith("#"))
     return {name: value for name, _, value in lines}
 
 
-def _raised(answer: Any) -> Any:
-    if isinstance(answer, RedisError):
-        raise answer
-    return answer
+def _checked(reply: Any) -> Any:
+    if isinstance(reply, RedisError):
+        raise reply
+    return reply

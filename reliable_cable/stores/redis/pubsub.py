@@ -1,4 +1,4 @@
-"""One pub/sub connection an event loop: whatever the number of subscribers, a channel is subscribed to once."""
+"""The pub/sub connection to Redis. Each event loop has one, and it subscribes to each channel once."""
 
 from __future__ import annotations
 
@@ -9,93 +9,95 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from .client import BROKEN, RedisClient
+from .client import CONNECTION_ERRORS, RedisClient
 from .exchange import cancellable
 
 logger = logging.getLogger("reliable_cable")
 
-#: Called with a message; with None if messages may have been missed.
+#: A callback that takes a message, or None if messages may have been missed.
 Deliver = Callable[[bytes | None], None]
 
-#: Seconds that `subscribe` waits for its confirmation.
+#: How long, in seconds, `subscribe` waits for the confirmation of Redis.
 SUBSCRIBE_TIMEOUT: Final = 2.0
-#: Seconds between pings, and without any answer after which the connection is given up.
+#: How often, in seconds, to ping Redis.
 PING_INTERVAL: Final = 2.0
-SILENCE_LIMIT: Final = 7.0
-#: How long, in seconds, a fence waits for its answer. Then the connection is closed, and messages in transit are lost.
+#: How long, in seconds, to wait for any reply before the connection is closed.
+SILENCE_TIMEOUT: Final = 7.0
+#: How long, in seconds, a fence waits for its reply. Then the connection is closed, and messages in transit are lost.
 FENCE_TIMEOUT: Final = 5.0
-#: Seconds between attempts to connect: at first, and at most.
-RETRY_FIRST: Final = 0.05
-RETRY_MOST: Final = 1.0
-#: Channels that one command names.
-BATCH: Final = 500
+#: The shortest and the longest delay, in seconds, before a retry to connect.
+MIN_RETRY_DELAY: Final = 0.05
+MAX_RETRY_DELAY: Final = 1.0
+#: The most channels that one command names.
+CHANNELS_PER_COMMAND: Final = 500
 
 
 class _Channel:
-    """Who hears a channel, and whether Redis has confirmed it."""
+    """The callbacks of a channel, and the confirmation of its subscription."""
 
-    __slots__ = ("confirmed", "ears")
+    __slots__ = ("callbacks", "confirmed")
 
     def __init__(self) -> None:
-        self.ears: dict[Deliver, None] = {}
+        self.callbacks: dict[Deliver, None] = {}
         self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class PubSub:
-    """Subscribes to channels, comes back after every loss of the connection, and says that something may be missing.
+    """Subscribes to channels, and reconnects after every loss of the connection.
 
-    Made by `pubsub_of`; used from one event loop. It is connected while it has channels.
+    It is connected while it has channels. `pubsub_of` makes it, and all its methods are called on one event loop.
     """
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._channels: dict[str, _Channel] = {}
         self._connection: Any = None
-        #: The confirmations that are to come on this connection, in their order, by channel.
-        self._due: dict[str, deque[_Channel]] = {}
-        #: The fences that wait for an answer on this connection, by the payload of their PING.
+        #: The subscriptions that this connection has not confirmed, by channel, in the order of the commands.
+        self._unconfirmed: dict[str, deque[_Channel]] = {}
+        #: The pending fences on this connection, by the payload of their PING.
         self._fences: dict[bytes, asyncio.Future[None]] = {}
         self._fence_count = 0
         self._task: asyncio.Task[None] | None = None
-        self._heard = 0.0
+        self._last_reply_at = 0.0
         self._failing = False
 
     @property
     def connected(self) -> bool:
-        """Whether messages arrive, as far as is known."""
+        """Whether the connection is open, as far as is known."""
         return self._connection is not None
 
     async def subscribe(self, channel: str, deliver: Deliver) -> None:
-        """Call `deliver` with what is published from now on.
+        """Start to call `deliver` with the messages of a channel.
 
-        If Redis cannot be reached this returns all the same: `deliver` is called with None as soon as it can be, and
-        whenever the connection has been lost and made again.
+        If Redis cannot be reached, this returns all the same. `deliver` is then called with None as soon as the channel
+        is subscribed to. It is also called with None after each reconnect.
         """
-        found = self._channels.get(channel)
-        if found is None:
-            found = self._channels[channel] = _Channel()
-            found.ears[deliver] = None
+        state = self._channels.get(channel)
+        if state is None:
+            state = self._channels[channel] = _Channel()
+            state.callbacks[deliver] = None
             if self._task is None:
                 self._task = asyncio.create_task(self._keep_connected(), name="cable-pubsub")
             await self._send("SUBSCRIBE", [channel])
-        found.ears[deliver] = None
+        state.callbacks[deliver] = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
-                await asyncio.shield(found.confirmed)
-        if not found.confirmed.done():
-            found.confirmed.set_result(None)  # whoever waits no longer is told when it comes
+                await asyncio.shield(state.confirmed)
+        if not state.confirmed.done():
+            # The late confirmation will call `deliver` with None.
+            state.confirmed.set_result(None)
 
     async def unsubscribe(self, channel: str, deliver: Deliver) -> None:
-        """Call `deliver` no more for this channel."""
-        found = self._channels.get(channel)
-        if found is None:
+        """Stop calling `deliver` for a channel."""
+        state = self._channels.get(channel)
+        if state is None:
             return
-        found.ears.pop(deliver, None)
-        if found.ears:
+        state.callbacks.pop(deliver, None)
+        if state.callbacks:
             return
         del self._channels[channel]
-        if not found.confirmed.done():
-            found.confirmed.set_result(None)
+        if not state.confirmed.done():
+            state.confirmed.set_result(None)
         if self._channels:
             await self._send("UNSUBSCRIBE", [channel])
         elif self._task is not None:
@@ -104,25 +106,25 @@ class PubSub:
             await asyncio.wait([task])
 
     async def fence(self) -> None:
-        """Wait until everything that Redis published before this call has been delivered, or is lost.
+        """Wait until each message that Redis published before this call has been delivered, or is lost.
 
-        Messages are lost if the connection breaks. `deliver` is called with None once there is a new connection.
+        Messages are lost if the connection breaks. Then `deliver` is called with None after the reconnect.
         """
         connection = self._connection
         if connection is None:
             return
         self._fence_count += 1
         payload = f"fence {self._fence_count}".encode()
-        answered = self._fences[payload] = asyncio.get_running_loop().create_future()
+        passed = self._fences[payload] = asyncio.get_running_loop().create_future()
         try:
-            # Redis sends the answer after the messages that it published before.
+            # Redis sends the reply after all messages that it published earlier.
             await cancellable(connection.send_command("PING", payload, check_health=False))
             async with asyncio.timeout(FENCE_TIMEOUT):
-                await answered
+                await passed
         except TimeoutError:
             await connection.disconnect(nowait=True)
-        except BROKEN:
-            pass  # the reader notices, too
+        except CONNECTION_ERRORS:
+            pass  # `_serve` gets the same error, and reconnects
         finally:
             self._fences.pop(payload, None)
 
@@ -131,29 +133,31 @@ class PubSub:
     async def _send(self, command: str, channels: list[str]) -> None:
         connection = self._connection
         if connection is None or not connection.is_connected:
-            return  # all channels are subscribed to when there is a connection again
+            return  # `_serve` subscribes to all channels after the reconnect
         if command == "SUBSCRIBE":
             channels = [channel for channel in channels if channel in self._channels]
             for channel in channels:
-                self._due.setdefault(channel, deque()).append(self._channels[channel])
+                self._unconfirmed.setdefault(channel, deque()).append(self._channels[channel])
         try:
             await cancellable(connection.send_command(command, *channels, check_health=False))
-        except BROKEN:
-            pass  # the reader notices, too
+        except CONNECTION_ERRORS:
+            pass  # `_serve` gets the same error, and reconnects
 
     async def _keep_connected(self) -> None:
-        delay = RETRY_FIRST
+        delay = MIN_RETRY_DELAY
         while True:
             try:
                 await self._serve()
             except Exception as error:
                 if not self._failing:
-                    expected = isinstance(error, (*BROKEN, TimeoutError))
-                    logger.warning("The pub/sub connection to Redis was lost: %s.", error, exc_info=not expected)
-                    delay = RETRY_FIRST
+                    expected = isinstance(error, (*CONNECTION_ERRORS, TimeoutError))
+                    logger.warning(
+                        "The pub/sub connection to Redis was lost; reconnecting: %s.", error, exc_info=not expected
+                    )
+                    delay = MIN_RETRY_DELAY
                 self._failing = True
             await asyncio.sleep(delay)
-            delay = min(2 * delay, RETRY_MOST)
+            delay = min(2 * delay, MAX_RETRY_DELAY)
 
     async def _serve(self) -> None:
         connection = self._client.new_connection()
@@ -161,90 +165,92 @@ class PubSub:
         try:
             async with asyncio.timeout(self._client.connect_timeout):
                 await connection.connect()
-            self._due.clear()
+            self._unconfirmed.clear()
             self._connection = connection
-            self._heard = asyncio.get_running_loop().time()
+            self._last_reply_at = asyncio.get_running_loop().time()
             channels = list(self._channels)
-            for start in range(0, len(channels), BATCH):
-                await self._send("SUBSCRIBE", channels[start : start + BATCH])
+            for start in range(0, len(channels), CHANNELS_PER_COMMAND):
+                await self._send("SUBSCRIBE", channels[start : start + CHANNELS_PER_COMMAND])
             watch = asyncio.create_task(self._watch(connection))
             while True:
-                answer = await connection.read_response()
-                self._heard = asyncio.get_running_loop().time()
-                self._take(answer)
+                reply = await connection.read_response()
+                self._last_reply_at = asyncio.get_running_loop().time()
+                self._handle(reply)
         finally:
             if self._connection is connection:
                 self._connection = None
-                for answered in self._fences.values():
-                    if not answered.done():
-                        answered.set_result(None)
+                for passed in self._fences.values():
+                    if not passed.done():
+                        passed.set_result(None)
             if watch is not None:
                 watch.cancel()
             await connection.disconnect(nowait=True)
 
-    def _take(self, answer: Any) -> None:
-        # The answer to PING is no list before the first subscription.
-        kind = answer[0] if isinstance(answer, list) else b"pong"
+    def _handle(self, reply: Any) -> None:
+        # Before the first subscription, the reply to PING is not a list.
+        kind = reply[0] if isinstance(reply, list) else b"pong"
         if kind == b"message":
-            found = self._channels.get(answer[1].decode())
-            if found is not None:
-                self._deliver(found, answer[2])
+            state = self._channels.get(reply[1].decode())
+            if state is not None:
+                self._deliver(state, reply[2])
         elif kind == b"subscribe":
-            self._confirmed(answer[1].decode())
+            self._confirm(reply[1].decode())
         elif kind == b"pong":
-            answered = self._fences.get(answer[1] if isinstance(answer, list) else answer)
-            if answered is not None and not answered.done():
-                answered.set_result(None)
+            passed = self._fences.get(reply[1] if isinstance(reply, list) else reply)
+            if passed is not None and not passed.done():
+                passed.set_result(None)
 
-    def _confirmed(self, channel: str) -> None:
+    def _confirm(self, channel: str) -> None:
         if self._failing:
             self._failing = False
-            logger.info("The pub/sub connection to Redis is back.")
-        due = self._due.get(channel)
-        found = due.popleft() if due else None
-        if not due:
-            self._due.pop(channel, None)
-        if found is None or self._channels.get(channel) is not found:
+            logger.info("The pub/sub connection to Redis works again.")
+        unconfirmed = self._unconfirmed.get(channel)
+        state = unconfirmed.popleft() if unconfirmed else None
+        if not unconfirmed:
+            self._unconfirmed.pop(channel, None)
+        if state is None or self._channels.get(channel) is not state:
             return
-        if found.confirmed.done():
-            # Subscribed to before: what came between is missing.
-            self._deliver(found, None)
+        if state.confirmed.done():
+            # The channel was subscribed to before. Messages of the time between may be missing.
+            self._deliver(state, None)
         else:
-            found.confirmed.set_result(None)
+            state.confirmed.set_result(None)
 
     @staticmethod
-    def _deliver(found: _Channel, message: bytes | None) -> None:
-        for deliver in tuple(found.ears):
+    def _deliver(state: _Channel, message: bytes | None) -> None:
+        for deliver in tuple(state.callbacks):
             try:
                 deliver(message)
             except Exception:
                 logger.exception("A message from Redis could not be delivered.")
 
     async def _watch(self, connection: Any) -> None:
-        """Ping; close the connection when it is silent, or when newer connections lead to another server.
+        """Ping Redis. Close the connection when it is silent, or when newer connections lead to another server.
 
-        A server that has vanished, or is no longer the primary, does not close the connection itself.
+        A server that has crashed, or is no longer the primary, may not close the connection itself.
         """
         while True:
             await asyncio.sleep(PING_INTERVAL)
             if connection.identity != self._client.lineage.identity:
-                logger.warning("The pub/sub connection leads to a Redis that was replaced; reconnecting.")
+                logger.warning("The pub/sub connection leads to a Redis server that was replaced; reconnecting.")
                 await connection.disconnect(nowait=True)
                 return
-            if asyncio.get_running_loop().time() - self._heard > SILENCE_LIMIT:
-                logger.warning("The pub/sub connection to Redis is silent; it is made again.")
+            if asyncio.get_running_loop().time() - self._last_reply_at > SILENCE_TIMEOUT:
+                logger.warning(
+                    "Redis sent nothing over the pub/sub connection for %g s; reconnecting.", SILENCE_TIMEOUT
+                )
                 await connection.disconnect(nowait=True)
                 return
-            with contextlib.suppress(*BROKEN):
+            with contextlib.suppress(*CONNECTION_ERRORS):
                 await cancellable(connection.send_command("PING", check_health=False))
 
 
 def pubsub_of(client: RedisClient) -> PubSub:
     """Return the pub/sub connection of the running event loop."""
     loop = asyncio.get_running_loop()
-    found: PubSub | None = client.pubsubs.get(loop)
-    if found is None:
+    state: PubSub | None = client.pubsubs.get(loop)
+    if state is None:
         for other in [other for other in client.pubsubs if other.is_closed()]:
             del client.pubsubs[other]
-        found = client.pubsubs[loop] = PubSub(client)
-    return found
+        state = client.pubsubs[loop] = PubSub(client)
+    return state

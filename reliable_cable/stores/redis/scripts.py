@@ -1,4 +1,4 @@
-"""The texts of the Lua scripts: one operation a file, in `lua/`."""
+"""The texts of the Lua scripts. Each file in `lua/` has one operation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ LUA = Path(__file__).parent / "lua"
 
 @cache
 def script_text(name: str) -> str:
-    """Return a Lua script, preceded by the functions that all scripts share, and those of its family."""
+    """Return the text of a Lua script, preceded by the functions that it shares with other scripts."""
     family = ["presence_prelude"] if name.startswith("presence_") else []
     return "".join((LUA / f"{part}.lua").read_text() for part in ("prelude", *family, name))

@@ -1,1 +1,1 @@
-"""Stores of session records, which a restore needs."""
+"""The interface of session stores, and its implementations."""

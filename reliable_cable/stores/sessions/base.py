@@ -1,34 +1,32 @@
-"""What a session store is: it keeps what a restore needs while the client is away."""
+"""The interface of session stores, which store session records while clients are disconnected."""
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from reliable_cable.conf import CableSettings
 from reliable_cable.identity import Identity
+from reliable_cable.stores.base import Store
 
-T = TypeVar("T")
-
-#: A connection that is authenticated within this many seconds after a revocation counts as authenticated before it. The
-#: time of a connection is not exact (clock.py), and Django may delete a login session only after its logout signal.
+#: How long, in seconds, after a revocation a connection still counts as authenticated before it. The time of a
+#: connection is not exact (see clock.py), and Django deletes a login session only after its logout signal.
 CLOCK_MARGIN: Final = 1.0
 
+#: The most characters of a session id.
 MAX_SID_LENGTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """A session as it is kept.
+    """The state of a connection that a restore needs.
 
     Args:
-        identity: whose session it is; only the same one may have it back.
-        authenticated: when its connection was authenticated, by the store's clock, in seconds since 1970.
-        data: JSON values only; the session knows what they mean.
+        identity: the identity of the connection. Only a connection with an equal identity can restore the session.
+        authenticated: the time when the connection was authenticated, by the store's clock, in seconds since 1970.
+        data: the state, with JSON values only.
     """
 
     identity: Identity
@@ -37,65 +35,62 @@ class SessionRecord:
 
 
 def is_session_id(sid: str) -> bool:
-    """Whether a text can be a session's id: a client may send anything, also what a store takes for an error."""
+    """Return whether a text can be a session id.
+
+    Clients may send any text. Without this check, some of them would cause errors in a store.
+    """
     return 0 < len(sid) <= MAX_SID_LENGTH and sid.isascii() and sid.isprintable()
 
 
 def is_revoked(authenticated: float, times: Iterable[float]) -> bool:
-    """Whether a session is void, given when its connection was authenticated and when its like were revoked."""
+    """Return whether a session is revoked.
+
+    Args:
+        authenticated: the time when the session's connection was authenticated.
+        times: the times at which sessions with matching identities were revoked.
+    """
     return any(authenticated <= at + CLOCK_MARGIN for at in times)
 
 
-class SessionStore(ABC):
-    """Keeps session records by session id, each until it expires, and what was revoked for as long as records live.
+class SessionStore(Store):
+    """Stores session records by session id, and the times of revocations.
 
-    The sync methods may be called from any thread, the twins from any event loop.
-
-    Args:
-        settings: `settings.sessions_ttl` is how long a record lives after it was saved or touched, in seconds.
-        clock: this host's clock, in seconds since 1970. A store on a server uses the server's clock instead (see
-            `time`).
+    A record expires `settings.sessions_ttl` seconds after it was saved or touched. A revocation is remembered for as
+    long as the records that it revokes can live.
     """
 
-    #: Whether it needs the tables of `settings.database`.
-    uses_database: bool = False
-
-    #: Whether records may be gone before their time.
+    #: Whether the store may lose records before they expire.
     may_lose_data: bool = False
-
-    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
-        self.settings = settings
-        self.clock = clock
 
     @abstractmethod
     def save(self, records: Mapping[str, SessionRecord]) -> None:
-        """Store records by session id, replacing those that are there; their time begins now. One round trip."""
+        """Store records by session id, in one round trip. They replace existing records."""
 
     @abstractmethod
     def load(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Return the record of a session if it is this identity's and was not revoked; it stays. One round trip."""
+        """Return the record of a session, in one round trip.
+
+        Return None if there is no record, if it has another identity, or if it was revoked.
+        """
 
     def load_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Do as `load` for several sessions. A store that can do it in one round trip overrides this."""
+        """Do the same as `load` for several sessions. Override this if one round trip is enough."""
         return [self.load(sid, identity) for sid, identity in wanted]
 
     @abstractmethod
     def touch(self, sids: Collection[str]) -> set[str]:
-        """Let the records of these sessions live a whole time to live from now on; return the ids that have none.
-
-        One round trip.
-        """
+        """Renew the TTL of records, in one round trip; return the session ids that have no record."""
 
     @abstractmethod
     def delete(self, sids: Collection[str]) -> None:
-        """Remove records; unknown ids are ignored. One round trip."""
+        """Delete records, in one round trip. Unknown session ids are ignored."""
 
     @abstractmethod
     def revoke(self, condition: Identity) -> float:
-        """Void every session that was authenticated before now and matches a condition, also if it is saved later.
+        """Revoke the sessions that match a condition and were authenticated before now, even if they are saved later.
 
         Args:
-            condition: at least one identifier.
+            condition: the identifiers that a session's identity must have. There must be at least one.
 
         Returns:
             The time of the revocation, by the store's clock.
@@ -103,35 +98,11 @@ class SessionStore(ABC):
 
     @abstractmethod
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return for each identity the last time that sessions of its kind were revoked; 0 if that is not known."""
+        """Return for each identity the last time at which matching sessions were revoked, or 0 if there is none."""
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to `limit` expired records; return how many went."""
-
-    def time(self) -> float:
-        """Return the present time by the store's clock, in seconds since 1970.
-
-        Raises:
-            StoreError: the store could not be reached.
-        """
-        return self.clock()
-
-    def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the store's servers, by the servers' names; see `StreamStore.clocks`."""
-        return {}
-
-    async def aclose(self) -> None:
-        """Release what this store holds on the running event loop; it may be used again."""
-        return None
-
-    @abstractmethod
-    async def _run(self, call: Callable[[], T]) -> T:
-        """Run a sync method of this store without blocking the event loop."""
-
-    async def _run_write(self, call: Callable[[], T]) -> T:
-        """Run a sync method that writes, and may have to wait for other writers, without blocking the event loop."""
-        return await self._run(call)
+        """Delete up to `limit` expired records; return how many were deleted."""
 
     async def asave(self, records: Mapping[str, SessionRecord]) -> None:
         """Async twin of `save`."""
@@ -160,10 +131,6 @@ class SessionStore(ABC):
     async def arevoked(self, identities: Sequence[Identity]) -> list[float]:
         """Async twin of `revoked`."""
         return await self._run(partial(self.revoked, identities))
-
-    async def atime(self) -> float:
-        """Async twin of `time`."""
-        return await self._run(self.time)
 
     async def aprune(self, *, limit: int = 1000) -> int:
         """Async twin of `prune`."""

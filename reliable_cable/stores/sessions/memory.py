@@ -1,4 +1,4 @@
-"""Sessions in the memory of one process."""
+"""The session store in the memory of one process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _StoredRecord:
     identity: Identity
     authenticated: float
     data: str
@@ -27,62 +27,62 @@ class _Kept:
 
 
 class MemorySessionStore(SessionStore):
-    """Keeps sessions in a dict, as JSON text, so that nobody shares its objects; they end with the process."""
+    """Stores session records in a dict, as JSON text, so that callers share no objects with the store."""
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
-        # Both in the order of expiry: whatever gets a new time goes to the end.
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        # Both are in the order of expiry, because a new or renewed item moves to the end.
+        self._records: OrderedDict[str, _StoredRecord] = OrderedDict()
         self._revoked: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
     def save(self, records: Mapping[str, SessionRecord]) -> None:
-        """Store records; the first one that is not JSON raises, and none is stored."""
+        """Store records. If one of them is not JSON, none is stored."""
         if self.settings.sessions_ttl == 0:
             return
         expires = self.clock() + self.settings.sessions_ttl
-        kept = {
-            sid: _Kept(dict(record.identity), record.authenticated, json.dumps(record.data), expires)
+        new = {
+            sid: _StoredRecord(dict(record.identity), record.authenticated, json.dumps(record.data), expires)
             for sid, record in records.items()
         }
         with self._lock:
-            for sid, record in kept.items():
-                self._kept[sid] = record
-                self._kept.move_to_end(sid)
+            for sid, record in new.items():
+                self._records[sid] = record
+                self._records.move_to_end(sid)
 
     def load(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Return a record's copy."""
+        """Return a copy of a record."""
         with self._lock:
-            kept = self._kept.get(sid)
-            times = self._times(identity)
-        if kept is None or kept.expires <= self.clock() or kept.identity != identity:
+            record = self._records.get(sid)
+            times = self._revocation_times(identity)
+        if record is None or record.expires <= self.clock() or record.identity != identity:
             return None
-        if is_revoked(kept.authenticated, times):
+        if is_revoked(record.authenticated, times):
             return None
-        return SessionRecord(dict(kept.identity), kept.authenticated, json.loads(kept.data))
+        return SessionRecord(dict(record.identity), record.authenticated, json.loads(record.data))
 
     def touch(self, sids: Collection[str]) -> set[str]:
-        """Give records a new time; what has expired stays so."""
+        """Renew the TTL of records. Expired records stay expired."""
         now = self.clock()
         missing: set[str] = set()
         with self._lock:
             for sid in sids:
-                kept = self._kept.get(sid)
-                if kept is not None and kept.expires > now:
-                    self._kept[sid] = replace(kept, expires=now + self.settings.sessions_ttl)
-                    self._kept.move_to_end(sid)
+                record = self._records.get(sid)
+                if record is not None and record.expires > now:
+                    self._records[sid] = replace(record, expires=now + self.settings.sessions_ttl)
+                    self._records.move_to_end(sid)
                 else:
                     missing.add(sid)
         return missing
 
     def delete(self, sids: Collection[str]) -> None:
-        """Remove records."""
+        """Delete records."""
         with self._lock:
             for sid in sids:
-                self._kept.pop(sid, None)
+                self._records.pop(sid, None)
 
     def revoke(self, condition: Identity) -> float:
-        """Remember the time."""
+        """Store the time of a revocation."""
         now = self.clock()
         with self._lock:
             key = condition_key(condition)
@@ -93,21 +93,21 @@ class MemorySessionStore(SessionStore):
         return now
 
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return for each identity the last time that sessions of its kind were revoked."""
+        """Return for each identity the last time at which matching sessions were revoked, or 0."""
         with self._lock:
-            return [max(self._times(identity), default=0.0) for identity in identities]
+            return [max(self._revocation_times(identity), default=0.0) for identity in identities]
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete the oldest of the expired records."""
+        """Delete expired records, the oldest first."""
         now = self.clock()
         pruned = 0
         with self._lock:
-            while pruned < limit and self._kept and next(iter(self._kept.values())).expires <= now:
-                self._kept.popitem(last=False)
+            while pruned < limit and self._records and next(iter(self._records.values())).expires <= now:
+                self._records.popitem(last=False)
                 pruned += 1
         return pruned
 
-    def _times(self, identity: Identity) -> list[float]:
+    def _revocation_times(self, identity: Identity) -> list[float]:
         return [self._revoked[key] for key in condition_keys(identity) if key in self._revoked]
 
     async def _run(self, call: Callable[[], T]) -> T:

@@ -1,1 +1,1 @@
-"""Stores of streams: append, read, position, subscribe."""
+"""The interface of stream stores, and its implementations."""

@@ -1,29 +1,26 @@
-"""What a stream store is: it numbers, keeps and announces the messages of streams."""
+"""The interface of stream stores, which number, store and announce the messages of streams."""
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from reliable_cable.concurrency.on_commit import call_after_commit, report_failure
-from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import StoreError
+from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.stores.base import Store
 
-T = TypeVar("T")
-
-#: Where a stream stands that does not exist.
+#: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
 
-#: Seconds for which a stream's epoch and tail outlive its newest message: 30 days (PROTOCOL.md, 8).
+#: How long, in seconds, to keep the epoch and the tail of a stream after its newest message (see Protocol: History).
 IDLE_STREAM_TTL = 30 * 86400.0
 
-#: How long, in seconds, every entry stays readable for followers, whatever the history size.
+#: How long, in seconds, every entry stays readable for clients that follow the stream without a break, even beyond the
+#: history size. Such entries are called young, and such clients are called followers.
 YOUNG_TIME = 20.0
 #: The most bytes of young entries that a stream keeps beyond its history size.
 YOUNG_SIZE = 16 * 1024 * 1024
@@ -31,13 +28,13 @@ YOUNG_SIZE = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something to be broadcast.
+    """A message to broadcast.
 
     Args:
         data: the payload as JSON text.
-        exclude: the session id that must not receive it, or `""`.
-        idempotency_key: a repeated append with the same key, to the same stream, stores nothing and returns the
-            first one's position while the first one is kept; `""`: none.
+        exclude: the id of the session that must not receive the message, or `""`.
+        idempotency_key: if the stream keeps a message with the same key, an append stores nothing, and returns the
+            position of that message. `""` means no key.
     """
 
     data: str
@@ -47,7 +44,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Announces a numbered message. It may come late, twice, in disorder, or not at all."""
+    """A numbered message was stored. This event may come late, twice, out of order, or not at all."""
 
     stream: str
     epoch: str
@@ -58,7 +55,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Transient:
-    """Announces a message without a position: to be delivered now or never."""
+    """A message without a position was sent. It is delivered now or never."""
 
     stream: str
     data: str
@@ -67,7 +64,7 @@ class Transient:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """Announces that a stream may have moved on: read it."""
+    """A stream may have new messages or a new epoch. The receiver has to read the stream."""
 
     stream: str
 
@@ -76,93 +73,97 @@ StreamEvent = Published | Transient | Advanced
 
 
 def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> bool:
-    """Say whether a look at a stream's tail found something that was not announced.
+    """Return whether a read of a stream's tail found messages that were not announced.
 
     Args:
-        was: the last position that had been announced when the look began.
-        now: the same, when it ended.
-        tail: what it found.
+        was: the newest announced position when the read began.
+        now: the newest announced position when the read ended.
+        tail: the position that the read returned.
     """
-    # Announced meanwhile: as it was then, or on the way to what is known now.
+    # Announcements that arrived during the read may have reached the tail, or gone beyond it.
     overtaken = tail.epoch == now.epoch and was.offset <= tail.offset <= now.offset
     return tail != was and not overtaken
 
 
 class StreamListener(ABC):
-    """One hub's ear at a store. Made by `StreamStore.listen()`; used from one event loop."""
+    """Receives the events of a store for one hub.
+
+    `StreamStore.listen()` makes it. All its methods are called on one event loop.
+    """
 
     @abstractmethod
     async def subscribe(self, stream: str) -> None:
-        """Announce this stream's events from now on.
+        """Start to announce the events of a stream.
 
-        Whatever is appended after this returned is announced, or found by reading once `Advanced` is announced.
+        Each message that is appended after this method has returned is announced itself, or by an `Advanced` event,
+        after which a read finds it.
         """
 
     @abstractmethod
     async def unsubscribe(self, stream: str) -> None:
-        """Announce this stream's events no more."""
+        """Stop announcing the events of a stream."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Release everything this listener holds (tasks, connections)."""
+        """Release all resources of this listener, such as tasks and connections."""
 
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost.
 
-        A gap counts as lost only after a fence that began after the answer to a read of the store had arrived.
+        To find out whether missing messages are lost, read the store first. If they are still missing when a fence has
+        passed that began after the read, they are lost.
         """
         return None
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for this stream at the next check, unless the stream does not exist.
+        """Announce `Advanced` for a stream at the next check, unless the stream does not exist.
 
-        Call this when a repair ended without reaching the position that was announced.
+        Call this when a repair ended without reaching the announced position.
         """
         return None
 
 
-class StreamStore(ABC):
-    """Numbers, keeps and announces messages.
+class StreamStore(Store):
+    """Numbers, stores and announces messages.
 
-    Every kept message of a stream gets the next offset: 1, 2, 3, … without holes, in one epoch. An epoch never gives
-    one offset twice. Times are seconds since 1970 by the clock of the store; a stream's entry times never decrease.
+    The kept messages of a stream have the offsets 1, 2, 3, … without holes in each epoch. An epoch never gives an
+    offset twice. Times are in seconds since 1970 by the store's clock. The times of a stream's entries never decrease.
 
-    Sync methods may be called from any thread, the a-prefixed twins from any event loop. An implementation provides
-    the sync methods and `_run`, or overrides the twins where it can do better.
-
-    Args:
-        settings: sizes and times of history, by stream (`settings.policy(stream)`).
-        clock: tells the time, in seconds since 1970.
+    The store reads the history settings of a stream from `settings.policy(stream)`.
     """
 
-    #: Whether streams marked `durable` are kept as their setting promises.
+    #: Whether the store fulfils the promise of the setting `durable`.
     supports_durable: bool = False
-    #: Whether it needs the tables of `settings.database`.
-    uses_database: bool = False
-
-    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
-        self.settings = settings
-        self.clock = clock
 
     @abstractmethod
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Store messages, all or none, in this order, and announce them; return their positions.
 
-        A stream whose policy has a history size of 0 takes none: use `publish_transient`.
+        Use `publish_transient` for streams with a history size of 0.
 
         Raises:
             BroadcastError: nothing was stored.
-            BroadcastUncertain: the answer was lost; repeat with the same idempotency key.
+            BroadcastUncertain: the response was lost. Repeating the append with the same idempotency key is safe.
         """
 
-    def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
-        """Store messages when the transaction that is open on database `using` commits; never if it does not.
-
-        This implementation appends them after the commit, so a crash between the two loses them. An error is then
-        logged, and signalled by `broadcast_failed`. A store on the transaction's database overrides this.
+    def require_history(self, streams: Iterable[str]) -> None:
+        """Check that messages can be appended to some streams.
 
         Raises:
-            BroadcastError: the messages could not be added to the transaction, or nothing can wait for its commit.
+            BroadcastError: a stream has a history size of 0.
+        """
+        for stream in streams:
+            if not self.settings.policy(stream).history_size:
+                raise BroadcastError(f"The stream {stream!r} keeps no history; publish to it as a transient message.")
+
+    def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
+        """Store messages if the open transaction on database `using` commits.
+
+        This implementation appends the messages after the commit, so a crash between the two loses them. An error is
+        logged, and sent with the signal `broadcast_failed`. A store in the transaction's own database overrides this.
+
+        Raises:
+            BroadcastError: the messages could not be added to the transaction, or its commit cannot be observed.
         """
         items = tuple(items)
         failed = partial(report_failure, type(self), [stream for stream, _ in items])
@@ -170,11 +171,14 @@ class StreamStore(ABC):
 
     @abstractmethod
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message that is not kept, to every process."""
+        """Announce a message to every process, without keeping it."""
 
     @abstractmethod
     def whisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper: as `publish_transient`, but cheap: it may stay in this process."""
+        """Announce a client's whisper.
+
+        This is like `publish_transient`, but must be cheap, so the store may announce it to this process only.
+        """
 
     @abstractmethod
     def read(
@@ -182,47 +186,49 @@ class StreamStore(ABC):
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
 
-        The entries are in offset order; if `after + 1` is no longer kept they begin with the oldest that is.
-        A stream that does not exist has the epoch `""`.
+        The entries are in the order of their offsets. If `after + 1` is no longer kept, they begin with the oldest
+        kept entry. A stream that does not exist has the epoch `""`.
 
         Args:
-            stream: its name.
-            after: return greater offsets only.
-            limit: the greatest number of entries to return.
-            following: False: the reader returns after an absence. It is offered what the history size and TTL allow.
-                True: the reader was never away. It is offered every entry that the store still has, at least those
-                that are younger than `YOUNG_TIME`, up to `YOUNG_SIZE` bytes beyond the history size.
-            known: a position of this epoch that the stream had at some time, and that the answer may stand at: a store
-                with a copy that is quicker to read, and perhaps behind, can use that. None: as the stream stands now.
+            stream: the name of the stream.
+            after: the offset after which the entries begin.
+            limit: the most entries to return.
+            following: whether the reader has followed the stream without a break. If so, it gets every entry that the
+                store still has. That includes at least the young entries, up to `YOUNG_SIZE` bytes beyond the history
+                size (see `YOUNG_TIME`). A reader that returns after an absence gets only the entries that the history
+                size and the TTL allow.
+            known: a position that the stream once had in its present epoch. A store with a fast copy that may lag may
+                return the state of that copy, if the copy has reached this position. None: return the present state.
         """
 
     @abstractmethod
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset after which lies everything appended at or after `since`.
+        """Return the offset before the first message since a time.
 
-        None if some of that was trimmed or has expired. 0 for a stream that does not exist.
+        All messages that were appended at or after `since` have greater offsets. Return None if some of them were
+        trimmed or have expired, and 0 if the stream does not exist.
         """
 
     def position(self, stream: str) -> StreamPosition:
-        """Return the position of the stream's newest message: `("", 0)` if it never had any."""
+        """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
         page = self.read(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
 
     @abstractmethod
     def forget(self, stream: str, *, epoch: str = "") -> None:
-        """Delete a stream's history and end its epoch; the next message begins another one at offset 1.
+        """Delete a stream's history and end its epoch. The next message begins a new epoch at offset 1.
 
         Args:
-            stream: its name.
-            epoch: forget the stream only if this is still its epoch (a compare-and-set). `""`: whatever its epoch is.
-                A hub passes the epoch of a stream whose store has proved to have lost messages.
+            stream: the name of the stream.
+            epoch: forget the stream only if this is still its epoch (a compare-and-set). `""` means any epoch. A hub
+                passes the epoch of a stream when it has found out that the store lost messages.
         """
 
     def forget_all(self) -> int:
         """End the epoch of every stream, as `forget` does for one, in bounded steps; return the number of streams.
 
         Call this after every restore from a backup. Otherwise the store would give the offsets of lost messages to
-        other messages in the same epoch. Messages waiting in an outbox survive.
+        other messages in the same epoch. Messages in an outbox survive.
 
         Raises:
             StoreError: the store could not be reached, or does not implement this.
@@ -231,54 +237,26 @@ class StreamStore(ABC):
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to about `limit` entries that are past their stream's size or TTL; return how many went."""
+        """Delete up to about `limit` entries that exceed their stream's size or TTL; return how many were deleted."""
 
     @abstractmethod
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
-        """Return a listener that hands events to `deliver`, on the event loop that calls this.
+        """Return a listener that calls `deliver` with events on the running event loop.
 
-        `deliver` is always called on that loop, in a callback of its own, never from inside another call here.
+        `deliver` is never called from inside a method of the listener or of the store.
         """
 
-    def time(self) -> float:
-        """Return the present time by the store's clock, in seconds since 1970.
+    def problems(self) -> list[str]:
+        """Return the faults of the server that break the store's promises, each as a sentence that names a remedy.
 
         Raises:
             StoreError: the store could not be reached.
         """
-        return self.clock()
-
-    def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the store's servers, by the servers' names.
-
-        Each is a function that asks the server for its present time, in seconds since 1970. There are none where the
-        store uses this host's clock.
-        """
-        return {}
-
-    def problems(self) -> list[str]:
-        """Say what about the store's surroundings breaks its promises; each a sentence with its remedy.
-
-        Raises:
-            StoreError: the store could not be asked.
-        """
         return []
 
     def close(self) -> None:
-        """Release what this store holds in this process; it may be used again."""
+        """Release the store's resources in this process. The store may be used again."""
         return None
-
-    async def aclose(self) -> None:
-        """Release what this store holds on the running event loop; it may be used again."""
-        return None
-
-    @abstractmethod
-    async def _run(self, call: Callable[[], T]) -> T:
-        """Run a sync method of this store without blocking the event loop."""
-
-    async def _run_write(self, call: Callable[[], T]) -> T:
-        """Run a sync method that writes, and may have to wait for other writers, without blocking the event loop."""
-        return await self._run(call)
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Async twin of `append`."""
@@ -309,10 +287,6 @@ class StreamStore(ABC):
     async def aforget(self, stream: str, *, epoch: str = "") -> None:
         """Async twin of `forget`."""
         await self._run_write(partial(self.forget, stream, epoch=epoch))
-
-    async def atime(self) -> float:
-        """Async twin of `time`."""
-        return await self._run(self.time)
 
     async def aproblems(self) -> list[str]:
         """Async twin of `problems`."""

@@ -1,4 +1,4 @@
-"""Announcements inside one process: from whoever appends, in any thread, to the listeners on their event loops."""
+"""The bus inside one process: it carries events from any thread to the listeners on their event loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ logger = logging.getLogger("reliable_cable")
 
 
 class BusListener(StreamListener):
-    """Hands a bus's events to `deliver` on the event loop on which it was made; events that pile up go in one turn."""
+    """Calls `deliver` with the events of a bus, on the event loop on which the listener was made.
+
+    Events that arrive before the event loop runs again are delivered in one callback.
+    """
 
     def __init__(self, bus: Bus, deliver: Callable[[StreamEvent], None]) -> None:
         self._bus = bus
@@ -27,25 +30,25 @@ class BusListener(StreamListener):
         self._lock = threading.Lock()
 
     async def subscribe(self, stream: str) -> None:
-        """Announce this stream's events from now on."""
+        """Start to announce the events of a stream."""
         self._streams.add(stream)
         self._bus.add(stream, self)
 
     async def unsubscribe(self, stream: str) -> None:
-        """Announce this stream's events no more, not even those on their way."""
+        """Stop announcing the events of a stream, pending events included."""
         self._streams.discard(stream)
         self._bus.remove(stream, self)
 
     async def close(self) -> None:
-        """Leave the bus."""
+        """Unsubscribe from all streams."""
         for stream in list(self._streams):
             await self.unsubscribe(stream)
 
     def push(self, events: Iterable[StreamEvent]) -> None:
-        """Take events, from any thread, for the loop's next turn.
+        """Schedule the delivery of events. Any thread may call this.
 
         Raises:
-            RuntimeError: the loop is closed.
+            RuntimeError: the event loop is closed.
         """
         with self._lock:
             self._pending.extend(events)
@@ -65,8 +68,8 @@ class BusListener(StreamListener):
                     logger.exception("A stream event could not be delivered: %s", event.stream)
 
 
-class _Ears:
-    """Who listens to what, in one process."""
+class _Listeners:
+    """The listeners of one process, by stream."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -74,50 +77,51 @@ class _Ears:
 
 
 class Bus:
-    """Carries one store's events to its listeners. All methods may be called from any thread."""
+    """Carries the events of one store to its listeners. All methods may be called from any thread."""
 
     def __init__(self) -> None:
-        # By process id: a forked child must neither call into its parent's loops nor wait for its locks.
-        self._processes: dict[int, _Ears] = {}
+        # The keys are process ids. A forked child must not use the event loops and locks of its parent.
+        self._processes: dict[int, _Listeners] = {}
 
     @property
-    def _ears(self) -> _Ears:
+    def _listeners(self) -> _Listeners:
         pid = os.getpid()
-        return self._processes.get(pid) or self._processes.setdefault(pid, _Ears())
+        return self._processes.get(pid) or self._processes.setdefault(pid, _Listeners())
 
     def add(self, stream: str, listener: BusListener) -> None:
-        """Let a listener hear a stream."""
-        ears = self._ears
-        with ears.lock:
-            ears.by_stream.setdefault(stream, set()).add(listener)
+        """Subscribe a listener to a stream."""
+        listeners = self._listeners
+        with listeners.lock:
+            listeners.by_stream.setdefault(stream, set()).add(listener)
 
     def remove(self, stream: str, listener: BusListener) -> None:
-        """Let a listener hear a stream no more."""
-        ears = self._ears
-        with ears.lock:
-            listeners = ears.by_stream.get(stream, set())
-            listeners.discard(listener)
-            if not listeners:
-                ears.by_stream.pop(stream, None)
+        """Unsubscribe a listener from a stream."""
+        listeners = self._listeners
+        with listeners.lock:
+            subscribed = listeners.by_stream.get(stream, set())
+            subscribed.discard(listener)
+            if not subscribed:
+                listeners.by_stream.pop(stream, None)
 
     def publish(self, events: Sequence[StreamEvent]) -> None:
-        """Announce events, in this order. A listener whose loop is closed is forgotten."""
-        ears = self._ears
+        """Announce events in this order. A listener whose event loop is closed is unsubscribed."""
+        listeners = self._listeners
         batches: dict[BusListener, list[StreamEvent]] = {}
-        with ears.lock:
+        with listeners.lock:
             for event in events:
-                for listener in ears.by_stream.get(event.stream, ()):
+                for listener in listeners.by_stream.get(event.stream, ()):
                     batches.setdefault(listener, []).append(event)
         for listener, batch in batches.items():
             try:
                 listener.push(batch)
             except RuntimeError:
-                self._forget(listener)
+                self._remove_everywhere(listener)
 
-    def _forget(self, gone: BusListener) -> None:
-        ears = self._ears
-        with ears.lock:
-            for stream in [stream for stream, listeners in ears.by_stream.items() if gone in listeners]:
-                ears.by_stream[stream].discard(gone)
-                if not ears.by_stream[stream]:
-                    del ears.by_stream[stream]
+    def _remove_everywhere(self, listener: BusListener) -> None:
+        listeners = self._listeners
+        with listeners.lock:
+            streams = [stream for stream, subscribed in listeners.by_stream.items() if listener in subscribed]
+            for stream in streams:
+                listeners.by_stream[stream].discard(listener)
+                if not listeners.by_stream[stream]:
+                    del listeners.by_stream[stream]

@@ -1,8 +1,9 @@
-"""Redis, with the streams marked `durable` in the models, too (DESIGN.md, Engines): losing Redis loses none of these.
+"""The stream store in Redis that also stores `durable` streams in the database, so that they survive a loss of Redis.
 
-The model store numbers the messages of durable streams, and its tables are authoritative. Listeners of this process are
-told of numbered messages directly. A background thread pushes the messages to Redis, which keeps the newest ones (the
-*hot tail*) and announces them to other processes. If that fails, other processes find them by polling.
+The model store numbers the messages of durable streams, and its tables are authoritative. It announces numbered
+messages to the listeners of this process directly. A background thread pushes the messages to Redis, which stores the
+newest ones (the *hot tail*) and announces them to other processes. If that fails, other processes find the messages by
+polling.
 """
 
 from __future__ import annotations
@@ -33,24 +34,25 @@ T = TypeVar("T")
 Item = tuple[str, Message]
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds between polls of the tables while Redis announces: they find what a crash kept from Redis.
-QUIET_POLL_INTERVAL: Final = 1.0
-#: How long, in seconds, Redis is neither read nor sent messages of durable streams after it failed.
-REST_TIME: Final = 1.0
-#: How long, in seconds, an async read waits for the hot tail before it reads the models.
-READ_PATIENCE: Final = 1.0
-#: The most bytes of messages that may be waiting to be pushed to Redis.
-PUSH_LIMIT: Final = 16 * 1024 * 1024
-#: How long, in seconds, closing the store and the exit of the interpreter wait for these messages.
-PUSH_PATIENCE: Final = 1.0
+#: How often, in seconds, to poll the tables while Redis announces messages. The polls find messages that were not
+#: pushed to Redis because of a crash.
+SLOW_POLL_INTERVAL: Final = 1.0
+#: How long, in seconds, to use only the database for durable streams after a failure of Redis.
+REDIS_PAUSE: Final = 1.0
+#: How long, in seconds, an async read waits for the hot tail before it reads the database instead.
+HOT_TAIL_TIMEOUT: Final = 1.0
+#: The most bytes of pending messages for Redis. Beyond that, the oldest ones are dropped.
+MAX_PUSH_BYTES: Final = 16 * 1024 * 1024
+#: How long, in seconds, `close` and the exit of the interpreter wait until the pending messages are pushed.
+PUSH_TIMEOUT: Final = 1.0
 
 
 class DurableStreamStore(StreamStore):
-    """Keeps streams in Redis, and those marked `durable` in the tables of `settings.database`, with a copy in Redis.
+    """Stores streams in Redis, and `durable` streams in the database, with a copy of their newest messages in Redis.
 
     Args:
-        settings: as for both stores.
-        clock: for tests; None: Redis's own clock for its streams, the model store's for the durable ones.
+        settings: the settings of both stores.
+        clock: replaces the clocks of both stores in tests, in seconds since 1970.
     """
 
     supports_durable = True
@@ -61,9 +63,9 @@ class DurableStreamStore(StreamStore):
         self._redis = RedisStreamStore(settings, clock=clock)
         self._model = ModelStreamStore(settings, clock=clock, announce=self._announce)
         self._pusher: BackgroundWorker[StreamEvent] = BackgroundWorker(
-            "cable-pusher", self._push, exit_timeout=PUSH_PATIENCE, max_bytes=PUSH_LIMIT, size_of=_size
+            "cable-pusher", self._push, exit_timeout=PUSH_TIMEOUT, max_bytes=MAX_PUSH_BYTES, size_of=_size
         )
-        self._resting_until = 0.0
+        self._paused_until = 0.0
 
     def _is_durable(self, stream: str) -> bool:
         return self.settings.policy(stream).durable
@@ -78,7 +80,7 @@ class DurableStreamStore(StreamStore):
 
         Raises:
             BroadcastError: nothing was stored.
-            BroadcastUncertain: as ever; also if a batch goes to both stores, and only Redis has stored its part.
+            BroadcastUncertain: the response was lost, or the batch goes to both stores and only Redis stored its part.
         """
         durable, others = self._split(items)
         in_redis = self._redis.append(others) if others else []
@@ -87,7 +89,7 @@ class DurableStreamStore(StreamStore):
         return self._merge(items, in_models, in_redis)
 
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Async twin of `append`: no thread waits for Redis."""
+        """Async twin of `append`. It waits for Redis without a thread."""
         durable, others = self._split(items)
         in_redis = await self._redis.aappend(others) if others else []
         with _half_stored(others):
@@ -95,9 +97,9 @@ class DurableStreamStore(StreamStore):
         return self._merge(items, in_models, in_redis)
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
-        """Store messages when the transaction that is open on database `using` commits; never if it does not.
+        """Store messages if the open transaction on database `using` commits.
 
-        Those of durable streams are part of the transaction, if it is one of `settings.database`.
+        If that is `settings.database`, the messages of durable streams are stored in the transaction itself.
         """
         durable, others = self._split(items) if using == self.settings.database else ([], items)
         if others:
@@ -121,7 +123,7 @@ class DurableStreamStore(StreamStore):
         return [next(durable if self._is_durable(stream) else others) for stream, _ in items]
 
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message that is not kept, to every process."""
+        """Announce a message to every process, without keeping it."""
         self._redis.publish_transient(stream, message)
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
@@ -129,7 +131,7 @@ class DurableStreamStore(StreamStore):
         await self._redis.apublish_transient(stream, message)
 
     def whisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper, to every process."""
+        """Announce a client's whisper to every process."""
         self._redis.whisper(stream, message)
 
     async def awhisper(self, stream: str, message: Message) -> None:
@@ -143,17 +145,17 @@ class DurableStreamStore(StreamStore):
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
 
-        The hot tail is used where it reaches from `after` to what is known of the stream; else the models are read.
+        The hot tail is used if it has all entries from `after` to the position `known`. Otherwise the database is read.
         """
         if not self._is_durable(stream):
             return self._redis.read(stream, after=after, limit=limit, following=following)
-        if known is not None and not self._resting:
+        if known is not None and not self._paused:
             try:
                 page = self._redis.read(stream, after=after, limit=limit, following=following)
             except StoreError as error:
-                self._rest(error)
+                self._pause(error)
             else:
-                if _serves(page, after, known):
+                if _covers(page, after, known):
                     return page
         return self._model.read(stream, after=after, limit=limit, following=following)
 
@@ -163,16 +165,16 @@ class DurableStreamStore(StreamStore):
         """Async twin of `read`."""
         if not self._is_durable(stream):
             return await self._redis.aread(stream, after=after, limit=limit, following=following)
-        if known is not None and not self._resting:
+        if known is not None and not self._paused:
             try:
-                async with asyncio.timeout(READ_PATIENCE):
+                async with asyncio.timeout(HOT_TAIL_TIMEOUT):
                     page = await self._redis.aread(stream, after=after, limit=limit, following=following)
             except TimeoutError:
-                self._rest(StoreError(f"Redis did not answer within {READ_PATIENCE:g} s."))
+                self._pause(StoreError(f"Redis did not answer within {HOT_TAIL_TIMEOUT:g} s."))
             except StoreError as error:
-                self._rest(error)
+                self._pause(error)
             else:
-                if _serves(page, after, known):
+                if _covers(page, after, known):
                     return page
         return await self._model.aread(stream, after=after, limit=limit, following=following)
 
@@ -185,7 +187,7 @@ class DurableStreamStore(StreamStore):
         return await self._store(stream).aposition(stream)
 
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset after which lies everything appended at or after `since`; None if some of it is gone."""
+        """Return the offset before the first message since a time, or None if some of them are gone."""
         return self._store(stream).offset_since(stream, since)
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
@@ -203,17 +205,20 @@ class DurableStreamStore(StreamStore):
         await self._store(stream).aforget(stream, epoch=epoch)
 
     def forget_all(self) -> int:
-        """End the epoch of every stream in both stores; return how many there were."""
-        # The models come first: their hot tails are then deleted from Redis in the background. Those left are counted
-        # again.
+        """End the epoch of every stream in both stores; return the number of streams.
+
+        A durable stream may be counted twice.
+        """
+        # The durable streams are first. Their hot tails are then deleted from Redis in the background. A hot tail that
+        # is still there counts as a stream of Redis.
         return self._model.forget_all() + self._redis.forget_all()
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to about `limit` rows that are past their time; return how many went."""
+        """Delete up to about `limit` rows that exceed a size or TTL; return how many were deleted."""
         return self._model.prune(limit=limit)
 
     def time(self) -> float:
-        """Return the time by Redis's or the database's clock, whichever is earlier, so that it is ahead of neither."""
+        """Return the earlier of the times by Redis's and by the database's clock, so that it is ahead of neither."""
         return min(self._redis.time(), self._model.time())
 
     async def atime(self) -> float:
@@ -225,30 +230,30 @@ class DurableStreamStore(StreamStore):
         return {**self._redis.clocks(), **self._model.clocks()}
 
     def problems(self) -> list[str]:
-        """Say what about Redis breaks promises."""
+        """Return the faults of the Redis server that break the store's promises."""
         return self._redis.problems()
 
     def close(self) -> None:
-        """Push the waiting messages, and release the resources of both stores in this process."""
-        self._pusher.flush(PUSH_PATIENCE)
+        """Push the pending messages, and release the resources of both stores in this process."""
+        self._pusher.flush(PUSH_TIMEOUT)
         self._redis.close()
         self._model.close()
 
     async def aclose(self) -> None:
-        """Release what both stores hold on this event loop."""
+        """Release the resources of both stores on the running event loop."""
         await self._redis.aclose()
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def _announce(self, events: Sequence[StreamEvent]) -> None:
-        """Announce events in this process now, and to Redis in the background: no caller waits for Redis."""
+        """Announce events in this process now, and push them to Redis in the background, so that no caller waits."""
         self._model.bus.publish(events)
-        if not self._resting:
+        if not self._paused:
             self._pusher.put(events)
 
     def _push(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
-        """Send events to Redis in their order. They are dropped while Redis fails."""
-        if not self._resting:
+        """Send events to Redis in their order, or drop them while Redis fails."""
+        if not self._paused:
             try:
                 for numbered, group in groupby(events, lambda event: isinstance(event, Published)):
                     if numbered:
@@ -257,20 +262,20 @@ class DurableStreamStore(StreamStore):
                         for event in group:
                             self._redis.forget(event.stream)
             except StoreError as error:
-                self._rest(error)
+                self._pause(error)
         return ()
 
     @property
-    def _resting(self) -> bool:
-        return time.monotonic() < self._resting_until
+    def _paused(self) -> bool:
+        return time.monotonic() < self._paused_until
 
-    def _rest(self, error: StoreError) -> None:
-        if not self._resting:
-            logger.warning("Durable streams go on without Redis, more slowly: %s", error)
-        self._resting_until = time.monotonic() + REST_TIME
+    def _pause(self, error: StoreError) -> None:
+        if not self._paused:
+            logger.warning("Durable streams continue without Redis, more slowly, until it works again: %s", error)
+        self._paused_until = time.monotonic() + REDIS_PAUSE
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
-        """Return a listener that hands events to `deliver`, on the event loop that calls this."""
+        """Return a listener that calls `deliver` with events on the running event loop."""
         return _Listener(self._redis, self._model, deliver)
 
     async def _run(self, call: Callable[[], T]) -> T:
@@ -288,41 +293,43 @@ def _half_stored(others: Sequence[Item]) -> Iterator[None]:
     except BroadcastError as error:
         if not others:
             raise
-        raise BroadcastUncertain(f"Only the streams that are not durable took their messages: {error}") from error
+        raise BroadcastUncertain(
+            f"Only the messages to streams that are not durable were stored, not those to durable streams: {error}"
+        ) from error
 
 
 def _size(event: StreamEvent) -> int:
-    """Return the bytes that an event takes in memory."""
+    """Return about how many bytes of memory an event takes."""
     return sys.getsizeof(event.data) if isinstance(event, Published) else 0
 
 
-def _serves(page: StreamPage, after: int, known: StreamPosition) -> bool:
-    """Whether a page of the hot tail has all that there is between an offset and a known position."""
+def _covers(page: StreamPage, after: int, known: StreamPosition) -> bool:
+    """Return whether the hot tail has all entries between an offset and a known position."""
     return page.epoch == known.epoch and page.tail >= max(known.offset, after) and page.low <= after + 1
 
 
 class _Listener(StreamListener):
-    """Hears Redis for all streams, and polls the tables for the durable ones: seldom, while Redis is heard."""
+    """Listens to Redis for all streams, and polls the tables for durable streams, slowly while Redis is connected."""
 
     def __init__(
         self, redis: RedisStreamStore, model: ModelStreamStore, deliver: Callable[[StreamEvent], None]
     ) -> None:
         self._settings = redis.settings
         self._deliver = deliver
-        self._redis: RedisStreamListener = redis.listen(self._heard)
+        self._redis: RedisStreamListener = redis.listen(self._receive)
         self._tables = PollingListener(model, model.bus, deliver, interval=self._interval, wakeups=False)
 
     def _interval(self) -> float:
-        quick = self._settings.poll_interval
-        return max(quick, QUIET_POLL_INTERVAL) if self._redis.connected else quick
+        interval = self._settings.poll_interval
+        return max(interval, SLOW_POLL_INTERVAL) if self._redis.connected else interval
 
-    def _heard(self, event: StreamEvent) -> None:
-        # Messages of this process were already announced on its own bus.
+    def _receive(self, event: StreamEvent) -> None:
+        # The bus has already announced the messages of this process.
         if self._tables.note(event):
             self._deliver(event)
 
     async def subscribe(self, stream: str) -> None:
-        """Announce this stream's events from now on."""
+        """Start to announce the events of a stream."""
         await self._redis.subscribe(stream)
         if self._settings.policy(stream).durable:
             try:
@@ -332,21 +339,21 @@ class _Listener(StreamListener):
                 raise
 
     async def unsubscribe(self, stream: str) -> None:
-        """Announce this stream's events no more."""
+        """Stop announcing the events of a stream."""
         await self._redis.unsubscribe(stream)
         await self._tables.unsubscribe(stream)
 
     async def fence(self) -> None:
-        """Return when every event that was announced before this call has been delivered, or is known to be lost."""
+        """Wait until every event that was announced before this call has been delivered, or is known to be lost."""
         await self._redis.fence()
         await self._tables.fence()
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for this stream at the next check, unless the stream does not exist."""
+        """Announce `Advanced` for a stream at the next check, unless the stream does not exist."""
         self._redis.doubt(stream)
         self._tables.doubt(stream)
 
     async def close(self) -> None:
-        """Leave all streams."""
+        """Unsubscribe from all streams."""
         await self._redis.close()
         await self._tables.close()

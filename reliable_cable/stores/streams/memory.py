@@ -1,4 +1,4 @@
-"""The stream store of one process's memory: for tests, and for a single process that may forget."""
+"""The stream store in the memory of one process, for tests and for single processes that may lose their history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from reliable_cable.conf import CableSettings, StreamPolicy
-from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 
@@ -35,7 +34,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
+class _StoredEntry:
     entry: Entry
     created: float
     key: str
@@ -47,16 +46,17 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream. `kept` has the entries within its size and TTL; `young` has those before them, for followers."""
+    """A stream: `kept` has the entries within its size and TTL, and `young` has older ones for followers."""
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     tail: int = 0
     tail_at: float = 0
-    #: When the newest entry was made that is no longer kept.
+    #: The time of the newest entry that is no longer in `kept`.
     trimmed_at: float | None = None
-    kept: deque[_Kept] = field(default_factory=deque)
+    kept: deque[_StoredEntry] = field(default_factory=deque)
+    #: The offsets of the idempotency keys.
     keys: dict[str, int] = field(default_factory=dict)
-    young: deque[_Kept] = field(default_factory=deque)
+    young: deque[_StoredEntry] = field(default_factory=deque)
     young_size: int = 0
 
     @property
@@ -64,7 +64,7 @@ class _Stream:
         return self.tail - len(self.kept) + 1
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Drop entries that are past the stream's size or TTL and not young; return how many were dropped."""
+        """Drop entries that exceed the stream's size or TTL and are not young; return how many were dropped."""
         while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
             old = self.kept.popleft()
             self.trimmed_at = old.created
@@ -79,7 +79,7 @@ class _Stream:
 
 
 class MemoryStreamStore(StreamStore):
-    """Keeps streams in this process only: other processes neither see nor hear them."""
+    """Stores streams in this process only. Other processes do not receive their messages."""
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
@@ -90,9 +90,7 @@ class MemoryStreamStore(StreamStore):
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         """Store messages, all or none, in this order, and announce them; return their positions."""
         names = {name for name, _ in items}
-        for name in names:
-            if not self.settings.policy(name).history_size:
-                raise BroadcastError(f"The stream {name!r} keeps no history; publish to it as a transient message.")
+        self.require_history(names)
         now = self.clock()
         positions: list[StreamPosition] = []
         events: list[StreamEvent] = []
@@ -106,19 +104,19 @@ class MemoryStreamStore(StreamStore):
                     offset = stream.tail = stream.tail + 1
                     stream.tail_at = max(now, stream.tail_at)
                     entry = Entry(offset, message.data, message.exclude)
-                    stream.kept.append(_Kept(entry, stream.tail_at, message.idempotency_key))
+                    stream.kept.append(_StoredEntry(entry, stream.tail_at, message.idempotency_key))
                     if message.idempotency_key:
                         stream.keys[message.idempotency_key] = offset
                     events.append(Published(name, stream.epoch, offset, message.data, message.exclude))
                 positions.append(StreamPosition(stream.epoch, offset))
             for name in names:
                 self._streams[name].trim(self.settings.policy(name), now)
-            # Under the lock, so that listeners hear of offsets in order.
+            # This happens under the lock, so that listeners receive the offsets in order.
             self._bus.publish(events)
         return positions
 
     def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message that is not kept."""
+        """Announce a message without keeping it."""
         self._bus.publish([Transient(stream, message.data, message.exclude)])
 
     def whisper(self, stream: str, message: Message) -> None:
@@ -130,38 +128,38 @@ class MemoryStreamStore(StreamStore):
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         with self._lock:
-            found = self._fresh(stream)
-            if found is None:
+            state = self._trimmed(stream)
+            if state is None:
                 return StreamPage("", 0, 1)
-            low = found.low - len(found.young) if following else found.low
-            offered = chain(found.young, found.kept) if following else found.kept
-            first = min(max(after + 1, low), found.tail + 1) - low
-            entries = tuple(kept.entry for kept in islice(offered, first, first + max(limit, 0)))
-            return StreamPage(found.epoch, found.tail, low, entries)
+            low = state.low - len(state.young) if following else state.low
+            readable = chain(state.young, state.kept) if following else state.kept
+            first = min(max(after + 1, low), state.tail + 1) - low
+            entries = tuple(stored.entry for stored in islice(readable, first, first + max(limit, 0)))
+            return StreamPage(state.epoch, state.tail, low, entries)
 
     def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset after which lies everything appended at or after `since`; None if some of it is gone."""
+        """Return the offset before the first message since a time, or None if some of them are gone."""
         with self._lock:
-            found = self._fresh(stream)
-            if found is None:
+            state = self._trimmed(stream)
+            if state is None:
                 return 0
-            if found.trimmed_at is not None and found.trimmed_at >= since:
+            if state.trimmed_at is not None and state.trimmed_at >= since:
                 return None
-            for kept in found.kept:
-                if kept.created >= since:
-                    return kept.entry.offset - 1
-            return found.tail
+            for stored in state.kept:
+                if stored.created >= since:
+                    return stored.entry.offset - 1
+            return state.tail
 
     def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history and end its epoch."""
         with self._lock:
-            found = self._streams.get(stream)
-            if found is not None and epoch in ("", found.epoch):
+            state = self._streams.get(stream)
+            if state is not None and epoch in ("", state.epoch):
                 del self._streams[stream]
                 self._bus.publish([Advanced(stream)])
 
     def forget_all(self) -> int:
-        """End the epoch of every stream; return how many there were."""
+        """End the epoch of every stream; return the number of streams."""
         with self._lock:
             names = list(self._streams)
             self._streams.clear()
@@ -169,7 +167,7 @@ class MemoryStreamStore(StreamStore):
         return len(names)
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete what is past its stream's size or TTL, and streams that are long idle; here all of it at once."""
+        """Delete all entries that exceed their stream's size or TTL, and all idle streams. `limit` has no effect."""
         with self._lock:
             now = self.clock()
             count = sum(stream.trim(self.settings.policy(name), now) for name, stream in self._streams.items())
@@ -179,10 +177,10 @@ class MemoryStreamStore(StreamStore):
             return count + len(idle)
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
-        """Return a listener that hands events to `deliver`, on the event loop that calls this."""
+        """Return a listener that calls `deliver` with events on the running event loop."""
         return BusListener(self._bus, deliver)
 
-    def _fresh(self, name: str) -> _Stream | None:
+    def _trimmed(self, name: str) -> _Stream | None:
         stream = self._streams.get(name)
         if stream is not None:
             stream.trim(self.settings.policy(name), self.clock())
@@ -190,6 +188,6 @@ class MemoryStreamStore(StreamStore):
 
     async def _run(self, call: Callable[[], T]) -> T:
         result = call()
-        # Otherwise nothing suspends the caller, and a loop of broadcasts would keep other tasks from running.
+        # Without this, nothing would suspend the caller, and a loop of broadcasts would keep other tasks from running.
         await asyncio.sleep(0)
         return result

@@ -1,26 +1,116 @@
-"""Numbers the messages of the model store, under locks on their streams."""
+"""Numbers the messages of the model store: new messages, and those in the outbox, under locks on their streams."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import secrets
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from django.db.models import Exists, OuterRef
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.models import Stream, StreamEntry
+from reliable_cable.models import OutboxEntry, Stream, StreamEntry
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.stores.database.database import Database
+from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION, Database
+from reliable_cable.stores.database.server import DatabaseServer
 
-from .base import Message, Published, StreamEvent
+from .base import Advanced, Message, Published, StreamEvent
+from .model_retention import Retention
 
-#: The columns of a stream's row that change when it gets entries.
+#: The columns of a stream's row that change when entries are added.
 CHANGING = ("epoch", "tail", "tail_at", "lineage")
 
 
-class Numbering:
-    """Inserts messages as numbered entries. Call it inside a transaction that has locked the rows of their streams."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The result of one transaction.
 
-    def __init__(self, database: Database, settings: CableSettings) -> None:
+    Args:
+        positions: the positions of the caller's messages.
+        events: the events to announce after the commit.
+        overfull: the names of the streams to trim.
+        complete: whether the caller's messages were stored. If not, the transaction numbered outbox rows or ended
+            epochs first, and the caller's messages need another transaction.
+    """
+
+    positions: list[StreamPosition]
+    events: list[StreamEvent]
+    overfull: Collection[str]
+    complete: bool
+
+
+class Numbering:
+    """Inserts messages as numbered entries.
+
+    Call `write` and `create` inside transactions.
+    """
+
+    def __init__(
+        self, database: Database, settings: CableSettings, server: DatabaseServer, retention: Retention
+    ) -> None:
         self._database = database
         self._settings = settings
+        self._server = server
+        self._retention = retention
+
+    def pending(self, names: Collection[str] | None = None) -> list[str]:
+        """Return the names of streams with messages in the outbox.
+
+        Args:
+            names: the streams to look for; None: all streams.
+        """
+        rows = self._database.rows(OutboxEntry)
+        if names is not None:
+            rows = rows.filter(name__in=names)
+        return list(rows.order_by("name").values_list("name", flat=True).distinct()[:ROWS_PER_TRANSACTION])
+
+    def create(self, names: Sequence[str]) -> None:
+        """Insert the missing rows of streams."""
+        rows = [Stream(name=name, epoch=secrets.token_hex(8)) for name in names]
+        self._database.rows(Stream).bulk_create(rows, ignore_conflicts=True)
+
+    def write(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> Written | None:
+        """Lock the streams, number their outbox rows, then store `items`; return None if a stream's row is missing.
+
+        Streams whose epochs belong to another lineage of the database are deleted instead.
+        """
+        outbox = OutboxEntry.objects.filter(name=OuterRef("name"))
+        locked = self._database.rows(Stream).select_for_update().filter(name__in=names).order_by("name")
+        streams: dict[str, Stream] = {}
+        with_outbox: list[str] = []
+        ended: list[str] = []
+        now = 0.0
+        for stream in locked.annotate(waits=Exists(outbox), now=self._server.now(), present=self._server.lineage()):
+            streams[stream.name] = stream
+            now = max(now, stream.now)
+            if stream.waits:
+                with_outbox.append(stream.name)
+            if stream.tail == 0:
+                # An epoch begins with its first entry: a restored database may have the row without the entries.
+                stream.epoch = secrets.token_hex(8)
+            elif stream.present and stream.lineage not in ("", stream.present):
+                ended.append(stream.name)
+            stream.lineage = stream.present or stream.lineage
+        if len(streams) < len(names):
+            return None
+        if ended:
+            # The database may lack entries that this epoch has numbered: their offsets must not be used again.
+            self._database.rows(Stream).filter(name__in=ended).delete()
+            return Written([], [Advanced(name) for name in ended], (), complete=False)
+        rows = []
+        if with_outbox:
+            # The rows are read under the lock, because another process deletes the rows that it has numbered.
+            outbox = self._database.rows(OutboxEntry).filter(name__in=with_outbox)
+            rows = list(outbox.order_by("id")[:ROWS_PER_TRANSACTION])
+        complete = len(rows) < ROWS_PER_TRANSACTION
+        batch = [(row.name, Message(row.data, row.exclude, row.idempotency_key)) for row in rows]
+        tails = {name: stream.tail for name, stream in streams.items()}
+        overfull = {name for name, stream in streams.items() if self._retention.has_expired(stream, now)}
+        positions, events = self.insert(streams, [*batch, *items] if complete else batch, now)
+        if rows:
+            self._database.rows(OutboxEntry).filter(pk__in=[row.pk for row in rows]).delete()
+        overfull |= {name for name, stream in streams.items() if self._retention.has_grown(stream, tails[name])}
+        return Written(positions[len(rows) :], events, overfull, complete)
 
     def insert(
         self, streams: Mapping[str, Stream], items: Sequence[tuple[str, Message]], now: float
@@ -30,8 +120,8 @@ class Numbering:
         A message with the idempotency key of a kept entry is not inserted again. Its position is that of the entry.
 
         Args:
-            streams: the locked rows, by name; they are changed.
-            items: the names of streams and the messages.
+            streams: the locked rows of the streams, by name. This changes them.
+            items: pairs of a stream's name and a message.
             now: the present time.
         """
         repeats = self._repeats(streams, items, now)
@@ -72,8 +162,8 @@ class Numbering:
         if not keys:
             return {}
         names = {stream.pk: name for name, stream in streams.items()}
-        found: dict[tuple[str, str], int] = {}
-        gone: list[int] = []
+        repeats: dict[tuple[str, str], int] = {}
+        expired: list[int] = []
         entries = self._database.rows(StreamEntry).filter(stream__in=list(names), idempotency_key__in=keys)
         for pk, stream, offset, key, created in entries.values_list(
             "pk", "stream_id", "offset", "idempotency_key", "created"
@@ -81,10 +171,10 @@ class Numbering:
             name = names[stream]
             policy = self._settings.policy(name)
             if created <= now - policy.history_ttl or offset <= streams[name].tail - policy.history_size:
-                gone.append(pk)
+                expired.append(pk)
             elif key is not None:
-                found[name, key] = offset
-        if gone:
-            # These entries are past the stream's size or TTL, but not trimmed yet. Their keys can be used again.
-            self._database.rows(StreamEntry).filter(pk__in=gone).update(idempotency_key=None)
-        return found
+                repeats[name, key] = offset
+        if expired:
+            # These entries exceed the stream's size or TTL, but were not trimmed yet. Their keys can be used again.
+            self._database.rows(StreamEntry).filter(pk__in=expired).update(idempotency_key=None)
+        return repeats

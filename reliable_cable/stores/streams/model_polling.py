@@ -1,4 +1,4 @@
-"""A listener that also finds what other processes wrote to the same database: it polls while it has subscriptions."""
+"""The listener of the model store, which polls the database for the messages of other processes."""
 
 from __future__ import annotations
 
@@ -20,93 +20,98 @@ from reliable_cable.protocol.positions import StreamPosition
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, Transient, moved
 from .bus import Bus, BusListener
-from .wakeup import hear_wakeups
+from .wakeup import receive_wakeups
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds for which a row may become visible after one with a greater id and still be found.
-SETTLE_TIME = 5.0
-#: Seconds between a listener's rounds of pruning, and how much goes in one.
+#: How long, in seconds, after a row with a greater id a row may become visible and still be found.
+MAX_ROW_DELAY = 5.0
+#: How often, in seconds, a listener prunes its store.
 PRUNE_INTERVAL = 60.0
+#: The most rows that it deletes each time.
 PRUNE_LIMIT = 500
 
 
 class SeenIds:
-    """Tells new rows of a table from those seen before, though rows become visible out of id order.
+    """Finds the new rows of a table, although rows may become visible out of the order of their ids.
 
     Args:
-        clock: monotonic, in seconds.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
-        #: Rows up to this id need not be looked at any more.
+        #: Queries can leave out rows up to this id.
         self.horizon = 0
         self._clock = clock
         self._seen: dict[int, float] = {}
         self._primed = False
 
     def add(self, ids: Iterable[int]) -> list[int]:
-        """Take the ids that are visible beyond the horizon; return the new ones (at first none: they were before)."""
+        """Record the visible ids beyond the horizon, and return the new ones.
+
+        The first call returns nothing, because these rows are older than the listener.
+        """
         now = self._clock()
-        fresh = [pk for pk in ids if pk not in self._seen]
-        settled = [pk for pk, since in self._seen.items() if since <= now - SETTLE_TIME]
-        self._seen.update(dict.fromkeys(fresh, now))
-        if settled:
-            self.horizon = max(settled)
+        new = [pk for pk in ids if pk not in self._seen]
+        old = [pk for pk, since in self._seen.items() if since <= now - MAX_ROW_DELAY]
+        self._seen.update(dict.fromkeys(new, now))
+        if old:
+            self.horizon = max(old)
             self._seen = {pk: since for pk, since in self._seen.items() if pk > self.horizon}
         if self._primed:
-            return fresh
+            return new
         self._primed = True
         return []
 
 
 @dataclass(frozen=True, slots=True)
 class Poll:
-    """What one look at the tables found.
+    """The result of one poll.
 
     Args:
-        tails: the newest position of each stream that has one.
-        transients: messages without a position that other processes sent.
-        waiting: streams with messages to be numbered.
+        tails: the position of each stream that has one.
+        transients: the messages without a position that other processes sent.
+        pending: the names of streams with messages in the outbox.
     """
 
     tails: Mapping[str, StreamPosition]
     transients: Sequence[Transient]
-    waiting: Sequence[str]
+    pending: Sequence[str]
 
 
 class PolledStore(Protocol):
-    """What a polling listener needs of its store; the methods are called in the store threads."""
+    """The methods of the store that the listener calls, in the store threads."""
 
     settings: CableSettings
 
     @property
     def origin(self) -> str:
-        """Name this process's store: what it wrote itself was announced already."""
+        """The name of this process's store, which announces its own messages without polling."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
-        """Look at the tables."""
+        """Query the tables."""
 
     def number_outbox(self, streams: Collection[str] | None = None) -> None:
-        """Number the messages that wait."""
+        """Number the committed messages in the outbox."""
 
     def prune(self, *, limit: int) -> int:
-        """Delete what is past its time."""
+        """Delete rows that exceed a size or TTL."""
 
 
 class PollingListener(BusListener):
-    """Announces this process's events at once, other processes' after a poll or a wake-up.
+    """Announces events of this process at once, and events of other processes after a poll.
 
-    A poll compares each stream's tail with what this listener knows of it, never a global id, so that no order in which
-    transactions become visible can hide a message.
+    The listener polls while it is subscribed to streams. A poll compares the tail of each stream with the newest
+    announced position. It does not rely on the order of ids across streams, because transactions may become visible in
+    another order.
 
     Args:
-        store: whose tables are polled.
-        bus: brings this process's events.
-        deliver: takes the events.
-        interval: returns the seconds until the next poll; None: the setting `poll_interval`.
-        wakeups: whether other processes' wake-ups over a channel layer are heard.
+        store: the store to poll.
+        bus: the source of this process's events.
+        deliver: called with each event.
+        interval: returns the time until the next poll, in seconds. The default is the setting `poll_interval`.
+        wakeups: whether to receive the wake-ups of other processes over a channel layer.
     """
 
     def __init__(
@@ -118,26 +123,26 @@ class PollingListener(BusListener):
         interval: Callable[[], float] | None = None,
         wakeups: bool = True,
     ) -> None:
-        super().__init__(bus, self._heard)
+        super().__init__(bus, self._receive)
         self._interval = interval or (lambda: store.settings.poll_interval)
         self._wakeups = wakeups
         self._store = store
-        self._hand_over = deliver
+        self._deliver_event = deliver
         self._known: dict[str, StreamPosition] = {}
         self._seen = SeenIds()
         self._poller: asyncio.Task[None] | None = None
-        #: The poller, and former ones that are still cleaning up.
+        #: The present poller, and earlier ones that are still cleaning up.
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
-        #: Streams whose wake-up came while they were being subscribed to, so that a poll could not know them yet.
+        #: Streams whose wake-up arrived during their `subscribe`, before a poll could include them.
         self._woken_early: set[str] = set()
         self._failing = False
 
     async def subscribe(self, stream: str) -> None:
-        """Announce this stream's events from now on.
+        """Start to announce the events of a stream.
 
         Raises:
-            StoreError: the stream's position could not be read; it is not subscribed to.
+            StoreError: the stream's position could not be read. The stream is not subscribed to.
         """
         if stream in self._known:
             return
@@ -148,25 +153,25 @@ class PollingListener(BusListener):
             self._tasks.add(self._poller)
             self._poller.add_done_callback(self._tasks.discard)
         try:
-            found = await run_store(self._store.poll, [stream], self._seen)
+            poll = await run_store(self._store.poll, [stream], self._seen)
         except BaseException:
             await self.unsubscribe(stream)
             raise
         if stream in self._streams:
-            self._known[stream] = found.tails.get(stream, NOWHERE)
+            self._known[stream] = poll.tails.get(stream, NOWHERE)
             if stream in self._woken_early:
                 self._woken_early.discard(stream)
                 self._woken.set()
-        self.push(found.transients)
+        self.push(poll.transients)
 
     async def unsubscribe(self, stream: str) -> None:
-        """Announce this stream's events no more."""
+        """Stop announcing the events of a stream."""
         self._known.pop(stream, None)
         self._woken_early.discard(stream)
         await super().unsubscribe(stream)
 
     async def close(self) -> None:
-        """Leave the bus and stop polling."""
+        """Unsubscribe from all streams and stop polling."""
         await super().close()
         if self._tasks:
             for task in self._tasks:
@@ -174,12 +179,12 @@ class PollingListener(BusListener):
             await asyncio.wait(set(self._tasks))
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for this stream at the next poll, unless the stream does not exist."""
+        """Announce `Advanced` for a stream at the next poll, unless the stream does not exist."""
         if stream in self._known:
             self._known[stream] = NOWHERE
 
     def note(self, event: StreamEvent) -> bool:
-        """Record an event that is announced in another way; return False if it was announced before."""
+        """Record an event that the caller announces; return False if it was announced before."""
         known = self._known.get(event.stream)
         if isinstance(event, Published) and known is not None:
             if event.epoch == known.epoch and event.offset <= known.offset:
@@ -188,12 +193,12 @@ class PollingListener(BusListener):
                 self._known[event.stream] = StreamPosition(event.epoch, event.offset)
         return True
 
-    def _heard(self, event: StreamEvent) -> None:
+    def _receive(self, event: StreamEvent) -> None:
         self.note(event)
-        self._hand_over(event)
+        self._deliver_event(event)
 
     async def _keep_polling(self) -> None:
-        ear = asyncio.create_task(self._hear_wakeups(), name="cable-wakeup-ear")
+        receiver = asyncio.create_task(self._receive_wakeups(), name="cable-wakeup-receiver")
         prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
         try:
             while self._streams:
@@ -207,12 +212,12 @@ class PollingListener(BusListener):
                     await self._attempt(self._prune)
         finally:
             self._poller = None
-            ear.cancel()
-            await asyncio.wait([ear])
+            receiver.cancel()
+            await asyncio.wait([receiver])
 
-    async def _hear_wakeups(self) -> None:
+    async def _receive_wakeups(self) -> None:
         if self._wakeups:
-            await hear_wakeups(self._store.origin, self._wake, lambda: self._wake(self._streams))
+            await receive_wakeups(self._store.origin, self._wake, lambda: self._wake(self._streams))
 
     def _wake(self, streams: Iterable[str]) -> None:
         served = self._streams.intersection(streams)
@@ -225,12 +230,14 @@ class PollingListener(BusListener):
             await step()
         except Exception as error:
             if not self._failing:
-                # One line an outage; what is not known to happen comes with its traceback.
-                logger.error("Streams cannot be polled: %s", error, exc_info=not isinstance(error, CableError))
+                # An outage is logged once. Unexpected errors are logged with their traceback.
+                logger.error(
+                    "Streams cannot be polled; this is retried: %s", error, exc_info=not isinstance(error, CableError)
+                )
             self._failing = True
         else:
             if self._failing:
-                logger.info("Streams are polled again.")
+                logger.info("Streams can be polled again.")
             self._failing = False
 
     async def _prune(self) -> None:
@@ -238,14 +245,14 @@ class PollingListener(BusListener):
 
     async def _poll(self) -> None:
         before = dict(self._known)
-        found = await run_store(self._store.poll, list(before), self._seen)
-        events: list[StreamEvent] = list(found.transients)
+        poll = await run_store(self._store.poll, list(before), self._seen)
+        events: list[StreamEvent] = list(poll.transients)
         for stream, was in before.items():
             now = self._known.get(stream)
-            tail = found.tails.get(stream, NOWHERE)
+            tail = poll.tails.get(stream, NOWHERE)
             if now is not None and moved(was, now, tail):
                 self._known[stream] = tail
                 events.append(Advanced(stream))
         self.push(events)
-        if found.waiting:
-            await run_store_write(partial(self._store.number_outbox, found.waiting))
+        if poll.pending:
+            await run_store_write(partial(self._store.number_outbox, poll.pending))

@@ -1,4 +1,4 @@
-"""What the model store deletes, in bounded transactions: by size and time, off the path of appends and reads."""
+"""Deletes old rows of the model store, in bounded transactions that do not delay appends and reads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ from django.db.models import F, Func, IntegerField, OuterRef, Subquery, Sum, Win
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.models import Stream, StreamEntry, TransientEntry
-from reliable_cable.stores.database.database import Database
+from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION, Database
 from reliable_cable.stores.database.server import DatabaseServer
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME
 
-#: Rows that one transaction deletes or looks at.
-BATCH = 500
-#: The least number of appended entries after which a stream is trimmed. It is a power of two.
+#: The fewest appended entries after which a stream is trimmed. This must be a power of two.
 TRIM_STEP = 64
-#: Seconds for which other processes can find a transient message.
+#: How long, in seconds, to keep a transient message so that other processes can find it.
 TRANSIENT_TTL = 30.0
 
 
@@ -31,12 +29,12 @@ class _ByteLength(Func):
     output_field = IntegerField()
 
     def as_sqlite(self, compiler: Any, connection: Any, **context: Any) -> Any:
-        """Use another function: SQLite has OCTET_LENGTH only since version 3.43."""
+        """Use another function, because SQLite has OCTET_LENGTH only since version 3.43."""
         return self.as_sql(compiler, connection, template="LENGTH(CAST(%(expressions)s AS BLOB))", **context)
 
 
 class Retention:
-    """Deletes what is past its stream's size or time.
+    """Deletes entries that exceed their stream's size or TTL.
 
     `low` and `trimmed_at` of a stream change in the transaction that deletes the entries, under the lock on its row.
     Entries younger than `YOUNG_TIME` are kept for followers, whatever the size and the TTL, up to `YOUNG_SIZE` bytes.
@@ -51,43 +49,43 @@ class Retention:
         self._trimming: set[str] = set()
 
     def has_expired(self, stream: Stream, now: float) -> bool:
-        """Say whether all entries of a stream can be deleted."""
+        """Return whether all entries of a stream can be deleted."""
         ttl = max(self._settings.policy(stream.name).history_ttl, YOUNG_TIME)
         return stream.low <= stream.tail and stream.tail_at <= now - ttl
 
     def has_grown(self, stream: Stream, tail: int) -> bool:
-        """Say whether enough was appended to a stream to trim it.
+        """Return whether enough was appended to a stream to trim it.
 
-        A trim leaves young entries alone. If the number of kept entries decided, every append of a burst would cause a
-        trim that deletes nothing. So the number of appended entries decides.
+        A trim does not delete young entries. If the number of kept entries decided, every append of a burst would
+        cause a trim that deletes nothing. So the number of appended entries decides.
 
         Args:
-            stream: as it is now.
+            stream: the stream's row after the append.
             tail: the stream's tail before the append.
         """
         kept = stream.tail - stream.low + 1
-        # Steps are powers of two. A multiple of a larger step is one of a smaller step too, so none is missed in
-        # growth.
+        # Steps are powers of two. Each multiple of a step is then also a multiple of all smaller steps. So no trim is
+        # skipped when the step grows with the stream.
         step = max(TRIM_STEP, 1 << (kept // 10).bit_length() >> 1)
         return kept > self._settings.policy(stream.name).history_size and stream.tail // step > tail // step
 
     def trim_soon(self, names: Iterable[str]) -> None:
-        """Trim streams in a store thread, off the path of appends."""
+        """Trim streams in a store thread, so that appends do not wait."""
         with self._lock:
             due = [name for name in names if name not in self._trimming]
             self._trimming.update(due)
         for name in due:
-            self._database.later(partial(self._trim_due, name))
+            self._database.delete_soon(partial(self._trim_due, name))
 
     def _trim_due(self, name: str) -> None:
-        # This comes first, so that appends from now on can request another trim.
+        # This is done first, so that appends from now on can request another trim.
         with self._lock:
             self._trimming.discard(name)
         self.trim(name)
 
     def trim(self, name: str) -> None:
-        """Delete all of a stream's entries that are past its size or TTL, a batch at a time."""
-        while self._database.write(partial(self._trim, name, BATCH)) == BATCH:
+        """Delete all entries of a stream that exceed its size or TTL, in bounded transactions."""
+        while self._database.write(partial(self._trim, name, ROWS_PER_TRANSACTION)) == ROWS_PER_TRANSACTION:
             pass
 
     def _trim(self, name: str, limit: int) -> int:
@@ -95,12 +93,12 @@ class Retention:
         stream = locked.annotate(now=self._server.now()).first()
         if stream is None:
             return 0
-        low = min(self._first_to_stay(stream, stream.now), stream.low + limit)
+        low = min(self._first_to_keep(stream, stream.now), stream.low + limit)
         if low > stream.low:
             self._delete_below(stream, low)
         return max(low - stream.low, 0)
 
-    def _first_to_stay(self, stream: Stream, now: float) -> int:
+    def _first_to_keep(self, stream: Stream, now: float) -> int:
         """Return the offset of the oldest entry to keep. Call this under the lock on the stream."""
         entries = self._database.rows(StreamEntry).filter(stream=stream.pk)
 
@@ -122,14 +120,14 @@ class Retention:
         return young if offset is None else offset + 1
 
     def _delete_below(self, stream: Stream, low: int) -> None:
-        gone = self._database.rows(StreamEntry).filter(stream=stream.pk, offset__lt=low)
-        newest = gone.order_by("-offset").values_list("created", flat=True).first()
-        gone.delete()
+        old = self._database.rows(StreamEntry).filter(stream=stream.pk, offset__lt=low)
+        newest = old.order_by("-offset").values_list("created", flat=True).first()
+        old.delete()
         trimmed_at = stream.tail_at if newest is None else newest
         self._database.rows(Stream).filter(pk=stream.pk).update(low=low, trimmed_at=trimmed_at)
 
     def forget_all(self) -> Iterator[list[str]]:
-        """Delete the streams that exist now, with their entries, in bounded transactions; yield the names of each."""
+        """Delete the streams that exist now, with their entries, in bounded transactions; yield their names."""
         newest = self._database.rows(Stream).order_by("-pk").values_list("pk", flat=True).first()
         while newest is not None:
             names = self._database.write(partial(self._forget_some, newest))
@@ -139,25 +137,26 @@ class Retention:
 
     def _forget_some(self, newest: int) -> list[str] | None:
         streams = self._database.rows(Stream)
-        ids = list(streams.filter(pk__lte=newest).order_by("pk").values_list("pk", flat=True)[:BATCH])
+        ids = list(streams.filter(pk__lte=newest).order_by("pk").values_list("pk", flat=True)[:ROWS_PER_TRANSACTION])
         if not ids:
             return None
-        gone: list[Stream] = []
+        deleted: list[Stream] = []
         rows = 0
-        # Locked by name, like an append's streams: two transactions that lock in one order cannot wait for each other.
+        # Appends lock streams in the order of their names, too. Transactions that lock in the same order cannot
+        # deadlock.
         for stream in streams.select_for_update().filter(pk__in=ids).order_by("name"):
             rows += 1 + stream.tail - stream.low + 1
-            if rows > BATCH and gone:
+            if rows > ROWS_PER_TRANSACTION and deleted:
                 break
-            if rows > BATCH:
-                self._delete_below(stream, stream.low + BATCH)
+            if rows > ROWS_PER_TRANSACTION:
+                self._delete_below(stream, stream.low + ROWS_PER_TRANSACTION)
                 break
-            gone.append(stream)
-        streams.filter(pk__in=[stream.pk for stream in gone]).delete()
-        return [stream.name for stream in gone]
+            deleted.append(stream)
+        streams.filter(pk__in=[stream.pk for stream in deleted]).delete()
+        return [stream.name for stream in deleted]
 
     def prune(self, limit: int) -> int:
-        """Delete up to about `limit` entries, idle streams and old transient messages; return how many went."""
+        """Delete up to about `limit` old entries, idle streams and transient messages; return how many were deleted."""
         count = self._prune_entries(limit)
         if count < limit:
             count += self._database.write(partial(self._delete_idle, limit - count))
@@ -175,14 +174,16 @@ class Retention:
         )
         count = last = 0
         while count < limit:
-            streams = list(filled.filter(pk__gt=last)[:BATCH])
+            streams = list(filled.filter(pk__gt=last)[:ROWS_PER_TRANSACTION])
             for stream in streams:
                 policy = self._settings.policy(stream.name)
                 age = float("inf") if stream.oldest is None else stream.now - stream.oldest
                 overfull = stream.tail - stream.low + 1 > policy.history_size
                 if count < limit and age >= YOUNG_TIME and (overfull or age >= policy.history_ttl):
-                    count += self._database.write(partial(self._trim, stream.name, min(limit - count, BATCH)))
-            if len(streams) < BATCH:
+                    count += self._database.write(
+                        partial(self._trim, stream.name, min(limit - count, ROWS_PER_TRANSACTION))
+                    )
+            if len(streams) < ROWS_PER_TRANSACTION:
                 break
             last = streams[-1].pk
         return count
@@ -190,14 +191,14 @@ class Retention:
     def _delete_idle(self, limit: int) -> int:
         before = self._server.ago(IDLE_STREAM_TTL)
         idle = self._database.rows(Stream).filter(low__gt=F("tail"), tail_at__lte=before).order_by("pk")
-        # Locked, so that none gets a message meanwhile; those in use are passed over.
+        # The lock keeps the streams from getting messages now. Streams that another transaction has locked are skipped.
         ids = list(idle.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
         if ids:
             self._database.rows(Stream).filter(pk__in=ids).delete()
         return len(ids)
 
-    def delete_transients(self, limit: int = BATCH) -> int:
-        """Delete up to `limit` transient messages that every process has had time to find; return how many went."""
+    def delete_transients(self, limit: int = ROWS_PER_TRANSACTION) -> int:
+        """Delete up to `limit` transient messages that are past `TRANSIENT_TTL`; return how many were deleted."""
         old = self._database.rows(TransientEntry).filter(created__lt=self._server.ago(TRANSIENT_TTL))
 
         def delete() -> int:

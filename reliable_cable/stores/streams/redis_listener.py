@@ -1,4 +1,4 @@
-"""Announces the messages of streams in Redis inside this process."""
+"""The listener of the Redis stream store."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds between checks of the streams' positions, in case pub/sub lost a message unnoticed.
+#: How often, in seconds, to check the streams' positions, in case pub/sub lost a message without an error.
 CHECK_INTERVAL: Final = 5.0
 
 
 class ListenedStore(Protocol):
-    """The methods of a store that its listener needs."""
+    """The methods of the store that the listener calls."""
 
     def channel(self, stream: str) -> str:
         """Return the pub/sub channel of a stream."""
@@ -34,45 +34,45 @@ class ListenedStore(Protocol):
 
 
 class RedisStreamListener(StreamListener):
-    """Announces messages that are published in Redis; `Advanced` after a connection or a message was lost."""
+    """Announces messages that are published in Redis, and `Advanced` after a connection or a message was lost."""
 
     def __init__(self, store: ListenedStore, pubsub: PubSub, deliver: Callable[[StreamEvent], None]) -> None:
         self._store = store
         self._deliver = deliver
         self._pubsub = pubsub
-        self._ears: dict[str, Callable[[bytes | None], None]] = {}
-        #: The positions that were announced.
+        self._callbacks: dict[str, Callable[[bytes | None], None]] = {}
+        #: The newest announced position of each stream.
         self._known: dict[str, StreamPosition] = {}
         self._checker: asyncio.Task[None] | None = None
 
     @property
     def connected(self) -> bool:
-        """Whether events arrive at once."""
+        """Whether the pub/sub connection is open."""
         return self._pubsub.connected
 
     async def subscribe(self, stream: str) -> None:
-        """Announce this stream's events from now on."""
-        if stream in self._ears:
+        """Start to announce the events of a stream."""
+        if stream in self._callbacks:
             return
-        ear = self._ears[stream] = partial(self._heard, stream)
+        callback = self._callbacks[stream] = partial(self._receive, stream)
         if self._checker is None:
             self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
-        await self._pubsub.subscribe(self._store.channel(stream), ear)
+        await self._pubsub.subscribe(self._store.channel(stream), callback)
 
     async def unsubscribe(self, stream: str) -> None:
-        """Announce this stream's events no more."""
+        """Stop announcing the events of a stream."""
         self._known.pop(stream, None)
-        ear = self._ears.pop(stream, None)
-        if ear is not None:
-            await self._pubsub.unsubscribe(self._store.channel(stream), ear)
-        if not self._ears and self._checker is not None:
+        callback = self._callbacks.pop(stream, None)
+        if callback is not None:
+            await self._pubsub.unsubscribe(self._store.channel(stream), callback)
+        if not self._callbacks and self._checker is not None:
             checker, self._checker = self._checker, None
             checker.cancel()
             await asyncio.wait([checker])
 
     async def close(self) -> None:
-        """Leave all streams."""
-        for stream in list(self._ears):
+        """Unsubscribe from all streams."""
+        for stream in list(self._callbacks):
             await self.unsubscribe(stream)
 
     async def fence(self) -> None:
@@ -80,10 +80,10 @@ class RedisStreamListener(StreamListener):
         await self._pubsub.fence()
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for this stream at the next check, unless the stream does not exist."""
+        """Announce `Advanced` for a stream at the next check, unless the stream does not exist."""
         self._known.pop(stream, None)
 
-    def _heard(self, stream: str, message: bytes | None) -> None:
+    def _receive(self, stream: str, message: bytes | None) -> None:
         event = Advanced(stream) if message is None else parse_event(stream, message)
         if isinstance(event, Published):
             self._known[stream] = StreamPosition(event.epoch, event.offset)
@@ -99,12 +99,12 @@ class RedisStreamListener(StreamListener):
                 logger.debug("The positions of the streams could not be checked: %s", error)
 
     async def check(self) -> None:
-        """Announce `Advanced` for streams whose position differs from the announced one."""
-        before = {stream: self._known.get(stream, NOWHERE) for stream in self._ears}
+        """Announce `Advanced` for each stream whose position differs from the announced one."""
+        before = {stream: self._known.get(stream, NOWHERE) for stream in self._callbacks}
         tails = await self._store.tails(list(before))
         for stream, was in before.items():
             tail = tails[stream]
-            if stream in self._ears and moved(was, self._known.get(stream, NOWHERE), tail):
+            if stream in self._callbacks and moved(was, self._known.get(stream, NOWHERE), tail):
                 self._known[stream] = tail
                 self._deliver(Advanced(stream))
 

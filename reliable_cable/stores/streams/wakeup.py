@@ -1,4 +1,7 @@
-"""Wake-ups between processes over a shared channel layer: hints that polling need not wait. Best effort throughout."""
+"""Wake-ups between processes over a shared channel layer.
+
+A wake-up is a hint to poll the database now. It may be lost, because the next regular poll finds the messages anyway.
+"""
 
 from __future__ import annotations
 
@@ -17,26 +20,29 @@ logger = logging.getLogger("reliable_cable")
 GROUP = "reliable_cable"
 MESSAGE_TYPE = "cable.wake"
 
-#: Streams named by one message.
+#: The most streams that one wake-up names.
 MAX_STREAMS = 500
-#: Seconds after which a message that could not be sent is given up.
+#: How long, in seconds, to try to send a wake-up.
 SEND_TIMEOUT = 5.0
-#: Seconds given to leaving the group.
+#: How long, in seconds, to try to leave the group.
 DISCARD_TIMEOUT = 1.0
-#: Seconds between attempts to listen to a layer that fails.
+#: How often, in seconds, to try to listen to a layer that fails.
 RETRY_INTERVAL = 5.0
-#: Seconds between renewals of the group membership, which layers let expire.
+#: How often, in seconds, to renew the group membership, because layers let it expire.
 RENEW_INTERVAL = 3600.0
 
 
 def shared_layer() -> Any:
-    """Return the default channel layer if it reaches other processes, else None."""
+    """Return the default channel layer if it reaches other processes, and None otherwise."""
     layer = get_channel_layer()
     return None if layer is None or isinstance(layer, InMemoryChannelLayer) else layer
 
 
 class _Sender:
-    """One thread with one event loop, which lives as long as the process: layers keep connections by loop."""
+    """Sends wake-ups from a thread with an event loop of its own.
+
+    The event loop lives as long as the process, because channel layers keep a connection for each event loop.
+    """
 
     def __init__(self) -> None:
         self._pending: dict[str, set[str]] = {}
@@ -83,19 +89,27 @@ class _Sender:
             self._failing = False
         except Exception:
             if not self._failing:
-                logger.warning("Other processes could not be woken; they will poll.", exc_info=True)
+                logger.warning(
+                    "Other processes could not be woken over the channel layer. They find new messages when they poll.",
+                    exc_info=True,
+                )
             self._failing = True
 
 
 class Waker:
-    """Tells other processes which streams moved on. Never raises, never waits; works after a fork."""
+    """Tells other processes which streams have new messages. It never raises, never waits, and works after a fork."""
 
     def __init__(self) -> None:
         self._senders: dict[int, _Sender] = {}
         self._lock = threading.Lock()
 
     def wake(self, origin: str, streams: Iterable[str]) -> None:
-        """Wake the other listeners of these streams, if a shared channel layer is configured."""
+        """Wake the other processes that poll these streams, if a shared channel layer is configured.
+
+        Args:
+            origin: the name of the sender.
+            streams: the names of the streams.
+        """
         try:
             if shared_layer() is None:
                 return
@@ -108,22 +122,25 @@ class Waker:
                         sender = self._senders[pid] = _Sender()
             sender.send(origin, streams)
         except Exception:
-            logger.warning("Other processes could not be woken; they will poll.", exc_info=True)
+            logger.warning(
+                "Other processes could not be woken over the channel layer. They find new messages when they poll.",
+                exc_info=True,
+            )
 
     def close(self) -> None:
-        """End the thread of this process, if there is one."""
+        """Stop the thread of this process, if there is one."""
         sender = self._senders.pop(os.getpid(), None)
         if sender is not None:
             sender.close()
 
 
-async def hear_wakeups(origin: str, woken: Callable[[list[str]], None], joined: Callable[[], None]) -> None:
-    """Call `woken` with the streams that others named, until cancelled; whatever fails is tried again.
+async def receive_wakeups(origin: str, woken: Callable[[list[str]], None], joined: Callable[[], None]) -> None:
+    """Receive wake-ups until cancelled. Retry after errors.
 
     Args:
-        origin: wake-ups that carry it are one's own, and skipped.
-        woken: called on this event loop.
-        joined: called there whenever wake-ups begin to be heard: those before were not.
+        origin: the name of this process's sender, whose wake-ups are ignored.
+        woken: called with the names of the streams of each wake-up.
+        joined: called whenever this begins to receive wake-ups. Earlier wake-ups were missed.
     """
     failing = False
     while True:
@@ -131,15 +148,18 @@ async def hear_wakeups(origin: str, woken: Callable[[list[str]], None], joined: 
             layer = shared_layer()
             if layer is None:
                 return
-            await _hear(layer, origin, woken, joined)
+            await _receive(layer, origin, woken, joined)
         except Exception:
             if not failing:
-                logger.warning("The channel layer cannot be heard; streams are polled.", exc_info=True)
+                logger.warning(
+                    "Wake-ups cannot be received over the channel layer. Streams are polled, and this is retried.",
+                    exc_info=True,
+                )
             failing = True
             await asyncio.sleep(RETRY_INTERVAL)
 
 
-async def _hear(layer: Any, origin: str, woken: Callable[[list[str]], None], joined: Callable[[], None]) -> None:
+async def _receive(layer: Any, origin: str, woken: Callable[[list[str]], None], joined: Callable[[], None]) -> None:
     channel = await layer.new_channel()
     try:
         await layer.group_add(GROUP, channel)
@@ -157,7 +177,7 @@ async def _hear(layer: Any, origin: str, woken: Callable[[list[str]], None], joi
 
 
 async def _renew(layer: Any, channel: str) -> None:
-    # Beside the receiving, not between: channels-redis' pub/sub layer drops a channel whose receiver is cancelled.
+    # A task of its own renews, because the pub/sub layer of channels-redis drops a channel whose receiver is cancelled.
     while True:
         await asyncio.sleep(RENEW_INTERVAL)
         await layer.group_add(GROUP, channel)

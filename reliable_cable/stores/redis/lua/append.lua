@@ -1,25 +1,26 @@
--- Number, store, trim and announce messages of one stream or several, all or none (streams/redis.py).
+-- Number, store, trim and announce messages of one or more streams, all or none (see streams/redis.py).
 --
--- KEYS: for each stream its meta hash, its log (a Redis stream, ids `<offset>-0`) and its idempotency keys (a hash);
---   then the record of the lineage.
--- ARGV: the lineage; now or ''; the prefix of new epochs; a unique id of this append; seconds since it was first tried,
---   or '' the first time; the seconds that an idle stream's numbering is kept; the age in seconds below which an entry
---   is young; the most bytes of young entries beyond the history size; the number of streams; then for each stream: its
---   name, channel, history size, history TTL in seconds; then for each message: the number of its stream, data,
---   exclude, idempotency key.
--- Returns for each message its epoch and offset; 'uncertain' if a repeated append cannot be recognised any more; 'late'
---   to a first try that a Redis that hung has found only after the next one.
+-- KEYS: for each stream, its meta hash, its log (a Redis stream with the ids `<offset>-0`) and its idempotency keys (a
+--   hash); then the lineage record.
+-- ARGV: the lineage; the time or ''; the prefix of new epochs; a unique id of this append; how long ago, in seconds, the
+--   first attempt was, or '' in the first attempt; how long, in seconds, to keep an idle stream's meta hash; the age, in
+--   seconds, below which an entry is young; the most bytes of young entries beyond the history size; the number of
+--   streams; then for each stream: its name, channel, history size and history TTL in seconds; then for each message:
+--   the number of its stream, its data, exclude and idempotency key.
+-- Returns the epoch and offset of each message. Returns 'uncertain' if it cannot tell whether an earlier attempt stored
+--   the messages. Returns 'late' to a first attempt that Redis executes after a retry, because Redis was hanging.
 --
--- meta: n name, e epoch, t tail, r lineage of the data in which the epoch began, a when the tail was made, z when the
---   newest trimmed entry was made, k whether idempotency keys were ever used, b the bytes of all entries so far, l ids of
---   appends that were repeated lately.
+-- The fields of the meta hash: n name, e epoch, t tail, r lineage of the data in which the epoch began, a time of the
+--   tail's entry, z time of the newest trimmed entry, k whether idempotency keys were ever used, b bytes of all entries
+--   so far, l ids of recently retried appends.
 
--- Characters of ids of repeated appends that are remembered: as many as one Redis that hangs makes at once.
+-- How many characters of the ids of retried appends to remember. This is enough for all appends that are retried while
+-- Redis hangs once.
 local REMEMBERED = 8192
 
--- How far, in seconds, Redis's clock may step back while an append is repeated.
+-- How far, in seconds, Redis's clock may step back between two attempts of an append.
 local STEP_BACK = 10
--- How far it may step forward. This bounds how much of a long log is searched.
+-- How far it may step forward. This limits how much of a long log is searched.
 local STEP_FORWARD = 600
 
 local lineage, now, fresh, append = require_lineage(), clock(ARGV[2]), ARGV[3], ARGV[4]
@@ -42,10 +43,10 @@ for number = 1, count do
   if not elapsed and string.find(stream.repeated, append, 1, true) then return 'late' end
   if stream.epoch and stored[3] == lineage then
     stream.kept = redis.call('XLEN', log)
-    -- The log expired as a whole.
+    -- If the log is empty, it expired as a whole.
     if stream.kept == 0 then stream.trimmed = stream.made end
   else
-    -- The stream is new, or its epoch began in another lineage, whose last offsets may be missing from these data.
+    -- The stream is new, or its epoch began in another lineage. In that case, these data may lack its last offsets.
     stream.begins = true
     stream.epoch, stream.tail, stream.made, stream.trimmed, stream.keyed = fresh .. 'x' .. number, 0, 0, nil, false
     stream.bytes = 0
@@ -54,7 +55,7 @@ for number = 1, count do
   streams[number] = stream
 end
 
--- The offset that an idempotency key has: in this append, or of an entry that was kept before it.
+-- Return the offset of an idempotency key, in this append or in a kept entry.
 local function offset_of_key(stream, key)
   if key == '' then return nil end
   local offset = stream.own[key] or (stream.keyed and tonumber(redis.call('HGET', stream.keys, key)))
@@ -64,8 +65,9 @@ local function offset_of_key(stream, key)
   return kept and tonumber(entry[2][4]) > now - stream.ttl and offset or nil
 end
 
--- Find the entries that an earlier try of this append left in a stream, by the messages' numbers. They are recognised
--- by their marks, not by their times, because the clock may step between two tries.
+-- Find the entries that an earlier attempt of this append stored in a stream, and record their offsets by the numbers
+-- of the messages. Entries are identified by their marks, not by their times, because the clock may step between two
+-- attempts.
 local function find_earlier(stream)
   if stream.begins then return end
   local last, missing = '+', 0
@@ -84,7 +86,7 @@ local function find_earlier(stream)
       last = '(' .. entry[1]
     end
   until #page < 100
-  -- Entries of the earlier try may have been trimmed if any entry was that is as new as they are.
+  -- The entries of the earlier attempt may have been trimmed if an equally new entry was trimmed.
   stream.unknown = stream.trimmed and stream.trimmed > now - elapsed - STEP_BACK
 end
 
@@ -122,7 +124,7 @@ for at = first_message, #ARGV, 4 do
   answer[message] = { stream.epoch, offset }
 end
 
--- Drop the entries before an offset.
+-- Delete the entries before an offset, and their idempotency keys.
 local function trim(stream, low)
   stream.trimmed = created(stream.log, low - 1) or stream.trimmed
   if stream.keyed then
@@ -139,7 +141,7 @@ end
 
 for _, stream in ipairs(streams) do
   if stream.changed then
-    -- Not at every append: reads for clients that return leave out what is past the size or the time.
+    -- Trim only when the tail passes a multiple of 16. Reads for returning clients leave out older entries anyway.
     if math.floor(stream.tail / 16) > math.floor(stream.before / 16) then
       local low = stream.tail - stream.kept + 1
       local kept = first_kept(stream.log, low, stream.tail, now, stream.size, stream.ttl, young, most)

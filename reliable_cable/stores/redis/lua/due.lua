@@ -1,13 +1,13 @@
--- Find the streams in which the time of a session is over (presence/redis.py).
+-- Find the streams with expired sessions (see presence/redis.py).
 --
--- KEYS: the index of all streams; the sweeps, a hash of `at` (when any process last called this) and `grace` (until
+-- KEYS: the index of all streams; the sweeps, a hash with `at` (when any process last called this) and `grace` (until
 --   when no session expires).
--- ARGV: now or ''; the greatest number of streams; PRESENCE_TTL; after how many seconds without a call an outage is
---   assumed.
--- Returns their names, those that are due longest first.
+-- ARGV: the time or ''; the most streams to return; PRESENCE_TTL; after how many seconds without a call to assume an
+--   outage.
+-- Returns the names of the streams, those with the earliest expiry first.
 --
--- Each process calls this several times within PRESENCE_TTL. If none did for that long, none could refresh its members
--- either. Then no session expires for one PRESENCE_TTL, whichever process comes back first.
+-- Each process calls this several times within PRESENCE_TTL. After a long time without a call, no process could refresh
+-- its members either. Then no session expires for one PRESENCE_TTL, so that all processes can refresh their members.
 
 local index, sweeps, now = KEYS[1], KEYS[2], clock(ARGV[1])
 local ttl, outage = tonumber(ARGV[3]), tonumber(ARGV[4])

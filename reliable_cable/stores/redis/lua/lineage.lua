@@ -1,8 +1,8 @@
--- Return the lineage of the data. Begin a new one if the data may differ from the recorded ones (lineage.py).
+-- Return the lineage of the data, and begin a new one if the data may have changed (see lineage.py).
 --
--- KEYS: the record, a hash of run_id, replid, token. ARGV: the server's run_id; its master_replid; '1' if its
---   master_replid2 is not zero; a token for a new lineage; a token that must be replaced, or ''; the seconds that the
---   record is kept.
+-- KEYS: the lineage record, a hash with run_id, replid and token. ARGV: the server's run_id; its master_replid; '1' if
+--   its master_replid2 is not zero; a token for a new lineage; a token that must be replaced, or ''; how long, in
+--   seconds, to keep the record.
 --
 -- A new lineage begins when another server process has the data (after a restart, or the promotion of a replica), and
 -- when the same process was promoted again. A primary also changes its master_replid when its first replica attaches

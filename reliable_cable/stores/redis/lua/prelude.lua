@@ -1,7 +1,7 @@
--- Before each script: what several of them need.
+-- The functions that all scripts share. They precede each script.
 
--- Return the lineage of the data, ARGV[1]. Fail if it is not the recorded one any more: then the connection was opened
--- to other data. The last of KEYS is the record (lineage.lua).
+-- Return the lineage of the connection, ARGV[1]. Fail if it differs from the recorded one, because the connection was
+-- then opened to other data. The last of KEYS is the lineage record (see lineage.lua).
 local function require_lineage()
   if redis.call('HGET', KEYS[#KEYS], 'token') ~= ARGV[1] then
     error('DATAMOVED the connection was opened to other data')
@@ -9,33 +9,34 @@ local function require_lineage()
   return ARGV[1]
 end
 
--- Fail on a replica, which would publish to its own subscribers only. It refuses this write, which changes nothing.
+-- Fail on a replica, because a replica would publish to its own subscribers only. It refuses this write. On a primary,
+-- the write changes nothing.
 local function require_primary()
   redis.call('HDEL', KEYS[#KEYS], '')
 end
 
--- Return whether a stream exists: it has an epoch that is bound to this lineage. The hot tail of a durable stream is
--- bound to none, because the tables of the model are authoritative.
+-- Return whether a stream exists, which means that it has an epoch that is bound to this lineage. The hot tail of a
+-- durable stream is not bound to a lineage, because the tables of the database are authoritative.
 local function exists(epoch, bound, lineage)
   return epoch and (bound == '' or bound == lineage)
 end
 
--- Seconds since 1970: what a test's clock says, else what Redis's own clock says.
+-- Return the time in seconds since 1970. It is the time of a test's clock if that is given, or else of Redis's clock.
 local function clock(given)
   if given ~= '' then return tonumber(given) end
   local time = redis.call('TIME')
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
--- Numbers as text, without the exponents that tostring() makes of large ones.
+-- Return a number as text. Unlike tostring(), this uses no exponents for large numbers.
 local function text(number)
   return string.format('%.6f', number)
 end
 
--- About how many bytes Redis needs for an entry besides its data.
+-- About how many bytes of memory an entry takes besides its data.
 local ENTRY_SIZE = 100
 
--- Add an entry to a log. `before` is the number of bytes of all entries before it. Return that number with the new
+-- Add an entry to a log. `before` is the number of bytes of all earlier entries. Return that number including the new
 -- entry. Servers of earlier releases find fields by their position, so add new fields at the end.
 local function add_entry(log, offset, data, made, exclude, mark, key, before)
   redis.call(
@@ -50,22 +51,22 @@ local function entry_at(log, offset)
   return found and found[2]
 end
 
--- When the entry at an offset of a log was made.
+-- Return the time of the entry at an offset.
 local function created(log, offset)
   local entry = entry_at(log, offset)
   return entry and tonumber(entry[4])
 end
 
--- The number of bytes of all entries before the one at an offset; -infinity if an earlier release added that entry.
+-- Return the number of bytes of all entries before an offset, or -infinity if an earlier release added the entry there.
 local function bytes_before(log, offset)
   local entry = entry_at(log, offset)
   return entry and tonumber(entry[12]) or -math.huge
 end
 
--- The first offset from low to tail for which a test holds; tail + 1 if there is none. The test must also hold for all
--- later offsets.
+-- Return the first offset from low to tail for which a test holds, or tail + 1 if there is none. If the test holds for
+-- an offset, it must also hold for all later offsets.
 local function first_where(low, tail, holds)
-  local last, middle = tail + 1, low -- mostly it is the oldest one
+  local last, middle = tail + 1, low -- the first guess is low, because that is the most frequent result
   while low < last do
     if holds(middle) then last = middle else low = middle + 1 end
     middle = math.floor((low + last) / 2)
@@ -73,7 +74,8 @@ local function first_where(low, tail, holds)
   return low
 end
 
--- The first offset from low to tail whose entry was made at or after a time (after it, if strict); tail + 1 if none.
+-- Return the first offset from low to tail whose entry has a time at or after `time`, or tail + 1 if there is none. If
+-- `strict` is true, the entry's time must be after `time`.
 local function first_since(log, low, tail, time, strict)
   return first_where(low, tail, function(offset)
     local made = created(log, offset) or 0
@@ -81,8 +83,8 @@ local function first_since(log, low, tail, time, strict)
   end)
 end
 
--- The first offset that a log must keep. Entries past the size or the time are not kept, except those younger than
--- `young` seconds, up to `most` bytes of them beyond the size.
+-- Return the first offset that a log must keep. Entries that exceed the size or TTL are not kept, except entries younger
+-- than `young` seconds, up to `most` bytes of them beyond the size.
 local function first_kept(log, low, tail, now, size, ttl, young, most)
   local alive = first_since(log, low, tail, now - math.max(ttl, young), true)
   local sized = tail - size + 1

@@ -1,7 +1,7 @@
--- Tell who is there (presence/redis.py).
+-- Return the members of a stream (see presence/redis.py).
 --
--- ARGV, from 8: '1' if the members are wanted, not only how many; '1' if those count whose time is over.
--- Returns the incarnation or '', the number of ids, and of each its id and its member text.
+-- ARGV, from 8: '1' to return the members and not only their number; '1' to include members with only expired sessions.
+-- Returns the incarnation or '', the number of members, and the id and value of each member as in the members hash.
 
 local wanted, overdue = ARGV[8] == '1', ARGV[9] == '1'
 local over, gone = {}, {}

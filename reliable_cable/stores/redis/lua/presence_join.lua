@@ -1,8 +1,9 @@
--- Add a session of an id, or refresh it (presence/redis.py).
+-- Add a session of a member, or refresh it (see presence/redis.py).
 --
--- ARGV, from 8: session; id; info; '1' if its holder knows that it was there before.
--- Returns the events that tell of a change, each as 'j' or 'l', id, info. Of a session that was there before, the join
--- tells of none unless its leave is remembered: the data were lost, and nobody came.
+-- ARGV, from 8: the session; the id; the info; '1' if the session joined before.
+-- Returns the events that this caused, each as 'j' or 'l', the id and the info. If the session joined before and is
+-- missing only because data were lost, its join is announced but not returned. If its leave is remembered, its join is
+-- returned.
 
 local session, id, info, known = ARGV[8], ARGV[9], ARGV[10], ARGV[11] == '1'
 local events = {}
@@ -23,5 +24,5 @@ else
 end
 redis.call('HSET', sessions, session, id)
 redis.call('ZADD', expiries, text(now + ttl), session)
-settle()
+finish()
 return events

@@ -1,8 +1,8 @@
--- Remove a session (presence/redis.py).
+-- Remove a session (see presence/redis.py).
 --
--- ARGV, from 8: session.
--- Returns the events that this caused, as presence_join.
+-- ARGV, from 8: the session.
+-- Returns the events that this caused, in the format of presence_join.
 
 local event = remove(ARGV[8])
-settle()
+finish()
 return { event }

@@ -1,6 +1,6 @@
--- Tell who left lately and is not back (presence/redis.py).
+-- Return the ids that left in the last seconds and did not join again (see presence/redis.py).
 --
 -- ARGV, from 8: the number of seconds.
--- Returns their ids, in the order in which they left.
+-- Returns the ids in the order of their leaves.
 
 return redis.call('ZRANGEBYSCORE', left, text(now - math.min(tonumber(ARGV[8]), memory)), '+inf')

@@ -1,24 +1,25 @@
--- Before each presence script (presence/redis.py). All of them are about one stream, and have
+-- The functions that all presence scripts share (see presence/redis.py). They precede each script. Each script handles
+-- one stream.
 --
--- KEYS: its meta, expiries, sessions, members, left; the index of all streams; the record of the lineage.
--- ARGV: the lineage; now or ''; the stream's name; its channel; an incarnation for data that begin;
---   PRESENCE_TTL; the seconds for which it is remembered who left; then, from 8, what the script takes.
+-- KEYS: the stream's meta, expiries, sessions, members and left; the index of all streams; the lineage record.
+-- ARGV: the lineage; the time or ''; the stream's name; its channel; a new incarnation, in case the stream has no data;
+--   PRESENCE_TTL; how long, in seconds, to remember leaves; then, from 8, the arguments of the script.
 --
--- meta (hash): i incarnation, r lineage of the data in which it began, n how many ids have come so far.
--- expiries (sorted set): session -> when its time is over. sessions (hash): session -> id.
--- members (hash): id -> '<number of sessions> <number in the order of arrival> <info>'. Ids and infos are JSON texts.
--- left (sorted set): id -> when it left; not of those who are back.
--- index (sorted set): a stream's name -> when the first of its sessions' times is over.
+-- meta (hash): i incarnation, r lineage of the data in which it began, n number of joins so far.
+-- expiries (sorted set): session -> time of expiry. sessions (hash): session -> id.
+-- members (hash): id -> '<number of sessions> <number of the join> <info>'. Ids and infos are JSON texts.
+-- left (sorted set): id -> time of the leave. Ids that joined again are not included.
+-- index (sorted set): name of a stream -> time of the first expiry of its sessions.
 
 local meta, expiries, sessions, members, left, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local lineage, now, stream, channel, fresh = require_lineage(), clock(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local ttl, memory = tonumber(ARGV[6]), tonumber(ARGV[7])
 
--- Seconds for which members are kept that no server looks at: one that comes later announces their leaves.
+-- How long, in seconds, to keep members while no server is running. A server that starts later announces their leaves.
 local UNATTENDED = 86400
 
--- The incarnation of the stream's data. It ends when the data expire, or when their lineage ends: they may be older
--- data.
+-- Return the incarnation of the stream's data, or false. An incarnation ends when the data expire, and when their
+-- lineage ends, because the data may then be older data.
 local function incarnation()
   local stored = redis.call('HMGET', meta, 'i', 'r')
   return stored[1] and stored[2] == lineage and stored[1]
@@ -30,7 +31,7 @@ local function begin()
   return known or fresh
 end
 
--- An id's number of sessions, place in the order of arrival, and info; nil if it is not there.
+-- Return the number of sessions of an id, the number of its join, and its info; or nil if it is not a member.
 local function find(id)
   local member = redis.call('HGET', members, id)
   if not member then return nil end
@@ -42,13 +43,13 @@ local function keep(id, count, order, info)
   redis.call('HSET', members, id, string.format('%d %s ', count, order) .. info)
 end
 
--- Announce that someone came ('j') or left ('l'), and return the event.
+-- Announce a join ('j') or a leave ('l'), and return the event.
 local function announce(kind, id, info)
   redis.call('PUBLISH', channel, kind .. '{"id":' .. id .. ',"info":' .. info .. '}')
   return { kind, id, info }
 end
 
--- Take a session away; return the event, if it was its id's last one.
+-- Remove a session. If it was the last one of its id, announce the leave and return the event.
 local function remove(session)
   local id = redis.call('HGET', sessions, session)
   redis.call('ZREM', expiries, session)
@@ -62,15 +63,15 @@ local function remove(session)
   return announce('l', id, info)
 end
 
--- After a change: forget who left long ago, note when to look at the stream again, and let nothing live for ever.
-local function settle()
+-- Forget old leaves, update the index, and set the TTLs of all keys. Call this after each change.
+local function finish()
   redis.call('ZREMRANGEBYSCORE', left, '-inf', '(' .. text(now - memory))
   local first = redis.call('ZRANGE', expiries, 0, 0, 'WITHSCORES')
   local life = ttl + memory
   if first[1] then
     life = life + UNATTENDED
     redis.call('ZADD', index, first[2], stream)
-    -- Not before the stream itself.
+    -- The index must not expire before the stream.
     redis.call('PEXPIRE', index, math.ceil(life * 1000) + 1000)
   else
     redis.call('ZREM', index, stream)

@@ -1,7 +1,7 @@
--- Give sessions a new time (presence/redis.py).
+-- Renew the TTL of sessions (see presence/redis.py).
 --
--- ARGV, from 8: the sessions; with none, only the incarnation is wanted.
--- Returns the incarnation, and the sessions that are not there.
+-- ARGV, from 8: the sessions, or none to get the incarnation only.
+-- Returns the incarnation, and the sessions that the stream does not have.
 
 local given, unknown, deadline = begin(), {}, text(now + ttl)
 for start = 8, #ARGV, 1000 do
@@ -17,5 +17,5 @@ for start = 8, #ARGV, 1000 do
   end
   if known[1] then redis.call('ZADD', expiries, unpack(known)) end
 end
-settle()
+finish()
 return { given, unknown }

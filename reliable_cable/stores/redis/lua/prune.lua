@@ -1,9 +1,9 @@
--- Delete what is past a stream's size or time, and a stream that is long idle (streams/redis.py).
+-- Delete entries that exceed a stream's size or TTL, or the whole stream if it is idle (see streams/redis.py).
 --
--- KEYS: meta, log, idempotency keys. ARGV: now or ''; history size; history TTL in seconds; the seconds that an idle
---   stream's numbering is kept; the age in seconds below which an entry is young; the most bytes of young entries
---   beyond the history size.
--- Returns how many entries went; 1 if the stream did.
+-- KEYS: meta, log, idempotency keys. ARGV: the time or ''; history size; history TTL in seconds; how long, in seconds,
+--   to keep an idle stream's meta hash; the age, in seconds, below which an entry is young; the most bytes of young
+--   entries beyond the history size.
+-- Returns the number of deleted entries, or the number of deleted keys of an idle stream.
 
 local now, size, ttl, idle = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local stored = redis.call('HMGET', KEYS[1], 't', 'a')

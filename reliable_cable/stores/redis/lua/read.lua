@@ -1,10 +1,11 @@
--- Read a page of a stream, and the stream's state (streams/redis.py, streams/durable.py).
+-- Read entries of a stream, and the stream's state (see streams/redis.py and streams/durable.py).
 --
--- KEYS: meta, log; the record of the lineage. ARGV: the lineage; now or ''; history size; history TTL; the offset after
---   which; the limit; '1' to offer all entries, '0' to offer those within the history size and TTL.
--- Returns epoch, tail, low (the oldest offset that is offered, tail + 1 if none is), entries as XRANGE gives them. A
--- stream that does not exist has the epoch ''. So has one whose epoch began in another lineage: its next append begins
--- a new epoch.
+-- KEYS: meta, log; the lineage record. ARGV: the lineage; the time or ''; history size; history TTL in seconds; the
+--   offset after which the entries begin; the most entries to return; '1' to read all entries, or '0' to read entries
+--   within the history size and TTL.
+-- Returns the epoch, the tail, the oldest offset that can be read (tail + 1 if there is none), and the entries in the
+--   format of XRANGE. The epoch of a stream that does not exist is ''. So is the epoch of a stream whose epoch began in
+--   another lineage, because the next append begins a new epoch.
 
 local lineage, size, ttl = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4])
 local after, limit, all = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'

@@ -1,7 +1,8 @@
--- Find the offset after which lies everything appended at or after a time (streams/redis.py).
+-- Find the offset before the first message since a time (see streams/redis.py).
 --
--- KEYS: meta, log; the record of the lineage. ARGV: the lineage; now or ''; history size; history TTL; the time.
--- Returns the offset; false if some of what lies after it is gone; 0 for a stream that does not exist.
+-- KEYS: meta, log; the lineage record. ARGV: the lineage; the present time or ''; history size; history TTL in seconds;
+--   the time.
+-- Returns the offset, false if some messages since then are gone, or 0 if the stream does not exist.
 
 local lineage, size, ttl, since = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local stored = redis.call('HMGET', KEYS[1], 'e', 't', 'r', 'a', 'z')

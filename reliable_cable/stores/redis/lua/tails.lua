@@ -1,7 +1,7 @@
--- Return the positions of streams (streams/redis.py).
+-- Return the positions of streams (see streams/redis.py).
 --
--- KEYS: the meta of each stream; the record of the lineage. ARGV: the lineage.
--- Returns for each stream its epoch and tail, as read.lua does: '' and 0 where it does not exist.
+-- KEYS: the meta of each stream; the lineage record. ARGV: the lineage.
+-- Returns the epoch and tail of each stream, or '' and 0 if it does not exist.
 
 local lineage = require_lineage()
 require_primary()

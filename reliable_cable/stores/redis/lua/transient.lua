@@ -1,6 +1,6 @@
--- Publish a message that is not kept (streams/redis.py).
+-- Publish a message that is not kept (see streams/redis.py).
 --
--- KEYS: the record of the lineage. ARGV: the lineage; channel; message.
+-- KEYS: the lineage record. ARGV: the lineage; channel; message.
 
 require_lineage()
 require_primary()

@@ -1,0 +1,64 @@
+"""The methods that every store has, whether it stores streams, presence or sessions."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from reliable_cable.conf import CableSettings
+
+T = TypeVar("T")
+
+
+class Store(ABC):
+    """Base class of the three store interfaces.
+
+    Sync methods may be called from any thread. Their async twins, which have an `a` prefix, may be called from any
+    event loop. A subclass provides the sync methods and `_run`, or overrides the twins to do without threads.
+
+    Args:
+        settings: the settings of this package.
+        clock: this host's clock, in seconds since 1970. A store on a server uses the server's clock instead (see
+            `time`).
+    """
+
+    #: Whether the store needs the tables in `settings.database`.
+    uses_database: bool = False
+
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
+        self.settings = settings
+        self.clock = clock
+
+    def time(self) -> float:
+        """Return the present time by the store's clock, in seconds since 1970.
+
+        Raises:
+            StoreError: the store could not be reached.
+        """
+        return self.clock()
+
+    async def atime(self) -> float:
+        """Async twin of `time`."""
+        return await self._run(self.time)
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clocks of the store's servers, by the names of the servers.
+
+        Each clock is a function that asks its server for the present time, in seconds since 1970. The mapping is empty
+        if the store uses this host's clock.
+        """
+        return {}
+
+    async def aclose(self) -> None:
+        """Release the store's resources on the running event loop. The store may be used again."""
+        return None
+
+    @abstractmethod
+    async def _run(self, call: Callable[[], T]) -> T:
+        """Run a sync method of this store without blocking the event loop."""
+
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        """Run a sync method that writes, and may have to wait for other writers, without blocking the event loop."""
+        return await self._run(call)

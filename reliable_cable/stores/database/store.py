@@ -1,0 +1,48 @@
+"""The methods that all stores in Django's database have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from reliable_cable.concurrency.threads import run_store, run_store_write
+from reliable_cable.conf import CableSettings
+from reliable_cable.stores.base import Store
+
+from .database import Database, retried_read
+from .server import DatabaseServer
+
+T = TypeVar("T")
+
+
+class ModelStore(Store):
+    """Connects a store to the database `settings.database`, and gives it the clock of the database server.
+
+    Args:
+        settings: uses `database`.
+        clock: replaces the server's clock in tests, in seconds since 1970. On SQLite, the default is this host's clock.
+    """
+
+    uses_database = True
+
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(settings, clock=clock or time.time)
+        self._database = Database(settings)
+        self._server = DatabaseServer(self._database, clock)
+
+    @retried_read
+    def time(self) -> float:
+        """Return the present time by the server's clock on PostgreSQL, and by this host's clock on SQLite."""
+        with self._database.store_errors("The time cannot be read"):
+            return self._server.time()
+
+    def clocks(self) -> Mapping[str, Callable[[], float]]:
+        """Return the clock of the server on PostgreSQL, and none on SQLite."""
+        return {f"database {self.settings.database!r}": self.time} if self._server.has_clock else {}
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await run_store(call)
+
+    async def _run_write(self, call: Callable[[], T]) -> T:
+        return await run_store_write(call)
