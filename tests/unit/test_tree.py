@@ -18,6 +18,7 @@ TOP = {
     "LICENSE",
     "README.md",
     "demo_project",
+    "docs",
     "manage.py",
     "pyproject.toml",
     "reliable_cable",
