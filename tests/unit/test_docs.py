@@ -20,6 +20,7 @@ import pytest
 from django.core.management import get_commands, load_command_class
 
 import reliable_cable
+from reliable_cable.connection.stream_ids import stream_alias
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 
@@ -137,7 +138,7 @@ def encode_as_the_server(frame: dict[str, Any]) -> str:
         case MessageType.PONG:
             return messages.pong()
         case MessageType.DISCONNECT:
-            return messages.disconnect(DisconnectReason(frame["reason"]), reconnect=frame["reconnect"])
+            return messages.disconnect(DisconnectReason(frame["reason"]), reconnect=bool(frame["reconnect"]))
         case MessageType.PRESENCE:
             return messages.presence_event(identifier, encode_presence(frame["message"]))
         case type_:
@@ -186,6 +187,15 @@ def test_frames_of_clients_can_be_parsed(frame: dict[str, Any]) -> None:
 )
 def test_identifiers_name_a_channel(frame: dict[str, Any]) -> None:
     assert commands.parse_identifier(frame["identifier"])[0]
+
+
+def test_stream_ids_are_the_plain_name_and_the_one_that_is_made_of_it() -> None:
+    shown = {(frame["stream_id"], frame["identifier"]) for frame in SERVER_FRAMES if "stream_id" in frame}
+    own = {(stream_id, identifier) for stream_id, identifier in shown if "#" in stream_id}
+    assert own
+    assert own < shown
+    for stream_id, identifier in own:
+        assert stream_id == stream_alias(stream_id.partition("#")[0], identifier)
 
 
 def test_every_command_message_and_reason_is_shown() -> None:
@@ -287,9 +297,9 @@ def check_module(name: str, arguments: list[str]) -> None:
     assert (folder / "__main__.py").is_file()
     # Options are declared in the command's own modules.
     text = "\n".join(path.read_text() for path in folder.rglob("*.py"))
-    for word in arguments:
-        if word.startswith("-") or word.isalpha():
-            assert f'"{word}"' in text or word in ("uvicorn", "daphne"), f"{name} does not have {word}"
+    subcommands = arguments[:1] if arguments and not arguments[0].startswith("-") else []
+    for word in [*subcommands, *(argument for argument in arguments if argument.startswith("-"))]:
+        assert f'"{word}"' in text, f"{name} does not have {word}"
 
 
 def check_management(name: str, arguments: list[str]) -> None:
@@ -339,7 +349,7 @@ def test_references_in_code_lead_to_headings() -> None:
     for folder in ("reliable_cable", "tests", "demo_project"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = re.sub(r"\s*\n\s*(?:#:? )?", " ", path.read_text())
-            for page, reference in re.findall(rf"\bsee ({'|'.join(pages)}): (.{{1,40}})", text):
+            for page, reference in re.findall(rf"\b[Ss]ee ({'|'.join(pages)}): (.{{1,40}})", text):
                 if not reference.startswith(tuple(pages[page])):
                     dangling.append(f"{path.relative_to(ROOT)}: {page}: {reference}")
     assert dangling == []
