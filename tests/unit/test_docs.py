@@ -46,6 +46,8 @@ PROTOCOL_HEADINGS = [
 LANGUAGES = {"json", "python", "sh", "text", "{eval-rst}", "{toctree}"}
 #: Programs that commands in these pages may start, beside those of the virtual environment.
 PROGRAMS = {"cd", "git", "python3"}
+#: Packages whose programs have another name.
+PACKAGES = {"lint-imports": "import-linter"}
 
 
 @dataclass(frozen=True)
@@ -262,7 +264,8 @@ def test_commands_name_programs_options_and_files_that_exist(words: list[str]) -
             assert (ROOT / source / "conf.py").is_file()
             assert is_ignored(output)
         case _ if program.startswith(".venv/bin/"):
-            assert re.search(rf'"{program.removeprefix(".venv/bin/")}[>=\[]', (ROOT / "pyproject.toml").read_text())
+            name = program.removeprefix(".venv/bin/")
+            assert re.search(rf'"{PACKAGES.get(name, name)}[>=\[]', (ROOT / "pyproject.toml").read_text())
         case _:
             assert program in PROGRAMS or os.access(ROOT / program, os.X_OK)
 
