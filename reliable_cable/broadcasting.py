@@ -66,7 +66,7 @@ def broadcast(
     Args:
         stream: the stream's name, of 1 to 255 characters, none of them a control character.
         data: any value that `DjangoJSONEncoder` can encode, unless it is falsy in JavaScript (None, False, 0, "").
-        transient: send to the clients that are connected now only: the message is neither stored nor numbered.
+        transient: send only to the clients that are connected now. The message is neither stored nor numbered.
         immediate: send without waiting for the commit of an open transaction.
         to_others: exclude the connection that the current request names in `X-Socket-ID`, if it names one.
         exclude_socket: exclude the connection with this session id.

@@ -1,4 +1,4 @@
-"""`$pubsub`: streams without a channel (PROTOCOL.md, Streams, tokens and keys)."""
+"""`$pubsub`: signed and public streams, without a channel of the application (see Protocol: Signed streams)."""
 
 from __future__ import annotations
 

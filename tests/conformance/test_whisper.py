@@ -1,4 +1,4 @@
-"""Whispers: from client to clients, any JSON value, never to the sender (PROTOCOL.md, 14)."""
+"""Whispers from a client to the other clients of a stream (see Protocol: Whispers)."""
 
 from __future__ import annotations
 
