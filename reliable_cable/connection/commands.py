@@ -56,13 +56,11 @@ class Commands(CommandQueue):
             await self._subscribe(command, arrived)
             return
         subscription = self.subscriptions.get(command.identifier)
-        if subscription is not None:
-            await self._execute_for(subscription, command)
-        elif isinstance(command, commands.Presence):
+        if subscription is None:
             # A command may arrive after the client's own `unsubscribe`. Only this one must be answered.
-            self._push(messages.presence_event(command.identifier, messages.presence_error()))
-
-    async def _execute_for(self, subscription: Subscription, command: commands.Command) -> None:
+            if isinstance(command, commands.Presence):
+                self._push(messages.presence_event(command.identifier, messages.presence_error()))
+            return
         match command:
             case commands.Perform():
                 await self._perform(subscription, command)

@@ -225,17 +225,15 @@ class Connection:
         except protocol_commands.UnansweredSubscribeError as error:
             self.reject(error.identifier)
             self.bad_frame(error)
+            return
         except ProtocolError as error:
             self.bad_frame(error)
-        else:
-            self._accept(command, len(text))
-
-    def _accept(self, command: protocol_commands.AnyCommand, size: int) -> None:
+            return
         if isinstance(command, protocol_commands.Pong):
             self._last_pong = time.monotonic()
         elif isinstance(command, protocol_commands.Ping):
             self.outbox.push(messages.pong())
-        elif not self.commands.add(command, size):
+        elif not self.commands.add(command, len(text)):
             self.close(DisconnectReason.INVALID_REQUEST)
 
     def bad_frame(self, error: ProtocolError) -> None:
