@@ -175,7 +175,7 @@ class Window:
         await expect(self["connection"]).not_to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
 
     async def back(self) -> None:
-        """Send the event with which browsers report that the network is back, and wait until the page has reconnected."""
+        """Report to the page that the network works again, as browsers do, and wait until it has reconnected."""
 
         async def is_back() -> bool:
             if await self["connection"].get_attribute("data-state") == "connected":

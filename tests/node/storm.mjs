@@ -1,4 +1,4 @@
-// Clients of the unmodified @anycable/core for the storm tests (tests/storm/). They print received messages as JSON lines.
+// Clients of the unmodified @anycable/core for the storm tests (tests/storm/). They print messages as JSON lines.
 // Arguments: the URL of the cable; the names of the clients; their subscriptions, as pairs [channel, params];
 // and whether they join the presence of the last one.
 // For each line `members` on the standard input, each client prints the members of the last subscription that it knows.
@@ -32,7 +32,7 @@ function subscribe(cable, client, number, name, params) {
   channel.on('connect', ({ restored }) => say({ kind: restored ? 'restore' : 'connect', client, number }))
   channel.on('close', reason => {
     say({ kind: reason ? 'rejected' : 'recreate', client, number, reason: String(reason) })
-    // The connection was lost while the subscribe was unanswered, see "When the client closes a channel by itself" in README.
+    // The connection was lost while the subscribe was unanswered (see Protocol: Subscriptions).
     if (!reason) setTimeout(() => subscribe(cable, client, number, name, params), 50)
   })
 }
