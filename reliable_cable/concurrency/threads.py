@@ -31,12 +31,12 @@ A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: How many threads of this process run store methods that read the database, and how many others run those that write
-#: it. They are separate, so that a write that waits for the database's lock delays no read.
+#: How many threads of this process run store methods that read the database. As many others run those that write it,
+#: so that a write that is waiting for the database's lock delays no read.
 STORE_THREADS = 2
 
-#: How long, in seconds, a thread waits for a job before it ends and closes its database connections. This must be less
-#: than 5 seconds: so long does PostgreSQL wait for other connections to close before it refuses to drop a database.
+#: How long, in seconds, a thread waits for a job before it ends and closes its database connections. PostgreSQL waits 5
+#: seconds for other connections to close before it refuses to drop a test database, so this must be less.
 IDLE_TIME = 3.0
 #: How long, in seconds, the exit of the process waits for jobs that are still running.
 EXIT_TIME = 2.0
@@ -51,7 +51,7 @@ _executors: dict[tuple[int, str, int], DaemonExecutor] = {}
 
 #: The threads that may have an open database connection.
 _connected: set[int] = set()
-#: Has `used_at`: when this store thread last finished a job, by the monotonic clock.
+#: The attribute `used_at` is the time when this store thread finished its last job, by the monotonic clock.
 _local = threading.local()
 
 

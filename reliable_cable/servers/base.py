@@ -74,7 +74,7 @@ class Transport:
             await self.send({"type": "websocket.close", "code": CLOSE_NORMAL})
 
 
-def in_kernel(file: int) -> int | None:
+def unacknowledged_bytes(file: int) -> int | None:
     """Return how many bytes a socket has sent or buffered without an acknowledgement; None if the system cannot tell.
 
     Args:

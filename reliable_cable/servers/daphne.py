@@ -19,7 +19,7 @@ from twisted.internet import tcp
 from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
-from .base import Transport, in_kernel
+from .base import Transport, unacknowledged_bytes
 
 
 @implementer(IPushProducer)
@@ -67,9 +67,9 @@ class DaphneTransport(Transport):
         transport = self._protocol.transport
         if not isinstance(transport, tcp.Connection) or not transport.connected:
             return None
-        unacknowledged = in_kernel(transport.fileno())
+        pending = unacknowledged_bytes(transport.fileno())
         buffered = len(transport.dataBuffer) - transport.offset + sum(map(len, transport._tempDataBuffer))
-        return None if unacknowledged is None else buffered + unacknowledged
+        return None if pending is None else buffered + pending
 
     def abort(self) -> None:
         """Drop the connection at once and discard its buffer."""

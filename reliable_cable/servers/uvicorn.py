@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from reliable_cable.protocol.frames import Frame
 
-from .base import FRAMES_EXTENSION, Transport, in_kernel
+from .base import FRAMES_EXTENSION, Transport, unacknowledged_bytes
 
 if TYPE_CHECKING:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
@@ -57,8 +57,8 @@ class UvicornTransport(Transport):
         """Return how many bytes the buffers of the transport and the kernel have."""
         transport = self._protocol.transport
         socket = transport.get_extra_info("socket")
-        unacknowledged = None if socket is None or transport.is_closing() else in_kernel(socket.fileno())
-        return None if unacknowledged is None else transport.get_write_buffer_size() + unacknowledged
+        pending = None if socket is None or transport.is_closing() else unacknowledged_bytes(socket.fileno())
+        return None if pending is None else transport.get_write_buffer_size() + pending
 
 
 class FramesTransport(UvicornTransport):

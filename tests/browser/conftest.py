@@ -1,4 +1,4 @@
-"""One browser, one server and one publisher for all the browser tests of a worker; rooms and windows for each."""
+"""The fixtures of the browser tests. All tests share one browser, server and publisher; each has its own room."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARGUMENTS = (
 
 
 def missing(what: str) -> Any:
-    """Skip the test; fail it where nothing may be missing."""
+    """Skip the test, or fail it if no dependency may be missing."""
     if os.environ.get("CABLE_REQUIRE") == "1":
         pytest.fail(f"{what} is missing, and CABLE_REQUIRE=1 wants it.")
     pytest.skip(f"{what} is missing.")
@@ -40,7 +40,7 @@ def missing(what: str) -> Any:
 
 @session_fixture
 async def chromium() -> AsyncIterator[Browser]:
-    """The browser."""
+    """The browser of all tests."""
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if path is None:
         missing("Chromium")
@@ -52,7 +52,7 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's database as a newcomer gets it."""
+    """The database of the demo, as `manage.py demo` prepares it."""
     if not is_fresh() and not (shutil.which("node") and shutil.which("npm")):
         missing("Node")
     path = tmp_path_factory.mktemp("demo") / "prepared.sqlite3"
@@ -69,7 +69,7 @@ def shared_server(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> A
 
 @pytest.fixture
 def server(shared_server: DemoServer) -> DemoServer:
-    """The server, alive, whatever the test before has done to it."""
+    """The running server. It is started again if the previous test killed it."""
     if not shared_server.alive:
         shared_server.start()
     return shared_server
@@ -77,7 +77,7 @@ def server(shared_server: DemoServer) -> DemoServer:
 
 @session_fixture
 async def publisher(shared_server: DemoServer) -> AsyncIterator[Publisher]:
-    """The process that talks beside the server."""
+    """The process that sends messages besides the server."""
     async with Publisher(shared_server) as process:
         yield process
 
@@ -90,14 +90,14 @@ async def room(publisher: Publisher) -> str:
 
 @fixture
 async def proxy(server: DemoServer) -> AsyncIterator[TcpProxy]:
-    """The way to the server that a test can cut."""
+    """A proxy of the server whose connections a test can cut."""
     async with TcpProxy(server.port) as between:
         yield between
 
 
 @session_fixture
 async def log_in(chromium: Browser, shared_server: DemoServer) -> Callable[[str], Awaitable[StorageState]]:
-    """Log a user in, once, by the buttons of the login page."""
+    """Log a user in with the buttons of the login page, unless this was done before."""
     states: dict[str, StorageState] = {}
 
     async def log_in(user: str) -> StorageState:
@@ -115,7 +115,7 @@ async def log_in(chromium: Browser, shared_server: DemoServer) -> Callable[[str]
 
 
 class OpenWindow(Protocol):
-    """Opens a window in a browser of its own."""
+    """Opens a window with its own cookies."""
 
     async def __call__(
         self,
@@ -129,11 +129,11 @@ class OpenWindow(Protocol):
         """Open a page.
 
         Args:
-            user: who is logged in; empty: nobody.
-            path: of the page.
-            through: the way to the server.
-            cuts: the test breaks connections on purpose.
-            size: width and height in CSS pixels.
+            user: the user to log in; empty: no user.
+            path: the path of the page.
+            through: the server, or a proxy of it.
+            cuts: whether the test breaks connections on purpose.
+            size: the width and height in CSS pixels.
         """
         ...
 
@@ -142,7 +142,7 @@ class OpenWindow(Protocol):
 async def open_window(
     chromium: Browser, server: DemoServer, log_in: Callable[[str], Awaitable[StorageState]]
 ) -> AsyncIterator[OpenWindow]:
-    """Open windows; at the end none of them may have complained."""
+    """Opens windows, and checks at the end of the test that their pages have logged no errors."""
     windows: list[Window] = []
     contexts: list[BrowserContext] = []
 

@@ -1,4 +1,4 @@
-"""What the browser tests work with: the demo's server, a process that talks beside it, and windows of a browser."""
+"""Helpers of the browser tests: the server of the demo, a process that sends messages, and browser windows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tests.support.server import PATIENCE, ROOT, Server
 
 PROJECT = "tests.browser.project"
 
-#: Milliseconds that a page may take for something, on a busy machine.
+#: How long, in milliseconds, to wait for a page on a busy machine.
 PAGE_PATIENCE = 20_000
 
-#: What Chromium itself writes to the console about a WebSocket that breaks or does not open.
+#: The error that Chromium logs about a WebSocket that is closed or cannot be opened.
 BROKEN_SOCKET = re.compile(r"WebSocket connection to 'ws://127\.0\.0\.1:\d+/cable\S*' failed: ")
 
 _numbers = itertools.count(1)
 
 
 def environment(database: Path) -> dict[str, str]:
-    """Return the environment of a process of the demo on a database of its own."""
+    """Return the environment variables of a process of the demo with a separate database."""
     return {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": f"{PROJECT}.settings",
@@ -44,13 +44,13 @@ def environment(database: Path) -> dict[str, str]:
 
 
 def prepare(database: Path) -> None:
-    """Make the demo's database and the client's bundle as a newcomer does: `manage.py demo`, without the server."""
+    """Create the database and the bundle of the client with `manage.py demo`, without starting the server."""
     command = [sys.executable, "manage.py", "demo", "--prepare-only"]
     subprocess.run(command, cwd=ROOT, env=environment(database), check=True, timeout=PATIENCE * 4, capture_output=True)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until a condition holds that only asking can tell."""
+    """Check a condition repeatedly until it holds."""
     async with asyncio.timeout(PAGE_PATIENCE / 1000):
         while not await condition():  # noqa: ASYNC110 - the browser is another process
             await asyncio.sleep(0.05)
@@ -78,10 +78,10 @@ class DemoServer(Server):
 
 
 class Publisher:
-    """A process beside the server, on the same database, which talks on while the server is dead.
+    """A process that sends messages with the database of a server, even while the server is not running.
 
     Args:
-        server: whose database it shares.
+        server: the server whose database the process uses.
     """
 
     def __init__(self, server: DemoServer) -> None:
@@ -106,7 +106,7 @@ class Publisher:
         await self._process.wait()
 
     async def call(self, name: str, *arguments: Any) -> Any:
-        """Make a call (project/__main__.py) in that process, and return its result."""
+        """Make a call (project/__main__.py) in the process, and return its result."""
         source, sink = self._process.stdout, self._process.stdin
         assert source is not None
         assert sink is not None
@@ -114,36 +114,36 @@ class Publisher:
             sink.write(json.dumps([name, arguments]).encode() + b"\n")
             await sink.drain()
             line = await source.readline()
-        assert line, "the publisher died"
+        assert line, "the publisher has ended"
         return json.loads(line)
 
     async def make_room(self) -> str:
-        """Make a room that no other test uses; return its slug."""
+        """Create a room that no other test uses, and return its slug."""
         slug = f"room-{next(_numbers)}"
         await self.call("make_room", slug)
         return slug
 
     async def say(self, room: str, texts: Sequence[str]) -> None:
-        """Say one thing after another in a room."""
+        """Send messages to a room, one after another."""
         for text in texts:
             await self.call("post", room, text)
 
 
 class Window:
-    """A window of the browser, and what its page has complained about.
+    """A window of the browser, which records the errors of its page.
 
     Args:
         page: the page.
-        cuts: the test breaks connections on purpose, so Chromium may say so.
+        cuts: whether the test breaks connections on purpose. If so, Chromium may log errors about them.
     """
 
     def __init__(self, page: Page, *, cuts: bool) -> None:
         self.page = page
         self.cuts = cuts
         self.complaints: list[str] = []
-        #: Requests for what a stream no longer keeps. A cut as short as the tests' must not need them.
+        #: HTTP requests for missed messages. Pages must not need them, because the cuts in these tests are short.
         self.caught_up: list[str] = []
-        #: The commands that the page has sent, such as "subscribe", in order.
+        #: The names of the commands that the page has sent, for example "subscribe", in order.
         self.sent: list[str] = []
         page.set_default_timeout(PAGE_PATIENCE)
         page.on("websocket", lambda websocket: websocket.on("framesent", self._sent))
@@ -156,26 +156,26 @@ class Window:
 
     @property
     def texts(self) -> Locator:
-        """The texts of the room's messages."""
+        """Return the texts of the messages on the page."""
         return self["messages"].locator(".text")
 
     async def go(self, path: str) -> Response:
-        """Go to another page."""
+        """Open another page."""
         response = await self.page.goto(path)
         assert response is not None
         assert response.ok, f"{path}: HTTP {response.status}"
         return response
 
     async def state(self, state: str) -> None:
-        """Wait until the page shows this state of its connection."""
+        """Wait until the page shows a state of its connection."""
         await expect(self["connection"]).to_have_attribute("data-state", state, timeout=PAGE_PATIENCE)
 
     async def disconnected(self) -> None:
-        """Wait until the page knows that its connection is lost."""
+        """Wait until the page shows that its connection is lost."""
         await expect(self["connection"]).not_to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
 
     async def back(self) -> None:
-        """Wait until the page is connected again; the browser tells it that the network is back, as browsers do."""
+        """Report to the page that the network works again, as browsers do, and wait until it has reconnected."""
 
         async def is_back() -> bool:
             if await self["connection"].get_attribute("data-state") == "connected":
@@ -186,7 +186,7 @@ class Window:
         await eventually(is_back)
 
     async def has_sent(self, *commands: str) -> None:
-        """Wait until the commands that the page has sent are these."""
+        """Wait until the page has sent exactly these commands."""
 
         async def has_sent() -> bool:
             return self.sent == list(commands)
@@ -194,7 +194,7 @@ class Window:
         await eventually(has_sent)
 
     async def shows(self, *texts: str) -> None:
-        """Wait until the room's messages are exactly these, in this order, and none has come twice."""
+        """Wait until the page has exactly these messages, in this order, and check that none was received twice."""
         await expect(self.texts).to_have_text(list(texts), timeout=PAGE_PATIENCE)
         await expect(self["messages"]).to_have_attribute("data-repeats", "0")
 

@@ -10,13 +10,13 @@ from typing import Self
 
 
 class _Link:
-    """A client's connection, and the one to the server behind it."""
+    """The connection of a client, and the one that the proxy opened to the server for it."""
 
     def __init__(self, *writers: asyncio.StreamWriter) -> None:
         self._writers = writers
 
     def reset(self) -> None:
-        """Close both with a TCP RST; what is under way is lost."""
+        """Reset both connections. Data in transit is lost."""
         for writer in self._writers:
             connection: socket.socket = writer.get_extra_info("socket")
             if connection.fileno() != -1:
@@ -25,15 +25,15 @@ class _Link:
 
 
 class TcpProxy:
-    """Forwards 127.0.0.1:`port` to another port of the loopback; for use with `async with`.
+    """Forwards 127.0.0.1:`port` to another port of the loopback. Use it with `async with`.
 
     Args:
-        target: the server's port.
+        target: the port of the server.
     """
 
     def __init__(self, target: int) -> None:
         self.port = 0
-        #: Set when `withhold` has kept something back.
+        #: Set when `withhold` has held data back.
         self.withheld = asyncio.Event()
         self._target = target
         self._links: set[_Link] = set()
@@ -56,7 +56,7 @@ class TcpProxy:
         await self._server.wait_closed()
 
     def cut(self) -> int:
-        """Reset every connection, and each new one until `restore`; return how many were open."""
+        """Reset all connections, and each new one until `restore` is called. Return how many were open."""
         self._refusing = True
         links, self._links = self._links, set()
         for link in links:
@@ -64,15 +64,15 @@ class TcpProxy:
         return len(links)
 
     def withhold(self) -> None:
-        """Keep back what clients send over WebSockets opened from now on, after the handshake, until `restore`.
+        """Hold back the data that clients send over new WebSockets, until `restore` is called.
 
-        The server does not get it and so cannot answer it.
+        The handshakes are forwarded. The server receives no commands, so that they stay unanswered.
         """
         self.withheld.clear()
         self._withholding = True
 
     def restore(self) -> None:
-        """Let connections through again, and all that they carry."""
+        """Accept new connections again, and forward all data."""
         self._refusing = self._withholding = False
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -102,7 +102,7 @@ class TcpProxy:
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, withhold: bool = False
     ) -> None:
-        """Forward one direction until it ends, and end it on the other side as well."""
+        """Forward data in one direction until the connection is closed, and then close the other side."""
         upgraded = False
         try:
             while data := await reader.read(65536):

@@ -1,4 +1,4 @@
-"""The assistant: its answer is whole, each piece once and in order, whatever becomes of the connection meanwhile."""
+"""Tests of the assistant: the page has each piece of an answer once and in order, even if the connection is cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUESTION = "What happens when I am cut off and reconnect? And what is an offset?
 
 
 async def ask(window: Window, question: str) -> Locator:
-    """Ask, and return the answer's place on the page."""
+    """Ask a question, and return the locator of the answer on the page."""
     await window.state("connected")
     await window["prompt"].fill(question)
     await window["ask"].click()
@@ -28,18 +28,18 @@ async def ask(window: Window, question: str) -> Locator:
 
 
 async def chunks(answer: Locator) -> int:
-    """How many pieces the page has."""
+    """Return the number of pieces on the page."""
     return int(await answer.get_attribute("data-chunks") or 0)
 
 
 async def has_chunks(window: Window, answer: Locator, count: int) -> None:
-    """Wait until the page has so many pieces."""
+    """Wait until the page has a number of pieces."""
     pattern = "|".join(str(number) for number in range(count, 1000))
     await expect(answer).to_have_attribute("data-chunks", re.compile(f"^({pattern})$"), timeout=PAGE_PATIENCE)
 
 
 async def ended(answer: Locator, publisher: Publisher, status: str) -> dict[str, Any]:
-    """Wait for the answer's end; it is what was saved, and was streamed to its end. Return what was saved."""
+    """Wait for the end of the answer, check that the page has the saved text, and return it."""
     await expect(answer).to_have_attribute("data-status", status, timeout=PAGE_PATIENCE)
     saved: dict[str, Any] = await publisher.call("answer", int(await answer.get_attribute("data-answer-id") or 0))
     assert saved["status"] == status
@@ -50,7 +50,7 @@ async def ended(answer: Locator, publisher: Publisher, status: str) -> dict[str,
     return saved
 
 
-async def test_an_answer_across_cuts_by_the_button(open_window: OpenWindow, publisher: Publisher) -> None:
+async def test_an_answer_is_complete_after_cuts_by_the_button(open_window: OpenWindow, publisher: Publisher) -> None:
     window, watcher = [await open_window("alice", "/assistant/") for _ in range(2)]
     await watcher.state("connected")
     answer = await ask(window, QUESTION)
@@ -70,7 +70,7 @@ async def test_an_answer_across_cuts_by_the_button(open_window: OpenWindow, publ
     await ended(seen, publisher, "complete")
 
 
-async def test_an_answer_across_a_reset_of_the_network(
+async def test_an_answer_is_complete_after_a_reset_of_the_network(
     open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher
 ) -> None:
     window = await open_window("bob", "/assistant/", through=proxy)
@@ -82,7 +82,7 @@ async def test_an_answer_across_a_reset_of_the_network(
     proxy.cut()
     await window.disconnected()
     had = await chunks(answer)
-    # The answer ends while this window is away.
+    # The answer ends while this window is disconnected.
     await ended(seen, publisher, "complete")
     assert await chunks(answer) == had
     proxy.restore()
@@ -98,7 +98,7 @@ async def test_an_answer_survives_a_reload_of_the_page(open_window: OpenWindow, 
     await ended(window["answer"].last, publisher, "complete")
 
 
-async def test_stop(open_window: OpenWindow, publisher: Publisher) -> None:
+async def test_an_answer_can_be_stopped(open_window: OpenWindow, publisher: Publisher) -> None:
     window = await open_window("dave", "/assistant/")
     await expect(window["stop"]).to_be_hidden()
     answer = await ask(window, QUESTION)
@@ -109,14 +109,16 @@ async def test_stop(open_window: OpenWindow, publisher: Publisher) -> None:
     await expect(answer.get_by_role("status")).to_have_text("Stopped.")
     await expect(window["stop"]).to_be_hidden()
 
-    # The same question, not stopped, has the same beginning and more.
+    # Without the stop, the answer to the same question has the same beginning and is longer.
     again = await ask(window, QUESTION)
     whole = (await ended(again, publisher, "complete"))["text"]
     assert whole.startswith(saved["text"])
     assert len(whole) > len(saved["text"])
 
 
-async def test_an_error_is_told_and_the_next_question_answered(open_window: OpenWindow, publisher: Publisher) -> None:
+async def test_an_error_is_shown_and_the_next_question_is_answered(
+    open_window: OpenWindow, publisher: Publisher
+) -> None:
     window = await open_window("dave", "/assistant/")
     answer = await ask(window, "Please fail half-way")
     saved = await ended(answer, publisher, "error")

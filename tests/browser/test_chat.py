@@ -1,4 +1,4 @@
-"""A room: what is said, who is there, who is typing, and what the robot says meanwhile."""
+"""Tests of a room: messages, members, typing indicators and the robot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.browser.proxy import TcpProxy
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 
-async def test_what_one_says_both_read(open_window: OpenWindow, room: str) -> None:
+async def test_both_windows_show_a_message(open_window: OpenWindow, room: str) -> None:
     alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
     await alice["text"].fill("Hello <b>Bob</b>")
     await alice["send"].click()
@@ -24,7 +24,7 @@ async def test_what_one_says_both_read(open_window: OpenWindow, room: str) -> No
         await expect(window["pending"].locator("li")).to_have_count(0)
 
 
-async def test_what_is_said_while_offline_is_said_once_the_line_is_back(open_window: OpenWindow, room: str) -> None:
+async def test_a_message_written_while_offline_is_sent_after_the_reconnect(open_window: OpenWindow, room: str) -> None:
     alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
     await alice.state("connected")
     await alice["cut"].click()
@@ -44,7 +44,7 @@ async def test_what_is_said_while_offline_is_said_once_the_line_is_back(open_win
     await expect(alice["pending"].locator("li")).to_have_count(0)
 
 
-async def test_the_robot_talks_while_the_line_is_cut(open_window: OpenWindow, room: str) -> None:
+async def test_messages_of_the_robot_during_a_cut_are_replayed(open_window: OpenWindow, room: str) -> None:
     alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
     await alice.state("connected")
     await alice["cut"].click()
@@ -62,7 +62,7 @@ async def test_the_robot_talks_while_the_line_is_cut(open_window: OpenWindow, ro
 async def test_a_reloaded_page_shows_each_message_once(
     open_window: OpenWindow, publisher: Publisher, room: str
 ) -> None:
-    """What the server has rendered and what the stream replays overlap."""
+    """The rendered messages and the replayed history overlap."""
     alice = await open_window("alice", f"/rooms/{room}/")
     await publisher.say(room, ["one", "two", "three"])
     await alice.shows("one", "two", "three")
@@ -72,7 +72,7 @@ async def test_a_reloaded_page_shows_each_message_once(
     await alice.shows("one", "two", "three", "four")
 
 
-async def test_typing_is_seen_by_the_others_until_the_message_is_there(open_window: OpenWindow, room: str) -> None:
+async def test_the_typing_indicator_is_shown_until_the_message_arrives(open_window: OpenWindow, room: str) -> None:
     alice, bob = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
     await expect(alice["member-count"]).to_have_text("2")
     await bob["text"].press_sequentially("Well")
@@ -80,11 +80,11 @@ async def test_typing_is_seen_by_the_others_until_the_message_is_there(open_wind
     await expect(bob["typing"]).to_have_text("")
     await bob["text"].press("Enter")
     await alice.shows("Well")
-    # Not by the indicator's own expiry, which takes three seconds.
+    # The message removes the indicator, which would otherwise expire only after three seconds.
     await expect(alice["typing"]).to_have_text("", timeout=1500)
 
 
-async def test_members_come_and_go(open_window: OpenWindow, room: str) -> None:
+async def test_members_join_and_leave(open_window: OpenWindow, room: str) -> None:
     alice = await open_window("alice", f"/rooms/{room}/")
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)"])
     bob = await open_window("bob", f"/rooms/{room}/")
@@ -93,7 +93,7 @@ async def test_members_come_and_go(open_window: OpenWindow, room: str) -> None:
         await expect(window["members"].locator("li")).to_have_text(["alice", "bob (you)"])
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"])
 
-    # Bob is there as long as one of his windows is.
+    # Bob stays a member while one of his windows is connected.
     await twin.page.close()
     carol = await open_window("carol", f"/rooms/{room}/")
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob", "carol"])
@@ -105,7 +105,7 @@ async def test_members_come_and_go(open_window: OpenWindow, room: str) -> None:
 
 
 async def test_members_after_a_cut(open_window: OpenWindow, proxy: TcpProxy, room: str) -> None:
-    """Who left and who came while the connection was down."""
+    """Members who joined and left while the connection was lost are shown correctly."""
     alice = await open_window("alice", f"/rooms/{room}/", through=proxy)
     bob = await open_window("bob", f"/rooms/{room}/")
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"])
@@ -113,7 +113,7 @@ async def test_members_after_a_cut(open_window: OpenWindow, proxy: TcpProxy, roo
     await alice.disconnected()
     carol = await open_window("carol", f"/rooms/{room}/")
     await bob.page.close()
-    # Alice and Bob have both been away for longer than a member may.
+    # Alice and Bob were both disconnected for longer than the expiry of a member.
     await expect(carol["members"].locator("li")).to_have_text(["carol (you)"], timeout=PAGE_PATIENCE)
     proxy.restore()
     await alice.back()

@@ -1,4 +1,4 @@
-"""Chromium, which offers permessage-deflate by itself, at a server that compresses each message once for all."""
+"""Test of shared compression with Chromium, which offers permessage-deflate by default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINES = [f"Line {number}: " + "to be said again and again, " * 20 for number in 
 
 
 class CompressingServer(DemoServer):
-    """The demo, served by uvicorn, beside another server on the same database."""
+    """The demo, served by uvicorn with compression, with the database of another server."""
 
     def __init__(self, folder: Path, beside: DemoServer) -> None:
         super().__init__(folder, beside.database)
@@ -30,7 +30,7 @@ class CompressingServer(DemoServer):
         return [sys.executable, "-m", "uvicorn", *options, f"{PROJECT}.asgi:application"]
 
 
-async def test_a_page_shows_what_came_compressed(
+async def test_a_page_shows_compressed_messages(
     open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str, tmp_path: Path
 ) -> None:
     with CompressingServer(tmp_path, server) as compressing:

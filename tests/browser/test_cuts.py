@@ -1,4 +1,4 @@
-"""Two windows, 200 messages, a connection cut five times: each window ends with exactly the 200, in order."""
+"""Tests of cuts: after 200 messages and five cuts, each of two windows has all messages, once and in order."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Step = Callable[[], Awaitable[object]]
 
 
 async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
-    """Say the lines, and cut and restore the connection while they are being said.
+    """Send the messages, and meanwhile cut and restore the connection.
 
-    Of each forty lines, the cut falls into the first twenty, ten are said while it lasts, and the line is restored
-    during the last ten.
+    For each forty messages, the connection is cut during the first twenty. Ten are sent while it is cut, and it is
+    restored during the last ten.
     """
     for start in range(0, len(LINES), PER_CUT):
         lines = LINES[start : start + PER_CUT]
@@ -38,7 +38,9 @@ async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: St
         await talking
         await publisher.say(room, lines[20:30])
         for window in windows:
-            assert await window.texts.count() < start + 30, "nothing was missed, so the cut proves nothing"
+            assert await window.texts.count() < start + 30, (
+                "no message was missed during the cut, so the test shows nothing"
+            )
         talking = asyncio.create_task(publisher.say(room, lines[30:]))
         await restore()
         for window in windows:
@@ -49,7 +51,7 @@ async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: St
 
 
 async def finish(windows: list[Window], publisher: Publisher, room: str) -> None:
-    """Every window has exactly what was said, and had it over the cable."""
+    """Check that every window has exactly the sent messages, and received them over the cable."""
     assert await publisher.call("messages", room) == LINES
     for window in windows:
         await window.shows(*LINES)
@@ -106,7 +108,7 @@ async def test_cut_by_a_reset_of_the_network(
 
 
 async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publisher: Publisher, room: str) -> None:
-    """A page with a cable of its own, which it closes and opens, as pages do that know when they need none."""
+    """The page closes and opens a second cable, as pages do that know when they need no connection."""
     windows = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
     for window in windows:
         await window.page.evaluate(
@@ -133,12 +135,12 @@ async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publis
             assert len(await window.page.evaluate("own.texts")) <= start + 20
         talking = asyncio.create_task(publisher.say(room, lines[30:]))
         for window in windows:
-            # The client closes a channel for good if the connection ends while its subscribe is unanswered.
+            # The client closes a channel permanently if the connection ends while its subscribe is unanswered.
             await window.page.evaluate("own.cable.connect().then(() => own.channel.ensureSubscribed())")
         await talking
 
     for window in windows:
-        # The page's other cable was never cut, and shows when everything has arrived here.
+        # The other cable of the page was never cut. It shows when all messages have arrived.
         await window.shows(*LINES)
         await eventually(partial(window.page.evaluate, f"own.texts.length >= {len(LINES)}"))
         assert await window.page.evaluate("own.texts") == LINES
@@ -149,14 +151,14 @@ async def test_cut_by_the_clients_own_disconnect(open_window: OpenWindow, publis
 async def test_cut_while_a_subscribe_is_unanswered(
     open_window: OpenWindow, server: DemoServer, proxy: TcpProxy, publisher: Publisher, room: str
 ) -> None:
-    """The client then closes the channel by itself, for good; the page makes another one and misses nothing."""
+    """The client then closes the channel permanently. The page creates a new one and misses no message."""
     window = await open_window("alice", f"/rooms/{room}/", through=proxy)
     other = await open_window("bob", f"/rooms/{room}/", cuts=True)
     await window.state("connected")
     await publisher.say(room, LINES[:50])
     await window.shows(*LINES[:50])
 
-    # A server that knows nothing of who was present lets the channel subscribe anew.
+    # The presence was lost with the server, so the subscription is not restored and the channel subscribes again.
     await asyncio.to_thread(server.kill)
     await window.disconnected()
     proxy.withhold()
@@ -181,7 +183,7 @@ async def test_cut_while_a_subscribe_is_unanswered(
 async def test_cut_before_the_first_subscribe_is_answered(
     open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
 ) -> None:
-    """The page's first subscribe, whose channel has no position yet to go on from."""
+    """The channel of the first subscribe has no position from which it could continue."""
     await publisher.say(room, LINES[:20])
     proxy.withhold()
     window = await open_window("alice", f"/rooms/{room}/", through=proxy)

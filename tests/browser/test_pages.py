@@ -1,4 +1,4 @@
-"""The pages as such: their policy, their width on a phone, and the code for those who come from Action Cable."""
+"""Tests of the pages: their content security policy, their width on a phone, and the examples for Action Cable."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PHONE = (390, 844)
 
 
 async def width(window: Window) -> int:
-    """How wide the page is, with what would have to be scrolled to."""
+    """Return the width of the page, including parts that are reached only by scrolling."""
     widths = await window.page.evaluate("[document.documentElement, document.body].map((each) => each.scrollWidth)")
     return int(max(widths))
 
 
-async def test_each_way_to_subscribe_receives_its_broadcast(open_window: OpenWindow) -> None:
+async def test_each_example_receives_its_broadcast(open_window: OpenWindow) -> None:
     window = await open_window("alice", "/migrations/")
     for box in BOXES:
         await expect(window[f"box-{box}"]).to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
@@ -35,15 +35,15 @@ async def test_each_way_to_subscribe_receives_its_broadcast(open_window: OpenWin
         await expect(window[f"received-{box}"].locator("li")).to_contain_text(["Hello from alice"] * 2)
 
 
-async def test_a_page_for_members_sends_others_to_the_login(open_window: OpenWindow) -> None:
+async def test_pages_redirect_other_users_to_the_login(open_window: OpenWindow) -> None:
     window = await open_window("", "/rooms/lobby/")
     await window["login-bob"].click()
     await window.state("connected")
     assert window.page.url.endswith("/rooms/lobby/")
 
 
-async def test_pages_have_a_strict_policy_and_keep_it(open_window: OpenWindow) -> None:
-    """Chromium complains in the console about whatever a page does against its policy; `open_window` fails then."""
+async def test_pages_have_a_strict_policy_and_comply_with_it(open_window: OpenWindow) -> None:
+    """Chromium logs violations of the policy as errors, and `open_window` fails if there are any."""
     guest = await open_window("", "/login/")
     alice = await open_window("alice", "/")
     for window, path in [(guest, "/login/"), *((alice, path) for path in PAGES)]:

@@ -1,4 +1,4 @@
-"""Integration tests run against real servers too."""
+"""The fixtures of the integration tests, which run against real servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""channels-redis' layers on real servers: a consumer's group messages, and the embedded engine's wake-ups."""
+"""Tests of channels-redis on real servers: group messages to consumers, and wake-ups of the embedded engine."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ pytestmark = pytest.mark.redis
 
 CORE = "channels_redis.core.RedisChannelLayer"
 PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
-#: Long enough that nothing in these tests is found by polling.
+#: A polling interval that is longer than these tests, so that nothing is found by polling.
 POLL_INTERVAL = 120
 
 
 @pytest.fixture(scope="module")
 def redis(redis_pool: RedisPool) -> RedisServer:
-    """The Redis behind the layers."""
+    """The Redis of the channel layers."""
     return redis_pool.get(find_binaries()[0].name)
 
 
 def layers(backend: str, redis: RedisServer, **host: Any) -> dict[str, Any]:
-    """Return CHANNEL_LAYERS."""
+    """Return the setting CHANNEL_LAYERS."""
     hosts = [{"address": redis.url, **host}]
     return {"default": {"BACKEND": backend, "CONFIG": {"hosts": hosts, "prefix": unique("layer-")}}}
 
 
 def make_server(servers: ServerPool, kind: Kind, layers: dict[str, Any]) -> Server:
-    """Return a server with channel layers, not started."""
+    """Return a server with channel layers. It is not started."""
     server = servers.make(kind, POLL_INTERVAL=POLL_INTERVAL, PING_INTERVAL=1)
     server.environment["CABLE_TEST_CHANNEL_LAYERS"] = json.dumps(layers)
     return server
@@ -46,24 +46,24 @@ def make_server(servers: ServerPool, kind: Kind, layers: dict[str, Any]) -> Serv
 
 @pytest.fixture(scope="module", params=[CORE, PUBSUB])
 def layered(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, redis: RedisServer) -> Iterator[Server]:
-    """A server with a layer, set up as W004 tells."""
+    """A server whose channel layer has the configuration that the check W004 recommends."""
     with make_server(servers, kind, layers(request.param, redis, socket_timeout=30)) as server:
         yield server
 
 
 @pytest.fixture
 async def clients() -> AsyncIterator[AsyncExitStack]:
-    """Whatever is entered here is left at the end of the test."""
+    """An exit stack that closes the clients of a test."""
     async with AsyncExitStack() as stack:
         yield stack
 
 
 def layered_url(server: Server) -> str:
-    """Return where the consumer is that listens to the layer."""
+    """Return the URL of the consumer that listens to the channel layer."""
     return server.url.replace("/cable", "/layered")
 
 
-async def test_a_group_message_of_another_process_reaches_every_consumer_once(
+async def test_a_group_message_from_another_process_reaches_each_consumer_once(
     layered: Server, clients: AsyncExitStack
 ) -> None:
     stream = unique("notes/")
@@ -83,7 +83,7 @@ async def test_a_group_message_of_another_process_reaches_every_consumer_once(
     await reader.nothing()
 
 
-async def test_a_broadcast_of_another_process_wakes_the_server(layered: Server, clients: AsyncExitStack) -> None:
+async def test_a_broadcast_from_another_process_wakes_the_server(layered: Server, clients: AsyncExitStack) -> None:
     stream = unique("woken/")
     client = await clients.enter_async_context(Client(layered.url))
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream, f"cursor:{stream}"]))
@@ -97,7 +97,7 @@ async def test_a_broadcast_of_another_process_wakes_the_server(layered: Server, 
 
 
 async def idle(client: Client) -> None:
-    """Let more than 5 seconds pass without a message of the layer, by the server's pings."""
+    """Wait for more than 5 seconds, measured by pings, in which the channel layer has no messages."""
     count = len(client.pings) + 7
     assert len(await client.ping(count, timeout=PATIENCE * 2)) >= count
 
@@ -107,7 +107,7 @@ async def idle(client: Client) -> None:
     [(CORE, {}), (CORE, {"socket_timeout": 30}), (CORE, {"socket_timeout": None}), (PUBSUB, {})],
     ids=["core", "core, 30 s", "core, no limit", "pubsub"],
 )
-async def test_a_layer_that_was_idle_is_heard_and_the_system_check_knows_which_one_fails_first(
+async def test_a_layer_works_after_an_idle_time_unless_the_system_check_warned(
     servers: ServerPool, redis: RedisServer, backend: str, host: dict[str, Any]
 ) -> None:
     configured = layers(backend, redis, **host)
@@ -117,7 +117,7 @@ async def test_a_layer_that_was_idle_is_heard_and_the_system_check_knows_which_o
         async with Client(server.url) as reader, Client(layered_url(server)) as listener:
             identifier = await reader.subscribe(identify("StreamChannel", streams=[stream]))
             await idle(listener)
-            # Redis answers when the time-out is over, too: on a busy machine its answer may be the first.
+            # The answer of Redis and the timeout are due at the same time. On a busy machine, the answer may win.
             for _ in range(5 if fails else 0):
                 if "cannot be heard" in server.log:
                     break

@@ -1,4 +1,4 @@
-"""permessage-deflate on real servers: who agrees to it, and that nobody notices but by the bytes."""
+"""Tests of permessage-deflate on real servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.client import Client, identify, unique
 from tests.support.deflate import NotingFactory
 from tests.support.server import Server, ServerPool
 
-#: Payloads that a compressing server compresses, but for the last.
+#: Payloads. A compressing server compresses all of them except the last, which is too short.
 PAYLOADS: list[Any] = [
     {"text": "żółw, again and again. " * 20},
     {"rows": [{"id": number, "name": f"row {number}", "open": True} for number in range(500)]},
@@ -35,7 +35,7 @@ def compressing(servers: ServerPool) -> Server:
 
 @pytest.fixture
 async def connect() -> AsyncIterator[Connect]:
-    """Open a connection to a server, with what `Client` takes."""
+    """Open a connection to a server, with options of `Client`."""
     async with AsyncExitStack() as stack:
 
         async def connect(server: Server, *extensions: NotingFactory, **options: Any) -> Client:
@@ -45,7 +45,7 @@ async def connect() -> AsyncIterator[Connect]:
 
 
 def agreed(factory: NotingFactory) -> bool:
-    """Whether the server agreed to no more of a window than this project's frames have, and to keep none."""
+    """Return whether the server negotiated the window of shared frames, and no context takeover."""
     if factory.agreed is None:
         return False
     assert factory.agreed.remote_no_context_takeover
@@ -54,7 +54,7 @@ def agreed(factory: NotingFactory) -> bool:
 
 
 async def all_receive(server: Server, clients: list[Client]) -> None:
-    """Broadcast the payloads; every client must get them."""
+    """Broadcast the payloads, and check that every client receives them."""
     stream = unique("mixed")
     identifier = identify("StreamChannel", streams=[stream])
     for client in clients:
@@ -65,7 +65,7 @@ async def all_receive(server: Server, clients: list[Client]) -> None:
         assert await client.messages(identifier, len(PAYLOADS)) == PAYLOADS
 
 
-async def test_each_client_is_sent_what_it_agreed_to(compressing: Server, connect: Connect) -> None:
+async def test_each_client_receives_what_it_negotiated(compressing: Server, connect: Connect) -> None:
     factories = [NotingFactory(), NotingFactory(server_max_window_bits=9), NotingFactory(server_max_window_bits=15)]
     clients = [await connect(compressing, factory) for factory in factories] + [await connect(compressing)]
     assert [agreed(factory) for factory in factories] == [True, False, True]
@@ -75,7 +75,7 @@ async def test_each_client_is_sent_what_it_agreed_to(compressing: Server, connec
         assert factory.agreed.compressed[-len(PAYLOADS) :] == COMPRESSED
 
 
-async def test_what_was_missed_is_compressed_too_and_whoever_comes_back_may_agree_to_something_else(
+async def test_missed_messages_are_compressed_and_a_reconnect_may_negotiate_anew(
     compressing: Server, connect: Connect
 ) -> None:
     stream = unique("missed")
@@ -101,7 +101,7 @@ async def test_what_was_missed_is_compressed_too_and_whoever_comes_back_may_agre
         await client.cut()
 
 
-async def test_commands_may_come_compressed(compressing: Server, connect: Connect) -> None:
+async def test_commands_may_be_compressed(compressing: Server, connect: Connect) -> None:
     factory = NotingFactory()
     client = await connect(compressing, factory)
     identifier = await client.subscribe(identify("EchoChannel"))
@@ -112,10 +112,10 @@ async def test_commands_may_come_compressed(compressing: Server, connect: Connec
 
 
 @pytest.mark.parametrize(("size", "fragments"), [(200_000_000, 1), (3_000_000, 50)])
-async def test_a_small_message_that_becomes_large_is_refused_before_it_is(
+async def test_a_small_message_that_would_decompress_to_a_large_one_is_refused(
     compressing: Server, connect: Connect, size: int, fragments: int
 ) -> None:
-    """The connection ends, at four times MAX_MESSAGE_SIZE (256 KiB); the server does not take the memory."""
+    """The server closes the connection at four times MAX_MESSAGE_SIZE (256 KiB), before it uses the memory."""
     client = await connect(compressing, NotingFactory())
     other = await connect(compressing)
     before = compressing.rss
@@ -129,14 +129,14 @@ async def test_a_small_message_that_becomes_large_is_refused_before_it_is(
         data = Frame(opcode, bomb[start : start + step], fin=start + step >= len(bomb)).serialize(mask=True)
         frames += bytes((data[0] | rsv1, *data[1:]))
     client.socket.transport.write(frames)
-    # None: what the server had not read yet when it closed made that a reset.
+    # None: the connection was reset, because the server had not read all data when it closed it.
     assert await client.closed() in (1009, None)
     assert compressing.rss - before < 50_000_000
     await other.nothing()
 
 
-async def test_a_server_by_itself_goes_on_as_it_does(server: Server, connect: Connect) -> None:
-    """uvicorn's own protocol compresses for each client, daphne does not; frames of ours are plain."""
+async def test_servers_without_shared_compression_keep_their_own(server: Server, connect: Connect) -> None:
+    """uvicorn's own protocol compresses for each client, and daphne does not compress."""
     factory = NotingFactory()
     clients = [await connect(server, factory), await connect(server)]
     assert (factory.agreed is not None) == (server.kind == "uvicorn")

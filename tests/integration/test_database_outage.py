@@ -1,4 +1,4 @@
-"""The database hangs or cannot be reached for some seconds: servers still stop on request, and clients see no error."""
+"""Tests of database outages: servers still stop on request, and clients see no error."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.support.server import Kind, Server, make_database
 
 pytestmark = pytest.mark.postgres
 
-#: Seconds by which a busy machine may be late.
+#: How many seconds a busy machine may be late.
 SLACK = 5.0
-#: How long, in seconds, the database cannot be reached.
+#: How long, in seconds, the database is unreachable.
 AWAY = 3.0
 
 
@@ -37,12 +37,12 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def template(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A placeholder: the migrated database is in PostgreSQL, not in a file to copy."""
+    """A placeholder for an SQLite file. The migrated database is in PostgreSQL."""
     return make_database(tmp_path_factory.mktemp("migrated"), CABLE_TEST_POSTGRES=postgres)
 
 
 class Stage:
-    """Makes servers that use one PostgreSQL.
+    """Creates servers that use the same PostgreSQL.
 
     Args:
         postgres: the HOST of the PostgreSQL.
@@ -56,7 +56,7 @@ class Stage:
         self._folder = folder
 
     def make(self, kind: Kind, *, cable_serve: bool = False) -> Server:
-        """Return a server, not started."""
+        """Return a server. It is not started."""
         folder = self._folder / f"{kind}-{cable_serve}"
         folder.mkdir()
         server = Server(kind, folder, self._template, shared=True, CABLE_TEST_POSTGRES=self.postgres)
@@ -66,12 +66,12 @@ class Stage:
 
 @pytest.fixture
 def stage(postgres: str, template: Path, tmp_path: Path) -> Stage:
-    """A stage on which a test starts servers."""
+    """A stage for the servers of a test."""
     return Stage(postgres, template, tmp_path)
 
 
 async def try_to_connect(server: Server, cookie: str) -> None:
-    """Connect as a signed-in user, and disconnect after a while. The connection may fail."""
+    """Connect as a logged-in user, and disconnect after a while. The connection may fail."""
     client = Client(server.url, cookie=cookie)
     with suppress(OSError, InvalidHandshake, EOFError, TimeoutError):
         async with asyncio.timeout(1):
@@ -80,19 +80,19 @@ async def try_to_connect(server: Server, cookie: str) -> None:
 
 
 async def ask_for_a_position(server: Server) -> None:
-    """Have a view query the database. The query may fail."""
+    """Request a view that queries the database. The query may fail."""
     with suppress(httpx.TransportError):
         await server.call("position", "any")
 
 
 async def seconds_to_stop(server: Server) -> float:
-    """Ask a server to stop; return how long that took."""
+    """Stop a server, and return how many seconds that took."""
     asked = time.monotonic()
     assert await server.terminate() in (0, -15)
     return time.monotonic() - asked
 
 
-async def test_servers_stop_in_bounded_time_while_the_database_hangs(stage: Stage) -> None:
+async def test_servers_stop_in_limited_time_while_the_database_hangs(stage: Stage) -> None:
     kinds: tuple[Kind, ...] = ("daphne", "uvicorn")
     servers = [stage.make(kind, cable_serve=cable_serve) for kind in kinds for cable_serve in (False, True)]
     async with AsyncExitStack() as stack, asyncio.TaskGroup() as waiting:
@@ -113,19 +113,19 @@ async def test_servers_stop_in_bounded_time_while_the_database_hangs(stage: Stag
 
 
 @pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
-async def test_who_left_before_being_accepted_is_no_error(stage: Stage, kind: Kind) -> None:
+async def test_a_client_that_left_before_it_was_accepted_causes_no_error(stage: Stage, kind: Kind) -> None:
     with stage.make(kind) as server:
         cookie = await server.sign_in("alice")
         with outage.hanging(stage.postgres):
             await asyncio.gather(*(try_to_connect(server, cookie) for _ in range(5)))
         async with Client(server.url, cookie=cookie) as client:
-            # The first ping comes after at least 1.5 seconds. Daphne logs errors of applications once a second.
+            # The first ping arrives after at least 1.5 seconds. daphne logs errors of applications once in a second.
             await client.ping(1)
         assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
-async def test_subscribes_during_an_outage_are_confirmed_after_it(stage: Stage, kind: Kind) -> None:
+async def test_subscribes_during_an_outage_are_confirmed_afterwards(stage: Stage, kind: Kind) -> None:
     async with AsyncExitStack() as stack:
         server = stack.enter_context(stage.make(kind))
         cookie = await server.sign_in("alice")

@@ -1,4 +1,4 @@
-"""The demo as demo_project/deploy runs it: all processes, DEBUG off, PostgreSQL, Redis, nginx."""
+"""Tests of the demo as demo_project/deploy runs it: all processes, DEBUG off, PostgreSQL, Redis and nginx."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.nginx, pytest.mark.node, pytest.mark.postgres, pytest.
 
 
 class DemoServer(DeployedServer):
-    """A server of the demo itself."""
+    """A server that runs the demo."""
 
     def __init__(self, kind: Kind, folder: Path, variables: Mapping[str, str]) -> None:
         super().__init__(kind, folder, folder, shared=True)
@@ -45,7 +45,7 @@ class DemoServer(DeployedServer):
 
 @contextmanager
 def worker(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
-    """Run the Procfile's Celery worker."""
+    """Run the Celery worker of the Procfile."""
     with (folder / "worker.log").open("wb") as log:
         command = [sys.executable, "-m", *procfile()["worker"]]
         process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=log, stderr=subprocess.STDOUT)
@@ -61,7 +61,7 @@ def worker(folder: Path, variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def release(variables: Mapping[str, str]) -> None:
-    """Do what Compose's `release` does."""
+    """Run the commands of the service `release` in compose.yaml."""
     found = re.search(r"^    command: sh -c (.*)$", (DEPLOY / "compose.yaml").read_text(), re.MULTILINE)
     assert found
     (script,) = shlex.split(found[1])
@@ -70,11 +70,11 @@ def release(variables: Mapping[str, str]) -> None:
 
 
 class Deployment:
-    """All of it, running.
+    """The running deployment.
 
     Args:
-        stack: ends it.
-        folder: for logs and data.
+        stack: stops all processes when it is closed.
+        folder: the folder for logs and data.
     """
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
@@ -106,14 +106,14 @@ class Deployment:
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The deployment that these tests share."""
-    require_node()  # which bundles the client
+    require_node()  # the client is bundled with Node
     with ExitStack() as stack:
         yield Deployment(stack, tmp_path_factory.mktemp("deployment"))
 
 
 @contextmanager
 def signed_in(base: str, username: str = "carol") -> Iterator[httpx.Client]:
-    """Give a browser, as it were, in which somebody has logged in."""
+    """Return an HTTP client in which a user is logged in."""
     with httpx.Client(base_url=base, trust_env=False, headers={"Origin": base}) as browser:
         page = browser.get("/login/")
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text)
@@ -123,7 +123,7 @@ def signed_in(base: str, username: str = "carol") -> Iterator[httpx.Client]:
         yield browser
 
 
-def test_pages_and_static_files_come_through_nginx(deployment: Deployment) -> None:
+def test_nginx_serves_pages_and_static_files(deployment: Deployment) -> None:
     with signed_in(deployment.nginx.base) as browser:
         page = browser.get("/rooms/lobby/")
         assert page.is_success
@@ -132,11 +132,11 @@ def test_pages_and_static_files_come_through_nginx(deployment: Deployment) -> No
         for path in paths:
             file = browser.get(path)
             assert file.is_success, path
-            assert file.headers["Server"] == "nginx", "the servers have no part in it"
+            assert file.headers["Server"] == "nginx", "nginx serves static files without the servers"
             assert "Cache-Control" in file.headers
 
 
-def test_strangers_origins_are_refused_behind_the_proxy(deployment: Deployment) -> None:
+def test_other_origins_are_refused_behind_the_proxy(deployment: Deployment) -> None:
     with httpx.Client(base_url=deployment.nginx.base, trust_env=False) as browser:
         token = browser.get("/login/").cookies["csrftoken"]
         form = {"csrfmiddlewaretoken": token, "username": "carol", "password": PASSWORD}
@@ -147,17 +147,17 @@ def test_strangers_origins_are_refused_behind_the_proxy(deployment: Deployment) 
 
 
 def cookie_of(deployment: Deployment, username: str) -> str:
-    """Log somebody in; return the `Cookie` header."""
+    """Log a user in, and return the header `Cookie`."""
     with signed_in(deployment.nginx.base, username) as browser:
         return f"sessionid={browser.cookies['sessionid']}"
 
 
 def names(client: RecoveringClient, identifier: str) -> set[str]:
-    """The names of the members that a client knows."""
+    """Return the names of the members that a client knows."""
     return {info["name"] for info in (client.members[identifier] or {}).values()}
 
 
-async def test_both_servers_know_who_is_in_a_room_and_whose_session_it_is(deployment: Deployment) -> None:
+async def test_both_servers_know_the_members_of_a_room_and_restore_sessions(deployment: Deployment) -> None:
     daphne, uvicorn = deployment.servers
     cookies = [cookie_of(deployment, username) for username in ("alice", "bob")]
     room = identify("ChatChannel", room_id=1)
@@ -179,8 +179,8 @@ async def test_both_servers_know_who_is_in_a_room_and_whose_session_it_is(deploy
             assert names(alice, room) == {"alice", "bob"}
 
 
-async def test_an_answer_goes_on_while_every_server_is_killed(deployment: Deployment) -> None:
-    # A Celery worker writes it.
+async def test_an_answer_continues_while_all_servers_are_killed(deployment: Deployment) -> None:
+    # A Celery worker writes the answer.
     identifier = identify("AssistantChannel")
     async with RecoveringClient(deployment.nginx.url, cookie=cookie_of(deployment, "carol")) as client:
         await client.subscribe(identifier)

@@ -1,4 +1,4 @@
-"""Random and mutated frames for a bounded time: the process lives, and nobody else notices."""
+"""Sends random and mutated frames for a limited time. The server must survive, and other clients must not notice."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ ODDITIES: list[Any] = [
 
 
 def oddity(rng: random.Random) -> Any:
-    """Return a value of its own: a mutation may put another one into it."""
+    """Return a new value, because mutations may change it."""
     return copy.deepcopy(rng.choice(ODDITIES))
 
 
 def frame(rng: random.Random) -> dict[str, Any]:
-    """Return a frame that a client may well send."""
+    """Return a valid frame."""
     identifier = rng.choice(IDENTIFIERS)
     history = {"since": rng.choice([0, 1, time.time(), 1e12]), "streams": {"fuzz:1": {"epoch": "e", "offset": 3}}}
     presence = {"id": rng.choice(["1", 7, "impostor"]), "info": oddity(rng)}
@@ -81,7 +81,7 @@ def frame(rng: random.Random) -> dict[str, Any]:
 
 
 def with_odd_value(rng: random.Random) -> str:
-    """Put something odd in the place of one value, at any depth."""
+    """Replace one value, at any depth, by an unexpected one."""
     value: Any = frame(rng)
     place = value
     while True:
@@ -97,7 +97,7 @@ def with_odd_value(rng: random.Random) -> str:
 
 
 def with_odd_text(rng: random.Random) -> str:
-    """Cut, repeat or replace a part of a frame's text."""
+    """Remove, repeat or replace a part of the text of a frame."""
     text = json.dumps(frame(rng))
     start, end = sorted(rng.randrange(len(text) + 1) for _ in range(2))
     middle = rng.choice(["", text[start:end] * 3, "".join(chr(rng.randrange(1, 0xD7FF)) for _ in range(9)), "[" * 9999])
@@ -116,7 +116,7 @@ WEIGHTS = [6, 4, 2, 1, 1, 0.2]
 
 
 async def fuzz(server: Server, rng: random.Random, deadline: float) -> int:
-    """Send nonsense until the time is over, on a new connection when one ends; return how many frames went out."""
+    """Send invalid frames until the time is over, and reconnect when necessary. Return the number of sent frames."""
     sent, sid = 0, ""
     while time.monotonic() < deadline:
         client = Client(server.url, protocols=[rng.choice([EXTENDED, BASE])], sid=sid, query=rng.choice(["", "pi=x"]))
@@ -135,7 +135,7 @@ async def fuzz(server: Server, rng: random.Random, deadline: float) -> int:
 
 
 async def knock(server: Server, rng: random.Random, deadline: float) -> None:
-    """Send what is no HTTP and no WebSocket either, below the protocol."""
+    """Send data that is neither HTTP nor WebSocket."""
     while time.monotonic() < deadline:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         try:
@@ -154,14 +154,17 @@ async def knock(server: Server, rng: random.Random, deadline: float) -> None:
                 await writer.wait_closed()
 
 
-async def test_nonsense_harms_nobody(server: Server, record_property: Callable[[str, object], None]) -> None:
+async def test_invalid_frames_harm_neither_the_server_nor_other_clients(
+    server: Server, record_property: Callable[[str, object], None]
+) -> None:
     seed = random.SystemRandom().randrange(2**32)
     record_property("seed", seed)
     calm = unique("calm")
     async with Client(server.url) as bystander:
         identifier = await bystander.subscribe(identify("StreamChannel", streams=[calm]))
         pid = server.pid
-        await fuzz(server, random.Random(seed), time.monotonic() + 0.5)  # what is allocated once is not a leak
+        # A warm-up, because memory that is allocated only once is not a leak.
+        await fuzz(server, random.Random(seed), time.monotonic() + 0.5)
         before = server.rss
         deadline = time.monotonic() + SECONDS
         fuzzing = [
@@ -176,7 +179,7 @@ async def test_nonsense_harms_nobody(server: Server, record_property: Callable[[
         await knocking
         assert server.alive, f"seed {seed}:\n{server.log[-3000:]}"
         assert server.pid == pid
-        assert sum(sent) > 500, "the fuzzers were at work"
+        assert sum(sent) > 500, "the fuzzers did not send enough frames"
         frames = [await bystander.expect({"identifier": identifier}) for _ in range(count)]
         assert [frame["offset"] for frame in frames] == list(range(1, count + 1)), f"seed {seed}"
         await bystander.nothing()

@@ -1,4 +1,4 @@
-"""The HTTP endpoints on real servers: what producers that are not Django post reaches the cable's subscribers."""
+"""Tests of the HTTP endpoints on real servers, which other programs than Django use to broadcast."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def key(purpose: str) -> str:
 
 @pytest.fixture
 async def http(server: Server) -> AsyncIterator[httpx.AsyncClient]:
-    """Posts to the server with the key for broadcasts."""
+    """An HTTP client with the key for broadcasts."""
     headers = {"Authorization": f"Bearer {key('broadcast-cable')}"}
     url = f"http://127.0.0.1:{server.port}"
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=30) as client:
@@ -38,7 +38,7 @@ async def http(server: Server) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def cable(server: Server) -> AsyncIterator[Client]:
-    """A connection."""
+    """A client of the cable."""
     async with Client(server.url) as client:
         yield client
 
@@ -62,7 +62,7 @@ async def test_a_message_is_stored_and_delivered(http: httpx.AsyncClient, cable:
     }
 
 
-async def test_many_at_once_keep_their_order(http: httpx.AsyncClient, cable: Client) -> None:
+async def test_concurrent_arrays_keep_the_order_of_their_messages(http: httpx.AsyncClient, cable: Client) -> None:
     stream, other = unique("large:"), unique("large:")
     identifier = await cable.subscribe(identify("StreamChannel", streams=[stream, other]))
     batches = [[message(stream, {"w": w, "n": n}) for n in range(20)] for w in range(5)]
@@ -70,13 +70,13 @@ async def test_many_at_once_keep_their_order(http: httpx.AsyncClient, cable: Cli
     assert [response.status_code for response in responses] == [201] * 5
     frames = [await cable.expect({"identifier": identifier}) for _ in range(100)]
     assert [frame["offset"] for frame in frames] == list(range(1, 101))
-    # An array is stored as a whole: nobody else's message is among its own.
+    # The messages of an array are stored together, without messages of other requests between them.
     payloads = [frame["message"] for frame in frames]
     assert [payload["n"] for payload in payloads] == list(range(20)) * 5
     assert all(len({payload["w"] for payload in payloads[at : at + 20]}) == 1 for at in range(0, 100, 20))
 
 
-async def test_meta_leaves_out_a_connection_and_makes_transient(
+async def test_meta_can_exclude_a_connection_and_make_a_message_transient(
     http: httpx.AsyncClient, cable: Client, server: Server
 ) -> None:
     stream = unique("http/")
@@ -89,7 +89,7 @@ async def test_meta_leaves_out_a_connection_and_makes_transient(
             message(stream, {"n": 3}, transient=True),
         ]
         assert (await http.post("/_broadcast", json=messages)).status_code == 201
-        # A transient message has no place among the others.
+        # A transient message has no position, so that its place among the others is not fixed.
         here, there = await cable.messages(identifier, 2), await other.messages(identifier, 3)
         assert sorted(data["n"] for data in here) == [2, 3]
         assert [data["n"] for data in there if data["n"] != 3] == [1, 2]
@@ -97,7 +97,7 @@ async def test_meta_leaves_out_a_connection_and_makes_transient(
     assert (await server.call("position", stream))["offset"] == 2
 
 
-async def test_the_api_publishes_and_tells_who_is_there(http: httpx.AsyncClient, cable: Client) -> None:
+async def test_the_api_publishes_and_lists_members(http: httpx.AsyncClient, cable: Client) -> None:
     room = unique("a room/100% ")
     identifier = await cable.subscribe(identify("RoomChannel", room=room))
     await cable.send("join", identifier, presence={"id": 42, "info": {"name": "Ann"}})
@@ -127,7 +127,7 @@ async def test_a_command_closes_a_users_connections(http: httpx.AsyncClient, cab
         await cable.nothing()
 
 
-async def test_refusals(http: httpx.AsyncClient, server: Server) -> None:
+async def test_invalid_requests_are_refused(http: httpx.AsyncClient, server: Server) -> None:
     stream = unique("http/")
     wrong = {"Authorization": f"Bearer {key('api-cable')}"}
     assert (await http.post("/_broadcast", json=message(stream, 1), headers=wrong)).status_code == 401
@@ -141,7 +141,7 @@ async def test_refusals(http: httpx.AsyncClient, server: Server) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_that_is_too_large(http: httpx.AsyncClient, chunked: bool) -> None:
+async def test_a_body_that_is_too_large_is_refused(http: httpx.AsyncClient, chunked: bool) -> None:
     async def parts() -> AsyncIterator[bytes]:
         for _ in range(50):
             yield b" " * 100_000
@@ -153,7 +153,7 @@ async def test_a_body_that_is_too_large(http: httpx.AsyncClient, chunked: bool) 
 
 @contextlib.contextmanager
 def locked(server: Server) -> Iterator[None]:
-    """Hold the database's only write lock."""
+    """Hold the write lock of the database."""
     connection = sqlite3.connect(server.database, isolation_level=None)
     with contextlib.closing(connection):
         connection.execute("BEGIN IMMEDIATE")
@@ -161,7 +161,7 @@ def locked(server: Server) -> Iterator[None]:
         connection.execute("ROLLBACK")
 
 
-async def test_a_broadcast_that_has_to_wait_keeps_no_connection_waiting(
+async def test_a_broadcast_that_waits_for_a_lock_delays_no_connection(
     http: httpx.AsyncClient, cable: Client, server: Server
 ) -> None:
     stream = unique("http/")
@@ -177,7 +177,7 @@ async def test_a_broadcast_that_has_to_wait_keeps_no_connection_waiting(
     assert (await server.call("position", stream))["offset"] == 10
 
 
-async def test_a_wsgi_server_beside_takes_broadcasts_too(
+async def test_a_wsgi_server_accepts_broadcasts_too(
     http: httpx.AsyncClient, cable: Client, beside: OtherProcess
 ) -> None:
     stream = unique("http/")
@@ -190,7 +190,9 @@ async def test_a_wsgi_server_beside_takes_broadcasts_too(
 
 
 @pytest.mark.redis
-async def test_while_redis_is_down_a_post_is_told_so(servers: ServerPool, kind: Kind, tmp_path: Path) -> None:
+async def test_a_broadcast_fails_with_an_error_while_redis_is_down(
+    servers: ServerPool, kind: Kind, tmp_path: Path
+) -> None:
     stream, headers = unique("http/"), {"Authorization": f"Bearer {key('broadcast-cable')}"}
     with RedisServer(tmp_path) as redis, servers.make(kind, REDIS_URL=redis.url) as server:
         url = f"http://127.0.0.1:{server.port}/_broadcast"

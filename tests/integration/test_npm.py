@@ -1,4 +1,4 @@
-"""The npm clients, unmodified, in Node, against both servers; the scenarios are in tests/node/."""
+"""Runs the unmodified npm clients in Node against both servers. The scenarios are in tests/node/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.node import FOLDER, node_modules, require_node
 from tests.support.server import Server, ServerPool
 
-#: Seconds that all scenarios of a client may take, together.
+#: How long, in seconds, all scenarios of a client may take together.
 PATIENCE = 60.0
 
 
@@ -22,12 +22,12 @@ async def test_an_unmodified_client(server: Server, script: str, least: int) -> 
 
 @pytest.mark.node
 async def test_an_unmodified_client_of_a_server_that_compresses(servers: ServerPool) -> None:
-    """`ws` offers permessage-deflate by itself."""
+    """The package `ws` offers permessage-deflate by default."""
     await run(servers.get("compressing"), "anycable.mjs", 20)
 
 
 async def run(server: Server, script: str, least: int) -> None:
-    """Run a client's scenarios, of which there are so many at least."""
+    """Run the scenarios of a client, and check that there are at least as many as expected."""
     node = require_node()
     await asyncio.to_thread(node_modules)
     process = await asyncio.create_subprocess_exec(

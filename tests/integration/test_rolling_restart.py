@@ -1,4 +1,4 @@
-"""Two servers behind nginx, as demo_project/deploy has them, restart one after the other: nobody loses anything."""
+"""Tests of a rolling restart: two servers behind nginx restart one after the other, and no message is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROUNDS = 2
 
 @pytest.fixture
 def engine(request: pytest.FixtureRequest) -> Mapping[str, Any]:
-    """The settings of an engine that several servers can share: the database, or what a test asks for."""
+    """The settings of an engine that several servers can share. By default, this is the database."""
     if getattr(request, "param", "database") == "database":
         return {}
     redis: RedisPool = request.getfixturevalue("redis_pool")
@@ -35,7 +35,7 @@ def engine(request: pytest.FixtureRequest) -> Mapping[str, Any]:
 
 @pytest.fixture
 def pair(tmp_path: Path, engine: Mapping[str, Any]) -> Iterator[list[Server]]:
-    """A daphne and a uvicorn on one database."""
+    """A daphne and a uvicorn with the same database."""
     database = make_database(tmp_path)
     with (
         DeployedServer("daphne", tmp_path, database, engine, shared=True) as daphne,
@@ -46,20 +46,20 @@ def pair(tmp_path: Path, engine: Mapping[str, Any]) -> Iterator[list[Server]]:
 
 @pytest.fixture
 def nginx(pair: list[Server]) -> Iterator[Nginx]:
-    """Nginx in front of them."""
+    """nginx, which forwards to both servers."""
     with Nginx(pair) as nginx:
         yield nginx
 
 
 @pytest.fixture
 async def clients(nginx: Nginx) -> AsyncIterator[list[RecoveringClient]]:
-    """Clients that come back through nginx."""
+    """Clients that reconnect through nginx."""
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(RecoveringClient(nginx.url)) for _ in range(CLIENTS)]
 
 
 class Load:
-    """Numbers, broadcast to every stream in turn by a process beside the servers, until it is stopped."""
+    """Broadcasts numbers to all streams in turn, from another process, until it is stopped."""
 
     def __init__(self, beside: OtherProcess, streams: list[str]) -> None:
         self.last = 0
@@ -73,7 +73,7 @@ class Load:
             self.last += 1
 
     async def stop(self) -> int:
-        """Stop; return how many each stream got."""
+        """Stop, and return how many numbers were broadcast to each stream."""
         self._stopped = True
         await self._task
         return self.last
@@ -99,7 +99,7 @@ async def test_servers_restart_one_after_the_other_under_load(
                 await server.restart()
                 at = load.last
                 for client, identifiers in wanted.items():
-                    # Each is back, and receives what is broadcast now.
+                    # Each client has reconnected and receives new messages.
                     await client.wait_for_messages(identifiers[0], at + 1)
         total = await load.stop()
     for client, identifiers in wanted.items():
@@ -108,14 +108,14 @@ async def test_servers_restart_one_after_the_other_under_load(
             assert [message["n"] for message in client.received[identifier]] == list(range(1, total + 1))
             assert "history_not_found" not in client.infos[identifier]
         assert client.complaints == []
-        assert client.connects == client.restores + 1, "sessions go on, on the other server"
-    assert not any("sid=" in server.log for server in pair), "session ids are secrets"
+        assert client.connects == client.restores + 1, "sessions must be restored on the other server"
+    assert not any("sid=" in server.log for server in pair), "session ids are secret and must not be logged"
     tried = nginx.requests("/cable")
-    assert {status for status, _ in tried} == {"101"}, "nobody was left with a server that was not there"
-    assert {servers for _, servers in tried} > {"101"}, "some were, and nginx tried the other one"
+    assert {status for status, _ in tried} == {"101"}, "nginx must not fail a request while one server is up"
+    assert {servers for _, servers in tried} > {"101"}, "nginx must have tried the other server at least once"
 
 
-async def test_after_a_reload_clients_are_cut_and_resume(
+async def test_clients_are_cut_after_a_reload_of_nginx_and_resume(
     pair: list[Server], nginx: Nginx, clients: list[RecoveringClient]
 ) -> None:
     stream = unique("large:")
@@ -135,12 +135,12 @@ async def test_after_a_reload_clients_are_cut_and_resume(
 
 
 async def cut_and_restored(client: RecoveringClient) -> None:
-    """Wait until a client was cut off, which nginx does after worker_shutdown_timeout, and has its session again."""
+    """Wait until nginx has closed the connection of a client (worker_shutdown_timeout), and its session is restored."""
     await client.wait_for(lambda: client.restores == 1)
 
 
 async def test_a_slow_client_is_noticed_through_nginx(pair: list[Server], nginx: Nginx) -> None:
-    # Promise 6: what nginx and the kernel hold back has an end, and the server sees the rest pile up.
+    # The buffers of nginx and the kernel are limited, so the server notices that the client reads nothing.
     stream, audit = unique("large:"), unique("audit")
     async with Client(nginx.url) as watcher, Client(nginx.url, reading=False) as slow:
         watching = await watcher.subscribe(identify("StreamChannel", streams=[audit]))

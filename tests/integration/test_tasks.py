@@ -1,4 +1,4 @@
-"""Broadcasts in task workers, other processes than the server, reach its subscribers: Celery's and Django's own."""
+"""Tests of broadcasts in tasks of Celery and of Django, whose workers are other processes than the server."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from tests.support.client import Client, identify, unique
 from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import PATIENCE, ROOT, Kind, Server, ServerPool
 
-#: The settings of each engine, given a Redis that all processes reach.
+#: Functions that return the settings of each engine, with the URL of a Redis for all processes.
 ENGINES: Mapping[str, Callable[[RedisServer], dict[str, Any]]] = {
     "embedded": lambda redis: {},
     "redis": lambda redis: {"REDIS_URL": redis.url, "KEY_PREFIX": unique("tasks-")},
 }
 
-celery = pytest.mark.redis  # it is the broker
+celery = pytest.mark.redis  # Celery uses this Redis as its broker
 
 
 @pytest.fixture(scope="module")
 def broker(redis_pool: RedisPool) -> RedisServer:
-    """The Redis that brings tasks to the workers."""
+    """The Redis that is the broker of the tasks."""
     return redis_pool.get(find_binaries()[0].name)
 
 
 @pytest.fixture(scope="module", params=ENGINES)
 def served(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, broker: RedisServer) -> Iterator[Server]:
-    """A server that has a broker."""
+    """A server that can send tasks to the broker."""
     server = servers.make(kind, **ENGINES[request.param](broker))
     server.environment |= {"CABLE_TEST_BROKER": broker.url, "CABLE_TEST_QUEUE": unique("queue-")}
     with server:
@@ -43,20 +43,20 @@ def served(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, brok
 
 @pytest.fixture(scope="module")
 def worker(served: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A worker of the server's tasks, with two processes."""
+    """A Celery worker with two processes."""
     with Worker(tmp_path_factory.mktemp("worker"), served.environment) as worker:
         yield worker
 
 
 async def subscribed(client: Client, prefix: str = "tasks/") -> tuple[str, str]:
-    """Subscribe to a new stream; return its name and the identifier."""
+    """Subscribe to a new stream. Return its name and the identifier of the subscription."""
     stream = unique(prefix)
     return stream, await client.subscribe(identify("StreamChannel", streams=[stream]))
 
 
 @pytest.fixture
 async def client(served: Server) -> AsyncIterator[Client]:
-    """A connection to the server."""
+    """A client of the server."""
     async with Client(served.url) as client:
         yield client
 
@@ -69,7 +69,7 @@ class TestCelery:
         frame = await client.next(PATIENCE)
         assert (frame["identifier"], frame["message"], frame["offset"]) == (identifier, {"text": "hi"}, 1)
 
-    async def test_one_in_a_transaction_is_delivered_after_the_commit_or_never(
+    async def test_a_broadcast_in_a_transaction_is_delivered_only_after_the_commit(
         self, client: Client, served: Server, worker: Worker
     ) -> None:
         stream = unique("tasks/")
@@ -81,7 +81,7 @@ class TestCelery:
         await client.nothing()
         assert (await served.call("position", stream))["offset"] == 1
 
-    async def test_several_tasks_at_once_lose_and_repeat_nothing(
+    async def test_concurrent_tasks_lose_and_repeat_no_message(
         self, client: Client, served: Server, worker: Worker
     ) -> None:
         stream, _ = await subscribed(client, "large:")
@@ -91,11 +91,13 @@ class TestCelery:
         assert [frame["offset"] for frame in frames] == list(range(1, len(frames) + 1))
         for task in tasks:
             numbers = [frame["message"]["n"] for frame in frames if frame["message"]["writer"] == task]
-            assert numbers == list(range(1, count + 1)), "each task's messages keep its order"
-        assert len({frame["message"]["pid"] for frame in frames}) == 2, "both of the worker's processes had tasks"
+            assert numbers == list(range(1, count + 1)), "the messages of each task must keep their order"
+        assert len({frame["message"]["pid"] for frame in frames}) == 2, (
+            "both processes of the worker must have run tasks"
+        )
         await client.nothing()
 
-    async def test_the_worker_had_used_the_engine_before_it_forked(self, served: Server, worker: Worker) -> None:
+    async def test_the_worker_may_use_the_engine_before_it_forks(self, served: Server, worker: Worker) -> None:
         assert (await served.call("position", "workers"))["offset"] == 1
         assert "Traceback" not in worker.log
 
@@ -107,14 +109,14 @@ DATABASE_WORKER: Mapping[str, str] = {
 
 
 def run_command(server: Server, *words: str) -> None:
-    """Run a management command beside a server, to its end."""
+    """Run a management command with the environment of a server, and wait for its end."""
     command = [sys.executable, "-m", "django", *words]
     subprocess.run(command, cwd=ROOT, env=server.environment, check=True, timeout=PATIENCE)
 
 
 @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django 5.2 has no tasks")
 class TestDjango:
-    async def test_those_that_are_performed_at_once(self, server: Server) -> None:
+    async def test_a_task_of_the_immediate_backend(self, server: Server) -> None:
         async with Client(server.url) as client:
             stream, identifier = await subscribed(client)
             for n, task in enumerate(("announce", "aannounce"), 1):
@@ -124,7 +126,7 @@ class TestDjango:
             assert await client.messages(identifier, 3) == [{"n": 1}, {"n": 2}, {"n": 3}]
             await client.nothing()
 
-    async def test_those_of_a_worker_process(self, servers: ServerPool, kind: Kind) -> None:
+    async def test_a_task_in_a_worker_process(self, servers: ServerPool, kind: Kind) -> None:
         assert importlib.util.find_spec("django_tasks_db"), "a test dependency is missing"
         server = servers.make(kind)
         server.environment |= DATABASE_WORKER

@@ -1,4 +1,4 @@
-"""What is built for users: the bundle is in it, and neither pip nor an installed copy needs Node."""
+"""Tests of wheels and source archives: they contain the bundle, so that users need no Node."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a fresh clone has of the package: no bundle, no node_modules."""
+    """A copy of the package as in a fresh clone, without the bundle and node_modules."""
     folder = tmp_path_factory.mktemp("clone") / "project"
     ignore = shutil.ignore_patterns("node_modules", "__pycache__", "static")
     shutil.copytree(ROOT / "reliable_cable", folder / "reliable_cable", ignore=ignore)
@@ -35,7 +35,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(project: Path, kind: str, out: Path, *, path: str | None = None) -> Path:
-    """Build a wheel or an sdist with the packages of this environment; `path` replaces PATH."""
+    """Build a wheel or a source archive with the packages of this environment. `path` replaces PATH."""
     done = run(
         [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(out), str(project)],
         cwd=out.parent,
@@ -47,7 +47,7 @@ def build(project: Path, kind: str, out: Path, *, path: str | None = None) -> Pa
 
 
 def run(command: list[str], *, cwd: Path, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command as a user's shell would, without what this test run put into the environment."""
+    """Run a command without the environment variables of this test run."""
     environment: Mapping[str, str] = {
         name: value
         for name, value in os.environ.items()
@@ -62,23 +62,24 @@ def run(command: list[str], *, cwd: Path, path: str | None = None) -> subprocess
 
 @pytest.fixture(scope="session")
 def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel that was built from a fresh clone, with Node."""
+    """A wheel that was built from a fresh clone with Node."""
     require_node()
     return build(clone, "wheel", tmp_path_factory.mktemp("wheel") / "out")
 
 
 @pytest.fixture
 def no_node(tmp_path: Path) -> str:
-    """A PATH without Node."""
+    """A value of PATH without Node."""
     (tmp_path / "bin").mkdir()
     return str(tmp_path / "bin")
 
 
 @pytest.fixture(scope="session")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that was empty, and into which pip installed the wheel.
+    """The Python of a new environment into which pip installed the wheel.
 
-    The dependencies are this environment's own, by a path file: what an editable install put there is not found so.
+    A path file makes the dependencies of this environment available. It does not load path files of editable installs,
+    so that the package itself comes from the wheel.
     """
     folder = tmp_path_factory.mktemp("environment") / "venv"
     venv.create(folder)
@@ -106,9 +107,7 @@ print(json.dumps([reliable_cable.__file__, *map(find, names)]))
 """
 
 
-def test_an_empty_environment_finds_the_bundle_in_the_installed_wheel(
-    installed: Path, tmp_path: Path, no_node: str
-) -> None:
+def test_the_installed_wheel_has_the_bundle(installed: Path, tmp_path: Path, no_node: str) -> None:
     done = run([str(installed), "-c", PROBE], cwd=tmp_path, path=no_node)
     assert done.returncode == 0, done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
@@ -120,7 +119,7 @@ def test_an_empty_environment_finds_the_bundle_in_the_installed_wheel(
         assert Path(name).stat().st_size
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         *BUNDLE,
@@ -140,7 +139,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert [name for name in names if "node_modules" in name or "package" in name.split("/")[-1]] == []
 
 
-def test_the_wheel_names_the_licences_of_what_it_bundles(wheel: Path) -> None:
+def test_the_wheel_contains_the_licences_of_all_bundled_packages(wheel: Path) -> None:
     text = zipfile.ZipFile(wheel).read("reliable_cable/static/reliable_cable/LICENSES.txt").decode()
     lock = json.loads((ROOT / "reliable_cable/client/package-lock.json").read_text())["packages"]
     for name in ("@anycable/core", "@anycable/web", "nanoevents"):
@@ -156,7 +155,9 @@ def test_the_wheel_names_the_licences_of_what_it_bundles(wheel: Path) -> None:
         ("cable.mjs", "const names = await import(path.resolve('cable.mjs'))"),
     ],
 )
-def test_both_forms_of_the_bundle_give_the_clients_names(wheel: Path, tmp_path: Path, name: str, script: str) -> None:
+def test_both_forms_of_the_bundle_export_the_names_of_the_client(
+    wheel: Path, tmp_path: Path, name: str, script: str
+) -> None:
     (tmp_path / name).write_bytes(zipfile.ZipFile(wheel).read(f"reliable_cable/static/reliable_cable/{name}"))
     program = f"""
         import fs from 'node:fs'; import path from 'node:path'; import vm from 'node:vm'
@@ -167,7 +168,7 @@ def test_both_forms_of_the_bundle_give_the_clients_names(wheel: Path, tmp_path: 
     assert done.stdout == '["Channel","createCable","createConsumer","fetchTokenFromHTML"]\n'
 
 
-def test_a_source_archive_holds_the_bundle_and_needs_no_node(
+def test_a_source_archive_contains_the_bundle_and_needs_no_node(
     clone: Path, wheel: Path, tmp_path: Path, no_node: str
 ) -> None:
     archive = build(clone, "sdist", tmp_path / "sdist")
@@ -179,7 +180,9 @@ def test_a_source_archive_holds_the_bundle_and_needs_no_node(
     assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_a_wheel_without_bundle_and_node_is_refused_with_a_reason(clone: Path, tmp_path: Path, no_node: str) -> None:
+def test_building_a_wheel_without_bundle_and_node_fails_with_a_reason(
+    clone: Path, tmp_path: Path, no_node: str
+) -> None:
     shutil.copytree(clone, tmp_path / "project", ignore=shutil.ignore_patterns("static", "node_modules"))
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tmp_path / "project")]
     done = run(command, cwd=tmp_path, path=no_node)

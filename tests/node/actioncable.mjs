@@ -1,4 +1,4 @@
-// @rails/actioncable, unmodified; it expects a few things of a browser.
+// Scenarios of the unmodified @rails/actioncable, with the parts of a browser that it needs.
 import { broadcast, equal, eventually, PageWebSocket, range, runAll, unique, url } from './harness.mjs'
 
 globalThis.addEventListener ??= () => {}
@@ -7,11 +7,11 @@ globalThis.document ??= { visibilityState: 'visible' }
 
 const { default: ActionCable } = await import('@rails/actioncable')
 ActionCable.adapters.WebSocket = PageWebSocket
-// Its poll for stale connections, which also reconnects, comes every three seconds at the soonest otherwise.
+// The interval at which the client looks for stale connections and reconnects. The default is at least 3 seconds.
 ActionCable.ConnectionMonitor.staleThreshold = 6
 ActionCable.ConnectionMonitor.reconnectionBackoffRate = 0
 
-/** Subscribe, wait for the confirmation, and collect what comes. */
+/** Subscribe, wait for the confirmation, and collect the received messages. */
 async function subscribe(consumer, channel, params) {
   const seen = { messages: [], connected: [], disconnected: 0, rejected: false }
   seen.subscription = consumer.subscriptions.create(
@@ -65,7 +65,7 @@ const scenarios = {
   },
 
   async 'one subscription, several objects'() {
-    // The client sends the same subscribe again for the second object only after a reconnect.
+    // For the second object, the client sends its subscribe only after a reconnect.
     const consumer = ActionCable.createConsumer(url)
     const stream = unique('stream')
     const first = await subscribe(consumer, 'StreamChannel', { streams: [stream] })

@@ -1,11 +1,11 @@
-// @anycable/core, unmodified, with the extended protocol and the base one.
+// Scenarios of the unmodified @anycable/core, with the extended and the base protocol.
 import { createCable } from '@anycable/core'
 import WebSocket from 'ws'
 import { broadcast, call, equal, eventually, ORIGIN, range, runAll, sign, unique, url } from './harness.mjs'
 
 const EXTENDED = 'actioncable-v1-ext-json'
 
-/** Create a cable that comes back fast; without `protocol` it speaks the client's default. */
+/** Create a cable that reconnects fast. Without `protocol`, it uses the default of the client. */
 const open = (options = {}) =>
   createCable(url, {
     websocketImplementation: WebSocket,
@@ -17,10 +17,10 @@ const open = (options = {}) =>
 
 const extended = (options = {}) => open({ protocol: EXTENDED, ...options })
 
-/** Break the TCP connection, without a word of WebSocket. */
+/** Reset the TCP connection, without a closing handshake. */
 const cut = cable => cable.transport.ws?.terminate()
 
-/** Subscribe, wait for the confirmation, and collect what comes. */
+/** Subscribe, wait for the confirmation, and collect the received messages. */
 async function subscribe(cable, name, params) {
   const channel = collect(cable.subscribeTo(name, params))
   await channel.ensureSubscribed()
@@ -45,7 +45,7 @@ function collect(channel) {
 
 const numbers = channel => channel.messages.map(message => message.n)
 
-/** Scenarios that both protocols can do. */
+/** The scenarios for both protocols. */
 const common = connect => ({
   async performs() {
     const cable = connect()
@@ -116,7 +116,7 @@ const scenarios = {
   ...Object.fromEntries(Object.entries(common(extended)).map(([name, scenario]) => [`extended ${name}`, scenario])),
   ...Object.fromEntries(Object.entries(common(open)).map(([name, scenario]) => [`base ${name}`, scenario])),
 
-  // PROTOCOL.md, 20: unless told otherwise, the client speaks the base protocol.
+  // By default, the client uses the base protocol (see Protocol: Handshake).
   async 'base is the default, and gets no positions'() {
     const cable = open()
     const stream = unique('stream')
@@ -135,7 +135,7 @@ const scenarios = {
     const { epoch } = await broadcast(stream, { n: 1 })
     await eventually(() => channel.messages.length === 1, 'a message')
     equal(channel.metas, [{ stream, epoch, offset: 1 }], 'the meta')
-    // The message may be a part of the history.
+    // The message may be received as part of the history.
     await eventually(() => channel.infos.length === 1, 'the first history')
     equal(channel.infos, ['history_received'], 'the first history')
     cable.disconnect()
@@ -221,7 +221,7 @@ const scenarios = {
     await broadcast(left, { n: 1 })
     await eventually(() => first.messages.length === 1, 'the message')
     equal(second.messages, [], 'nothing for who left')
-    // Subscribed anew, it must be confirmed: the server has it restored still.
+    // The new subscribe must be confirmed, although the server still has the restored subscription.
     const again = await subscribe(cable, 'StreamChannel', { streams: [left] })
     await broadcast(left, { n: 2 })
     await eventually(() => numbers(again).includes(2), 'the message')
@@ -254,7 +254,7 @@ const scenarios = {
     await eventually(() => atAnn.presences.length === 2, 'the second join')
     equal(await atAnn.presence.info(), { 7: { name: 'Ann' }, bob: {} }, 'the members')
 
-    // A restore: the list becomes right, and nobody saw a leave of who came back.
+    // After the restore, the list is correct, and no client received a leave of the restored member.
     cut(bob)
     await atAnn.presence.leave()
     await eventually(() => atBob.connects.length === 2, 'the return')

@@ -1,4 +1,4 @@
-// What the scenarios share: each gets the server's port from the command line, and prints a JSON line for itself.
+// Helpers of the scenarios. The first argument is the port of the server. Each scenario prints a line of JSON.
 import { createHmac } from 'node:crypto'
 import { isDeepStrictEqual } from 'node:util'
 import WebSocket from 'ws'
@@ -11,17 +11,17 @@ const PATIENCE = 20_000
 const run = `${process.argv[3]}-${process.pid}`
 let names = 0
 
-/** A WebSocket as a page of the same host opens it. */
+/** A WebSocket with the Origin of a page from the same host. */
 export class PageWebSocket extends WebSocket {
   constructor(address, protocols) {
     super(address, protocols, { origin: ORIGIN })
   }
 }
 
-/** A name that no other scenario uses. */
+/** Return a name that no other scenario uses. */
 export const unique = prefix => `${prefix}${run}-${++names}`
 
-/** Make a call (tests/integration/project/calls.py) in the server's process. */
+/** Make a call (tests/integration/project/calls.py) in the server process. */
 export async function call(name, args, kwargs = {}) {
   const response = await fetch(`http://127.0.0.1:${port}/call`, {
     method: 'POST',
@@ -34,7 +34,7 @@ export async function call(name, args, kwargs = {}) {
 
 export const broadcast = (stream, data, options) => call('broadcast', [stream, data], options)
 
-/** Sign a stream's name, as PROTOCOL.md describes it. */
+/** Sign a stream name (see Protocol: Signed streams). */
 export function sign(stream) {
   const encoded = Buffer.from(JSON.stringify(stream)).toString('base64')
   const digest = createHmac('sha256', SECRET).update(encoded).digest('hex')
@@ -53,12 +53,12 @@ export function equal(actual, expected, what) {
 export async function eventually(condition, what) {
   const deadline = Date.now() + PATIENCE
   while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error(`waited in vain: ${typeof what === 'function' ? what() : what}`)
+    if (Date.now() > deadline) throw new Error(`timeout while waiting: ${typeof what === 'function' ? what() : what}`)
     await new Promise(resolve => setTimeout(resolve, 5))
   }
 }
 
-/** Run all scenarios at once; the process fails if one does. */
+/** Run all scenarios at the same time. The process fails if one of them fails. */
 export async function runAll(scenarios) {
   const outcomes = await Promise.allSettled(
     Object.entries(scenarios).map(async ([name, scenario]) => {

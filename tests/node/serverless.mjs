@@ -1,9 +1,9 @@
-// @anycable/serverless-js, unmodified, broadcasts over HTTP to subscribers of @anycable/core.
+// Scenarios of the unmodified @anycable/serverless-js, which broadcasts over HTTP to clients of @anycable/core.
 import { createHmac } from 'node:crypto'
 import { createCable } from '@anycable/core'
 import WebSocket from 'ws'
 import { equal, eventually, ORIGIN, port, range, runAll, SECRET, unique, url } from './harness.mjs'
-// By its path: the package's entry imports folders, which bundlers can and Node cannot.
+// Imported by its path, because the entry of the package imports folders. Only bundlers support that.
 import { broadcaster } from './node_modules/@anycable/serverless-js/dist/broadcast/index.js'
 
 const endpoint = `http://127.0.0.1:${port}/_broadcast`

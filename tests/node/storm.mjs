@@ -1,7 +1,7 @@
-// @anycable/core, unmodified, in the storm (tests/storm/): says what its clients get, as JSON lines.
-// Arguments: the cable's URL; the clients' names; their subscriptions, as [channel, params] pairs;
-// whether they are present in the last one.
-// Each line `members` on its standard input is answered with what each client believes about the last subscription.
+// Clients of the unmodified @anycable/core for the storm tests (tests/storm/). They print messages as JSON lines.
+// Arguments: the URL of the cable; the names of the clients; their subscriptions, as pairs [channel, params];
+// and whether they join the presence of the last one.
+// For each line `members` on the standard input, each client prints the members of the last subscription that it knows.
 import { createInterface } from 'node:readline'
 import { createCable } from '@anycable/core'
 import WebSocket from 'ws'
@@ -17,7 +17,7 @@ for (const [number, client] of names.entries()) {
     websocketImplementation: WebSocket,
     websocketOptions: { origin: 'http://127.0.0.1' },
     reconnectStrategy: () => 20 + Math.random() * 100,
-    // Every fourth one recovers by its positions.
+    // Every fourth client recovers with its positions, without restoring its session.
     protocolOptions: { disableSessionRecovery: number % 4 === 3 },
     logLevel: 'error'
   })
@@ -32,7 +32,7 @@ function subscribe(cable, client, number, name, params) {
   channel.on('connect', ({ restored }) => say({ kind: restored ? 'restore' : 'connect', client, number }))
   channel.on('close', reason => {
     say({ kind: reason ? 'rejected' : 'recreate', client, number, reason: String(reason) })
-    // A drop while the subscribe was unanswered: README, "When the client closes a channel by itself".
+    // The connection was lost while the subscribe was unanswered (see Protocol: Subscriptions).
     if (!reason) setTimeout(() => subscribe(cable, client, number, name, params), 50)
   })
 }
@@ -40,7 +40,7 @@ function subscribe(cable, client, number, name, params) {
 function enter(channel, client) {
   rooms[client] = channel
   if (isPresent) {
-    // The client forgets that it joined when it makes the channel again, and repeats it by itself otherwise.
+    // The client joins again after a reconnect, but not after the channel was created again.
     channel.once('connect', () => channel.presence.join(client, { name: client }))
   }
 }

@@ -1,4 +1,4 @@
-"""What clients send is read leniently where the protocol says so, and refused with a reason elsewhere."""
+"""Tests of parsing commands: history requests are parsed leniently, and other invalid input raises an error."""
 
 from __future__ import annotations
 
@@ -29,36 +29,38 @@ from reliable_cable.protocol.commands import (
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 
 
-def read(**frame: Any) -> Any:
+def parse_frame(**frame: Any) -> Any:
     return parse(json.dumps(frame))
 
 
 class TestCommands:
-    def test_every_command_is_read(self) -> None:
-        assert read(command="subscribe", identifier="I") == Subscribe("I")
-        assert read(command="unsubscribe", identifier="I") == Unsubscribe("I")
-        assert read(command="message", identifier="I", data='{"action":"a"}') == Perform("I", {"action": "a"})
-        assert read(command="history", identifier="I") == History("I", HistoryRequest())
-        assert read(command="whisper", identifier="I", data={"a": 1}) == Whisper("I", '{"a":1}')
-        assert read(command="join", identifier="I", presence={"id": 42, "info": 1}) == Join("I", PresenceClaim("42", 1))
-        assert read(command="leave", identifier="I") == Leave("I")
-        assert read(command="leave", identifier="I", presence={"id": "1"}) == Leave("I")
-        assert read(command="presence", identifier="I") == Presence("I")
-        assert read(command="presence", identifier="I", data={"return_records": False}) == Presence("I", False)
-        assert read(command="ping") == Ping()
-        assert read(command="pong") == Pong()
+    def test_every_command_is_parsed(self) -> None:
+        assert parse_frame(command="subscribe", identifier="I") == Subscribe("I")
+        assert parse_frame(command="unsubscribe", identifier="I") == Unsubscribe("I")
+        assert parse_frame(command="message", identifier="I", data='{"action":"a"}') == Perform("I", {"action": "a"})
+        assert parse_frame(command="history", identifier="I") == History("I", HistoryRequest())
+        assert parse_frame(command="whisper", identifier="I", data={"a": 1}) == Whisper("I", '{"a":1}')
+        assert parse_frame(command="join", identifier="I", presence={"id": 42, "info": 1}) == Join(
+            "I", PresenceClaim("42", 1)
+        )
+        assert parse_frame(command="leave", identifier="I") == Leave("I")
+        assert parse_frame(command="leave", identifier="I", presence={"id": "1"}) == Leave("I")
+        assert parse_frame(command="presence", identifier="I") == Presence("I")
+        assert parse_frame(command="presence", identifier="I", data={"return_records": False}) == Presence("I", False)
+        assert parse_frame(command="ping") == Ping()
+        assert parse_frame(command="pong") == Pong()
 
     @pytest.mark.parametrize("space", [" ", "\n", "\r\n", "\t"])
-    def test_white_space_around_it_is_no_matter(self, space: str) -> None:
+    def test_surrounding_white_space_is_ignored(self, space: str) -> None:
         assert parse(f'{space}{{"command":"ping"}}{space}') == Ping()
         assert parse_identifier(f'{space}{{"channel":"X"}}{space}') == ("X", {})
 
-    def test_the_identifier_is_kept_byte_for_byte(self) -> None:
+    def test_the_identifier_is_not_changed(self) -> None:
         identifier = '{ "channel" :"C","é":"\\u00e9"}'
-        assert read(command="unsubscribe", identifier=identifier).identifier == identifier
+        assert parse_frame(command="unsubscribe", identifier=identifier).identifier == identifier
 
-    def test_a_subscribe_carries_history_and_presence(self) -> None:
-        frame = read(
+    def test_a_subscribe_may_have_history_and_presence(self) -> None:
+        frame = parse_frame(
             command="subscribe",
             identifier="I",
             history={"since": 17, "streams": {"s": {"epoch": "e", "offset": 5}}},
@@ -67,7 +69,7 @@ class TestCommands:
         assert frame == Subscribe("I", HistoryRequest(17, {"s": StreamPosition("e", 5)}), PresenceClaim("7"))
 
     @pytest.mark.parametrize(
-        ("history", "read_as"),
+        ("history", "expected"),
         [
             ({"since": False, "streams": {}}, HistoryRequest()),
             ({"streams": {}, "since": 3.5}, HistoryRequest(3.5)),
@@ -77,11 +79,11 @@ class TestCommands:
             ({"streams": {"s": {"epoch": "e", "offset": -3}}}, HistoryRequest(None, {"s": StreamPosition("e", 0)})),
         ],
     )
-    def test_odd_history_asks_for_nothing_but_is_no_error(self, history: Any, read_as: HistoryRequest) -> None:
-        assert read(command="history", identifier="I", history=history).history == read_as
+    def test_invalid_fields_of_a_history_request_are_ignored(self, history: Any, expected: HistoryRequest) -> None:
+        assert parse_frame(command="history", identifier="I", history=history).history == expected
 
 
-class TestRefusals:
+class TestErrors:
     @pytest.mark.parametrize(
         "text",
         [
@@ -105,11 +107,11 @@ class TestRefusals:
             "1" * 10_000,
         ],
     )
-    def test_are_protocol_errors_with_a_reason(self, text: str) -> None:
+    def test_invalid_input_raises_an_error_with_a_reason(self, text: str) -> None:
         with pytest.raises(ProtocolError, match=r"\w+ \w+"):
             parse(text)
 
-    def test_a_subscribe_that_cannot_be_read_keeps_its_identifier_for_the_answer(self) -> None:
+    def test_the_error_of_an_invalid_subscribe_has_its_identifier(self) -> None:
         with pytest.raises(UnansweredSubscribeError) as caught:
             parse('{"command":"subscribe","identifier":"I","presence":{"id":"1","info":1e999}}')
         assert caught.value.identifier == "I"
@@ -119,7 +121,7 @@ class TestRefusals:
             st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
         )
     )
-    def test_any_json_is_read_or_refused(self, value: Any) -> None:
+    def test_any_json_is_parsed_or_raises_a_protocol_error(self, value: Any) -> None:
         try:
             parse(json.dumps(value))
         except ProtocolError:
@@ -137,18 +139,20 @@ class TestRefusals:
             ),
         ),
     )
-    def test_any_body_of_a_command_is_read_or_refused(self, command: str, body: dict[str, Any]) -> None:
+    def test_any_body_of_a_command_is_parsed_or_raises_a_protocol_error(
+        self, command: str, body: dict[str, Any]
+    ) -> None:
         try:
-            read(command=command, identifier="I", **body)
+            parse_frame(command=command, identifier="I", **body)
         except ProtocolError:
             return
 
 
 class TestIdentifier:
-    def test_names_a_channel_with_params(self) -> None:
+    def test_an_identifier_has_a_channel_and_params(self) -> None:
         assert parse_identifier('{"channel":"C","room":1}') == ("C", {"room": 1})
 
     @pytest.mark.parametrize("text", ["", "x", "[]", "{}", '{"channel":""}', '{"channel":7}', "[" * 100_000])
-    def test_or_is_refused(self, text: str) -> None:
+    def test_an_invalid_identifier_raises_an_error(self, text: str) -> None:
         with pytest.raises(ProtocolError):
             parse_identifier(text)

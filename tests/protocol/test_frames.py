@@ -1,4 +1,4 @@
-"""Frames that are made once are what a WebSocket server would have made (RFC 6455, 5.2)."""
+"""Tests of encoding frames: they equal those of a WebSocket library (RFC 6455, section 5.2)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from tests.support.deflate import read
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 300_000])
-def test_every_length_is_written_as_the_standard_says(size: int) -> None:
+def test_frames_of_every_length_equal_those_of_websockets(size: int) -> None:
     payload = b"x" * size
     assert text_frame(payload) == Parsed(Opcode.TEXT, payload).serialize(mask=False)
 
 
-def test_a_frame_is_its_text_and_its_bytes_are_made_once() -> None:
+def test_a_frame_equals_its_text_and_is_encoded_once() -> None:
     frame = Frame('{"text":"żółw 🐢"}')
     assert frame == '{"text":"żółw 🐢"}'
     assert frame.wire == text_frame(frame.encode())
     assert frame.wire is frame.wire
 
 
-# -- compressed (RFC 7692, 7.2) ----------------------------------------------------------------------------------------
+# -- compression (RFC 7692, section 7.2) -------------------------------------------------------------------------------
 
 
 def message(size: int) -> bytes:
-    """Return a text as messages have them: of a few words, again and again, in no order."""
+    """Return a text like those of real messages: a few words, repeated in random order."""
     numbers = random.Random(size)
     words = ["żółw ", '"id":', "the ", "message ", "of ", "alice ", "room ", "🐢"]
     text = "".join(numbers.choice(words) for _ in range(size))
@@ -45,7 +45,7 @@ def message(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("size", [MIN_COMPRESSED, 1000, 4096, 4097, 70_000, 300_000])
-def test_a_compressed_message_is_shorter_and_the_same(size: int) -> None:
+def test_a_compressed_message_is_shorter_and_decompresses_to_its_payload(size: int) -> None:
     payload = message(size)
     frame = compressed_frame(payload)
     assert frame[0] == 0xC1, "FIN, RSV1 and the opcode of a text"
@@ -59,14 +59,14 @@ def test_a_compressed_message_is_shorter_and_the_same(size: int) -> None:
 @pytest.mark.parametrize(
     "payload",
     [b"", b"x" * (MIN_COMPRESSED - 1), random.Random(1).randbytes(5000)],
-    ids=["empty", "short", "of no pattern"],
+    ids=["empty", "short", "random"],
 )
-def test_what_would_gain_little_is_not_compressed(payload: bytes) -> None:
+def test_messages_that_compression_would_hardly_shorten_are_not_compressed(payload: bytes) -> None:
     assert compressed_frame(payload) == text_frame(payload)
 
 
-def test_no_message_needs_another_one() -> None:
-    """So each is right for whoever was sent others before, and for who was sent none."""
+def test_compressed_messages_are_independent_of_each_other() -> None:
+    """Each client can decompress a message, no matter which messages it received before."""
     payloads = [message(3000), b"short", message(3000), message(500)]
     frames = [compressed_frame(payload) for payload in payloads]
     assert frames[0] == frames[2]
@@ -75,7 +75,7 @@ def test_no_message_needs_another_one() -> None:
         assert texts == [payloads[n].decode() for n in order]
 
 
-def test_a_compressed_frame_is_its_text_and_is_made_once() -> None:
+def test_a_compressed_frame_equals_its_text_and_is_encoded_once() -> None:
     text = message(2000).decode()
     frame = CompressedFrame(text)
     assert frame == text

@@ -1,4 +1,4 @@
-"""What servers send, to the letter."""
+"""Tests of the exact messages that the server sends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reliable_cable.protocol.constants import DisconnectReason, MessageType, Sub
 IDENTIFIER = '{"channel":"C","q":"\\"é"}'
 
 
-def test_welcomes() -> None:
+def test_welcome() -> None:
     assert json.loads(messages.welcome("S")) == {"type": "welcome", "sid": "S"}
     assert json.loads(messages.welcome("S", [])) == {
         "type": "welcome",
@@ -22,7 +22,7 @@ def test_welcomes() -> None:
     }
 
 
-def test_heartbeats() -> None:
+def test_ping_and_pong() -> None:
     assert messages.ping(17.9) == '{"type":"ping","message":17}'
     assert messages.pong() == '{"type":"pong"}'
 
@@ -32,7 +32,7 @@ def test_acknowledgements_echo_the_identifier() -> None:
     assert json.loads(text) == {"type": "reject_history", "identifier": IDENTIFIER}
 
 
-def test_a_broadcast_carries_its_position_and_its_payload_as_it_is() -> None:
+def test_a_broadcast_has_its_position_and_its_unchanged_payload() -> None:
     encode = messages.broadcast_encoder(IDENTIFIER, "chat/1", "E")
     text = encode(5, '{"a":"é"}')
     assert json.loads(text) == {
@@ -68,7 +68,7 @@ def test_presence() -> None:
 
 
 @pytest.mark.parametrize("reason", DisconnectReason)
-def test_a_disconnect_always_says_whether_to_reconnect(reason: DisconnectReason) -> None:
+def test_a_disconnect_always_has_the_field_reconnect(reason: DisconnectReason) -> None:
     assert json.loads(messages.disconnect(reason, reconnect=False)) == {
         "type": "disconnect",
         "reason": str(reason),
@@ -85,5 +85,5 @@ def test_a_disconnect_always_says_whether_to_reconnect(reason: DisconnectReason)
         ([], None),
     ],
 )
-def test_the_best_common_subprotocol_is_chosen(offered: list[str], chosen: Subprotocol | None) -> None:
+def test_the_preferred_common_subprotocol_is_chosen(offered: list[str], chosen: Subprotocol | None) -> None:
     assert negotiate(offered) is chosen

@@ -1,4 +1,4 @@
-"""Whatever comes, in whatever order: what goes out is gapless and ordered, or says that it is not."""
+"""Tests of recovery: messages are sent in order and without gaps, or the loss is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reliable_cable.protocol.recovery import (
 
 
 def page(epoch: str, low: int, tail: int, *, after: int = 0, limit: int = 100) -> StreamPage:
-    """A page as a store gives it that keeps `low` to `tail`."""
+    """Return a page from a store that has the messages from `low` to `tail`."""
     offsets = range(max(low, after + 1), tail + 1)[:limit]
     return StreamPage(epoch, tail, low, [Entry(offset, str(offset)) for offset in offsets])
 
@@ -42,55 +42,55 @@ class TestJudge:
             (("", 0), ("a", 2), Verdict.GAP),
         ],
     )
-    def test_says_what_a_live_message_is(
+    def test_compares_a_live_message_with_the_position(
         self, position: tuple[str, int], message: tuple[str, int], verdict: Verdict
     ) -> None:
         assert judge(StreamPosition(*position), *message) is verdict
 
 
 class TestRecoverable:
-    def test_the_tail_is_satisfied_with_nothing_even_if_all_expired(self) -> None:
+    def test_the_tail_is_recoverable_even_if_all_messages_expired(self) -> None:
         assert recoverable(StreamPosition("a", 7), page("a", 8, 7))
 
-    def test_the_position_before_the_oldest_entry_is_complete(self) -> None:
+    def test_the_position_before_the_oldest_entry_is_recoverable(self) -> None:
         assert recoverable(StreamPosition("a", 4), page("a", 5, 9))
         assert not recoverable(StreamPosition("a", 3), page("a", 5, 9))
 
-    def test_a_position_beyond_the_tail_is_not(self) -> None:
+    def test_a_position_after_the_tail_is_not_recoverable(self) -> None:
         assert not recoverable(StreamPosition("a", 10), page("a", 5, 9))
 
-    def test_another_epoch_is_not(self) -> None:
+    def test_a_position_of_another_epoch_is_not_recoverable(self) -> None:
         assert not recoverable(StreamPosition("b", 9), page("a", 5, 9))
 
-    def test_nothing_of_a_stream_that_is_gone(self) -> None:
+    def test_no_position_of_a_forgotten_stream_is_recoverable(self) -> None:
         assert not recoverable(StreamPosition("a", 9), page("", 1, 0))
         assert recoverable(StreamPosition("", 0), page("", 1, 0))
 
 
 class TestAdvance:
-    def test_skips_what_was_had_and_stops_where_told(self) -> None:
+    def test_skips_earlier_entries_and_stops_at_upto(self) -> None:
         step = advance(StreamPosition("a", 2), page("a", 1, 9), upto=5)
         assert [entry.offset for entry in step.entries] == [3, 4, 5]
         assert step.position == StreamPosition("a", 5)
         assert not step.lost
 
-    def test_a_trimmed_page_is_a_loss_and_goes_on_behind_it(self) -> None:
+    def test_a_trimmed_page_is_a_loss_and_continues_with_its_oldest_entry(self) -> None:
         step = advance(StreamPosition("a", 2), page("a", 6, 9))
         assert step.lost
         assert [entry.offset for entry in step.entries] == [6, 7, 8, 9]
 
-    def test_another_epoch_is_a_loss_and_starts_over(self) -> None:
+    def test_another_epoch_is_a_loss_and_starts_with_its_oldest_entry(self) -> None:
         step = advance(StreamPosition("a", 5), page("b", 1, 2))
         assert step.lost
         assert step.position == StreamPosition("b", 2)
 
-    def test_a_hole_within_a_page_is_never_jumped(self) -> None:
+    def test_stops_before_a_hole_within_a_page(self) -> None:
         entries = [Entry(3, "3"), Entry(5, "5")]
         step = advance(StreamPosition("a", 2), StreamPage("a", 5, 3, entries))
         assert [entry.offset for entry in step.entries] == [3]
         assert not step.lost
 
-    def test_a_hole_before_the_first_entry_is_a_loss_and_goes_on_behind_it(self) -> None:
+    def test_a_hole_before_the_first_entry_is_a_loss_and_continues_with_that_entry(self) -> None:
         entries = [Entry(3, "3"), Entry(5, "5")]
         step = advance(StreamPosition("a", 3), StreamPage("a", 5, 3, entries))
         assert step.lost
@@ -103,7 +103,7 @@ class TestAdvance:
         st.one_of(st.none(), st.integers(0, 30)),
         st.sampled_from("ab"),
     )
-    def test_what_it_lets_through_is_contiguous(
+    def test_the_entries_to_send_are_contiguous(
         self, offset: int, low: int, tail: int, upto: int | None, epoch: str
     ) -> None:
         low = min(low, tail + 1)
@@ -120,7 +120,7 @@ class TestAdvance:
 
 
 class TestRequestedPosition:
-    def test_the_most_specific_name_wins(self) -> None:
+    def test_the_preferred_stream_id_is_used(self) -> None:
         request = HistoryRequest(None, {"s": StreamPosition("a", 9), "s#1": StreamPosition("a", 4)})
         assert requested_position(request, ["s#1", "s"]) == StreamPosition("a", 4)
         assert requested_position(request, ["s#2", "s"]) == StreamPosition("a", 9)
@@ -129,7 +129,7 @@ class TestRequestedPosition:
 
 @dataclass
 class FakeStream:
-    """A stream as the store keeps it."""
+    """The state of a stream in the store."""
 
     epoch: str = "e0"
     epochs: int = 0
@@ -138,15 +138,15 @@ class FakeStream:
     announced: list[tuple[str, int]] = field(default_factory=list)
 
 
-class ReaderMachine(RuleBasedStateMachine):
-    """A reader, its store, and an unreliable announcer between them."""
+class SubscriberMachine(RuleBasedStateMachine):
+    """A subscriber, a store, and live messages that arrive late, twice, in any order or never."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stream = FakeStream()
         self.position = StreamPosition("", 0)
         self.pages: list[StreamPage] = []
-        #: What the reader got: (epoch, offset), or None where it was told of a loss.
+        #: The messages that the subscriber received, as (epoch, offset). None: it was told of a loss.
         self.log: list[tuple[str, int] | None] = []
 
     @rule(count=st.integers(1, 4))
@@ -167,7 +167,7 @@ class ReaderMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.stream.announced)
     @rule(data=st.data(), keep=st.booleans())
     def live_message(self, data: st.DataObject, keep: bool) -> None:
-        """A message arrives: any one, late, again, or after others were lost."""
+        """Deliver any of the announced messages, perhaps late or for the second time."""
         index = data.draw(st.integers(0, len(self.stream.announced) - 1))
         epoch, offset = self.stream.announced[index]
         if not keep:
@@ -178,25 +178,25 @@ class ReaderMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 5))
     def read(self, limit: int) -> None:
-        """The reader reads the store, and applies the page at once."""
+        """Read a page from the store and apply it."""
         stream = self.stream
         self.apply(page(stream.epoch, stream.low, stream.tail, after=self.position.offset, limit=limit))
 
-    def apply(self, found: StreamPage) -> None:
-        step = advance(self.position, found)
+    def apply(self, page_read: StreamPage) -> None:
+        step = advance(self.position, page_read)
         if step.lost:
             self.log.append(None)
-        self.log += [(found.epoch, entry.offset) for entry in step.entries]
+        self.log += [(page_read.epoch, entry.offset) for entry in step.entries]
         self.position = step.position
 
     @invariant()
-    def gapless_or_told(self) -> None:
+    def has_no_gap_without_a_report(self) -> None:
         for left, right in pairwise(self.log):
             if left is not None and right is not None:
                 assert right == (left[0], left[1] + 1), self.log
 
     def teardown(self) -> None:
-        """At rest, reading brings the reader to the end of the stream, with everything that is kept."""
+        """Check that reading to the end of the stream delivers all messages that are stored."""
         for _ in range(self.stream.tail + 3):
             self.read(5)
         assert self.position == StreamPosition(self.stream.epoch, self.stream.tail)
@@ -205,5 +205,5 @@ class ReaderMachine(RuleBasedStateMachine):
         assert got[len(got) - len(kept) :] == kept
 
 
-ReaderMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
-TestReader = ReaderMachine.TestCase
+SubscriberMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestSubscriber = SubscriberMachine.TestCase

@@ -1,1 +1,1 @@
-"""What tests over the wire need: servers, another process, and clients of our own."""
+"""Helpers of tests with real servers: processes, clients, proxies, Redis and PostgreSQL."""

@@ -14,17 +14,17 @@ from typing import Self
 
 from tests.support.server import PROJECT, ROOT
 
-#: Seconds that a worker may take to start or to stop.
+#: How long, in seconds, a worker may take to start or to stop.
 PATIENCE = 30.0
 
 
 class Worker:
-    """A worker process with its children. As a context manager it is started, and stopped at the end.
+    """A worker process with its children. Use it as a context manager, which starts and stops it.
 
     Args:
-        folder: for the log.
-        environment: of the process; the broker is in it.
-        processes: how many children it forks.
+        folder: the folder for the log.
+        environment: the environment variables of the process. They name the broker.
+        processes: the number of child processes.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str], *, processes: int = 2) -> None:
@@ -35,7 +35,7 @@ class Worker:
 
     @property
     def log(self) -> str:
-        """What the process has written so far."""
+        """The output of the process."""
         return self._log.read_text(errors="replace")
 
     def __enter__(self) -> Self:
@@ -70,6 +70,6 @@ class Worker:
         try:
             self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            # The session is the worker's own: its children end with it.
+            # The children of the worker are in the same process group.
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(PATIENCE)

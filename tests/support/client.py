@@ -1,4 +1,4 @@
-"""A client of the protocol, for scenarios: says what it is told to, and remembers everything that it hears."""
+"""A client of the protocol that sends the commands of a test and records all messages that it receives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from websockets.typing import Subprotocol
 EXTENDED = "actioncable-v1-ext-json"
 BASE = "actioncable-v1-json"
 
-#: Seconds that an answer may take, on a busy machine.
+#: How long, in seconds, to wait for an answer on a busy machine.
 PATIENCE = 10.0
 
 Frame = dict[str, Any]
@@ -31,7 +31,7 @@ _numbers = itertools.count(1)
 
 
 def unique(prefix: str) -> str:
-    """Return a name that no other scenario of this run uses."""
+    """Return a name that no other scenario of this test run uses."""
     return f"{prefix}{next(_numbers)}"
 
 
@@ -41,7 +41,7 @@ def identify(channel: str, **params: Any) -> str:
 
 
 def matches(frame: Frame, match: Match) -> bool:
-    """Whether a frame has all that `match` has, at any depth, or satisfies it."""
+    """Return whether a frame satisfies a function, or has all items of a mapping, at any depth."""
     if callable(match):
         return match(frame)
     return all(
@@ -56,17 +56,18 @@ def matches(frame: Frame, match: Match) -> bool:
 
 
 class Client:
-    """One connection, for use with `async with`; it is open and welcomed when the block begins.
+    """One connection. Use it with `async with`: the server has sent the welcome when the block begins.
 
     Args:
-        url: of the cable.
-        protocols: the subprotocols that are offered.
-        sid: the session that is to be restored, by the query.
-        query: more of the query, `pi=1`, say.
-        headers: of the handshake.
-        cookie: of the handshake.
-        reading: whether it reads at all; one that does not takes no more than its buffers hold.
-        extensions: that are offered.
+        url: the URL of the cable.
+        protocols: the subprotocols that the client offers.
+        sid: the id of the session to restore, for the query string.
+        query: other parameters of the query string, for example `pi=1`.
+        headers: additional headers of the handshake.
+        cookie: the header `Cookie` of the handshake.
+        origin: the header `Origin` of the handshake.
+        reading: whether the client reads. If not, the server can send only as much as the buffers of TCP can hold.
+        extensions: the WebSocket extensions that the client offers.
     """
 
     def __init__(
@@ -88,9 +89,9 @@ class Client:
         self.protocols = protocols
         self.reading = reading
         self.extensions = extensions
-        #: Every frame but pings, in the order of arrival.
+        #: All received messages except pings, in the order of arrival.
         self.log: list[Frame] = []
-        #: When each ping came, by the monotonic clock, and what it said.
+        #: The time of each ping, by the monotonic clock, and its content.
         self.pings: list[tuple[float, Any]] = []
         self.opened_at = 0.0
         self.welcome: Frame = {}
@@ -114,7 +115,7 @@ class Client:
         await self.close()
 
     async def open(self) -> None:
-        """Make the handshake; raises what `websockets` raises where that is refused."""
+        """Perform the handshake. If the server refuses it, this raises the error of `websockets`."""
         small = None
         if not self.reading:
             small = socket.socket()
@@ -141,7 +142,7 @@ class Client:
             self._reader = asyncio.create_task(self._read())
 
     async def close(self) -> None:
-        """Say goodbye and leave."""
+        """Close the connection with a closing handshake."""
         if self._socket is not None:
             if not self.reading:
                 self._socket.transport.abort()
@@ -150,7 +151,7 @@ class Client:
             await asyncio.wait([self._reader])
 
     async def cut(self) -> None:
-        """Let the connection break: a TCP reset, without a word of WebSocket."""
+        """Reset the TCP connection, without a closing handshake."""
         connection: socket.socket = self.socket.transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.transport.abort()
@@ -159,22 +160,22 @@ class Client:
 
     @property
     def socket(self) -> ClientConnection:
-        """The WebSocket."""
+        """The open WebSocket."""
         assert self._socket is not None, "the client is not connected"
         return self._socket
 
     @property
     def alive(self) -> bool:
-        """Whether there is a connection, as far as is known."""
+        """Whether the connection is open, as far as the client knows."""
         return self._socket is not None and not self._ended
 
     @property
     def sid(self) -> str:
-        """The session's id."""
+        """The id of the session."""
         return str(self.welcome["sid"])
 
     async def closed(self, timeout: float = PATIENCE) -> int | None:  # noqa: ASYNC109 - a test's patience
-        """Wait until the server has closed the connection; return its close code, None if it just broke off."""
+        """Wait until the server has closed the connection. Return the close code, or None if the server sent none."""
         async with asyncio.timeout(timeout):
             if self._reader is not None:
                 await asyncio.wait([self._reader])
@@ -200,10 +201,10 @@ class Client:
             async with self._changed:
                 self._changed.notify_all()
 
-    # -- saying -------------------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------------------
 
     async def send_raw(self, data: str | bytes) -> None:
-        """Send a frame as it is."""
+        """Send text or bytes unchanged."""
         await self.socket.send(data)
 
     async def send(self, command: str, identifier: str | None = None, **body: Any) -> None:
@@ -218,15 +219,15 @@ class Client:
         await self.send("message", identifier, data=json.dumps({"action": action, **data}))
 
     async def subscribe(self, identifier: str, **body: Any) -> str:
-        """Subscribe, expect nothing but the confirmation, and return the identifier."""
+        """Subscribe, check that the next message is the confirmation, and return the identifier."""
         await self.send("subscribe", identifier, **body)
         await self.expect({"type": "confirm_subscription", "identifier": identifier})
         return identifier
 
-    # -- hearing ------------------------------------------------------------------------------------------------------
+    # -- receiving ----------------------------------------------------------------------------------------------------
 
     async def next(self, timeout: float = PATIENCE) -> Frame:  # noqa: ASYNC109 - a test's patience
-        """Return the next frame that is no ping."""
+        """Return the next message that is not a ping."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(lambda: self._unread or self._ended)
         if not self._unread:
@@ -234,27 +235,27 @@ class Client:
         return self._unread.popleft()
 
     async def expect(self, match: Match, timeout: float = PATIENCE) -> Frame:  # noqa: ASYNC109 - a test's patience
-        """Return the next frame; it must match."""
+        """Return the next message, and check that it matches."""
         try:
             frame = await self.next(timeout)
         except TimeoutError:
-            raise AssertionError(f"nothing came; expected {match}") from None
+            raise AssertionError(f"expected {match}, but received nothing") from None
         assert matches(frame, match), f"expected {match}, not {frame}, before {list(self._unread)[:5]}"
         return frame
 
     async def until(self, match: Match, timeout: float = PATIENCE) -> list[Frame]:  # noqa: ASYNC109 - as above
-        """Return the frames up to and with the first one that matches."""
+        """Return all messages until the first one that matches, which is included."""
         frames: list[Frame] = []
         try:
             async with asyncio.timeout(timeout):
                 while not frames or not matches(frames[-1], match):
                     frames.append(await self.next(timeout))
         except TimeoutError:
-            raise AssertionError(f"expected {match}; what came was {frames}") from None
+            raise AssertionError(f"expected {match}, but received {frames}") from None
         return frames
 
     async def messages(self, identifier: str, count: int, timeout: float = PATIENCE) -> list[Any]:  # noqa: ASYNC109
-        """Return the payloads of the next frames, which must all be messages for this identifier."""
+        """Return the payloads of the next messages, and check that they are all for this identifier."""
         return [
             (await self.expect(lambda frame: frame.get("identifier") == identifier and "message" in frame, timeout))[
                 "message"
@@ -263,21 +264,21 @@ class Client:
         ]
 
     async def ping(self, count: int, timeout: float = PATIENCE) -> list[float]:  # noqa: ASYNC109 - as above
-        """Wait until `count` pings have come; return when, in seconds since the handshake."""
+        """Wait for `count` pings. Return their times, in seconds since the handshake."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(lambda: len(self.pings) >= count or self._ended)
         return [at - self.opened_at for at, _ in self.pings]
 
     async def barrier(self) -> list[Frame]:
-        """Wait until all commands so far were handled; return what came meanwhile and was not read before.
+        """Wait until all earlier commands were handled, and return the messages that were not read before.
 
-        A question for a presence that is not there is always answered, after the commands before it.
+        This requests the presence of an unknown subscription, which the server always answers in order.
         """
         name = unique("barrier ")
         await self.send("presence", name)
         return (await self.until({"type": "presence", "identifier": name}))[:-1]
 
     async def nothing(self) -> None:
-        """All commands so far were handled, and nothing came that was not read."""
+        """Wait until all earlier commands were handled, and check that there are no unread messages."""
         frames = await self.barrier()
         assert frames == []

@@ -1,4 +1,4 @@
-"""Processes with a wrong wall clock, by libfaketime."""
+"""Runs processes with a wrong wall clock, with libfaketime."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def find_faketime() -> Path | None:
-    """Return the path of the library; None if it is not installed."""
+    """Return the path of libfaketime; None if it is not installed."""
     places = sorted(path for lib in ("/usr/lib", "/usr/local/lib") for path in Path(lib).glob("**/libfaketime.so.1"))
     return next(iter(places), None)
 
 
 def wrong_clock(seconds: float) -> dict[str, str]:
-    """Return the environment of a process whose wall clock is ahead by some seconds; its other clocks are right.
+    """Return the environment of a process whose wall clock is ahead. Its other clocks are right.
+
+    Args:
+        seconds: how far the wall clock is ahead.
 
     Raises:
-        RuntimeError: there is no libfaketime.
+        RuntimeError: libfaketime is not installed.
     """
     library = find_faketime()
     if library is None:
-        raise RuntimeError("no libfaketime on this machine (Debian: libfaketime); wrong clocks need it")
+        raise RuntimeError("libfaketime is not installed; wrong clocks need it (Debian: libfaketime)")
     return {
         "LD_PRELOAD": str(library),
         "FAKETIME": f"{seconds:+g}s",

@@ -1,4 +1,4 @@
-"""What a client of `websockets` reads, and whether it came compressed."""
+"""Records whether the messages that a client receives are compressed."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from reliable_cable.protocol.frames import WINDOW_BITS
 
 
 class NotingDeflate(PerMessageDeflate):
-    """Notes of every text frame whether it came compressed."""
+    """Records for each text frame whether it is compressed."""
 
     def __init__(self, *args: bool | int) -> None:
         super().__init__(*args)  # type: ignore[arg-type]
         self.compressed: list[bool] = []
 
     def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
-        """Decode a frame that has come."""
+        """Decode a received frame."""
         if frame.opcode is Opcode.TEXT:
             self.compressed.append(frame.rsv1)
         return super().decode(frame, max_size=max_size)
 
 
 class NotingFactory(ClientPerMessageDeflateFactory):
-    """Offers what its base class does; `agreed` is what came of it."""
+    """Offers permessage-deflate; `agreed` is the extension that was negotiated."""
 
     agreed: NotingDeflate | None = None
 
     def process_response_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[object]
     ) -> NotingDeflate:
-        """Take the server's answer."""
+        """Process the answer of the server."""
         found = super().process_response_params(params, accepted_extensions)  # type: ignore[arg-type]
         self.agreed = NotingDeflate(
             found.remote_no_context_takeover,
@@ -46,7 +46,7 @@ class NotingFactory(ClientPerMessageDeflateFactory):
 
 
 def read(data: bytes) -> list[tuple[bool, str]]:
-    """Return the texts that are in a server's frames, each with whether it came compressed."""
+    """Decode the frames of a server. Return for each whether it is compressed, and its text."""
     extension = NotingDeflate(True, True, WINDOW_BITS, WINDOW_BITS)
     stream = StreamReader()
     stream.feed_data(data)
@@ -57,5 +57,5 @@ def read(data: bytes) -> list[tuple[bool, str]]:
         except StopIteration as parsed:
             texts.append(bytes(parsed.value.data).decode())
         else:
-            raise AssertionError("a frame is not whole")
+            raise AssertionError("a frame is incomplete")
     return list(zip(extension.compressed, texts, strict=True))

@@ -1,6 +1,6 @@
-"""Runs a server as `python -m` does, to an end at which everything that was left open is told of.
+"""Runs a server like `python -m`, and ends it so that Python reports all resources that were not closed.
 
-By itself uvicorn ends by the signal that it got, and daphne leaves its event loop to the interpreter.
+Without this, uvicorn ends itself with the signal that it received, and daphne does not close its event loop.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from django.core.signals import setting_changed
 
 
 def main() -> None:
-    """Run the module that is named first, with the other arguments."""
-    signal.signal(signal.SIGTERM, lambda number, frame: None)  # what uvicorn restores, and then raises
+    """Run the module that the first argument names, with the other arguments."""
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: None
+    )  # uvicorn restores this handler, and then raises the signal again
     del sys.argv[0]
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""A primary and its replica behind an address that can lead to either. Use with `async with`."""
+"""A primary and its replica behind a proxy whose address can lead to either. Use them with `async with`."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from tests.support.postgres import PostgresServer
 from tests.support.redis import Binary, RedisServer
 from tests.support.server import free_port
 
-#: How long, in seconds, a replica may take until it follows its primary.
+#: How long, in seconds, to wait until a replica follows its primary.
 PATIENCE = 20.0
 
 
 class Pair(ABC):
-    """The servers, the address by which clients reach the primary, and the relay by which the replica does."""
+    """Two servers, the proxy that clients connect to, and the proxy through which the replica follows the primary."""
 
-    #: Leads to the primary. Open connections keep their server until they are cut.
+    #: The proxy for clients. It leads to the primary. Open connections keep their server until they are cut.
     address: FaultProxy
-    #: Leads to the primary too. The writes that it holds back are lost in a failover.
+    #: The proxy for the replica. It leads to the primary, too. Writes that it holds back are lost in a failover.
     relay: FaultProxy
 
     def __init__(self, *, replicated: bool) -> None:
@@ -50,7 +50,7 @@ class Pair(ABC):
         await self._stack.aclose()
 
     async def follows(self) -> bool:
-        """Wait until the replica follows the primary; return whether it does."""
+        """Wait until the replica follows the primary. Return whether it does."""
         return self.replicated and await asyncio.to_thread(_wait_for, self._is_followed)
 
     async def _serve(self, port: int) -> None:
@@ -58,7 +58,7 @@ class Pair(ABC):
         self.relay = await self._stack.enter_async_context(FaultProxy(port))
 
     async def _lose(self, seconds: float) -> None:
-        """Hold back new writes to the primary for some time, so that the replica never gets them."""
+        """Hold back new writes to the primary for some time, so that the replica never receives them."""
         self.relay.stall()
         await asyncio.sleep(seconds)
 
@@ -83,8 +83,8 @@ class RedisPair(Pair):
 
     Args:
         folder: the folder for their data and logs.
-        binary: the server program. None uses the first that is found.
-        replicated: whether there is a replica at all.
+        binary: the server program; None: the first that is found.
+        replicated: whether there is a replica.
     """
 
     def __init__(self, folder: Path, binary: Binary | None = None, *, replicated: bool = True) -> None:
@@ -95,17 +95,17 @@ class RedisPair(Pair):
         self.replica = RedisServer(folder / "replica", binary, options)
 
     async def move(self, *, losing: float = 0.0, cut: bool = False) -> None:
-        """Promote the replica, demote the primary, and lead the address to the new primary.
+        """Promote the replica, demote the primary, and lead the proxy to the new primary.
 
-        The demoted server takes no writes from the moment at which the other one is promoted, or earlier.
+        The demoted server accepts no writes from the time of the promotion on, or earlier.
 
         Args:
             losing: how many seconds of writes to lose.
-            cut: whether connections to the demoted server are reset; they stay open otherwise.
+            cut: whether connections to the demoted server are reset.
         """
         if losing:
             await self._lose(losing)
-        # Otherwise the relay would lead the new primary to itself.
+        # Without this, the proxy would lead the new primary to itself.
         self._cut_relay()
         await asyncio.to_thread(self.primary.cli, "REPLICAOF", "127.0.0.1", self.relay.port)
         await asyncio.to_thread(self.replica.promote)
@@ -135,8 +135,8 @@ class PostgresPair(Pair):
     """Two PostgreSQL servers; the standby is copied anew from each new primary.
 
     Args:
-        binaries: the directory that holds `initdb` and `pg_ctl`.
-        replicated: whether there is a standby at all.
+        binaries: the directory with `initdb` and `pg_ctl`.
+        replicated: whether there is a standby.
     """
 
     def __init__(self, binaries: Path, *, replicated: bool = True) -> None:
@@ -146,10 +146,10 @@ class PostgresPair(Pair):
         self.standby: PostgresServer
 
     async def move(self, *, losing: float = 0.0) -> None:
-        """Stop the primary, promote the standby, and lead the address to it; the stopped server becomes its standby.
+        """Stop the primary, promote the standby, and lead the proxy to it. The stopped server becomes the standby.
 
         Args:
-            losing: how many seconds of commits to lose; 0: none is lost.
+            losing: how many seconds of commits to lose; 0: none.
         """
         if losing:
             await self._lose(losing)

@@ -1,4 +1,4 @@
-"""A TCP proxy on the loopback that does to connections what networks do: resets, refusals, stalls, lost replies."""
+"""A TCP proxy on the loopback that simulates faults of networks: resets, refusals, stalls and lost replies."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from types import TracebackType
 from typing import Self
 
 _SUBSCRIBE = re.compile(rb"\r\n[PS]?SUBSCRIBE\r\n", re.IGNORECASE)
-#: Bytes of what passed before that are searched again with what comes next.
+#: How many bytes of earlier data are searched again together with new data, to find a pattern across their border.
 _OVERLAP = 64
 _CHUNK = 65536
 
 
 class Link:
-    """A client's connection, and the one to the server behind it."""
+    """The connection of a client, and the one that the proxy opened to the server for it."""
 
     def __init__(self, *writers: asyncio.StreamWriter) -> None:
         #: Whether the client has sent a SUBSCRIBE, as Redis clients do on their pub/sub connection.
@@ -28,7 +28,7 @@ class Link:
         self._trap: _Trap | None = None
 
     def reset(self) -> None:
-        """Close both with a TCP RST; what is under way is lost."""
+        """Reset both connections. Data in transit is lost."""
         for writer in self._writers:
             connection: socket.socket = writer.get_extra_info("socket")
             if connection.fileno() != -1:
@@ -36,11 +36,11 @@ class Link:
             writer.transport.abort()
 
     async def closed(self) -> None:
-        """Wait until both have closed."""
+        """Wait until both connections are closed."""
         await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     def request(self, data: bytes, traps: list[_Trap]) -> None:
-        """Take notice of what the client sends."""
+        """Inspect data that the client sends."""
         text = self._sent[-_OVERLAP:] + data
         self._sent = text[-_OVERLAP:]
         self.subscribed = self.subscribed or _SUBSCRIBE.search(text) is not None
@@ -51,11 +51,11 @@ class Link:
                 break
 
     def loses(self, data: bytes, traps: list[_Trap]) -> bool:
-        """Whether this answer is the one that gets lost."""
+        """Return whether this answer must be lost."""
         trap, self._trap = self._trap, None
         if trap is None:
             return False
-        if data.startswith(b"-"):  # a Redis error: the request did nothing, another one is to be waited for
+        if data.startswith(b"-"):  # a Redis error: the request had no effect, so lose the reply of the next one
             traps.append(trap)
             return False
         trap.sprung.set()
@@ -69,10 +69,10 @@ class _Trap:
 
 
 class FaultProxy:
-    """Forwards 127.0.0.1:`port` to other ports of the loopback; for use with `async with`.
+    """Forwards 127.0.0.1:`port` to other ports of the loopback. Use it with `async with`.
 
     Args:
-        targets: the servers' ports; of several, each connection gets one by chance. Nobody need listen there yet.
+        targets: the ports of the servers. Each connection is forwarded to a random one. The servers may start later.
     """
 
     def __init__(self, *targets: int) -> None:
@@ -105,11 +105,11 @@ class FaultProxy:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """The connections that are open, oldest first."""
+        """The open connections, the oldest first."""
         return tuple(self._links)
 
     def cut(self, links: Iterable[Link] | None = None) -> int:
-        """Reset connections, all that are open by default; return how many."""
+        """Reset the given connections, or all open ones. Return their number."""
         chosen = [link for link in (self.links if links is None else links) if link in self._links]
         for link in chosen:
             del self._links[link]
@@ -117,47 +117,48 @@ class FaultProxy:
         return len(chosen)
 
     def refuse(self) -> None:
-        """Reset each new connection at once, until `accept`."""
+        """Reset each new connection at once, until `accept` is called."""
         self._refusing = True
 
     def accept(self) -> None:
-        """Let new connections through again."""
+        """Forward new connections again."""
         self._refusing = False
 
     def stall(self) -> None:
-        """Let nothing pass, in either direction, until `resume`; connections stay open."""
+        """Forward nothing in either direction until `resume` is called. Connections stay open."""
         self._flowing.clear()
 
     def resume(self) -> None:
-        """Let pass what was held up, and everything else."""
+        """Forward the data that was held back, and all later data."""
         self._flowing.set()
 
     def lose_reply(self, pattern: bytes) -> asyncio.Event:
-        """Let one request pass to the server, and reset its connection when the server answers.
+        """Forward one request to the server, and reset its connection when the server answers.
 
-        For clients that wait for each answer. A Redis error as the answer is passed on: the next such request is taken.
+        This works with clients that wait for each answer. If the answer is a Redis error, it is forwarded, and the
+        answer to the next such request is lost.
 
         Args:
             pattern: at most 64 bytes that the request contains.
 
         Returns:
-            Set when it has happened.
+            An event that is set when an answer was lost.
         """
         trap = _Trap(pattern)
         self._traps.append(trap)
         return trap.sprung
 
     def lose_nothing(self) -> None:
-        """Forget the calls of `lose_reply` that met no request."""
+        """Cancel the calls of `lose_reply` for which no request was found."""
         self._traps.clear()
 
     def move(self, *targets: int) -> None:
-        """Lead new connections to other ports, as a DNS name or a Kubernetes service does after a failover.
+        """Forward new connections to other ports, as a DNS name or a Kubernetes service does after a failover.
 
-        Open connections stay where they lead; `cut` resets them.
+        Open connections keep their server; `cut` resets them.
 
         Args:
-            targets: the servers' ports, as for the constructor.
+            targets: the ports of the servers, as for the constructor.
         """
         self._targets = targets
 

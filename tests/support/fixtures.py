@@ -1,4 +1,4 @@
-"""Fixtures of the tests that need servers; conftest modules import them."""
+"""Fixtures for tests with real servers. The conftest modules import them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 KINDS: list[Kind] = ["daphne", "uvicorn"]
-#: Every Redis or Valkey that is found; with none, tests that need one are skipped or fail (tests/conftest.py).
+#: All Redis and Valkey programs that were found. Without one, tests that need it are skipped or fail, see
+#: tests/conftest.py.
 REDIS = [pytest.param(name, marks=pytest.mark.redis) for name in [b.name for b in find_binaries()] or ["no redis"]]
 
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
-    """The servers of this test run."""
+    """The shared servers of this test run."""
     pool = ServerPool(tmp_path_factory.mktemp("servers"))
     yield pool
     pool.close()
@@ -25,26 +26,26 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerPool]:
 
 @pytest.fixture(scope="session", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Which server."""
+    """The kind of server."""
     kind: Kind = request.param
     return kind
 
 
 @pytest.fixture
 def server(servers: ServerPool, kind: Kind) -> Server:
-    """A server with the project's own settings."""
+    """A server with the settings of the test project."""
     return servers.get(kind)
 
 
 @pytest.fixture
 def strict(servers: ServerPool, kind: Kind) -> Server:
-    """A server with low limits, short times, and public streams."""
+    """A server with low limits, short timeouts and public streams."""
     return servers.get(
         kind,
         MAX_SUBSCRIPTIONS=3,
         MAX_MESSAGE_SIZE=2048,
         PING_INTERVAL=0.3,
-        # Long enough for a client that answers each ping on a machine that stands still now and then.
+        # Long enough for a client that answers each ping, even if the machine is blocked for a moment.
         PONG_TIMEOUT=3,
         PRESENCE_TTL=1,
         PUBLIC_STREAMS=True,
@@ -54,13 +55,13 @@ def strict(servers: ServerPool, kind: Kind) -> Server:
 
 @pytest.fixture
 def beside(servers: ServerPool, server: Server) -> OtherProcess:
-    """Another process, on the database of `server`."""
+    """Another process that uses the database of `server`."""
     return servers.beside(server)
 
 
 @pytest.fixture(scope="session")
 def redis_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPool]:
-    """The Redis servers of this test run, by name."""
+    """The shared Redis servers of this test run."""
     pool = RedisPool(tmp_path_factory.mktemp("redis"))
     yield pool
     pool.close()
@@ -68,17 +69,17 @@ def redis_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisPool]:
 
 @pytest.fixture(scope="session", params=REDIS)
 def redis_server(request: pytest.FixtureRequest, redis_pool: RedisPool) -> RedisServer:
-    """A Redis that tests share, once for each program; tests keep apart by `key_prefix`."""
+    """A Redis that tests share, once for each program. Each test uses its own `key_prefix`."""
     return redis_pool.get(request.param)
 
 
 @pytest.fixture
 def redis_url(redis_server: RedisServer) -> str:
-    """Where a shared Redis is."""
+    """The URL of a shared Redis."""
     return redis_server.url
 
 
 @pytest.fixture
 def key_prefix() -> str:
-    """A `KEY_PREFIX` that no other test of this run uses."""
+    """A `KEY_PREFIX` that no other test of this test run uses."""
     return unique("cable-test-")

@@ -1,4 +1,4 @@
-"""A channel layer that reaches other threads and loops, as a shared one reaches other processes."""
+"""A channel layer that works across threads and event loops, as a shared layer does across processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 
 class CrossLoopLayer:
-    """What the wake-ups use of a channel layer; every instance has the same groups."""
+    """The part of a channel layer that wake-ups use. All instances share their groups."""
 
     lock: ClassVar[threading.Lock] = threading.Lock()
     groups: ClassVar[dict[str, dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[Any]]]]] = {}
@@ -21,7 +21,7 @@ class CrossLoopLayer:
 
     @classmethod
     def reset(cls) -> None:
-        """Forget everything."""
+        """Remove all groups and messages."""
         cls.groups.clear()
         cls.queues.clear()
         cls.sent.clear()
@@ -29,25 +29,25 @@ class CrossLoopLayer:
         cls.broken = False
 
     async def new_channel(self, prefix: str = "specific.") -> str:
-        """Name a channel of this loop's."""
+        """Return the name of a new channel of this event loop."""
         name = f"{prefix}{next(self.names)}"
         self.queues[name] = asyncio.Queue()
         return name
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Let a channel receive what is sent to a group."""
+        """Add a channel to a group."""
         if self.broken:
             raise ConnectionError("the layer is down")
         with self.lock:
             self.groups.setdefault(group, {})[channel] = (asyncio.get_running_loop(), self.queues[channel])
 
     async def group_discard(self, group: str, channel: str) -> None:
-        """Take a channel out of a group."""
+        """Remove a channel from a group."""
         with self.lock:
             self.groups.get(group, {}).pop(channel, None)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        """Send to every channel of a group."""
+        """Send a message to every channel of a group."""
         if self.broken:
             raise ConnectionError("the layer is down")
         self.sent.append(message)
@@ -58,7 +58,7 @@ class CrossLoopLayer:
             loop.call_soon_threadsafe(queue.put_nowait, message)
 
     async def receive(self, channel: str) -> Any:
-        """Wait for a channel's next message; cancelled, it lets go of the channel, as channels-redis does."""
+        """Wait for the next message of a channel. Cancelling this removes the channel, as in channels-redis."""
         try:
             return await self.queues[channel].get()
         except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""The deployment in demo_project/deploy as the tests run it: its own commands and files, on other ports and paths."""
+"""Runs the deployment in demo_project/deploy with its own commands and files, on other ports and paths."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from typing import Self
 from tests.support.server import PATIENCE, ROOT, Server, free_port
 
 DEPLOY = ROOT / "demo_project" / "deploy"
-#: nginx's prefix, as the Procfile has it.
+#: The prefix of nginx in the Procfile.
 PREFIX = "demo_project/deploy/run"
 
 
 def find_nginx() -> Path | None:
-    """Return the program, or None; Debian's is not on the PATH of users."""
+    """Return the path of nginx, or None. Debian installs it outside of the PATH of users."""
     found = shutil.which("nginx", path=os.pathsep.join([*os.get_exec_path(), "/usr/sbin"]))
     return Path(found) if found else None
 
 
 def procfile() -> dict[str, list[str]]:
-    """Return the Procfile's commands, in words, by name."""
+    """Return the commands of the Procfile by name, each as a list of arguments."""
     lines = (DEPLOY / "Procfile").read_text().splitlines()
     return {name: shlex.split(command) for name, command in (line.split(": ", 1) for line in lines)}
 
 
 def replaced(text: str, old: str, new: str) -> str:
-    """Return a text with something replaced that must be in it, once."""
+    """Replace a part of a text, and check that the text has it exactly once."""
     assert text.count(old) == 1, f"{old!r} is {text.count(old)} times in {text!r}"
     return text.replace(old, new)
 
 
 class DeployedServer(Server):
-    """A server of the tests' project that is started by the Procfile's command, on a port of its own."""
+    """A server of the test project that is started with the command of the Procfile, on another port."""
 
     def _command(self) -> list[str]:
         python, *words = procfile()[f"web-{self.kind}"]
@@ -52,16 +52,16 @@ class DeployedServer(Server):
 
 
 class Nginx:
-    """nginx with the committed configuration, without privileges; as a context manager, started and killed.
+    """nginx with the configuration of the demo. Use it as a context manager, which starts and kills it.
 
     Args:
-        servers: that it is in front of; started, since it needs their ports.
+        servers: the servers that nginx forwards to. They must be running, because their ports are needed.
     """
 
     def __init__(self, servers: Sequence[Server]) -> None:
         self.port = 0
         self._servers = servers
-        # Not below pytest's directory, which only its owner can enter.
+        # The directory of pytest cannot be used, because only its owner can enter it.
         self._temporary = tempfile.TemporaryDirectory(prefix="cable-nginx-")
         self._folder = Path(self._temporary.name)
         self._run = self._folder / "run"
@@ -85,28 +85,28 @@ class Nginx:
 
     @property
     def base(self) -> str:
-        """Where the pages are."""
+        """The URL of the pages."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
-        """Where the cable is."""
+        """The URL of the cable."""
         return f"ws://127.0.0.1:{self.port}/cable"
 
     @property
     def static(self) -> Path:
-        """Where it looks for static files."""
+        """The folder from which nginx serves static files."""
         return self._run / "static"
 
     def requests(self, path: str) -> list[tuple[str, str]]:
-        """Return the status of each request for a path so far, and that of each server that was tried: `"403, 101"`."""
+        """Return for each request of a path its status and those of the tried servers, for example `"403, 101"`."""
         line = rf'"GET {re.escape(path)}" (\d+) \S+(?:, \S+)* (\d+(?:, \d+)*|-) [\d.]+$'
         return re.findall(line, self._log.read_text(), re.MULTILINE)
 
     def start(self) -> None:
-        """Start it on a free port, and wait until it listens."""
+        """Start nginx on a free port, and wait until it listens."""
         binary = find_nginx()
-        assert binary is not None, "no nginx on this machine"
+        assert binary is not None, "nginx is not installed"
         command = shlex.split(replaced(shlex.join(procfile()["nginx"]), PREFIX, str(self._run)))
         for _ in range(5):
             self.port = free_port()
@@ -122,7 +122,7 @@ class Nginx:
         raise RuntimeError(f"nginx did not start:\n{self._log.read_text()}")
 
     def reload(self) -> None:
-        """Let it read its configuration anew, with new workers (`nginx -s reload`)."""
+        """Reload the configuration, which starts new workers (`nginx -s reload`)."""
         assert self._process is not None
         self._process.send_signal(signal.SIGHUP)
 

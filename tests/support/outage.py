@@ -1,4 +1,4 @@
-"""Outages of the tests' PostgreSQL: it is stopped and started, or it hangs."""
+"""Simulates outages of the PostgreSQL of the tests: it is stopped, or it hangs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.postgres import OPTIONS, find_postgres, unprivileged_user
 
 
 def stop(host: str) -> None:
-    """Stop the server of `running_postgres`: connections break, and new ones are refused."""
+    """Stop the server of `running_postgres`. Its connections are closed, and new ones are refused."""
     _pg_ctl(host, "-m", "immediate", "stop")
 
 
@@ -29,7 +29,7 @@ def hanging(host: str) -> Iterator[None]:
     postmaster = int((Path(host) / "data" / "postmaster.pid").read_text().split()[0])
     stopped: list[int] = []
     try:
-        # The postmaster first: it starts no process afterwards.
+        # The postmaster is stopped first, so that it starts no new processes.
         _send(signal.SIGSTOP, postmaster)
         stopped.append(postmaster)
         for process in _children(postmaster):
@@ -42,13 +42,13 @@ def hanging(host: str) -> Iterator[None]:
 
 
 def _children(process: int) -> list[int]:
-    """Return the ids of a process's children."""
+    """Return the ids of the child processes."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], check=False, capture_output=True, text=True)
     return [int(line) for line in listed.stdout.split()]
 
 
 def _send(number: signal.Signals, process: int) -> None:
-    """Send a signal to a process, if it still runs: one that serves a connection ends with it."""
+    """Send a signal to a process. It may have ended, because a process that serves a connection ends with it."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, number)
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: in a temporary directory, on a Unix socket, gone afterwards."""
+"""A PostgreSQL server for tests. It runs in a temporary directory, which is deleted afterwards."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Faster, and all that is lost is the tests' data after a power cut.
+#: Options that make the server faster. They are not safe against power cuts.
 OPTIONS = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=60"
 
 
 def find_postgres() -> Path | None:
-    """Return the directory that holds `initdb` and `pg_ctl`, or None."""
+    """Return the directory with `initdb` and `pg_ctl`, or None."""
     places = [*os.get_exec_path(), *map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True))]
     found = shutil.which("initdb", path=os.pathsep.join(places))
     return Path(found).resolve().parent if found else None
 
 
 def unprivileged_user() -> str | None:
-    """Return who runs the server: it refuses to run as root."""
+    """Return the user that runs the server, because PostgreSQL refuses to run as root."""
     if os.getuid() != 0:
         return None
     users = {entry.pw_name for entry in pwd.getpwall()}
@@ -31,11 +31,11 @@ def unprivileged_user() -> str | None:
 
 
 class PostgresServer:
-    """A server with the superuser `postgres`, who needs no password; it listens on a Unix socket in its directory.
+    """A server that listens on a Unix socket in its directory. The superuser `postgres` needs no password.
 
     Args:
-        binaries: the directory of `initdb` and `pg_ctl`.
-        port: a port of the loopback on which the server listens too. None: it listens on the socket only.
+        binaries: the directory with `initdb` and `pg_ctl`.
+        port: a port of the loopback on which the server also listens; None: it listens only on the socket.
     """
 
     def __init__(self, binaries: Path, port: int | None = None) -> None:
@@ -49,19 +49,19 @@ class PostgresServer:
 
     @property
     def host(self) -> str:
-        """The directory of its socket, as HOST in Django's settings."""
+        """The directory of the socket, for HOST in Django's settings."""
         return str(self._base)
 
     def initialize(self) -> None:
-        """Make a new cluster."""
+        """Create a new cluster."""
         self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 
     def copy(self, primary: PostgresServer, relay: int | None = None) -> None:
-        """Make a copy of a running server's cluster, which follows it as a standby.
+        """Copy the cluster of a running server, and configure the copy as its standby.
 
         Args:
             primary: the running server.
-            relay: a port of the loopback by which the standby reaches the primary. None: by the primary's socket.
+            relay: the port of the loopback through which the standby connects to the primary; None: it uses the socket.
         """
         shutil.rmtree(self._data, ignore_errors=True)
         source = ["-h", primary.host] if relay is None else ["-h", "127.0.0.1", "-p", str(relay)]
@@ -74,7 +74,7 @@ class PostgresServer:
         self._control("-l", str(self._base / "server"), "-o", options, "start")
 
     def stop(self, mode: str = "immediate") -> None:
-        """Stop the server. `fast` first sends a standby the missing data; `immediate` is like a crash."""
+        """Stop the server. With `fast`, it first sends missing data to a standby; `immediate` is like a crash."""
         self._control("-m", mode, "stop")
 
     def promote(self) -> None:
@@ -93,7 +93,7 @@ class PostgresServer:
         self._run("pg_ctl", "-D", self._data, "-w", *command)
 
     def _run(self, program: str, *arguments: str) -> None:
-        # Output goes to a file: the server would keep a pipe open.
+        # The output goes to a file, because the server would keep a pipe open.
         with (self._base / "log").open("a") as log:
             done = subprocess.run(
                 [str(self._binaries / program), *arguments],
@@ -105,7 +105,7 @@ class PostgresServer:
 
 @contextmanager
 def running_postgres(binaries: Path) -> Iterator[str]:
-    """Run a server with the superuser `postgres`; yield the directory of its socket, which is its HOST."""
+    """Run a server with the superuser `postgres`. Yield the directory of its socket, for HOST in Django's settings."""
     server = PostgresServer(binaries)
     try:
         server.initialize()

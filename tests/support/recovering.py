@@ -1,9 +1,11 @@
-"""A client that recovers as the npm client does, in the extended protocol; for storms.
+"""A client that recovers like the npm client in the extended protocol, for storm tests.
 
-It keeps one position per stream id for all identifiers, asks for history by these, believes `restored_ids`, and
-closes a channel for good if the connection drops while its `subscribe` is unanswered. The application on top, which
-is here too, then makes the channel again (PROTOCOL.md, 19). Its view of presence is the npm client's as well: asked for
-once after each fresh subscription, kept over a restore, and moved by joins and leaves.
+It stores one position for each stream id, shared by all identifiers, and requests history with these positions. It
+trusts `restored_ids`. It closes a channel if the connection is lost while its `subscribe` is unanswered. This module
+then creates the channel again, as an application must do (see Protocol: Subscriptions).
+
+It knows the members of a channel as the npm client does: it requests them once after each new subscription, keeps them
+over a restore, and updates them with join and leave events.
 """
 
 from __future__ import annotations
@@ -22,20 +24,20 @@ from websockets.exceptions import WebSocketException
 
 from tests.support.client import PATIENCE, Client, Frame
 
-#: Seconds between two attempts to connect, at most.
+#: The longest pause, in seconds, between two attempts to connect.
 RETRY = 0.1
-#: Seconds after which an unanswered subscribe is repeated.
+#: After how many seconds an unanswered subscribe is sent again.
 REPEAT = 5.0
 
 
 class RecoveringClient:
-    """Stays connected, and keeps what arrives.
+    """A client that reconnects and recovers, and records all messages that it receives.
 
     Args:
-        url: of the cable.
-        cookie: of the handshakes.
-        since: what it calls the time of its page's rendering; None: now.
-        restoring: whether it asks for its session back.
+        url: the URL of the cable.
+        cookie: the header `Cookie` of the handshakes.
+        since: the time of the page's rendering, which the client sends as `since`; None: now.
+        restoring: whether the client asks the server to restore its session.
     """
 
     def __init__(self, url: str, *, cookie: str = "", since: int | None = None, restoring: bool = True) -> None:
@@ -44,21 +46,21 @@ class RecoveringClient:
         self._restoring = restoring
         self.sid = ""
         self.since = int(time.time()) if since is None else since
-        #: Per stream id, shared by all identifiers.
+        #: The position of the last received message by stream id, shared by all identifiers.
         self.positions: dict[str, Frame] = {}
         self.stream_ids: defaultdict[str, set[str]] = defaultdict(set)
-        #: "connecting", "pending" (subscribe sent), "connected" or "closed", by identifier.
+        #: The state by identifier: "connecting", "pending" (subscribe was sent), "connected" or "closed".
         self.channels: dict[str, str] = {}
-        #: Payloads by identifier, in the order of arrival.
+        #: The received payloads by identifier, in the order of arrival.
         self.received: defaultdict[str, list[Any]] = defaultdict(list)
-        #: What the `info` event says, by identifier: `history_received` and `history_not_found`.
+        #: The `info` events by identifier: `history_received` and `history_not_found`.
         self.infos: defaultdict[str, list[str]] = defaultdict(list)
-        #: What it joined presence with, by identifier.
+        #: The member with which the client joined presence, by identifier.
         self.joined: dict[str, Frame] = {}
-        #: The members that it knows, by identifier, as `watch` asked for; None: it has asked, or will ask.
+        #: The known members by identifier, after `watch`; None: the client has requested them, or will request them.
         self.members: dict[str, dict[str, Any] | None] = {}
         self.connects = self.restores = self.recreated = 0
-        #: What it complained of: confirmations that it did not ask for, and the like.
+        #: Violations of the protocol by the server, for example unexpected confirmations.
         self.complaints: list[Frame] = []
         self._late_joins: set[str] = set()
         self._client: Client | None = None
@@ -80,40 +82,40 @@ class RecoveringClient:
         if self._client is not None:
             await self._client.close()
 
-    # -- for the application ------------------------------------------------------------------------------------------
+    # -- the application's side ---------------------------------------------------------------------------------------
 
     async def subscribe(self, identifier: str) -> None:
-        """Subscribe, now or as soon as there is a connection, and wait until that was confirmed."""
+        """Subscribe, at once or after the next connect, and wait for the confirmation."""
         self.channels[identifier] = "connecting"
         if self._client is not None and self.connected:
             await self._send_subscribe(self._client, identifier)
         await self.wait_for(lambda: self.channels[identifier] == "connected")
 
     async def perform(self, identifier: str, action: str, **data: Any) -> None:
-        """Call an action of a channel that is connected."""
+        """Call an action of a connected channel."""
         assert self._client is not None, "there is no connection"
         await self._client.perform(identifier, action, **data)
 
     async def watch(self, identifier: str) -> None:
-        """Know the members of a channel that was subscribed to, from now on."""
+        """Request the members of a subscribed channel, and keep them up to date."""
         self.members[identifier] = None
         await self._say("presence", identifier)
 
     async def join(self, identifier: str, id: str, info: Any = None) -> None:  # noqa: A002 - the wire's name
-        """Be present in a channel that was subscribed to, also after a reconnect, until `leave`."""
+        """Join the presence of a subscribed channel, and join again after each reconnect, until `leave` is called."""
         self.joined[identifier] = {"id": id, "info": info}
         if self.channels.get(identifier) == "pending":
-            # The subscribe that is under way does not say so.
+            # The pending subscribe was sent without presence.
             self._late_joins.add(identifier)
         await self._say("join", identifier, presence=self.joined[identifier])
 
     async def leave(self, identifier: str) -> None:
-        """Be present no more."""
+        """Leave the presence of a channel."""
         del self.joined[identifier]
         await self._say("leave", identifier)
 
     async def cut(self) -> bool:
-        """Break the connection, if there is one."""
+        """Reset the connection if it is open."""
         client = self._client
         if client is None or not self.connected:
             return False
@@ -122,16 +124,16 @@ class RecoveringClient:
 
     @property
     def connected(self) -> bool:
-        """Whether the server has welcomed it on this connection."""
+        """Whether the server has sent its welcome on this connection."""
         return self._client is not None and bool(self._client.welcome)
 
     async def wait_for(self, condition: Callable[[], bool], timeout: float = 3 * PATIENCE) -> None:  # noqa: ASYNC109
-        """Wait until something about this client is true."""
+        """Wait until a condition about this client is true."""
         async with asyncio.timeout(timeout), self._changed:
             await self._changed.wait_for(condition)
 
     async def wait_for_messages(self, identifier: str, count: int) -> None:
-        """Wait until so many messages have arrived for an identifier."""
+        """Wait until a number of messages has arrived for an identifier."""
         await self.wait_for(lambda: len(self.received[identifier]) >= count)
 
     # -- the protocol -------------------------------------------------------------------------------------------------
@@ -144,7 +146,7 @@ class RecoveringClient:
                 self._client = client
                 await self._serve(client)
             except (OSError, WebSocketException, AssertionError, TimeoutError):
-                pass  # refused, or dropped
+                pass  # the connection was refused or lost
             finally:
                 self._client = None
                 await client.close()
@@ -153,7 +155,7 @@ class RecoveringClient:
 
     async def _serve(self, client: Client) -> None:
         while True:
-            # Pings are filtered out beneath; they keep `since` fresh as in the npm client.
+            # `Client` filters out the pings. As in the npm client, they update `since`.
             frame = await client.next(timeout=120)
             if client.pings:
                 self.since = int(time.time())
@@ -229,7 +231,7 @@ class RecoveringClient:
         return {"history": self._history(identifier), **({"presence": joined} if joined else {})}
 
     async def _say(self, command: str, identifier: str, **body: Any) -> None:
-        """Send a command if there is a connection; what matters is said again on the next one."""
+        """Send a command if the connection is open. Important commands are sent again after a reconnect."""
         if self._client is not None and self.channels.get(identifier) == "connected":
             with contextlib.suppress(WebSocketException):
                 await self._client.send(command, identifier, **body)
@@ -252,7 +254,7 @@ class RecoveringClient:
     async def _dropped(self) -> None:
         for identifier, state in self.channels.items():
             if state == "pending":
-                # The npm client closes the channel here, without an error; the application makes it again.
+                # The npm client closes the channel here without an error, and the application creates it again.
                 self.recreated += 1
             self.channels[identifier] = "connecting"
         async with self._changed:

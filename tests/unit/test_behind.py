@@ -18,7 +18,7 @@ from reliable_cable.consumer import get_hub
 from reliable_cable.hub.fanout import POLICY
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.recovery import Entry
-from reliable_cable.servers.base import in_kernel
+from reliable_cable.servers.base import unacknowledged_bytes
 
 from .test_bursts import LIMIT, ONE, Room, Wire, configured, frames_or_not, publish, publish_many
 from .wire import Client, identifier
@@ -87,17 +87,17 @@ def test_the_kernel_says_how_much_was_not_taken() -> None:
     near, far = socket.socketpair(socket.AF_UNIX)
     with near, far, socket.create_server(("127.0.0.1", 0)) as server:
         with socket.create_connection(server.getsockname()) as one, server.accept()[0] as other:
-            assert in_kernel(one.fileno()) == 0
+            assert unacknowledged_bytes(one.fileno()) == 0
             other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             one.setblocking(False)
             one.send(b"x" * 4_000_000)
-            before = in_kernel(one.fileno())
+            before = unacknowledged_bytes(one.fileno())
             assert before
             taken = 0
-            while in_kernel(one.fileno()) == before:
+            while unacknowledged_bytes(one.fileno()) == before:
                 taken += len(other.recv(65536))
             assert taken
-    assert in_kernel(-1 & 0x7FFFFFFF) is None, "it is closed"
+    assert unacknowledged_bytes(-1 & 0x7FFFFFFF) is None, "it is closed"
 
 
 # -- what it keeps -----------------------------------------------------------------------------------------------------

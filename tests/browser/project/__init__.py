@@ -1,1 +1,1 @@
-"""The demo as the browser tests serve it."""
+"""The demo with changes for the browser tests."""

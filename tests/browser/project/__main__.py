@@ -1,4 +1,4 @@
-"""A process beside the server, on the same database: makes the calls that come in as lines of JSON."""
+"""Another process with the database of the server. It reads calls as lines of JSON, and writes their results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import django
 
 
 def main() -> None:
-    """Answer calls until the input ends."""
+    """Make the calls until the input ends."""
     django.setup()
     from demo_project.chat.cable import post_message
     from demo_project.chat.models import Answer, Message, Room

@@ -1,4 +1,4 @@
-"""The demo's application, with the static files that `runserver` would add."""
+"""The ASGI application of the demo, which also serves the static files, as `runserver` does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's settings, with members that leave sooner."""
+"""The settings of the demo, with a shorter expiry of members."""
 
 from __future__ import annotations
 

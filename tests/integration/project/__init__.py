@@ -1,1 +1,1 @@
-"""A small Django project that the servers under test serve."""
+"""A small Django project for tests with real servers."""

@@ -1,4 +1,4 @@
-"""Another process of the project: makes the calls that come as JSON lines, and answers in JSON lines."""
+"""Another process of the project. It reads calls as lines of JSON, and writes their results as lines of JSON."""
 
 from __future__ import annotations
 

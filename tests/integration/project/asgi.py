@@ -1,4 +1,4 @@
-"""The ASGI application under test."""
+"""The ASGI application of the project."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.integration.project.settings")
 http = get_asgi_application()
 
-# These need the apps, which the line above has loaded.
+# These imports need the apps, which were loaded above.
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402

@@ -1,4 +1,4 @@
-"""Channels that show each behaviour of PROTOCOL.md."""
+"""Channels for tests of the protocol."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ receivers.connect()
 
 
 class EchoChannel(Channel):
-    """Answers with what it was told, and with what it knows of its subscription."""
+    """Transmits the data of its actions and the user of its connection."""
 
     @action
     def echo(self, data: dict[str, Any]) -> None:
@@ -31,23 +31,23 @@ class EchoChannel(Channel):
 
     @action
     def whoami(self) -> None:
-        """Tell the user's name, by a query."""
+        """Transmit the name of the user, which a query reads."""
         known = get_user_model().objects.filter(pk=self.user.pk).first()
         self.transmit({"user": known.get_username() if known else None})
 
     @action
     async def awhoami(self) -> None:
-        """Tell the user's name, by an async query."""
+        """Transmit the name of the user, which an async query reads."""
         known = await get_user_model().objects.filter(pk=self.user.pk).afirst()
         self.transmit({"user": known.get_username() if known else None})
 
     def helper(self) -> None:
-        """Not an action: clients cannot call it."""
+        """Not an action, so clients cannot call this method."""
         self.transmit({"helper": "was called"})
 
 
 class StreamChannel(Channel):
-    """Streams from everything that the params name, in this order."""
+    """Streams from all streams that the params name, in this order."""
 
     def subscribed(self) -> None:
         """Start the streams."""
@@ -56,19 +56,19 @@ class StreamChannel(Channel):
 
     @action
     def start(self, data: dict[str, Any]) -> None:
-        """Stream from one more."""
+        """Start another stream."""
         self.stream_from(data["stream"])
         self.transmit({"started": data["stream"]})
 
     @action
     def stop(self, data: dict[str, Any]) -> None:
-        """Leave a stream."""
+        """Stop one stream."""
         self.stop_stream_from(data["stream"])
         self.transmit({"stopped": data["stream"]})
 
     @action
     def stop_all(self) -> None:
-        """Leave all streams."""
+        """Stop all streams."""
         self.stop_all_streams()
         self.transmit({"stopped": "all"})
 
@@ -79,7 +79,7 @@ class StreamChannel(Channel):
 
 
 class AsyncStreamChannel(Channel):
-    """As `StreamChannel`, with handlers on the event loop."""
+    """Like `StreamChannel`, with async handlers."""
 
     async def subscribed(self) -> None:
         """Start the streams."""
@@ -88,16 +88,16 @@ class AsyncStreamChannel(Channel):
 
 
 class QueryChannel(Channel):
-    """Streams to users whom a database query finds."""
+    """Streams to users that a database query finds."""
 
     def subscribed(self) -> None:
-        """Query, and stream."""
+        """Query the user, and stream."""
         if get_user_model().objects.filter(pk=self.user.pk).exists():
             return self.stream_from(self.params["stream"])
         self.reject()
 
     def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
-        """Let users join under their own names, which another query finds."""
+        """Allow users to join with their own name, which a query reads."""
         return get_user_model().objects.filter(pk=self.user.pk, username=id).exists()
 
 
@@ -105,14 +105,14 @@ class AsyncQueryChannel(Channel):
     """Like `QueryChannel`, with an async query."""
 
     async def subscribed(self) -> None:
-        """Query, and stream."""
+        """Query the user, and stream."""
         if await get_user_model().objects.filter(pk=self.user.pk).aexists():
             return self.stream_from(self.params["stream"])
         self.reject()
 
 
 class GreetingChannel(Channel):
-    """Transmits while it is being subscribed to."""
+    """Transmits messages in `subscribed`."""
 
     def subscribed(self) -> None:
         """Transmit twice, and stream."""
@@ -122,43 +122,43 @@ class GreetingChannel(Channel):
 
 
 class RejectingChannel(Channel):
-    """Nobody gets in."""
+    """Rejects all subscriptions."""
 
     def subscribed(self) -> None:
-        """Transmit why, and reject; the stream is never started."""
+        """Start a stream, transmit the reason, and reject. The stream must not be started."""
         self.stream_from(self.params["stream"])
         self.transmit({"reason": "full"})
         self.reject()
 
 
 class GuardedChannel(Channel):
-    """Checks before handlers."""
+    """Has checks that run before the handlers."""
 
     def before_subscribe(self) -> bool:
-        """Keep out those who say that they are strangers."""
+        """Reject subscriptions whose params say so."""
         return "stranger" not in self.params
 
     async def before_action(self, action: str, data: Mapping[str, Any]) -> bool:
-        """Allow only what is allowed."""
+        """Reject actions whose data says so."""
         return bool(data.get("allowed"))
 
     def subscribed(self) -> None:
-        """Tell that the check let it through."""
+        """Transmit that the check allowed this."""
         self.transmit({"subscribed": True})
 
     @action
     def act(self, data: dict[str, Any]) -> None:
-        """Tell that the check let it through."""
+        """Transmit that the check allowed this."""
         self.transmit({"acted": data["n"]})
 
 
 class RaisingChannel(Channel):
-    """Fails in every way."""
+    """Raises errors in its handlers."""
 
     count = state(default=0)
 
     def subscribed(self) -> None:
-        """Raise where the params ask for it, after recording what must not be applied."""
+        """Raise an error if the params say so, after recording effects that must not be applied."""
         self.stream_from(self.params["stream"])
         if self.params.get("raises"):
             self.transmit({"recorded": "and dropped"})
@@ -166,7 +166,7 @@ class RaisingChannel(Channel):
 
     @action
     def fail(self) -> None:
-        """Record, change state, and raise."""
+        """Record effects, change the state, and raise an error."""
         self.count = 100
         self.stop_all_streams()
         self.transmit({"recorded": "and dropped"})
@@ -174,42 +174,42 @@ class RaisingChannel(Channel):
 
     @action
     async def afail(self) -> None:
-        """Raise on the event loop."""
+        """Raise an error in an async handler."""
         self.transmit({"recorded": "and dropped"})
         raise RuntimeError("afail raised, as the test asked")
 
     @action
     def tell(self) -> None:
-        """Tell the state."""
+        """Transmit the state."""
         self.transmit({"count": self.count})
 
     def handle_error(self, error: Exception, handler: str) -> None:
-        """Tell the client which handler failed."""
+        """Transmit the name of the handler that failed."""
         self.transmit({"failed": handler})
 
 
 class GatedChannel(Channel):
-    """Waits at the gate of its params before anything happens."""
+    """Waits in `subscribed` for the gate that its params name."""
 
     def subscribed(self) -> None:
-        """Wait, in a thread of the pool."""
+        """Wait in a thread of the handler pool."""
         gates[self.params["gate"]].enter()
         for stream in self.params.get("streams", ()):
             self.stream_from(stream)
 
 
 class AsyncGatedChannel(Channel):
-    """As `GatedChannel`, on the event loop."""
+    """Like `GatedChannel`, with async handlers."""
 
     async def subscribed(self) -> None:
-        """Wait, without holding up the loop."""
+        """Wait without blocking the event loop."""
         await asyncio.to_thread(gates[self.params["gate"]].enter)
         for stream in self.params.get("streams", ()):
             self.stream_from(stream)
 
 
 class AuditedChannel(Channel):
-    """Tells on the stream `audit` of its params what happened to the subscription."""
+    """Broadcasts what happens to the subscription, to the stream that the param `audit` names."""
 
     count = state(default=0)
 
@@ -217,17 +217,17 @@ class AuditedChannel(Channel):
         broadcast(self.params["audit"], {"event": event, "id": self.params.get("id"), "count": self.count})
 
     def subscribed(self) -> None:
-        """Tell it, and stream."""
+        """Broadcast the event, and stream."""
         self._tell("subscribed")
         for stream in self.params.get("streams", ()):
             self.stream_from(stream)
 
     def unsubscribed(self) -> None:
-        """Tell it."""
+        """Broadcast the event."""
         self._tell("unsubscribed")
 
     def resubscribed(self) -> None:
-        """Tell it, transmit the state, or reject where the params ask for it."""
+        """Broadcast the event and transmit the state, or fail or reject if the params say so."""
         self._tell("resubscribed")
         if self.params.get("fickle"):
             self.reject()
@@ -238,45 +238,45 @@ class AuditedChannel(Channel):
 
     @action
     def increment(self) -> None:
-        """Count up and tell the result."""
+        """Increment the counter in the state, and transmit it."""
         self.count += 1
         self.transmit({"count": self.count})
 
 
 class RoomChannel(Channel):
-    """Presence that clients may join by themselves, and whispers."""
+    """Has whispers, and presence that clients may join by themselves."""
 
     def subscribed(self) -> None:
         """Stream from the room."""
         self.stream_from(self.params["room"], whisper=True, presence=True)
 
     def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
-        """Let everybody in but the impostor."""
+        """Allow all ids except `impostor`."""
         return id != "impostor"
 
     @action
     def rename(self, data: dict[str, Any]) -> None:
-        """Join by the handler, perhaps again, with a number as the id."""
+        """Join presence in a handler, with a number as the id."""
         self.presence.join(data["id"], data.get("info"))
 
     @action
     def hide(self) -> None:
-        """Leave presence, and stay subscribed."""
+        """Leave presence, but stay subscribed."""
         self.presence.leave()
 
 
 class LobbyChannel(Channel):
-    """Presence by the handler only, on the second of two streams."""
+    """Has presence on the second of two streams, which only a handler can join."""
 
     def subscribed(self) -> None:
-        """Stream, and join as the params say."""
+        """Stream, and join with the member of the params."""
         self.stream_from(self.params["news"])
         self.stream_from(self.params["lobby"], presence=True)
         self.presence.join(self.params["id"], {"via": "handler"})
 
 
 class FillChannel(Channel):
-    """Transmits much at once."""
+    """Transmits many messages at once."""
 
     @action
     def fill(self, data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What tests can have done inside a server's process, and in another process beside it."""
+"""The calls that tests can make inside a server process, or in another process with the same database."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from tests.integration.project.gates import gates
 
 
 def flood(stream: str, count: int, size: int) -> None:
-    """Broadcast `count` messages that are numbered from 1 and about `size` bytes long."""
+    """Broadcast `count` messages of about `size` bytes, numbered from 1."""
     for number in range(1, count + 1):
         reliable_cable.broadcast(stream, {"n": number, "fill": "x" * size})
 
 
 def count_up(stream: str, first: int, last: int, writer: str = "") -> None:
-    """Broadcast the numbers from `first` to `last`, each on its own."""
+    """Broadcast the numbers from `first` to `last`, each with a separate call."""
     for number in range(first, last + 1):
         reliable_cable.broadcast(stream, {"n": number, "writer": writer})
 
@@ -48,7 +48,7 @@ def burst(stream: str, count: int, size: int, how: str) -> None:
 
 
 class _Undo(Exception):
-    """Rolls a transaction back."""
+    """Raised to roll back a transaction."""
 
 
 def broadcast_in_transaction(stream: str, data: Any, *, commit: bool, **options: Any) -> StreamPosition | None:
@@ -65,7 +65,7 @@ def broadcast_in_transaction(stream: str, data: Any, *, commit: bool, **options:
 
 
 def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hold: float = 0.0) -> dict[str, Any]:
-    """Broadcast several messages inside one `atomic()`, between two hooks of the caller's own.
+    """Broadcast several messages inside `atomic()`, between two `on_commit` hooks.
 
     Args:
         stream: the name of the stream.
@@ -95,32 +95,32 @@ def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hol
 
 
 def broadcast_batch(stream: str, payloads: Sequence[Any]) -> list[dict[str, Any]]:
-    """Broadcast several messages in one batch; return their positions."""
+    """Broadcast several messages in one batch, and return their positions."""
     positions = reliable_cable.broadcast_batch([(stream, payload) for payload in payloads])
     return [dataclasses.asdict(position) for position in positions if position is not None]
 
 
 def enqueue(task: str, *args: Any, **kwargs: Any) -> None:
-    """Have a Celery worker perform a task (tasks.py)."""
-    from tests.integration.project.celery import app  # most processes need no Celery
+    """Send a task (tasks.py) to a Celery worker."""
+    from tests.integration.project.celery import app  # imported late, because most processes need no Celery
 
     app.send_task(f"tests.integration.project.tasks.{task}", args, kwargs)
 
 
 def enqueue_django(task: str, *args: Any, **kwargs: Any) -> str:
-    """Enqueue one of Django's own tasks (django_tasks.py); return how it stands."""
-    from tests.integration.project import django_tasks  # Django 6 and later
+    """Enqueue a task of Django (django_tasks.py), and return its status."""
+    from tests.integration.project import django_tasks  # imported late, because it needs Django 6.0
 
     return str(getattr(django_tasks, task).enqueue(*args, **kwargs).status)
 
 
 def group_send(group: str, message: Mapping[str, Any]) -> None:
-    """Send to a group of the default channel layer, as a view or a task does."""
+    """Send a message to a group of the default channel layer."""
     async_to_sync(get_channel_layer().group_send)(group, message)
 
 
 def serve_wsgi() -> int:
-    """Serve the project by WSGI from now on, in a thread of this process; return the port."""
+    """Start a WSGI server of the project in a thread of this process, and return its port."""
 
     class Quiet(WSGIRequestHandler):
         def log_message(self, *args: Any) -> None:
@@ -132,12 +132,12 @@ def serve_wsgi() -> int:
 
 
 def open_gate(name: str) -> int:
-    """Open a gate; return how many handlers have come to it."""
+    """Open a gate, and return how many handlers have entered it."""
     return gates[name].open()
 
 
 def wait_at_gate(name: str, count: int) -> int:
-    """Wait until `count` handlers have come to a gate; return how many it were."""
+    """Wait until `count` handlers have entered a gate, and return their number."""
     return gates[name].wait_for(count)
 
 
@@ -145,7 +145,7 @@ _signals: list[tuple[str, str, str]] = []
 
 
 def presence_signals(stream: str) -> list[tuple[str, str]]:
-    """Return the signals that this process was sent about a stream, as types and ids; from the first call on."""
+    """Return the types and ids of the presence signals for a stream in this process, since the first call of this."""
     presence_joined.connect(_keep, dispatch_uid="kept")
     presence_left.connect(_keep, dispatch_uid="kept")
     return [(type_, id_) for name, type_, id_ in _signals if name == stream]
@@ -156,17 +156,17 @@ def _keep(*, signal: Any, stream: str, id: str, **kwargs: Any) -> None:  # noqa:
 
 
 def who_is_there(stream: str) -> dict[str, Any]:
-    """Return who is in a stream, asked from sync code."""
+    """Return the members of a stream, read from sync code."""
     return dict(reliable_cable.presence_for(stream).info().records or {})
 
 
 def page_time() -> int:
-    """Render a page's meta tags, and return the time in them."""
+    """Render the meta tags of a page, and return the time that they contain."""
     return int(cable_meta_tags().rpartition('content="')[2].partition('"')[0])
 
 
 def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = True) -> None:
-    """Close a user's connections, inside a transaction that is committed or rolled back."""
+    """Close the connections of a user, inside a transaction that is committed or rolled back."""
     try:
         with transaction.atomic():
             user = get_user_model().objects.get(username=username)
@@ -201,7 +201,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
 
 
 def perform(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the call that a request names; positions are answered as dicts."""
+    """Make the call that a request names. Positions in the result are converted to dicts."""
     try:
         result = CALLS[request["call"]](*request.get("args", ()), **request.get("kwargs", {}))
     except Exception as error:

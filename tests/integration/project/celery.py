@@ -1,4 +1,4 @@
-"""The project's Celery application; its workers and the servers find the broker in the environment."""
+"""The Celery application of the project. An environment variable names the broker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ app.autodiscover_tasks()
 
 @worker_init.connect  # type: ignore[untyped-decorator]
 def use_the_engine(**kwargs: Any) -> None:
-    """Use the engine before the worker forks, as modules of a project may: children must not share what it opened."""
+    """Use the engine before the worker forks, as a project may do. The children must not share its connections."""
     import reliable_cable
 
     reliable_cable.broadcast("workers", {"started": os.getpid()})

@@ -1,4 +1,4 @@
-"""The connection: whoever has the user name `outcast` is refused; and one that listens to the channel layer."""
+"""The consumers of the project."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from reliable_cable import CableConsumer, abroadcast
 
 
 class ProjectConsumer(CableConsumer):
-    """Identified by the user, whom `AuthMiddlewareStack` found in the session."""
+    """A consumer that is identified by the user of the session."""
 
     def connect(self) -> None:
-        """Let everybody in but one."""
+        """Reject the user `outcast`."""
         if self.user.is_authenticated and self.user.username == "outcast":
             self.reject_connection()
 
 
 class LayeredConsumer(ProjectConsumer):
-    """Relays what it hears from the channel layer's group `notes` to the stream that the message names."""
+    """Broadcasts messages of the group `notes` of the channel layer, to the stream that each message names."""
 
     channel_layer_alias = "default"
 
     async def connect(self) -> None:  # type: ignore[override]
-        """Join the group."""
+        """Join the group `notes`."""
         await self.channel_layer.group_add("notes", self.channel_name)
 
     async def disconnect(self, code: int) -> None:
-        """Leave the group."""
+        """Leave the group `notes`."""
         await self.channel_layer.group_discard("notes", self.channel_name)
 
     async def note(self, message: dict[str, Any]) -> None:
-        """Relay, and say who did."""
+        """Broadcast a message of the group, with the session id of this connection."""
         assert self.session is not None
         await abroadcast(message["stream"], {"text": message["text"], "by": self.session.sid})

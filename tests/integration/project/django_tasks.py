@@ -1,4 +1,4 @@
-"""Django's own tasks (Django 6 and later) that broadcast."""
+"""Tasks of Django (6.0 and later) that broadcast."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def announce(stream: str, data: Any) -> None:
 
 @task  # type: ignore[misc,unused-ignore]
 async def aannounce(stream: str, data: Any) -> None:
-    """Broadcast from a coroutine."""
+    """Broadcast from an async task."""
     await reliable_cable.abroadcast(stream, data)
 
 

@@ -1,4 +1,4 @@
-"""Gates: a handler waits at one until the test opens it, and the test can see how many came."""
+"""Gates: a handler waits at a gate until a test opens it. The test can count the waiting handlers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PATIENCE = 30.0
 
 
 class Gate:
-    """Closed until `open` is called; the time that anybody waits is bounded."""
+    """A gate that is closed until `open` is called. Waiting at it has a timeout."""
 
     def __init__(self) -> None:
         self.entered = 0
@@ -17,19 +17,19 @@ class Gate:
         self._entered = threading.Condition()
 
     def enter(self) -> None:
-        """Come to the gate, and wait until it is open."""
+        """Enter the gate, and wait until it is open."""
         with self._entered:
             self.entered += 1
             self._entered.notify_all()
         self._opened.wait(PATIENCE)
 
     def open(self) -> int:
-        """Open it for good; return how many have come to it so far."""
+        """Open the gate permanently. Return how many handlers have entered it."""
         self._opened.set()
         return self.entered
 
     def wait_for(self, count: int) -> int:
-        """Wait until `count` have come; return how many it were."""
+        """Wait until `count` handlers have entered the gate. Return their number."""
         with self._entered:
             self._entered.wait_for(lambda: self.entered >= count, PATIENCE)
             return self.entered

@@ -1,4 +1,4 @@
-"""Where the environment names a file, all processes note there which presence signals they sent, as JSON lines."""
+"""Records the presence signals of all processes in a file, as lines of JSON. An environment variable names it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def _left(sender: object, *, stream: str, id: str, **kwargs: Any) -> None:  # no
 
 
 def _note(kind: str, stream: str, id_: str) -> None:
-    # The monotonic clock is the same in all processes of a machine, even if their wall clocks are wrong.
+    # The monotonic clock is the same in all processes of a machine, even in those with a wrong wall clock.
     line = json.dumps({"type": kind, "stream": stream, "id": id_, "at": time.monotonic(), "pid": os.getpid()})
     with Path(FILE).open("a") as file:
-        file.write(line + "\n")  # one short write: those of several processes do not mix
+        file.write(line + "\n")  # a single short write, so that lines of several processes do not mix
 
 
 def connect() -> None:
-    """Begin, if there is a file."""
+    """Connect the receivers if the environment variable is set."""
     if FILE:
         presence_joined.connect(_joined, dispatch_uid="tests")
         presence_left.connect(_left, dispatch_uid="tests")

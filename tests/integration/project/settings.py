@@ -1,4 +1,4 @@
-"""Settings of the project behind the servers under test; the environment says which database and which limits."""
+"""Settings of the project. Environment variables select the database and settings of RELIABLE_CABLE."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ MIDDLEWARE = [
     "reliable_cable.middleware.SocketIdMiddleware",
 ]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-# Passwords of test users need no protection, and tests no slow hashing.
+# A fast hasher, because passwords of test users need no protection.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-# These are the defaults of `startproject`. The tests that pass with them need no options.
+# The defaults of `startproject`, so that tests show that SQLite needs no options.
 DATABASES: dict[str, dict[str, Any]] = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
@@ -60,7 +60,7 @@ CHANNEL_LAYERS = json.loads(os.environ.get("CABLE_TEST_CHANNEL_LAYERS", "{}"))
 CELERY_BROKER_URL = os.environ.get("CABLE_TEST_BROKER", "")
 CELERY_TASK_DEFAULT_QUEUE = os.environ.get("CABLE_TEST_QUEUE", "celery")
 CELERY_TASK_IGNORE_RESULT = True
-# Where results go that a task keeps all the same.
+# Stores the results of tasks that return one.
 CELERY_RESULT_BACKEND = os.environ.get("CABLE_TEST_RESULTS") or None
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 TASKS = {

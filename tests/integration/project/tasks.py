@@ -1,4 +1,4 @@
-"""Celery tasks that broadcast. (Celery has no types.)"""
+"""Celery tasks that broadcast. Celery is untyped."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def announce(stream: str, data: Any) -> None:
 
 @shared_task  # type: ignore[untyped-decorator]
 def announce_in_transaction(stream: str, data: Any, *, commit: bool) -> None:
-    """Broadcast inside `atomic()`, and commit it or roll it back; tell the stream's second one when that is done."""
+    """Broadcast inside `atomic()`, and commit it or roll it back. Then broadcast to a second stream."""
     calls.broadcast_in_transaction(stream, data, commit=commit)
     reliable_cable.broadcast(f"{stream} done", {"done": commit})
 
 
 @shared_task  # type: ignore[untyped-decorator]
 def count_up(stream: str, first: int, last: int, writer: str) -> None:
-    """Broadcast the numbers from `first` to `last`, each on its own, with the process that did it."""
+    """Broadcast the numbers from `first` to `last`, each with a separate call and the id of this process."""
     for number in range(first, last + 1):
         reliable_cable.broadcast(stream, {"n": number, "writer": writer, "pid": os.getpid()})
 
 
 @shared_task(ignore_result=False)  # type: ignore[untyped-decorator]
 def perform(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Make a call (calls.py) in a worker, and have its result kept for who sent the task."""
+    """Make a call (calls.py) in a worker, and store its result for the process that sent the task."""
     return calls.perform(request)

@@ -1,4 +1,4 @@
-"""HTTP beside the cable: the package's own endpoints, signing in, and calls inside the server's process."""
+"""URLs: the HTTP endpoints of the package, logging in and out, and calls inside the server process."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from tests.integration.project.calls import perform
 
 
 def sign_in(request: HttpRequest) -> HttpResponse:
-    """Make a user if need be, and give the client a session of theirs."""
+    """Log a user in, who is created if necessary."""
     user, _ = get_user_model().objects.get_or_create(username=request.POST["username"])
     login(request, user)
     return JsonResponse({"id": user.pk})
 
 
 def sign_out(request: HttpRequest) -> HttpResponse:
-    """Log the client out, as Django's own view does."""
+    """Log the user out, as the view of Django does."""
     logout(request)
     return HttpResponse()
 
 
 def call(request: HttpRequest) -> HttpResponse:
-    """Make a call inside this process."""
+    """Make the call that the request names, in this process."""
     return JsonResponse(perform(json.loads(request.body)))
 
 

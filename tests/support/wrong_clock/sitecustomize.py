@@ -1,4 +1,4 @@
-"""Works around two faults of libfaketime. Python runs this when a process starts (see tests/support/clock.py)."""
+"""Works around two bugs of libfaketime. Python runs this when a process starts, see tests/support/clock.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _sleep(seconds: float) -> None:
 
 
 def _unlink_shared_memory() -> None:
-    """Leave no files in /dev/shm if the process is killed. Memory that is mapped stays usable."""
+    """Delete the files in /dev/shm now, so that none remain if the process is killed. Mapped memory stays usable."""
     semaphore, _, memory = os.environ.pop("FAKETIME_SHARED", "").partition(" ")
     for name in (f"sem.{semaphore.strip('/')}", memory.strip("/")):
         Path("/dev/shm", name).unlink(missing_ok=True)  # noqa: S108 - that is its place
