@@ -1,4 +1,4 @@
-"""The service that keeps this process's members present and sends the signals, and presence for Django code."""
+"""The presence service, which refreshes the members of this process and sends signals, and `presence_for`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[Presenc
 
 
 class TestService:
-    async def test_what_is_held_is_refreshed_in_one_call_three_times_in_its_time(
+    async def test_members_are_refreshed_in_one_call_three_times_within_presence_ttl(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         for id_ in ("1", "2"):
@@ -57,7 +57,7 @@ class TestService:
         assert set(rounds.slept) == {TTL / 3}
         assert store.info("s").total == 2
 
-    async def test_what_was_released_leaves_when_its_time_is_over(
+    async def test_released_members_leave_at_their_expiry(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         await service.join("s", "phone", "1", None)
@@ -76,9 +76,7 @@ class TestService:
         await rounds.next()
         assert events == [PresenceEvent("s", "join", "1")]
 
-    async def test_no_rounds_are_made_while_there_is_nothing_to_keep(
-        self, service: PresenceService, rounds: Rounds
-    ) -> None:
+    async def test_no_rounds_happen_without_members(self, service: PresenceService, rounds: Rounds) -> None:
         await settle()
         assert not service.running
         await service.join("s", "phone", "1", None)
@@ -105,7 +103,7 @@ class TestService:
             await rounds.next()
         assert store.info("s").total == 1
 
-    async def test_the_dead_of_other_servers_are_noticed_wherever_a_stream_has_clients(
+    async def test_lost_members_of_other_servers_leave_while_any_server_has_clients_of_the_stream(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         await service.open("s")
@@ -118,7 +116,7 @@ class TestService:
             await rounds.next()
         assert not service.running
 
-    async def test_after_stop_nothing_runs(self, service: PresenceService) -> None:
+    async def test_nothing_runs_after_stop(self, service: PresenceService) -> None:
         await service.join("s", "phone", "1", None)
         await service.stop()
         assert not service.running
@@ -129,7 +127,7 @@ class TestService:
 
 
 class TestSignals:
-    async def test_receivers_are_told_once_in_order_and_off_the_loop(
+    async def test_signals_are_sent_once_in_order_and_outside_the_event_loop(
         self, store: PresenceStore, service: PresenceService
     ) -> None:
         got: list[tuple[object, ...]] = []
@@ -152,7 +150,7 @@ class TestSignals:
             ("leave", type(store), "s", "1", {"name": "Ann"}, False),
         ]
 
-    async def test_what_is_due_is_sent_before_the_service_has_stopped(
+    async def test_pending_signals_are_sent_before_the_service_has_stopped(
         self, service: PresenceService, rounds: Rounds
     ) -> None:
         got: list[str] = []
@@ -166,7 +164,7 @@ class TestSignals:
             await service.stop()
         assert got == ["0", "1", "2"]
 
-    async def test_a_receiver_that_raises_is_logged_and_stops_nothing(
+    async def test_an_error_in_a_receiver_is_logged_and_stops_nothing(
         self, store: PresenceStore, service: PresenceService, caplog: pytest.LogCaptureFixture
     ) -> None:
         done = asyncio.Event()
@@ -183,13 +181,13 @@ class TestSignals:
             await asyncio.wait_for(done.wait(), 10)
         assert "broken receiver" in caplog.text
 
-    async def test_without_receivers_no_thread_is_used(self, store: PresenceStore, service: PresenceService) -> None:
+    async def test_no_thread_is_used_without_receivers(self, store: PresenceStore, service: PresenceService) -> None:
         with mock.patch("reliable_cable.hub.presence.run_handler") as run_handler:
             await service.join("s", "phone", "1", None)
             await settle()
         run_handler.assert_not_called()
 
-    async def test_receivers_that_hang_cost_bounded_memory(
+    async def test_hanging_receivers_use_bounded_memory(
         self, store: PresenceStore, service: PresenceService, caplog: pytest.LogCaptureFixture
     ) -> None:
         release = threading.Event()
@@ -213,7 +211,7 @@ class TestSignals:
         assert caplog.text.count("too slow") == 6
 
 
-async def test_django_code_asks_for_a_streams_presence() -> None:
+async def test_presence_for_returns_the_members_of_a_stream() -> None:
     with override_settings(RELIABLE_CABLE={"ENGINE": "memory"}):
         presence = presence_for("s")
         assert await asyncio.to_thread(presence.info) == await presence.ainfo() == PresenceInfo(0, {})
