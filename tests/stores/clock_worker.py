@@ -1,4 +1,4 @@
-"""A process that reads and prunes the stream "a" and appends to it. Its argument: the database's settings as JSON."""
+"""A separate process that uses the stream `a`. Its argument is the database settings as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream stores under test, by what keeps them, and a clock that tests turn."""
+"""The stores under test, parametrized by their backends, and a clock that tests advance."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MakeStore = Callable[..., Any]
 
 
 class Clock:
-    """Seconds since 1970 that pass when a test says so."""
+    """A clock that only tests advance, in seconds since 1970."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -60,14 +60,14 @@ def clock() -> Clock:
 
 @pytest.fixture
 def alias(request: pytest.FixtureRequest) -> str:
-    """The database of the model store, `memory`, a Redis by name, or `durable`: a Redis and the default database."""
+    """The backend: a database alias, `memory`, the name of a Redis, or `durable` (Redis and the default database)."""
     alias: str = request.param
     return alias
 
 
 @pytest.fixture
 def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[str, Any]:
-    """What leads a store to its Redis."""
+    """The settings that lead a store to its Redis."""
     if alias in ("memory", *connections.settings):
         return {}
     server = redis_pool.get(find_binaries()[0].name if alias == "durable" else alias)
@@ -76,13 +76,13 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
 
 @pytest.fixture
 def made_stores() -> list[StreamStore]:
-    """What `make_store` made."""
+    """The stores that `make_store` has made."""
     return []
 
 
 @pytest.fixture(autouse=True)
 async def released(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """Release what the stores hold on the test's event loop."""
+    """Release the resources of the stores on the test's event loop."""
     made = request.getfixturevalue("made_stores") if "made_stores" in request.fixturenames else []
     yield
     for store in made:
@@ -93,7 +93,7 @@ async def released(request: pytest.FixtureRequest) -> AsyncIterator[None]:
 def make_store(
     alias: str, clock: Clock, redis_settings: dict[str, Any], made_stores: list[StreamStore]
 ) -> Iterator[MakeStore]:
-    """Make stores that share a database or a Redis: to each other they are like other processes."""
+    """Return a function that makes stores with a common backend. Each acts like another process."""
 
     def make(**settings: Any) -> StreamStore:
         settings.setdefault("poll_interval", 0.01)
@@ -124,7 +124,7 @@ def make_store(
 def presence_store(
     alias: str, redis_settings: dict[str, Any], clock: Clock, made_stores: list[Any]
 ) -> Iterator[PresenceStore]:
-    """A presence store in memory or in a Redis."""
+    """A presence store in memory or in Redis."""
     settings = CableSettings(presence_ttl=TTL, sessions_ttl=KEPT, **redis_settings)
     if not redis_settings:
         yield MemoryPresenceStore(settings, clock=clock)
@@ -137,7 +137,7 @@ def presence_store(
 
 @pytest.fixture
 def engine(alias: str, redis_settings: dict[str, Any], settings: Any, made_stores: list[Any]) -> Iterator[Engine]:
-    """The stores of `alias`, configured in the settings. With a Redis, `durable` makes every stream durable."""
+    """The stores of the backend `alias`, configured in the settings. `durable` makes all streams durable."""
     values: dict[str, Any] = {key.upper(): value for key, value in redis_settings.items()}
     if alias == "durable":
         values["STREAMS"] = {"*": {"durable": True}}
@@ -153,7 +153,7 @@ def engine(alias: str, redis_settings: dict[str, Any], settings: Any, made_store
 
 
 def finish_store_threads() -> None:
-    """Wait until the store threads have trimmed what they were going to: emptying the tables waits for no one."""
+    """Wait until the store threads have finished their trims, before the tables are emptied."""
     assert end_threads(30)
 
 
@@ -163,7 +163,7 @@ def store(make_store: MakeStore) -> Any:
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:
-    """Wait for what other threads bring about."""
+    """Wait until other threads have made a condition true."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -171,7 +171,7 @@ def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:
 
 
 async def until(condition: Callable[[], object], timeout: float = 10) -> None:  # noqa: ASYNC109 - says what failed
-    """Wait for what other tasks and threads bring about."""
+    """Wait until other tasks and threads have made a condition true."""
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, "it never came true"
@@ -179,7 +179,7 @@ async def until(condition: Callable[[], object], timeout: float = 10) -> None:  
 
 
 def with_own_connection(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Let a thread close its connections when it is done."""
+    """Make a thread's function close its database connections at its end."""
 
     def run() -> Any:
         try:

@@ -1,4 +1,4 @@
-"""A process that ends an epoch and appends a message: its arguments are a SQLite file, a stream and the epoch."""
+"""A separate process that ends an epoch and appends a message. Its arguments are a file, a stream and an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of presence stores and of their service have in common."""
+"""Helpers for the tests of presence stores and of the presence service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reliable_cable.hub.presence import PresenceService
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.presence.base import PresenceEvent, PresenceMissed, PresenceStore
 
-#: Of the stores under test, in seconds.
+#: The PRESENCE_TTL of the stores under test, in seconds.
 TTL = 15.0
 KEPT = 300.0
 
@@ -31,7 +31,7 @@ marks = itertools.count()
 
 
 class Ear:
-    """Gathers a store's events of some streams."""
+    """Collects a store's events of some streams."""
 
     def __init__(self, store: PresenceStore, deliver: Callable[[PresenceEvent], None] | None = None) -> None:
         self._events: list[PresenceEvent] = []
@@ -49,8 +49,8 @@ class Ear:
             self._mark.set()
 
     async def heard(self) -> list[PresenceEvent]:
-        """Return what happened since the last call."""
-        # Whatever happened before is announced before.
+        """Return the events since the last call."""
+        # All earlier events are announced before this one.
         self._id = str(next(marks))
         self._mark.clear()
         self._store.join("marks", "mark", self._id)
@@ -69,20 +69,20 @@ async def listen(store: PresenceStore, *streams: str, deliver: Callable[[Presenc
 
 
 async def settle() -> None:
-    """Let the callbacks run that are due."""
+    """Run all callbacks that are due."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 async def heard(store: PresenceStore) -> list[PresenceEvent]:
-    """Return a list that gathers the events of the stream `s`."""
+    """Return a list to which the events of the stream `s` are added."""
     events: list[PresenceEvent] = []
     await store.listen(lambda event: events.append(cast(PresenceEvent, event))).subscribe("s")
     return events
 
 
 class Rounds:
-    """Stands for `asyncio.sleep`: the service's rounds happen when the test says so."""
+    """Replaces `asyncio.sleep`, so that the service's rounds happen when a test says so."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -94,7 +94,7 @@ class Rounds:
         await self._next
 
     async def next(self) -> None:
-        """Let the wait end, and the round that follows happen."""
+        """End the sleep, and wait until the next round is done."""
         await settle()
         assert self._next is not None
         self._next.set_result(None)
@@ -112,7 +112,7 @@ def receiving(signal: Signal, receiver: Callable[..., object]) -> Iterator[None]
 
 @contextmanager
 def gathered(service: PresenceService) -> Iterator[Callable[[], Awaitable[list[tuple[str, str]]]]]:
-    """Gather the signals; yields what waits for those that are due and returns their types and ids."""
+    """Collect signals. Yield a function that waits for the pending ones and returns their types and ids."""
     got: list[tuple[str, str]] = []
 
     def take(**kwargs: Any) -> None:

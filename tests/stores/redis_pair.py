@@ -19,7 +19,7 @@ MakeStore = Callable[..., RedisStreamStore]
 
 
 class RedisPair:
-    """A Redis, a replica of it, and an address that leads to the primary until it is redirected."""
+    """A Redis primary, its replica, and an address that leads to the primary until it is redirected."""
 
     @pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
     def primary(self, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
@@ -41,7 +41,7 @@ class RedisPair:
 
     @pytest.fixture
     def make_store(self, address: FaultProxy, made_stores: list[Any]) -> MakeStore:
-        """A function that makes stores that reach Redis by the address. Each acts like another process."""
+        """A function that makes stores that use the address. Each acts like another process."""
 
         def make(port: int | None = None, **settings: Any) -> RedisStreamStore:
             store = RedisStreamStore(CableSettings(redis_url=f"redis://127.0.0.1:{port or address.port}/0", **settings))

@@ -1,4 +1,4 @@
-"""The session stores under test, by what keeps them, and whose sessions they get."""
+"""The session stores under test, parametrized by their backends, and the identities of the sessions."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.support.redis import RedisPool, RedisServer, find_binaries
 from .conftest import REDIS_STORES, Clock
 
 TTL = 300.0
-#: Seconds, so many that a test is over within.
+#: The SESSIONS_TTL of the stores, in seconds. It is longer than any test.
 MOMENT = 20.0
-#: When the sessions of the tests were authenticated: Clock's beginning.
+#: The time at which the sessions of the tests were authenticated, which is the first time of `Clock`.
 THEN = 1_000_000.0
 
 ann = {"user": "auth.user:1"}
@@ -33,7 +33,7 @@ BOB = SessionRecord(bob, THEN, {})
 
 
 class RedisClock(Clock):
-    """Also lets the time pass for the keys in Redis, which expire by its own clock."""
+    """A clock that also advances the expiry of keys in Redis, which Redis's own clock decides."""
 
     def __init__(self, server: RedisServer, prefix: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class RedisClock(Clock):
             self._server.cli("PEXPIRE", key, round(self._server.cli("PTTL", key) - seconds * 1000))
 
 
-#: Aliases of the databases that the model store is tested on.
+#: The aliases of the databases of the model store.
 ALIASES = [
     pytest.param(alias, marks=pytest.mark.postgres if alias == "postgres" else ())
     for alias in django_settings.DATABASES
@@ -65,7 +65,7 @@ def model_store(alias: str, clock: Clock, **settings: Any) -> ModelSessionStore:
 
 @pytest.fixture(params=[*[alias for alias in ALIASES if alias.values == ("postgres",)], *REDIS_STORES])
 def server_kind(request: pytest.FixtureRequest) -> str:
-    """The server that keeps the sessions and has its own clock: PostgreSQL, or the name of a Redis."""
+    """The backend with a clock of its own: PostgreSQL, or the name of a Redis."""
     kind: str = request.param
     return kind
 
@@ -74,7 +74,7 @@ def server_kind(request: pytest.FixtureRequest) -> str:
 async def store_on(
     server_kind: str, redis_pool: RedisPool, key_prefix: str
 ) -> AsyncIterator[Callable[[float], SessionStore]]:
-    """Return a function that makes the store of a host whose clock is some seconds ahead of the server's."""
+    """Return a function that makes the store of a host whose clock is some seconds ahead of the server's clock."""
     made: list[RedisSessionStore] = []
 
     def make(ahead: float) -> SessionStore:
@@ -96,7 +96,7 @@ async def store_on(
 
 @pytest.fixture(params=["memory", *ALIASES, *REDIS_STORES])
 def kind(request: pytest.FixtureRequest) -> str:
-    """What keeps the sessions: memory, a database, or a Redis, by name."""
+    """The backend of the session store: `memory`, a database alias, or the name of a Redis."""
     kind: str = request.param
     return kind
 

@@ -1,4 +1,4 @@
-"""Calls that wait for the caller's transactions, and failures of a store after the commit."""
+"""Broadcasts that wait for the caller's transactions, and failures of a store after the commit."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
+from reliable_cable.stores.streams.model_outbox import Numbering
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import finish_store_threads, wait_until
 from tests.support.redis import RedisServer, find_binaries
@@ -80,7 +81,7 @@ def manual(database: str) -> Iterator[None]:
 @every_engine
 @pytest.mark.usefixtures("engine")
 class TestSeveralTransactions:
-    def test_it_is_sent_when_the_last_one_has_committed(self, own: str, other: str) -> None:
+    def test_a_broadcast_is_sent_after_the_last_commit(self, own: str, other: str) -> None:
         with transaction.atomic(using=own):
             with transaction.atomic(using=other):
                 assert broadcast("a", 1) is None
@@ -91,7 +92,9 @@ class TestSeveralTransactions:
 
     @pytest.mark.parametrize("inner", ["own", "other"])
     @pytest.mark.parametrize("rolled_back", ["own", "other"])
-    def test_it_is_never_sent_if_one_is_rolled_back(self, own: str, other: str, inner: str, rolled_back: str) -> None:
+    def test_a_broadcast_is_not_sent_if_a_transaction_is_rolled_back(
+        self, own: str, other: str, inner: str, rolled_back: str
+    ) -> None:
         names = {"own": own, "other": other}
         outer_name, inner_name = (other, own) if inner == "own" else (own, other)
         with transaction.atomic(using=outer_name):
@@ -107,7 +110,7 @@ class TestSeveralTransactions:
         assert data() == [2]
         assert get_engine().streams.position(CONTROL_STREAM).offset == 0
 
-    def test_nothing_is_left_of_one_that_is_never_sent(self, own: str, other: str) -> None:
+    def test_an_unsent_broadcast_leaves_no_references(self, own: str, other: str) -> None:
         class Payload(dict[str, Any]):
             """A dict that can be referred to weakly."""
 
@@ -122,7 +125,7 @@ class TestSeveralTransactions:
         assert gone() is None
         assert connections[own].run_on_commit == connections[other].run_on_commit == []
 
-    def test_forgetting_and_disconnecting_wait_for_all_of_them_too(self, own: str, other: str) -> None:
+    def test_forget_and_disconnect_wait_for_all_transactions_too(self, own: str, other: str) -> None:
         broadcast("a", 1)
         with transaction.atomic(using=other):
             with transaction.atomic(using=own):
@@ -133,7 +136,7 @@ class TestSeveralTransactions:
         assert data() == []
         assert get_engine().streams.position(CONTROL_STREAM).offset == 1
 
-    def test_using_names_the_only_one_that_counts(self, own: str, other: str) -> None:
+    def test_using_names_the_only_transaction_to_wait_for(self, own: str, other: str) -> None:
         with transaction.atomic(using=other):
             with transaction.atomic(using=own):
                 broadcast("a", 1, using=own)
@@ -164,7 +167,7 @@ class TestSeveralTransactions:
 
 
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
-def test_a_disconnect_is_no_part_of_a_transaction_that_it_does_not_wait_for(
+def test_a_disconnect_does_not_join_a_transaction_that_it_does_not_wait_for(
     engine: Engine, own: str, other: str
 ) -> None:
     with transaction.atomic(using=own):
@@ -177,7 +180,7 @@ def test_a_disconnect_is_no_part_of_a_transaction_that_it_does_not_wait_for(
 class TestWithoutAutocommit:
     @in_tables
     @pytest.mark.usefixtures("engine")
-    def test_what_is_rolled_back_was_never_sent_and_used_no_position(self, own: str) -> None:
+    def test_a_rollback_sends_nothing_and_uses_no_position(self, own: str) -> None:
         with manual(own):
             assert broadcast("a", 1) is None
             transaction.rollback(using=own)
@@ -186,7 +189,7 @@ class TestWithoutAutocommit:
 
     @in_tables
     @pytest.mark.usefixtures("engine")
-    def test_what_is_committed_comes_before_the_next_broadcast(self, own: str) -> None:
+    def test_a_committed_broadcast_comes_before_the_next_one(self, own: str) -> None:
         with manual(own):
             broadcast("a", 1)
             broadcast_batch([("a", 2), ("b", 3)])
@@ -196,10 +199,10 @@ class TestWithoutAutocommit:
         assert data() == [1, 2, 4]
         assert data("b") == [3, 5]
 
-    # On SQLite, such a block commits on its own: it ends a savepoint that was not preceded by a BEGIN.
+    # On SQLite, such a block commits, because it ends a savepoint without a BEGIN before it.
     @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
     @pytest.mark.usefixtures("engine")
-    def test_atomic_inside_of_it_is_part_of_it(self, own: str) -> None:
+    def test_an_atomic_block_inside_a_manual_transaction_is_part_of_it(self, own: str) -> None:
         with manual(own):
             with transaction.atomic(using=own):
                 assert broadcast("a", 1) is None
@@ -209,7 +212,7 @@ class TestWithoutAutocommit:
 
     @elsewhere
     @pytest.mark.usefixtures("engine")
-    def test_where_nothing_can_wait_for_the_commit_there_is_an_error(self, own: str) -> None:
+    def test_a_broadcast_that_cannot_wait_for_the_commit_is_an_error(self, own: str) -> None:
         for using in (None, own):
             with manual(own), pytest.raises(BroadcastError, match=r"autocommit is off on database .*immediate=True"):
                 broadcast("a", 1, using=using)
@@ -217,7 +220,7 @@ class TestWithoutAutocommit:
 
     @every_engine
     @pytest.mark.usefixtures("engine")
-    def test_nor_can_what_is_not_kept_or_waits_for_another_database_too(self, own: str, other: str) -> None:
+    def test_transient_messages_and_other_databases_cannot_wait_either(self, own: str, other: str) -> None:
         broadcast("a", 1)
         calls: list[Callable[[], object]] = [
             lambda: broadcast("a", 2, transient=True),
@@ -237,7 +240,7 @@ class TestWithoutAutocommit:
 
     @pytest.mark.parametrize("alias", ["memory", "postgres", redis_param], indirect=True)
     @pytest.mark.usefixtures("engine")
-    def test_immediate_is_stored_outside_of_it(self, own: str) -> None:
+    def test_an_immediate_broadcast_is_stored_outside_the_transaction(self, own: str) -> None:
         with manual(own):
             with connections[own].cursor() as cursor:
                 cursor.execute("SELECT 1")
@@ -248,7 +251,7 @@ class TestWithoutAutocommit:
 
 @pytest.fixture
 def failures() -> Iterator[list[tuple[type, str, Exception]]]:
-    """The arguments of each `broadcast_failed` that was sent."""
+    """The arguments of each `broadcast_failed` signal."""
     heard: list[tuple[type, str, Exception]] = []
 
     def receive(sender: type, stream: str, error: Exception, **kwargs: Any) -> None:
@@ -264,11 +267,11 @@ Failures = list[tuple[type, str, Exception]]
 
 
 class TestAStoreThatFailsAfterTheCommit:
-    """A step inside the memory and model stores fails; for Redis, the server cannot be reached."""
+    """Make a step inside the memory and model stores fail, or make Redis unreachable."""
 
     @pytest.fixture
     def own_redis(self, tmp_path: Path) -> Iterator[RedisServer]:
-        """A Redis that the test may stop."""
+        """A Redis server that the test may stop."""
         with RedisServer(tmp_path) as server:
             yield server
 
@@ -279,16 +282,17 @@ class TestAStoreThatFailsAfterTheCommit:
 
     @pytest.mark.parametrize(
         ("alias", "method"),
-        [("memory", "append"), pytest.param("default", "_write", id="sqlite"), ("postgres", "_write")],
+        [("memory", "append"), pytest.param("default", "write", id="sqlite"), ("postgres", "write")],
         indirect=["alias"],
     )
-    def test_the_caller_is_not_told(
+    def test_a_failure_after_the_commit_raises_no_error_in_the_caller(
         self, engine: Engine, other: str, method: str, failures: Failures, caplog: pytest.LogCaptureFixture
     ) -> None:
         later = mock.Mock()
         store = type(engine.streams)
         error = OperationalError("gone away") if store is ModelStreamStore else BroadcastError("gone away")
-        with self.failing(method, store, error), transaction.atomic(using=other):
+        target = Numbering if store is ModelStreamStore else store
+        with self.failing(method, target, error), transaction.atomic(using=other):
             broadcast("a", 1)
             broadcast_batch([("a", 2), ("b", 3)])
             transaction.on_commit(later, using=other)
@@ -304,7 +308,7 @@ class TestAStoreThatFailsAfterTheCommit:
 
     @pytest.mark.redis
     @pytest.mark.parametrize("streams", [{}, {"durable": {"durable": True}}])
-    def test_nor_if_redis_is_gone(
+    def test_a_lost_redis_raises_no_error_in_the_caller(
         self,
         own_redis: RedisServer,
         streams: dict[str, Any],
@@ -331,7 +335,9 @@ class TestAStoreThatFailsAfterTheCommit:
         get_engine().streams.close()
         finish_store_threads()
 
-    def test_nor_if_a_transient_message_or_forgetting_fails(self, settings: Any, failures: Failures) -> None:
+    def test_a_failed_transient_message_or_forget_raises_no_error_in_the_caller(
+        self, settings: Any, failures: Failures
+    ) -> None:
         settings.RELIABLE_CABLE = {"ENGINE": "memory"}
         with self.failing("publish_transient", MemoryStreamStore, BroadcastError("gone away")), transaction.atomic():
             broadcast("a", 1, transient=True)
@@ -343,7 +349,7 @@ class TestAStoreThatFailsAfterTheCommit:
         ]
 
     @pytest.mark.redis
-    def test_a_disconnect_is_repeated_until_it_is_stored(self, own_redis: RedisServer, settings: Any) -> None:
+    def test_a_disconnect_is_retried_until_it_is_stored(self, own_redis: RedisServer, settings: Any) -> None:
         settings.RELIABLE_CABLE = {"REDIS_URL": own_redis.url}
         later = mock.Mock()
         with transaction.atomic():

@@ -1,4 +1,4 @@
-"""Async code: async twins use no shared thread, and sync functions refuse to run on an event loop."""
+"""Calls from async code: async twins use no shared thread, and sync functions refuse to run on an event loop."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ CALLS: list[tuple[Callable[[], object], str]] = [
 @every_store
 @pytest.mark.usefixtures("engine")
 class TestSyncCallsOnAnEventLoop:
-    async def test_they_raise_one_error_that_names_the_async_twin(self) -> None:
+    async def test_sync_functions_raise_an_error_that_names_the_async_twin(self) -> None:
         for call, twin in CALLS:
             with pytest.raises(AsyncContextError, match=rf"would block the event loop .* use `await {twin}\(\)`"):
                 call()
@@ -77,12 +77,12 @@ class TestSyncCallsOnAnEventLoop:
         assert issubclass(AsyncContextError, SynchronousOnlyOperation)
         assert await ahistory("a") == []
 
-    async def test_in_a_thread_they_work(self) -> None:
+    async def test_sync_functions_work_in_a_thread(self) -> None:
         for call, _ in CALLS:
             await asyncio.to_thread(with_own_connection(call))
         assert [entry.data for entry in await ahistory("Room:1")] == [1]
 
-    async def test_djangos_environment_variable_allows_them(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_djangos_environment_variable_allows_sync_functions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
         for call, _ in CALLS:
             with_own_connection(call)()
@@ -90,7 +90,7 @@ class TestSyncCallsOnAnEventLoop:
 
 @asynccontextmanager
 async def busy_thread() -> AsyncIterator[None]:
-    """Keep the thread busy that the thread-sensitive code of the whole process shares."""
+    """Keep the process's shared thread for thread-sensitive code busy."""
     begun, end = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -109,7 +109,7 @@ async def busy_thread() -> AsyncIterator[None]:
 
 @every_store
 @pytest.mark.usefixtures("engine")
-async def test_no_twin_waits_for_the_thread_that_the_process_shares() -> None:
+async def test_no_async_twin_waits_for_the_shared_thread() -> None:
     async with busy_thread():
         async with asyncio.timeout(30):
             assert await abroadcast("a", 1) == await aposition("a")
@@ -141,33 +141,33 @@ async def test_a_loop_of_broadcasts_lets_other_tasks_run() -> None:
 
 
 class TestWhoseThreadIsAsked:
-    """The conditions of asgiref that `threads` relies on: they say where thread-sensitive code runs."""
+    """The rules of asgiref on where thread-sensitive code runs, which `threads` relies on."""
 
     @staticmethod
     async def same_thread(other: int) -> tuple[bool, bool]:
-        """Whether the running task has a thread of its own, and whether its thread-sensitive code runs elsewhere."""
+        """Return whether the task has its own thread, and whether its sensitive code avoids the thread `other`."""
         return has_own_thread(), await sync_to_async(threading.get_ident)() != other
 
     async def shared(self) -> int:
-        """The thread that the whole process shares."""
+        """Return the id of the process's shared thread for thread-sensitive code."""
         return await sync_to_async(threading.get_ident)()
 
-    async def test_not_the_one_that_the_process_shares(self) -> None:
+    async def test_plain_async_code_uses_the_shared_thread(self) -> None:
         assert await self.same_thread(await self.shared()) == (False, False)
         assert await asyncio.create_task(self.same_thread(await self.shared())) == (False, False)
 
-    def test_the_one_that_waits_in_async_to_sync(self) -> None:
+    def test_async_to_sync_uses_the_waiting_thread(self) -> None:
         async def tasks_too() -> list[tuple[bool, bool]]:
             return [await self.same_thread(0), await asyncio.create_task(self.same_thread(0))]
 
         assert async_to_sync(tasks_too)() == [(True, True), (True, True)]
 
-    async def test_also_where_that_thread_was_started_by_async_code(self) -> None:
+    async def test_async_to_sync_in_a_thread_of_async_code_uses_the_waiting_thread(self) -> None:
         shared = await self.shared()
         asked = sync_to_async(async_to_sync(self.same_thread), thread_sensitive=False)
         assert await asked(shared) == (True, True)
 
-    async def test_the_one_of_a_thread_sensitive_context(self) -> None:
+    async def test_a_thread_sensitive_context_uses_its_own_thread(self) -> None:
         shared = await self.shared()
         async with ThreadSensitiveContext():
             assert await self.same_thread(shared) == (True, True)
@@ -182,7 +182,7 @@ class TestTransactionsAroundAsyncCode:
     def database(self, alias: str) -> str:
         return alias if alias == "postgres" else "default"
 
-    def test_twins_wait_for_the_commit(self, engine: Engine, database: str) -> None:
+    def test_async_twins_wait_for_the_commit(self, engine: Engine, database: str) -> None:
         async def call() -> None:
             assert await abroadcast("a", 1) is None
             assert await abroadcast_batch([("a", 2)]) == [None]
@@ -223,11 +223,11 @@ def test_a_manual_transaction_around_async_code_stays_open(alias: str) -> None:
 class TestARedisThatHangs:
     @pytest.fixture
     def redis(self, tmp_path: Path) -> Iterator[RedisServer]:
-        """A Redis that the test may suspend."""
+        """A Redis server that the test may suspend."""
         with RedisServer(tmp_path) as server:
             yield server
 
-    async def test_it_holds_up_no_async_orm_call(self, redis: RedisServer, settings: Any) -> None:
+    async def test_a_hanging_redis_delays_no_async_orm_call(self, redis: RedisServer, settings: Any) -> None:
         settings.RELIABLE_CABLE = {"REDIS_URL": redis.url, "REDIS_OPTIONS": {"socket_timeout": 60}}
         await abroadcast("a", 9)
         await adisconnect(user="bob")
@@ -251,7 +251,7 @@ class TestARedisThatHangs:
         assert sorted(entry.data for entry in await ahistory("a")) == [1, 2, 9]
         await get_engine().aclose()
 
-    async def test_it_holds_up_no_durable_stream(self, redis: RedisServer, settings: Any) -> None:
+    async def test_a_hanging_redis_delays_no_durable_stream(self, redis: RedisServer, settings: Any) -> None:
         settings.RELIABLE_CABLE = {
             "REDIS_URL": redis.url,
             "STREAMS": {"a": {"durable": True, "history_size": 1000}},
@@ -283,7 +283,7 @@ class TestARedisThatHangs:
         await engine.aclose()
         await asyncio.to_thread(finish_store_threads)
 
-    async def test_what_waits_for_it_reaches_other_processes_when_it_goes_on(
+    async def test_pending_messages_reach_other_processes_when_redis_responds_again(
         self, redis: RedisServer, settings: Any
     ) -> None:
         settings.RELIABLE_CABLE = {"REDIS_URL": redis.url, "STREAMS": {"a": {"durable": True}}}

@@ -1,4 +1,4 @@
-"""`manage.py cable_prune`, and what the admin shows."""
+"""`manage.py cable_prune` and the admin pages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prune(*args: str) -> str:
 
 
 class TestCommand:
-    def test_it_deletes_all_that_is_past_its_time_and_says_how_much(self) -> None:
+    def test_it_deletes_old_rows_and_prints_their_number(self) -> None:
         for number in range(1, 8):
             broadcast("a", number, immediate=True)
         StreamEntry.objects.update(created=F("created") - YOUNG_TIME)
@@ -47,16 +47,16 @@ class TestCommand:
         assert not TransientEntry.objects.exists()
         assert prune() == "Streams: 0 deleted.\nSessions: 0 deleted.\n"
 
-    def test_sessions_can_be_left_alone(self) -> None:
+    def test_no_sessions_deletes_no_sessions(self) -> None:
         Session.objects.create(sid="old", identity="{}", authenticated=0, expires=0)
         assert prune("--no-sessions") == "Streams: 0 deleted.\n"
         assert Session.objects.count() == 1
 
-    def test_an_impossible_limit_is_refused(self) -> None:
+    def test_a_limit_of_0_is_refused(self) -> None:
         with pytest.raises(CommandError, match="--limit is 0; it must be at least 1"):
             prune("--limit", "0")
 
-    def test_a_database_that_fails_is_a_command_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_database_error_is_a_command_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def down(*args: object, **kwargs: object) -> None:
             raise OperationalError("database is down")
 
@@ -73,7 +73,7 @@ class TestAdmin:
         client.force_login(User.objects.create_superuser("admin", password="admin"))
         return client
 
-    def test_it_shows_streams_and_messages(self, admin: Client) -> None:
+    def test_the_admin_shows_streams_and_messages(self, admin: Client) -> None:
         broadcast("a", {"text": "hello"}, immediate=True)
         OutboxEntry.objects.create(name="a", data="1")
         TransientEntry.objects.create(name="a", data="1", origin="", created=0)
@@ -82,14 +82,14 @@ class TestAdmin:
             assert admin.get(f"/admin/reliable_cable/{model}/").status_code == 200
         assert "hello" in admin.get(f"/admin/reliable_cable/streamentry/{entry.pk}/change/").content.decode()
 
-    def test_it_changes_no_numbering(self, admin: Client) -> None:
+    def test_the_admin_cannot_add_change_or_delete_rows(self, admin: Client) -> None:
         broadcast("a", 1, immediate=True)
         stream, entry = Stream.objects.get(), StreamEntry.objects.get()
         assert admin.get("/admin/reliable_cable/stream/add/").status_code == 403
         assert admin.post(f"/admin/reliable_cable/stream/{stream.pk}/change/", {"tail": 5}).status_code == 403
         assert admin.post(f"/admin/reliable_cable/streamentry/{entry.pk}/delete/", {"post": "yes"}).status_code == 403
 
-    def test_streams_can_be_forgotten(self, admin: Client) -> None:
+    def test_the_admin_can_forget_streams(self, admin: Client) -> None:
         broadcast("a", 1, immediate=True)
         broadcast("b", 1, immediate=True)
         action = {"action": "forget_streams", "_selected_action": [Stream.objects.get(name="a").pk]}
@@ -98,5 +98,5 @@ class TestAdmin:
         assert "Streams forgotten: 1." in page.content.decode()
         assert [entry.stream.name for entry in StreamEntry.objects.all()] == ["b"]
 
-    def test_it_shows_no_sessions(self, admin: Client) -> None:
+    def test_the_admin_shows_no_sessions(self, admin: Client) -> None:
         assert admin.get("/admin/reliable_cable/session/").status_code == 404

@@ -1,4 +1,4 @@
-"""Database connections of store threads and handler threads: number, lifetime and restarts of the database."""
+"""The number and lifetime of the database connections of store threads and handler threads."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def query(alias: str) -> int:
 
 
 def break_connections(alias: str) -> None:
-    """Make the server end all connections but this thread's, as a restart does."""
+    """Make the server end the connections of all other threads, as a restart does."""
     with connections[alias].cursor() as cursor:
         cursor.execute(
             "SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity"
@@ -116,7 +116,7 @@ class TestStoreThreads:
         wait_until(lambda: connected(alias) == 0)
 
     @model_stores
-    async def test_a_connection_is_closed_some_time_after_its_greatest_age(
+    async def test_a_connection_is_closed_some_time_after_its_maximum_age(
         self, store: ModelStreamStore, alias: str, opened: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(threads, "STORE_THREADS", 1)
@@ -128,10 +128,10 @@ class TestStoreThreads:
         assert opened.count("cable-read") == 2
 
     @postgres_only
-    def test_an_idle_thread_closes_it_while_postgresql_still_waits_to_drop_the_database(
+    def test_an_idle_thread_closes_its_connection_before_postgresql_gives_up_dropping_the_database(
         self, store: ModelStreamStore, alias: str
     ) -> None:
-        # A thread of an earlier test, which ends sooner, is not to take the call.
+        # A thread of an earlier test, which ends sooner, must not take the call.
         assert threads.end_threads(30)
         assert threads.submit_store(lambda: query(alias)).result(30) == 1
         wait_until(lambda: connected(alias) == 0, timeout=5)
@@ -156,7 +156,7 @@ class TestStoreThreads:
 
 @postgres_only
 class TestHandlerThreads:
-    """With `CONN_MAX_AGE`, no handler gets a connection that a restart of the database has broken."""
+    """With `CONN_MAX_AGE`, no handler gets a connection that broke in a restart of the database."""
 
     @pytest.fixture(autouse=True)
     def persistent(self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +188,7 @@ class Room(Channel, abstract=True):
         return "done"
 
 
-async def test_a_query_of_another_handler_delays_no_async_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_query_of_a_handler_delays_no_other_async_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_refreshed", 0.0)
     monkeypatch.setattr(threads, "_connected", {threading.get_ident()})
     answered = threading.Event()

@@ -1,4 +1,4 @@
-"""What `manage.py cable_doctor` and the warning at start-up say of the engine and of the Redis under it."""
+"""`manage.py cable_doctor`, and the warning of a server that starts."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ pytestmark = pytest.mark.redis
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
+    """A Redis server for this test only."""
     with RedisServer(tmp_path / "redis") as server:
         yield server
 
 
 def doctor(**settings: Any) -> str:
-    """Return what the command prints."""
+    """Return the output of the command."""
     out = io.StringIO()
     with override_settings(RELIABLE_CABLE=settings):
         call_command("cable_doctor", stdout=out, no_color=True)
     return out.getvalue()
 
 
-def test_a_sound_redis_passes_and_a_message_goes_through(redis: RedisServer) -> None:
+def test_a_correct_redis_passes_and_delivers_the_test_message(redis: RedisServer) -> None:
     said = doctor(REDIS_URL=redis.url)
     assert "streams: reliable_cable.stores.streams.redis.RedisStreamStore" in said
-    assert "went through" in said
+    assert "A test message arrived" in said
     assert re.search(r"The clock of Redis is 0\.\d\d\d s (ahead of|behind) this host's\.", said)
     assert "Nothing is wrong." in said
 
 
-def test_so_does_the_memory_engine() -> None:
+def test_the_memory_engine_passes_too() -> None:
     said = doctor(ENGINE="memory")
     assert "Nothing is wrong." in said
     assert "clock" not in said, "it is this host's"
 
 
-def test_a_redis_that_may_evict_fails_with_the_remedy(redis: RedisServer) -> None:
+def test_a_redis_that_may_evict_keys_fails_with_a_remedy(redis: RedisServer) -> None:
     redis.cli("CONFIG", "SET", "maxmemory", "100mb")
     assert "Nothing is wrong." in doctor(REDIS_URL=redis.url), "noeviction is the default"
     redis.cli("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
@@ -82,7 +82,7 @@ def test_a_redis_that_is_down_fails(redis: RedisServer) -> None:
         (b"# Server\r\nredis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.8\r\nmaster_replid:1\r\n", ""),
     ],
 )
-def test_versions_clusters_and_what_is_not_told(info: bytes, problem: str) -> None:
+def test_old_versions_clusters_and_missing_fields_are_problems(info: bytes, problem: str) -> None:
     client = mock.Mock(run=mock.Mock(return_value=[info]))
     assert [problem in found for found in find_problems(client)] == ([True] if problem else [])
 
@@ -96,7 +96,7 @@ async def test_a_server_warns_when_it_starts(redis: RedisServer, caplog: pytest.
         await hub.aclose()
 
 
-async def test_what_a_broadcast_costs_redis_does_not_grow_with_its_subscribers(redis: RedisServer) -> None:
+async def test_the_cost_of_a_broadcast_in_redis_does_not_grow_with_its_subscribers(redis: RedisServer) -> None:
     with override_settings(RELIABLE_CABLE={"REDIS_URL": redis.url}):
         costs = await subscribers.measure(redis, (1, 100))
         await get_hub().aclose()

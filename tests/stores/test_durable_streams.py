@@ -1,4 +1,4 @@
-"""Durable streams: the models have the truth, Redis the newest messages; losing Redis loses nothing."""
+"""Durable streams: the tables are authoritative, and a loss of Redis loses no message."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ STREAMS = {"a": {"durable": True}}
 
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis that tests may stop."""
+    """A Redis server that the test may stop."""
     with RedisServer(tmp_path_factory.mktemp("redis")) as server:
         yield server
 
 
 @pytest.fixture
 def make(redis: RedisServer, key_prefix: str, made_stores: list[Any], tmp_path: Path) -> Iterator[MakeStore]:
-    """Make stores that share the database and the Redis; "a" is durable, other streams are not."""
+    """Return a function that makes stores with a common database and Redis. Only the stream `a` is durable."""
     if not redis.alive:
         redis.start()
 
@@ -61,33 +61,33 @@ def store(make: MakeStore) -> DurableStreamStore:
 
 
 def hot_tail(store: DurableStreamStore) -> tuple[int, list[tuple[int, str]]]:
-    """Return the tail and the entries in Redis, after this store has pushed its messages."""
+    """Return the tail and the entries in Redis after this store has pushed its messages."""
     assert store._pusher.flush(30)
     page = store._redis.read("a", after=0, limit=100)
     return page.tail, [(entry.offset, entry.data) for entry in page.entries]
 
 
 def read_hot(store: DurableStreamStore, after: int, known: StreamPosition) -> StreamPage:
-    """Read where only the hot tail answers."""
+    """Read from the hot tail only."""
     assert store._pusher.flush(30)
     with mock.patch.object(ModelStreamStore, "read", side_effect=AssertionError("the models were asked")):
         return store.read("a", after=after, limit=10, known=known)
 
 
 class TestHotTail:
-    def test_it_serves_what_it_has_without_the_models(self, store: DurableStreamStore) -> None:
+    def test_the_hot_tail_is_read_without_the_tables(self, store: DurableStreamStore) -> None:
         (_, position) = store.append([("a", Message("1")), ("a", Message("2", exclude="sid"))])
         page = read_hot(store, 0, position)
         assert [(entry.offset, entry.data, entry.exclude) for entry in page.entries] == [(1, "1", ""), (2, "2", "sid")]
         assert (page.epoch, page.tail) == (position.epoch, 2)
 
-    def test_who_asks_for_the_present_state_gets_the_models(self, store: DurableStreamStore) -> None:
+    def test_a_read_of_the_present_state_uses_the_tables(self, store: DurableStreamStore) -> None:
         store.append([("a", Message("1"))])
         with mock.patch.object(RedisStreamStore, "read", side_effect=AssertionError("Redis was asked")):
             assert kept(store) == [(1, "1")]
             assert store.position("a").offset == 1
 
-    def test_a_copy_that_is_behind_or_begins_too_late_or_is_of_another_epoch_is_passed_over(
+    def test_a_hot_tail_that_lags_or_begins_too_late_or_has_another_epoch_is_not_used(
         self, store: DurableStreamStore
     ) -> None:
         (first,) = store.append([("a", Message("1"))])
@@ -115,7 +115,7 @@ class TestHotTail:
         offsets = [offset for offset, _ in entries]
         assert offsets == list(range(4 - len(offsets), 4))
 
-    def test_its_size_is_bounded(self, make: MakeStore) -> None:
+    def test_the_size_of_the_hot_tail_is_bounded(self, make: MakeStore) -> None:
         store = make(streams={"a": {"durable": True, "history_size": 5}})
         append(store, *map(str, range(100)))
         tail, entries = hot_tail(store)
@@ -123,7 +123,7 @@ class TestHotTail:
 
 
 class TestLosingRedis:
-    def test_an_emptied_redis_costs_nothing(self, redis: RedisServer, store: DurableStreamStore) -> None:
+    def test_an_emptied_redis_loses_no_message(self, redis: RedisServer, store: DurableStreamStore) -> None:
         (before,) = store.append([("a", Message("1"))])
         redis.flushall()
         (after,) = store.append([("a", Message("2"))])
@@ -143,7 +143,7 @@ class TestLosingRedis:
         assert caplog.text.count("without Redis") == 1
         redis.start()
 
-    def test_a_batch_of_both_kinds_is_stored_as_a_whole_or_says_which_was(
+    def test_a_batch_for_both_stores_is_stored_whole_or_is_uncertain(
         self, redis: RedisServer, store: DurableStreamStore
     ) -> None:
         items = [("a", Message("1")), ("b", Message("2")), ("a", Message("3"))]
@@ -162,7 +162,7 @@ class TestLosingRedis:
 
 
 class TestTransactions:
-    def test_only_the_durable_ones_are_part_of_the_transaction(self, store: DurableStreamStore) -> None:
+    def test_only_messages_of_durable_streams_are_part_of_the_transaction(self, store: DurableStreamStore) -> None:
         items = [("a", Message("1")), ("b", Message("2"))]
         with transaction.atomic():
             store.append_on_commit(items, "default")
@@ -192,10 +192,10 @@ class TestTransactions:
 
 
 class TestListening:
-    async def test_pub_sub_announces_and_the_polls_have_nothing_to_add(
+    async def test_polls_announce_nothing_that_pub_sub_has_announced(
         self, make: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # No poll may come between a commit and its announcement.
+        # No poll may happen between a commit and its announcement.
         monkeypatch.setattr(durable_streams, "SLOW_POLL_INTERVAL", 60)
         store, other = make(), make()
         heard: list[StreamEvent] = []
@@ -213,14 +213,16 @@ class TestListening:
         assert [(type(event), getattr(event, "offset", 0)) for event in heard] == [(Published, 1), (Published, 2)]
         await listener.close()
 
-    async def test_polls_are_seldom_while_redis_is_heard(self, store: DurableStreamStore) -> None:
+    async def test_polls_are_slow_while_redis_is_connected(self, store: DurableStreamStore) -> None:
         listener: Any = store.listen(lambda event: None)
         await listener.subscribe("a")
         assert listener._interval() == durable_streams.SLOW_POLL_INTERVAL
         await listener.close()
         assert listener._interval() == 0.01
 
-    async def test_while_redis_is_down_polls_find_what_others_wrote(self, redis: RedisServer, make: MakeStore) -> None:
+    async def test_polls_find_messages_of_other_processes_while_redis_is_down(
+        self, redis: RedisServer, make: MakeStore
+    ) -> None:
         store, other = make(), make()
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
@@ -230,18 +232,18 @@ class TestListening:
         await until(lambda: Advanced("a") in heard)
         heard.clear()
         await store.aappend([("a", Message("2"))])
-        # It hears directly of its own process's, perhaps after a poll that saw the commit.
+        # Messages of its own process arrive directly, perhaps after a poll that saw the commit.
         await until(lambda: [event for event in heard if isinstance(event, Published)])
         await listener.close()
         await asyncio.to_thread(redis.start)
 
-    async def test_streams_that_are_not_durable_are_not_polled_for(self, store: DurableStreamStore) -> None:
+    async def test_streams_that_are_not_durable_are_not_polled(self, store: DurableStreamStore) -> None:
         listener: Any = store.listen(lambda event: None)
         await listener.subscribe("b")
         assert listener._tables._poller is None
         await listener.close()
 
-    async def test_forgetting_reaches_everybody(self, make: MakeStore) -> None:
+    async def test_forget_reaches_all_processes(self, make: MakeStore) -> None:
         store, other = make(), make()
         await store.aappend([("a", Message("1"))])
         assert await asyncio.to_thread(store._pusher.flush, 30)
@@ -259,7 +261,7 @@ class TestListening:
 async def test_the_time_is_ahead_of_neither_clock(
     store: DurableStreamStore, monkeypatch: pytest.MonkeyPatch, in_redis: float, in_the_database: float
 ) -> None:
-    # So a page gets everything since then, whichever of the two keeps it.
+    # Otherwise a history since that time could lack messages of the other store.
     monkeypatch.setattr(store._redis, "_clock", lambda: in_redis)
     monkeypatch.setattr(store._model._server, "_clock", lambda: in_the_database)
     assert await asyncio.to_thread(store.time) == await store.atime() == 5.0

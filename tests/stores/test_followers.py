@@ -1,4 +1,4 @@
-"""Young entries: a stream store keeps them for readers that were never away, whatever the history size."""
+"""Young entries, which a stream store keeps for followers even beyond the history size."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SIZE = 3
 
 
 def follow(store: StreamStore, after: int = 0, limit: int = 10_000) -> list[int]:
-    """Return the offsets that a follower is offered."""
+    """Return the offsets that a follower can read."""
     return [entry.offset for entry in store.read("a", after=after, limit=limit, following=True).entries]
 
 
 def offsets(store: StreamStore) -> list[int]:
-    """Return the offsets that a returning reader is offered."""
+    """Return the offsets that a returning reader can read."""
     return [offset for offset, _ in kept(store)]
 
 
 @every_store
 class TestYoungEntries:
-    def test_a_follower_is_offered_what_a_returning_reader_is_not(self, make_store: MakeStore) -> None:
+    def test_a_follower_can_read_entries_that_a_returning_reader_cannot(self, make_store: MakeStore) -> None:
         store = make_store(history_size=SIZE)
         append(store, *map(str, range(150)))
         page = store.read("a", after=100, limit=1000, following=True)
@@ -51,7 +51,7 @@ class TestYoungEntries:
         assert offsets(store) == [148, 149, 150]
         assert store.read("a", after=0, limit=0).low == 148
 
-    def test_pruning_leaves_them_until_they_are_old(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_pruning_keeps_young_entries(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=SIZE)
         append(store, *"12345")
         clock.advance(YOUNG_TIME / 2)
@@ -65,7 +65,9 @@ class TestYoungEntries:
         assert store.prune() == 1
         assert follow(store) == offsets(store) == [7, 8, 9]
 
-    def test_a_short_ttl_hides_them_from_returning_readers_only(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_a_short_ttl_hides_young_entries_from_returning_readers_only(
+        self, make_store: MakeStore, clock: Clock
+    ) -> None:
         store = make_store(history_ttl=5)
         append(store, "1", "2")
         clock.advance(6)
@@ -77,7 +79,7 @@ class TestYoungEntries:
         assert store.prune() == 3
         assert follow(store) == []
 
-    def test_a_follower_that_stands_before_what_was_trimmed_is_told(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_a_follower_whose_position_was_trimmed_learns_of_the_gap(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=SIZE)
         (first, *_) = store.append([("a", Message(data)) for data in "12345"])
         clock.advance(YOUNG_TIME)
@@ -86,7 +88,7 @@ class TestYoungEntries:
         assert page.low == 3
         assert advance(first, page).lost
 
-    def test_their_bytes_are_bounded(
+    def test_the_bytes_of_young_entries_are_bounded(
         self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for module in (memory, model_retention):
@@ -101,7 +103,7 @@ class TestYoungEntries:
         assert follow(store) == list(range(64 - SIZE - 10 + 1, 65))
         assert offsets(store) == [62, 63, 64]
 
-    def test_a_key_counts_within_the_history_size_only(self, make_store: MakeStore) -> None:
+    def test_an_idempotency_key_counts_within_the_history_size_only(self, make_store: MakeStore) -> None:
         store = make_store(history_size=SIZE)
         append(store, "1", key="k")
         append(store, *"234")
@@ -109,7 +111,7 @@ class TestYoungEntries:
         assert append(store, "6", key="k") == [5]
         assert follow(store) == [1, 2, 3, 4, 5]
 
-    async def test_the_twin_does_the_same(self, make_store: MakeStore) -> None:
+    async def test_the_async_twin_does_the_same(self, make_store: MakeStore) -> None:
         store = make_store(history_size=SIZE)
         await store.aappend([("a", Message(data)) for data in "12345"])
         assert len((await store.aread("a", after=0, limit=10, following=True)).entries) == 5
@@ -170,24 +172,24 @@ class TestLiveFollowers:
         assert not follower.lost
         assert follower.received == [str(number) for number in range(self.COUNT)]
 
-    async def test_none_of_one_transaction_is_lost(
+    async def test_no_message_of_one_transaction_is_lost(
         self, make_store: MakeStore, broadcast_in_one_transaction: Callable[[Any], None]
     ) -> None:
         await self.follow(make_store, broadcast_in_one_transaction)
 
-    async def test_none_of_one_batch_is_lost(self, make_store: MakeStore) -> None:
+    async def test_no_message_of_one_batch_is_lost(self, make_store: MakeStore) -> None:
         await self.follow(
             make_store, lambda store: store.append([("a", Message(str(number))) for number in range(self.COUNT)])
         )
 
-    async def test_none_of_many_broadcasts_in_a_row_is_lost(self, make_store: MakeStore) -> None:
+    async def test_no_message_of_many_broadcasts_in_a_row_is_lost(self, make_store: MakeStore) -> None:
         def broadcast(store: Any) -> None:
             for number in range(self.COUNT):
                 append(store, str(number))
 
         await self.follow(make_store, broadcast)
 
-    async def test_a_stream_in_doubt_is_announced_by_the_next_poll(self, make_store: MakeStore) -> None:
+    async def test_the_next_poll_announces_a_doubted_stream(self, make_store: MakeStore) -> None:
         store = make_store()
         await store.aappend([("a", Message("1"))])
         heard: list[StreamEvent] = []

@@ -35,7 +35,7 @@ def sqlite_busy() -> sqlite3.Error:
 
 
 def postgres_error(code: str) -> psycopg.Error:
-    """Return an error of PostgreSQL with this code."""
+    """Return an error of PostgreSQL with a code."""
     return psycopg.errors.lookup(code)()
 
 
@@ -71,13 +71,13 @@ def lock_of_another(alias: str) -> Iterator[threading.Event]:
 
 @sqlite_only
 class TestLockedSQLite:
-    def test_it_waits_for_the_lock(self, store: ModelStreamStore, alias: str) -> None:
+    def test_an_append_waits_for_the_lock(self, store: ModelStreamStore, alias: str) -> None:
         with lock_of_another(alias) as release:
             threading.Timer(0.1, release.set).start()
             assert append(store, "1") == [1]
 
     @pytest.mark.usefixtures("short_timeout")
-    def test_a_lock_that_outlasts_the_databases_timeout_is_waited_for_too(
+    def test_an_append_waits_for_the_lock_longer_than_the_databases_timeout(
         self, store: ModelStreamStore, alias: str
     ) -> None:
         with lock_of_another(alias) as release:
@@ -85,7 +85,7 @@ class TestLockedSQLite:
             assert append(store, "1") == [1]
 
     @pytest.mark.usefixtures("short_timeout")
-    def test_then_there_is_an_error_and_nothing_was_sent(
+    def test_an_append_that_never_gets_the_lock_fails_and_sends_nothing(
         self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "WRITE_RETRY_TIME", 0.2)
@@ -97,10 +97,8 @@ class TestLockedSQLite:
         assert append(store, "2") == [1]
 
     @pytest.mark.usefixtures("short_timeout")
-    def test_what_was_repeated_leaves_no_cursors_to_the_garbage_collector(
-        self, store: ModelStreamStore, alias: str
-    ) -> None:
-        """The collector might run in the thread with the write lock, and wait for a connection that waits for it."""
+    def test_retries_leave_no_cursors_to_the_garbage_collector(self, store: ModelStreamStore, alias: str) -> None:
+        """The collector could run in the thread with the write lock, and wait for a connection that needs the lock."""
         append(store, "1")
         try:
             with lock_of_another(alias) as release:
@@ -115,7 +113,7 @@ class TestLockedSQLite:
             gc.garbage.clear()
         assert left == []
 
-    def test_a_caller_that_holds_the_lock_itself_is_told_at_once(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_caller_that_holds_the_lock_gets_an_error_at_once(self, store: ModelStreamStore, alias: str) -> None:
         with (
             transaction.atomic(using=alias),
             pytest.raises(BroadcastError, match=r"locked by the caller's own transaction.*Leave out immediate=True"),
@@ -123,7 +121,9 @@ class TestLockedSQLite:
             append(store, "1")
 
     @pytest.mark.usefixtures("short_timeout")
-    def test_without_immediate_mode_it_is_told_after_the_timeout(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_caller_that_holds_the_lock_in_deferred_mode_gets_an_error_after_the_timeout(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
         with (
             mock.patch.object(connections[alias], "transaction_mode", None),
             transaction.atomic(using=alias),
@@ -147,7 +147,7 @@ class TestErrors:
         assert not isinstance(caught.value, BroadcastUncertain)
         assert append(store, "3") == [2]
 
-    def test_a_commit_without_an_answer_is_uncertain_and_can_be_repeated(
+    def test_a_commit_without_a_response_is_uncertain_and_can_be_repeated(
         self, store: ModelStreamStore, alias: str
     ) -> None:
         connection = connections[alias]
@@ -178,7 +178,7 @@ class TestErrors:
                 with pytest.raises(StoreError, match="down"):
                     call()
 
-    def test_a_conflict_at_the_commit_is_repeated_and_not_uncertain(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_conflict_in_the_commit_is_retried_and_not_uncertain(self, store: ModelStreamStore, alias: str) -> None:
         connection = connections[alias]
         commit = connection.commit
         conflicts = [sqlite_busy(), postgres_error("40001")]
@@ -198,7 +198,7 @@ class TestErrors:
 class TestBrokenConnections:
     @pytest.fixture
     def break_connection(self, alias: str) -> Callable[[], None]:
-        """Make the server end this thread's connection."""
+        """Return a function that makes the server end this thread's connection."""
 
         def end() -> None:
             mine = connections[alias].connection.info.backend_pid
@@ -209,7 +209,7 @@ class TestBrokenConnections:
 
         return end
 
-    def test_writes_and_reads_open_it_again(
+    def test_writes_and_reads_reopen_a_broken_connection(
         self, store: ModelStreamStore, break_connection: Callable[[], None]
     ) -> None:
         append(store, "1")
@@ -220,7 +220,7 @@ class TestBrokenConnections:
         break_connection()
         assert store.position("a").offset == 2
 
-    def test_one_that_breaks_inside_the_callers_transaction_is_not_opened_again(
+    def test_a_connection_that_breaks_inside_the_callers_transaction_is_not_reopened(
         self, store: ModelStreamStore, alias: str, break_connection: Callable[[], None]
     ) -> None:
         def broadcast_twice() -> None:

@@ -1,4 +1,4 @@
-"""What the model store costs: numbers of queries, and plans that use the indices."""
+"""The number of queries of the model store, and query plans that use the indexes."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ class TestCounts:
         assert insert.startswith("INSERT")
         assert update.startswith("UPDATE")
 
-    def test_a_batch_over_many_streams_takes_as_many(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_batch_over_many_streams_takes_as_many_queries(self, store: ModelStreamStore, alias: str) -> None:
         batch = [(f"s{number % 20}", Message(str(number))) for number in range(60)]
         store.append(batch)
         assert len(queries(alias, lambda: store.append(batch))) == 3
 
-    def test_a_key_takes_one_more(self, store: ModelStreamStore, alias: str) -> None:
+    def test_an_idempotency_key_takes_one_more_query(self, store: ModelStreamStore, alias: str) -> None:
         append(store, "1", key="k")
         assert len(queries(alias, lambda: append(store, "2", key="k2"))) == 4
         assert len(queries(alias, lambda: append(store, "3", key="k2"))) == 2
 
-    def test_a_streams_first_message_takes_its_creation_more(self, store: ModelStreamStore, alias: str) -> None:
+    def test_the_first_message_of_a_stream_also_creates_the_stream(self, store: ModelStreamStore, alias: str) -> None:
         append(store, "the first append of a process also asks the server for its lineage", stream="b")
         assert len(queries(alias, lambda: append(store, "1"))) == 5
 
@@ -73,7 +73,7 @@ class TestCounts:
         numbering.__exit__(None, None, None)
         assert insert.startswith("INSERT")
         after = [q["sql"] for q in numbering.captured_queries if not q["sql"].startswith(FRAME)]
-        # What waits; then for each of the two streams: lock, read, insert, move the tail, delete.
+        # One query finds the streams. For each of them, queries lock, read, insert, move the tail and delete.
         assert len(after) == 1 + 2 * 5
 
     def test_reading(self, store: ModelStreamStore, alias: str) -> None:
@@ -83,14 +83,16 @@ class TestCounts:
         assert len(queries(alias, lambda: store.position("a"))) == 1
         assert len(queries(alias, lambda: store.offset_since("a", 5))) == 1
 
-    def test_an_idle_poll_takes_three_however_many_streams(self, store: ModelStreamStore, alias: str) -> None:
+    def test_an_idle_poll_takes_three_queries_for_any_number_of_streams(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
         names = [f"s{number}" for number in range(NAMES_PER_QUERY)]
         store.append([(name, Message("1")) for name in names])
         seen = SeenIds()
         assert len(queries(alias, lambda: store.poll(names, seen))) == 3
         assert len(queries(alias, lambda: store.poll([*names, "one more"], seen))) == 4
 
-    def test_transient_messages_take_one_more_and_are_read_once(self, make_store: MakeStore, alias: str) -> None:
+    def test_transient_messages_take_one_more_query_and_are_read_once(self, make_store: MakeStore, alias: str) -> None:
         here, there = make_store(), make_store()
         seen = SeenIds()
         here.poll(["a"], seen)
@@ -102,7 +104,7 @@ class TestCounts:
 class TestPlans:
     @pytest.fixture
     def full(self, make_store: MakeStore, alias: str, clock: Clock) -> ModelStreamStore:
-        """Enough rows for a planner to prefer an index."""
+        """A store with so many rows that the planner prefers an index."""
         store: ModelStreamStore = make_store(history_size=10_000)
         for _ in range(20):
             store.append([(f"s{number % 50}", Message('"x"', idempotency_key="")) for number in range(500)])
@@ -132,9 +134,7 @@ class TestPlans:
                 assert "SCAN reliable_cable_streamentry" not in plan
                 assert "SCAN U0" not in plan
 
-    def test_expired_entries_are_passed_over_by_the_index(
-        self, full: ModelStreamStore, alias: str, clock: Clock
-    ) -> None:
+    def test_the_index_skips_expired_entries(self, full: ModelStreamStore, alias: str, clock: Clock) -> None:
         state, page = self.plans(alias, lambda: full.read("s7", after=0, limit=10))
         assert "reliable_cable_entry_time" in state
         assert "offset" in page
@@ -143,7 +143,7 @@ class TestPlans:
         (since,) = self.plans(alias, lambda: full.offset_since("s7", clock.now - 5))
         assert since.count("reliable_cable_entry_time") == 2
 
-    def test_so_they_are_by_the_servers_own_clock(self, full: ModelStreamStore, alias: str) -> None:
+    def test_the_index_skips_expired_entries_by_the_servers_clock(self, full: ModelStreamStore, alias: str) -> None:
         store = ModelStreamStore(CableSettings(database=alias))
         state, *_ = self.plans(alias, lambda: store.read("s7", after=0, limit=10))
         assert "reliable_cable_entry_time" in state
@@ -153,7 +153,7 @@ class TestPlans:
 
 
 class TestTrimming:
-    def test_appending_trims_beside_the_callers_path(self, make_store: MakeStore, alias: str, clock: Clock) -> None:
+    def test_an_append_trims_in_the_background(self, make_store: MakeStore, alias: str, clock: Clock) -> None:
         store = make_store(history_size=10)
         for number in range(1, TRIM_STEP):
             append(store, str(number))
@@ -163,7 +163,7 @@ class TestTrimming:
         wait_until(lambda: entries(alias) == 10)
         assert [offset for offset, _ in kept(store)] == list(range(TRIM_STEP - 9, TRIM_STEP + 1))
 
-    def test_a_burst_of_appends_causes_few_trims_though_each_finds_young_entries_only(
+    def test_a_burst_of_appends_causes_few_trims_while_all_entries_are_young(
         self, make_store: MakeStore, alias: str
     ) -> None:
         store = make_store(history_size=10)
@@ -174,20 +174,22 @@ class TestTrimming:
         assert 1 <= trim.call_count <= 5
         assert entries(alias) == 5 * TRIM_STEP
 
-    def test_the_larger_a_burst_is_the_fewer_trims_it_causes(self, store: ModelStreamStore) -> None:
+    def test_larger_streams_are_trimmed_less_often(self, store: ModelStreamStore) -> None:
         stream, trims = models.Stream(name="a"), 0
         for tail in range(100_000):
             stream.tail = tail + 1
             trims += store._retention.has_grown(stream, tail)
         assert 50 < trims < 200
 
-    def test_a_stream_that_had_expired_is_emptied(self, store: ModelStreamStore, alias: str, clock: Clock) -> None:
+    def test_an_expired_stream_is_emptied(self, store: ModelStreamStore, alias: str, clock: Clock) -> None:
         append(store, *"123")
         clock.advance(10_000)
         append(store, "4")
         wait_until(lambda: entries(alias) == 1)
 
-    def test_more_than_a_batch(self, make_store: MakeStore, alias: str, clock: Clock) -> None:
+    def test_a_trim_deletes_more_rows_than_one_transaction(
+        self, make_store: MakeStore, alias: str, clock: Clock
+    ) -> None:
         store = make_store(history_size=10)
         append(store, *map(str, range(2 * TRIM_STEP - 1)))
         clock.advance(YOUNG_TIME)
@@ -195,7 +197,7 @@ class TestTrimming:
             append(store, "1")
             wait_until(lambda: entries(alias) == 10)
 
-    def test_a_trim_that_fails_is_made_up_for_by_the_next(
+    def test_the_next_trim_deletes_what_a_failed_trim_left(
         self, make_store: MakeStore, alias: str, clock: Clock, caplog: pytest.LogCaptureFixture
     ) -> None:
         store = make_store(history_size=10)
@@ -208,9 +210,7 @@ class TestTrimming:
         append(store, "1")
         wait_until(lambda: entries(alias) == 10)
 
-    def test_low_and_the_trimmed_time_move_with_the_deletion(
-        self, make_store: MakeStore, alias: str, clock: Clock
-    ) -> None:
+    def test_low_and_trimmed_at_change_with_the_deletion(self, make_store: MakeStore, alias: str, clock: Clock) -> None:
         store = make_store(history_size=2)
         for data in "1234":
             append(store, data)
@@ -224,7 +224,7 @@ class TestTrimming:
         assert (stream.low, stream.tail, stream.trimmed_at) == (3, 4, clock.now - YOUNG_TIME - 3)
         assert store.prune() == 0
 
-    def test_pruning_reaches_every_stream_within_its_limit(
+    def test_pruning_reaches_all_streams_within_its_limit(
         self, make_store: MakeStore, alias: str, clock: Clock
     ) -> None:
         store = make_store(streams={"long:*": {"history_ttl": 10_000}})

@@ -1,4 +1,4 @@
-"""The model store and transactions: what waits for a commit, what does not, and what happens when it fails."""
+"""Broadcasts of the model store in transactions, and crashes and failures after the commit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def waiting(alias: str) -> int:
 
 @pytest.fixture
 def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let the process die between a commit and its hook."""
+    """Return a function that simulates a crash between a commit and its hook."""
 
     def arrange() -> None:
         monkeypatch.setattr(ModelStreamStore, "_number_after_commit", lambda self, names: None)
@@ -45,7 +45,7 @@ def crash(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 @model_stores
 class TestAfterTheCommit:
-    def test_messages_wait_for_it_and_are_numbered_in_order(self, store: ModelStreamStore, alias: str) -> None:
+    def test_messages_wait_for_the_commit_and_are_numbered_in_order(self, store: ModelStreamStore, alias: str) -> None:
         with transaction.atomic(using=alias):
             on_commit(store, "1", "2")
             on_commit(store, "3")
@@ -55,14 +55,14 @@ class TestAfterTheCommit:
         assert kept(store, "b") == [(1, "1")]
         assert waiting(alias) == 0
 
-    def test_rolled_back_they_never_happened_and_used_no_offset(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_rollback_stores_nothing_and_uses_no_offset(self, store: ModelStreamStore, alias: str) -> None:
         with transaction.atomic(using=alias):
             on_commit(store, "1")
             transaction.set_rollback(True, using=alias)
         assert append(store, "2") == [1]
         assert kept(store) == [(1, "2")]
 
-    def test_a_broadcast_of_a_receivers_hook_does_not_wait_for_the_write_that_it_follows(
+    def test_a_broadcast_in_an_on_commit_hook_does_not_wait_for_the_write_before_it(
         self, store: ModelStreamStore, alias: str
     ) -> None:
         def audit(**kwargs: Any) -> None:
@@ -77,7 +77,7 @@ class TestAfterTheCommit:
         assert kept(store, "audit") == [(1, "1")]
         assert time.monotonic() - started < WRITE_RETRY_TIME
 
-    def test_a_savepoints_rollback_takes_its_own_with_it(self, store: ModelStreamStore, alias: str) -> None:
+    def test_the_rollback_of_a_savepoint_removes_its_messages_only(self, store: ModelStreamStore, alias: str) -> None:
         with transaction.atomic(using=alias):
             on_commit(store, "1")
             with transaction.atomic(using=alias):
@@ -87,7 +87,7 @@ class TestAfterTheCommit:
                 on_commit(store, "3")
         assert kept(store) == [(1, "1"), (2, "3")]
 
-    def test_without_a_transaction_they_are_stored_at_once(self, store: ModelStreamStore) -> None:
+    def test_messages_without_a_transaction_are_stored_at_once(self, store: ModelStreamStore) -> None:
         on_commit(store, "1")
         assert kept(store) == [(1, "1")]
 
@@ -107,7 +107,7 @@ class TestAfterTheCommit:
             on_commit(store, *"12345678")
         assert [data for _, data in kept(store)] == list("12345678")
 
-    def test_what_is_not_kept_waits_too(self, make_store: MakeStore, alias: str) -> None:
+    def test_transient_messages_wait_for_the_commit_too(self, make_store: MakeStore, alias: str) -> None:
         store = make_store(history_size=0)
         with transaction.atomic(using=alias):
             on_commit(store, "1")
@@ -117,7 +117,7 @@ class TestAfterTheCommit:
 
 @model_stores
 class TestCrashes:
-    def test_the_next_append_numbers_what_a_crash_left_and_comes_after_it(
+    def test_the_next_append_numbers_messages_that_a_crash_left_first(
         self, store: ModelStreamStore, alias: str, crash: Callable[[], None]
     ) -> None:
         crash()
@@ -127,7 +127,9 @@ class TestCrashes:
         assert append(store, "3") == [3]
         assert [data for _, data in kept(store)] == list("123")
 
-    def test_however_much_it_left(self, store: ModelStreamStore, alias: str, crash: Callable[[], None]) -> None:
+    def test_the_next_append_numbers_any_number_of_messages_that_a_crash_left(
+        self, store: ModelStreamStore, alias: str, crash: Callable[[], None]
+    ) -> None:
         crash()
         with mock.patch("reliable_cable.stores.streams.model_outbox.ROWS_PER_TRANSACTION", 3):
             with transaction.atomic(using=alias):
@@ -135,7 +137,9 @@ class TestCrashes:
             assert append(store, "8") == [8]
         assert [data for _, data in kept(store)] == list("12345678")
 
-    async def test_so_does_any_servers_poll(self, make_store: MakeStore, alias: str, crash: Callable[[], None]) -> None:
+    async def test_the_poll_of_any_process_numbers_messages_that_a_crash_left(
+        self, make_store: MakeStore, alias: str, crash: Callable[[], None]
+    ) -> None:
         here, there = make_store(), make_store()
         heard: list[Any] = []
         listener = here.listen(heard.append)
@@ -161,7 +165,7 @@ class TestCrashes:
         store.number_outbox()
         assert kept(store) == [(1, "1")]
 
-    def test_one_stream_that_cannot_be_numbered_holds_up_no_other(
+    def test_a_stream_that_cannot_be_numbered_delays_no_other_stream(
         self, store: ModelStreamStore, alias: str, crash: Callable[[], None]
     ) -> None:
         crash()
@@ -183,7 +187,7 @@ class TestCrashes:
         assert kept(store, "b") == [(1, "1")]
         assert waiting(alias) == 1
 
-    def test_forgetting_a_stream_forgets_what_waits(
+    def test_forget_also_deletes_messages_in_the_outbox(
         self, store: ModelStreamStore, alias: str, crash: Callable[[], None]
     ) -> None:
         crash()
@@ -195,7 +199,9 @@ class TestCrashes:
 
 @postgres_only
 class TestImmediately:
-    def test_it_is_stored_outside_of_the_open_transaction(self, store: ModelStreamStore, alias: str) -> None:
+    def test_an_immediate_broadcast_is_stored_outside_the_open_transaction(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
         with transaction.atomic(using=alias):
             on_commit(store, "never")
             assert append(store, "1") == [1]
@@ -235,7 +241,7 @@ class TestImmediately:
 
 
 class TestInATestCase(TestCase):
-    """With no handler threads, everything happens in the transaction of the test, which sees it."""
+    """Without handler threads, everything happens in the transaction of the test."""
 
     def setUp(self) -> None:
         self.clock = Clock()

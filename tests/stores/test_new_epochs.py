@@ -1,4 +1,4 @@
-"""New epochs: no position is used twice after a store went back to older data."""
+"""New epochs: after a store has returned to older data, no position is used twice."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def put_back(alias: str, tail: int) -> None:
 
 @every_store
 class TestForgettingAnEpoch:
-    def test_it_ends_the_epoch_that_was_named(self, store: StreamStore) -> None:
+    def test_forget_ends_the_given_epoch(self, store: StreamStore) -> None:
         (before,) = store.append([("a", Message("1"))])
         store.forget("a", epoch=before.epoch)
         assert store.read("a", after=0, limit=10) == StreamPage("", 0, 1)
@@ -54,7 +54,7 @@ class TestForgettingAnEpoch:
         assert after.offset == 1
         assert after.epoch != before.epoch
 
-    def test_it_leaves_another_one_alone(self, store: StreamStore) -> None:
+    def test_forget_does_not_end_another_epoch(self, store: StreamStore) -> None:
         (before,) = store.append([("a", Message("1"))])
         store.forget("a", epoch=before.epoch)
         (after,) = store.append([("a", Message("2"))])
@@ -62,7 +62,7 @@ class TestForgettingAnEpoch:
         assert store.position("a") == after
         assert kept(store) == [(1, "2")]
 
-    def test_many_at_once_begin_one_epoch(self, make_store: MakeStore, alias: str) -> None:
+    def test_many_calls_at_once_begin_one_epoch(self, make_store: MakeStore, alias: str) -> None:
         store = make_store()
         (before,) = store.append([("a", Message("1"))])
         stores = [store] * 4 if alias == "memory" else [make_store() for _ in range(4)]
@@ -82,7 +82,7 @@ class TestForgettingAnEpoch:
         assert sorted(position.offset for position in positions) == [1, 2, 3, 4]
         assert len({position.epoch for position in positions} - {before.epoch}) == 1
 
-    async def test_only_a_change_is_announced(self, store: StreamStore) -> None:
+    async def test_forget_announces_only_a_change(self, store: StreamStore) -> None:
         (position,) = await store.aappend([("a", Message("1"))])
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
@@ -98,7 +98,7 @@ class TestForgettingAnEpoch:
 
 @model_stores
 class TestDatabasesThatWentBack:
-    def test_what_waits_for_its_number_gets_one_in_the_new_epoch(
+    def test_messages_in_the_outbox_are_numbered_in_the_new_epoch(
         self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (before,) = store.append([("a", Message("1"))])
@@ -130,9 +130,9 @@ class TestDatabasesThatWentBack:
             )
         assert [position.offset for position in store.append([("a", Message("1")), ("a", Message("2"))])] == [1, 2]
 
-    def test_a_stream_that_lost_all_its_entries_begins_another_epoch(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_stream_that_lost_all_its_entries_begins_a_new_epoch(self, store: ModelStreamStore, alias: str) -> None:
         (before,) = store.append([("a", Message("1"))])
-        # The row was committed before the entry, and the database was restored to a moment between the two.
+        # The row was committed before the entry, and the database was restored to a time between the two.
         models.StreamEntry.objects.using(alias).all().delete()
         models.Stream.objects.using(alias).filter(name="a").update(tail=0, tail_at=0, lineage="")
         (after,) = store.append([("a", Message("2"))])
@@ -209,7 +209,7 @@ def test_the_doctor_ends_all_epochs_when_asked() -> None:
     store.close()
 
 
-# -- databases of the tests' own --------------------------------------------------------------------------------------
+# -- databases for these tests only -----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def another_database(alias: str, **options: Any) -> Iterator[None]:
 
 @pytest.fixture
 def file(tmp_path: Path, django_db_blocker: Any) -> Iterator[Path]:
-    """The file of a SQLite database with the alias "file"."""
+    """The path of an SQLite database with the alias `file`."""
     path = tmp_path / "db.sqlite3"
     with django_db_blocker.unblock(), another_database("file", NAME=str(path)):
         yield path
@@ -279,7 +279,7 @@ class TestLineages:
         assert store.append([("a", Message("2"))]) == [StreamPosition(before.epoch, 2)]
         assert rows.get().lineage == lineage != ""
 
-    def test_an_epoch_of_another_history_ends_with_the_first_append(self, store: ModelStreamStore, alias: str) -> None:
+    def test_an_epoch_of_another_lineage_ends_with_the_first_append(self, store: ModelStreamStore, alias: str) -> None:
         before = store.append([(name, Message("1")) for name in "abc"])
         models.Stream.objects.using(alias).filter(name__in="ab").update(lineage="1.00000001")
         after = store.append([(name, Message("2")) for name in "cba"])
@@ -288,7 +288,7 @@ class TestLineages:
         assert not {position.epoch for position in after[1:]} & {position.epoch for position in before}
         assert kept(store, "a") == [(1, "2")]
 
-    def test_what_waits_for_its_number_survives(
+    def test_messages_in_the_outbox_survive_a_new_lineage(
         self, store: ModelStreamStore, alias: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         append(store, "1")
@@ -310,7 +310,7 @@ class TestLineages:
         await listener.close()
         assert heard[0] == Advanced("a")
 
-    def test_a_server_that_does_not_permit_the_functions_works_without(
+    def test_a_server_that_does_not_permit_the_functions_works_without_a_lineage(
         self, store: ModelStreamStore, alias: str
     ) -> None:
         with connections[alias].cursor() as cursor:
@@ -332,7 +332,7 @@ class TestLineages:
 
 
 class Cluster:
-    """A PostgreSQL primary and a standby. The database alias "cluster" leads to one of them."""
+    """A PostgreSQL primary and a standby. The database alias `cluster` leads to one of them."""
 
     def __init__(self, binaries: Path) -> None:
         self.primary = PostgresServer(binaries)

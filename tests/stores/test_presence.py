@@ -1,4 +1,4 @@
-"""What every presence store does (presence/base.py)."""
+"""The behaviour of all presence stores (stores/presence/base.py)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TestMembers:
         assert await ear.heard() == [joined("1", {"name": "Ann"})]
         assert store.info("s").records == {"1": {"name": "Anne"}}
 
-    async def test_a_session_that_joins_as_another_id_has_left_as_the_first(
+    async def test_a_session_that_joins_with_another_id_leaves_the_first_id(
         self, store: PresenceStore, ear: Ear
     ) -> None:
         store.join("s", "phone", "1")
@@ -57,7 +57,7 @@ class TestMembers:
         assert await ear.heard() == [joined("1"), left("1"), joined("2")]
         assert store.info("s").records == {"2": None}
 
-    async def test_leaving_twice_or_unknown_is_ignored(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_a_second_or_unknown_leave_is_ignored(self, store: PresenceStore, ear: Ear) -> None:
         store.leave("s", "phone")
         store.join("s", "phone", "1")
         store.leave("s", "phone")
@@ -65,20 +65,20 @@ class TestMembers:
         store.leave("other", "phone")
         assert await ear.heard() == [joined("1"), left("1")]
 
-    def test_streams_are_apart(self, store: PresenceStore) -> None:
+    def test_streams_have_separate_members(self, store: PresenceStore) -> None:
         store.join("s", "phone", "1")
         store.join("t", "phone", "2")
         store.leave("t", "phone")
         assert store.info("s").records == {"1": None}
         assert store.info("t").records == {}
 
-    def test_records_come_in_the_order_of_arrival(self, store: PresenceStore) -> None:
+    def test_records_are_in_the_order_of_joins(self, store: PresenceStore) -> None:
         for id_ in ("3", "1", "2"):
             store.join("s", f"phone{id_}", id_)
         store.join("s", "desk", "3")
         assert list(store.info("s").records or ()) == ["3", "1", "2"]
 
-    def test_only_the_total_may_be_asked_for(self, store: PresenceStore) -> None:
+    def test_the_total_can_be_read_alone(self, store: PresenceStore) -> None:
         store.join("s", "phone", "1")
         assert store.info("s", records=False) == PresenceInfo(1, None)
         assert store.info("unknown", records=False) == PresenceInfo(0, None)
@@ -126,7 +126,7 @@ class TestMembers:
 
 
 class TestWhatACallCaused:
-    def test_is_returned_to_it_alone(self, store: PresenceStore) -> None:
+    def test_an_event_is_returned_only_to_the_call_that_caused_it(self, store: PresenceStore) -> None:
         assert store.join("s", "phone", "1", "Ann") == [joined("1", "Ann")]
         assert store.join("s", "desk", "1", "Anna") == []
         assert store.join("s", "desk", "1", "Anna") == []
@@ -135,7 +135,7 @@ class TestWhatACallCaused:
         assert store.join("s", "desk", "2", "Bob") == [left("1", "Anna"), joined("2", "Bob")]
         assert store.leave("s", "desk") == [left("2", "Bob")]
 
-    def test_whoever_sweeps_is_told_of_all_leaves(self, store: PresenceStore, clock: Clock) -> None:
+    def test_expire_returns_all_leaves(self, store: PresenceStore, clock: Clock) -> None:
         for stream in ("s", "t"):
             for number in range(3):
                 store.join(stream, f"phone{number}", str(number))
@@ -146,20 +146,20 @@ class TestWhatACallCaused:
         ]
         assert store.expire() == []
 
-    async def test_nobody_came_where_only_the_data_were_lost(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_a_join_after_a_loss_of_data_is_not_returned(self, store: PresenceStore, ear: Ear) -> None:
         assert store.join_all([Member("s", "phone", "1", "Ann", joined=True)]) == []
         assert store.join_all([Member("s", "desk", "2", joined=False)]) == [joined("2")]
         assert store.info("s").records == {"1": "Ann", "2": None}
         assert await ear.heard() == [joined("1", "Ann"), joined("2")], "every list becomes right"
 
-    async def test_who_was_swept_and_comes_back_has_come(self, store: PresenceStore, clock: Clock, ear: Ear) -> None:
+    async def test_a_join_after_an_expiry_is_returned(self, store: PresenceStore, clock: Clock, ear: Ear) -> None:
         store.join("s", "phone", "1")
         clock.advance(TTL)
         store.expire()
         assert store.join_all([Member("s", "phone", "1", joined=True)]) == [joined("1")]
         assert await ear.heard() == [joined("1"), left("1"), joined("1")]
 
-    async def test_a_session_that_is_there_joins_again_without_an_event(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_a_present_session_joins_again_without_an_event(self, store: PresenceStore, ear: Ear) -> None:
         store.join("s", "phone", "1", "Ann")
         assert store.join_all([Member("s", "phone", "1", "Anna", joined=True), Member("s", "desk", "1", "Anne")]) == []
         store.leave("s", "phone")
@@ -214,7 +214,7 @@ class TestExpiry:
         assert store.expire() == [left("1")]
         assert await ear.heard() == [left("1")]
 
-    async def test_a_session_that_expired_is_not_refreshed_back(
+    async def test_an_expired_and_removed_session_cannot_be_refreshed(
         self, store: PresenceStore, clock: Clock, ear: Ear
     ) -> None:
         store.join("s", "phone", "1")
@@ -224,13 +224,15 @@ class TestExpiry:
         assert store.info("s").total == 0
         assert await ear.heard() == [joined("1"), left("1")]
 
-    async def test_until_it_is_swept_a_session_can_be_refreshed(self, store: PresenceStore, clock: Clock) -> None:
+    async def test_an_expired_session_can_be_refreshed_before_it_is_removed(
+        self, store: PresenceStore, clock: Clock
+    ) -> None:
         store.join("s", "phone", "1")
         clock.advance(TTL * 100)
         assert store.refresh({"s": ["phone"]}).unknown == []
         assert store.expire() == []
 
-    def test_whoever_asks_may_leave_out_those_who_wait_to_be_swept(self, store: PresenceStore, clock: Clock) -> None:
+    def test_a_read_can_leave_out_expired_sessions(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "phone1", "1")
         store.join("s", "phone2", "2")
         store.join("t", "phone1", "1")
@@ -246,10 +248,10 @@ class TestExpiry:
 
 
 class TestAfterAnOutage:
-    """After a time in which no process called `expire`, and so none can have refreshed its members."""
+    """After a time without a call of `expire`, no process can have refreshed its members."""
 
     def live(self, store: PresenceStore, clock: Clock, *sessions: str) -> list[PresenceEvent]:
-        """Refresh a process's sessions for one time to live, while the store answers; return who left."""
+        """Refresh a process's sessions for one PRESENCE_TTL while the store works; return the leaves."""
         events = []
         for _ in range(3):
             clock.advance(TTL / 3)
@@ -257,7 +259,7 @@ class TestAfterAnOutage:
             events += store.expire()
         return events
 
-    def test_nobody_leaves_whose_process_comes_back_later(self, store: PresenceStore, clock: Clock) -> None:
+    def test_members_of_a_process_that_returns_late_do_not_leave(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "of one server", "1")
         store.join("s", "of another server", "2")
         self.live(store, clock, "of one server", "of another server")
@@ -270,7 +272,7 @@ class TestAfterAnOutage:
         assert self.live(store, clock, "of one server", "of another server", "of a new server") == []
         assert store.info("s").total == 3
 
-    def test_who_does_not_come_back_leaves_one_time_to_live_later(self, store: PresenceStore, clock: Clock) -> None:
+    def test_members_that_do_not_return_leave_one_presence_ttl_later(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "here", "1")
         store.join("s", "killed", "2")
         self.live(store, clock, "here", "killed")
@@ -282,13 +284,15 @@ class TestAfterAnOutage:
         assert store.expire() == []
         assert self.live(store, clock, "here") == [left("2")]
 
-    def test_those_of_a_killed_server_leave_in_time_while_others_live(self, store: PresenceStore, clock: Clock) -> None:
+    def test_members_of_a_killed_server_leave_in_time_while_other_servers_run(
+        self, store: PresenceStore, clock: Clock
+    ) -> None:
         store.join("s", "here", "1")
         store.join("s", "killed", "2")
         self.live(store, clock, "here", "killed")
         assert self.live(store, clock, "here") == [left("2")]
 
-    def test_a_time_without_any_members_is_none(self, store: PresenceStore, clock: Clock) -> None:
+    def test_a_time_without_members_is_not_an_outage(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "phone", "1")
         store.expire()
         store.leave("s", "phone")
@@ -300,7 +304,7 @@ class TestAfterAnOutage:
 
 
 class TestIncarnation:
-    def test_is_the_same_as_long_as_the_data_are(self, store: PresenceStore, clock: Clock) -> None:
+    def test_the_incarnation_stays_the_same_while_the_data_exist(self, store: PresenceStore, clock: Clock) -> None:
         incarnation = store.refresh({"s": ()}).incarnations["s"]
         assert incarnation
         store.join("s", "phone", "1")
@@ -312,7 +316,7 @@ class TestIncarnation:
 
 
 class TestLeftWithin:
-    def test_who_left_within_a_time_and_is_not_back(self, store: PresenceStore, clock: Clock) -> None:
+    def test_left_within_returns_ids_that_did_not_return(self, store: PresenceStore, clock: Clock) -> None:
         for id_ in ("1", "2", "3"):
             store.join("s", f"phone{id_}", id_)
         store.leave("s", "phone3")
@@ -326,14 +330,14 @@ class TestLeftWithin:
         assert store.left_within("s", 0.5) == []
         assert store.left_within("unknown", 10) == []
 
-    def test_who_left_twice_counts_from_the_last_time(self, store: PresenceStore, clock: Clock) -> None:
+    def test_left_within_counts_from_the_last_leave(self, store: PresenceStore, clock: Clock) -> None:
         for _ in range(2):
             clock.advance(1)
             store.join("s", "phone", "1")
             store.leave("s", "phone")
         assert store.left_within("s", 0.5) == ["1"]
 
-    def test_what_a_client_may_not_have_heard_is_known_as_long_as_its_session(
+    def test_leaves_are_remembered_as_long_as_a_session_can_be_restored(
         self, store: PresenceStore, clock: Clock
     ) -> None:
         store.join("s", "phone", "1")

@@ -1,4 +1,4 @@
-"""How every presence store announces its events (presence/base.py); what the one in memory keeps."""
+"""The announcements of all presence stores, and the memory use of the store in memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TestListening:
         assert inside == [False]
         await ear.listener.close()
 
-    async def test_events_from_other_threads_come_on_the_loop(self, store: PresenceStore) -> None:
+    async def test_events_from_other_threads_are_delivered_on_the_event_loop(self, store: PresenceStore) -> None:
         threads: list[threading.Thread] = []
         ear = await listen(store, "s", deliver=lambda event: threads.append(threading.current_thread()))
         await asyncio.to_thread(store.join, "s", "phone", "1")
@@ -49,7 +49,7 @@ class TestListening:
         assert threads == [threading.current_thread()]
         await ear.listener.close()
 
-    async def test_every_listener_hears_an_event_of_its_own(self, store: PresenceStore) -> None:
+    async def test_each_listener_gets_its_own_copy_of_an_event(self, store: PresenceStore) -> None:
         heard: list[PresenceEvent] = []
 
         def spoil(event: PresenceEvent) -> None:
@@ -65,14 +65,14 @@ class TestListening:
         for ear in ears:
             await ear.listener.close()
 
-    async def test_only_the_streams_that_were_subscribed_to_are_heard(self, store: PresenceStore) -> None:
+    async def test_only_events_of_subscribed_streams_are_delivered(self, store: PresenceStore) -> None:
         ear = await listen(store, "s")
         store.join("t", "phone", "1")
         store.join("s", "phone", "1")
         assert await ear.heard() == [joined("1")]
         await ear.listener.close()
 
-    async def test_nothing_is_heard_after_the_end(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_nothing_is_delivered_after_unsubscribe_or_close(self, store: PresenceStore, ear: Ear) -> None:
         store.join("s", "phone", "1")
         await ear.listener.unsubscribe("s")
         store.leave("s", "phone")
@@ -82,7 +82,7 @@ class TestListening:
         store.join("s", "phone", "2")
         assert await ear.heard() == [joined("2")]
 
-    async def test_a_closed_loop_does_not_break_the_others(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_a_closed_event_loop_does_not_break_other_listeners(self, store: PresenceStore, ear: Ear) -> None:
         def listen_and_die() -> None:
             async def start() -> None:
                 await store.listen(lambda event: None).subscribe("s")
@@ -111,12 +111,12 @@ class TestListening:
 
 
 class TestMemoryStore:
-    def test_each_has_a_memory_of_its_own(self, clock: Clock) -> None:
+    def test_each_store_has_its_own_members(self, clock: Clock) -> None:
         names = {MemoryPresenceStore(CableSettings(), clock=clock).info("s").incarnation for _ in range(3)}
         assert len(names) == 3
         assert "" not in names
 
-    def test_nothing_is_kept_of_those_who_are_gone(self, clock: Clock) -> None:
+    def test_forgotten_members_use_no_memory(self, clock: Clock) -> None:
         store = MemoryPresenceStore(CableSettings(presence_ttl=TTL, sessions_ttl=KEPT), clock=clock)
         for number in range(100):
             store.join(f"s{number}", "phone", "1")

@@ -1,4 +1,4 @@
-"""Whatever is done in whatever order, a presence store does what a simple model of it does."""
+"""A property test that compares presence stores with a simple model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TTL, KEPT = 10.0, 20.0
 
 
 class Model:
-    """One stream in the plainest words: sessions with ids and deadlines; an id is there while it has a session."""
+    """A simple model of one stream: sessions with ids and times of expiry. An id is present while it has a session."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

@@ -1,4 +1,4 @@
-"""What the presence service makes up for when its store failed, or lost its data."""
+"""The recovery of the presence service after its store failed or lost its data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def service(store: PresenceStore, rounds: Rounds) -> AsyncIterator[Presenc
 
 
 class Fails:
-    """Lets a store's methods fail while it is entered; `done`: they do what they are asked to, and fail after it."""
+    """Makes a store's methods fail inside the context. With `done`, they do their work before they fail."""
 
     def __init__(self, store: PresenceStore, *names: str, done: bool = False) -> None:
         self._store = store
@@ -63,7 +63,7 @@ class Fails:
 
 
 def forget(store: PresenceStore) -> None:
-    """Let a memory store lose its data."""
+    """Make a memory store lose its data."""
     assert isinstance(store, MemoryPresenceStore)
     store._sessions.clear()
     store._streams.clear()
@@ -71,7 +71,7 @@ def forget(store: PresenceStore) -> None:
 
 
 class TestAStoreThatFails:
-    async def test_is_logged_once_and_asked_again_in_the_next_round(
+    async def test_a_failing_store_is_logged_once_and_retried_in_the_next_round(
         self,
         store: PresenceStore,
         service: PresenceService,
@@ -92,7 +92,7 @@ class TestAStoreThatFails:
         assert store.info("s").total == 1
         assert [record.levelname for record in caplog.records] == ["ERROR", "INFO"]
 
-    async def test_gets_the_join_that_it_missed(
+    async def test_the_store_gets_a_missed_join_later(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         with Fails(store, "join_all"):
@@ -104,7 +104,7 @@ class TestAStoreThatFails:
             assert store.info("s").records == {"1": "Ann"}
             assert await signals() == [("join", "1")]
 
-    async def test_gets_the_info_that_it_missed(
+    async def test_the_store_gets_a_missed_info_later(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         await service.join("s", "phone", "1", "Ann")
@@ -115,7 +115,7 @@ class TestAStoreThatFails:
             assert store.info("s").records == {"1": "Anna"}
             assert await signals() == []
 
-    async def test_gets_the_other_id_that_it_missed(
+    async def test_the_store_gets_a_missed_change_of_the_id_later(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         await service.join("s", "phone", "1", None)
@@ -126,7 +126,7 @@ class TestAStoreThatFails:
             assert store.info("s").records == {"2": None}
             assert await signals() == [("leave", "1"), ("join", "2")]
 
-    async def test_has_the_join_whose_answer_was_lost(
+    async def test_a_join_without_a_response_is_announced_once(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         events = await heard(store)
@@ -135,7 +135,7 @@ class TestAStoreThatFails:
         await rounds.next()
         assert events == [PresenceEvent("s", "join", "1")]
 
-    async def test_does_not_get_a_join_of_one_who_left_since(
+    async def test_the_store_gets_no_missed_join_of_a_member_that_has_left(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         with Fails(store, "join_all"):
@@ -144,7 +144,7 @@ class TestAStoreThatFails:
         await rounds.next()
         assert store.info("s").total == 0
 
-    async def test_is_asked_more_often_until_it_is_back(
+    async def test_a_failing_store_is_retried_more_often(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         # Members are then refreshed before they expire.
@@ -155,7 +155,7 @@ class TestAStoreThatFails:
         await rounds.next()
         assert rounds.slept == [TTL / 3, RETRY_DELAY, RETRY_DELAY, TTL / 3]
 
-    async def test_is_asked_until_those_have_left_who_were_released(
+    async def test_rounds_continue_until_released_members_have_left(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         await service.join("s", "phone", "1", None)
@@ -169,7 +169,7 @@ class TestAStoreThatFails:
 
 
 class TestAnOutage:
-    async def test_costs_no_member_of_another_server(
+    async def test_an_outage_removes_no_members_of_other_servers(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         events = await heard(store)
@@ -195,7 +195,7 @@ class TestAnOutage:
 
 
 class TestDataThatWereLost:
-    async def test_are_made_anew_and_announced_but_not_signalled(
+    async def test_lost_members_join_again_and_are_announced_without_a_signal(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds
     ) -> None:
         await service.join("s", "phone1", "1", "Ann")
@@ -208,7 +208,7 @@ class TestDataThatWereLost:
             assert events == [PresenceEvent("s", "join", "1", "Ann"), PresenceEvent("s", "join", "2")]
             assert await signals() == []
 
-    async def test_a_member_that_was_swept_comes_back_and_is_signalled(
+    async def test_an_expired_member_joins_again_with_a_signal(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
         await service.join("s", "phone", "1", None)
@@ -220,7 +220,7 @@ class TestDataThatWereLost:
             assert await signals() == [("join", "1")]
 
     @pytest.mark.parametrize("change", ["leave", "release", "join"])
-    async def test_what_changes_while_it_is_joined_again_is_not_overtaken(
+    async def test_a_change_during_a_rejoin_is_not_overwritten(
         self, store: PresenceStore, service: PresenceService, change: str
     ) -> None:
         await service.join("s", "phone", "1", None)
@@ -240,11 +240,11 @@ class TestDataThatWereLost:
 
         with mock.patch.object(store, "ajoin_all", slow):
             await service.round()
-        # Whoever was only released may come back within its time.
+        # A member that was only released may return before its expiry.
         assert store.info("s").records == {"leave": {}, "release": {"1": None}, "join": {"2": None}}[change]
 
 
-async def test_a_leave_is_not_overtaken_by_the_join_before_it(store: PresenceStore, service: PresenceService) -> None:
+async def test_a_leave_is_not_overwritten_by_the_join_before_it(store: PresenceStore, service: PresenceService) -> None:
     real = store.ajoin_all
 
     async def slow(members: Sequence[Member]) -> list[PresenceEvent]:

@@ -1,4 +1,4 @@
-"""The Redis client, where connections break in ways of their own."""
+"""The connections and calls of the Redis client."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def client(redis_url: str) -> Iterator[RedisClient]:
 
 
 @pytest.mark.parametrize("connected", [True, False])
-async def test_a_connection_that_the_event_loop_has_closed_is_a_broken_one(
+async def test_a_connection_that_the_event_loop_has_closed_is_broken(
     client: RedisClient, monkeypatch: pytest.MonkeyPatch, connected: bool
 ) -> None:
-    # With uvloop, sending on it raises what is neither an OSError nor redis-py's; while it is opened, too.
+    # With uvloop, sending over such a connection raises an error of neither the OS nor redis-py, also while it opens.
     if connected:
         await client.arun(Call("PING"))
     write = asyncio.StreamWriter.writelines
@@ -58,7 +58,7 @@ async def test_a_connection_that_the_event_loop_has_closed_is_a_broken_one(
     await client.aclose()
 
 
-async def test_a_connection_that_was_reset_is_a_broken_one(redis_server: RedisServer) -> None:
+async def test_a_connection_that_was_reset_is_broken(redis_server: RedisServer) -> None:
     # On Python 3.13, writing to its closed transport raises AttributeError.
     async with FaultProxy(redis_server.port) as proxy:
         client = RedisClient(CableSettings(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))
@@ -76,7 +76,7 @@ async def test_a_connection_that_was_reset_is_a_broken_one(redis_server: RedisSe
 
 
 @pytest.mark.parametrize("connected", [True, False])
-async def test_a_call_that_is_cancelled_ends_wherever_it_is(client: RedisClient, connected: bool) -> None:
+async def test_a_call_can_be_cancelled_at_any_point(client: RedisClient, connected: bool) -> None:
     for turns in range(1000):
         if connected:
             await client.arun(Call("PING"))
@@ -95,7 +95,7 @@ async def test_a_call_that_is_cancelled_ends_wherever_it_is(client: RedisClient,
     await client.aclose()
 
 
-async def test_a_connection_whose_opening_was_cancelled_gives_no_wrong_answers(redis_server: RedisServer) -> None:
+async def test_a_connection_whose_opening_was_cancelled_gives_no_wrong_replies(redis_server: RedisServer) -> None:
     async with FaultProxy(redis_server.port) as proxy:
         client = RedisClient(CableSettings(redis_url=f"redis://127.0.0.1:{proxy.port}/0"))
         proxy.stall()
@@ -111,7 +111,7 @@ async def test_a_connection_whose_opening_was_cancelled_gives_no_wrong_answers(r
 pytestmark = pytest.mark.redis
 
 
-async def test_a_client_that_is_closed_lets_calls_end_and_keeps_no_connection(tmp_path: Path) -> None:
+async def test_a_closed_client_finishes_its_calls_and_keeps_no_connection(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         client = RedisClient(CableSettings(redis_url=server.url))
         await asyncio.gather(*[client.arun(Call("PING")) for _ in range(3)])
@@ -125,7 +125,7 @@ async def test_a_client_that_is_closed_lets_calls_end_and_keeps_no_connection(tm
 
 
 def connections(server: RedisServer) -> int:
-    """How many connections the server has, with the one that asks."""
+    """Return the number of connections to the server, including the one that asks."""
     return int(server.cli("INFO", "clients")["connected_clients"])
 
 
@@ -142,7 +142,7 @@ class TestClient:
         assert [offset for offset, _ in kept(store)] == list(range(1, 161))
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-    def test_a_forked_child_has_connections_of_its_own(self, make_store: MakeStore) -> None:
+    def test_a_forked_child_has_its_own_connections(self, make_store: MakeStore) -> None:
         store = make_store()
         append(store, "0")
         pid = os.fork()
@@ -158,25 +158,25 @@ class TestClient:
         assert os.waitpid(pid, 0)[1] == 0
         assert [offset for offset, _ in kept(store)] == list(range(2, 102))
 
-    def test_a_redis_that_forgot_the_scripts_is_told_them_again(self, own: RedisServer, make_own: MakeStore) -> None:
+    def test_scripts_that_redis_has_lost_are_loaded_again(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own()
         append(store, "1")
         own.cli("SCRIPT", "FLUSH")
         assert append(store, "2") == [2]
 
-    def test_a_unix_socket_will_do(self, tmp_path: Path, key_prefix: str) -> None:
+    def test_a_unix_socket_works(self, tmp_path: Path, key_prefix: str) -> None:
         socket = Path("/tmp") / f"{key_prefix}-{os.getpid()}.sock"  # noqa: S108 - paths of sockets must be short
         with RedisServer(tmp_path / "redis", options={"unixsocket": str(socket)}):
             client = RedisClient(CableSettings(redis_url=f"unix://{socket}"))
             assert client.run(Call("PING")) == [b"PONG"]
             client.close()
 
-    def test_tls_is_used_where_the_url_says_so(self) -> None:
+    def test_a_rediss_url_uses_tls(self) -> None:
         client = RedisClient(CableSettings(redis_url="rediss://127.0.0.1:1", redis_options={"ssl_cert_reqs": "none"}))
         assert type(client._pool.make_connection()).__name__ == "SSLConnection"
         client.close()
 
-    async def test_a_call_that_is_cancelled_leaves_no_answer_for_the_next(
+    async def test_a_cancelled_call_leaves_no_reply_for_the_next_call(
         self, own: RedisServer, make_own: MakeStore
     ) -> None:
         store = make_own(redis_options={"max_connections": 1})

@@ -1,4 +1,4 @@
-"""Failovers of Redis behind an address."""
+"""Failovers of Redis behind one address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.redis
 
 
 class TestFailover(RedisPair):
-    async def test_writes_and_announcements_come_back_though_old_connections_stay_open(
+    async def test_writes_and_announcements_work_again_while_old_connections_stay_open(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
         store = make_store()
@@ -74,7 +74,7 @@ class TestFailover(RedisPair):
         await until(lambda: any(isinstance(event, Published) and event.data == "2" for event in heard))
         await listener.close()
 
-    async def test_a_transient_message_is_not_given_to_a_replica(
+    async def test_a_transient_message_is_not_sent_to_a_replica(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
         store, elsewhere = make_store(), make_store(replica.port)
@@ -88,7 +88,7 @@ class TestFailover(RedisPair):
         assert heard == [Transient("a", "1")]
         await listener.close()
 
-    async def test_while_there_is_no_primary_a_broadcast_fails_cleanly(
+    async def test_a_broadcast_without_a_primary_stores_nothing_and_fails(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
         store = make_store()
@@ -102,7 +102,7 @@ class TestFailover(RedisPair):
         address.move(replica.port)
         assert [position.offset for position in await append(store, "3")] == [1]
 
-    async def test_a_server_that_has_lost_its_primary_is_left_by_readers_too(
+    async def test_reads_also_leave_a_replica_that_has_lost_its_primary(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
         store = make_store()
@@ -115,14 +115,14 @@ class TestFailover(RedisPair):
         assert await store.aposition("a") == StreamPosition("", 0)
         assert [position.offset for position in await append(store, "2")] == [1]
 
-    async def test_a_server_that_loads_its_data_for_long_is_left(
+    async def test_connections_leave_a_server_that_loads_its_data(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
         store = make_store()
         await append(store, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
         replica.promote()
-        # Because of a write of its own, the replica loads a full copy. It sometimes answers between two keys.
+        # After a write of its own, the replica loads a full copy. It sometimes responds between two keys.
         primary.cli("SET", "own", "")
         replica.cli("CONFIG", "SET", "rdbcompression", "no")
         replica.cli("EVAL", "for key = 1, 100 do redis.call('SET', key, string.rep('x', 200000)) end", 0)
@@ -132,7 +132,7 @@ class TestFailover(RedisPair):
         address.move(replica.port)
         assert [position.offset for position in await append(store, "2")] == [1]
 
-    async def test_a_primary_without_enough_replicas_refuses_without_a_storm_of_connections(
+    async def test_a_primary_without_enough_replicas_gets_few_new_connections(
         self, primary: RedisServer, make_store: MakeStore
     ) -> None:
         store = make_store()
@@ -147,7 +147,7 @@ class TestFailover(RedisPair):
         primary.cli("CONFIG", "SET", "min-replicas-to-write", "0")
         assert await append(store, "3") == [StreamPosition(before.epoch, 2)]
 
-    async def test_a_connection_has_a_greatest_age(
+    async def test_a_connection_has_a_maximum_age(
         self,
         primary: RedisServer,
         replica: RedisServer,
@@ -155,7 +155,7 @@ class TestFailover(RedisPair):
         make_store: MakeStore,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        # The old primary is still running, and does not know that it was replaced.
+        # The old primary is still running, and has not noticed that it was replaced.
         monkeypatch.setattr(lineage, "MAX_CONNECTION_AGE", 0)
         store = make_store()
         await append(store, "1")

@@ -1,4 +1,4 @@
-"""The epochs that end when Redis has other data, and fences on the pub/sub connection."""
+"""Epochs that end when Redis gets other data, and fences on the pub/sub connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.redis
 
 
 class TestLineage(RedisPair):
-    async def test_no_position_is_given_twice_over_a_promotion_and_a_failback_without_a_restart(
+    async def test_no_position_is_used_twice_after_a_promotion_and_a_failback_without_a_restart(
         self,
         primary: RedisServer,
         replica: RedisServer,
@@ -47,7 +47,7 @@ class TestLineage(RedisPair):
         first = await broadcast(4)
         await asyncio.to_thread(primary.wait_for_replicas)
         replica.promote()
-        await broadcast(4)  # to the old primary, which does not know yet
+        await broadcast(4)  # to the old primary, which has not noticed the promotion
         await asyncio.to_thread(primary.follow, replica)
         address.move(replica.port)
         second = await broadcast(4)
@@ -57,7 +57,7 @@ class TestLineage(RedisPair):
         assert len(first | second | third) == 3
         assert len(given) == 16
 
-    async def test_a_promoted_server_that_nobody_wrote_to_meanwhile_begins_new_epochs(
+    async def test_a_promoted_server_without_writes_begins_new_epochs(
         self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
     ) -> None:
         (before,) = await append(make_store(primary.port), "1")
@@ -66,7 +66,7 @@ class TestLineage(RedisPair):
         (after,) = await append(make_store(primary.port), "2")
         assert (after.offset, after.epoch != before.epoch) == (1, True)
 
-    async def test_data_that_come_back_begin_new_epochs(
+    async def test_data_that_return_begin_new_epochs(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
     ) -> None:
         # The address led to the replica and back again. The old primary did not notice, because its clients were
@@ -83,10 +83,10 @@ class TestLineage(RedisPair):
         assert len({first.epoch, second.epoch, third.epoch}) == 3
         assert await append(make_store(), "4") == [StreamPosition(third.epoch, 2)], "everyone agrees"
 
-    async def test_data_that_were_replaced_under_an_open_connection_are_noticed(
+    async def test_data_that_were_replaced_under_an_open_connection_begin_new_epochs(
         self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
     ) -> None:
-        # It was demoted, got the other's data, and was promoted again, while nothing was sent.
+        # The server was demoted, got the data of the other one, and was promoted again, while nothing was sent.
         store = make_store(primary.port)
         (first,) = await append(store, "1")
         await asyncio.to_thread(primary.wait_for_replicas)
@@ -110,7 +110,7 @@ class TestLineage(RedisPair):
         after = (await presence.arefresh({"a": ["session"]})).incarnations["a"]
         assert len({before, after, ""}) == 3
 
-    async def test_replicas_that_come_and_go_end_no_epoch(
+    async def test_replicas_that_connect_and_disconnect_end_no_epoch(
         self, primary: RedisServer, make_store: MakeStore, tmp_path: Path
     ) -> None:
         store = make_store()
@@ -129,7 +129,7 @@ class TestLineage(RedisPair):
     async def test_a_server_of_the_previous_release_agrees_about_the_epochs(
         self, primary: RedisServer, make_store: MakeStore
     ) -> None:
-        # That release binds epochs to the run_id, has no record of the lineage, and adds entries with fewer fields.
+        # That release binds epochs to the run_id, has no lineage record, and adds entries with fewer fields.
         store = make_store()
         meta, log, _ = store.keys("a")
         run_id = primary.cli("INFO", "server")["run_id"]
@@ -171,7 +171,7 @@ class TestLineage(RedisPair):
             epochs += [position.epoch for position in await append(store, str(number))]
         assert len(set(epochs)) == 6
 
-    async def test_the_record_is_written_only_when_something_changed(
+    async def test_the_lineage_record_is_written_only_after_a_change(
         self, primary: RedisServer, make_store: MakeStore
     ) -> None:
         await append(make_store(), "1")
@@ -181,7 +181,7 @@ class TestLineage(RedisPair):
 
 
 class TestFence(RedisPair):
-    async def test_everything_that_was_announced_before_has_been_delivered(self, make_store: MakeStore) -> None:
+    async def test_a_fence_waits_for_all_earlier_messages(self, make_store: MakeStore) -> None:
         store = make_store()
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
@@ -191,7 +191,9 @@ class TestFence(RedisPair):
         assert len(heard) == 300
         await listener.close()
 
-    async def test_it_returns_when_the_connection_is_lost(self, address: FaultProxy, make_store: MakeStore) -> None:
+    async def test_a_fence_returns_when_the_connection_is_lost(
+        self, address: FaultProxy, make_store: MakeStore
+    ) -> None:
         listener = make_store().listen(lambda event: None)
         await listener.subscribe("a")
         address.stall()
@@ -203,7 +205,7 @@ class TestFence(RedisPair):
         address.resume()
         await listener.close()
 
-    async def test_a_connection_that_does_not_answer_is_given_up(
+    async def test_a_fence_closes_a_connection_that_does_not_respond(
         self, address: FaultProxy, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("reliable_cable.stores.redis.pubsub.FENCE_TIMEOUT", 0.1)
@@ -217,7 +219,7 @@ class TestFence(RedisPair):
         assert heard == [Advanced("a")], "what was on its way is to be read"
         await listener.close()
 
-    async def test_without_a_connection_there_is_nothing_to_wait_for(
+    async def test_a_fence_without_a_connection_returns_at_once(
         self, primary: RedisServer, make_store: MakeStore
     ) -> None:
         listener = make_store().listen(lambda event: None)

@@ -1,4 +1,4 @@
-"""Appends to Redis whose answer was lost: the next try finds the entries of the earlier one."""
+"""Appends to Redis that got no response: the next attempt finds the entries of the earlier one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["alias"]
 
 
 def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> list[Call]:
-    """Lose the answers to the next calls after Redis has executed them; return the calls."""
+    """Lose the replies to the next calls after Redis has executed them; return the calls."""
     called: list[Call] = []
     run = store.client._run
 
@@ -38,7 +38,9 @@ def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count
 
 
 class TestLostAnswers:
-    def test_a_repeated_append_is_recognised(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_retried_append_stores_nothing_twice(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         store = make_store()
         append(store, "0")
         called = lose_answers(store, monkeypatch)
@@ -46,7 +48,7 @@ class TestLostAnswers:
         assert len(called) == 2
         assert kept(store) == [(1, "0"), (2, "1"), (3, "2")]
 
-    def test_also_with_keys_and_over_several_streams(
+    def test_a_retried_append_with_keys_and_several_streams_stores_nothing_twice(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = make_store()
@@ -58,7 +60,7 @@ class TestLostAnswers:
         assert kept(store) == [(1, "0"), (2, "3")]
         assert kept(store, "b") == [(1, "2"), (2, "4")]
 
-    def test_an_append_that_never_reached_redis_is_done_once_it_does(
+    def test_an_append_that_never_reached_redis_is_retried(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = make_store()
@@ -74,8 +76,8 @@ class TestLostAnswers:
         assert append(store, "1") == [1]
         assert kept(store) == [(1, "1")]
 
-    def test_a_first_try_that_comes_after_its_repeat_does_nothing(self, make_store: MakeStore) -> None:
-        # A Redis that hung for longer than the timeout finds both tries on two connections, and runs them in any order.
+    def test_a_first_attempt_after_its_retry_does_nothing(self, make_store: MakeStore) -> None:
+        # If Redis hung for longer than the timeout, it executes both attempts in any order.
         store = make_store()
         pending = redis_streams._Append(store, [("a", Message("1")), ("b", Message("2"))])
         first = pending.call()
@@ -87,7 +89,7 @@ class TestLostAnswers:
         assert kept(store) == [(1, "1"), (2, "3")]
         assert kept(store, "b") == [(1, "2")]
 
-    def test_what_was_trimmed_meanwhile_is_uncertain(
+    def test_a_retry_is_uncertain_if_newer_entries_were_trimmed(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(redis_streams, "YOUNG_SIZE", 0)
@@ -109,7 +111,7 @@ class TestLostAnswers:
 
     @pytest.mark.parametrize("step", [-5, 5, 90])
     @pytest.mark.parametrize("others", [0, 250])
-    def test_a_clock_that_steps_meanwhile_stores_nothing_twice(
+    def test_a_retry_after_a_step_of_the_clock_stores_nothing_twice(
         self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch, step: float, others: int
     ) -> None:
         store, other = make_store(), make_store()
@@ -132,10 +134,10 @@ class TestLostAnswers:
         page = other.read("a", after=5, limit=1000, following=True)
         assert [entry.data for entry in page.entries] == ['"x"', '"y"', *map(str, range(others))]
 
-    def test_what_was_trimmed_long_before_leaves_nothing_uncertain(
+    def test_a_retry_is_not_uncertain_if_only_older_entries_were_trimmed(
         self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # More entries than the history size were added since the first try, which never reached Redis.
+        # More entries than the history size were added after the first attempt, which never reached Redis.
         store, other = make_store(history_size=3), make_store(history_size=3)
         append(other, *map(str, range(50)))
         clock.advance(YOUNG_TIME)
@@ -153,7 +155,7 @@ class TestLostAnswers:
         monkeypatch.setattr(store.client, "_run", unheard)
         assert append(store, '"x"') == [151]
 
-    def test_an_answer_that_never_comes_is_uncertain_in_the_end(
+    def test_an_append_without_any_response_is_uncertain(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = make_store()
@@ -164,7 +166,9 @@ class TestLostAnswers:
         monkeypatch.undo()
         assert kept(store) == [(1, "1")]
 
-    def test_the_async_twin_recognises_too(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_retry_of_the_async_twin_stores_nothing_twice(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         async def scenario() -> None:
             store = make_store()
             run, tries = store.client._arun, []

@@ -1,4 +1,4 @@
-"""What the presence store in Redis does beyond what every store does: several processes, lost data, lost events."""
+"""The presence store in Redis: several processes, lost data and lost events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.redis
 
 @pytest.fixture
 def make_store(redis_url: str, key_prefix: str, clock: Clock, made_stores: list[Any]) -> Iterator[MakeStore]:
-    """Make stores in a Redis that tests share: to each other they are like other processes."""
+    """Return a function that makes stores in a shared Redis. Each acts like another process."""
 
     def make(**settings: Any) -> RedisPresenceStore:
         options = {"presence_ttl": TTL, "sessions_ttl": KEPT, "redis_url": redis_url, "key_prefix": key_prefix}
@@ -46,14 +46,14 @@ def make_store(redis_url: str, key_prefix: str, clock: Clock, made_stores: list[
 
 @pytest.fixture(params=[pytest.param(binary, id=binary.name) for binary in find_binaries()])
 def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may stop."""
+    """A Redis server that the test may stop."""
     with RedisServer(tmp_path / "redis", request.param) as server:
         yield server
 
 
 @pytest.fixture
 def make_own(own: RedisServer, made_stores: list[Any]) -> Iterator[MakeStore]:
-    """Make stores in `own`, by its own clock."""
+    """Return a function that makes stores in `own` with the clock of Redis."""
 
     def make(**settings: Any) -> RedisPresenceStore:
         options = {"presence_ttl": TTL, "sessions_ttl": KEPT, "redis_url": own.url}
@@ -73,12 +73,12 @@ def store(make_store: MakeStore) -> RedisPresenceStore:
 
 
 def keys(server: RedisServer, prefix: str) -> list[str]:
-    """Return the keys of a test, without the key of the lineage record."""
+    """Return the keys of a test, except the key of the lineage record."""
     return sorted(set(server.cli("KEYS", f"{prefix}:*")) - {lineage_key(prefix)})
 
 
 class TestSeveralProcesses:
-    async def test_an_id_comes_with_its_first_session_and_leaves_with_its_last_wherever_they_are(
+    async def test_an_id_joins_with_its_first_session_and_leaves_with_its_last_in_any_process(
         self, make_store: MakeStore
     ) -> None:
         one, two, three = make_store(), make_store(), make_store()
@@ -91,7 +91,7 @@ class TestSeveralProcesses:
         assert await ear.heard() == [joined("1", "Ann"), left("1", "Anna")]
         await ear.listener.close()
 
-    async def test_of_servers_that_sweep_at_once_one_finds_each_leave(
+    async def test_each_leave_is_returned_once_to_servers_that_expire_at_the_same_time(
         self, make_store: MakeStore, clock: Clock
     ) -> None:
         stores = [make_store() for _ in range(4)]
@@ -112,7 +112,7 @@ class TestSeveralProcesses:
         assert Counter((e.stream, e.type, e.id) for e in await ear.heard()) == everyone
         await ear.listener.close()
 
-    async def test_what_is_announced_is_what_the_calls_returned(self, make_store: MakeStore) -> None:
+    async def test_the_announced_events_are_those_that_the_calls_returned(self, make_store: MakeStore) -> None:
         stores = [make_store() for _ in range(4)]
         ear = await listen(stores[0], "s")
 
@@ -135,9 +135,7 @@ class TestSeveralProcesses:
             assert types == ["join", "leave"] * (len(types) // 2)
         await ear.listener.close()
 
-    def test_streams_that_nobody_serves_any_more_are_swept_by_any_server(
-        self, make_store: MakeStore, clock: Clock
-    ) -> None:
+    def test_any_server_expires_sessions_of_streams_without_a_server(self, make_store: MakeStore, clock: Clock) -> None:
         killed, other = make_store(), make_store()
         killed.join("s", "phone", "1")
         killed.join("of another", "phone", "2")
@@ -145,7 +143,7 @@ class TestSeveralProcesses:
         other.join("t", "phone", "1")
         assert sorted(event.stream for event in other.expire()) == ["of another", "s"]
 
-    def test_a_great_many_leave_in_small_portions_that_block_nobody(
+    def test_many_sessions_expire_in_short_scripts(
         self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer
     ) -> None:
         count = EXPIRE_SIZE * 2 + 10
@@ -171,7 +169,7 @@ class TestData:
             await ear.listener.close()
         assert store.join("s", "phone", "\udc00") == [joined("\udc00")]
 
-    def test_every_key_expires_but_members_wait_for_somebody_to_announce_their_leaves(
+    def test_all_keys_expire_but_members_are_kept_until_a_server_can_announce_their_leaves(
         self, store: RedisPresenceStore, redis_server: RedisServer, key_prefix: str
     ) -> None:
         store.join("s", "phone", "1")
@@ -181,7 +179,7 @@ class TestData:
         assert len(found) == 6
         assert {redis_server.cli("TTL", key) > 80_000 for key in found} == {True}
 
-    def test_when_all_have_left_only_their_leaves_are_remembered_and_not_for_ever(
+    def test_after_the_last_leave_only_leaves_are_remembered_for_some_time(
         self, store: RedisPresenceStore, redis_server: RedisServer, key_prefix: str
     ) -> None:
         store.join("s", "phone", "1")
@@ -190,7 +188,7 @@ class TestData:
         assert [key.rpartition(":")[2] for key in found] == ["left", "presence"]
         assert all(0 < redis_server.cli("TTL", key) <= TTL + store.memory for key in found)
 
-    def test_who_left_long_ago_is_forgotten_while_others_stay(
+    def test_old_leaves_are_forgotten_while_other_members_stay(
         self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer, key_prefix: str
     ) -> None:
         store.join("s", "desk", "2")
@@ -203,7 +201,7 @@ class TestData:
         store.refresh({"s": ["desk"]})
         assert redis_server.cli("EXISTS", left_key) == 0
 
-    def test_a_stream_whose_data_are_gone_is_looked_at_no_more(
+    def test_a_stream_without_data_leaves_the_index(
         self, store: RedisPresenceStore, clock: Clock, redis_server: RedisServer, key_prefix: str
     ) -> None:
         store.join("s", "phone", "1")
@@ -214,7 +212,7 @@ class TestData:
         assert store.expire() == []
         assert keys(redis_server, key_prefix) == []
 
-    def test_asking_writes_nothing(self, store: RedisPresenceStore, redis_server: RedisServer, key_prefix: str) -> None:
+    def test_reads_write_nothing(self, store: RedisPresenceStore, redis_server: RedisServer, key_prefix: str) -> None:
         store.info("nobody")
         store.left_within("nobody", 10)
         store.leave("nobody", "phone")
@@ -224,7 +222,7 @@ class TestData:
 
 class TestCosts:
     @pytest.mark.parametrize("members", [1, 300, 2500])
-    async def test_a_refresh_is_one_command_for_each_stream_however_many_members(
+    async def test_a_refresh_is_one_call_for_each_stream_with_any_number_of_members(
         self, store: RedisPresenceStore, redis_server: RedisServer, members: int
     ) -> None:
         held = {f"s{stream}": [str(number) for number in range(members)] for stream in range(3)}
@@ -234,7 +232,7 @@ class TestCosts:
         assert refreshed.unknown == []
         assert calls(redis_server) == 3
 
-    async def test_a_round_of_the_service_asks_once_for_each_stream_and_once_who_is_due(
+    async def test_a_round_of_the_service_takes_one_call_for_each_stream_and_one_to_find_expired_sessions(
         self, store: RedisPresenceStore, redis_server: RedisServer
     ) -> None:
         service = PresenceService(store, sleep=lambda seconds: asyncio.Event().wait())
@@ -249,14 +247,14 @@ class TestCosts:
 
 
 def calls(server: RedisServer) -> int:
-    """Return how many scripts were run since the last `CONFIG RESETSTAT`, less those that Redis did not know yet."""
+    """Return how many scripts were executed since the last `CONFIG RESETSTAT`, without calls of unknown scripts."""
     found = server.cli("INFO", "commandstats")["cmdstat_evalsha"]
     return int(found["calls"]) - int(found["failed_calls"])
 
 
 class TestLostData:
     @pytest.mark.parametrize("loss", ["flushall", "restart_empty"])
-    async def test_members_are_unknown_and_the_incarnation_is_another(
+    async def test_after_a_loss_of_data_members_are_unknown_and_the_incarnation_differs(
         self,
         own: RedisServer,
         make_own: MakeStore,
@@ -273,7 +271,7 @@ class TestLostData:
         assert store.join_all([Member("s", "phone", "1", joined=True)]) == []
         assert store.info("s").total == 1
 
-    async def test_a_redis_that_comes_back_with_its_data_keeps_members_but_may_lack_leaves(
+    async def test_a_restarted_redis_with_its_data_keeps_members_but_may_lack_leaves(
         self,
         own: RedisServer,
         make_own: MakeStore,
@@ -288,7 +286,7 @@ class TestLostData:
         assert refreshed.unknown == []
         assert refreshed.incarnations["s"] not in ("", before)
 
-    async def test_an_older_snapshot_becomes_right_by_refreshes_and_sweeps(
+    async def test_refreshes_and_expiry_correct_an_older_snapshot(
         self,
         own: RedisServer,
         make_own: MakeStore,
@@ -311,13 +309,13 @@ class TestLostData:
 
 
 class TestLostEvents:
-    async def test_a_cut_connection_is_told_of_when_it_is_back(self, own: RedisServer, make_own: MakeStore) -> None:
+    async def test_missed_events_are_announced_after_a_reconnect(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own()
         heard: list[PresenceEvent | PresenceMissed] = []
         listener = store.listen(heard.append)
         for stream in ("s", "t"):
             await listener.subscribe(stream)
-        # The loop does not run in between: what is announced now is lost.
+        # The event loop does not run in between, so the next announcement is lost.
         own.cli("CLIENT", "KILL", "TYPE", "pubsub")
         store.join("s", "phone", "1")
         await until(lambda: len(heard) == 2)
@@ -327,7 +325,7 @@ class TestLostEvents:
         assert heard[2] == left("1")
         await listener.close()
 
-    async def test_the_lists_of_clients_become_right(self, own: RedisServer, make_own: MakeStore) -> None:
+    async def test_the_rosters_of_clients_are_corrected(self, own: RedisServer, make_own: MakeStore) -> None:
         store, other = make_own(), make_own()
         sent: list[tuple[str, str]] = []
 
@@ -349,7 +347,7 @@ class TestLostEvents:
         await service.close("s")
         await service.stop()
 
-    async def test_and_after_a_loss_of_data_without_a_word_of_those_who_come_back(
+    async def test_the_rosters_of_clients_are_corrected_after_a_loss_of_data_without_joins_of_returning_members(
         self,
         own: RedisServer,
         make_own: MakeStore,
@@ -377,7 +375,7 @@ class TestLostEvents:
 
 
 class TestARedisThatIsAway:
-    async def test_whoever_asks_is_told(self, own: RedisServer, make_own: MakeStore) -> None:
+    async def test_a_read_of_a_stopped_redis_is_an_error(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own()
         own.kill()
         with pytest.raises(StoreError):
@@ -385,7 +383,7 @@ class TestARedisThatIsAway:
         with pytest.raises(StoreError):
             await store.ainfo("s")
 
-    async def test_a_join_meanwhile_is_made_when_it_is_back(self, own: RedisServer, make_own: MakeStore) -> None:
+    async def test_a_join_during_an_outage_reaches_redis_later(self, own: RedisServer, make_own: MakeStore) -> None:
         service = PresenceService(make_own(presence_ttl=0.3))
         own.kill()
         await service.join("s", "phone", "1", "Ann")
@@ -395,7 +393,7 @@ class TestARedisThatIsAway:
         await service.stop()
 
 
-async def test_django_code_asks_from_anywhere(redis_url: str, key_prefix: str, settings: Any) -> None:
+async def test_presence_for_works_in_any_process(redis_url: str, key_prefix: str, settings: Any) -> None:
     settings.RELIABLE_CABLE = {
         "REDIS_URL": redis_url,
         "KEY_PREFIX": key_prefix,

@@ -1,4 +1,4 @@
-"""What the stream store in Redis does beyond what every store does: lost answers, lost data, lost announcements."""
+"""The stream store in Redis: lost responses, lost data and lost announcements."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ BINARIES = [pytest.param(binary, id=binary.name) for binary in find_binaries()]
 
 @pytest.fixture(params=BINARIES)
 def own(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis that the test may stop."""
+    """A Redis server that the test may stop."""
     with RedisServer(tmp_path / "redis", request.param) as server:
         yield server
 
 
 @pytest.fixture
 def alias(redis_server: RedisServer) -> str:
-    """A Redis that tests share."""
+    """A Redis server that tests share."""
     return redis_server.binary.name
 
 
 @pytest.fixture
 def make_own(own: RedisServer, made_stores: list[Any]) -> MakeStore:
-    """Make stores in `own`, by its own clock."""
+    """Return a function that makes stores in `own` with the clock of Redis."""
 
     def make(**settings: Any) -> RedisStreamStore:
         store = RedisStreamStore(CableSettings(redis_url=own.url, **settings))
@@ -53,7 +53,7 @@ def make_own(own: RedisServer, made_stores: list[Any]) -> MakeStore:
 
 
 class TestLostData:
-    def test_another_redis_begins_new_epochs_whatever_data_it_has(self, own: RedisServer, make_own: MakeStore) -> None:
+    def test_another_redis_server_begins_new_epochs_with_any_data(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own()
         (before,) = store.append([("a", Message("1"))])
         own.restart()
@@ -64,7 +64,7 @@ class TestLostData:
         assert (after.offset, after.epoch != before.epoch) == (1, True)
         assert kept(store) == [(1, "2")]
 
-    def test_an_older_snapshot_never_gives_an_offset_twice_in_one_epoch(
+    def test_an_older_snapshot_never_uses_an_offset_twice_in_one_epoch(
         self, own: RedisServer, make_own: MakeStore
     ) -> None:
         store = make_own()
@@ -75,7 +75,7 @@ class TestLostData:
         (after,) = store.append([("a", Message("3"))])
         assert after.epoch != before.epoch
 
-    def test_an_emptied_redis_begins_anew(self, own: RedisServer, make_own: MakeStore) -> None:
+    def test_an_emptied_redis_begins_new_epochs(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own()
         (before,) = store.append([("a", Message("1", idempotency_key="k"))])
         own.flushall()
@@ -83,7 +83,7 @@ class TestLostData:
         (after,) = store.append([("a", Message("2", idempotency_key="k"))])
         assert (after.offset, after.epoch != before.epoch) == (1, True)
 
-    def test_a_log_that_went_without_its_numbering_is_no_history(self, make_store: MakeStore) -> None:
+    def test_a_stream_can_lose_its_log_or_its_meta_hash(self, make_store: MakeStore) -> None:
         store = make_store()
         append(store, "1", "2", key="")
         meta, log, _ = store.keys("a")
@@ -98,7 +98,7 @@ class TestLostData:
 
 
 class TestForget:
-    def test_an_epoch_that_is_not_the_streams_any_more_is_not_ended(self, make_store: MakeStore) -> None:
+    def test_forget_does_not_end_another_epoch(self, make_store: MakeStore) -> None:
         store = make_store()
         (position,) = store.append([("a", Message("1"))])
         store.forget("a", epoch="another")
@@ -106,7 +106,7 @@ class TestForget:
         store.forget("a", epoch=position.epoch)
         assert store.position("a") == StreamPosition("", 0)
 
-    async def test_the_async_twin_compares_too(self, make_store: MakeStore) -> None:
+    async def test_the_async_twin_does_not_end_another_epoch(self, make_store: MakeStore) -> None:
         store = make_store()
         (position,) = await store.aappend([("a", Message("1"))])
         await store.aforget("a", epoch="another")
@@ -116,7 +116,7 @@ class TestForget:
 
 
 class TestTime:
-    async def test_it_is_the_servers_own(self, make_own: MakeStore, own: RedisServer) -> None:
+    async def test_the_clock_is_that_of_the_server(self, make_own: MakeStore, own: RedisServer) -> None:
         store = make_own()
         seconds, microseconds = map(int, own.cli("TIME"))
         assert 0 <= store.time() - (seconds + microseconds / 1e6) < 5
@@ -139,14 +139,14 @@ class TestOutage:
         own.start()
         assert append(store, "3") == [1]
 
-    def test_a_pause_is_waited_for(self, own: RedisServer, make_own: MakeStore) -> None:
+    def test_an_append_waits_while_redis_is_paused(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own()
         append(store, "1")
         own.pause(0.5)
         assert append(store, "2") == [2]
         assert kept(store) == [(1, "1"), (2, "2")]
 
-    def test_a_silent_redis_costs_a_bounded_time(
+    def test_an_append_to_a_silent_redis_fails_after_a_bounded_time(
         self, own: RedisServer, make_own: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(redis_streams, "RETRY_TIME", 0.5)
@@ -158,7 +158,7 @@ class TestOutage:
             append(store, "2")
         assert time.monotonic() - started < 4
 
-    def test_a_full_memory_is_told_and_nothing_is_stored(self, own: RedisServer, make_own: MakeStore) -> None:
+    def test_an_append_to_a_full_redis_stores_nothing_and_fails(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own()
         append(store, "1")
         own.cli("CONFIG", "SET", "maxmemory", "1")
@@ -169,9 +169,7 @@ class TestOutage:
 
 
 class TestListener:
-    async def test_a_cut_connection_comes_back_and_says_that_something_may_be_missing(
-        self, make_own: MakeStore, own: RedisServer
-    ) -> None:
+    async def test_missed_messages_are_announced_after_a_reconnect(self, make_own: MakeStore, own: RedisServer) -> None:
         store = make_own()
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
@@ -185,7 +183,7 @@ class TestListener:
         assert [type(event) for event in heard] == [Published]
         await listener.close()
 
-    async def test_subscribing_while_redis_is_down_is_made_good(self, make_own: MakeStore, own: RedisServer) -> None:
+    async def test_a_subscription_during_an_outage_works_later(self, make_own: MakeStore, own: RedisServer) -> None:
         store = make_own()
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
@@ -196,7 +194,7 @@ class TestListener:
         assert heard == [Advanced("a")]
         await listener.close()
 
-    async def test_a_look_at_the_positions_finds_what_was_not_announced(
+    async def test_a_check_of_the_positions_finds_lost_announcements(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store, silent = make_store(), make_store()
@@ -216,7 +214,7 @@ class TestListener:
         assert len(heard) == 2, "what was announced is no news"
         await listener.close()
 
-    async def test_a_look_finds_a_tail_that_went_back(self, make_store: MakeStore) -> None:
+    async def test_a_check_finds_a_tail_that_went_back(self, make_store: MakeStore) -> None:
         store = make_store()
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
@@ -230,7 +228,7 @@ class TestListener:
         assert heard[2:] == [Advanced("a")]
         await listener.close()
 
-    async def test_a_look_finds_a_stream_that_is_doubted(self, make_store: MakeStore) -> None:
+    async def test_a_check_announces_a_doubted_stream(self, make_store: MakeStore) -> None:
         store = make_store()
         heard: list[StreamEvent] = []
         listener = store.listen(heard.append)
@@ -244,7 +242,7 @@ class TestListener:
         assert heard[1:] == [Advanced("a")]
         await listener.close()
 
-    async def test_the_positions_are_looked_at_now_and_then(
+    async def test_the_positions_are_checked_periodically(
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(redis_listener, "CHECK_INTERVAL", 0.01)
@@ -257,7 +255,7 @@ class TestListener:
         await until(lambda: heard)
         await listener.close()
 
-    async def test_one_subscription_serves_many_and_ends_with_the_last(
+    async def test_listeners_share_one_subscription_that_ends_with_the_last(
         self, make_store: MakeStore, redis_server: RedisServer
     ) -> None:
         store = make_store()
@@ -291,7 +289,7 @@ class TestCosts:
         assert stats["cmdstat_publish"]["calls"] == 20
         assert "cmdstat_eval" not in stats
 
-    def test_memory_is_bounded_by_the_size(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_the_memory_of_a_stream_is_bounded_by_its_history_size(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=10)
         append(store, *map(str, range(500)), key="")
         for number in range(100):

@@ -1,4 +1,4 @@
-"""Entries in Redis that are younger than `YOUNG_TIME` are kept for followers, whatever the history size."""
+"""Young entries in Redis, which are kept for followers even beyond the history size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["alias"]
 class TestYoungEntries:
     TEXT = "x" * 3000
 
-    def test_the_first_batch_of_a_new_stream_is_there_for_who_follows(self, make_store: MakeStore) -> None:
+    def test_followers_can_read_the_whole_first_batch_of_a_stream(self, make_store: MakeStore) -> None:
         store = make_store()
         append(store, *[f'"{number} {self.TEXT}"' for number in range(300)])
         page = store.read("a", after=0, limit=1000, following=True)
@@ -28,7 +28,7 @@ class TestYoungEntries:
         assert (page.low, page.tail, [entry.offset for entry in page.entries]) == (201, 300, list(range(201, 301)))
         assert store.read("a", after=120, limit=10, following=True).entries[0].offset == 121
 
-    def test_they_go_when_they_are_not_young_any_more(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_old_entries_are_deleted(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=10)
         append(store, *map(str, range(100)))
         assert store.prune() == 0
@@ -42,7 +42,9 @@ class TestYoungEntries:
         append(store, *map(str, range(16)))
         assert store.read("a", after=0, limit=0, following=True).low == 201
 
-    def test_they_are_bounded_in_bytes(self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_bytes_of_young_entries_are_bounded(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(redis_streams, "YOUNG_SIZE", 50 * 1000)
         store = make_store(history_size=10)
         for start in range(0, 200, 50):
@@ -51,7 +53,7 @@ class TestYoungEntries:
         assert page.low == 201 - 10 - 50
         assert store.read("a", after=0, limit=0).low == 191
 
-    def test_a_short_time_of_history_is_not_theirs(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_a_short_ttl_does_not_delete_young_entries(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_ttl=2)
         append(store, "1")
         clock.advance(5)
@@ -60,20 +62,20 @@ class TestYoungEntries:
         assert store.read("a", after=0, limit=0, following=True).low == 1
         assert store.client.run(Call("PTTL", store.keys("a")[1:2]))[0] > (YOUNG_TIME - 2) * 1000
 
-    def test_idempotency_keys_do_not_live_longer_by_it(self, make_store: MakeStore) -> None:
+    def test_idempotency_keys_of_young_entries_do_not_live_longer(self, make_store: MakeStore) -> None:
         store = make_store(history_size=10)
         append(store, "0", key="first")
         append(store, *map(str, range(1, 12)))
         assert append(store, "again", key="first") == [13]
 
-    def test_the_copy_of_a_durable_stream_has_them_too(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_the_hot_tail_of_a_durable_stream_has_young_entries_too(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=10)
         store.push([Published("a", "e", offset, str(offset)) for offset in range(1, 301)])
         page = store.read("a", after=0, limit=1000, following=True)
         assert (page.epoch, page.low, len(page.entries)) == ("e", 1, 300)
         assert store.read("a", after=0, limit=0).low == 291
 
-    def test_entries_of_the_previous_release_stay_while_they_are_young(
+    def test_young_entries_of_the_previous_release_are_kept(
         self, make_store: MakeStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = make_store(history_size=10)

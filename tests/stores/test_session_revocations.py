@@ -1,4 +1,4 @@
-"""What every session store does about sessions that were revoked, whenever they are saved (sessions/base.py)."""
+"""Revocations in all session stores (stores/sessions/base.py)."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ __all__ = ["clock", "kind", "server_kind", "store", "store_on"]
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 class TestEveryStore:
-    def test_what_was_revoked_is_not_loaded_any_more(self, store: SessionStore) -> None:
+    def test_a_revoked_record_is_not_loaded(self, store: SessionStore) -> None:
         store.save({"a": ANN, "a2": ANN, "b": BOB})
         assert store.revoke(ann) == THEN
         assert store.load("a", ann) is None
         assert store.load("a2", ann) is None
         assert store.load("b", bob) == BOB
 
-    def test_not_even_if_it_is_saved_later(self, store: SessionStore, clock: Clock) -> None:
-        # By a process that was late, or has not heard of it.
+    def test_a_record_that_is_saved_after_its_revocation_is_not_loaded(self, store: SessionStore, clock: Clock) -> None:
+        # A process saves the record late, or does not know of the revocation.
         store.revoke(ann)
         clock.advance(10)
         store.save({"a": ANN})
         store.touch(["a"])
         assert store.load("a", ann) is None
 
-    def test_what_was_authenticated_later_is(self, store: SessionStore, clock: Clock) -> None:
+    def test_a_record_that_was_authenticated_after_the_revocation_is_loaded(
+        self, store: SessionStore, clock: Clock
+    ) -> None:
         store.revoke(ann)
         for seconds, void in ((0, True), (CLOCK_MARGIN, True), (CLOCK_MARGIN + 0.1, False)):
             record = SessionRecord(ann, THEN + seconds)
@@ -79,7 +81,7 @@ class TestEveryStore:
         assert store.load("a", ann) is None
         assert store.revoked([bob, ann]) == [0, clock()]
 
-    def test_a_revocation_outlives_every_record_that_it_voids(self, store: SessionStore, clock: Clock) -> None:
+    def test_a_revocation_outlives_all_records_that_it_revokes(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN})
         store.revoke(ann)
         clock.advance(TTL / 2)
@@ -100,7 +102,7 @@ class TestEveryStore:
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 class TestHostsWhoseClocksDiffer:
-    """If a server keeps the sessions, only its clock matters, not those of its clients."""
+    """If the sessions are on a server, only the clock of that server matters."""
 
     def authenticated(self, store: SessionStore) -> float:
         """Return the time at which a connection was authenticated, as the host of `store` tells it."""
@@ -109,7 +111,7 @@ class TestHostsWhoseClocksDiffer:
         return clock.now()
 
     @pytest.mark.parametrize(("here", "there"), [(0, -5), (0, 60), (-90, 90), (90, -90)])
-    def test_a_revocation_voids_what_was_authenticated_before(
+    def test_a_revocation_revokes_records_that_were_authenticated_before(
         self, store_on: Callable[[float], SessionStore], here: float, there: float
     ) -> None:
         store, other = store_on(here), store_on(there)
@@ -140,10 +142,10 @@ class TestHostsWhoseClocksDiffer:
         assert store.load("b", bob) == BOB
         assert other.touch(["a", "b"]) == set()
 
-    def test_what_hosts_revoked_by_their_own_clocks_stays_revoked(
+    def test_revocations_by_the_clocks_of_hosts_stay_in_force(
         self, server_kind: str, store_on: Callable[[float], SessionStore], redis_pool: RedisPool, key_prefix: str
     ) -> None:
-        # By an earlier version of this package.
+        # An earlier version of this package did this.
         store, at = store_on(0), round(time.time(), 3)
         if server_kind == "postgres":
             Revocation.objects.using("postgres").create(condition=condition_key(ann), at=at)
@@ -154,19 +156,21 @@ class TestHostsWhoseClocksDiffer:
         assert store.load("later", ann) is not None
         assert store.revoked([ann]) == [pytest.approx(at)]
 
-    def test_the_time_is_the_servers(self, store_on: Callable[[float], SessionStore]) -> None:
+    def test_the_time_is_that_of_the_server(self, store_on: Callable[[float], SessionStore]) -> None:
         store = store_on(1000)
         (ask,) = store.clocks().values()
         for tell in (store.time, ask, partial(store.revoke, ann)):
             assert abs(tell() - time.time()) < 100
 
-    async def test_so_it_is_for_the_async_twins(self, store_on: Callable[[float], SessionStore]) -> None:
+    async def test_the_time_of_the_async_twins_is_that_of_the_server(
+        self, store_on: Callable[[float], SessionStore]
+    ) -> None:
         store = store_on(1000)
         for tell in (store.atime, partial(store.arevoke, ann)):
             assert abs(await tell() - time.time()) < 100
 
 
-def test_memory_forgets_what_was_revoked_long_ago(clock: Clock) -> None:
+def test_the_memory_store_forgets_old_revocations(clock: Clock) -> None:
     store = MemorySessionStore(replace(get_settings(), sessions_ttl=TTL), clock=clock)
     store.revoke(ann)
     clock.advance(TTL + 2)

@@ -1,4 +1,4 @@
-"""What every session store does (sessions/base.py), and what the model and the Redis store cost."""
+"""The behaviour of all session stores (stores/sessions/base.py), and the number of statements and round trips."""
 
 from __future__ import annotations
 
@@ -34,39 +34,39 @@ __all__ = ["alias", "clock", "kind", "store"]
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
 class TestEveryStore:
-    def test_what_was_saved_is_loaded_and_stays(self, store: SessionStore) -> None:
+    def test_a_saved_record_can_be_loaded_twice(self, store: SessionStore) -> None:
         store.save({"a": ANN, "b": BOB})
         assert store.load("a", ann) == ANN
         assert store.load("a", ann) == ANN
         assert store.load("b", bob) == BOB
 
-    def test_an_unknown_session_is_none(self, store: SessionStore) -> None:
+    def test_an_unknown_session_has_no_record(self, store: SessionStore) -> None:
         assert store.load("a", ann) is None
 
     @pytest.mark.parametrize("sid", ["", "x" * 10_000, "a\x00b", "é", "\ud800", "a\nb"])
-    def test_an_impossible_session_id_is_none(self, store: SessionStore, sid: str) -> None:
+    def test_an_invalid_session_id_has_no_record(self, store: SessionStore, sid: str) -> None:
         assert store.load(sid, ann) is None
 
-    def test_saving_again_replaces(self, store: SessionStore) -> None:
+    def test_save_replaces_a_record(self, store: SessionStore) -> None:
         store.save({"a": ANN})
         store.save({"a": BOB})
         assert store.load("a", bob) == BOB
 
-    def test_a_record_lives_its_time_and_no_longer(self, store: SessionStore, clock: Clock) -> None:
+    def test_a_record_expires_after_sessions_ttl(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN})
         clock.advance(TTL - MOMENT)
         assert store.load("a", ann) == ANN
         clock.advance(MOMENT)
         assert store.load("a", ann) is None
 
-    def test_saving_again_begins_the_time_anew(self, store: SessionStore, clock: Clock) -> None:
+    def test_save_renews_the_ttl(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN})
         clock.advance(TTL - MOMENT)
         store.save({"a": ANN})
         clock.advance(TTL - MOMENT)
         assert store.load("a", ann) == ANN
 
-    def test_touching_begins_the_time_anew(self, store: SessionStore, clock: Clock) -> None:
+    def test_touch_renews_the_ttl(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN, "b": BOB})
         clock.advance(TTL - MOMENT)
         assert store.touch(["a", "unknown"]) == {"unknown"}
@@ -74,19 +74,19 @@ class TestEveryStore:
         assert store.load("a", ann) == ANN
         assert store.load("b", bob) is None
 
-    def test_touching_does_not_bring_back_what_expired(self, store: SessionStore, clock: Clock) -> None:
+    def test_touch_does_not_restore_expired_records(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN})
         clock.advance(TTL)
         assert store.touch(["a"]) == {"a"}
         assert store.load("a", ann) is None
 
-    def test_deleted_records_are_gone(self, store: SessionStore) -> None:
+    def test_a_deleted_record_is_not_loaded(self, store: SessionStore) -> None:
         store.save({"a": ANN, "b": BOB})
         store.delete(["a", "unknown"])
         assert store.load("a", ann) is None
         assert store.load("b", bob) == BOB
 
-    def test_nothing_to_do_is_no_error(self, store: SessionStore) -> None:
+    def test_empty_calls_are_allowed(self, store: SessionStore) -> None:
         store.save({})
         assert store.touch([]) == set()
         assert store.revoked([]) == []
@@ -108,7 +108,7 @@ class TestEveryStore:
         assert store.load("a", ann) == odd
         assert store.load("b", bob) == BOB
 
-    def test_what_is_not_json_is_an_error_and_nothing_is_saved(self, store: SessionStore) -> None:
+    def test_data_that_are_not_json_are_an_error_and_nothing_is_saved(self, store: SessionStore) -> None:
         with pytest.raises(TypeError):
             store.save({"b": BOB, "a": SessionRecord(ann, THEN, {"when": object()})})
         assert store.load("b", bob) is None
@@ -125,27 +125,27 @@ class TestEveryStore:
         assert await store.aload("a", ann) is None
         assert await store.aprune() in (0, 1)  # Redis prunes by itself
 
-    async def test_many_at_once(self, store: SessionStore) -> None:
+    async def test_concurrent_saves_store_all_records(self, store: SessionStore) -> None:
         await asyncio.gather(*(store.asave({f"s{number}": ANN}) for number in range(20)))
         assert [await store.aload(f"s{number}", ann) for number in range(20)] == [ANN] * 20
 
     @pytest.mark.parametrize(
         "other", [bob, nobody, {}, {**ann, "tenant": "str:a"}], ids=["another", "nobody", "nothing", "more"]
     )
-    def test_a_record_is_for_the_same_identity_only(self, store: SessionStore, other: dict[str, str]) -> None:
+    def test_a_record_is_loaded_for_the_same_identity_only(self, store: SessionStore, other: dict[str, str]) -> None:
         store.save({"a": ANN})
         assert store.load("a", other) is None
         assert store.load("a", ann) == ANN
 
     @pytest.mark.parametrize("text", ["NUL \x00", "half a pair \ud800", "x" * 1000, "Zoë"])
-    def test_any_text_can_identify(self, store: SessionStore, text: str, clock: Clock) -> None:
+    def test_any_text_can_be_an_identifier(self, store: SessionStore, text: str, clock: Clock) -> None:
         odd = {"user": text, "tenant": text}
         store.save({"a": SessionRecord(odd, THEN)})
         assert store.load("a", odd) == SessionRecord(odd, THEN)
         store.revoke({"user": text})
         assert store.load("a", odd) is None
 
-    def test_nobodys_session_is_kept_too(self, store: SessionStore) -> None:
+    def test_a_session_without_identifiers_is_stored_too(self, store: SessionStore) -> None:
         store.save({"a": SessionRecord(nobody, THEN)})
         assert store.load("a", nobody) == SessionRecord(nobody, THEN)
 
@@ -153,7 +153,7 @@ class TestEveryStore:
 @pytest.mark.django_db(transaction=True, databases="__all__")
 @pytest.mark.parametrize("kind", ["memory", *ALIASES], indirect=True)
 class TestPruning:
-    def test_pruning_deletes_the_expired_within_its_limit(self, store: SessionStore, clock: Clock) -> None:
+    def test_prune_deletes_expired_records_within_its_limit(self, store: SessionStore, clock: Clock) -> None:
         store.save({f"old{number}": ANN for number in range(5)})
         clock.advance(TTL / 2)
         store.save({"young": BOB})
@@ -172,7 +172,7 @@ class TestPruning:
         assert store.load("a", ann) == ANN
 
 
-def test_without_a_time_to_live_memory_stores_nothing(clock: Clock) -> None:
+def test_the_memory_store_stores_nothing_without_a_ttl(clock: Clock) -> None:
     store = MemorySessionStore(replace(get_settings(), sessions_ttl=0), clock=clock)
     store.save({"a": ANN})
     clock.advance(-1)
@@ -181,7 +181,7 @@ def test_without_a_time_to_live_memory_stores_nothing(clock: Clock) -> None:
 
 @pytest.mark.django_db(databases="__all__")
 class TestModelStore:
-    def test_without_a_time_to_live_nothing_is_stored(self, alias: str, clock: Clock) -> None:
+    def test_nothing_is_stored_without_a_ttl(self, alias: str, clock: Clock) -> None:
         store = ModelSessionStore(replace(get_settings(), sessions_ttl=0, database=alias), clock=clock)
         store.save({"a": ANN})
         assert not Session.objects.using(alias).exists()
@@ -213,12 +213,14 @@ class TestModelStore:
         expired = Session.objects.using(alias).filter(expires__lte=clock()).order_by("expires")[:5]
         with connections[alias].cursor() as cursor:
             if connections[alias].vendor == "postgresql":
-                # On so few rows the planner would rather read them all.
+                # With so few rows, the planner would prefer to read them all.
                 cursor.execute("SET LOCAL enable_seqscan = off")
             plan = expired.explain()
         assert "reliable_cable_session_expires" in plan
 
-    def test_revocations_are_pruned_when_all_that_they_void_has_expired(self, alias: str, clock: Clock) -> None:
+    def test_revocations_are_pruned_when_all_records_that_they_revoke_have_expired(
+        self, alias: str, clock: Clock
+    ) -> None:
         store = model_store(alias, clock, handler_threads=0)
         store.revoke(ann)
         clock.advance(TTL + CLOCK_MARGIN / 2)
@@ -228,7 +230,7 @@ class TestModelStore:
         store.prune()
         assert Revocation.objects.using(alias).count() == 0
 
-    def test_a_database_that_fails_is_a_store_error(self, alias: str, clock: Clock) -> None:
+    def test_a_database_error_is_a_store_error(self, alias: str, clock: Clock) -> None:
         store = model_store(alias, clock)
         failure = OperationalError("database is locked")
         calls: list[tuple[type, str, Callable[[], object], str]] = [
@@ -283,13 +285,13 @@ class TestRedisStore:
         await store.adelete(list(many))
         assert len(trips) == 10
 
-    async def test_very_many_go_in_batches(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
+    async def test_many_records_are_sent_in_batches(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
         many = {f"s{number}": ANN for number in range(CALLS_PER_ROUND_TRIP + 1)}
         await store.asave(many)
         assert await store.atouch([*many, "unknown"]) == {"unknown"}
         assert [len(calls) for calls in trips] == [CALLS_PER_ROUND_TRIP, 1, CALLS_PER_ROUND_TRIP, 2]
 
-    def test_every_key_has_a_time_to_live_and_the_prefix(
+    def test_every_key_has_a_ttl_and_the_prefix(
         self, store: SessionStore, kind: str, key_prefix: str, redis_pool: RedisPool
     ) -> None:
         store.save({"a": ANN})
@@ -301,7 +303,7 @@ class TestRedisStore:
         assert len(keys) == 2
         assert all(0 < server.cli("PTTL", key) <= (TTL + CLOCK_MARGIN) * 1000 for key in keys)
 
-    def test_without_a_time_to_live_nothing_is_stored(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
+    def test_nothing_is_stored_without_a_ttl(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
         forgetful = RedisSessionStore(replace(store.settings, sessions_ttl=0))
         forgetful.save({"a": ANN})
         forgetful.revoke(ann)
@@ -309,7 +311,7 @@ class TestRedisStore:
         assert store.revoked([ann]) == [0]
 
 
-async def test_a_redis_that_is_not_there_is_a_store_error(unused_tcp_port: int) -> None:
+async def test_an_unreachable_redis_is_a_store_error(unused_tcp_port: int) -> None:
     store = RedisSessionStore(replace(get_settings(), redis_url=f"redis://127.0.0.1:{unused_tcp_port}/0"))
     for call in (
         lambda: store.save({"a": ANN}),

@@ -1,4 +1,4 @@
-"""The clock that decides about expiry: the database server's on PostgreSQL, this host's elsewhere."""
+"""The clock that decides about expiry: the server's clock on PostgreSQL, and this host's clock on SQLite."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ needs_faketime = pytest.mark.skipif(find_faketime() is None, reason="no libfaket
 
 @pytest.fixture
 def store(alias: str) -> Iterator[ModelStreamStore]:
-    """A store without an injected clock."""
+    """A store that uses its default clock."""
     store = ModelStreamStore(CableSettings(database=alias))
     yield store
     store.close()
@@ -51,7 +51,7 @@ def store(alias: str) -> Iterator[ModelStreamStore]:
 
 
 def elsewhere(alias: str, ahead: float) -> dict[str, Any]:
-    """Run `clock_worker` as on a host with a wrong clock; return its results."""
+    """Run `clock_worker` as if on a host with a wrong clock; return its results."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.stores.clock_worker", json.dumps(database_of(alias))],
         cwd=ROOT,
@@ -69,11 +69,9 @@ def elsewhere(alias: str, ahead: float) -> dict[str, Any]:
 @pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 @pytest.mark.parametrize("ahead", [TEN_MINUTES, -TEN_MINUTES])
 class TestWrongClocks:
-    """A process whose clock is wrong by more than the history TTL, on the same data as all others."""
+    """A process whose clock is wrong by more than the history TTL uses the same data as other processes."""
 
-    def test_it_hides_nothing_that_is_fresh_and_deletes_none_of_it(
-        self, store: ModelStreamStore, alias: str, ahead: float
-    ) -> None:
+    def test_it_reads_and_keeps_fresh_entries(self, store: ModelStreamStore, alias: str, ahead: float) -> None:
         store.append([("a", Message(data)) for data in "123"])
         store.publish_transient("a", Message("transient"))
         found = elsewhere(alias, ahead)
@@ -89,11 +87,11 @@ class TestWrongClocks:
         assert store.offset_since("a", before) == 0
         assert store.offset_since("a", store.time()) == 1
 
-    def test_it_knows_the_time(self, store: ModelStreamStore, alias: str, ahead: float) -> None:
+    def test_it_knows_the_time_of_the_server(self, store: ModelStreamStore, alias: str, ahead: float) -> None:
         before = store.time()
         assert before <= elsewhere(alias, ahead)["store time"] <= store.time()
 
-    def test_what_has_expired_is_gone_for_it(self, store: ModelStreamStore, alias: str, ahead: float) -> None:
+    def test_it_does_not_read_expired_entries(self, store: ModelStreamStore, alias: str, ahead: float) -> None:
         store.append([("a", Message("1"))])
         past = store.time() - store.settings.history_ttl
         models.StreamEntry.objects.using(alias).update(created=past)
@@ -124,7 +122,7 @@ class TestServerTime:
         waiter.join()
         assert models.StreamEntry.objects.using(alias).get(offset=2).created >= before
 
-    def test_a_server_that_cannot_be_asked_is_an_error(self, store: ModelStreamStore, alias: str) -> None:
+    def test_an_unreachable_server_is_a_store_error(self, store: ModelStreamStore, alias: str) -> None:
         outage = mock.Mock(side_effect=OperationalError("down"))
         with (
             mock.patch.object(CursorWrapper, "execute", outage),
@@ -132,12 +130,12 @@ class TestServerTime:
         ):
             store.time()
 
-    def test_a_connection_that_broke_is_opened_again(self, store: ModelStreamStore, alias: str) -> None:
+    def test_a_broken_connection_is_reopened(self, store: ModelStreamStore, alias: str) -> None:
         before = store.time()
         connections[alias].connection.close()
         assert store.time() >= before
 
-    def test_trims_go_by_it(self, alias: str, store: ModelStreamStore) -> None:
+    def test_trims_use_the_servers_clock(self, alias: str, store: ModelStreamStore) -> None:
         store = ModelStreamStore(CableSettings(database=alias, history_size=2))
         store.append([("a", Message(data)) for data in "1234"])
         assert store.prune() == 0
@@ -147,11 +145,11 @@ class TestServerTime:
 
 
 @pytest.mark.parametrize("alias", [SQLITE], indirect=True)
-def test_on_sqlite_it_is_the_hosts(store: ModelStreamStore) -> None:
+def test_sqlite_uses_the_clock_of_the_host(store: ModelStreamStore) -> None:
     assert store.time() == pytest.approx(time.time(), abs=60)
 
 
 @pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
-async def test_an_injected_clock_is_told(make_store: MakeStore, clock: Clock) -> None:
+async def test_a_given_clock_is_used(make_store: MakeStore, clock: Clock) -> None:
     store = make_store()
     assert store.time() == await store.atime() == clock.now

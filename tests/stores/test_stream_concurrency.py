@@ -1,4 +1,4 @@
-"""Many threads and many processes broadcast to the same streams: no hole, no double, nothing lost."""
+"""Many threads and processes broadcast to the same streams without holes, duplicates and losses."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def in_threads(*calls: Callable[[], Any]) -> None:
 
 
 def history(store: StreamStore, stream: str) -> list[Any]:
-    """Return a stream's payloads, having checked that the offsets have no holes."""
+    """Check that a stream's offsets have no holes, and return its payloads."""
     page = store.read(stream, after=0, limit=100_000)
     assert [entry.offset for entry in page.entries] == list(range(1, page.tail + 1))
     return [json.loads(entry.data) for entry in page.entries]
 
 
 def assert_complete(payloads: list[Any], writers: int, count: int) -> None:
-    """Check that every writer's messages are there once, in the order in which it sent them."""
+    """Check that the messages of each writer are stored once and in their order."""
     by_writer: dict[Any, list[int]] = {}
     for writer, number in payloads:
         by_writer.setdefault(writer, []).append(number)
@@ -64,7 +64,7 @@ def assert_complete(payloads: list[Any], writers: int, count: int) -> None:
 
 @pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
 class TestThreads:
-    def test_offsets_have_no_holes_and_every_message_is_there(self, make_store: MakeStore) -> None:
+    def test_offsets_have_no_holes_and_no_message_is_lost(self, make_store: MakeStore) -> None:
         store = make_store(history_size=1000)
 
         def writer(name: int) -> Callable[[], None]:
@@ -93,11 +93,11 @@ class TestThreads:
         for stream in "abc":
             assert_complete(history(store, stream), 4, MESSAGES)
 
-    def test_one_key_is_stored_once(self, store: StreamStore) -> None:
+    def test_one_idempotency_key_is_stored_once(self, store: StreamStore) -> None:
         in_threads(*[lambda: store.append([("a", Message("1", idempotency_key="k"))])] * THREADS)
         assert history(store, "a") == [1]
 
-    def test_forgetting_and_trimming_meanwhile_leave_no_hole(self, make_store: MakeStore) -> None:
+    def test_concurrent_forgets_and_trims_leave_no_holes(self, make_store: MakeStore) -> None:
         store = make_store(history_size=3)
         done = threading.Event()
 
@@ -124,7 +124,7 @@ class TestThreads:
 
 @pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 class TestOutbox:
-    def test_many_that_number_at_once_do_not_double(
+    def test_concurrent_numbering_stores_nothing_twice(
         self, make_store: MakeStore, alias: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         stores = [make_store(history_size=1000) for _ in range(4)]
@@ -135,7 +135,7 @@ class TestOutbox:
         assert_complete(history(stores[0], "a"), 1, 100)
         assert not models.OutboxEntry.objects.using(alias).exists()
 
-    def test_transactions_and_appends_of_many_threads(self, make_store: MakeStore, alias: str) -> None:
+    def test_transactions_and_appends_of_many_threads_lose_nothing(self, make_store: MakeStore, alias: str) -> None:
         store = make_store(history_size=1000)
 
         def writer(name: int) -> Callable[[], None]:
@@ -169,7 +169,7 @@ def isolation(request: pytest.FixtureRequest, alias: str) -> Iterator[str]:
 @pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 @pytest.mark.usefixtures("isolation")
 class TestIsolationLevels:
-    def test_concurrent_broadcasts_and_reads_are_not_refused(self, make_store: MakeStore, alias: str) -> None:
+    def test_concurrent_broadcasts_and_reads_do_not_fail(self, make_store: MakeStore, alias: str) -> None:
         store = make_store(history_size=1000)
         seen = SeenIds()
         writers = 8
@@ -203,14 +203,14 @@ def start_worker(alias: str, **options: Any) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 class TestProcesses:
-    def test_offsets_have_no_holes_and_every_message_is_there(self, make_store: MakeStore, alias: str) -> None:
+    def test_offsets_have_no_holes_and_no_message_is_lost(self, make_store: MakeStore, alias: str) -> None:
         store = make_store(history_size=100_000)
         workers = [start_worker(alias, streams=["a", "b"], count=15, on_commit=True) for _ in range(3)]
         assert [worker.wait(60) for worker in workers] == [0, 0, 0]
         for stream in "ab":
             assert_complete(history(store, stream), 3, 15)
 
-    async def test_a_listener_hears_of_all_of_it(self, make_store: MakeStore, alias: str) -> None:
+    async def test_a_listener_announces_all_messages(self, make_store: MakeStore, alias: str) -> None:
         store = make_store(history_size=100_000)
         due = [False]
         listener = store.listen(lambda event: due.append(True))
@@ -228,7 +228,7 @@ class TestProcesses:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_does_not_announce_into_its_parents_loops() -> None:
+def test_a_forked_child_does_not_use_the_event_loops_of_its_parent() -> None:
     store = MemoryStreamStore(CableSettings())
     script_read, script_write = os.pipe()
 

@@ -1,4 +1,4 @@
-"""What every stream store announces, and how the model store finds what other processes wrote."""
+"""The announcements of all stream stores, and the polls of the model store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Listen = Callable[..., Any]
 
 @pytest.fixture
 async def listen() -> AsyncIterator[Listen]:
-    """Make listeners that collect what they hear."""
+    """Return a function that makes listeners with lists of their events."""
     listeners = []
 
     async def start(store: StreamStore, *streams: str) -> tuple[Any, list[StreamEvent]]:
@@ -44,7 +44,9 @@ async def listen() -> AsyncIterator[Listen]:
 
 @every_store
 class TestAnnouncing:
-    async def test_messages_come_with_their_positions_in_order(self, store: StreamStore, listen: Listen) -> None:
+    async def test_messages_are_announced_in_order_with_their_positions(
+        self, store: StreamStore, listen: Listen
+    ) -> None:
         _, heard = await listen(store, "a")
         first, second = await store.aappend([("a", Message("1")), ("a", Message("2", exclude="sid"))])
         await store.aappend([("b", Message("3"))])
@@ -54,7 +56,7 @@ class TestAnnouncing:
             Published("a", second.epoch, 2, "2", "sid"),
         ]
 
-    async def test_what_is_not_kept_is_announced_too(self, store: StreamStore, listen: Listen) -> None:
+    async def test_transient_messages_are_announced_too(self, store: StreamStore, listen: Listen) -> None:
         _, heard = await listen(store, "a")
         await store.apublish_transient("a", Message("1", exclude="sid"))
         await store.awhisper("a", Message("2"))
@@ -75,7 +77,7 @@ class TestAnnouncing:
         await store.aforget("a")
         await until(lambda: Advanced("a") in heard)
 
-    async def test_events_never_come_from_inside_a_call(self, make_store: MakeStore, listen: Listen) -> None:
+    async def test_events_are_never_delivered_inside_a_call(self, make_store: MakeStore, listen: Listen) -> None:
         store = make_store(handler_threads=0)
         _, heard = await listen(store, "a")
         store.whisper("a", Message("1"))
@@ -91,7 +93,7 @@ class TestAnnouncing:
         await listener.close()
         assert where == [threading.get_ident()]
 
-    async def test_each_listener_hears_its_own_streams(self, store: StreamStore, listen: Listen) -> None:
+    async def test_each_listener_gets_events_of_its_own_streams(self, store: StreamStore, listen: Listen) -> None:
         _, a = await listen(store, "a")
         _, both = await listen(store, "a", "b")
         for stream in "ab":
@@ -99,7 +101,7 @@ class TestAnnouncing:
         await until(lambda: len(both) == 2)
         assert a == [Transient("a", '"a"')]
 
-    async def test_silence_after_unsubscribing_and_closing(self, store: StreamStore, listen: Listen) -> None:
+    async def test_no_event_is_delivered_after_unsubscribe_and_close(self, store: StreamStore, listen: Listen) -> None:
         listener, heard = await listen(store, "a", "b", "c")
         store.whisper("a", Message("on its way"))
         await listener.unsubscribe("a")
@@ -112,7 +114,7 @@ class TestAnnouncing:
         await asyncio.sleep(0)
         assert heard == [Transient("b", "1")]
 
-    async def test_an_error_in_one_delivery_leaves_the_others_alone(
+    async def test_an_error_in_one_delivery_does_not_affect_others(
         self, store: StreamStore, caplog: pytest.LogCaptureFixture
     ) -> None:
         heard: list[StreamEvent] = []
@@ -131,7 +133,7 @@ class TestAnnouncing:
 
 
 @pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
-def test_a_closed_loop_does_not_break_the_broadcaster(store: StreamStore) -> None:
+def test_a_closed_event_loop_does_not_break_a_broadcast(store: StreamStore) -> None:
     heard: list[StreamEvent] = []
 
     async def subscribe_and_vanish() -> None:
@@ -145,9 +147,9 @@ def test_a_closed_loop_does_not_break_the_broadcaster(store: StreamStore) -> Non
 
 @model_stores
 class TestOtherProcesses:
-    """A second store on the same database stands for another process: nothing is shared but the tables."""
+    """A second store in the same database acts like another process, because it shares only the tables."""
 
-    async def test_their_messages_are_found(self, make_store: MakeStore, listen: Listen) -> None:
+    async def test_messages_of_other_processes_are_found(self, make_store: MakeStore, listen: Listen) -> None:
         here, there = make_store(), make_store()
         await there.aappend([("a", Message("before"))])
         _, heard = await listen(here, "a", "b")
@@ -157,7 +159,7 @@ class TestOtherProcesses:
         await until(lambda: len(heard) == 2)
         assert heard == [Advanced("a"), Advanced("b")]
 
-    async def test_so_is_a_new_epoch(self, make_store: MakeStore, listen: Listen) -> None:
+    async def test_a_new_epoch_is_found(self, make_store: MakeStore, listen: Listen) -> None:
         here, there = make_store(), make_store()
         await there.aappend([("a", Message("1"))])
         _, heard = await listen(here, "a")
@@ -166,7 +168,9 @@ class TestOtherProcesses:
         await until(lambda: heard)
         assert set(heard) == {Advanced("a")}
 
-    async def test_so_are_transient_messages_once_and_not_ones_own(self, make_store: MakeStore, listen: Listen) -> None:
+    async def test_transient_messages_of_other_processes_are_found_once(
+        self, make_store: MakeStore, listen: Listen
+    ) -> None:
         here, there = make_store(), make_store()
         await there.apublish_transient("a", Message("too early"))
         _, heard = await listen(here, "a")
@@ -178,7 +182,9 @@ class TestOtherProcesses:
         await until(lambda: len(heard) == 3)
         assert heard == [Transient("a", "own"), Transient("a", "1", "sid"), Transient("a", "2")]
 
-    async def test_ones_own_messages_are_not_announced_again(self, make_store: MakeStore, listen: Listen) -> None:
+    async def test_messages_of_this_process_are_not_announced_again(
+        self, make_store: MakeStore, listen: Listen
+    ) -> None:
         store = make_store(poll_interval=60)
         listener, heard = await listen(store, "a")
         for number in range(3):
@@ -188,7 +194,7 @@ class TestOtherProcesses:
         await asyncio.sleep(0)
         assert [type(event) for event in heard] == [Published] * 3
 
-    async def test_a_poll_overtaken_by_local_messages_announces_nothing(
+    async def test_a_poll_during_which_local_messages_arrive_announces_nothing(
         self, make_store: MakeStore, listen: Listen
     ) -> None:
         store = make_store(poll_interval=60)
@@ -211,7 +217,7 @@ class TestOtherProcesses:
         await asyncio.sleep(0)
         assert [type(event) for event in heard] == [Published] * 2
 
-    async def test_polling_ends_with_the_last_subscription_and_begins_again(
+    async def test_polling_stops_with_the_last_subscription_and_starts_again(
         self, make_store: MakeStore, listen: Listen
     ) -> None:
         here, there = make_store(), make_store()
@@ -237,7 +243,7 @@ class TestOtherProcesses:
         assert heard == [Advanced("a")]
         assert caplog.text.count("database is down") == 1
 
-    async def test_who_cannot_subscribe_is_told(self, make_store: MakeStore, listen: Listen) -> None:
+    async def test_a_failed_subscription_raises_an_error(self, make_store: MakeStore, listen: Listen) -> None:
         store = make_store()
         listener, heard = await listen(store)
         outage = mock.Mock(side_effect=OperationalError("database is down"))
@@ -252,7 +258,7 @@ class TestOtherProcesses:
         await until(lambda: heard)
         assert heard == [Transient("a", "2")]
 
-    async def test_a_listener_prunes_now_and_then(self, make_store: MakeStore, clock: Clock, listen: Listen) -> None:
+    async def test_a_listener_prunes_periodically(self, make_store: MakeStore, clock: Clock, listen: Listen) -> None:
         store = make_store()
         await store.aappend([("a", Message("1"))])
         clock.advance(1000)
@@ -266,7 +272,7 @@ class TestOtherProcesses:
 
 
 class TestSeenIds:
-    def test_what_was_there_at_first_is_not_new(self) -> None:
+    def test_rows_of_the_first_call_are_not_new(self) -> None:
         seen = SeenIds(Clock())
         assert seen.add([1, 2]) == []
         assert seen.add([1, 2, 3]) == [3]
@@ -277,7 +283,7 @@ class TestSeenIds:
         assert seen.add([1, 5]) == [1, 5]
         assert seen.add([1, 3, 5]) == [3]
 
-    def test_settled_rows_are_no_longer_looked_at(self) -> None:
+    def test_old_rows_are_left_out_of_queries(self) -> None:
         clock = Clock()
         seen = SeenIds(clock)
         seen.add([1, 5])

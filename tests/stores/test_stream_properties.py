@@ -1,4 +1,4 @@
-"""Whatever is done to a stream store, in whatever order, it agrees with the simplest model of one."""
+"""A property test that compares stream stores with a simple model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass
 class Model:
-    """A stream as a list that never forgets, and what of it should still be there."""
+    """A simple model of a stream: a list of all messages, which also knows the ones that are still kept."""
 
     epoch: int = 0
     entries: list[Entry] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Model:
         return [entry for entry in self.entries[-SIZE:] if entry.created > now - TTL]
 
     def append(self, items: list[tuple[str, str]], now: float) -> list[int]:
-        """Keys count against what was kept before the batch, and against the batch itself."""
+        """Append a batch, without the items whose key a kept entry or an earlier item has."""
         keys = {entry.key: entry.offset for entry in self.kept(now) if entry.key}
         offsets = []
         for data, key in items:

@@ -1,4 +1,4 @@
-"""What every stream store does (streams/base.py)."""
+"""The behaviour of all stream stores (stores/streams/base.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def append(store: StreamStore, *data: str, stream: str = "a", key: str = "") -> 
 
 
 def on_commit(store: StreamStore, *data: str, stream: str = "a", key: str = "") -> None:
-    """Append when the transaction commits that is open on the store's database."""
+    """Append messages if the open transaction on the store's database commits."""
     store.append_on_commit([(stream, Message(d, idempotency_key=key)) for d in data], using=store.settings.database)
 
 
@@ -34,28 +34,28 @@ class TestAppending:
         assert append(store, '"y"', '"z"') == [2, 3]
         assert kept(store) == [(1, '"x"'), (2, '"y"'), (3, '"z"')]
 
-    def test_every_stream_counts_for_itself_in_an_epoch_of_its_own(self, store: StreamStore) -> None:
+    def test_every_stream_has_its_own_offsets_and_epoch(self, store: StreamStore) -> None:
         a, b, again = store.append([("a", Message("1")), ("b", Message("2")), ("a", Message("3"))])
         assert (a.offset, b.offset, again.offset) == (1, 1, 2)
         assert a.epoch == again.epoch != b.epoch
         assert a.epoch
 
-    def test_nothing_is_no_error(self, store: StreamStore) -> None:
+    def test_an_empty_append_is_allowed(self, store: StreamStore) -> None:
         assert store.append([]) == []
 
-    def test_messages_come_back_as_they_were(self, store: StreamStore) -> None:
+    def test_messages_are_read_unchanged(self, store: StreamStore) -> None:
         data = '{"text":"\\u0000 żółw 🐢 \\" %s"}'
         store.append([("a:{ü} %", Message(data, exclude="sid"))])
         (entry,) = store.read("a:{ü} %", after=0, limit=1).entries
         assert (entry.offset, entry.data, entry.exclude) == (1, data, "sid")
 
-    def test_a_stream_without_history_takes_none_and_nothing_else_is_stored(self, make_store: MakeStore) -> None:
+    def test_an_append_to_a_stream_without_history_stores_nothing(self, make_store: MakeStore) -> None:
         store = make_store(streams={"cursor:*": {"history_size": 0}})
         with pytest.raises(BroadcastError, match="cursor:1"):
             store.append([("a", Message("1")), ("cursor:1", Message("2"))])
         assert store.position("a") == StreamPosition("", 0)
 
-    def test_many_at_once(self, store: StreamStore) -> None:
+    def test_a_batch_of_many_messages_is_stored_in_order(self, store: StreamStore) -> None:
         positions = store.append([(f"s{n % 3}", Message(str(n))) for n in range(1500)])
         assert [p.offset for p in positions] == [n // 3 + 1 for n in range(1500)]
         assert [offset for offset, _ in kept(store, "s2")] == list(range(401, 501))
@@ -68,11 +68,11 @@ class TestIdempotency:
         assert append(store, "3", key="k") == [1]
         assert kept(store) == [(1, "1"), (2, "2")]
 
-    def test_also_within_one_batch(self, store: StreamStore) -> None:
+    def test_a_repeated_key_in_one_batch_is_stored_once(self, store: StreamStore) -> None:
         assert append(store, "1", "2", key="k") == [1, 1]
         assert kept(store) == [(1, "1")]
 
-    def test_keys_count_for_their_stream_only(self, store: StreamStore) -> None:
+    def test_keys_apply_to_their_stream_only(self, store: StreamStore) -> None:
         assert append(store, "1", key="k") == [1]
         assert append(store, "2", key="k", stream="b") == [1]
         assert kept(store, "b") == [(1, "2")]
@@ -83,7 +83,7 @@ class TestIdempotency:
         assert append(store, "2", key="k") == [2]
         assert append(store, "3", key="k") == [2]
 
-    def test_a_key_is_forgotten_with_its_entry_past_the_size(self, make_store: MakeStore) -> None:
+    def test_a_key_is_forgotten_with_an_entry_beyond_the_history_size(self, make_store: MakeStore) -> None:
         store = make_store(history_size=2)
         append(store, "1", key="k")
         append(store, "2", "3")
@@ -96,7 +96,7 @@ class TestReading:
         assert store.position("a") == StreamPosition("", 0)
         assert store.offset_since("a", 0) == 0
 
-    def test_pages_begin_after_an_offset_and_end_at_a_limit(self, store: StreamStore) -> None:
+    def test_reads_begin_after_an_offset_and_end_at_a_limit(self, store: StreamStore) -> None:
         append(store, *"12345")
         assert kept(store, after=1, limit=2) == [(2, "2"), (3, "3")]
         assert kept(store, after=5) == []
@@ -104,7 +104,7 @@ class TestReading:
         assert kept(store, after=-1, limit=1) == [(1, "1")]
         assert kept(store, limit=0) == []
 
-    def test_a_page_tells_the_streams_state(self, store: StreamStore) -> None:
+    def test_a_read_returns_the_state_of_the_stream(self, store: StreamStore) -> None:
         (position,) = store.append([("a", Message("1"))])
         page = store.read("a", after=0, limit=0)
         assert (page.epoch, page.tail, page.low) == (position.epoch, 1, 1)
@@ -112,7 +112,7 @@ class TestReading:
 
 
 class TestKeeping:
-    def test_the_newest_are_kept_up_to_the_streams_size(self, make_store: MakeStore) -> None:
+    def test_the_newest_entries_are_kept_up_to_the_history_size(self, make_store: MakeStore) -> None:
         store = make_store(history_size=3, streams={"big:*": {"history_size": 4}})
         append(store, *"12345")
         append(store, *"12345", stream="big:1")
@@ -120,7 +120,9 @@ class TestKeeping:
         assert store.read("a", after=0, limit=0).low == 3
         assert store.read("big:1", after=0, limit=0).low == 2
 
-    def test_the_expired_are_not_returned_but_the_epoch_and_tail_stay(self, store: StreamStore, clock: Clock) -> None:
+    def test_expired_entries_are_not_returned_but_the_epoch_and_tail_stay(
+        self, store: StreamStore, clock: Clock
+    ) -> None:
         append(store, "1")
         clock.advance(TTL / 2)
         (position,) = store.append([("a", Message("2"))])
@@ -133,7 +135,7 @@ class TestKeeping:
         assert append(store, "3") == [3]
         assert kept(store) == [(3, "3")]
 
-    def test_pruning_changes_nothing_that_can_be_seen(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_prune_does_not_change_the_results_of_reads(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=5)
         append(store, *"123")
         clock.advance(TTL / 2)
@@ -146,7 +148,7 @@ class TestKeeping:
         assert [store.read(name, after=0, limit=100) for name in ("a", "b")] == before
         assert [entry.offset for entry in before[0].entries] == [6, 7, 8, 9, 10]
 
-    def test_a_clock_that_goes_back_does_not_disorder_the_times(self, store: StreamStore, clock: Clock) -> None:
+    def test_times_never_decrease_if_the_clock_goes_back(self, store: StreamStore, clock: Clock) -> None:
         append(store, "1")
         clock.advance(-50)
         append(store, "2")
@@ -179,13 +181,13 @@ class TestSince:
         assert store.offset_since("a", start + 20) == 2
         assert store.offset_since("a", start + 21) == 3
 
-    def test_messages_of_one_moment_belong_together(self, store: StreamStore, clock: Clock) -> None:
+    def test_messages_of_one_time_are_all_included(self, store: StreamStore, clock: Clock) -> None:
         append(store, "1")
         clock.advance(1)
         append(store, "2", "3")
         assert store.offset_since("a", clock.now) == 1
 
-    def test_none_if_some_of_it_expired(self, store: StreamStore, clock: Clock) -> None:
+    def test_the_result_is_none_if_some_messages_have_expired(self, store: StreamStore, clock: Clock) -> None:
         start = clock.now
         append(store, "1")
         clock.advance(10)
@@ -196,7 +198,9 @@ class TestSince:
             assert store.offset_since("a", start + 1) == 1
             store.prune()
 
-    def test_none_if_some_of_it_was_too_many(self, make_store: MakeStore, clock: Clock) -> None:
+    def test_the_result_is_none_if_some_messages_exceed_the_history_size(
+        self, make_store: MakeStore, clock: Clock
+    ) -> None:
         store = make_store(history_size=2)
         start = clock.now
         for data in "1234":
@@ -219,7 +223,7 @@ class TestSince:
 
 
 class TestForgetting:
-    def test_the_next_message_begins_another_epoch(self, store: StreamStore) -> None:
+    def test_the_next_message_begins_a_new_epoch(self, store: StreamStore) -> None:
         (before,) = store.append([("a", Message("1", idempotency_key="k"))])
         store.forget("a")
         assert store.read("a", after=0, limit=10) == StreamPage("", 0, 1)
@@ -231,14 +235,14 @@ class TestForgetting:
     def test_a_stream_that_does_not_exist_can_be_forgotten(self, store: StreamStore) -> None:
         store.forget("a")
 
-    def test_other_streams_stay(self, store: StreamStore) -> None:
+    def test_other_streams_keep_their_history(self, store: StreamStore) -> None:
         append(store, "1", stream="b")
         store.forget("a")
         assert kept(store, "b") == [(1, "1")]
 
 
 class TestTwins:
-    async def test_they_do_the_same(self, store: StreamStore, clock: Clock) -> None:
+    async def test_the_async_twins_do_the_same(self, store: StreamStore, clock: Clock) -> None:
         (position,) = await store.aappend([("a", Message("1"))])
         assert await store.aposition("a") == position
         page = await store.aread("a", after=0, limit=10)

@@ -1,4 +1,4 @@
-"""Wake-ups over a shared channel layer: other processes' messages are found without waiting for a poll."""
+"""Wake-ups over a shared channel layer, after which messages of other processes are found at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def wakeup_threads() -> int:
 
 
 @pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
-async def test_others_messages_are_found_at_once(make_store: MakeStore) -> None:
+async def test_messages_of_other_processes_are_found_at_once(make_store: MakeStore) -> None:
     here, there = make_store(poll_interval=60), make_store(poll_interval=60)
     heard: list[StreamEvent] = []
     listener = here.listen(heard.append)
@@ -55,7 +55,7 @@ async def test_others_messages_are_found_at_once(make_store: MakeStore) -> None:
 
 
 @sqlite
-async def test_what_came_before_others_could_wake_this_process_is_found_at_once(make_store: MakeStore) -> None:
+async def test_messages_before_the_first_wake_up_are_found_at_once(make_store: MakeStore) -> None:
     here, there = make_store(poll_interval=60), make_store(poll_interval=60)
     join = CrossLoopLayer.group_add
     subscribed = asyncio.Event()
@@ -77,7 +77,7 @@ async def test_what_came_before_others_could_wake_this_process_is_found_at_once(
 
 
 @sqlite
-async def test_what_comes_while_a_stream_is_being_subscribed_to_is_found_at_once(make_store: MakeStore) -> None:
+async def test_messages_during_a_subscription_are_found_at_once(make_store: MakeStore) -> None:
     here, there = make_store(poll_interval=60), make_store(poll_interval=60)
     heard: list[StreamEvent] = []
     listener = here.listen(heard.append)
@@ -87,7 +87,7 @@ async def test_what_comes_while_a_stream_is_being_subscribed_to_is_found_at_once
 
     def poll_slowly(streams: Sequence[str], seen: SeenIds) -> Poll:
         found: Poll = poll(streams, seen)
-        if streams == ["b"]:  # the subscriber's own: meanwhile a message comes, and a poll that does not know of "b"
+        if streams == ["b"]:  # this is the poll of `subscribe`: during it, a message and a poll without "b" happen
             others = polled.call_count
             there.append([("b", Message("1"))])
             wait_until(lambda: polled.call_count > others)
@@ -101,7 +101,7 @@ async def test_what_comes_while_a_stream_is_being_subscribed_to_is_found_at_once
 
 
 @sqlite
-async def test_streams_that_nobody_has_here_wake_nobody(make_store: MakeStore) -> None:
+async def test_wake_ups_for_unknown_streams_are_ignored(make_store: MakeStore) -> None:
     here, there = make_store(poll_interval=60), make_store(poll_interval=60)
     listener = here.listen(lambda event: None)
     assert isinstance(listener, PollingListener)
@@ -118,7 +118,7 @@ async def test_streams_that_nobody_has_here_wake_nobody(make_store: MakeStore) -
 
 
 @sqlite
-def test_one_thread_with_one_loop_sends_for_all_threads(make_store: MakeStore) -> None:
+def test_one_thread_with_one_event_loop_sends_for_all_threads(make_store: MakeStore) -> None:
     store = make_store()
     for number in range(3):
         thread = threading.Thread(target=store._waker.wake, args=(store.origin, [f"s{number}"]))
@@ -132,7 +132,7 @@ def test_one_thread_with_one_loop_sends_for_all_threads(make_store: MakeStore) -
 
 
 @sqlite
-def test_names_are_coalesced_and_messages_bounded(make_store: MakeStore) -> None:
+def test_wake_ups_are_merged_and_bounded(make_store: MakeStore) -> None:
     store = make_store()
     names = [f"s{number:04}" for number in range(MAX_STREAMS + 1)]
     store._waker.wake(store.origin, names * 2)
@@ -157,7 +157,7 @@ def test_a_layer_that_is_down_breaks_no_broadcast_and_is_logged_once(
 
 
 @sqlite
-async def test_a_layer_that_comes_back_is_heard_again(make_store: MakeStore) -> None:
+async def test_wake_ups_are_received_again_after_an_error(make_store: MakeStore) -> None:
     store = make_store()
     CrossLoopLayer.broken = True
     with mock.patch("reliable_cable.stores.streams.wakeup.RETRY_INTERVAL", 0.01):
@@ -185,7 +185,7 @@ async def test_memberships_are_renewed_before_they_expire(make_store: MakeStore)
 
 @pytest.mark.parametrize("layers", [{}, IN_MEMORY])
 @sqlite
-def test_without_a_shared_layer_there_is_no_thread(make_store: MakeStore, layers: dict[str, Any]) -> None:
+def test_no_thread_is_started_without_a_shared_layer(make_store: MakeStore, layers: dict[str, Any]) -> None:
     store = make_store()
     with override_settings(CHANNEL_LAYERS=layers):
         store.append([("a", Message("1"))])

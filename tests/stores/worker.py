@@ -1,4 +1,4 @@
-"""A process of its own that broadcasts, as a command or a Celery worker would; its argument is JSON."""
+"""A separate process that broadcasts like a command or a Celery worker. Its argument is JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def main(databases: dict[str, Any], alias: str, streams: list[str], count: int, on_commit: bool) -> None:
-    """Broadcast `count` messages to each stream, marked with this process; every other one in a transaction."""
+    """Broadcast `count` messages with a mark of this process to each stream, every other one in a transaction."""
     from django.conf import settings
 
     settings.configure(DATABASES=databases, INSTALLED_APPS=["reliable_cable"], SECRET_KEY="worker", USE_TZ=True)
