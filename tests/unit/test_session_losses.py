@@ -81,7 +81,7 @@ class TestRefresh:
         records = SessionRecords(store := Store())
         records.add(session := Session("a"))
         await records.drop(session)
-        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks end on their own
+        while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - ending tasks set no event
             await asyncio.sleep(0)
         store.delete(list(store._records))
         records.add(session)
@@ -121,7 +121,7 @@ class TestRefresh:
         records.add(session := Session("a"))
         await records.save(session)
         store.down = True
-        await until_logged(caplog, "cannot be refreshed")
+        await until_logged(caplog, "Session records cannot be")
         store.down = False
         await until_logged(caplog, "works again")
         store.delete(["a"])
@@ -150,7 +150,7 @@ class TestRefresh:
             records.add(session := Session("a"))
             await records.drop(session)
             async with asyncio.timeout(5):
-                while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - tasks end on their own
+                while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - ending tasks set no event
                     await asyncio.sleep(0)
 
 
