@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from reliable_cable.hub.stream import HubStream
-from reliable_cable.hub.subscriber import Subscriber, SubscriberOwner, SubscriberState
+from reliable_cable.hub.subscriber import Subscriber, SubscriberState
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.reply import StreamStart
+from reliable_cable.stores.streams.base import NOWHERE
 
-from .connection import Connection
 
-
+@dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class SubscribedStream(Subscriber):
     """A subscriber, with its stream and the reason why it was started.
 
     Args:
-        subscription: the subscription.
-        connection: the connection of the subscription.
-        identifier: the identifier of the subscription.
         start: what the handler asked for.
-        stream_id: the name under which this client knows the stream; None for a base client.
     """
 
-    __slots__ = ("first", "start", "stream")
-
+    start: StreamStart
+    #: The position from which a restore sends entries if the client received none.
+    first: StreamPosition = NOWHERE
     #: The stream; set when it is open.
-    stream: HubStream
-
-    def __init__(
-        self,
-        subscription: SubscriberOwner,
-        connection: Connection,
-        identifier: str,
-        start: StreamStart,
-        stream_id: str | None,
-    ) -> None:
-        super().__init__(subscription, connection.outbox, identifier, stream_id, connection.sids)
-        self.start = start
-        #: The position from which a restore sends entries if the client received none.
-        self.first = self.cursor
+    stream: HubStream = field(init=False)
 
     @property
     def is_behind(self) -> bool:

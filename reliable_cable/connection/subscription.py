@@ -104,7 +104,9 @@ class Subscription:
         if known is not None:
             known.start = start
             return
-        subscribed = SubscribedStream(self, self.connection, self.identifier, start, stream_id)
+        subscribed = SubscribedStream(
+            self, self.connection.outbox, self.identifier, stream_id, self.connection.sids, start=start
+        )
         self.streams[start.name] = subscribed
         hub = self.connection.hub
         try:
