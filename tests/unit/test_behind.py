@@ -63,7 +63,7 @@ async def test_who_empties_the_kernels_buffer_is_not_stuck(frames: bool, monkeyp
     def judge(box: Any) -> None:
         assert box._watch is not None
         box._watch.cancel()
-        box._judge()
+        box._check_socket()
 
     async with Wire(frames=frames) as client:
         client.session.outbox._unsent = lambda: unsent

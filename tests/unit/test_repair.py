@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 
 import pytest
 
@@ -127,6 +128,23 @@ class TestAStoreThatWentBack:
         harness.hub.deliver(Advanced("s"))
         await harness.settled()
         assert harness.store.position("s").epoch == renewed.epoch
+
+    async def test_an_epoch_that_has_ended_does_not_return(self) -> None:
+        harness = Harness()
+        _, log = await harness.subscriber()
+        old = [await harness.publish() for _ in range(3)]
+        backup = copy.deepcopy(harness.store._streams["s"])
+        harness.store.forget("s")
+        renewed = await harness.publish()
+        # The server fails over to a copy that knows nothing of the new epoch.
+        harness.store._streams["s"] = backup
+        harness.hub.deliver(Advanced("s"))
+        await harness.settled()
+        last = await harness.publish()
+        assert len({old[0].epoch, renewed.epoch, last.epoch}) == 3
+        assert [offset for offset in offsets(log) if offset != "lost"] == [1, 2, 3, 1, 1]
+        assert log[-1]["epoch"] == last.epoch
+        assert "lost" in log[log.index("lost") + 1 :], "subscribers are told of the second loss, too"
 
     async def test_a_subscriber_that_asks_is_answered_at_once(self) -> None:
         harness = Harness()
