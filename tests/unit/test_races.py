@@ -222,6 +222,24 @@ class TestStoresThatFail:
             await abroadcast("room", 1)
             assert await rest(client) == [1]
 
+    async def test_subscribes_that_arrive_together_share_the_time_to_open_their_streams(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The client gives up each of them 10 seconds after it was sent.
+        async def hang(name: str) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(commands_module, "SUBSCRIBE_TIMEOUT", 0.2)
+        loop = asyncio.get_running_loop()
+        async with Client() as client:
+            monkeypatch.setattr(get_engine().streams, "aposition", hang)
+            sent = loop.time()
+            for number in range(4):
+                await client.send("subscribe", identifier("Room", number=number))
+            closed = await client.communicator.receive_output(timeout=hub_module.OPEN_TIMEOUT)
+            assert closed == {"type": "websocket.close", "code": 1000}
+        assert loop.time() - sent < hub_module.OPEN_TIMEOUT
+
     async def test_a_stream_that_cannot_be_opened_at_once_is_opened_when_it_can_be(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
