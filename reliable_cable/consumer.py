@@ -68,11 +68,12 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     `connect` may set attributes (`self.user = …`), which channels read as `self.connection.user`, or refuse the
     connection with `self.reject_connection()`.
 
-    A subclass that sets `channel_layer_alias` receives messages of that channel layer, as any Channels consumer does. It
-    has `self.channel_layer` and `self.channel_name` from `connect` on, and an `async def` method for each message type.
+    A subclass that sets `channel_layer_alias` receives messages of that channel layer, as any Channels consumer does.
+    It has `self.channel_layer` and `self.channel_name` from `connect` on, and an `async def` method for each message
+    type.
     """
 
-    #: The names of the attributes that identify the owner of the connection. A session is restored only for equal values.
+    #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
     #: The channel layer to receive messages from. None: no channel layer.
     channel_layer_alias: str | None = None
@@ -98,7 +99,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it."""
 
     def disconnect(self, code: int) -> Any:
-        """Clean up after the connection has ended (`def` or `async def`). `unsubscribed` of all channels was called before.
+        """Clean up after the connection has ended and its channels were unsubscribed (`def` or `async def`).
 
         Args:
             code: the WebSocket close code.
