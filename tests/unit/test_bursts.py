@@ -270,7 +270,7 @@ async def test_one_that_reads_slowly_is_not(frames: bool) -> None:
             box = client.session.outbox
             if box._watch is not None:  # its time is over
                 box._watch.cancel()
-                box._judge()
+                box._check_socket()
                 judged += 1
         assert judged > 3
         assert client.numbers(ONE, "a") == list(range(30))
