@@ -119,6 +119,11 @@ class Harness:
         while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
             await asyncio.wait(tasks)
 
+    async def written(self) -> None:
+        """Wait until all messages that the hub has taken were written."""
+        while any(stream._sending is not None for stream in self.hub._streams.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
     async def publish(self, data: str = "1", exclude: str = "") -> Published:
         """Store a message, announce it, and wait until it was delivered."""
         event = self.append(data, exclude)

@@ -313,6 +313,7 @@ def test_storms(seed: int, size: int) -> None:
                 harness.store.forget("s")
         harness.hub.deliver(Advanced("s"))
         await harness.settled()
+        await harness.written()
         for reader, log in readers:
             if not await catch_up(harness, reader):
                 log.append("lost")
