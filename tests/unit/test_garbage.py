@@ -19,7 +19,7 @@ from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
 from reliable_cable.protocol.constants import DisconnectReason
 
-from .test_pace import HANDSHAKE, Uvicorn, clock
+from .test_paced_servers import HANDSHAKE, Uvicorn, clock
 from .wire import Client, identifier, until
 
 KINDS = (CableConsumer, Connection, Channel, Commands, Outbox, SubscribedStream, Subscription)
