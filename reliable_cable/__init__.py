@@ -6,114 +6,77 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .broadcasting import (
-        abroadcast,
-        abroadcast_batch,
-        aforget,
-        ahistory,
-        aposition,
-        broadcast,
-        broadcast_batch,
-        forget,
-        history,
-        position,
-    )
-    from .channel import Channel, action, state
-    from .consumer import CableConsumer
-    from .disconnecting import adisconnect, disconnect
-    from .exceptions import (
-        AsyncContextError,
-        BroadcastError,
-        BroadcastUncertain,
-        CableError,
-        ChannelError,
-        InvalidIdentifier,
-        InvalidOption,
-        InvalidPayload,
-        InvalidStreamName,
-        PayloadTooLarge,
-        StoreError,
-    )
-    from .presence import presence_for
-    from .protocol.positions import StreamPosition
-    from .signing import signed_stream_name
+    from .broadcasting import abroadcast as abroadcast
+    from .broadcasting import abroadcast_batch as abroadcast_batch
+    from .broadcasting import aforget as aforget
+    from .broadcasting import ahistory as ahistory
+    from .broadcasting import aposition as aposition
+    from .broadcasting import broadcast as broadcast
+    from .broadcasting import broadcast_batch as broadcast_batch
+    from .broadcasting import forget as forget
+    from .broadcasting import history as history
+    from .broadcasting import position as position
+    from .channel import Channel as Channel
+    from .channel import action as action
+    from .channel import state as state
+    from .consumer import CableConsumer as CableConsumer
+    from .disconnecting import adisconnect as adisconnect
+    from .disconnecting import disconnect as disconnect
+    from .exceptions import AsyncContextError as AsyncContextError
+    from .exceptions import BroadcastError as BroadcastError
+    from .exceptions import BroadcastUncertain as BroadcastUncertain
+    from .exceptions import CableError as CableError
+    from .exceptions import ChannelError as ChannelError
+    from .exceptions import InvalidIdentifier as InvalidIdentifier
+    from .exceptions import InvalidOption as InvalidOption
+    from .exceptions import InvalidPayload as InvalidPayload
+    from .exceptions import InvalidStreamName as InvalidStreamName
+    from .exceptions import PayloadTooLarge as PayloadTooLarge
+    from .exceptions import StoreError as StoreError
+    from .presence import presence_for as presence_for
+    from .protocol.positions import StreamPosition as StreamPosition
+    from .signing import signed_stream_name as signed_stream_name
 
 __version__ = "0.1.0"
 
-#: The module of each public name. It is imported when the name is first used: importing this package must not need
-#: Django's settings.
-_MODULES = {
-    **dict.fromkeys(
-        [
-            "abroadcast",
-            "abroadcast_batch",
-            "aforget",
-            "ahistory",
-            "aposition",
-            "broadcast",
-            "broadcast_batch",
-            "forget",
-            "history",
-            "position",
-        ],
-        "broadcasting",
-    ),
-    **dict.fromkeys(["Channel", "action", "state"], "channel"),
-    "CableConsumer": "consumer",
-    **dict.fromkeys(
-        [
-            "AsyncContextError",
-            "BroadcastError",
-            "BroadcastUncertain",
-            "CableError",
-            "ChannelError",
-            "InvalidIdentifier",
-            "InvalidOption",
-            "InvalidPayload",
-            "InvalidStreamName",
-            "PayloadTooLarge",
-            "StoreError",
-        ],
-        "exceptions",
-    ),
-    "presence_for": "presence",
-    "StreamPosition": "protocol.positions",
-    **dict.fromkeys(["adisconnect", "disconnect"], "disconnecting"),
-    "signed_stream_name": "signing",
+#: The public names by module. A module is imported when one of its names is first used, because an import of this
+#: package must not need Django's settings.
+_NAMES = {
+    "broadcasting": [
+        "abroadcast",
+        "abroadcast_batch",
+        "aforget",
+        "ahistory",
+        "aposition",
+        "broadcast",
+        "broadcast_batch",
+        "forget",
+        "history",
+        "position",
+    ],
+    "channel": ["Channel", "action", "state"],
+    "consumer": ["CableConsumer"],
+    "disconnecting": ["adisconnect", "disconnect"],
+    "exceptions": [
+        "AsyncContextError",
+        "BroadcastError",
+        "BroadcastUncertain",
+        "CableError",
+        "ChannelError",
+        "InvalidIdentifier",
+        "InvalidOption",
+        "InvalidPayload",
+        "InvalidStreamName",
+        "PayloadTooLarge",
+        "StoreError",
+    ],
+    "presence": ["presence_for"],
+    "protocol.positions": ["StreamPosition"],
+    "signing": ["signed_stream_name"],
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "AsyncContextError",
-    "BroadcastError",
-    "BroadcastUncertain",
-    "CableConsumer",
-    "CableError",
-    "Channel",
-    "ChannelError",
-    "InvalidIdentifier",
-    "InvalidOption",
-    "InvalidPayload",
-    "InvalidStreamName",
-    "PayloadTooLarge",
-    "StoreError",
-    "StreamPosition",
-    "abroadcast",
-    "abroadcast_batch",
-    "action",
-    "adisconnect",
-    "aforget",
-    "ahistory",
-    "aposition",
-    "broadcast",
-    "broadcast_batch",
-    "disconnect",
-    "forget",
-    "history",
-    "position",
-    "presence_for",
-    "signed_stream_name",
-    "state",
-]
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Coroutine
 from contextvars import copy_context
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from reliable_cable.conf import CableSettings
@@ -44,21 +45,19 @@ class QueueOwner(Protocol):
         """Run a coroutine as a background task."""
 
 
+@dataclass(slots=True, eq=False)
 class _Backlog:
     """The commands that are queued or being handled. An idle connection has no backlog."""
 
-    __slots__ = ("commands", "lingers", "parked", "size", "subscribing")
-
-    def __init__(self) -> None:
-        #: Each command with the size of its frame and, for a `subscribe`, the time of its arrival.
-        self.commands: deque[tuple[commands.Command, int, float]] = deque()
-        #: The size of the frames of the queued commands, in characters.
-        self.size = 0
-        #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
-        self.subscribing: dict[str, float] = {}
-        #: Whether the task waits for more commands after the last one, and what it is waiting for.
-        self.lingers = True
-        self.parked: asyncio.Future[None] | None = None
+    #: Each command with the size of its frame and, for a `subscribe`, the time of its arrival.
+    commands: deque[tuple[commands.Command, int, float]] = field(default_factory=deque)
+    #: The size of the frames of the queued commands, in characters.
+    size: int = 0
+    #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
+    subscribing: dict[str, float] = field(default_factory=dict)
+    #: Whether the task waits for more commands after the last one, and what it is waiting for.
+    lingers: bool = True
+    parked: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
         """Let a waiting task continue. It ends if there is no command."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from reliable_cable.channel import Channel
@@ -20,6 +21,7 @@ from .replay import Replay
 from .subscribed_stream import SubscribedStream
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Subscription:
     """What one identifier of one connection receives.
 
@@ -29,35 +31,21 @@ class Subscription:
         channel: the channel object of the application.
     """
 
-    __slots__ = (
-        "_presence",
-        "_replay",
-        "channel",
-        "confirmed",
-        "connection",
-        "deadline",
-        "identifier",
-        "left_at",
-        "restorable",
-        "streams",
-    )
-
-    def __init__(self, connection: Connection, identifier: str, channel: Channel) -> None:
-        self.connection = connection
-        self.identifier = identifier
-        self.channel = channel
-        #: Whether the client was sent a confirmation on this connection.
-        self.confirmed = False
-        self.streams: dict[str, SubscribedStream] = {}
-        self._presence: SubscriptionPresence | None = None
-        #: Sends missed entries; exists while there are any.
-        self._replay: Replay | None = None
-        #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
-        self.restorable = True
-        #: When the client left the session that was restored, until it has received what it missed.
-        self.left_at: float | None = None
-        #: Closes the connection if the client does not request the history of a restored subscription.
-        self.deadline: asyncio.TimerHandle | None = None
+    connection: Connection
+    identifier: str
+    channel: Channel
+    #: Whether the client was sent a confirmation on this connection.
+    confirmed: bool = False
+    streams: dict[str, SubscribedStream] = field(default_factory=dict)
+    _presence: SubscriptionPresence | None = None
+    #: Sends missed entries; exists while there are any.
+    _replay: Replay | None = None
+    #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
+    restorable: bool = True
+    #: When the client left the session that was restored, until it has received what it missed.
+    left_at: float | None = None
+    #: Closes the connection if the client does not request the history of a restored subscription.
+    deadline: asyncio.TimerHandle | None = None
 
     @property
     def presence(self) -> SubscriptionPresence:

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 from typing import Protocol
 
 from reliable_cable.identity import Identity
 from reliable_cable.protocol.constants import DisconnectReason
-from reliable_cable.stores.sessions.base import SessionRecord
+
+from .heartbeat import Pinged
+from .session_writer import LiveSession
 
 
-class HubConnection(Protocol):
+class HubConnection(LiveSession, Pinged, Protocol):
     """A connection as the hub knows it (see `connection.connection.Connection`)."""
 
-    ping_interval: float
-    ping_due: int
     #: Whether its session can be restored.
     resumable: bool
-
-    @property
-    def sid(self) -> str:
-        """The id of its session."""
-
-    @property
-    def sids(self) -> Collection[str]:
-        """Every id by which its session is known: its own, and those of the sessions that it continues."""
 
     @property
     def identity(self) -> Identity:
@@ -34,12 +25,6 @@ class HubConnection(Protocol):
     @property
     def authenticated(self) -> float:
         """When the client was authenticated, by the session store's clock."""
-
-    def record(self) -> SessionRecord:
-        """Return what a restore needs."""
-
-    def ping(self, frame: str) -> bool:
-        """Send a ping. Return False if the connection needs no more of them."""
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         """Close the connection."""

@@ -8,6 +8,7 @@ not show the end of the stream.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Final
 
 from reliable_cable.protocol.frames import Frame
@@ -44,6 +45,7 @@ def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPos
     return len(page.entries) < PAGE_SIZE or start.offset < page.entries[-1].offset
 
 
+@dataclass(slots=True)
 class _CachedPage:
     """A page, and the frames of its entries.
 
@@ -51,16 +53,14 @@ class _CachedPage:
         page: what the store returned.
         after: the offset after which it was read.
         expires: when it is dropped, by the clock of the event loop.
+        size: the size of its payloads, in characters.
     """
 
-    __slots__ = ("after", "expires", "frames", "page", "size")
-
-    def __init__(self, page: StreamPage, after: int, expires: float) -> None:
-        self.page = page
-        self.after = after
-        self.expires = expires
-        self.size = sum(len(entry.data) for entry in page.entries)
-        self.frames: dict[tuple[str, str | None, type[Frame], int], Frame] = {}
+    page: StreamPage
+    after: int
+    expires: float
+    size: int
+    frames: dict[tuple[str, str | None, type[Frame], int], Frame] = field(default_factory=dict)
 
 
 class HistoryReader:
@@ -142,11 +142,11 @@ class HistoryReader:
     def _cache(self, key: tuple[str, bool], page: StreamPage, after: int) -> None:
         loop = asyncio.get_running_loop()
         self._drop(key)
-        cached = _CachedPage(page, after, loop.time() + PAGE_TTL)
-        if cached.size > CACHE_SIZE:
+        size = sum(len(entry.data) for entry in page.entries)
+        if size > CACHE_SIZE:
             return
-        self._pages[key] = cached
-        self._size += cached.size
+        self._pages[key] = _CachedPage(page, after, loop.time() + PAGE_TTL, size)
+        self._size += size
         while self._size > CACHE_SIZE:
             self._drop(next(iter(self._pages)))
         if self._timer is None:

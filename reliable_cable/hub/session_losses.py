@@ -8,14 +8,12 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Mapping
-from functools import partial
 from typing import Final
 
 from reliable_cable.exceptions import StoreError
-from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
+from reliable_cable.stores.sessions.base import SessionRecord
 
-from .session_writer import LiveSession, SessionWriter
+from .session_writer import SessionWriter
 
 logger = logging.getLogger("reliable_cable")
 
@@ -42,15 +40,12 @@ class LossDetector:
     have the former one.
 
     Args:
-        store: the session store.
-        live: the live sessions of this process, by session id.
-        writer: writes lost records again.
+        writer: has the live sessions, and writes lost records again.
     """
 
-    def __init__(self, store: SessionStore, live: Mapping[str, LiveSession], writer: SessionWriter) -> None:
-        self._store = store
-        self._live = live
+    def __init__(self, writer: SessionWriter) -> None:
         self._writer = writer
+        self._store = writer.store
         #: The ids of the newest witness that was written and of the newest one that was passed to the writer.
         self._witness = ""
         self._next_witness = ""
@@ -70,12 +65,12 @@ class LossDetector:
 
     def end_if_idle(self) -> None:
         """End the checks if there are no live sessions."""
-        if not self._live:
+        if not self._writer.live:
             self._due.set()
 
     def suspect(self) -> None:
         """Check soon whether the store has lost data."""
-        if self._store.may_lose_data and self._live:
+        if self._store.may_lose_data and self._writer.live:
             self._due.set()
 
     async def refresh(self) -> bool:
@@ -87,13 +82,16 @@ class LossDetector:
         Raises:
             StoreError: the store could not be reached.
         """
+        if not self._writer.is_pending(self._next_witness):
+            self._witness = self._next_witness
         witness = self._witness
-        sids = [sid for sid in self._live if not self._writer.is_pending(sid)]
+        sids = [sid for sid in self._writer.live if not self._writer.is_pending(sid)]
         missing = await self._store.atouch([*sids, witness] if witness else sids)
-        lost = [sid for sid in missing if sid in self._live and not self._writer.is_pending(sid)]
+        lost = [sid for sid in missing if sid in self._writer.live and not self._writer.is_pending(sid)]
         if lost:
             logger.warning("The session store has lost %d records; they are written again.", len(lost))
-            self._writer.changed(*(self._live[sid] for sid in lost))
+        for sid in lost:
+            self._writer.changed(self._writer.live[sid])
         if not self._store.may_lose_data:
             return True
         if witness in missing:
@@ -114,7 +112,7 @@ class LossDetector:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._store.settings.sessions_ttl / CHECKS_PER_TTL):
                         await self._due.wait()
-                if not self._live:
+                if not self._writer.live:
                     break
                 await asyncio.sleep(CHECK_DELAY)
                 self._due.clear()
@@ -130,8 +128,4 @@ class LossDetector:
     def _renew_witness(self) -> None:
         if self._store.may_lose_data and not self._writer.is_pending(self._next_witness):
             self._next_witness = WITNESS_PREFIX + secrets.token_hex(8)
-            written = partial(self._witness_written, self._next_witness)
-            self._writer.keep(self._next_witness, SessionRecord({}, 0), written)
-
-    def _witness_written(self, sid: str) -> None:
-        self._witness = sid
+            self._writer.keep(self._next_witness, SessionRecord({}, 0))

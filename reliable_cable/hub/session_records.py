@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.exceptions import StoreError
 from reliable_cable.identity import Identity
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 
-from .session_loader import SessionLoader
 from .session_losses import LossDetector
 from .session_writer import LiveSession, SessionWriter, make_record
 
 #: How long, in seconds, a returning client waits until its record is loaded. It then subscribes again instead.
 LOAD_TIMEOUT: Final = 2.0
 
+#: The most records that are loaded at once.
+LOAD_SIZE: Final = 200
 
-class SessionRecords:
+
+class SessionRecords(SessionWriter):
     """Keeps the stored records of live sessions up to date, for restores on any server.
 
     Used on one event loop. With `SESSIONS_TTL` 0, nothing is stored.
@@ -29,56 +32,42 @@ class SessionRecords:
     """
 
     def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
-        self.store = store
+        super().__init__(store, clock)
         self.enabled = store.settings.sessions_ttl > 0
-        self._live: dict[str, LiveSession] = {}
-        self._writer = SessionWriter(store, clock or StoreClock(store), self._live)
-        self._loader = SessionLoader(store)
-        self._losses = LossDetector(store, self._live, self._writer)
+        self._losses = LossDetector(self)
+        self._loads = BackgroundTasks()
+        #: The load that has not begun, and the sessions whose records it will return.
+        self._batch: asyncio.Task[list[SessionRecord | None]] | None = None
+        self._wanted: list[tuple[str, Identity]] = []
 
     # -- live sessions ------------------------------------------------------------------------------------------------
 
     def add(self, session: LiveSession) -> None:
         """Add a live session. Its record is refreshed until the session is dropped, discarded or voided."""
         if self.enabled:
-            self._live[session.sid] = session
+            self.live[session.sid] = session
             self._losses.start()
-
-    def changed(self, session: LiveSession) -> None:
-        """Write a live session's record soon."""
-        if session.sid in self._live:
-            self._writer.changed(session)
-
-    async def save(self, session: LiveSession) -> bool:
-        """Write a live session's record before its client sees the effect of a change.
-
-        Returns:
-            Whether the client may see the effect. False means that the store may have an older record, and the new one
-            could not be written within `SAVE_TIMEOUT` seconds.
-        """
-        return session.sid not in self._live or await self._writer.save(session)
 
     async def drop(self, session: LiveSession) -> None:
         """Write the last record of a session whose connection has ended. Its time to live begins."""
-        if self._live.get(session.sid) is not session:
+        if self.live.get(session.sid) is not session:
             return
         self.discard(session)
         record = make_record(session)
         if record is not None:
-            self._writer.keep(session.sid, record)
-        await self._writer.flush()
+            self.keep(session.sid, record)
+        await self.flush()
 
     def discard(self, session: LiveSession) -> None:
         """Remove a live session without writing its record."""
-        self._live.pop(session.sid, None)
-        self._writer.discard(session.sid)
+        super().discard(session)
         self._losses.end_if_idle()
 
     def void(self, session: LiveSession) -> None:
         """Remove a session, and delete its records. It cannot be restored here even before they are deleted."""
         self.discard(session)
         if self.enabled:
-            self._writer.delete(session.sids)
+            self.delete(session.sids)
 
     # -- restoring ----------------------------------------------------------------------------------------------------
 
@@ -92,17 +81,30 @@ class SessionRecords:
             return None
         try:
             async with asyncio.timeout(LOAD_TIMEOUT):
-                if self._writer.is_pending(sid):
-                    await self._writer.flush()
-                record = await self._loader.load(sid, identity)
+                if self.is_pending(sid):
+                    await self.flush()
+                record = await self._load(sid, identity)
         except (StoreError, TimeoutError) as error:
-            self._writer.report_failure("loaded", error)
+            self.report_failure("loaded", error)
             return None
-        return None if self._writer.awaits_deletion(sid) else record
+        return None if self.awaits_deletion(sid) else record
 
-    def keep(self, sid: str, record: SessionRecord) -> None:
-        """Write the record of a session that is no longer live here."""
-        self._writer.keep(sid, record)
+    async def _load(self, sid: str, identity: Identity) -> SessionRecord | None:
+        """Load a record together with all others that are requested in the same iteration of the event loop."""
+        if self._batch is None or len(self._wanted) == LOAD_SIZE:
+            self._wanted = []
+            self._batch = self._loads.spawn(self._load_batch(self._wanted))
+        batch, index = self._batch, len(self._wanted)
+        self._wanted.append((sid, identity))
+        records = await asyncio.shield(batch)
+        return records[index]
+
+    async def _load_batch(self, wanted: list[tuple[str, Identity]]) -> list[SessionRecord | None]:
+        if wanted is self._wanted:
+            self._batch = None
+        if len(wanted) == 1:
+            return [await self.store.aload(*wanted[0])]
+        return await self.store.aload_many(wanted)
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
         """Add a restored session, and write its record together with that of the session it continues.
@@ -113,9 +115,9 @@ class SessionRecords:
             record: the new record of that former session.
         """
         self.add(session)
-        self._writer.changed(session)
-        self._writer.keep(sid, record)
-        await self._writer.flush()
+        self.changed(session)
+        self.keep(sid, record)
+        await self.flush()
 
     # -- refreshing ---------------------------------------------------------------------------------------------------
 
@@ -136,6 +138,8 @@ class SessionRecords:
 
     async def stop(self) -> None:
         """Write pending records once, and stop all tasks."""
-        await self._writer.stop()
+        await super().stop()
         await self._losses.stop()
-        await self._loader.stop()
+        for task in self._loads.pending:
+            task.cancel()
+        await asyncio.gather(*self._loads.pending, return_exceptions=True)

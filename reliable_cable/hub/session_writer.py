@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 from reliable_cable.exceptions import StoreError
@@ -50,135 +52,124 @@ class LiveSession(Protocol):
         """Return the session's present record."""
 
 
-@dataclass(frozen=True, slots=True)
-class _KeptRecord:
-    """A pending record that has no live session in this process.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pending:
+    """A record to be written.
 
     Args:
-        record: the record to write.
-        deadline: when it will have expired, by the monotonic clock.
-        written: called after the record has been written.
+        make: returns the record when it is about to be written; None if there is none to write.
+        deadline: when the record will have expired, by the monotonic clock.
     """
 
-    record: SessionRecord
-    deadline: float
-    written: Callable[[], None] | None
+    make: Callable[[], SessionRecord | None]
+    deadline: float = math.inf
 
 
 class SessionWriter:
-    """Writes pending session records, one batch after another, on one event loop.
+    """Writes the records of sessions, one batch after another, on one event loop.
 
     While the store fails, everything stays pending and is retried every `RETRY_DELAY` seconds.
 
     Args:
         store: the session store.
-        clock: the store's clock, which must be measured before records are created.
-        live: the live sessions of this process, by session id.
+        clock: the store's clock, which must be measured before records are created. None creates one.
     """
 
-    def __init__(self, store: SessionStore, clock: StoreClock, live: Mapping[str, LiveSession]) -> None:
-        self._store = store
-        self._clock = clock
-        self._live = live
-        #: Live sessions whose records must be written.
-        self._changed: dict[str, LiveSession] = {}
-        #: Records of other sessions that must be written.
-        self._kept: dict[str, _KeptRecord] = {}
+    def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
+        self.store = store
+        self._clock = clock or StoreClock(store)
+        #: The live sessions of this process, by session id.
+        self.live: dict[str, LiveSession] = {}
+        #: The records that must be written, by session id. An entry is removed after it has been written, unless it was
+        #: replaced meanwhile.
+        self._pending: dict[str, _Pending] = {}
         #: Ids of sessions whose records must be deleted.
         self._deletions: set[str] = set()
         #: Ids of live sessions that the store may have a record of, because a write was attempted.
         self._attempted: set[str] = set()
-        #: For each future that waits for the next write, whether it also waits for further attempts if the store fails.
-        #: The result is whether the write succeeded.
-        self._waiters: dict[asyncio.Future[bool], bool] = {}
+        #: The result of the next write: whether it succeeded, or None if it is retried because the store failed.
+        self._next: asyncio.Future[bool | None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._urgent = asyncio.Event()
-        # Writes must not overlap, because an older record could replace a newer one.
-        self._lock = asyncio.Lock()
         self._failing = False
 
     # -- what to write ------------------------------------------------------------------------------------------------
 
     def is_pending(self, sid: str) -> bool:
         """Return whether a record of this session is still to be written."""
-        return sid in self._changed or sid in self._kept
+        return sid in self._pending
+
+    def changed(self, session: LiveSession) -> None:
+        """Write the record of a session soon, if the session is live."""
+        if session.sid in self.live:
+            self._pending[session.sid] = _Pending(partial(self._record_of, session))
+            self._start()
+
+    def keep(self, sid: str, record: SessionRecord) -> None:
+        """Write a record that has no live session soon, unless its time to live ends before it could be written."""
+        self._pending[sid] = _Pending(lambda: record, time.monotonic() + self.store.settings.sessions_ttl)
+        self._start()
+
+    def discard(self, session: LiveSession) -> None:
+        """Remove a live session without writing its record."""
+        self.live.pop(session.sid, None)
+        self._pending.pop(session.sid, None)
+        self._attempted.discard(session.sid)
+
+    def delete(self, sids: Collection[str]) -> None:
+        """Delete the records of these sessions at once, even while the store is failing."""
+        for sid in sids:
+            self._pending.pop(sid, None)
+        self._deletions.update(sids)
+        self._start(urgent=True)
 
     def awaits_deletion(self, sid: str) -> bool:
         """Return whether the records of this session are still to be deleted."""
         return sid in self._deletions
 
-    def changed(self, *sessions: LiveSession) -> None:
-        """Write the records of live sessions soon."""
-        self._changed.update((session.sid, session) for session in sessions)
-        self._start()
-
-    def keep(self, sid: str, record: SessionRecord, written: Callable[[], None] | None = None) -> None:
-        """Write a record that has no live session soon.
-
-        Args:
-            sid: the session's id.
-            record: the record to write. It is dropped when its time to live ends before it could be written.
-            written: called after the record has been written.
-        """
-        deadline = time.monotonic() + self._store.settings.sessions_ttl
-        self._kept[sid] = _KeptRecord(record, deadline, written)
-        self._start()
-
-    def discard(self, sid: str) -> None:
-        """Do not write the record of a session that is no longer live."""
-        self._changed.pop(sid, None)
-        self._attempted.discard(sid)
-
-    def delete(self, sids: Collection[str]) -> None:
-        """Delete the records of these sessions at once, even while the store is failing."""
-        for sid in sids:
-            self._kept.pop(sid, None)
-        self._deletions.update(sids)
-        self._start(urgent=True)
-
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     async def save(self, session: LiveSession) -> bool:
-        """Write a live session's record now, and retry for `SAVE_TIMEOUT` seconds.
+        """Write a live session's record before its client sees the effect of a change.
 
         Returns:
-            False if the store may have an older record, and the new one could not be written in time.
+            Whether the client may see the effect. False means that the store may have an older record, and the new one
+            could not be written within `SAVE_TIMEOUT` seconds.
         """
-        self._changed[session.sid] = session
-        if self._failing and session.sid not in self._attempted:
+        self.changed(session)
+        if session.sid not in self.live or (self._failing and session.sid not in self._attempted):
             # The store has no older record of this session, so no restore can bring back an older state.
-            self._start()
             return True
-        return bool(await self._wait(SAVE_TIMEOUT, retry=True))
+        try:
+            async with asyncio.timeout(SAVE_TIMEOUT):
+                while (saved := await self._next_write()) is None:
+                    pass
+                return saved
+        except TimeoutError:
+            return False
 
     async def flush(self) -> None:
         """Write everything pending now, and wait for one attempt. Return at once while the store is failing."""
         if self._failing:
             self._start()
-        elif await self._wait(FLUSH_TIMEOUT, retry=False) is None:
+            return
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await self._next_write()
+        except TimeoutError:
             self.report_failure("written", TimeoutError("the store does not respond"))
 
-    async def _wait(self, seconds: float, *, retry: bool) -> bool | None:
-        """Wait for the next write. Return whether it succeeded, or None if it did not end in time.
-
-        Args:
-            seconds: how long to wait.
-            retry: whether to wait for further attempts if the store fails.
-        """
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = retry
+    async def _next_write(self) -> bool | None:
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
         self._start(urgent=not self._failing)
-        try:
-            await asyncio.wait([waiter], timeout=seconds)
-            return waiter.result() if waiter.done() else None
-        finally:
-            waiter.cancel()
-            self._waiters.pop(waiter, None)
+        return await asyncio.shield(self._next)
 
     async def stop(self) -> None:
         """Attempt once to write everything pending, then stop retrying."""
         if self._has_work:
-            await self._write()
+            self._urgent.set()
+            await self._next_write()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -200,7 +191,7 @@ class SessionWriter:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._changed or self._kept or self._deletions or self._waiters)
+        return bool(self._pending or self._deletions or self._next)
 
     def _start(self, *, urgent: bool = False) -> None:
         """Start a write after `SAVE_DELAY`, after `RETRY_DELAY` while the store is failing, or at once if urgent."""
@@ -221,79 +212,48 @@ class SessionWriter:
             self._task = None
 
     async def _write(self) -> None:
-        """Write everything pending. After an error of the store, it is pending again."""
-        async with self._lock:
-            await self._clock.ready()
-            waiters, self._waiters = self._waiters, {}
-            changed, self._changed = self._changed, {}
-            now = time.monotonic()
-            self._kept = {sid: kept for sid, kept in self._kept.items() if kept.deadline > now}
-            kept, deletions = dict(self._kept), set(self._deletions)
-            try:
-                await self._write_all(kept, changed, deletions)
-            except StoreError as error:
-                still_live = {sid: session for sid, session in changed.items() if sid in self._live}
-                self._changed = still_live | self._changed
-                self._waiters |= {waiter: True for waiter, retry in waiters.items() if retry and not waiter.done()}
-                _set_results([waiter for waiter, retry in waiters.items() if not retry], saved=False)
-                self.report_failure("written", error)
-            except Exception:
-                # A retry would fail, too. A client whose session has no record subscribes again.
-                logger.exception("%d session records could not be written.", len(kept) + len(changed))
-                self._end_write(kept, deletions, waiters, saved=False)
-            else:
-                self._end_write(kept, deletions, waiters, saved=True)
+        """Write everything pending. After an error of the store, all of it is still pending."""
+        await self._clock.ready()
+        result, self._next = self._next, None
+        now = time.monotonic()
+        self._pending = {sid: item for sid, item in self._pending.items() if item.deadline > now}
+        pending, deletions = self._pending.copy(), self._deletions.copy()
+        saved: bool | None = True
+        try:
+            await self._write_all(list(pending.items()), deletions)
+        except StoreError as error:
+            saved = None
+            self.report_failure("written", error)
+        except Exception:
+            # A retry would fail, too. A client whose session has no record subscribes again.
+            logger.exception("%d session records could not be written.", len(pending))
+            saved = False
+        if saved is not None:
+            # A record that was replaced during the write is still pending.
+            self._pending = {sid: item for sid, item in self._pending.items() if pending.get(sid) is not item}
+            self._deletions -= deletions
+            if self._failing:
+                self._failing = False
+                logger.info("The session store works again.")
+        if result is not None:
+            result.set_result(saved)
 
-    async def _write_all(
-        self, kept: Mapping[str, _KeptRecord], changed: Mapping[str, LiveSession], deletions: Collection[str]
-    ) -> None:
+    async def _write_all(self, pending: list[tuple[str, _Pending]], deletions: Collection[str]) -> None:
         if self._failing:
             # Ask first whether the store works again. `save` relies on this: while the store is failing, it is sent no
             # records of new sessions.
-            await self._store.atouch([UNUSED_ID])
-        pending: list[tuple[str, _KeptRecord | LiveSession]] = [*kept.items(), *changed.items()]
+            await self.store.atouch([UNUSED_ID])
         for start in range(0, len(pending), SAVE_SIZE):
-            if records := self._records(pending[start : start + SAVE_SIZE]):
-                self._attempted |= records.keys() & self._live.keys()
-                await self._store.asave(records)
+            batch = [(sid, item.make()) for sid, item in pending[start : start + SAVE_SIZE]]
+            if records := {sid: record for sid, record in batch if record is not None}:
+                self._attempted |= records.keys() & self.live.keys()
+                await self.store.asave(records)
         if deletions:
-            await self._store.adelete(deletions)
+            await self.store.adelete(deletions)
 
-    def _records(self, pending: Iterable[tuple[str, _KeptRecord | LiveSession]]) -> dict[str, SessionRecord]:
-        records: dict[str, SessionRecord] = {}
-        for sid, item in pending:
-            if isinstance(item, _KeptRecord):
-                records[sid] = item.record
-            # A session that has ended since then has passed its last record to `keep`.
-            elif self._live.get(sid) is item and (record := make_record(item)) is not None:
-                records[sid] = record
-        return records
-
-    def _end_write(
-        self,
-        kept: Mapping[str, _KeptRecord],
-        deletions: Collection[str],
-        waiters: Iterable[asyncio.Future[bool]],
-        *,
-        saved: bool,
-    ) -> None:
-        _set_results(waiters, saved=saved)
-        # A record that was replaced during the write is still pending.
-        self._kept = {sid: item for sid, item in self._kept.items() if kept.get(sid) is not item}
-        self._deletions.difference_update(deletions)
-        if saved:
-            for item in kept.values():
-                if item.written is not None:
-                    item.written()
-        if self._failing:
-            self._failing = False
-            logger.info("The session store works again.")
-
-
-def _set_results(waiters: Iterable[asyncio.Future[bool]], *, saved: bool) -> None:
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(saved)
+    def _record_of(self, session: LiveSession) -> SessionRecord | None:
+        # A session that has ended since then has passed its last record to `keep`.
+        return make_record(session) if self.live.get(session.sid) is session else None
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:

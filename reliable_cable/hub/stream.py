@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from reliable_cable.protocol.positions import StreamPosition
@@ -37,6 +38,7 @@ class StreamObserver(Protocol):
         """Messages are missing for good."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class HubStream:
     """A stream that is open in this event loop.
 
@@ -47,48 +49,29 @@ class HubStream:
         name: the name of the stream.
     """
 
-    __slots__ = (
-        "_early",
-        "_early_size",
-        "_fanned_out",
-        "_queue",
-        "_sending",
-        "former_epochs",
-        "groups",
-        "name",
-        "observer",
-        "opening",
-        "position",
-        "repair",
-        "repair_again",
-        "serial",
-        "users",
-    )
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        #: The position of the last message that was taken; None while the stream is being opened.
-        self.position: StreamPosition | None = None
-        #: The serial of that message.
-        self.serial = 0
-        #: The epochs that ended while the stream was open here, the latest one last.
-        self.former_epochs: tuple[str, ...] = ()
-        self.groups: dict[GroupKey, SubscriberGroup] = {}
-        self.observer: StreamObserver | None = None
-        #: How many subscribers and observers need the stream to be open.
-        self.users = 0
-        self.opening: asyncio.Task[None] | None = None
-        self.repair: asyncio.Task[None] | None = None
-        #: Whether the repair reads the store once more.
-        self.repair_again = False
-        #: Announced messages for which others before them are missing.
-        self._early: list[Published | Transient] = []
-        self._early_size = 0
-        #: Messages to be written, and the serial of the last kept message before them.
-        self._queue: deque[Entry | Transient] = deque()
-        self._fanned_out = 0
-        #: Continues to write: at the end of this iteration of the event loop, after a pause, or as a task.
-        self._sending: asyncio.Handle | asyncio.Task[None] | None = None
+    name: str
+    #: The position of the last message that was taken; None while the stream is being opened.
+    position: StreamPosition | None = None
+    #: The serial of that message.
+    serial: int = 0
+    #: The epochs that ended while the stream was open here, the latest one last.
+    former_epochs: tuple[str, ...] = ()
+    groups: dict[GroupKey, SubscriberGroup] = field(default_factory=dict)
+    observer: StreamObserver | None = None
+    #: How many subscribers and observers need the stream to be open.
+    users: int = 0
+    opening: asyncio.Task[None] | None = None
+    repair: asyncio.Task[None] | None = None
+    #: Whether the repair reads the store once more.
+    repair_again: bool = False
+    #: Announced messages for which others before them are missing.
+    _early: list[Published | Transient] = field(default_factory=list)
+    _early_size: int = 0
+    #: Messages to be written, and the serial of the last kept message before them.
+    _queue: deque[Entry | Transient] = field(default_factory=deque)
+    _fanned_out: int = 0
+    #: Continues to write: at the end of this iteration of the event loop, after a pause, or as a task.
+    _sending: asyncio.Handle | asyncio.Task[None] | None = None
 
     # -- subscribers ------------------------------------------------------------------------------------------------
 

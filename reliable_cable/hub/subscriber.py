@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.streams.base import NOWHERE
 
 #: The value of `Subscriber.at` while the subscriber is not live.
 NOT_LIVE: Final = -1
@@ -74,6 +76,7 @@ class SubscriberOwner(Protocol):
         """Messages to a live subscriber are missing for good: tell the client."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Subscriber:
     """One subscription of one connection on one stream.
 
@@ -83,48 +86,24 @@ class Subscriber:
         identifier: the identifier of the subscription.
         stream_id: the name under which this client knows the stream. None for a base client, which gets no positions.
         sids: the session ids by which a broadcast can exclude this connection.
-        presence: whether the client is sent joins and leaves of this stream.
     """
 
-    __slots__ = (
-        "_held",
-        "at",
-        "confirmed",
-        "cursor",
-        "identifier",
-        "outbox",
-        "owner",
-        "presence",
-        "sids",
-        "state",
-        "stream_id",
-    )
-
-    def __init__(
-        self,
-        owner: SubscriberOwner,
-        outbox: SubscriberOutbox,
-        identifier: str,
-        stream_id: str | None,
-        sids: Collection[str],
-        *,
-        presence: bool = False,
-    ) -> None:
-        self.owner = owner
-        self.outbox = outbox
-        self.identifier = identifier
-        self.stream_id = stream_id
-        self.sids = sids
-        self.presence = presence
-        #: Whether the client knows the subscription, so that it can be sent presence events and held messages.
-        self.confirmed = False
-        self.state = SubscriberState.OPENING
-        #: The serial of the last kept message that was written to the outbox or excluded; `NOT_LIVE` unless it is live.
-        self.at = NOT_LIVE
-        #: The position after which entries are read from the store; meaningful only while it is catching up.
-        self.cursor = StreamPosition("", 0)
-        #: Messages without a position that arrived while the subscriber was catching up.
-        self._held: list[str] | None = None
+    owner: SubscriberOwner
+    outbox: SubscriberOutbox
+    identifier: str
+    stream_id: str | None
+    sids: Collection[str]
+    #: Whether the client is sent joins and leaves of this stream.
+    presence: bool = False
+    #: Whether the client knows the subscription, so that it can be sent presence events and held messages.
+    confirmed: bool = False
+    state: SubscriberState = SubscriberState.OPENING
+    #: The serial of the last kept message that was written to the outbox or excluded; `NOT_LIVE` unless it is live.
+    at: int = NOT_LIVE
+    #: The position after which entries are read from the store; meaningful only while it is catching up.
+    cursor: StreamPosition = NOWHERE
+    #: Messages without a position that arrived while the subscriber was catching up.
+    _held: list[str] | None = None
 
     def catch_up_from(self, cursor: StreamPosition) -> None:
         """Stop live delivery. The subscriber needs the entries after `cursor` from the store."""
@@ -173,6 +152,7 @@ def group_key(subscriber: Subscriber) -> GroupKey:
     return subscriber.identifier, subscriber.stream_id, subscriber.outbox.form
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class SubscriberGroup:
     """The subscribers of a stream for whom a message is the same frame.
 
@@ -182,15 +162,12 @@ class SubscriberGroup:
         form: the form in which they take frames.
     """
 
-    __slots__ = ("_encode", "_epoch", "form", "identifier", "stream_id", "subscribers")
-
-    def __init__(self, identifier: str, stream_id: str | None, form: type[Frame] = Frame) -> None:
-        self.identifier = identifier
-        self.stream_id = stream_id
-        self.form = form
-        self.subscribers: dict[Subscriber, None] = {}
-        self._epoch = ""
-        self._encode: Callable[[int, str], str] | None = None
+    identifier: str
+    stream_id: str | None
+    form: type[Frame] = Frame
+    subscribers: dict[Subscriber, None] = field(default_factory=dict)
+    _epoch: str = ""
+    _encode: Callable[[int, str], str] | None = None
 
     def encode(self, epoch: str, offset: int, data: str) -> Frame:
         """Return a kept message as a frame."""
