@@ -1,4 +1,4 @@
-"""`CableConsumer`: the only place with ASGI."""
+"""`CableConsumer`: the only place that handles ASGI WebSocket messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .stores.engine import Engine, get_engine
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds between attempts to receive from a channel layer that fails.
+#: How long, in seconds, to wait before a channel layer that failed is tried again.
 LAYER_RETRY_INTERVAL = 1.0
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -50,7 +50,7 @@ _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.W
 
 
 def get_hub() -> Hub:
-    """Return the hub of the running event loop, for the settings in force."""
+    """Return the hub of the running event loop. It is made anew after a change of settings."""
     loop = asyncio.get_running_loop()
     engine: Engine = get_engine()
     settings: CableSettings = get_settings()
@@ -63,27 +63,30 @@ def get_hub() -> Hub:
 
 
 class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
-    """A Channels consumer that speaks the extended Action Cable protocol; subclass it to authenticate connections.
+    """A Channels consumer that speaks the extended Action Cable protocol. Subclass it to authenticate connections.
 
-    `connect` may set attributes (`self.user = …`), which channels read as `self.connection.user`, or refuse by
-    `self.reject_connection()`. A subclass that names a `channel_layer_alias` gets its messages as any consumer does: it
-    has `self.channel_layer` and `self.channel_name` from `connect` on, and an `async def` method for each message type.
+    `connect` may set attributes (`self.user = …`), which channels read as `self.connection.user`, or refuse the
+    connection with `self.reject_connection()`.
+
+    A subclass that sets `channel_layer_alias` receives messages of that channel layer, as any Channels consumer does.
+    It has `self.channel_layer` and `self.channel_name` from `connect` on, and an `async def` method for each message
+    type.
     """
 
-    #: The attributes that name whose connection this is: a session is restored only for the same ones.
+    #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
-    #: None: no channel layer, at no cost.
+    #: The channel layer to receive messages from. None: no channel layer.
     channel_layer_alias: str | None = None
 
     scope: dict[str, Any]
     user: Any = None
-    #: The connection, from the welcome on.
+    #: The connection, after the client was welcomed.
     session: Connection | None = None
 
-    #: When the user was authenticated, by the monotonic clock of `Engine.session_clock`.
+    #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
     _rejected = False
-    #: Messages of the channel layer wait for it.
+    #: Set when the client was welcomed. Messages of the channel layer are handled afterwards.
     _connected: asyncio.Event | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -93,20 +96,24 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
     def connect(self) -> Any:
-        """A client connects (`def` or `async def`): set what identifies it, or refuse it."""
+        """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it."""
 
     def disconnect(self, code: int) -> Any:
-        """The connection has gone (`def` or `async def`); every subscription's `unsubscribed` was called."""
+        """Clean up after the connection has ended and its channels were unsubscribed (`def` or `async def`).
+
+        Args:
+            code: the WebSocket close code.
+        """
 
     def reject_connection(self) -> None:
-        """Refuse the connection: the client is told `unauthorized` and stays away."""
+        """Refuse the connection. The client is sent the reason `unauthorized`, and does not reconnect."""
         self._rejected = True
 
     # -- ASGI ---------------------------------------------------------------------------------------------------------
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        # The middlewares have just looked up who it is.
+        # The authentication middleware has just run.
         self._authenticated = get_hub().engine.session_clock.moment()
         self.scope = scope
         self.base_send = send
@@ -125,7 +132,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if self._connected is not None:
                 self._connected.set()
             while True:
-                # An idle connection keeps no message.
+                # Keep no message in memory while the connection is idle.
                 del message
                 message = await receive()
                 if message["type"] == "websocket.receive":
@@ -227,7 +234,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 failing = False
             except Exception:
                 if not failing:
-                    logger.exception("The channel layer cannot be heard; it is tried again.")
+                    logger.exception("The channel layer cannot be read; trying again.")
                 failing = True
                 await asyncio.sleep(LAYER_RETRY_INTERVAL)
                 continue

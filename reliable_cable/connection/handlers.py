@@ -1,4 +1,4 @@
-"""Runs what application code wrote, where it belongs, and keeps what it recorded only if it did not raise."""
+"""Runs handlers of channels, in a thread if they are sync, and drops the reply of one that raises."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from reliable_cable.reply import Reply
 
 logger = logging.getLogger("reliable_cable")
 
-#: What a handler's check that said no amounts to.
+#: The reply of a handler that was not called because its check returned False.
 REFUSED = Reply(rejected=True)
 
 
 def _cancelled(error: BaseException) -> bool:
-    """Whether it is we who were cancelled, not something that a handler awaited."""
+    """Return whether this task was cancelled, not something that a handler awaited."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 async def invoke(call: Callable[..., Any]) -> Any:
-    """Run a handler, sync or async; one that was not overridden costs nothing."""
+    """Run a handler, sync or async. One that the channel does not override costs nothing."""
     target = call.func if isinstance(call, partial) else call
     if getattr(target, "__func__", None) is getattr(Channel, getattr(target, "__name__", ""), None):
         return None
@@ -48,14 +48,14 @@ async def run_recorded(
     """Run a handler after its check.
 
     Args:
-        channel: whose handler it is.
-        name: the handler's, for the log and for `handle_error`.
-        handler: called with nothing.
-        check: called before; if it returns False, the handler is not called and the reply is `REFUSED`.
+        channel: the channel.
+        name: the name of the handler, for the log and for `handle_error`.
+        handler: the handler, which takes no arguments.
+        check: called first. If it returns False, the handler is not called and the reply is `REFUSED`.
         retried: whether the caller retries after an outage. Its error is then raised, without a call of `handle_error`.
 
     Returns:
-        What is to be applied, and whether one of them raised: then it is what `handle_error` recorded.
+        The reply, and whether the handler or the check raised. If so, the reply is that of `handle_error`.
     """
     saved = channel.begin()
     changed = False
@@ -71,19 +71,21 @@ async def run_recorded(
         channel.undo(saved)
         if retried and is_outage(cause):
             raise
-        error = cause if isinstance(cause, Exception) else RuntimeError("what the handler awaited was cancelled")
+        error = (
+            cause if isinstance(cause, Exception) else RuntimeError("something that the handler awaited was cancelled")
+        )
         logger.exception("%s: %s failed.", type(channel).__name__, name)
         return await run_error_handler(channel, error, name), True
     return channel.take_reply(changed=changed), False
 
 
 async def run_error_handler(channel: Channel, error: Exception, name: str) -> Reply:
-    """Run a channel's `handle_error`; return the reply that it recorded.
+    """Run `handle_error` of a channel. Return the reply that it recorded.
 
     Args:
         channel: the channel whose handler raised.
         error: the error that the handler raised.
-        name: the handler's name.
+        name: the name of the handler.
     """
     saved = channel.begin()
     changed = False

@@ -1,4 +1,7 @@
-"""What goes out on one connection: written at once while the socket takes it, kept back, within bounds, while not."""
+"""The outbox of a connection: writes frames at once while the socket takes them, and queues them otherwise.
+
+Protocol: Slow clients.
+"""
 
 from __future__ import annotations
 
@@ -15,37 +18,43 @@ logger = logging.getLogger("reliable_cable")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: Seconds in which the client of a full socket that is waited for must have taken something; and where nobody knows
-#: what the kernel has of it, which is several megabytes: a slow client takes its time for these.
+#: How long, in seconds, a full socket may take nothing before its client counts as too slow.
 STALL_TIME = 10.0
+#: The same where the server cannot tell how much the kernel has buffered. That may be several megabytes, for which a
+#: slow client needs more time.
 BLIND_STALL_TIME = 60.0
 
-#: The queue of everybody who has nothing queued: it takes nothing, and is never filled.
+#: The queue of an outbox that has nothing queued. It is shared, and never filled.
 _EMPTY: deque[str] = deque(maxlen=0)
 
 
 def wire(text: str, form: type[Frame] = Frame) -> bytes:
-    """Return a text as a WebSocket frame; one that goes to many is made once.
+    """Return the bytes of a WebSocket frame. Those of a `Frame` are made once for all clients.
 
     Args:
-        text: of the message; a frame that is in neither the plain form nor this one is made again.
-        form: in which the client takes frames.
+        text: the text of the message. A `Frame` of another form is made again.
+        form: the form in which the client takes frames.
     """
     if isinstance(text, Frame) and type(text) in (Frame, form):
         return text.wire
     return form(text).wire
 
 
-def _tell_nobody() -> None:
-    """Take the place of who was told."""
+def _do_nothing() -> None:
+    """Take the place of `overflow` after the connection has ended."""
 
 
-def _nobody_knows() -> None:
-    """Take the place of who knows how much was not taken yet."""
+def _unknown() -> None:
+    """Take the place of `unsent` where the server cannot tell."""
 
 
 class _Resumed:
-    """Awaits the rest of a coroutine that was started by hand and waits for `waited`."""
+    """Awaits the rest of a coroutine that was started by hand.
+
+    Args:
+        coroutine: the coroutine.
+        waited: what it is waiting for.
+    """
 
     __slots__ = ("_coroutine", "_waited")
 
@@ -58,7 +67,7 @@ class _Resumed:
         while True:
             try:
                 value = yield waited
-            except BaseException as error:  # handed on to the coroutine
+            except BaseException as error:  # the coroutine handles it
                 step = partial(self._coroutine.throw, error)
             else:
                 step = partial(self._coroutine.send, value)
@@ -69,21 +78,22 @@ class _Resumed:
 
 
 class Outbox:
-    """Frames to one client, in order.
+    """Sends frames to one client, in order.
 
-    A fan-out never waits for a socket: `push` drives the server's `send` once, and if that suspends, a task of this
-    connection's own finishes it while further frames queue here. So do frames while the server says, through `pause`,
-    that its buffer is full. What can be read from a store later fills no more than half of the limit, what readers hold
-    back a quarter: the rest is for what can only be sent.
+    Fan-out never waits for a socket. `push` runs the server's `send` once. If that suspends, a task of this connection
+    finishes it, and further frames are queued. Frames are also queued while the server's buffer is full (`pause`).
+
+    The queue is limited. Messages that can be read from the store later may fill half of it, and messages that
+    subscribers hold a quarter. The rest is for frames that can only be sent.
 
     Args:
         send: the ASGI `send`.
-        limit: how much may queue here, in characters; more calls `overflow`, once.
-        overflow: called when the client turns out to be too slow: too much waits, or nothing moved for `STALL_TIME`
+        limit: the most characters that may be queued. Beyond it, `overflow` is called once.
+        overflow: called when the client is too slow: too much is queued, or the socket took nothing for `STALL_TIME`
             (`BLIND_STALL_TIME`) while something waited for it (`drained`).
-        write: writes a WebSocket frame and does not wait, where the server offers that (servers/base.py).
-        form: in which the client takes such frames.
-        unsent: returns how many bytes were written and not taken by the client yet; None: nobody knows.
+        write: writes the bytes of a frame without waiting, where the server offers that (see `servers.base.Transport`).
+        form: the form in which the client takes such frames.
+        unsent: returns how many bytes were written but not taken by the client; None if that is not known.
     """
 
     __slots__ = (
@@ -116,23 +126,23 @@ class Outbox:
         overflow: Callable[[], None],
         write: Callable[[bytes], None] | None = None,
         form: type[Frame] = Frame,
-        unsent: Callable[[], int | None] = _nobody_knows,
+        unsent: Callable[[], int | None] = _unknown,
     ) -> None:
         self._send = send
         self._write = write
-        #: In which the client takes frames that are written.
+        #: The form in which the client takes frames.
         self.form = form
-        #: Writes a frame at once; None while that is not possible, or never is: then `push` does what is.
+        #: Writes a frame at once; None while that is not possible. Use `push` then.
         self.ready = write
         self._limit = limit
         self._overflow = overflow
         self._queue = _EMPTY
         self._size = 0
-        #: Characters that readers of this connection hold back until they are live.
+        #: How many characters the subscribers of this connection hold until they are live.
         self.held = 0
         self._paused = False
         self._blocked = False
-        #: Judges whether a full socket takes anything; and whether it has, since it judged last.
+        #: Checks whether a full socket takes anything, and whether it has since the last check.
         self._watch: asyncio.TimerHandle | None = None
         self._moved = False
         self._unsent = unsent
@@ -144,23 +154,23 @@ class Outbox:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing is sent any more."""
+        """Whether sending has ended."""
         return self._closed
 
     @property
     def blocked(self) -> bool:
-        """Whether what is pushed has to wait."""
+        """Whether frames are queued."""
         return self._blocked and not self._closed
 
     def push(self, text: str, *, kept: bool = False) -> bool:
-        """Send a frame as soon as the socket takes it, after those before it.
+        """Send a frame, or queue it while the socket takes none.
 
         Args:
-            text: the frame.
-            kept: whether it can be read from a store later.
+            text: the text of the frame.
+            kept: whether the message can be read from the store later.
 
         Returns:
-            False if it was not taken, since it is kept and much waits already.
+            False if the frame was not taken because it is kept and much is queued already.
         """
         if self.ready is not None:
             try:
@@ -184,7 +194,7 @@ class Outbox:
         return True
 
     def can_hold(self, size: int) -> bool:
-        """Whether a reader may hold back so many characters more."""
+        """Return whether `size` more characters may be held."""
         return self.held + size <= self._limit // 4
 
     def _give_up(self) -> None:
@@ -192,11 +202,11 @@ class Outbox:
         try:
             self._overflow()
         except Exception:
-            # The fan-out that brought this goes on to the others.
+            # The fan-out goes on to the other subscribers.
             logger.exception("A slow client could not be dropped.")
 
     def push_all(self, frames: Sequence[str]) -> None:
-        """Send frames, in one write where the server takes frames."""
+        """Send several frames, in one write where the server takes frames."""
         if self.ready is None or len(frames) < 2:
             for frame in frames:
                 self.push(frame)
@@ -207,12 +217,12 @@ class Outbox:
             self.failed()
 
     def pause(self) -> None:
-        """Keep frames here from now on: the server's buffer is full."""
+        """Queue frames from now on, because the server's buffer is full."""
         self._paused = self._blocked = True
         self.ready = None
 
     def resume(self) -> None:
-        """Send what was kept: the server's buffer has room."""
+        """Send the queued frames, because the server's buffer has room."""
         self._paused = False
         self._moved = True
         if self._closed or not self._blocked:
@@ -238,15 +248,15 @@ class Outbox:
             self._wake()
 
     def failed(self) -> None:
-        """A frame could not be sent: the socket has gone; the server tells the application through `receive`."""
+        """Stop sending because the socket is closed. The server tells the application through `receive`."""
         logger.debug("A frame could not be sent.", exc_info=True)
         self.abandon()
 
     async def drained(self) -> None:
-        """Wait until nothing is kept back here; a client that takes nothing meanwhile is dropped."""
+        """Wait until no frame is queued. A client that takes nothing meanwhile is too slow, and is dropped."""
         while self.blocked:
             if self._watch is None:
-                self._wait_for_movement()
+                self._watch_socket()
             if self._drained is None:
                 self._drained = asyncio.get_running_loop().create_future()
             await asyncio.shield(self._drained)
@@ -258,27 +268,31 @@ class Outbox:
             self._reading = asyncio.Lock()
         return self._reading
 
-    def _wait_for_movement(self) -> None:
+    def _watch_socket(self) -> None:
         self._moved, self._unsent_then = False, self._unsent()
         time = BLIND_STALL_TIME if self._unsent_then is None else STALL_TIME
-        self._watch = asyncio.get_running_loop().call_later(time, self._judge)
+        self._watch = asyncio.get_running_loop().call_later(time, self._check_socket)
 
-    def _judge(self) -> None:
+    def _check_socket(self) -> None:
         self._watch = None
         if not self._blocked:
             return
         unsent, then = self._unsent(), self._unsent_then
-        # It may have grown by a ping of the server's own.
+        # The number may have grown by a ping that the server itself sent.
         if self._moved or (unsent is not None and then is not None and unsent < then):
-            self._wait_for_movement()
+            self._watch_socket()
         else:
             self._give_up()
 
-    async def close(self, code: int, *, timeout: float) -> bool:  # noqa: ASYNC109 - bounds a farewell
-        """Send what was kept, for at most `timeout` seconds, then end the connection with a close code.
+    async def close(self, code: int, *, timeout: float) -> bool:  # noqa: ASYNC109 - bounds the whole call
+        """Send the queued frames, for at most `timeout` seconds, then close the connection.
+
+        Args:
+            code: the WebSocket close code.
+            timeout: in seconds.
 
         Returns:
-            False if the socket took no close: the connection is to be aborted.
+            False if the connection could not be closed in time, and has to be aborted.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -289,7 +303,7 @@ class Outbox:
                 self.ready = None
                 await self._send({"type": "websocket.close", "code": code})
         except Exception:
-            # Timed out, or whatever a server raises when the socket has gone.
+            # Timed out, or an error of a server whose socket is closed.
             return False
         else:
             return True
@@ -297,7 +311,7 @@ class Outbox:
             self.abandon()
 
     def abandon(self) -> None:
-        """Send nothing any more, and forget what was kept."""
+        """Stop sending, and drop the queued frames."""
         self._closed = True
         self.ready = None
         self._queue.clear()
@@ -311,7 +325,7 @@ class Outbox:
 
     def break_cycles(self) -> None:
         """Drop the reference to the connection, which has ended."""
-        self._overflow = _tell_nobody
+        self._overflow = _do_nothing
 
     def _drive(self, message: dict[str, Any]) -> None:
         coroutine: Any = self._send(message)

@@ -1,4 +1,7 @@
-"""By which ids a client knows its streams: a page keeps one position per stream id (PROTOCOL.md, 4)."""
+"""Stream ids: the names under which a client knows its streams. It keeps one position for each of them.
+
+Protocol: Stream ids.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from reliable_cable.protocol.positions import HistoryRequest
 
 
 def stream_alias(stream: str, identifier: str) -> str:
-    """Return the stream id of the second and further identifiers of a connection on one stream."""
+    """Return the stream id that the second and further identifiers of a connection get on a stream."""
     digest = hashlib.blake2b(f"{stream}\0{identifier}".encode(), digest_size=9).hexdigest()
     return f"{stream}#{digest}"
 
@@ -17,21 +20,21 @@ class StreamIds:
     """The stream ids of one connection.
 
     Args:
-        extended: whether the client speaks the extended protocol; others get no positions.
+        extended: whether the client speaks the extended protocol. Other clients get no positions.
     """
 
     __slots__ = ("_extended", "_owners")
 
     def __init__(self, *, extended: bool) -> None:
         self._extended = extended
-        #: The identifier that has a stream's plain name.
+        #: The identifier that has the name of the stream as its stream id, by stream.
         self._owners: dict[str, str] = {}
 
     def claim(self, stream: str, identifier: str, request: HistoryRequest | None) -> str | None:
         """Return the stream id that an identifier gets; None for a base client.
 
-        The first identifier on a stream gets its plain name, unless its client already knows the stream by an id of
-        this identifier's own: under the plain one it may hold another identifier's position.
+        The first identifier on a stream gets the name of the stream. The exception is an identifier for which the
+        client already has an alias: under the name of the stream, it may have the position of another identifier.
         """
         if not self._extended:
             return None
@@ -43,11 +46,11 @@ class StreamIds:
         return alias
 
     def take(self, stream: str, identifier: str, stream_id: str) -> None:
-        """Keep the stream id that a restored subscription had."""
+        """Set the stream id that a restored subscription had."""
         if stream_id == stream:
             self._owners[stream] = identifier
 
     def release(self, stream: str, identifier: str) -> None:
-        """Let the next identifier have the plain name."""
+        """Let the next identifier have the name of the stream."""
         if self._owners.get(stream) == identifier:
             del self._owners[stream]

@@ -1,4 +1,4 @@
-"""Pings all connections of a process: those that are due at about the same time by one timer and one frame."""
+"""Pings all connections of an event loop. Connections that are due at about the same time share a timer and a frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reliable_cable.protocol.frames import Frame
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds by which a ping may be late.
+#: How long, in seconds, a ping may be late.
 TICK: Final = 0.1
 
 
@@ -23,11 +23,11 @@ class Pinged(Protocol):
     """A connection that is pinged."""
 
     ping_interval: float
-    #: The tick of its next ping; the heartbeat's.
+    #: The tick of its next ping. Belongs to the heartbeat.
     ping_due: int
 
     def ping(self, frame: str) -> bool:
-        """Send a ping; False if the connection is to have no more."""
+        """Send a ping. Return False if the connection needs no more of them."""
 
 
 class Heartbeat:
@@ -39,13 +39,13 @@ class Heartbeat:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        #: Who is due at a tick: a connection costs an entry here, and no timer of its own.
+        #: The connections that are due at each tick. None has a timer of its own.
         self._due: dict[int, set[Pinged]] = {}
         self._tick = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, connection: Pinged) -> None:
-        """Ping a connection from now on: first after half its interval to one and a half, so that pings are spread."""
+        """Start to ping a connection, first after 0.5 to 1.5 intervals, so that pings are spread."""
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._tick = int(loop.time() / TICK)
@@ -55,7 +55,7 @@ class Heartbeat:
         self._schedule(connection, math.ceil((loop.time() + first) / TICK))
 
     def remove(self, connection: Pinged) -> None:
-        """Ping a connection no more; one that is not pinged is ignored."""
+        """Stop pinging a connection. Does nothing if it is not pinged."""
         due = self._due.get(connection.ping_due)
         if due is not None:
             due.discard(connection)
@@ -73,7 +73,7 @@ class Heartbeat:
         self._timer = loop.call_at((self._tick + 1) * TICK, self._beat, loop)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        # A loop that was busy has missed ticks.
+        # A busy event loop misses ticks.
         now = max(int(loop.time() / TICK), self._tick + 1)
         frame = Frame(messages.ping(self._clock()))
         for tick in range(self._tick + 1, now + 1):

@@ -21,9 +21,9 @@ from .stream import HubStream
 
 logger = logging.getLogger("reliable_cable")
 
-#: Seconds until a store that failed is asked again.
+#: How long, in seconds, to wait before a store that failed is tried again.
 RETRY_DELAY: Final = 0.5
-#: Seconds to wait after each read in a row that changed nothing. After the last of these waits, the repair ends.
+#: How long, in seconds, to wait after each read in a row that changed nothing. After the last one, the repair ends.
 IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -63,7 +63,7 @@ class Repairs:
                 try:
                     await self._read(stream, asked)
                 except Exception as error:
-                    # Nothing is lost: the stream keeps its position, and the store is asked again.
+                    # Nothing is lost: the stream keeps its position, and the store is read again.
                     log = logger.debug if failing else logger.error
                     expected = isinstance(error, StoreError)
                     log("The stream %r could not be read; trying again: %s", stream.name, error, exc_info=not expected)
@@ -73,7 +73,7 @@ class Repairs:
                 if stream.position != asked:
                     idle = 0
                 elif stream.has_early or stream.repair_again:
-                    # A message was announced that the store does not have (yet): it may be failing over.
+                    # The store does not have an announced message: it may be failing over.
                     if idle == len(IDLE_DELAYS):
                         stream.drop_early()
                         self._listener.doubt(stream.name)
@@ -103,7 +103,7 @@ class Repairs:
         # An announced message may be the next one although the store has already trimmed it.
         stream.take_early()
         if stream.position is not None and stream.position != asked and _overtaken(stream.position, page):
-            # All that the page has was delivered meanwhile, unless it is of another epoch.
+            # All entries of the page were delivered meanwhile, unless they are of another epoch.
             stream.repair_again = stream.repair_again or page.epoch != stream.position.epoch
             return
         position = stream.position

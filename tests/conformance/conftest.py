@@ -1,4 +1,4 @@
-"""Scenarios run against real servers, once for each kind and each engine."""
+"""Fixtures for tests against real servers. Each test runs on each kind of server and on each engine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pair = tuple[Server, Server]
 
 
 def redis_options(server: RedisServer, prefix: str) -> dict[str, Any]:
-    """Return the settings of servers that share a Redis."""
+    """Return the settings for servers that share a Redis."""
     return {"REDIS_URL": server.url, "KEY_PREFIX": prefix}
 
 
@@ -32,7 +32,7 @@ SharedRedis = Callable[[], dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def shared_redis(request: pytest.FixtureRequest) -> SharedRedis:
-    """Settings of servers on a Redis of this test run, with keys of their own."""
+    """Return a function that makes settings for servers on a Redis of this test run, with a new key prefix."""
 
     def settings() -> dict[str, Any]:
         pool: RedisPool = request.getfixturevalue("redis_pool")
@@ -41,16 +41,16 @@ def shared_redis(request: pytest.FixtureRequest) -> SharedRedis:
     return settings
 
 
-#: What servers can share: a Redis, or only a database.
+#: The engines of the servers under test.
 ENGINES = [pytest.param("redis", marks=pytest.mark.redis), pytest.param("database")]
 
 
-#: Of tests that are marked `slow`, one kind of server runs on each engine; of all others, both run on both.
-SLOW = {("daphne", "database"), ("uvicorn", "redis")}
+#: The combinations of server and engine on which tests marked `slow` run. All other tests run on every combination.
+SLOW_COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the other combinations of what is slow."""
+    """Deselect slow tests on all combinations that are not in `SLOW_COMBINATIONS`."""
     left_out = [item for item in items if item.get_closest_marker("slow") and not _is_chosen(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -58,19 +58,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_chosen(item: pytest.Item) -> bool:
-    params = item.callspec.params  # type: ignore[attr-defined]  # of a parametrised function
-    return (params["kind"], params["engine"]) in SLOW
+    params = item.callspec.params  # type: ignore[attr-defined]  # parametrised functions have it
+    return (params["kind"], params["engine"]) in SLOW_COMBINATIONS
 
 
 @pytest.fixture(scope="session", params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """Which engine."""
+    """The engine of the servers under test."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def pools(shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, ServerPool]]:
-    """The servers of this test run, by engine."""
+    """The shared servers of this test run, by engine."""
     pools = {
         "redis": ServerPool(tmp_path_factory.mktemp("servers"), shared_redis),
         "database": ServerPool(tmp_path_factory.mktemp("servers")),
@@ -82,7 +82,7 @@ def pools(shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def servers(pools: dict[str, ServerPool], engine: str) -> ServerPool:
-    """The servers on an engine: those on Redis have nothing in common there."""
+    """The shared servers of one engine. Each server on Redis has its own key prefix."""
     return pools[engine]
 
 
@@ -90,7 +90,7 @@ def servers(pools: dict[str, ServerPool], engine: str) -> ServerPool:
 def shared(
     engine: str, servers: ServerPool, shared_redis: SharedRedis, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Pair]:
-    """Two running servers, daphne and uvicorn, on one database and, by turns, one Redis."""
+    """Two running servers, daphne and uvicorn, with one database and, if the engine is Redis, one Redis."""
     options = shared_redis() if engine == "redis" else {}
     with (
         servers.make("daphne", **options) as first,
@@ -101,7 +101,7 @@ def shared(
 
 @pytest.fixture
 async def pair(shared: Pair) -> AsyncIterator[Pair]:
-    """Two running servers that share what they know; a test may stop or kill them."""
+    """Two running servers with the same stores. A test may suspend or kill them, and they continue after it."""
     yield shared
     for one in shared:
         if one.alive:
@@ -110,8 +110,8 @@ async def pair(shared: Pair) -> AsyncIterator[Pair]:
             await one.restart()
 
 
-async def stand_still(server: Server, other: Server) -> None:
-    """Stop a process (SIGSTOP), but not while it has locked the database that it shares with another one."""
+async def suspend(server: Server, other: Server) -> None:
+    """Suspend a server process (SIGSTOP) while it holds no lock on the database that it shares with another server."""
     while True:
         server.signal(signal.SIGSTOP)
         with contextlib.suppress(TimeoutError):
@@ -123,14 +123,14 @@ async def stand_still(server: Server, other: Server) -> None:
 
 @pytest.fixture
 async def clients() -> AsyncIterator[AsyncExitStack]:
-    """Whatever is entered here is left at the end of the test."""
+    """A stack for clients, which are closed at the end of the test."""
     async with AsyncExitStack() as stack:
         yield stack
 
 
 @pytest.fixture
 def connect(server: Server, clients: AsyncExitStack) -> Connect:
-    """Open a connection to `server`, with what `Client` takes."""
+    """Return a function that connects a client to `server`. It takes the arguments of `Client`."""
 
     async def connect(**options: Any) -> Client:
         return await clients.enter_async_context(Client(server.url, **options))
@@ -140,7 +140,7 @@ def connect(server: Server, clients: AsyncExitStack) -> Connect:
 
 @pytest.fixture
 def connect_to(clients: AsyncExitStack) -> Callable[..., Awaitable[Client]]:
-    """Open a connection to a server, with what `Client` takes."""
+    """Return a function that connects a client to a given server. It takes the arguments of `Client`."""
 
     async def connect_to(server: Server, **options: Any) -> Client:
         return await clients.enter_async_context(Client(server.url, **options))

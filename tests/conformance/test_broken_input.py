@@ -1,4 +1,4 @@
-"""Unknown and broken input never kills the process nor other subscriptions (PROTOCOL.md, 17), and limits."""
+"""Broken input, unknown input and limits. None of them stops the process or affects other subscriptions."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def test_a_broken_frame_changes_nothing_for_other_subscriptions(
     ],
     ids=lambda identifier: repr(identifier)[:40],
 )
-async def test_a_subscribe_that_makes_no_sense_is_rejected(connect: Connect, identifier: str) -> None:
+async def test_a_subscribe_with_an_invalid_identifier_is_rejected(connect: Connect, identifier: str) -> None:
     client = await connect()
     await client.send("subscribe", identifier)
     assert await client.next() == {"type": "reject_subscription", "identifier": identifier}
@@ -110,7 +110,7 @@ async def test_only_actions_can_be_called(connect: Connect, data: Any) -> None:
     await client.expect({"message": {"echo": {"n": 1}}})
 
 
-async def test_a_channel_whose_handlers_raise_breaks_nothing_else(connect: Connect, server: Server) -> None:
+async def test_an_exception_in_a_handler_affects_nothing_else(connect: Connect, server: Server) -> None:
     client = await connect()
     stream = unique("raising")
     bad = identify("RaisingChannel", stream=stream, raises=True)
@@ -122,13 +122,13 @@ async def test_a_channel_whose_handlers_raise_breaks_nothing_else(connect: Conne
         await client.perform(good, action)
         assert await client.next() == {"identifier": good, "message": {"failed": action}}
     await client.perform(good, "tell")
-    assert await client.messages(good, 1) == [{"count": 0}], "nothing of its reply or state is applied"
+    assert await client.messages(good, 1) == [{"count": 0}], "the state of a failed handler was applied"
     await server.call("broadcast", stream, {"n": 1})
     assert await client.messages(good, 1) == [{"n": 1}]
     assert "RuntimeError: fail raised, as the test asked" in server.log
 
 
-async def test_a_frame_over_the_limit_is_refused_and_the_connection_stays(strict: Server) -> None:
+async def test_a_frame_over_the_limit_is_refused_and_the_connection_stays_open(strict: Server) -> None:
     async with Client(strict.url) as client:
         identifier = await client.subscribe(identify("EchoChannel"))
         await client.perform(identifier, "echo", fill="x" * 2048)
@@ -137,7 +137,7 @@ async def test_a_frame_over_the_limit_is_refused_and_the_connection_stays(strict
         await client.expect({"message": {"echo": {"fill": "x" * 1500}}})
 
 
-async def test_a_limit_counts_bytes_not_characters(strict: Server) -> None:
+async def test_the_limit_counts_bytes_and_not_characters(strict: Server) -> None:
     async with Client(strict.url) as client:
         identifier = await client.subscribe(identify("EchoChannel"))
         frame = {"command": "message", "identifier": identifier, "data": json.dumps({"action": "echo"})}
@@ -158,7 +158,7 @@ async def test_a_subscription_beyond_the_limit_is_rejected(strict: Server) -> No
 
 
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
-async def test_past_a_limit_of_bad_frames_the_connection_ends(connect: Connect, protocol: str) -> None:
+async def test_too_many_bad_frames_end_the_connection(connect: Connect, protocol: str) -> None:
     client, bystander = await connect(protocols=[protocol]), await connect()
     identifier = await client.subscribe(identify("EchoChannel"))
     for _ in range(5):
@@ -175,8 +175,8 @@ async def test_past_a_limit_of_bad_frames_the_connection_ends(connect: Connect, 
     await bystander.subscribe(identify("EchoChannel"))
 
 
-async def test_a_session_that_ended_for_bad_frames_is_not_resumed(connect: Connect) -> None:
-    # 12: `disconnect` makes the client forget its session; the server must have, too.
+async def test_a_session_that_ended_because_of_bad_frames_is_not_restored(connect: Connect) -> None:
+    # `disconnect` makes the client forget its session. The server must forget it, too (see Protocol: Disconnects).
     client = await connect()
     await client.subscribe(identify("EchoChannel"))
     for _ in range(100):
@@ -190,7 +190,7 @@ async def test_a_session_that_ended_for_bad_frames_is_not_resumed(connect: Conne
 
 
 async def test_a_flood_of_commands_is_bounded(connect: Connect, server: Server) -> None:
-    # While a handler is slow, what a client sends must not pile up without end.
+    # While a handler is running, the backlog of the connection must not grow without limit.
     gate = unique("gate")
     client, bystander = await connect(), await connect()
     await client.send("subscribe", identify("GatedChannel", gate=gate))

@@ -1,4 +1,4 @@
-"""Servers on hosts with wrong clocks that share a Redis: only the clock of Redis matters."""
+"""Servers with wrong clocks that share a Redis. Only the clock of Redis may matter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.conftest import Connect, SharedRedis
-from tests.conformance.test_disconnect import come_back, farewell
+from tests.conformance.test_disconnect import connect_afterwards, expect_disconnect
 from tests.conformance.test_takeover import resume, subscribe
 from tests.support.client import PATIENCE, identify, unique
 from tests.support.clock import find_faketime, wrong_clock
@@ -19,7 +19,7 @@ from tests.support.server import OtherProcess, Server, ServerPool
 
 pytestmark = [
     pytest.mark.redis,
-    pytest.mark.skipif(find_faketime() is None, reason="no libfaketime on this machine"),
+    pytest.mark.skipif(find_faketime() is None, reason="libfaketime is not installed"),
 ]
 
 
@@ -40,19 +40,19 @@ def right(pools: dict[str, ServerPool], options: dict[str, str]) -> Iterator[Ser
 def wrong(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, right: Server, options: dict[str, str]
 ) -> Iterator[Server]:
-    """A server whose clock is some seconds ahead or behind."""
+    """A server whose clock is some seconds fast or slow."""
     folder: Path = tmp_path_factory.mktemp("wrong")
     with Server("uvicorn", folder, right.database, options, shared=True, **wrong_clock(request.param)) as server:
         yield server
 
 
-@pytest.fixture(params=["to the right one", "to the wrong one"])
+@pytest.fixture(params=["wrong to right", "right to wrong"])
 def order(request: pytest.FixtureRequest, right: Server, wrong: Server) -> tuple[Server, Server]:
-    """One server and another, in both orders."""
-    return (wrong, right) if request.param == "to the right one" else (right, wrong)
+    """Both servers, in both orders."""
+    return (wrong, right) if request.param == "wrong to right" else (right, wrong)
 
 
-async def test_a_disconnect_closes_everybody_and_locks_nobody_out(
+async def test_a_disconnect_closes_all_connections_and_allows_later_ones(
     order: tuple[Server, Server], connect_to: Connect
 ) -> None:
     here, there = order
@@ -61,21 +61,21 @@ async def test_a_disconnect_closes_everybody_and_locks_nobody_out(
     clients = [await connect_to(server, cookie=cookie) for server in order]
     await here.call("disconnect_user", name)
     for client in clients:
-        await farewell(client, reconnect=False)
-    client = await come_back(there, cookie=cookie)
+        await expect_disconnect(client, reconnect=False)
+    client = await connect_afterwards(there, cookie=cookie)
     identifier = await subscribe(client)
     await client.cut()
-    again = await connect_to(here, cookie=cookie, sid=client.sid)
-    await resume(again, identifier)
+    reconnected = await connect_to(here, cookie=cookie, sid=client.sid)
+    await resume(reconnected, identifier)
 
 
 @pytest.mark.parametrize("where", ["in a server", "in a process without connections"])
-async def test_what_is_broadcast_after_a_page_was_rendered_is_not_lost(
+async def test_broadcasts_after_a_page_was_rendered_are_not_lost(
     where: str, right: Server, wrong: Server, connect_to: Connect
 ) -> None:
     with ExitStack() as stack:
         renderer = wrong if where == "in a server" else stack.enter_context(OtherProcess(wrong))
-        # Pages have the right time after the first measurement, soon after the first page.
+        # The time in pages becomes right soon after the first page, when the server has asked Redis for its clock.
         deadline = time.monotonic() + PATIENCE
         while not -2 <= (since := await renderer.call("page_time")) - time.time() <= 0:
             assert time.monotonic() < deadline, "the time of a page is wrong"
@@ -88,7 +88,7 @@ async def test_what_is_broadcast_after_a_page_was_rendered_is_not_lost(
     await client.expect({"type": "confirm_history"})
 
 
-async def test_a_session_that_was_away_is_void_after_a_disconnect(
+async def test_a_disconnect_ends_sessions_without_a_connection(
     order: tuple[Server, Server], connect_to: Connect
 ) -> None:
     here, there = order
@@ -98,6 +98,6 @@ async def test_a_session_that_was_away_is_void_after_a_disconnect(
     await subscribe(away)
     await away.cut()
     await here.call("disconnect_user", name)
-    again = await come_back(there, cookie=cookie, sid=away.sid)
-    assert "restored" not in again.welcome
-    await again.close()
+    reconnected = await connect_afterwards(there, cookie=cookie, sid=away.sid)
+    assert "restored" not in reconnected.welcome
+    await reconnected.close()

@@ -1,4 +1,4 @@
-"""`disconnect()` and logging out: every connection of a user, on every process, and every session that was away."""
+"""`disconnect()` and logging out end all connections of a user in all processes, and all sessions without one."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.conftest import Connect, Pair, stand_still
-from tests.conformance.test_takeover import resume, subscribe, works
+from tests.conformance.conftest import Connect, Pair, suspend
+from tests.conformance.test_takeover import check_works, resume, subscribe
 from tests.support.client import BASE, EXTENDED, Client, identify, unique
 from tests.support.server import OtherProcess, Server
 
-#: Seconds by which clocks may differ (sessions.base.CLOCK_MARGIN), and a little.
+#: How far, in seconds, clocks may differ (`CLOCK_MARGIN` in `stores/sessions/base.py`), plus a little.
 MARGIN = 1.05
 
 
-async def farewell(client: Client, *, reconnect: bool) -> None:
-    """Expect to be sent away, and to be told so in the last frame."""
+async def expect_disconnect(client: Client, *, reconnect: bool) -> None:
+    """Wait until the server has closed the connection, and check that the last frame was `disconnect`."""
     await client.until({"type": "disconnect"})
     await client.closed()
     assert client.log[-1] == {"type": "disconnect", "reason": "remote", "reconnect": reconnect}
 
 
-async def come_back(server: Server, **options: Any) -> Client:
-    """Return a connection that was authenticated afterwards, beyond doubt: clocks may differ by a second."""
+async def connect_afterwards(server: Server, **options: Any) -> Client:
+    """Connect so late that, even if clocks differ, the authentication is later than all earlier disconnects."""
     await asyncio.sleep(MARGIN)
     client = Client(server.url, **options)
     await client.open()
@@ -45,86 +45,88 @@ async def test_every_connection_of_a_user_is_closed_on_every_process(
     others = [await connect_to(server, cookie=cookie) for server in pair for cookie in (other, "")]
     await pair[1].call("disconnect_user", name, reconnect=reconnect)
     for client in connections:
-        await farewell(client, reconnect=reconnect)
+        await expect_disconnect(client, reconnect=reconnect)
     for client in others:
         await client.nothing()
 
 
-async def test_it_may_be_called_in_any_process(pair: Pair, connect_to: Connect) -> None:
-    # A task worker, or `manage.py shell`.
+async def test_disconnect_may_be_called_in_any_process(pair: Pair, connect_to: Connect) -> None:
+    # For example, in a task worker or in `manage.py shell`.
     name = unique("user")
     client = await connect_to(pair[0], cookie=await pair[0].sign_in(name))
     with OtherProcess(pair[1]) as worker:
         await worker.call("disconnect_user", name)
-    await farewell(client, reconnect=False)
+    await expect_disconnect(client, reconnect=False)
 
 
-async def test_it_happens_after_the_commit_or_never(pair: Pair, connect_to: Connect) -> None:
+async def test_a_disconnect_takes_effect_after_the_commit_or_never(pair: Pair, connect_to: Connect) -> None:
     name = unique("user")
     client = await connect_to(pair[0], cookie=await pair[0].sign_in(name))
     await pair[1].call("disconnect_user", name, commit=False)
     await client.nothing()
     await pair[1].call("disconnect_user", name)
-    await farewell(client, reconnect=False)
+    await expect_disconnect(client, reconnect=False)
 
 
-async def test_a_session_that_was_sent_away_or_was_away_is_not_restored(pair: Pair, connect_to: Connect) -> None:
+async def test_disconnected_sessions_with_and_without_a_connection_are_not_restored(
+    pair: Pair, connect_to: Connect
+) -> None:
     name = unique("user")
     cookie = await pair[0].sign_in(name)
-    away, there = await connect_to(pair[0], cookie=cookie), await connect_to(pair[1], cookie=cookie)
-    identifiers = [await subscribe(client) for client in (away, there)]
+    away, connected = await connect_to(pair[0], cookie=cookie), await connect_to(pair[1], cookie=cookie)
+    identifiers = [await subscribe(client) for client in (away, connected)]
     await away.cut()
     await pair[1].call("disconnect_user", name)
-    await farewell(there, reconnect=False)
+    await expect_disconnect(connected, reconnect=False)
     for server in pair:
-        for client in (away, there):
-            again = await come_back(server, cookie=cookie, sid=client.sid)
-            assert "restored" not in again.welcome
-            await again.close()
+        for client in (away, connected):
+            reconnected = await connect_afterwards(server, cookie=cookie, sid=client.sid)
+            assert "restored" not in reconnected.welcome
+            await reconnected.close()
     assert len(set(identifiers)) == 2
 
 
-async def test_nor_is_one_whose_process_died(pair: Pair, connect_to: Connect) -> None:
+async def test_a_disconnected_session_of_a_killed_process_is_not_restored(pair: Pair, connect_to: Connect) -> None:
     name = unique("user")
     cookie = await pair[0].sign_in(name)
     former = await connect_to(pair[0], cookie=cookie)
     await subscribe(former)
     pair[0].kill()
     await pair[1].call("disconnect_user", name)
-    again = await come_back(pair[1], cookie=cookie, sid=former.sid)
-    assert "restored" not in again.welcome
-    await again.close()
+    reconnected = await connect_afterwards(pair[1], cookie=cookie, sid=former.sid)
+    assert "restored" not in reconnected.welcome
+    await reconnected.close()
 
 
-async def test_what_comes_afterwards_is_a_session_as_any_other(pair: Pair, connect_to: Connect) -> None:
+async def test_a_session_begun_after_a_disconnect_can_be_restored(pair: Pair, connect_to: Connect) -> None:
     name = unique("user")
     cookie = await pair[0].sign_in(name)
     await pair[0].call("disconnect_user", name)
-    client = await come_back(pair[0], cookie=cookie)
+    client = await connect_afterwards(pair[0], cookie=cookie)
     identifier = await subscribe(client)
     await client.cut()
-    again = await connect_to(pair[1], cookie=cookie, sid=client.sid)
-    await resume(again, identifier)
-    await works(again, identifier)
+    reconnected = await connect_to(pair[1], cookie=cookie, sid=client.sid)
+    await resume(reconnected, identifier)
+    await check_works(reconnected, identifier)
 
 
-async def test_a_process_that_stood_still_obeys_when_it_goes_on(pair: Pair, connect_to: Connect) -> None:
+async def test_a_suspended_process_closes_the_connections_when_it_continues(pair: Pair, connect_to: Connect) -> None:
     first, second = pair
     name = unique("user")
     cookie = await first.sign_in(name)
     client = await connect_to(first, cookie=cookie)
     identifier = await subscribe(client)
-    await stand_still(first, second)
+    await suspend(first, second)
     await second.call("disconnect_user", name)
-    moved = await come_back(second, cookie=cookie, sid=client.sid)
+    moved = await connect_afterwards(second, cookie=cookie, sid=client.sid)
     assert "restored" not in moved.welcome
     first.signal(signal.SIGCONT)
-    await farewell(client, reconnect=False)
+    await expect_disconnect(client, reconnect=False)
     await moved.subscribe(identifier)
     await moved.close()
 
 
-async def test_logging_out_ends_all_devices_and_lets_those_that_are_still_logged_in_come_back(
+async def test_logging_out_closes_all_devices_and_those_that_are_still_logged_in_reconnect(
     pair: Pair, connect_to: Connect
 ) -> None:
     first, second = pair
@@ -135,18 +137,18 @@ async def test_logging_out_ends_all_devices_and_lets_those_that_are_still_logged
         await subscribe(device)
     await first.sign_out(cookies[0])
     for device in devices:
-        await farewell(device, reconnect=True)
-    # Who logged out comes back as nobody; the application's `connect` might refuse it.
+        await expect_disconnect(device, reconnect=True)
+    # The device that logged out reconnects as an anonymous user. The `connect` of an application could refuse it.
     for device, cookie, username in zip(devices, cookies, ["", name], strict=True):
-        back = await come_back(second, cookie=cookie, sid=device.sid)
-        assert "restored" not in back.welcome
-        identifier = await back.subscribe(identify("EchoChannel"))
-        await back.perform(identifier, "whoami")
-        assert await back.messages(identifier, 1) == [{"user": username or None}]
-        await back.close()
+        reconnected = await connect_afterwards(second, cookie=cookie, sid=device.sid)
+        assert "restored" not in reconnected.welcome
+        identifier = await reconnected.subscribe(identify("EchoChannel"))
+        await reconnected.perform(identifier, "whoami")
+        assert await reconnected.messages(identifier, 1) == [{"user": username or None}]
+        await reconnected.close()
 
 
-async def test_logging_out_nobody_ends_nothing(pair: Pair, connect_to: Connect) -> None:
+async def test_logging_out_an_anonymous_user_closes_no_connection(pair: Pair, connect_to: Connect) -> None:
     client = await connect_to(pair[0])
     await pair[0].sign_out("")
     await client.nothing()

@@ -1,4 +1,4 @@
-"""Handshake, welcome, pings and pongs (PROTOCOL.md: the head, and 15, 18)."""
+"""Handshake, welcome, pings and pongs (see Protocol: Handshake and Protocol: Heartbeat)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_an_extended_client_is_welcomed_with_a_new_secret_session_id(conne
     first, second = await connect(), await connect()
     assert set(first.welcome) == {"type", "sid"}
     assert first.sid != second.sid
-    assert len(first.sid) >= 22, "less than 128 bits in base64"
+    assert len(first.sid) >= 22, "the session id must have at least 128 bits"
 
 
 async def test_a_base_client_is_welcomed_without_a_restore(connect: Connect) -> None:
@@ -55,21 +55,21 @@ async def test_a_base_client_is_welcomed_without_a_restore(connect: Connect) -> 
     assert "restored" not in client.welcome
 
 
-async def test_a_connection_refused_by_the_application_is_told_unauthorized(server: Server) -> None:
+async def test_a_connection_that_the_application_refuses_gets_unauthorized(server: Server) -> None:
     client = Client(server.url, cookie=await server.sign_in("outcast"))
     await client.open()
     try:
         assert await client.next() == {"type": "disconnect", "reason": "unauthorized", "reconnect": False}
         await client.closed()
-        assert len(client.log) == 1, "neither a welcome nor anything else"
+        assert len(client.log) == 1, "the disconnect frame must be the only one"
     finally:
         await client.close()
 
 
-async def test_pings_tell_the_time_and_the_first_is_jittered(strict: Server) -> None:
+async def test_pings_carry_the_time_and_the_first_ping_is_jittered(strict: Server) -> None:
     spread = 0.0
     async with asyncio.timeout(20):
-        while spread < 0.02:  # again, if the machine stood still meanwhile: then all were sent at once
+        while spread < 0.02:  # repeat if the machine was blocked, so that all pings were sent at once
             async with AsyncExitStack() as stack:
                 clients = [await stack.enter_async_context(Client(strict.url)) for _ in range(6)]
                 times = [await client.ping(3) for client in clients]
@@ -84,8 +84,8 @@ async def test_a_client_can_ask_for_another_ping_interval(connect: Connect, stri
     fast = await connect(query="pi=1")
     async with Client(strict.url, query="pi=0.01") as bounded, Client(strict.url, query="pi=never") as odd:
         first = await bounded.ping(1)
-        assert first[0] > 0.45, "an interval below a second is not granted"
-        assert (await odd.ping(1))[0] < 1, "what is no number changes nothing"
+        assert first[0] > 0.45, "the server must not grant an interval below one second"
+        assert (await odd.ping(1))[0] < 1, "the server must ignore a value that is not a number"
     times = await fast.ping(2)
     assert 0.4 < times[0] < 2
     assert 0.7 < times[1] - times[0] < 1.6
@@ -97,19 +97,19 @@ async def test_a_clients_ping_is_answered(connect: Connect) -> None:
     await client.expect({"type": "pong"})
 
 
-async def test_who_has_ponged_and_falls_silent_is_dropped_and_nobody_else(strict: Server) -> None:
-    # 15: the npm client sends no pongs unless told to.
+async def test_only_a_client_that_stops_sending_pongs_is_disconnected(strict: Server) -> None:
+    # The npm client sends no pongs by default, so a client that never sent one stays (see Protocol: Heartbeat).
     async with Client(strict.url) as mute, Client(strict.url) as silent, Client(strict.url, protocols=[BASE]) as base:
         await silent.send("pong")
         await base.send("pong")
         await silent.closed()
-        assert [frame["type"] for frame in silent.log] == ["welcome"], "an extended client gets no disconnect frame"
+        assert [frame["type"] for frame in silent.log] == ["welcome"], "an extended client must get no disconnect frame"
         await base.expect({"type": "disconnect", "reason": "no_pong", "reconnect": True})
         await base.closed()
         await mute.subscribe(identify("EchoChannel"))
 
 
-async def test_who_keeps_ponging_stays(strict: Server) -> None:
+async def test_a_client_that_keeps_sending_pongs_stays_connected(strict: Server) -> None:
     async with Client(strict.url) as silent, Client(strict.url) as client:
         await silent.send("pong")
         count = 0

@@ -1,4 +1,4 @@
-"""History: since, positions, what is incomplete, several streams (PROTOCOL.md, 3, 7 to 11)."""
+"""Replays of history: `since`, positions, incomplete history and several streams (see Protocol: History)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.server import Server
 
 
 async def fill(server: Server, stream: str, count: int) -> str:
-    """Broadcast the numbers from 1 to `count`; return the stream's epoch."""
+    """Broadcast the numbers from 1 to `count`, and return the epoch of the stream."""
     await server.call("count_up", stream, 1, count)
     return str((await server.call("position", stream))["epoch"])
 
@@ -25,21 +25,20 @@ def at(epoch: str, offset: int) -> Frame:
 
 
 async def replay(client: Client, identifier: str, history: Any) -> tuple[list[int], str]:
-    """Subscribe with a history request; return the numbers that were replayed, and how it was acknowledged."""
+    """Subscribe with a history request, and return the replayed numbers and the type of the acknowledgement."""
     await client.send("subscribe", identifier, history=history)
     await client.expect({"type": "confirm_subscription", "identifier": identifier})
-    return await ask(client, identifier)
+    return await read_replay(client, identifier)
 
 
-async def ask(client: Client, identifier: str) -> tuple[list[int], str]:
-    """Return the numbers that come before the history's acknowledgement, and what that was."""
+async def read_replay(client: Client, identifier: str) -> tuple[list[int], str]:
+    """Read a replay, and return its numbers and the type of the acknowledgement."""
     frames = await client.until(lambda frame: str(frame.get("type", "")).endswith("_history"))
     assert all(frame["identifier"] == identifier for frame in frames)
     return [frame["message"]["n"] for frame in frames[:-1]], frames[-1]["type"]
 
 
-async def test_a_position_is_exclusive_and_replayed_messages_carry_theirs(connect: Connect, server: Server) -> None:
-    # 8
+async def test_a_position_is_exclusive_and_replayed_messages_carry_positions(connect: Connect, server: Server) -> None:
     stream = unique("history")
     epoch = await fill(server, stream, 5)
     client = await connect()
@@ -50,7 +49,6 @@ async def test_a_position_is_exclusive_and_replayed_messages_carry_theirs(connec
 
 
 async def test_offset_zero_asks_for_everything_and_the_tail_for_nothing(connect: Connect, server: Server) -> None:
-    # 8
     stream = unique("history")
     epoch = await fill(server, stream, 3)
     for offset, numbers in [(0, [1, 2, 3]), (3, [])]:
@@ -63,7 +61,6 @@ async def test_offset_zero_asks_for_everything_and_the_tail_for_nothing(connect:
 
 
 async def test_since_is_inclusive_and_in_seconds(connect: Connect, server: Server) -> None:
-    # 7
     stream = unique("history")
     before = int(time.time())
     await fill(server, stream, 3)
@@ -73,7 +70,6 @@ async def test_since_is_inclusive_and_in_seconds(connect: Connect, server: Serve
 
 
 async def test_since_is_not_used_for_a_stream_with_a_position(connect: Connect, server: Server) -> None:
-    # 7
     stream, other = unique("history"), unique("history")
     before = int(time.time())
     epoch = await fill(server, stream, 4)
@@ -84,8 +80,10 @@ async def test_since_is_not_used_for_a_stream_with_a_position(connect: Connect, 
     assert (sorted(numbers), acknowledgement) == ([4, 11, 12], "confirm_history")
 
 
-async def test_a_clock_that_is_ahead_loses_nothing_of_the_last_seconds(connect: Connect, server: Server) -> None:
-    # 7: later than the server's clock is taken as the server's clock less one ping interval.
+async def test_a_client_whose_clock_is_fast_gets_the_messages_of_the_last_seconds(
+    connect: Connect, server: Server
+) -> None:
+    # If `since` lies in the future, the server uses its own time less one ping interval.
     stream = unique("history")
     await fill(server, stream, 2)
     client = await connect()
@@ -98,8 +96,10 @@ async def test_a_clock_that_is_ahead_loses_nothing_of_the_last_seconds(connect: 
     "history",
     [{}, {"since": False}, {"since": None, "streams": None}, {"streams": {}}, {"since": "x", "streams": []}],
 )
-async def test_a_request_that_asks_for_nothing_is_confirmed(connect: Connect, server: Server, history: Any) -> None:
-    # 7: none of these is an error; 3: and one acknowledgement is due.
+async def test_a_history_request_that_asks_for_nothing_is_confirmed(
+    connect: Connect, server: Server, history: Any
+) -> None:
+    # None of these values is an error, and each request gets one acknowledgement.
     stream = unique("history")
     await fill(server, stream, 2)
     client = await connect()
@@ -110,7 +110,7 @@ async def test_a_request_that_asks_for_nothing_is_confirmed(connect: Connect, se
     assert await client.messages(identifier, 1) == [{"n": 3}]
 
 
-async def test_a_subscribe_without_history_gets_none(connect: Connect, server: Server) -> None:
+async def test_a_subscribe_without_history_gets_no_replay(connect: Connect, server: Server) -> None:
     stream = unique("history")
     await fill(server, stream, 2)
     client = await connect()
@@ -119,7 +119,6 @@ async def test_a_subscribe_without_history_gets_none(connect: Connect, server: S
 
 
 async def test_a_channel_without_any_stream_acknowledges_history_too(connect: Connect) -> None:
-    # 3
     client = await connect()
     identifier = identify("EchoChannel")
     history = {"since": int(time.time()), "streams": {"whatever": at("e", 3)}}
@@ -133,35 +132,37 @@ async def test_the_history_command_replays_and_live_messages_follow(connect: Con
     client = await connect()
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
     await client.send("history", identifier, history={"streams": {stream: at(epoch, 1)}})
-    assert await ask(client, identifier) == ([2, 3], "confirm_history")
+    assert await read_replay(client, identifier) == ([2, 3], "confirm_history")
     await client.send_raw(json.dumps({"history": {}, "identifier": identifier, "command": "history"}))
-    assert await ask(client, identifier) == ([], "confirm_history")
+    assert await read_replay(client, identifier) == ([], "confirm_history")
     await client.send("history", identifier)
-    assert await ask(client, identifier) == ([], "confirm_history")
+    assert await read_replay(client, identifier) == ([], "confirm_history")
     await server.call("broadcast", stream, {"n": 4})
     assert await client.messages(identifier, 1) == [{"n": 4}]
     await client.nothing()
 
 
-async def test_an_idle_stream_whose_entries_expired_is_no_reason_to_reject(connect: Connect, server: Server) -> None:
-    # 8: stream `brief:*` keeps its entries for 0.3 s.
+async def test_a_position_at_the_tail_is_confirmed_although_all_entries_have_expired(
+    connect: Connect, server: Server
+) -> None:
+    # Streams named `brief:*` keep their entries for 0.3 s.
     stream = unique("brief:")
     epoch = await fill(server, stream, 3)
     client = await connect()
-    gone = [3]
-    while gone:  # until the entries have expired: each request asks for all
+    replayed = [3]
+    while replayed:  # until the third entry has expired
         probe = await connect()
-        gone, acknowledgement = await replay(
+        replayed, acknowledgement = await replay(
             probe, identify("StreamChannel", streams=[stream]), {"streams": {stream: at(epoch, 2)}}
         )
         await probe.close()
-    assert acknowledgement == "reject_history", "what is between the position and the tail expired"
+    assert acknowledgement == "reject_history", "the entry between the position and the tail has expired"
     identifier = identify("StreamChannel", streams=[stream])
     assert await replay(client, identifier, {"streams": {stream: at(epoch, 3)}}) == ([], "confirm_history")
 
 
-async def test_what_was_trimmed_is_not_passed_over_in_silence(connect: Connect, server: Server) -> None:
-    # 8: stream `small:*` keeps five entries. Position `low - 1` is still complete.
+async def test_a_replay_that_needs_trimmed_entries_is_rejected(connect: Connect, server: Server) -> None:
+    # Streams named `small:*` keep five entries. The position before the oldest entry can still be served.
     stream = unique("small:")
     epoch = await fill(server, stream, 8)
     expected = {2: ([], "reject_history"), 3: ([4, 5, 6, 7, 8], "confirm_history"), 8: ([], "confirm_history")}
@@ -174,7 +175,7 @@ async def test_what_was_trimmed_is_not_passed_over_in_silence(connect: Connect, 
     assert await replay(client, identifier, {"since": 1, "streams": {}}) == ([], "reject_history")
 
 
-async def test_after_a_rejected_history_the_subscription_goes_on_live(connect: Connect, server: Server) -> None:
+async def test_after_a_rejected_history_the_subscription_gets_live_messages(connect: Connect, server: Server) -> None:
     stream = unique("small:")
     epoch = await fill(server, stream, 8)
     client = await connect()
@@ -206,8 +207,7 @@ async def test_a_forgotten_stream_begins_another_epoch(connect: Connect, server:
     assert await replay(client, identifier, {"streams": {stream: at(epoch, 3)}}) == ([], "reject_history")
 
 
-async def test_a_live_subscriber_is_told_that_the_epoch_changed(connect: Connect, server: Server) -> None:
-    # 10
+async def test_a_live_subscriber_gets_reject_history_when_the_epoch_changes(connect: Connect, server: Server) -> None:
     stream = unique("history")
     await fill(server, stream, 3)
     client, base = await connect(), await connect(protocols=[BASE])
@@ -224,10 +224,9 @@ async def test_a_live_subscriber_is_told_that_the_epoch_changed(connect: Connect
     await base.expect({"type": "disconnect", "reconnect": True})
 
 
-async def test_if_one_of_several_streams_is_incomplete_nothing_is_sent_but_the_rejection(
+async def test_if_one_of_several_streams_is_incomplete_only_the_rejection_is_sent(
     connect: Connect, server: Server
 ) -> None:
-    # 9
     whole, trimmed = unique("history"), unique("small:")
     epochs = {whole: await fill(server, whole, 3), trimmed: await fill(server, trimmed, 8)}
     for streams in ([whole, trimmed], [trimmed, whole]):
@@ -237,8 +236,7 @@ async def test_if_one_of_several_streams_is_incomplete_nothing_is_sent_but_the_r
         assert await replay(client, identifier, history) == ([], "reject_history")
 
 
-async def test_several_streams_are_replayed_each_in_its_order(connect: Connect, server: Server) -> None:
-    # 9
+async def test_several_streams_are_replayed_each_in_order(connect: Connect, server: Server) -> None:
     streams = [unique("history") for _ in range(3)]
     epochs = [await fill(server, stream, 4) for stream in streams]
     client = await connect()
@@ -252,7 +250,7 @@ async def test_several_streams_are_replayed_each_in_its_order(connect: Connect, 
 
 
 async def test_streams_that_the_subscription_does_not_have_are_never_read(connect: Connect, server: Server) -> None:
-    # 9: anything else would open every stream to everyone.
+    # Otherwise, each client could read all streams.
     secret, mine = unique("secret"), unique("history")
     epoch = await fill(server, secret, 3)
     await fill(server, mine, 1)
@@ -267,8 +265,8 @@ async def test_streams_that_the_subscription_does_not_have_are_never_read(connec
 
 
 @pytest.mark.slow
-async def test_a_long_history_arrives_whole_while_messages_go_on(connect: Connect, server: Server) -> None:
-    # 4 and 9: in pages; live messages are held back until it has been replayed.
+async def test_a_long_history_arrives_completely_while_broadcasts_continue(connect: Connect, server: Server) -> None:
+    # The server reads a long history in several steps, and holds back live messages until the end of the replay.
     stream = unique("large:")
     epoch = await fill(server, stream, 700)
     client = await connect()
@@ -277,7 +275,7 @@ async def test_a_long_history_arrives_whole_while_messages_go_on(connect: Connec
     await server.call("count_up", stream, 701, 800)
     await client.expect({"type": "confirm_subscription"})
     frames = await client.until({"type": "confirm_history"})
-    if frames[-2]["offset"] < 800:  # else all that was broadcast meanwhile is a part of the history
+    if frames[-2]["offset"] < 800:  # otherwise the replay contains all messages that were broadcast meanwhile
         frames += await client.until({"message": {"n": 800}})
     messages = [frame for frame in frames if "message" in frame]
     assert [frame["offset"] for frame in messages] == list(range(1, 801))
@@ -286,10 +284,10 @@ async def test_a_long_history_arrives_whole_while_messages_go_on(connect: Connec
     ]
 
 
-async def test_a_history_larger_than_what_may_be_pending_does_not_make_its_reader_slow(
+async def test_a_history_larger_than_the_limit_of_pending_frames_does_not_make_the_client_too_slow(
     connect: Connect, server: Server
 ) -> None:
-    # 9: 10 MB, where MAX_PENDING_SIZE is one.
+    # The history has 10 MB, and MAX_PENDING_SIZE is 1 MiB.
     stream = unique("history")
     await server.call("flood", stream, 100, 100_000)
     epoch = (await server.call("position", stream))["epoch"]

@@ -1,4 +1,4 @@
-"""Presence (PROTOCOL.md, 14)."""
+"""Presence on one server (see Protocol: Presence)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from tests.support.server import Kind, Server, ServerPool
 
 
 def event(type_: str, id_: str, **more: Any) -> dict[str, Any]:
-    """Return what matches a presence event."""
+    """Return a pattern that matches a presence event."""
     return {"type": "presence", "message": {"type": type_, "id": id_, **more}}
 
 
-async def who(client: Client, identifier: str) -> dict[str, Any]:
-    """Ask who is there; return ids and infos."""
+async def get_members(client: Client, identifier: str) -> dict[str, Any]:
+    """Request the members, and return their infos by id. The answer must be the next message."""
     await client.send("presence", identifier)
     message = (await client.expect({"type": "presence", "message": {"type": "info"}}))["message"]
     assert message["total"] == len(message["records"])
     return {record["id"]: record["info"] for record in message["records"]}
 
 
-async def test_joins_and_leaves_reach_everyone_including_whoever_joined(connect: Connect) -> None:
+async def test_joins_and_leaves_reach_all_subscribers_including_the_member(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     ann, bob = await connect(), await connect()
     await ann.subscribe(room)
@@ -37,12 +37,12 @@ async def test_joins_and_leaves_reach_everyone_including_whoever_joined(connect:
             "identifier": room,
             "message": {"type": "join", "id": "ann", "info": {"name": "Ann"}},
         }
-    assert await who(bob, room) == {"ann": {"name": "Ann"}}
+    assert await get_members(bob, room) == {"ann": {"name": "Ann"}}
     await ann.send("leave", room)
     for client in (ann, bob):
         frame = await client.next()
         assert frame == {"type": "presence", "identifier": room, "message": {"type": "leave", "id": "ann"}}
-    assert await who(ann, room) == {}
+    assert await get_members(ann, room) == {}
 
 
 async def test_neither_join_nor_leave_is_acknowledged(connect: Connect) -> None:
@@ -61,10 +61,10 @@ async def test_a_subscribe_may_carry_the_join(connect: Connect) -> None:
     client = await connect()
     await client.subscribe(room, presence={"id": "ann", "info": [1]})
     await client.expect(event("join", "ann", info=[1]))
-    assert await who(client, room) == {"ann": [1]}
+    assert await get_members(client, room) == {"ann": [1]}
 
 
-async def test_ids_are_strings_whatever_came(connect: Connect) -> None:
+async def test_member_ids_are_cast_to_strings(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     client = await connect()
     await client.subscribe(room)
@@ -84,7 +84,7 @@ async def test_an_id_joins_with_its_first_session_and_leaves_with_its_last(conne
     await watcher.expect(event("join", "ann"))
     await phone.send("join", room, presence={"id": "ann", "info": {"on": "phone"}})
     await phone.barrier()
-    assert await who(watcher, room) == {"ann": {"on": "phone"}}, "the record is updated, without an event"
+    assert await get_members(watcher, room) == {"ann": {"on": "phone"}}, "the record is updated, without an event"
     await desk.send("unsubscribe", room)
     await desk.barrier()
     await watcher.nothing()
@@ -102,8 +102,8 @@ async def test_unsubscribe_leaves_at_once(connect: Connect) -> None:
     await watcher.expect(event("leave", "ann"))
 
 
-async def test_a_closed_connection_leaves_when_its_time_is_over(strict: Server) -> None:
-    # Promise 5: presence is kept by expiry; exactly one leave is sent.
+async def test_a_member_whose_connection_was_lost_leaves_after_the_presence_ttl(strict: Server) -> None:
+    # The member expires, and exactly one leave event is sent.
     room = identify("RoomChannel", room=unique("room"))
     async with Client(strict.url) as watcher, Client(strict.url) as member:
         await watcher.subscribe(room)
@@ -114,15 +114,15 @@ async def test_a_closed_connection_leaves_when_its_time_is_over(strict: Server) 
         await watcher.nothing()
 
 
-async def test_a_member_stays_as_long_as_its_connection(strict: Server) -> None:
-    # PRESENCE_TTL is a second here, and five seconds of pings go by.
+async def test_a_member_stays_while_its_connection_is_open(strict: Server) -> None:
+    # PRESENCE_TTL is one second here, and the eight pings take longer.
     room = identify("RoomChannel", room=unique("room"))
     async with Client(strict.url) as watcher, Client(strict.url) as member:
         await watcher.subscribe(room)
         await member.subscribe(room, presence={"id": "ann", "info": {}})
         await watcher.expect(event("join", "ann"))
         await watcher.ping(8)
-        assert await who(watcher, room) == {"ann": {}}
+        assert await get_members(watcher, room) == {"ann": {}}
         await watcher.nothing()
 
 
@@ -140,7 +140,7 @@ async def test_presence_is_answered_with_records(connect: Connect, data: Any) ->
     }
 
 
-async def test_presence_is_answered_with_the_total_only_where_that_was_asked_for(connect: Connect) -> None:
+async def test_presence_is_answered_with_only_the_total_on_request(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     client = await connect()
     await client.subscribe(room, presence={"id": "ann", "info": {}})
@@ -150,7 +150,7 @@ async def test_presence_is_answered_with_the_total_only_where_that_was_asked_for
 
 
 async def test_presence_that_cannot_be_served_is_answered_with_an_error(connect: Connect) -> None:
-    # An unanswered request hangs.
+    # In the npm client, a request without an answer waits forever.
     client = await connect()
     without_stream = await client.subscribe(identify("EchoChannel"))
     for identifier in (without_stream, identify("RoomChannel", room="never subscribed")):
@@ -158,7 +158,7 @@ async def test_presence_that_cannot_be_served_is_answered_with_an_error(connect:
         assert await client.next() == {"type": "presence", "identifier": identifier, "message": {"type": "error"}}
 
 
-async def test_clients_join_by_themselves_only_where_the_channel_says_yes(connect: Connect) -> None:
+async def test_clients_join_by_themselves_only_if_the_channel_allows_it(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     plain = identify("StreamChannel", streams=[unique("plain")])
     client = await connect()
@@ -166,8 +166,8 @@ async def test_clients_join_by_themselves_only_where_the_channel_says_yes(connec
     await client.send("join", room, presence={"id": "impostor", "info": {}})
     await client.subscribe(plain, presence={"id": "ann", "info": {}})
     await client.send("join", plain, presence={"id": "ann", "info": {}})
-    assert await who(client, room) == {}
-    assert await who(client, plain) == {}
+    assert await get_members(client, room) == {}
+    assert await get_members(client, plain) == {}
 
 
 async def test_a_handler_joins_and_leaves_on_the_marked_stream(connect: Connect, server: Server) -> None:
@@ -178,12 +178,12 @@ async def test_a_handler_joins_and_leaves_on_the_marked_stream(connect: Connect,
     guest = await other.subscribe(identify("LobbyChannel", news=unique("news"), lobby=lobby, id=8))
     for each, identifier in ((other, guest), (client, member)):
         await each.expect({"identifier": identifier, **event("join", "8")})
-    assert set(await who(client, member)) == {"7", "8"}
+    assert set(await get_members(client, member)) == {"7", "8"}
     news_only = await other.subscribe(identify("StreamChannel", streams=[news]))
-    assert await who(other, news_only) == {}, "nobody is on the first stream"
+    assert await get_members(other, news_only) == {}, "the first stream has no members"
 
 
-async def test_a_handler_can_let_its_member_leave(connect: Connect) -> None:
+async def test_a_handler_can_make_its_member_leave(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     client = await connect()
     await client.subscribe(room)
@@ -193,7 +193,7 @@ async def test_a_handler_can_let_its_member_leave(connect: Connect) -> None:
     await client.expect(event("leave", "ann"))
 
 
-async def test_the_base_protocol_hears_nothing_of_presence(connect: Connect) -> None:
+async def test_base_clients_get_no_presence_events(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     base, member = await connect(protocols=[BASE]), await connect()
     await base.subscribe(room)
@@ -204,13 +204,13 @@ async def test_the_base_protocol_hears_nothing_of_presence(connect: Connect) -> 
     await base.expect({"identifier": echo})
 
 
-async def test_after_a_restore_the_list_becomes_right_by_joins_and_leaves(connect: Connect) -> None:
-    # 14: the client shows the members that it knew, and ignores an unasked `info`.
+async def test_after_a_restore_joins_and_leaves_correct_the_member_list(connect: Connect) -> None:
+    # The client keeps its former member list, and ignores an `info` that it did not request.
     room = identify("RoomChannel", room=unique("room"))
     former, stays, leaves = await connect(), await connect(), await connect()
     for client, name in ((former, "watcher"), (stays, "stays"), (leaves, "leaves")):
         await client.subscribe(room, presence={"id": name, "info": {}})
-    while "leaves" not in (known := await who_in(former, room)):
+    while "leaves" not in (known := await wait_for_members(former, room)):
         pass
     await former.cut()
     await leaves.send("unsubscribe", room)
@@ -234,15 +234,16 @@ async def test_after_a_restore_the_list_becomes_right_by_joins_and_leaves(connec
     assert not [frame for frame in stays.log if frame.get("message") == {"type": "leave", "id": "watcher"}]
 
 
-async def who_in(client: Client, identifier: str) -> dict[str, Any]:
-    """Ask who is there, whatever comes before the answer."""
+async def wait_for_members(client: Client, identifier: str) -> dict[str, Any]:
+    """Request the members, and return their infos by id. Other messages may precede the answer."""
     await client.send("presence", identifier)
     message = (await client.until({"type": "presence", "message": {"type": "info"}}))[-1]["message"]
     return {record["id"]: record["info"] for record in message["records"]}
 
 
-async def test_what_a_handler_joined_is_joined_again_by_the_server(strict: Server) -> None:
-    # 14: the client re-joins only what it joined itself. Longer than PRESENCE_TTL after the return, it is still there.
+async def test_the_server_rejoins_a_member_that_a_handler_joined(strict: Server) -> None:
+    # The client sends `join` again only for members that it joined itself. So the server must keep this member
+    # present when PRESENCE_TTL is over.
     lobby = unique("lobby")
     async with AsyncExitStack() as stack:
         watcher = await stack.enter_async_context(Client(strict.url))
@@ -254,25 +255,26 @@ async def test_what_a_handler_joined_is_joined_again_by_the_server(strict: Serve
         client = await stack.enter_async_context(Client(strict.url, sid=former.sid))
         await client.send("history", member, history={"streams": {}})
         await client.ping(5)
-        assert await who(watcher, identifier) == {"7": {"via": "handler"}}
+        assert await get_members(watcher, identifier) == {"7": {"via": "handler"}}
         await watcher.nothing()
 
 
-async def test_a_dead_member_whose_server_was_restarted_is_not_shown_for_ever(servers: ServerPool, kind: Kind) -> None:
-    # 14: presence in memory was lost, so that identifier is left out of `restored_ids`, and starts afresh.
+async def test_a_member_that_does_not_return_after_a_server_restart_disappears(servers: ServerPool, kind: Kind) -> None:
+    # Without Redis, the restart loses presence. The server then leaves the identifier out of `restored_ids`, and the
+    # client subscribes again.
     room = identify("RoomChannel", room=unique("room"))
     with servers.make(kind, PRESENCE_TTL=2) as server:
         async with Client(server.url) as former, Client(server.url) as other:
             await other.subscribe(room, presence={"id": "other", "info": {}})
             await former.subscribe(room, presence={"id": "ann", "info": {}})
-            assert set(await who_in(former, room)) == {"other", "ann"}
+            assert set(await wait_for_members(former, room)) == {"other", "ann"}
             await server.terminate()
         await server.restart()
         async with Client(server.url, sid=former.sid) as client:
             if room not in client.welcome.get("restored_ids", []):
                 await client.subscribe(room, presence={"id": "ann", "info": {}})
                 await client.expect(event("join", "ann"))
-                assert await who(client, room) == {"ann": {}}
+                assert await get_members(client, room) == {"ann": {}}
             else:
                 await client.send("history", room, history={"streams": {}})
                 await client.until(event("leave", "other"))

@@ -1,4 +1,4 @@
-"""Presence over several servers and one Redis, whatever happens to either (PROTOCOL.md, 14)."""
+"""Presence on two servers with one Redis, and faults of both (see Protocol: Presence)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from tests.support.server import OtherProcess, Server, ServerPool
 
 pytestmark = pytest.mark.redis
 
+#: The `PRESENCE_TTL` of the servers, in seconds.
 TTL = 1.5
-PATIENCE = 20.0
+#: How long, in seconds, to wait for a presence event.
+TIMEOUT = 20.0
 Pair = tuple[Server, Server]
 
 
@@ -29,7 +31,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture(scope="module")
 def started(redis: RedisServer, pools: dict[str, ServerPool]) -> Iterator[Pair]:
-    """Two servers on that Redis."""
+    """Two servers on this Redis."""
     options: dict[str, Any] = {"REDIS_URL": redis.url, "PRESENCE_TTL": TTL}
     make = pools["database"].make
     with make("daphne", **options) as one, make("uvicorn", **options) as two:
@@ -38,7 +40,7 @@ def started(redis: RedisServer, pools: dict[str, ServerPool]) -> Iterator[Pair]:
 
 @pytest.fixture
 async def pair(started: Pair, redis: RedisServer) -> AsyncIterator[Pair]:
-    """Both servers and the Redis, running; a test may stop them."""
+    """Both servers. A test may stop them and the Redis, and they are started again after it."""
     await signals("", *started)
     yield started
     if not redis.alive:
@@ -49,43 +51,43 @@ async def pair(started: Pair, redis: RedisServer) -> AsyncIterator[Pair]:
 
 
 class Watcher:
-    """A client that keeps a list of who is in a room, as the npm client does, and the events that it heard."""
+    """A client that keeps a member list of a room, as the npm client does, and records presence events."""
 
     def __init__(self, client: Client, room: str) -> None:
         self.client = client
         self.identifier = identify("RoomChannel", room=room)
-        self.believed: dict[str, Any] = {}
+        self.members: dict[str, Any] = {}
         self.events: list[tuple[str, str]] = []
         self.frames: list[Frame] = []
 
     async def enter(self, id_: str | None = None) -> None:
-        """Subscribe, join as an id, and ask who is there."""
+        """Subscribe, join with an id if one is given, and request the members."""
         presence = {"presence": {"id": id_, "info": {}}} if id_ else {}
         await self.client.subscribe(self.identifier, **presence)
         await self.client.send("presence", self.identifier)
-        self._take(await self.client.until(lambda frame: frame.get("message", {}).get("type") == "info"))
+        self._process(await self.client.until(lambda frame: frame.get("message", {}).get("type") == "info"))
 
-    async def believes(self, *ids: str) -> None:
-        """Wait until it believes that these and no others are there."""
-        async with asyncio.timeout(PATIENCE):
-            while set(self.believed) != set(ids):
-                self._take([await self.client.next(PATIENCE)])
+    async def wait_for_members(self, *ids: str) -> None:
+        """Wait until the member list has exactly these ids."""
+        async with asyncio.timeout(TIMEOUT):
+            while set(self.members) != set(ids):
+                self._process([await self.client.next(TIMEOUT)])
 
-    async def catch_up(self) -> None:
-        """Take what has come."""
-        self._take(await self.client.barrier())
+    async def read_all(self) -> None:
+        """Process all messages that have arrived."""
+        self._process(await self.client.barrier())
 
-    def _take(self, frames: list[Frame]) -> None:
+    def _process(self, frames: list[Frame]) -> None:
         self.frames += frames
         for message in [frame["message"] for frame in frames if frame.get("type") == "presence"]:
             if message["type"] == "info":
-                self.believed = {record["id"]: record["info"] for record in message["records"]}
+                self.members = {record["id"]: record["info"] for record in message["records"]}
                 continue
             self.events.append((message["type"], message["id"]))
             if message["type"] == "join":
-                self.believed[message["id"]] = message["info"]
+                self.members[message["id"]] = message["info"]
             else:
-                self.believed.pop(message["id"], None)
+                self.members.pop(message["id"], None)
 
 
 Watch = Callable[..., Awaitable[Watcher]]
@@ -93,7 +95,7 @@ Watch = Callable[..., Awaitable[Watcher]]
 
 @pytest.fixture
 async def watch() -> AsyncIterator[Watch]:
-    """Connect a watcher to a server."""
+    """Return a function that connects a watcher to a server."""
     async with AsyncExitStack() as stack:
 
         async def watch(server: Server, room: str, id_: str | None = None) -> Watcher:
@@ -105,11 +107,13 @@ async def watch() -> AsyncIterator[Watch]:
 
 
 async def signals(room: str, *servers: Server | OtherProcess) -> list[tuple[str, str]]:
-    """Return the signals about a room that servers were sent."""
+    """Return the presence signals that these servers sent for a room."""
     return [tuple(each) for server in servers for each in await server.call("presence_signals", room)]
 
 
-async def test_everyone_hears_once_who_comes_and_leaves_and_one_server_signals_it(pair: Pair, watch: Watch) -> None:
+async def test_each_join_and_leave_reaches_all_clients_once_and_is_signalled_by_one_server(
+    pair: Pair, watch: Watch
+) -> None:
     one, two = pair
     room = unique("room")
     watchers = [await watch(server, room) for server in (one, two, two)]
@@ -119,17 +123,17 @@ async def test_everyone_hears_once_who_comes_and_leaves_and_one_server_signals_i
     assert await one.call("who_is_there", room) == await two.call("who_is_there", room) == {"ann": {}}
     await desk.client.send("unsubscribe", desk.identifier)
     for watcher in watchers:
-        await watcher.believes("ann")
-        await watcher.believes()
-        await watcher.catch_up()
+        await watcher.wait_for_members("ann")
+        await watcher.wait_for_members()
+        await watcher.read_all()
         assert watcher.events == [("join", "ann"), ("leave", "ann")]
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         while len(got := await signals(room, *pair)) < 2:
             pass
     assert sorted(got) == [("join", "ann"), ("leave", "ann")]
 
 
-async def test_members_of_a_server_that_was_killed_leave_once_unless_they_are_elsewhere_too(
+async def test_members_of_a_killed_server_leave_once_unless_they_are_also_on_another_server(
     pair: Pair, watch: Watch
 ) -> None:
     one, two = pair
@@ -139,92 +143,90 @@ async def test_members_of_a_server_that_was_killed_leave_once_unless_they_are_el
     await watch(one, room, "both")
     await watch(two, room, "both")
     for watcher in watchers:
-        await watcher.believes("gone", "both")
+        await watcher.wait_for_members("gone", "both")
     one.kill()
     for watcher in watchers:
-        await watcher.believes("both")
+        await watcher.wait_for_members("both")
     await one.restart()
-    await asyncio.sleep(TTL)  # by when a second leave would have come
+    await asyncio.sleep(TTL)  # a second leave event would arrive within this time
     for watcher in watchers:
-        await watcher.catch_up()
+        await watcher.read_all()
         assert watcher.events.count(("leave", "gone")) == 1
         assert ("leave", "both") not in watcher.events
-    # The receivers of the one that was killed cannot be asked any more.
+    # The killed server has lost its records of signals.
     assert [signal for signal in await signals(room, two) if signal[0] == "leave"] == [("leave", "gone")]
 
 
 @pytest.mark.parametrize("loss", ["flushall", "restart", "restart_empty"])
-async def test_a_redis_that_loses_its_data_makes_nobody_leave_who_is_there(
-    pair: Pair, watch: Watch, redis: RedisServer, loss: str
-) -> None:
+async def test_members_stay_when_redis_loses_its_data(pair: Pair, watch: Watch, redis: RedisServer, loss: str) -> None:
     one, two = pair
     room = unique("room")
     watchers = [await watch(one, room, "ann"), await watch(two, room, "bob")]
     for watcher in watchers:
-        await watcher.believes("ann", "bob")
+        await watcher.wait_for_members("ann", "bob")
     getattr(redis, loss)()
     newcomer = await watch(two, room, "eve")
     for watcher in [*watchers, newcomer]:
-        await watcher.believes("ann", "bob", "eve")
-    await asyncio.sleep(2 * TTL)  # the time for which who is missing might come back, and one more
+        await watcher.wait_for_members("ann", "bob", "eve")
+    await asyncio.sleep(2 * TTL)  # a member that is missing in Redis would leave within this time
     for watcher in [*watchers, newcomer]:
-        await watcher.catch_up()
-        assert set(watcher.believed) == {"ann", "bob", "eve"}
+        await watcher.read_all()
+        assert set(watcher.members) == {"ann", "bob", "eve"}
         assert not [event for event in watcher.events if event[0] == "leave"]
     assert await one.call("who_is_there", room) == {"ann": {}, "bob": {}, "eve": {}}
     assert sorted(await signals(room, *pair)) == [("join", "ann"), ("join", "bob"), ("join", "eve")]
 
 
-async def test_who_leaves_while_redis_loses_its_data_is_gone_everywhere(
+async def test_a_member_that_leaves_while_redis_loses_its_data_leaves_on_all_servers(
     pair: Pair, watch: Watch, redis: RedisServer
 ) -> None:
     one, two = pair
     room = unique("room")
     watcher, stays = await watch(two, room), await watch(two, room, "bob")
     await watch(one, room, "ann")
-    await watcher.believes("ann", "bob")
+    await watcher.wait_for_members("ann", "bob")
     one.kill()
     redis.restart_empty()
-    await watcher.believes("bob")
-    await stays.catch_up()
+    await watcher.wait_for_members("bob")
+    await stays.read_all()
     assert ("leave", "bob") not in watcher.events + stays.events
 
 
-async def test_lists_become_right_after_the_announcements_were_cut_off(
+async def test_member_lists_are_corrected_after_pubsub_connections_were_lost(
     pair: Pair, watch: Watch, redis: RedisServer
 ) -> None:
     one, two = pair
     room = unique("room")
     watcher, leaves = await watch(one, room), await watch(two, room, "ann")
-    await watcher.believes("ann")
+    await watcher.wait_for_members("ann")
     for _ in range(5):
         redis.cli("CLIENT", "KILL", "TYPE", "pubsub")
         await leaves.client.send("leave", leaves.identifier)
         redis.cli("CLIENT", "KILL", "TYPE", "pubsub")
-        await watcher.believes()
+        await watcher.wait_for_members()
         await leaves.client.send("join", leaves.identifier, presence={"id": "ann", "info": {}})
-        await watcher.believes("ann")
+        await watcher.wait_for_members("ann")
 
 
-async def test_whoever_comes_while_redis_is_away_is_there_when_it_is_back(
+async def test_a_member_that_joins_while_redis_is_down_is_present_when_it_is_up_again(
     pair: Pair, watch: Watch, redis: RedisServer
 ) -> None:
     one, two = pair
     room = unique("room")
-    watcher, comes = await watch(one, room), await watch(two, room)
+    watcher, newcomer = await watch(one, room), await watch(two, room)
     redis.kill()
-    await comes.client.send("join", comes.identifier, presence={"id": "ann", "info": {"name": "Ann"}})
-    await comes.client.send("presence", comes.identifier)
-    await comes.client.until(lambda frame: frame.get("message") == {"type": "error"})
+    await newcomer.client.send("join", newcomer.identifier, presence={"id": "ann", "info": {"name": "Ann"}})
+    await newcomer.client.send("presence", newcomer.identifier)
+    await newcomer.client.until(lambda frame: frame.get("message") == {"type": "error"})
     redis.start()
-    await watcher.believes("ann")
-    await comes.believes("ann")
-    assert watcher.believed == {"ann": {"name": "Ann"}}
+    await watcher.wait_for_members("ann")
+    await newcomer.wait_for_members("ann")
+    assert watcher.members == {"ann": {"name": "Ann"}}
 
 
-async def sessions_are_kept(one: Server, other: Server) -> None:
-    """Wait until a session that left one server is restored on the other one: Redis may have been away just before."""
-    async with asyncio.timeout(PATIENCE):
+async def wait_until_sessions_are_stored(one: Server, other: Server) -> None:
+    """Wait until one server restores sessions of the other one, because Redis may have been down just before."""
+    async with asyncio.timeout(TIMEOUT):
         while True:
             async with Client(one.url) as client:
                 await client.cut()
@@ -235,20 +237,20 @@ async def sessions_are_kept(one: Server, other: Server) -> None:
 
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("place", [0, 1])
-async def test_a_restored_list_becomes_right_on_any_server_or_starts_afresh_if_the_data_were_lost(
+async def test_a_restored_member_list_is_corrected_on_any_server_unless_redis_lost_the_members(
     pair: Pair, watch: Watch, redis: RedisServer, lost: bool, place: int
 ) -> None:
     one, two = pair
-    await sessions_are_kept(one, two)
-    await sessions_are_kept(two, one)
+    await wait_until_sessions_are_stored(one, two)
+    await wait_until_sessions_are_stored(two, one)
     room = unique("room")
     former, leaves = await watch(one, room, "ann"), await watch(two, room, "bob")
-    await former.believes("ann", "bob")
+    await former.wait_for_members("ann", "bob")
     await former.client.cut()
     await leaves.client.send("unsubscribe", leaves.identifier)
     await leaves.client.barrier()
     if lost:
-        # The sessions are in the same Redis.
+        # Delete only presence, because the sessions are in the same Redis.
         for key in redis.cli("KEYS", "*:presence"):
             redis.cli("DEL", key)
     async with Client(pair[place].url, sid=former.client.sid) as client:
@@ -256,6 +258,6 @@ async def test_a_restored_list_becomes_right_on_any_server_or_starts_afresh_if_t
         assert client.welcome["restored_ids"] == ([] if lost else [former.identifier])
         if not lost:
             back = Watcher(client, room)
-            back.believed = former.believed
+            back.members = former.members
             await client.send("history", former.identifier, history={"streams": {}})
-            await back.believes("ann")
+            await back.wait_for_members("ann")

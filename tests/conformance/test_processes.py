@@ -1,4 +1,4 @@
-"""Broadcasts from other processes reach the server's subscribers: all, once, in the order of their offsets."""
+"""Broadcasts from other processes reach each subscriber once, in the order of their offsets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.client import BASE, identify, unique
 from tests.support.server import OtherProcess, Server
 
 
-async def test_another_processes_broadcast_arrives_within_moments(connect: Connect, beside: OtherProcess) -> None:
+async def test_a_broadcast_from_another_process_arrives_soon(connect: Connect, beside: OtherProcess) -> None:
     stream = unique("beside")
     client, base = await connect(), await connect(protocols=[BASE])
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
@@ -30,7 +30,7 @@ async def test_another_processes_broadcast_arrives_within_moments(connect: Conne
     assert await base.next() == {"identifier": identifier, "message": {"n": 1}}
 
 
-async def test_a_broadcast_without_history_arrives_too(connect: Connect, beside: OtherProcess) -> None:
+async def test_a_transient_broadcast_from_another_process_arrives(connect: Connect, beside: OtherProcess) -> None:
     kept, transient = unique("beside"), unique("cursor:")
     client = await connect()
     identifier = await client.subscribe(identify("StreamChannel", streams=[kept, transient]))
@@ -42,10 +42,10 @@ async def test_a_broadcast_without_history_arrives_too(connect: Connect, beside:
 
 
 @pytest.mark.slow
-async def test_several_writers_at_once_lose_and_repeat_nothing(
+async def test_concurrent_broadcasts_are_neither_lost_nor_repeated(
     connect: Connect, server: Server, beside: OtherProcess
 ) -> None:
-    # Each writes on its own; rows become visible in any order.
+    # The processes do not wait for each other, so the database may show their rows in any order.
     stream, count = unique("large:"), 150
     clients = [await connect() for _ in range(3)]
     identifiers = [
@@ -62,7 +62,7 @@ async def test_several_writers_at_once_lose_and_repeat_nothing(
         assert [frame["offset"] for frame in frames] == list(range(1, 3 * count + 1))
         for writer in ("server", "beside", "third"):
             numbers = [frame["message"]["n"] for frame in frames if frame["message"]["writer"] == writer]
-            assert numbers == list(range(1, count + 1)), "each writer's messages keep its order"
+            assert numbers == list(range(1, count + 1)), "the messages of each writer must arrive in the writer's order"
         await client.nothing()
 
 
@@ -70,10 +70,10 @@ async def test_several_writers_at_once_lose_and_repeat_nothing(
 @pytest.mark.parametrize(
     ("how", "count", "size"), [("transaction", 150, 10), ("loop", 150, 10), ("batch", 300, 3000), ("loop", 300, 3000)]
 )
-async def test_more_than_the_history_size_at_once_reaches_whoever_is_connected(
+async def test_a_burst_larger_than_the_history_reaches_all_connected_clients(
     connect: Connect, beside: OtherProcess, how: str, count: int, size: int
 ) -> None:
-    # The history size (100) limits the history for clients that return. These clients were never away.
+    # The history size (100) limits what clients get when they reconnect. These clients stay connected.
     stream = unique("burst")
     client, base = await connect(), await connect(protocols=[BASE])
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
@@ -84,20 +84,20 @@ async def test_more_than_the_history_size_at_once_reaches_whoever_is_connected(
         assert [frame.get("offset") for frame in frames] == list(range(first, first + count))
         numbers = [(await base.next())["message"]["n"] for _ in range(count)]
         assert numbers == list(range(1, count + 1))
-    returning = await connect()
-    await returning.send(
+    reconnected = await connect()
+    await reconnected.send(
         "subscribe",
         identifier,
         history={"streams": {stream: {"epoch": frames[0]["epoch"], "offset": 2 * count - 101}}},
     )
-    await returning.expect({"type": "confirm_subscription"})
-    await returning.expect({"type": "reject_history", "identifier": identifier})
+    await reconnected.expect({"type": "confirm_subscription"})
+    await reconnected.expect({"type": "reject_history", "identifier": identifier})
 
 
 async def test_a_broadcast_in_a_transaction_arrives_after_the_commit_or_never(
     connect: Connect, beside: OtherProcess, server: Server
 ) -> None:
-    # Promise 4: rolled back, it never happened and used no offset.
+    # A broadcast that was rolled back is not stored, and uses no offset.
     stream = unique("beside")
     client = await connect()
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
@@ -124,7 +124,7 @@ async def test_a_repeated_broadcast_with_the_same_key_arrives_once(
     assert await client.messages(identifier, 2) == [{"n": 1}, {"n": 2}]
 
 
-async def test_a_stream_that_another_process_forgot_is_told_to_its_subscribers(
+async def test_subscribers_get_reject_history_when_another_process_forgets_the_stream(
     connect: Connect, beside: OtherProcess
 ) -> None:
     stream = unique("beside")

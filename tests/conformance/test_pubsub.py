@@ -18,12 +18,12 @@ SECRET = "a secret that tests can sign with"
 
 
 def sign(name: Any, secret: str = SECRET) -> str:
-    """Sign a stream's name, by the page's description."""
+    """Sign a stream name as the documentation describes it (see Protocol: Signed streams)."""
     encoded = base64.b64encode(json.dumps(name).encode()).decode()
     return encoded + "--" + hmac.new(secret.encode(), encoded.encode(), hashlib.sha256).hexdigest()
 
 
-async def test_a_signed_stream_is_streamed_with_positions_and_history(connect: Connect, server: Server) -> None:
+async def test_a_signed_stream_has_positions_and_history(connect: Connect, server: Server) -> None:
     stream = unique("chat/")
     position = await server.call("broadcast", stream, {"n": 1})
     client = await connect()
@@ -52,7 +52,7 @@ async def test_a_signed_stream_is_streamed_with_positions_and_history(connect: C
     ],
     ids=str,
 )
-async def test_what_is_not_signed_by_us_is_rejected_and_public_streams_are_off(
+async def test_invalid_signatures_are_rejected_and_public_streams_are_off_by_default(
     connect: Connect, params: dict[str, Any]
 ) -> None:
     client = await connect()
@@ -61,7 +61,7 @@ async def test_what_is_not_signed_by_us_is_rejected_and_public_streams_are_off(
     assert await client.next() == {"type": "reject_subscription", "identifier": identifier}
 
 
-async def test_a_public_stream_is_streamed_where_the_setting_is_on(strict: Server) -> None:
+async def test_a_public_stream_is_streamed_if_the_setting_allows_it(strict: Server) -> None:
     stream = unique("chat/")
     async with Client(strict.url) as client:
         identifier = await client.subscribe(identify("$pubsub", stream_name=stream))
@@ -69,7 +69,7 @@ async def test_a_public_stream_is_streamed_where_the_setting_is_on(strict: Serve
         await client.expect({"identifier": identifier, "message": {"n": 1}, "offset": 1})
 
 
-async def test_the_signed_name_wins_when_both_are_there(strict: Server) -> None:
+async def test_the_signed_name_is_used_if_both_names_are_given(strict: Server) -> None:
     signed, public = unique("chat/"), unique("chat/")
     async with Client(strict.url) as client:
         await client.subscribe(identify("$pubsub", stream_name=public, signed_stream_name=sign(signed)))
@@ -98,7 +98,7 @@ async def test_whispers_are_on_for_public_streams_and_opt_in_for_signed_ones(con
     await bob.nothing()
 
 
-async def test_clients_may_join_presence_on_both(connect: Connect, strict: Server) -> None:
+async def test_clients_may_join_presence_on_signed_and_public_streams(connect: Connect, strict: Server) -> None:
     client = await connect()
     signed = identify("$pubsub", signed_stream_name=sign(unique("chat/")))
     await client.subscribe(signed, presence={"id": "ann", "info": {}})

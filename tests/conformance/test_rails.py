@@ -1,4 +1,4 @@
-"""What Rails' Action Cable does, and its users expect, in both protocols."""
+"""Behaviour of Action Cable in Rails that its users expect, in both protocols."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROTOCOLS = pytest.mark.parametrize("protocol", [BASE, EXTENDED])
 
 
 @PROTOCOLS
-async def test_a_channel_sees_the_params_it_was_subscribed_with(connect: Connect, protocol: str) -> None:
+async def test_a_channel_has_the_params_of_its_identifier(connect: Connect, protocol: str) -> None:
     client = await connect(protocols=[protocol])
     params = {"room": 7, "nested": {"list": [1, None, "ü"]}}
     identifier = await client.subscribe(identify("EchoChannel", **params))
@@ -38,7 +38,9 @@ async def test_sync_and_async_handlers_know_the_user_and_may_query(
 
 
 @PROTOCOLS
-async def test_one_channel_several_times_with_other_params(connect: Connect, server: Server, protocol: str) -> None:
+async def test_a_client_can_subscribe_to_one_channel_with_different_params(
+    connect: Connect, server: Server, protocol: str
+) -> None:
     client = await connect(protocols=[protocol])
     streams = [unique("room") for _ in range(3)]
     identifiers = [await client.subscribe(identify("StreamChannel", streams=[stream])) for stream in streams]
@@ -132,9 +134,9 @@ async def test_unsubscribed_is_called_once_for_each_subscription_on_close(
     await client.send("unsubscribe", identifiers[0])
     await watcher.messages(watching, 4)
     await (client.close() if how == "close" else client.cut())
-    gone = await watcher.messages(watching, 2)
-    assert sorted(message["id"] for message in gone) == [1, 2]
-    assert {message["event"] for message in gone} == {"unsubscribed"}
+    events = await watcher.messages(watching, 2)
+    assert sorted(message["id"] for message in events) == [1, 2]
+    assert {message["event"] for message in events} == {"unsubscribed"}
     await server.call("broadcast", audit, {"event": "end"})
     assert await watcher.messages(watching, 1) == [{"event": "end"}]
 
@@ -157,7 +159,9 @@ async def test_a_broadcast_can_leave_out_the_client_that_caused_it(connect: Conn
     assert [frame["message"]["n"] for frame in late.log if "message" in frame] == [1, 2, 4]
 
 
-async def test_who_was_left_out_is_left_out_of_its_history_as_well(connect: Connect, server: Server) -> None:
+async def test_an_excluded_client_does_not_get_the_broadcast_from_the_history_either(
+    connect: Connect, server: Server
+) -> None:
     identifier = identify("StreamChannel", streams=[stream := unique("room")])
     former = await connect()
     await former.subscribe(identifier)

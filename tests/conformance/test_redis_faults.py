@@ -1,4 +1,4 @@
-"""Sessions and remote disconnects while Redis is down, out of reach, or has lost its data."""
+"""Sessions and remote disconnects while Redis is down, cannot be reached, or has lost its data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.conftest import Connect, redis_options
-from tests.conformance.test_disconnect import farewell
-from tests.conformance.test_takeover import disconnects, resume, subscribe
+from tests.conformance.test_disconnect import expect_disconnect
+from tests.conformance.test_takeover import disconnect_frames, resume, subscribe
 from tests.support.client import PATIENCE, Client, identify, unique
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer
@@ -20,20 +20,20 @@ from tests.support.server import Server, ServerPool
 pytestmark = pytest.mark.redis
 
 PREFIX = "faults"
-#: Seconds over which clients are sent away who are to authenticate again, and some for a busy machine.
+#: How long, in seconds, servers may take to disconnect all clients that must authenticate again, on a busy machine.
 RENEWAL = 10.0 + PATIENCE
 
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of the test's own."""
+    """A Redis for one test."""
     with RedisServer(tmp_path) as server:
         yield server
 
 
 @pytest.fixture
 async def proxy(redis: RedisServer) -> AsyncIterator[FaultProxy]:
-    """The network between the second server and Redis."""
+    """A proxy between the second server and Redis."""
     async with FaultProxy(redis.port) as proxy:
         yield proxy
 
@@ -55,20 +55,20 @@ async def second(tmp_path: Path, first: Server, redis: RedisServer, proxy: Fault
     server.kill()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what another process brings about."""
+async def wait_until(condition: Callable[[], object]) -> None:
+    """Wait until a condition is true."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         await asyncio.sleep(0.02)
 
 
-def record(redis: RedisServer, client: Client) -> str:
-    """Return what Redis has of a client's session."""
+def stored_session(redis: RedisServer, client: Client) -> str:
+    """Return the session record of a client in Redis; an empty string if there is none."""
     return redis.cli("GET", f"{PREFIX}:session:{client.sid}") or ""
 
 
-async def test_while_redis_is_down_clients_begin_anew_and_their_subscribes_wait(
+async def test_while_redis_is_down_clients_get_new_sessions_and_subscribes_wait(
     first: Server, second: Server, redis: RedisServer, connect_to: Connect
 ) -> None:
     stream = unique("stream")
@@ -84,11 +84,11 @@ async def test_while_redis_is_down_clients_begin_anew_and_their_subscribes_wait(
     await client.expect({"type": "confirm_history", "identifier": identifier})
     await first.call("broadcast", stream, {"n": 1})
     assert await client.messages(identifier, 1) == [{"n": 1}]
-    # And its session is kept.
-    await until(lambda: stream in record(redis, client))
+    # The new session is stored.
+    await wait_until(lambda: stream in stored_session(redis, client))
     second.kill()
-    again = await connect_to(first, sid=client.sid)
-    assert again.welcome["restored_ids"] == [identifier]
+    reconnected = await connect_to(first, sid=client.sid)
+    assert reconnected.welcome["restored_ids"] == [identifier]
 
 
 async def test_sessions_that_redis_has_lost_are_written_again(
@@ -97,33 +97,33 @@ async def test_sessions_that_redis_has_lost_are_written_again(
     former = await connect_to(first)
     identifier = await subscribe(former, unique("stream"))
     redis.restart_empty()
-    await until(lambda: record(redis, former))
+    await wait_until(lambda: stored_session(redis, former))
     await former.perform(identifier, "increment")
     await former.until({"message": {"count": 2}})
-    await until(lambda: '"count": 2' in record(redis, former))
+    await wait_until(lambda: '"count": 2' in stored_session(redis, former))
     first.kill()
     client = await connect_to(second, sid=former.sid)
     await resume(client, identifier, 2)
 
 
-async def test_a_session_that_ended_while_redis_was_down_is_written_when_it_is_back(
+async def test_a_session_that_ended_while_redis_was_down_is_written_when_redis_is_up_again(
     first: Server, second: Server, redis: RedisServer, connect_to: Connect
 ) -> None:
     former = await connect_to(first)
     identifier = await subscribe(former)
     redis.kill()
     await former.perform(identifier, "increment")
-    # The server has the command before it answers this; the effect waits for Redis.
+    # The pong shows that the server has received the command. Its effect waits for Redis.
     await former.send("ping")
     await former.expect({"type": "pong"})
     await former.cut()
     redis.start()
-    await until(lambda: '"count": 2' in record(redis, former))
+    await wait_until(lambda: '"count": 2' in stored_session(redis, former))
     client = await connect_to(second, sid=former.sid)
     await resume(client, identifier, 2)
 
 
-async def test_a_client_sees_no_effect_that_a_restore_after_an_outage_and_a_kill_would_not_have(
+async def test_a_client_sees_only_effects_that_survive_an_outage_and_a_kill(
     first: Server, second: Server, proxy: FaultProxy, connect_to: Connect
 ) -> None:
     former = await connect_to(second)
@@ -133,15 +133,15 @@ async def test_a_client_sees_no_effect_that_a_restore_after_an_outage_and_a_kill
     proxy.refuse()
     proxy.cut()
     await former.perform(identifier, "increment")
-    # The client forgets its session instead of seeing the effect. A client that is cut off before has seen nothing
-    # either.
-    await farewell(former, reconnect=True)
+    # The server ends the session instead of sending the effect. A client that loses its connection earlier has not seen
+    # the effect either.
+    await expect_disconnect(former, reconnect=True)
     second.kill()
     client = await connect_to(first, sid=former.sid)
     await resume(client, identifier, 2)
 
 
-async def test_an_effect_is_seen_when_an_outage_is_over(
+async def test_an_effect_is_sent_when_an_outage_is_over(
     first: Server, second: Server, proxy: FaultProxy, connect_to: Connect
 ) -> None:
     former = await connect_to(second)
@@ -158,7 +158,7 @@ async def test_an_effect_is_seen_when_an_outage_is_over(
     await resume(client, identifier, 2)
 
 
-async def test_a_process_that_was_cut_off_hears_of_a_disconnect_when_it_is_back(
+async def test_a_process_that_could_not_reach_redis_applies_disconnects_afterwards(
     first: Server, second: Server, proxy: FaultProxy, connect_to: Connect
 ) -> None:
     name = unique("user")
@@ -169,50 +169,50 @@ async def test_a_process_that_was_cut_off_hears_of_a_disconnect_when_it_is_back(
     await first.call("disconnect_user", name)
     await client.nothing()
     proxy.accept()
-    await farewell(client, reconnect=False)
+    await expect_disconnect(client, reconnect=False)
     await other.nothing()
 
 
-async def test_after_a_restart_of_redis_with_its_data_only_those_are_closed_who_were_disconnected(
+async def test_after_a_restart_of_redis_with_its_data_only_disconnected_users_lose_their_connections(
     first: Server, second: Server, redis: RedisServer, proxy: FaultProxy, connect_to: Connect
 ) -> None:
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     other = await connect_to(second)
-    # Something has been said before.
+    # The control bus has carried a message before the outage.
     gone = await connect_to(second, cookie=await first.sign_in("gone"))
     await first.call("disconnect_user", "gone")
-    await farewell(gone, reconnect=False)
+    await expect_disconnect(gone, reconnect=False)
     proxy.refuse()
     proxy.cut()
     await first.call("disconnect_user", name)
     redis.restart()
     proxy.accept()
-    await farewell(client, reconnect=True)
-    await until(lambda: "Control messages were lost" in second.log)
+    await expect_disconnect(client, reconnect=True)
+    await wait_until(lambda: "Control messages were lost" in second.log)
     await other.nothing()
     assert other.alive
 
 
-async def test_after_the_loss_of_its_data_everybody_has_to_authenticate_again(
+async def test_after_redis_has_lost_its_data_all_clients_must_authenticate_again(
     first: Server, second: Server, redis: RedisServer, proxy: FaultProxy, connect_to: Connect
 ) -> None:
-    # Nobody can tell any more what was revoked: the safe thing.
+    # The servers cannot know which sessions were revoked meanwhile, so they close all connections.
     name = unique("user")
     client = await connect_to(second, cookie=await first.sign_in(name))
     identifier = await subscribe(client)
     gone = await connect_to(second, cookie=await first.sign_in("gone"))
     await first.call("disconnect_user", "gone")
-    await farewell(gone, reconnect=False)
+    await expect_disconnect(gone, reconnect=False)
     proxy.refuse()
     proxy.cut()
     await first.call("disconnect_user", name)
     redis.restart_empty()
     proxy.accept()
     await client.closed(RENEWAL)
-    assert disconnects(client) == []
-    again = await connect_to(second, sid=client.sid, cookie=await first.sign_in(name))
-    await resume(again, identifier)
+    assert disconnect_frames(client) == []
+    reconnected = await connect_to(second, sid=client.sid, cookie=await first.sign_in(name))
+    await resume(reconnected, identifier)
 
 
 async def test_logging_out_works_without_redis(first: Server, redis: RedisServer, connect_to: Connect) -> None:

@@ -1,4 +1,4 @@
-"""Restoring a session (PROTOCOL.md, 5 to 7, 12, 16, 18)."""
+"""Restoring a session (see Protocol: Restore)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.fixtures import KINDS
 from tests.support.server import Kind, Server, ServerPool
 
 
-def asking(*frames: Frame) -> dict[str, Any]:
-    """Return the history request of a client that saw these last."""
+def history_after(*frames: Frame) -> dict[str, Any]:
+    """Return the history request of a client that received these messages last."""
     return {"streams": {frame["stream_id"]: {"epoch": frame["epoch"], "offset": frame["offset"]} for frame in frames}}
 
 
-async def test_a_session_comes_back_with_its_subscriptions_and_what_they_missed(
+async def test_a_session_is_restored_with_its_subscriptions_and_missed_messages(
     connect: Connect, server: Server
 ) -> None:
     stream = unique("restored")
@@ -31,8 +31,8 @@ async def test_a_session_comes_back_with_its_subscriptions_and_what_they_missed(
     client = await connect(sid=former.sid)
     assert client.welcome["restored"] is True
     assert client.welcome["restored_ids"] == [identifier]
-    assert client.sid != former.sid, "each welcome carries a new one"
-    await client.send("history", identifier, history=asking(last))
+    assert client.sid != former.sid, "each welcome carries a new session id"
+    await client.send("history", identifier, history=history_after(last))
     assert [frame["offset"] for frame in [await client.next() for _ in range(3)]] == [2, 3, 4]
     await client.expect({"type": "confirm_history", "identifier": identifier})
     await server.call("broadcast", stream, {"n": 5})
@@ -41,7 +41,6 @@ async def test_a_session_comes_back_with_its_subscriptions_and_what_they_missed(
 
 
 async def test_the_header_names_the_session_too(connect: Connect) -> None:
-    # 18
     former = await connect()
     identifier = await former.subscribe(identify("EchoChannel"))
     await former.cut()
@@ -49,8 +48,8 @@ async def test_the_header_names_the_session_too(connect: Connect) -> None:
     assert client.welcome["restored_ids"] == [identifier]
 
 
-async def test_restored_ids_are_there_also_when_empty(connect: Connect) -> None:
-    # 6: absent, the client assumes every identifier that it ever had.
+async def test_restored_ids_is_present_even_if_it_is_empty(connect: Connect) -> None:
+    # Without it, the client assumes that all of its identifiers were restored.
     former = await connect()
     identifier = await former.subscribe(identify("EchoChannel"))
     await former.send("unsubscribe", identifier)
@@ -66,7 +65,7 @@ async def test_an_unknown_session_is_welcomed_as_a_new_one(connect: Connect) -> 
         assert set(client.welcome) == {"type", "sid"}
 
 
-async def test_a_session_can_be_restored_again_and_again(connect: Connect, server: Server) -> None:
+async def test_a_session_can_be_restored_repeatedly(connect: Connect, server: Server) -> None:
     stream = unique("restored")
     client = await connect()
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
@@ -74,8 +73,8 @@ async def test_a_session_can_be_restored_again_and_again(connect: Connect, serve
     for number in range(1, 5):
         await server.call("broadcast", stream, {"n": number})
         if last is not None:
-            await client.send("history", identifier, history=asking(last))
-        # It is part of the history, or comes after it, if the server hears of it later; in any case once.
+            await client.send("history", identifier, history=history_after(last))
+        # The message is part of the replay, or follows it if it reaches the server later. It must arrive once.
         frames = sorted([await client.next() for _ in range(min(number, 2))], key=lambda frame: "message" in frame)
         last = frames.pop()
         assert (last["message"], last["offset"]) == ({"n": number}, number)
@@ -87,7 +86,7 @@ async def test_a_session_can_be_restored_again_and_again(connect: Connect, serve
 
 
 async def test_live_messages_wait_for_the_history_of_their_identifier(connect: Connect, server: Server) -> None:
-    # 5: one that came before would advance the client's position past the gap.
+    # An earlier live message would move the client's position past the messages that it missed.
     stream, other = unique("restored"), unique("restored")
     former = await connect()
     first = await former.subscribe(identify("StreamChannel", streams=[stream]))
@@ -101,20 +100,20 @@ async def test_live_messages_wait_for_the_history_of_their_identifier(connect: C
     await server.call("broadcast", other, {"n": 1})
     await client.nothing()
     await client.send("history", second, history={"streams": {}})
-    # Whether the server has heard of its message by now decides whether it is replayed, or follows.
+    # The message is part of the replay, or follows it if it reaches the server later.
     frames = sorted([await client.next(), await client.next()], key=lambda frame: "message" in frame)
     assert frames[0] == {"type": "confirm_history", "identifier": second}
     assert (frames[1]["identifier"], frames[1]["message"]) == (second, {"n": 1})
     await client.nothing()
-    await client.send("history", first, history=asking(last))
+    await client.send("history", first, history=history_after(last))
     assert await client.messages(first, 2) == [{"n": 2}, {"n": 3}]
     await client.expect({"type": "confirm_history", "identifier": first})
 
 
-async def test_a_stream_without_a_position_is_replayed_from_where_the_subscription_stood(
+async def test_a_stream_without_a_position_is_replayed_from_the_start_of_the_subscription(
     connect: Connect, server: Server
 ) -> None:
-    # 7: a client whose clock is ahead would lose these by `since` alone.
+    # With `since` alone, a client whose clock is fast would lose these messages.
     stream = unique("restored")
     await server.call("count_up", stream, 1, 2)
     former = await connect()
@@ -137,14 +136,14 @@ async def test_a_restored_stream_that_was_trimmed_meanwhile_is_rejected(connect:
     await former.cut()
     await server.call("count_up", stream, 2, 20)
     client = await connect(sid=former.sid)
-    await client.send("history", identifier, history=asking(last))
+    await client.send("history", identifier, history=history_after(last))
     assert await client.next() == {"type": "reject_history", "identifier": identifier}
     await server.call("count_up", stream, 21, 21)
     await client.expect({"offset": 21})
 
 
 async def test_a_subscribe_for_a_restored_identifier_is_confirmed_once(connect: Connect, server: Server) -> None:
-    # 1: the application may have unsubscribed while it was offline, which sends nothing.
+    # An application that unsubscribes while it is offline sends nothing, and may subscribe again later.
     stream = unique("restored")
     former = await connect()
     identifier = await former.subscribe(identify("StreamChannel", streams=[stream]))
@@ -168,7 +167,7 @@ async def test_a_restored_subscription_can_be_used_and_ended(connect: Connect, s
         await former.expect({"message": {"count": count}})
     await former.cut()
     client = await connect(sid=former.sid)
-    # Declared state is back, and `resubscribed` may transmit.
+    # The declared state is restored, and `resubscribed` may transmit.
     await client.expect({"identifier": identifier, "message": {"count": 2}})
     await client.send("history", identifier)
     await client.expect({"type": "confirm_history"})
@@ -180,24 +179,23 @@ async def test_a_restored_subscription_can_be_used_and_ended(connect: Connect, s
 
 
 @pytest.mark.parametrize("params", [{"fickle": True}, {"raises": True}])
-async def test_a_channel_that_rejects_its_return_is_not_restored(
+async def test_a_subscription_whose_resubscribed_rejects_or_raises_is_not_restored(
     connect: Connect, server: Server, params: dict[str, bool]
 ) -> None:
     stream = unique("restored")
     former = await connect()
-    gone = await former.subscribe(identify("AuditedChannel", audit=unique("audit"), streams=[stream], **params))
-    stays = await former.subscribe(identify("EchoChannel"))
+    rejected = await former.subscribe(identify("AuditedChannel", audit=unique("audit"), streams=[stream], **params))
+    restored = await former.subscribe(identify("EchoChannel"))
     await former.cut()
     client = await connect(sid=former.sid)
-    assert client.welcome["restored_ids"] == [stays]
-    # 6: it must not stay live on the server.
+    assert client.welcome["restored_ids"] == [restored]
+    # The subscription must not stay live on the server.
     await server.call("broadcast", stream, {"n": 1})
     await client.nothing()
-    await client.subscribe(gone)
+    await client.subscribe(rejected)
 
 
-async def test_another_users_session_is_not_given_away(connect: Connect, server: Server) -> None:
-    # 18
+async def test_the_session_of_another_user_is_not_restored(connect: Connect, server: Server) -> None:
     alice, mallory = await server.sign_in("alice"), await server.sign_in("mallory")
     stream = unique("private")
     former = await connect(cookie=alice)
@@ -209,10 +207,10 @@ async def test_another_users_session_is_not_given_away(connect: Connect, server:
         await server.call("broadcast", stream, {"n": 1})
         await thief.nothing()
     owner = await connect(cookie=await server.sign_in("alice"), sid=former.sid)
-    assert owner.welcome["restored_ids"] == [identifier], "the same user, in another login session"
+    assert owner.welcome["restored_ids"] == [identifier], "the user is the same, although the login is another one"
 
 
-async def test_a_refused_connection_gets_no_session_back(connect: Connect, server: Server) -> None:
+async def test_a_refused_connection_is_not_restored(connect: Connect, server: Server) -> None:
     former = await connect()
     await former.subscribe(identify("EchoChannel"))
     await former.cut()
@@ -224,7 +222,7 @@ async def test_a_refused_connection_gets_no_session_back(connect: Connect, serve
 
 
 async def test_the_base_protocol_is_never_restored(connect: Connect, server: Server) -> None:
-    # 16: though it too sends `?sid=`.
+    # Base clients may send `?sid=`, too.
     stream = unique("restored")
     extended = await connect()
     await extended.subscribe(identify("StreamChannel", streams=[stream]))
@@ -233,12 +231,14 @@ async def test_the_base_protocol_is_never_restored(connect: Connect, server: Ser
     assert "restored" not in base.welcome
     await server.call("broadcast", stream, {"n": 1})
     await base.subscribe(identify("EchoChannel"))
-    again = await connect(protocols=[BASE], sid=str(base.welcome.get("sid", "none")))
-    assert "restored" not in again.welcome
+    reconnected = await connect(protocols=[BASE], sid=str(base.welcome.get("sid", "none")))
+    assert "restored" not in reconnected.welcome
 
 
-async def test_a_session_whose_connection_was_not_noticed_dead_is_taken_over(connect: Connect, server: Server) -> None:
-    # The network went away without a word: the server believes that the former connection lives.
+async def test_a_session_is_restored_although_its_former_connection_is_still_open(
+    connect: Connect, server: Server
+) -> None:
+    # The network failed without a TCP reset, so the server still considers the former connection open.
     stream, audit = unique("restored"), unique("audit")
     former = await connect()
     identifier = await former.subscribe(identify("AuditedChannel", audit=audit, streams=[stream]))
@@ -254,7 +254,6 @@ async def test_a_session_whose_connection_was_not_noticed_dead_is_taken_over(con
 
 
 async def test_two_identifiers_on_one_stream_keep_their_stream_ids(connect: Connect, server: Server) -> None:
-    # 4
     stream = unique("shared")
     former = await connect()
     identifiers = [await former.subscribe(identify("StreamChannel", streams=[stream], n=n)) for n in range(3)]
@@ -265,15 +264,15 @@ async def test_two_identifiers_on_one_stream_keep_their_stream_ids(connect: Conn
     client = await connect(sid=former.sid)
     assert sorted(client.welcome["restored_ids"]) == sorted(identifiers)
     for identifier in reversed(identifiers):
-        await client.send("history", identifier, history=asking(last[identifier]))
+        await client.send("history", identifier, history=history_after(last[identifier]))
         frame = await client.expect({"identifier": identifier, "message": {"n": 2}})
         assert frame["stream_id"] == last[identifier]["stream_id"]
         await client.expect({"type": "confirm_history"})
     await client.nothing()
 
 
-async def test_a_restored_identifier_whose_history_never_comes_ends_the_connection(servers: ServerPool) -> None:
-    # 5: after ten seconds, and without `disconnect`, so that the session stays.
+async def test_a_restored_connection_is_closed_if_the_client_requests_no_history(servers: ServerPool) -> None:
+    # This happens after 10 s and without a `disconnect` frame, so that the client keeps its session.
     async def scenario(server: Server) -> None:
         async with Client(server.url) as former:
             identifier = await former.subscribe(identify("EchoChannel"))
@@ -281,14 +280,14 @@ async def test_a_restored_identifier_whose_history_never_comes_ends_the_connecti
         async with Client(server.url, sid=former.sid) as client:
             await client.closed(timeout=15)
             assert [frame["type"] for frame in client.log] == ["welcome"]
-        async with Client(server.url, sid=client.sid) as again:
-            assert again.welcome["restored_ids"] == [identifier]
+        async with Client(server.url, sid=client.sid) as reconnected:
+            assert reconnected.welcome["restored_ids"] == [identifier]
 
-    # The ten seconds of both servers pass together.
+    # Wait for both servers at the same time.
     await asyncio.gather(*(scenario(servers.get(kind)) for kind in KINDS))
 
 
-async def test_a_session_survives_the_server(servers: ServerPool, kind: Kind) -> None:
+async def test_a_session_survives_a_restart_of_the_server(servers: ServerPool, kind: Kind) -> None:
     stream = unique("restored")
     with servers.make(kind) as server:
         former = Client(server.url)
@@ -297,17 +296,17 @@ async def test_a_session_survives_the_server(servers: ServerPool, kind: Kind) ->
             await server.call("broadcast", stream, {"n": 1})
             last = await former.next()
             assert await server.terminate() in (0, -15)
-            assert await former.closed() == 1000, "a plain close"
+            assert await former.closed() == 1000, "the server must close with the normal code"
         await server.restart()
         await server.call("broadcast", stream, {"n": 2})
         async with Client(server.url, sid=former.sid) as client:
             assert client.welcome["restored_ids"] == [identifier]
-            await client.send("history", identifier, history=asking(last))
+            await client.send("history", identifier, history=history_after(last))
             assert await client.messages(identifier, 1) == [{"n": 2}]
             await client.expect({"type": "confirm_history"})
 
 
-async def test_without_a_time_to_live_nothing_is_restored(servers: ServerPool, kind: Kind) -> None:
+async def test_without_a_ttl_no_session_is_restored(servers: ServerPool, kind: Kind) -> None:
     server = servers.get(kind, SESSIONS_TTL=0, MAX_PENDING_SIZE=200_000)
     async with Client(server.url) as former:
         await former.subscribe(identify("EchoChannel"))

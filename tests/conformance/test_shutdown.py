@@ -1,4 +1,4 @@
-"""The server stops on SIGTERM: pending subscribes are answered, everyone is sent away and comes back (12, 19)."""
+"""The server stops on SIGTERM: it answers pending subscribes and closes all connections (see Protocol: Disconnects)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 
 @pytest.mark.slow
-async def test_a_graceful_stop(servers: ServerPool, kind: Kind) -> None:
+async def test_a_graceful_stop_answers_pending_subscribes_and_spreads_the_closing_of_connections(
+    servers: ServerPool, kind: Kind
+) -> None:
     gate = unique("gate")
     async with AsyncExitStack() as stack:
         server = stack.enter_context(servers.make(kind))
@@ -28,23 +30,27 @@ async def test_a_graceful_stop(servers: ServerPool, kind: Kind) -> None:
         await pending.send("subscribe", identify("GatedChannel", gate=gate))
         await server.call("wait_at_gate", gate, 1)
         server.signal()
-        # The process has heard of it when it refuses new connections; it still answers HTTP.
-        await refuses(server)
+        # The process has handled the signal when it refuses new connections. It still answers HTTP.
+        await wait_until_refused(server)
         await server.call("open_gate", gate)
         await pending.expect({"type": "confirm_subscription"})
 
-        ended = await asyncio.gather(*(end(client) for client in (pending, *extended, *base)))
-        assert max(ended) - min(ended) > 0.3, "clients are spread, so that not all return at once"
+        ended = await asyncio.gather(*(wait_until_closed(client) for client in (pending, *extended, *base)))
+        assert max(ended) - min(ended) > 0.3, (
+            "connections must be closed over some time, so that not all clients reconnect at once"
+        )
         for client in (*extended, pending):
-            assert not [frame for frame in client.log if frame.get("type") == "disconnect"], "it keeps its session"
+            assert not [frame for frame in client.log if frame.get("type") == "disconnect"], (
+                "the client would forget its session"
+            )
         for client in base:
-            farewell = {"type": "disconnect", "reason": "server_restart", "reconnect": True}
-            assert client.log[-1] == farewell
+            restart = {"type": "disconnect", "reason": "server_restart", "reconnect": True}
+            assert client.log[-1] == restart
         assert await server.stopped() in (0, -15)
 
 
-async def refuses(server: Server) -> None:
-    """Wait until the server lets no new client in."""
+async def wait_until_refused(server: Server) -> None:
+    """Wait until the server refuses new connections."""
     async with asyncio.timeout(10):
         while True:
             try:
@@ -54,8 +60,8 @@ async def refuses(server: Server) -> None:
                 return
 
 
-async def end(client: Client) -> float:
-    """Wait until a client was sent away, by a normal closure; return when."""
+async def wait_until_closed(client: Client) -> float:
+    """Wait until the server has closed a connection with the normal code, and return the time."""
     assert await client.closed() == 1000
     return time.monotonic()
 
@@ -86,7 +92,7 @@ async def test_nothing_is_lost_across_a_graceful_stop(servers: ServerPool, kind:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
-async def test_unsubscribed_runs_for_everyone_before_the_process_ends(
+async def test_unsubscribed_runs_for_all_subscriptions_before_the_process_ends(
     servers: ServerPool, kind: Kind, protocol: str
 ) -> None:
     audit = unique("audit")
@@ -111,14 +117,14 @@ async def test_without_clients_the_process_ends_at_once(servers: ServerPool, kin
 
 
 class CarefulServer(Server):
-    """A server in Python's development mode, which tells of whatever it left open."""
+    """A server in Python's development mode, which reports resources that were not closed."""
 
     def _command(self) -> list[str]:
-        python, _, *words = super()._command()
-        return [python, "-X", "dev", "-m", "tests.support.ending", *words]
+        python, _, *arguments = super()._command()
+        return [python, "-X", "dev", "-m", "tests.support.ending", *arguments]
 
 
-async def test_nothing_is_left_open(
+async def test_the_server_closes_all_resources(
     servers: ServerPool, kind: Kind, engine: str, shared_redis: SharedRedis, tmp_path: Path
 ) -> None:
     options = shared_redis() if engine == "redis" else {}
@@ -134,6 +140,6 @@ async def test_nothing_is_left_open(
         await clients[0].until({"message": {"n": 1}})
         assert await server.terminate() == 0
         log = server.log
-        assert "All was let go." in log
-        for complaint in ("ResourceWarning", "was destroyed", "never awaited", "Traceback", "could not be"):
-            assert complaint not in log
+        assert "The server has ended." in log
+        for problem in ("ResourceWarning", "was destroyed", "never awaited", "Traceback", "could not be"):
+            assert problem not in log

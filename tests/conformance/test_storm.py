@@ -1,4 +1,4 @@
-"""Connections break and the server is killed: clients that recover end with everything, once, in order."""
+"""Connections are lost and the server is killed. Clients that recover receive each message once, in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 TOTAL = 400
 
 
-async def test_a_storm_of_broken_connections(servers: ServerPool, kind: Kind) -> None:
+async def test_no_message_is_lost_when_connections_are_lost_repeatedly(servers: ServerPool, kind: Kind) -> None:
     server = servers.get(kind)
     beside = servers.beside(server)
     streams = [unique("large:") for _ in range(2)]
@@ -36,32 +36,32 @@ async def test_a_storm_of_broken_connections(servers: ServerPool, kind: Kind) ->
             asyncio.create_task(server.call("count_up", streams[0], 1, TOTAL)),
             asyncio.create_task(beside.call("count_up", streams[1], 1, TOTAL)),
         ]
-        cutting = asyncio.create_task(cut(clients))
+        cutting = asyncio.create_task(cut_randomly(clients))
         await asyncio.gather(*writing)
         cutting.cancel()
         for client in clients:
-            await complete(client, identifiers)
-        assert sum(client.restores for client in clients) > 0, "the storm restored sessions"
+            await check_complete(client, identifiers)
+        assert sum(client.restores for client in clients) > 0, "no session was restored"
 
 
-async def cut(clients: list[RecoveringClient]) -> None:
-    """Break connections at random, again and again."""
+async def cut_randomly(clients: list[RecoveringClient]) -> None:
+    """Reset connections at random, until this is cancelled."""
     while True:
         await random.choice(clients).cut()
         await asyncio.sleep(0.01)
 
 
-async def complete(client: RecoveringClient, identifiers: list[str]) -> None:
-    """Wait until a client has everything, and compare."""
+async def check_complete(client: RecoveringClient, identifiers: list[str]) -> None:
+    """Wait until a client has received all messages, and check their order."""
     for identifier in identifiers:
-        with contextlib.suppress(TimeoutError):  # what is missing is shown below
+        with contextlib.suppress(TimeoutError):  # the assertion shows which messages are missing
             await client.wait_for_messages(identifier, TOTAL)
         assert [message["n"] for message in client.received[identifier]] == list(range(1, TOTAL + 1))
         assert "history_not_found" not in client.infos[identifier]
     assert client.complaints == []
 
 
-async def test_a_server_that_is_killed_again_and_again(servers: ServerPool, kind: Kind) -> None:
+async def test_no_message_is_lost_when_the_server_is_killed_repeatedly(servers: ServerPool, kind: Kind) -> None:
     stream = unique("large:")
     identifier = identify("StreamChannel", streams=[stream])
     with servers.make(kind) as server, OtherProcess(server) as beside:
@@ -76,13 +76,15 @@ async def test_a_server_that_is_killed_again_and_again(servers: ServerPool, kind
                 await server.restart()
                 await half
             for client in clients:
-                await complete(client, [identifier])
+                await check_complete(client, [identifier])
                 await client.wait_for(lambda client=client: client.connects >= 3)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("restoring", [True, False])
-async def test_a_drop_while_a_subscribe_is_pending(servers: ServerPool, kind: Kind, restoring: bool) -> None:
-    # 19: the channel closes in the client; made again, it goes on from its position.
+async def test_no_message_is_lost_when_a_connection_is_lost_during_a_subscribe(
+    servers: ServerPool, kind: Kind, restoring: bool
+) -> None:
+    # The npm client closes the channel. When the application creates it again, it continues from its position.
     server = servers.get(kind)
     stream, gate = unique("large:"), unique("gate")
     await server.call("count_up", stream, 1, 1)
@@ -105,8 +107,10 @@ async def test_a_drop_while_a_subscribe_is_pending(servers: ServerPool, kind: Ki
         assert client.complaints == []
 
 
-async def test_a_cut_between_the_copies_of_one_message_loses_neither(servers: ServerPool, kind: Kind) -> None:
-    # 4: with one stream id for both, the second identifier would ask for a position that it has not reached.
+async def test_no_message_is_lost_when_a_connection_is_lost_between_two_copies_of_one_message(
+    servers: ServerPool, kind: Kind
+) -> None:
+    # If both identifiers had the same stream id, the second one would request a position that it has not reached.
     server = servers.get(kind)
     stream = unique("large:")
     identifiers = [identify("StreamChannel", streams=[stream], n=n) for n in range(2)]
@@ -116,14 +120,14 @@ async def test_a_cut_between_the_copies_of_one_message_loses_neither(servers: Se
         await server.call("count_up", stream, 1, 1)
         copies = [await former.next(), await former.next()]
         await server.call("count_up", stream, 2, 2)
-        # Of message 2 the client got only the first copy.
+        # The client has received only the first copy of message 2.
         copies[0] = await former.next()
         await former.cut()
     positions = {frame["stream_id"]: {"epoch": frame["epoch"], "offset": frame["offset"]} for frame in copies}
     assert sorted(position["offset"] for position in positions.values()) == [1, 2]
     async with Client(server.url, sid=former.sid) as client:
         for frame in copies:
-            asked = {frame["stream_id"]: positions[frame["stream_id"]]}
-            await client.send("history", frame["identifier"], history={"since": 1, "streams": asked})
+            known = {frame["stream_id"]: positions[frame["stream_id"]]}
+            await client.send("history", frame["identifier"], history={"since": 1, "streams": known})
         frames = [await client.next() for _ in range(3)]
         assert [frame["identifier"] for frame in frames if "message" in frame] == [copies[1]["identifier"]]

@@ -1,4 +1,4 @@
-"""Subscribe, confirm, reject, perform, unsubscribe (PROTOCOL.md, 1 to 4)."""
+"""Subscribing, calling actions and unsubscribing (see Protocol: Subscriptions)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ async def test_a_subscription_is_confirmed_with_its_identifier_byte_for_byte(con
 async def test_transmissions_come_before_the_confirmation_and_history_after_it(
     connect: Connect, server: Server
 ) -> None:
-    # 3
     stream = unique("greetings")
     position = await server.call("broadcast", stream, {"n": 1})
     client = await connect()
@@ -38,8 +37,8 @@ async def test_transmissions_come_before_the_confirmation_and_history_after_it(
     await client.expect({"identifier": identifier, "message": {"n": 2}, "offset": 2})
 
 
-async def test_a_presence_join_of_ones_own_comes_after_the_history(connect: Connect, server: Server) -> None:
-    # 3: the client drops presence events that precede the confirmation.
+async def test_the_join_event_of_the_member_itself_follows_the_history(connect: Connect, server: Server) -> None:
+    # The client drops presence events that precede the confirmation.
     client = await connect()
     identifier = identify("RoomChannel", room=unique("room"))
     await client.send("subscribe", identifier, history={"since": 1, "streams": {}}, presence={"id": "1", "info": {}})
@@ -60,7 +59,7 @@ async def test_a_rejected_subscription_gets_its_transmissions_and_no_stream(conn
     await client.nothing()
 
 
-async def test_a_rejected_identifier_can_be_tried_again(connect: Connect) -> None:
+async def test_a_client_can_subscribe_to_a_rejected_identifier_again(connect: Connect) -> None:
     client = await connect()
     identifier = identify("RejectingChannel", stream=unique("rejected"))
     for _ in range(2):
@@ -68,22 +67,20 @@ async def test_a_rejected_identifier_can_be_tried_again(connect: Connect) -> Non
         assert [frame.get("type") for frame in await client.barrier()] == [None, "reject_subscription"]
 
 
-async def test_a_repeated_subscribe_is_ignored_in_silence(connect: Connect, server: Server) -> None:
-    # 1
+async def test_a_repeated_subscribe_is_ignored(connect: Connect, server: Server) -> None:
     audit = unique("audit")
     client = await connect()
     identifier = await client.subscribe(identify("AuditedChannel", audit=audit))
     await client.send("subscribe", identifier)
     await client.send("subscribe", identifier, history={"since": 1, "streams": {}})
     await client.nothing()
-    assert (await server.call("position", audit))["offset"] == 1, "subscribed ran once"
+    assert (await server.call("position", audit))["offset"] == 1, "`subscribed` must run once"
 
 
 @pytest.mark.parametrize("channel", ["GatedChannel", "AsyncGatedChannel"])
-async def test_a_subscribe_repeated_while_it_is_handled_runs_once(
+async def test_subscribed_runs_once_if_subscribe_is_repeated_meanwhile(
     connect: Connect, server: Server, channel: str
 ) -> None:
-    # 2
     gate = unique("gate")
     client = await connect()
     identifier = identify(channel, gate=gate)
@@ -148,12 +145,12 @@ async def test_unsubscribe_is_not_acknowledged_and_ends_the_stream(connect: Conn
     await server.call("broadcast", stream, {"n": 1})
     await client.perform(identifier, "increment")
     await client.nothing()
-    assert (await server.call("position", audit))["offset"] == 2, "unsubscribed ran once"
+    assert (await server.call("position", audit))["offset"] == 2, "`unsubscribed` must run once"
     await client.subscribe(identifier)
     await client.nothing()
 
 
-async def test_an_unsubscribe_that_follows_a_pending_subscribe_wins(connect: Connect, server: Server) -> None:
+async def test_an_unsubscribe_ends_a_subscribe_that_is_pending(connect: Connect, server: Server) -> None:
     stream, gate = unique("stream"), unique("gate")
     client = await connect()
     identifier = identify("GatedChannel", gate=gate, streams=[stream])
@@ -170,7 +167,7 @@ async def test_an_unsubscribe_that_follows_a_pending_subscribe_wins(connect: Con
 
 
 async def test_two_identifiers_on_one_stream_each_get_every_message(connect: Connect, server: Server) -> None:
-    # 4: the client keeps one position for each stream id.
+    # The client keeps one position for each stream id (see Protocol: Stream ids).
     stream = unique("shared")
     client = await connect()
     first = await client.subscribe(identify("StreamChannel", streams=[stream], n=1))
@@ -180,12 +177,12 @@ async def test_two_identifiers_on_one_stream_each_get_every_message(connect: Con
     frames = {frame["identifier"]: frame for frame in [await client.next() for _ in range(3)]}
     assert set(frames) == {first, second, third}
     assert frames[first]["stream_id"] == stream
-    assert len({frame["stream_id"] for frame in frames.values()}) == 3, "each has a stream id of its own"
+    assert len({frame["stream_id"] for frame in frames.values()}) == 3, "each identifier must have its own stream id"
     assert {(frame["offset"], frame["epoch"]) for frame in frames.values()} == {(1, frames[first]["epoch"])}
 
 
-async def test_a_stream_id_of_ones_own_is_mapped_back_on_a_later_connection(connect: Connect, server: Server) -> None:
-    # 4: whatever the order of the subscriptions is then.
+async def test_stream_ids_stay_the_same_on_a_later_connection(connect: Connect, server: Server) -> None:
+    # The order of the subscriptions may be different then.
     stream = unique("shared")
     client = await connect()
     first = await client.subscribe(identify("StreamChannel", streams=[stream], n=1))
@@ -199,8 +196,8 @@ async def test_a_stream_id_of_ones_own_is_mapped_back_on_a_later_connection(conn
         frame = frames[identifier]
         known = {frame["stream_id"]: {"epoch": frame["epoch"], "offset": frame["offset"]}}
         await other.subscribe(identifier, history={"since": 1, "streams": known})
-        again = await other.expect({"identifier": identifier, "message": {"n": 2}, "offset": 2})
-        assert again["stream_id"] == frame["stream_id"]
+        replayed = await other.expect({"identifier": identifier, "message": {"n": 2}, "offset": 2})
+        assert replayed["stream_id"] == frame["stream_id"]
         await other.expect({"type": "confirm_history", "identifier": identifier})
     await server.call("broadcast", stream, {"n": 3})
     assert {frame["stream_id"] for frame in [await other.next(), await other.next()]} == {
@@ -209,7 +206,6 @@ async def test_a_stream_id_of_ones_own_is_mapped_back_on_a_later_connection(conn
 
 
 async def test_the_base_protocol_gets_no_positions(connect: Connect, server: Server) -> None:
-    # 16
     stream = unique("base")
     client = await connect(protocols=[BASE])
     identifier = await client.subscribe(identify("StreamChannel", streams=[stream]))
@@ -217,8 +213,7 @@ async def test_the_base_protocol_gets_no_positions(connect: Connect, server: Ser
     assert await client.next() == {"identifier": identifier, "message": {"n": 1}}
 
 
-async def test_falsy_payloads_are_refused_at_the_broadcast(server: Server) -> None:
-    # 11
+async def test_a_broadcast_of_a_falsy_payload_raises_an_error(server: Server) -> None:
     for payload in (0, "", False, None):
         with pytest.raises(CallFailed, match="InvalidPayload"):
             await server.call("broadcast", unique("falsy"), payload)

@@ -1,4 +1,4 @@
-"""A session goes on in another process than the one that it was left in (PROTOCOL.md, 5 to 7, 12, 18)."""
+"""Restoring a session in another process than its former one (see Protocol: Restore)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import signal
 
 import pytest
 
-from tests.conformance.conftest import Connect, Pair, stand_still
+from tests.conformance.conftest import Connect, Pair, suspend
 from tests.support.client import Client, Frame, identify, unique
 
 
-def asking(frame: Frame) -> Frame:
-    """Return the history request of a client that saw this last."""
+def history_after(frame: Frame) -> Frame:
+    """Return the history request of a client that received this message last."""
     return {"streams": {frame["stream_id"]: {"epoch": frame["epoch"], "offset": frame["offset"]}}}
 
 
 async def subscribe(client: Client, *streams: str) -> str:
-    """Subscribe to a channel that counts, and count to one: what the client has seen is kept, on every server."""
+    """Subscribe to a channel with a counter, and increment it. Any server can then restore this state."""
     identifier = await client.subscribe(identify("AuditedChannel", audit=unique("audit"), streams=streams))
     await client.perform(identifier, "increment")
     await client.expect({"message": {"count": 1}})
@@ -24,27 +24,27 @@ async def subscribe(client: Client, *streams: str) -> str:
 
 
 async def resume(client: Client, identifier: str, count: int = 1) -> None:
-    """Expect a subscription to be back, with its state."""
+    """Check that a subscription was restored with its state, and request its history."""
     assert client.welcome["restored_ids"] == [identifier]
     await client.expect({"identifier": identifier, "message": {"count": count}})
     await client.send("history", identifier)
     await client.expect({"type": "confirm_history"})
 
 
-async def works(client: Client, identifier: str, count: int = 2) -> None:
-    """Count on; expect nothing else."""
+async def check_works(client: Client, identifier: str, count: int = 2) -> None:
+    """Increment the counter, and check that no other message arrives."""
     await client.perform(identifier, "increment")
     await client.expect({"identifier": identifier, "message": {"count": count}})
     await client.nothing()
 
 
-def disconnects(client: Client) -> list[Frame]:
-    """Return the farewells that a client got."""
+def disconnect_frames(client: Client) -> list[Frame]:
+    """Return the `disconnect` frames that a client has received."""
     return [frame for frame in client.log if frame.get("type") == "disconnect"]
 
 
 @pytest.mark.parametrize("end", ["cut", "kill", "terminate"])
-async def test_a_session_comes_back_elsewhere_with_state_and_what_it_missed(
+async def test_another_process_restores_a_session_with_its_state_and_missed_messages(
     pair: Pair, connect_to: Connect, end: str
 ) -> None:
     first, second = pair
@@ -63,7 +63,7 @@ async def test_a_session_comes_back_elsewhere_with_state_and_what_it_missed(
     client = await connect_to(second, sid=former.sid)
     assert client.welcome["restored_ids"] == [identifier]
     await client.expect({"message": {"count": 1}})
-    await client.send("history", identifier, history=asking(last))
+    await client.send("history", identifier, history=history_after(last))
     await client.expect({"message": {"n": 2}, "offset": 2})
     await client.expect({"type": "confirm_history"})
     await second.call("broadcast", stream, {"n": 3})
@@ -71,9 +71,7 @@ async def test_a_session_comes_back_elsewhere_with_state_and_what_it_missed(
     await client.nothing()
 
 
-async def test_the_state_that_a_client_saw_survives_the_process_however_soon_it_dies(
-    pair: Pair, connect_to: Connect
-) -> None:
+async def test_the_state_that_a_client_has_seen_survives_a_kill_at_any_time(pair: Pair, connect_to: Connect) -> None:
     former = await connect_to(pair[0])
     identifier = await subscribe(former)
     for count in range(1, 5):
@@ -81,12 +79,12 @@ async def test_the_state_that_a_client_saw_survives_the_process_however_soon_it_
         here.kill()
         client = await connect_to(there, sid=former.sid)
         await resume(client, identifier, count)
-        await works(client, identifier, count + 1)
+        await check_works(client, identifier, count + 1)
         former = client
         await here.restart()
 
 
-async def test_so_do_streams_that_an_action_has_started_and_stopped(pair: Pair, connect_to: Connect) -> None:
+async def test_streams_that_an_action_started_and_stopped_survive_a_kill(pair: Pair, connect_to: Connect) -> None:
     first, second = pair
     old, new = unique("moved"), unique("moved")
     former = await connect_to(first)
@@ -106,21 +104,24 @@ async def test_so_do_streams_that_an_action_has_started_and_stopped(pair: Pair, 
     await client.nothing()
 
 
-async def test_what_was_unsubscribed_does_not_come_back(pair: Pair, connect_to: Connect) -> None:
+async def test_an_ended_subscription_is_not_restored(pair: Pair, connect_to: Connect) -> None:
     first, second = pair
     former = await connect_to(first)
-    gone, stays = await subscribe(former), await subscribe(former)
-    await former.send("unsubscribe", gone)
-    await former.subscribe(gone)
-    await former.send("unsubscribe", gone)
+    ended, kept = await subscribe(former), await subscribe(former)
+    await former.send("unsubscribe", ended)
+    await former.subscribe(ended)
+    await former.send("unsubscribe", ended)
     await former.nothing()
     first.kill()
     client = await connect_to(second, sid=former.sid)
-    assert client.welcome["restored_ids"] == [stays]
+    assert client.welcome["restored_ids"] == [kept]
 
 
-async def test_what_was_subscribed_anew_does_not_come_back_as_it_was(pair: Pair, connect_to: Connect) -> None:
-    # Confirmed, but not in the record yet: it is not in `restored_ids`, and the client subscribes to it.
+async def test_a_new_subscription_is_not_restored_with_the_state_of_its_predecessor(
+    pair: Pair, connect_to: Connect
+) -> None:
+    # If the confirmed subscription was not stored before the kill, it is missing in `restored_ids`, and the client
+    # subscribes again.
     first, second = pair
     former = await connect_to(first)
     identifier = await subscribe(former)
@@ -132,71 +133,75 @@ async def test_what_was_subscribed_anew_does_not_come_back_as_it_was(pair: Pair,
         await client.expect({"message": {"count": 0}})
     else:
         await client.subscribe(identifier)
-    await works(client, identifier, 1)
+    await check_works(client, identifier, 1)
 
 
-async def test_the_old_connection_is_closed_if_it_was_not_noticed_dead(pair: Pair, connect_to: Connect) -> None:
+async def test_the_former_connection_is_closed_if_it_is_still_open(pair: Pair, connect_to: Connect) -> None:
     first, second = pair
     stream = unique("moved")
     former = await connect_to(first)
     identifier = await subscribe(former, stream)
     client = await connect_to(second, sid=former.sid)
     await former.closed()
-    assert disconnects(former) == [], "the client would forget its session"
+    assert disconnect_frames(former) == [], "the client would forget its session"
     await resume(client, identifier)
     await first.call("broadcast", stream, {"n": 1})
     assert await client.messages(identifier, 1) == [{"n": 1}]
     await client.nothing()
 
 
-async def test_a_process_that_stood_still_closes_it_when_it_goes_on(pair: Pair, connect_to: Connect) -> None:
+async def test_a_suspended_process_closes_the_former_connection_when_it_continues(
+    pair: Pair, connect_to: Connect
+) -> None:
     first, second = pair
     former = await connect_to(first)
     identifier = await subscribe(former)
-    await stand_still(first, second)
+    await suspend(first, second)
     client = await connect_to(second, sid=former.sid)
     await resume(client, identifier)
     first.signal(signal.SIGCONT)
     await former.closed()
-    assert disconnects(former) == []
-    await works(client, identifier)
-    # And back again, while the other one lives.
-    back = await connect_to(first, sid=client.sid)
+    assert disconnect_frames(former) == []
+    await check_works(client, identifier)
+    # Move the session back while its connection to the other server is open.
+    returned = await connect_to(first, sid=client.sid)
     await client.closed()
-    await resume(back, identifier, 2)
-    await works(back, identifier, 3)
+    await resume(returned, identifier, 2)
+    await check_works(returned, identifier, 3)
 
 
 @pytest.mark.parametrize("there", [0, 1])
-async def test_a_client_that_never_heard_its_welcome_comes_back_with_an_older_id(
+async def test_a_client_that_did_not_receive_its_welcome_may_use_the_older_session_id(
     pair: Pair, connect_to: Connect, there: int
 ) -> None:
     first, second = pair
     former = await connect_to(first)
     identifier = await subscribe(former)
     await former.cut()
-    unheard = await connect_to(second, sid=former.sid)
+    intermediate = await connect_to(second, sid=former.sid)
     client = await connect_to(pair[there], sid=former.sid)
-    await unheard.closed()
-    assert disconnects(unheard) == []
+    await intermediate.closed()
+    assert disconnect_frames(intermediate) == []
     await resume(client, identifier)
-    await works(client, identifier)
+    await check_works(client, identifier)
 
 
-async def test_back_and_forth_at_once_leaves_one_alive(pair: Pair, connect_to: Connect) -> None:
+async def test_of_many_connections_for_one_session_only_the_last_one_stays_open(
+    pair: Pair, connect_to: Connect
+) -> None:
     former = await connect_to(pair[0])
     identifier = await subscribe(former)
-    everyone = [former]
+    clients = [former]
     for number in range(6):
-        everyone.append(await connect_to(pair[(number + 1) % 2], sid=everyone[-1].sid))
-    # First: a restored client that asks for no history within 10 s is disconnected.
-    await resume(everyone[-1], identifier)
-    for client in everyone[:-1]:
+        clients.append(await connect_to(pair[(number + 1) % 2], sid=clients[-1].sid))
+    # Do this first, because the server disconnects a restored client that requests no history within 10 s.
+    await resume(clients[-1], identifier)
+    for client in clients[:-1]:
         await client.closed()
-    await works(everyone[-1], identifier)
+    await check_works(clients[-1], identifier)
 
 
-async def test_another_users_session_is_not_given_away_by_another_process(pair: Pair, connect_to: Connect) -> None:
+async def test_another_process_does_not_restore_the_session_of_another_user(pair: Pair, connect_to: Connect) -> None:
     first, second = pair
     former = await connect_to(first, cookie=await first.sign_in("alice"))
     identifier = await subscribe(former)

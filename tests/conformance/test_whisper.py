@@ -14,7 +14,7 @@ from tests.support.server import Server
 
 
 @pytest.mark.parametrize("data", [{"typing": True}, [1, {"a": None}], "text", 7, True])
-async def test_a_whisper_reaches_the_others_as_it_was(connect: Connect, data: Any) -> None:
+async def test_a_whisper_reaches_the_other_subscribers_unchanged(connect: Connect, data: Any) -> None:
     room = identify("RoomChannel", room=unique("room"))
     ann, bob, base = await connect(), await connect(), await connect(protocols=[BASE])
     for client in (ann, bob, base):
@@ -25,7 +25,7 @@ async def test_a_whisper_reaches_the_others_as_it_was(connect: Connect, data: An
     await ann.nothing()
 
 
-async def test_a_falsy_whisper_is_dropped_however_it_is_spelled(connect: Connect) -> None:
+async def test_a_falsy_whisper_is_dropped_in_every_spelling(connect: Connect) -> None:
     room = identify("RoomChannel", room=unique("room"))
     ann, bob = await connect(), await connect()
     for client in (ann, bob):
@@ -48,7 +48,7 @@ async def test_a_whisper_skips_its_sender_under_every_identifier(connect: Connec
     await ann.nothing()
 
 
-async def test_whispers_keep_their_order_and_pass_the_history_by(connect: Connect) -> None:
+async def test_whispers_keep_their_order_and_are_not_in_the_history(connect: Connect) -> None:
     stream = unique("room")
     room = identify("RoomChannel", room=stream)
     ann, bob = await connect(), await connect()
@@ -67,7 +67,7 @@ async def test_whispers_keep_their_order_and_pass_the_history_by(connect: Connec
 async def test_whispers_and_transient_broadcasts_during_a_replay_are_held_back_not_dropped(
     connect: Connect, server: Server
 ) -> None:
-    # 4: every npm client asks for history, and its subscription counts as connected once it was confirmed.
+    # Each npm client requests history when it subscribes, and may whisper as soon as the subscription is confirmed.
     stream = unique("large:")
     room = identify("RoomChannel", room=stream)
     await server.call("count_up", stream, 1, 700)
@@ -81,11 +81,11 @@ async def test_whispers_and_transient_broadcasts_during_a_replay_are_held_back_n
     await server.call("broadcast", stream, {"last": True})
     frames = await bob.until({"message": {"last": True}})
     assert [frame["offset"] for frame in frames if "offset" in frame] == list(range(1, 702))
-    without = [frame["message"] for frame in frames if "message" in frame and "offset" not in frame]
-    assert without == [{"typing": True}, {"transient": True}]
+    without_position = [frame["message"] for frame in frames if "message" in frame and "offset" not in frame]
+    assert without_position == [{"typing": True}, {"transient": True}]
 
 
-async def test_where_the_channel_allows_no_whisper_nothing_is_sent(connect: Connect) -> None:
+async def test_whispers_are_dropped_if_the_channel_does_not_allow_them(connect: Connect) -> None:
     plain = identify("StreamChannel", streams=[unique("plain")])
     ann, bob = await connect(), await connect()
     await ann.subscribe(plain)

@@ -30,7 +30,7 @@ def left(id_: str, info: Any = None, stream: str = "s") -> PresenceEvent:
 marks = itertools.count()
 
 
-class Ear:
+class Recorder:
     """Collects a store's events of some streams."""
 
     def __init__(self, store: PresenceStore, deliver: Callable[[PresenceEvent], None] | None = None) -> None:
@@ -48,7 +48,7 @@ class Ear:
         elif event.id == self._id:
             self._mark.set()
 
-    async def heard(self) -> list[PresenceEvent]:
+    async def events(self) -> list[PresenceEvent]:
         """Return the events since the last call."""
         # All earlier events are announced before this one.
         self._id = str(next(marks))
@@ -60,12 +60,14 @@ class Ear:
         return events
 
 
-async def listen(store: PresenceStore, *streams: str, deliver: Callable[[PresenceEvent], None] | None = None) -> Ear:
-    """Return an ear for streams."""
-    ear = Ear(store, deliver)
+async def listen(
+    store: PresenceStore, *streams: str, deliver: Callable[[PresenceEvent], None] | None = None
+) -> Recorder:
+    """Return a recorder of the events of streams."""
+    recorder = Recorder(store, deliver)
     for stream in ("marks", *streams):
-        await ear.listener.subscribe(stream)
-    return ear
+        await recorder.listener.subscribe(stream)
+    return recorder
 
 
 async def settle() -> None:

@@ -21,8 +21,8 @@ def main(path: str, writers: int, count: int, poll: bool, sessions: bool, histor
         path: the file of the SQLite database.
         writers: the number of threads.
         count: the number of broadcasts of each thread.
-        poll: whether a subscriber polls meanwhile.
-        sessions: whether session records are written meanwhile, as when many clients reconnect.
+        poll: whether a subscriber polls at the same time.
+        sessions: whether session records are written at the same time, as when many clients reconnect.
         history_size: the number of messages that the stream keeps.
         young_time: how long, in seconds, the stream keeps every message.
     """

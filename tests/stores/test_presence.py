@@ -10,7 +10,7 @@ import pytest
 from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo, PresenceStore
 
 from .conftest import MEMORY, REDIS_STORES, Clock
-from .presence import KEPT, TTL, Ear, joined, left, listen
+from .presence import KEPT, TTL, Recorder, joined, left, listen
 
 pytestmark = pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
 
@@ -21,49 +21,49 @@ def store(presence_store: PresenceStore) -> PresenceStore:
 
 
 @pytest.fixture
-async def ear(store: PresenceStore) -> AsyncIterator[Ear]:
-    ear = await listen(store, "s", "t", "other")
-    yield ear
-    await ear.listener.close()
+async def recorder(store: PresenceStore) -> AsyncIterator[Recorder]:
+    recorder = await listen(store, "s", "t", "other")
+    yield recorder
+    await recorder.listener.close()
 
 
 class TestMembers:
     async def test_the_first_session_of_an_id_joins_and_the_last_one_leaves(
-        self, store: PresenceStore, ear: Ear
+        self, store: PresenceStore, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1", {"name": "Ann"})
         store.join("s", "desk", "1", {"name": "Ann"})
         store.leave("s", "phone")
-        assert await ear.heard() == [joined("1", {"name": "Ann"})]
+        assert await recorder.events() == [joined("1", {"name": "Ann"})]
         assert store.info("s") == PresenceInfo(1, {"1": {"name": "Ann"}})
         store.leave("s", "desk")
-        assert await ear.heard() == [left("1", {"name": "Ann"})]
+        assert await recorder.events() == [left("1", {"name": "Ann"})]
         assert store.info("s") == PresenceInfo(0, {})
 
     async def test_joining_again_with_another_info_updates_the_record_without_an_event(
-        self, store: PresenceStore, ear: Ear
+        self, store: PresenceStore, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1", {"name": "Ann"})
         store.join("s", "phone", "1", {"name": "Anna"})
         store.join("s", "desk", "1", {"name": "Anne"})
-        assert await ear.heard() == [joined("1", {"name": "Ann"})]
+        assert await recorder.events() == [joined("1", {"name": "Ann"})]
         assert store.info("s").records == {"1": {"name": "Anne"}}
 
     async def test_a_session_that_joins_with_another_id_leaves_the_first_id(
-        self, store: PresenceStore, ear: Ear
+        self, store: PresenceStore, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1")
         store.join("s", "phone", "2")
-        assert await ear.heard() == [joined("1"), left("1"), joined("2")]
+        assert await recorder.events() == [joined("1"), left("1"), joined("2")]
         assert store.info("s").records == {"2": None}
 
-    async def test_a_second_or_unknown_leave_is_ignored(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_a_second_or_unknown_leave_is_ignored(self, store: PresenceStore, recorder: Recorder) -> None:
         store.leave("s", "phone")
         store.join("s", "phone", "1")
         store.leave("s", "phone")
         store.leave("s", "phone")
         store.leave("other", "phone")
-        assert await ear.heard() == [joined("1"), left("1")]
+        assert await recorder.events() == [joined("1"), left("1")]
 
     def test_streams_have_separate_members(self, store: PresenceStore) -> None:
         store.join("s", "phone", "1")
@@ -94,14 +94,14 @@ class TestMembers:
 
     @pytest.mark.parametrize("info", [float("nan"), object()])
     async def test_an_info_that_is_not_json_is_refused_and_changes_nothing(
-        self, store: PresenceStore, ear: Ear, info: object
+        self, store: PresenceStore, recorder: Recorder, info: object
     ) -> None:
         with pytest.raises((TypeError, ValueError)):
             store.join("s", "phone", "1", info)
         assert store.info("s").total == 0
-        assert await ear.heard() == []
+        assert await recorder.events() == []
 
-    async def test_the_async_twins_do_the_same(self, store: PresenceStore, clock: Clock, ear: Ear) -> None:
+    async def test_the_async_twins_do_the_same(self, store: PresenceStore, clock: Clock, recorder: Recorder) -> None:
         await store.ajoin("s", "phone", "1", "Ann")
         await store.ajoin("s", "desk", "2")
         assert await store.ainfo("s") == PresenceInfo(2, {"1": "Ann", "2": None})
@@ -115,7 +115,7 @@ class TestMembers:
         assert await store.aleft_within("s", KEPT) == ["2", "1"]
         assert await store.ajoin_all([Member("s", "phone", "1", "Ann", joined=True)]) == [joined("1", "Ann")]
         await store.aleave("s", "phone")
-        assert await ear.heard() == [
+        assert await recorder.events() == [
             joined("1", "Ann"),
             joined("2"),
             left("2"),
@@ -146,30 +146,34 @@ class TestWhatACallCaused:
         ]
         assert store.expire() == []
 
-    async def test_a_join_after_a_loss_of_data_is_not_returned(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_a_join_after_a_loss_of_data_is_not_returned(self, store: PresenceStore, recorder: Recorder) -> None:
         assert store.join_all([Member("s", "phone", "1", "Ann", joined=True)]) == []
         assert store.join_all([Member("s", "desk", "2", joined=False)]) == [joined("2")]
         assert store.info("s").records == {"1": "Ann", "2": None}
-        assert await ear.heard() == [joined("1", "Ann"), joined("2")], "every list becomes right"
+        assert await recorder.events() == [joined("1", "Ann"), joined("2")], "all rosters are complete again"
 
-    async def test_a_join_after_an_expiry_is_returned(self, store: PresenceStore, clock: Clock, ear: Ear) -> None:
+    async def test_a_join_after_an_expiry_is_returned(
+        self, store: PresenceStore, clock: Clock, recorder: Recorder
+    ) -> None:
         store.join("s", "phone", "1")
         clock.advance(TTL)
         store.expire()
         assert store.join_all([Member("s", "phone", "1", joined=True)]) == [joined("1")]
-        assert await ear.heard() == [joined("1"), left("1"), joined("1")]
+        assert await recorder.events() == [joined("1"), left("1"), joined("1")]
 
-    async def test_a_present_session_joins_again_without_an_event(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_a_present_session_joins_again_without_an_event(
+        self, store: PresenceStore, recorder: Recorder
+    ) -> None:
         store.join("s", "phone", "1", "Ann")
         assert store.join_all([Member("s", "phone", "1", "Anna", joined=True), Member("s", "desk", "1", "Anne")]) == []
         store.leave("s", "phone")
         assert store.info("s").records == {"1": "Anne"}
-        assert await ear.heard() == [joined("1", "Ann")]
+        assert await recorder.events() == [joined("1", "Ann")]
 
 
 class TestExpiry:
     async def test_a_session_that_is_not_refreshed_leaves_once(
-        self, store: PresenceStore, clock: Clock, ear: Ear
+        self, store: PresenceStore, clock: Clock, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1")
         clock.advance(TTL - 1)
@@ -177,7 +181,7 @@ class TestExpiry:
         clock.advance(1)
         assert store.expire() == [left("1")]
         assert store.expire() == []
-        assert await ear.heard() == [joined("1"), left("1")]
+        assert await recorder.events() == [joined("1"), left("1")]
         assert store.info("s").total == 0
 
     async def test_refreshed_sessions_stay(self, store: PresenceStore, clock: Clock) -> None:
@@ -202,27 +206,27 @@ class TestExpiry:
         assert store.expire() == []
 
     async def test_an_id_leaves_when_its_last_session_expires(
-        self, store: PresenceStore, clock: Clock, ear: Ear
+        self, store: PresenceStore, clock: Clock, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1")
         clock.advance(1)
         store.join("s", "desk", "1")
         clock.advance(TTL - 1)
         assert store.expire() == []
-        assert await ear.heard() == [joined("1")]
+        assert await recorder.events() == [joined("1")]
         clock.advance(1)
         assert store.expire() == [left("1")]
-        assert await ear.heard() == [left("1")]
+        assert await recorder.events() == [left("1")]
 
     async def test_an_expired_and_removed_session_cannot_be_refreshed(
-        self, store: PresenceStore, clock: Clock, ear: Ear
+        self, store: PresenceStore, clock: Clock, recorder: Recorder
     ) -> None:
         store.join("s", "phone", "1")
         clock.advance(TTL)
         store.expire()
         assert store.refresh({"s": ["phone"]}).unknown == [("s", "phone")]
         assert store.info("s").total == 0
-        assert await ear.heard() == [joined("1"), left("1")]
+        assert await recorder.events() == [joined("1"), left("1")]
 
     async def test_an_expired_session_can_be_refreshed_before_it_is_removed(
         self, store: PresenceStore, clock: Clock

@@ -13,7 +13,7 @@ from reliable_cable.stores.presence.base import PresenceEvent, PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 
 from .conftest import MEMORY, REDIS_STORES, Clock
-from .presence import KEPT, TTL, Ear, joined, left, listen
+from .presence import KEPT, TTL, Recorder, joined, left, listen
 
 
 @pytest.fixture
@@ -22,10 +22,10 @@ def store(presence_store: PresenceStore) -> PresenceStore:
 
 
 @pytest.fixture
-async def ear(store: PresenceStore) -> AsyncIterator[Ear]:
-    ear = await listen(store, "s", "t", "other")
-    yield ear
-    await ear.listener.close()
+async def recorder(store: PresenceStore) -> AsyncIterator[Recorder]:
+    recorder = await listen(store, "s", "t", "other")
+    yield recorder
+    await recorder.listener.close()
 
 
 @pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
@@ -33,21 +33,21 @@ class TestListening:
     async def test_a_listener_is_never_called_from_inside_another_call(self, store: PresenceStore) -> None:
         inside: list[bool] = []
         calling = False
-        ear = await listen(store, "s", deliver=lambda event: inside.append(calling))
+        recorder = await listen(store, "s", deliver=lambda event: inside.append(calling))
         calling = True
         store.join("s", "phone", "1")
         calling = False
-        await ear.heard()
+        await recorder.events()
         assert inside == [False]
-        await ear.listener.close()
+        await recorder.listener.close()
 
     async def test_events_from_other_threads_are_delivered_on_the_event_loop(self, store: PresenceStore) -> None:
         threads: list[threading.Thread] = []
-        ear = await listen(store, "s", deliver=lambda event: threads.append(threading.current_thread()))
+        recorder = await listen(store, "s", deliver=lambda event: threads.append(threading.current_thread()))
         await asyncio.to_thread(store.join, "s", "phone", "1")
-        await ear.heard()
+        await recorder.events()
         assert threads == [threading.current_thread()]
-        await ear.listener.close()
+        await recorder.listener.close()
 
     async def test_each_listener_gets_its_own_copy_of_an_event(self, store: PresenceStore) -> None:
         heard: list[PresenceEvent] = []
@@ -58,31 +58,35 @@ class TestListening:
 
         ears = [await listen(store, "s", deliver=spoil) for _ in range(2)]
         caused = store.join("s", "phone", "1", [])
-        for ear in ears:
-            await ear.heard()
+        for recorder in ears:
+            await recorder.events()
         assert [event.info for event in heard] == [["spoilt"], ["spoilt"]]
         assert caused == [joined("1", [])]
-        for ear in ears:
-            await ear.listener.close()
+        for recorder in ears:
+            await recorder.listener.close()
 
     async def test_only_events_of_subscribed_streams_are_delivered(self, store: PresenceStore) -> None:
-        ear = await listen(store, "s")
+        recorder = await listen(store, "s")
         store.join("t", "phone", "1")
         store.join("s", "phone", "1")
-        assert await ear.heard() == [joined("1")]
-        await ear.listener.close()
+        assert await recorder.events() == [joined("1")]
+        await recorder.listener.close()
 
-    async def test_nothing_is_delivered_after_unsubscribe_or_close(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_nothing_is_delivered_after_unsubscribe_or_close(
+        self, store: PresenceStore, recorder: Recorder
+    ) -> None:
         store.join("s", "phone", "1")
-        await ear.listener.unsubscribe("s")
+        await recorder.listener.unsubscribe("s")
         store.leave("s", "phone")
-        assert left("1") not in await ear.heard()
-        await ear.listener.unsubscribe("s")
-        await ear.listener.subscribe("s")
+        assert left("1") not in await recorder.events()
+        await recorder.listener.unsubscribe("s")
+        await recorder.listener.subscribe("s")
         store.join("s", "phone", "2")
-        assert await ear.heard() == [joined("2")]
+        assert await recorder.events() == [joined("2")]
 
-    async def test_a_closed_event_loop_does_not_break_other_listeners(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_a_closed_event_loop_does_not_break_other_listeners(
+        self, store: PresenceStore, recorder: Recorder
+    ) -> None:
         def listen_and_die() -> None:
             async def start() -> None:
                 await store.listen(lambda event: None).subscribe("s")
@@ -92,9 +96,11 @@ class TestListening:
         await asyncio.to_thread(listen_and_die)
         store.join("s", "phone", "1")
         store.leave("s", "phone")
-        assert await ear.heard() == [joined("1"), left("1")]
+        assert await recorder.events() == [joined("1"), left("1")]
 
-    async def test_many_threads_at_once_keep_joins_and_leaves_in_order(self, store: PresenceStore, ear: Ear) -> None:
+    async def test_many_threads_at_once_keep_joins_and_leaves_in_order(
+        self, store: PresenceStore, recorder: Recorder
+    ) -> None:
         caused: list[PresenceEvent] = []
 
         def come_and_go(session: str) -> None:
@@ -103,7 +109,7 @@ class TestListening:
                 caused.extend(store.leave("s", session))
 
         await asyncio.gather(*(asyncio.to_thread(come_and_go, f"phone{number}") for number in range(4)))
-        events = [event.type for event in await ear.heard()]
+        events = [event.type for event in await recorder.events()]
         assert events == ["join", "leave"] * (len(events) // 2)
         assert events
         assert len(caused) == len(events)

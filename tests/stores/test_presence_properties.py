@@ -26,7 +26,7 @@ class Model:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.sessions: dict[str, tuple[str, float]] = {}
-        self.infos: dict[str, Any] = {}  # in the order of arrival
+        self.infos: dict[str, Any] = {}  # in the order of joins
         self.left: dict[str, float] = {}
         #: When `expire` was last called while there were sessions; and the time until which it removes nothing.
         self.swept: float | None = None

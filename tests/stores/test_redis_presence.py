@@ -82,23 +82,23 @@ class TestSeveralProcesses:
         self, make_store: MakeStore
     ) -> None:
         one, two, three = make_store(), make_store(), make_store()
-        ear = await listen(three, "s")
+        recorder = await listen(three, "s")
         assert one.join("s", "phone", "1", "Ann") == [joined("1", "Ann")]
         assert two.join("s", "desk", "1", "Anna") == []
         assert one.leave("s", "phone") == []
         assert three.info("s") == PresenceInfo(1, {"1": "Anna"})
         assert two.leave("s", "desk") == [left("1", "Anna")]
-        assert await ear.heard() == [joined("1", "Ann"), left("1", "Anna")]
-        await ear.listener.close()
+        assert await recorder.events() == [joined("1", "Ann"), left("1", "Anna")]
+        await recorder.listener.close()
 
     async def test_each_leave_is_returned_once_to_servers_that_expire_at_the_same_time(
         self, make_store: MakeStore, clock: Clock
     ) -> None:
         stores = [make_store() for _ in range(4)]
         streams = [f"s{number}" for number in range(5)]
-        ear = await listen(stores[0], *streams)
+        recorder = await listen(stores[0], *streams)
         stores[1].join_all([Member(stream, str(id_), str(id_)) for stream in streams for id_ in range(100)])
-        await ear.heard()
+        await recorder.events()
         clock.advance(TTL)
         start = threading.Barrier(4)
 
@@ -109,12 +109,12 @@ class TestSeveralProcesses:
         found = await asyncio.gather(*(asyncio.to_thread(sweep, store) for store in stores))
         everyone = Counter((stream, "leave", str(id_)) for stream in streams for id_ in range(100))
         assert Counter((e.stream, e.type, e.id) for es in found for e in es if e.stream in streams) == everyone
-        assert Counter((e.stream, e.type, e.id) for e in await ear.heard()) == everyone
-        await ear.listener.close()
+        assert Counter((e.stream, e.type, e.id) for e in await recorder.events()) == everyone
+        await recorder.listener.close()
 
     async def test_the_announced_events_are_those_that_the_calls_returned(self, make_store: MakeStore) -> None:
         stores = [make_store() for _ in range(4)]
-        ear = await listen(stores[0], "s")
+        recorder = await listen(stores[0], "s")
 
         def come_and_go(store: RedisPresenceStore, number: int) -> list[PresenceEvent]:
             caused = []
@@ -128,12 +128,12 @@ class TestSeveralProcesses:
             lists = await asyncio.gather(
                 *(loop.run_in_executor(pool, come_and_go, store, number) for number, store in enumerate(stores))
             )
-        events = await ear.heard()
+        events = await recorder.events()
         assert Counter((e.type, e.id) for caused in lists for e in caused) == Counter((e.type, e.id) for e in events)
         for id_ in ("0", "1"):
             types = [event.type for event in events if event.id == id_]
             assert types == ["join", "leave"] * (len(types) // 2)
-        await ear.listener.close()
+        await recorder.listener.close()
 
     def test_any_server_expires_sessions_of_streams_without_a_server(self, make_store: MakeStore, clock: Clock) -> None:
         killed, other = make_store(), make_store()
@@ -159,14 +159,14 @@ class TestData:
         texts = ["", "a b", "{braces}", 'quo"te', "back\\slash", "line\nbreak", "nul\0", "zoë ☃ 𝄞", "1 2 3"]
         info = {"texts": texts, "half": "\ud800"}
         for text in texts:
-            ear = await listen(store, text)
+            recorder = await listen(store, text)
             assert store.join(text, text, text, info) == [joined(text, info, text)]
             assert store.refresh({text: [text, "other"]}).unknown == [(text, "other")]
             assert store.info(text).records == {text: info}
             assert store.leave(text, text) == [left(text, info, text)]
             assert store.left_within(text, 1) == [text]
-            assert await ear.heard() == [joined(text, info, text), left(text, info, text)]
-            await ear.listener.close()
+            assert await recorder.events() == [joined(text, info, text), left(text, info, text)]
+            await recorder.listener.close()
         assert store.join("s", "phone", "\udc00") == [joined("\udc00")]
 
     def test_all_keys_expire_but_members_are_kept_until_a_server_can_announce_their_leaves(

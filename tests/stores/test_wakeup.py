@@ -87,7 +87,7 @@ async def test_messages_during_a_subscription_are_found_at_once(make_store: Make
 
     def poll_slowly(streams: Sequence[str], seen: SeenIds) -> Poll:
         found: Poll = poll(streams, seen)
-        if streams == ["b"]:  # this is the poll of `subscribe`: during it, a message and a poll without "b" happen
+        if streams == ["b"]:  # the poll of `subscribe`; a message and a poll without "b" happen during it
             others = polled.call_count
             there.append([("b", Message("1"))])
             wait_until(lambda: polled.call_count > others)

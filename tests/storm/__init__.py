@@ -1,4 +1,4 @@
-"""The storm: servers and clients under faults, one a second, and a verdict on what every client got.
+"""The storm: servers and clients under faults, and a verdict on the messages that each client received.
 
-`python -m tests.storm --seconds 60 --seed 1` runs it for as long as one likes; see `--help`.
+`python -m tests.storm --seconds 60 --seed 1` runs it for a minute; see `--help`.
 """

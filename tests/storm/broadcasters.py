@@ -1,4 +1,4 @@
-"""Who broadcasts in the storm: a server's own view, another process, and a Celery worker."""
+"""The broadcasters of a storm: views of the servers, another process, and a Celery worker."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from celery.exceptions import TimeoutError as TaskTimeout
 from tests.support.server import CallFailed, OtherProcess, Server
 
 from .plan import DURABLE, STREAMS, Plan, now
-from .truth import Fate, Position, Sent
+from .truth import Position, Result, Sent
 
-#: Seconds that a call may take; an append tries for 8 s before it gives up.
+#: How long, in seconds, a call may take. An append is retried for 8 s.
 CALL_TIMEOUT = 40.0
-#: Seconds until a call whose fate is unknown is repeated.
+#: After how many seconds to repeat a call whose result is unknown.
 REPEAT = 0.2
-#: How long, in seconds, a call with an unknown result is repeated, and a broadcast may be refused at the end.
+#: How long, in seconds, to repeat a call whose result is unknown, or a broadcast that must be stored.
 REPEAT_FOR = 60.0
-#: The part of the broadcasts to durable streams that is made in a transaction.
+#: The share of broadcasts to durable streams that are made in a transaction.
 IN_TRANSACTION = 0.3
-#: Errors that `atomic()` raises when its own database fails. The package is not to blame for these.
+#: Errors that `atomic()` raises when its own database fails. These are not errors of the package.
 DATABASE_ERRORS = ("OperationalError:", "InterfaceError:", "InternalError:", "DatabaseError:")
 
 
 class Refused(Exception):
-    """The call raised `BroadcastError`: nothing is stored."""
+    """The call raised `BroadcastError`, so nothing is stored."""
 
 
 class Uncertain(Exception):
@@ -44,7 +44,7 @@ class Unexpected(Exception):
 
 
 class Caller(ABC):
-    """Makes calls (tests/integration/project/calls.py) in some process."""
+    """Makes calls (tests/integration/project/calls.py) in another process."""
 
     name: str
 
@@ -52,9 +52,9 @@ class Caller(ABC):
         """Broadcast, and return the position.
 
         Raises:
-            Refused: nothing is stored.
-            Uncertain: it may be stored.
-            Unexpected: it raised an error that is not documented.
+            Refused: the call raised `BroadcastError`.
+            Uncertain: the call raised `BroadcastUncertain`, or its answer was lost.
+            Unexpected: the call raised an error that is not documented.
         """
         result = await self._ask("broadcast", stream, data, idempotency_key=key)
         return result["epoch"], result["offset"]
@@ -63,7 +63,7 @@ class Caller(ABC):
         """Broadcast a batch, and return the positions.
 
         Raises:
-            Refused, Uncertain, Unexpected: as for `broadcast`; they concern the whole batch.
+            Refused, Uncertain, Unexpected: as for `broadcast`, but for the whole batch.
         """
         result = await self._ask("broadcast_batch", stream, payloads)
         return [(position["epoch"], position["offset"]) for position in result]
@@ -71,7 +71,7 @@ class Caller(ABC):
     async def commit_broadcasts(
         self, stream: str, payloads: Sequence[Any], *, commit: bool, hold: float
     ) -> dict[str, Any]:
-        """Broadcast in a transaction, and commit it or roll it back; return what `calls.commit_broadcasts` does.
+        """Broadcast in a transaction, commit it or roll it back, and return the result of `calls.commit_broadcasts`.
 
         Raises:
             Uncertain, Unexpected: as for `broadcast`.
@@ -92,14 +92,14 @@ class Caller(ABC):
 
     @abstractmethod
     async def call(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Make a call; return its `result` or its `error`."""
+        """Make a call, and return a mapping with its `result` or its `error`."""
 
-    async def close(self) -> None:  # noqa: B027 - most have nothing to close
-        """Release what it holds."""
+    async def close(self) -> None:  # noqa: B027 - not every caller has something to close
+        """Close connections."""
 
 
 class ViewCaller(Caller):
-    """A view of a server, one of several by chance; the answer is lost when that server is killed."""
+    """Makes calls in a view of a random server. The answer is lost if the server is killed."""
 
     def __init__(self, servers: Sequence[Server], rng: random.Random, name: str = "view") -> None:
         self.name = name
@@ -108,7 +108,7 @@ class ViewCaller(Caller):
         self._http = httpx.AsyncClient(timeout=CALL_TIMEOUT, trust_env=False, verify=False)  # noqa: S501 - no TLS here
 
     async def call(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Make a call in a server's process."""
+        """Make a call in the process of a random server."""
         port = self._rng.choice(self._servers).port
         try:
             response = await self._http.post(f"http://127.0.0.1:{port}/call", json=request)
@@ -124,7 +124,7 @@ class ViewCaller(Caller):
 
 
 class ProcessCaller(Caller):
-    """A process beside the servers, as a shell or a management command is."""
+    """Makes calls in a process that serves no connections, such as a shell or a management command."""
 
     name = "process"
 
@@ -132,7 +132,7 @@ class ProcessCaller(Caller):
         self._process = process
 
     async def call(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Make a call in that process."""
+        """Make a call in the process."""
         try:
             return {"result": await self._process.call(request["call"], *request["args"], **request["kwargs"])}
         except CallFailed as error:
@@ -140,10 +140,10 @@ class ProcessCaller(Caller):
 
 
 class TaskCaller(Caller):
-    """A task in a Celery worker.
+    """Makes calls in a task of a Celery worker.
 
     Args:
-        broker: its URL.
+        broker: the URL of the Celery broker.
     """
 
     name = "task"
@@ -160,7 +160,7 @@ class TaskCaller(Caller):
         try:
             answer: dict[str, Any] = result.get(timeout=CALL_TIMEOUT)
         except TaskTimeout as error:
-            raise Uncertain("the task's result did not come") from error
+            raise Uncertain(f"the result of the task did not arrive within {CALL_TIMEOUT:g} s") from error
         result.forget()
         return answer
 
@@ -170,7 +170,7 @@ class TaskCaller(Caller):
 
 
 class Broadcaster:
-    """Broadcasts again and again, and records the result of each broadcast.
+    """Broadcasts repeatedly, and records the result of each broadcast.
 
     Args:
         caller: the process that makes the calls.
@@ -180,7 +180,7 @@ class Broadcaster:
 
     def __init__(self, caller: Caller, rng: random.Random, plan: Plan) -> None:
         self.sent: list[Sent] = []
-        #: How many calls ended each way; one that was repeated counts each time.
+        #: How many calls were refused or had an unknown result. Repeated calls count each time.
         self.refused = self.uncertain = 0
         #: Errors that are not documented.
         self.complaints: list[str] = []
@@ -191,7 +191,7 @@ class Broadcaster:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Broadcast until `stop`."""
+        """Broadcast until `stop` is called."""
         while not self._stopping.is_set():
             stream = self._rng.choice(STREAMS)
             if stream in DURABLE and self._rng.random() < IN_TRANSACTION:
@@ -202,15 +202,15 @@ class Broadcaster:
                 await asyncio.wait_for(self._stopping.wait(), self._rng.uniform(0, 2 * self._plan.pause))
 
     def stop(self) -> None:
-        """Finish what is under way, and nothing more."""
+        """Stop after the current broadcast."""
         self._stopping.set()
 
     async def broadcast(self, stream: str) -> Sent:
-        """Broadcast once; half of the time with a key, so that it can be repeated until its fate is known."""
+        """Broadcast once. Half of the calls have an idempotency key, and are repeated until their result is known."""
         id_ = self._next_id()
         key = id_ if self._rng.random() < 0.5 else None
         begun = now()
-        fate = Fate.STORED
+        result = Result.STORED
         position = None
         while True:
             try:
@@ -218,19 +218,19 @@ class Broadcaster:
                 break
             except (Refused, Uncertain, Unexpected) as error:
                 self._count(error)
-                if isinstance(error, Refused) and fate is Fate.STORED:
-                    fate = Fate.REFUSED
+                if isinstance(error, Refused) and result is Result.STORED:
+                    result = Result.REFUSED
                     break
-                fate = Fate.UNKNOWN
+                result = Result.UNKNOWN
                 if key is None:
                     break
                 if now() > begun + REPEAT_FOR:
                     self.complaints.append(
-                        f"the fate of {id_} in {stream!r} is unknown after {REPEAT_FOR:g} s: {error}"
+                        f"the result of the broadcast {id_} in {stream!r} is unknown after {REPEAT_FOR:g} s: {error}"
                     )
                     break
             await asyncio.sleep(REPEAT)
-        self.sent.append(Sent(stream, id_, begun, position, fate, now()))
+        self.sent.append(Sent(stream, id_, begun, position, result, now()))
         return self.sent[-1]
 
     async def broadcast_in_transaction(
@@ -249,29 +249,29 @@ class Broadcaster:
         try:
             payloads = [{"id": id_, "stream": stream} for id_ in ids]
             answer = await self._caller.commit_broadcasts(stream, payloads, commit=commit, hold=hold)
-            fate = self._fate(stream, answer, commit=commit)
+            result = self._result_of(stream, answer, commit=commit)
         except (Refused, Uncertain, Unexpected) as error:
             self._count(error)
-            fate = Fate.UNKNOWN if commit else Fate.REFUSED
-        self.sent += [Sent(stream, id_, begun, None, fate, now()) for id_ in ids]
+            result = Result.UNKNOWN if commit else Result.REFUSED
+        self.sent += [Sent(stream, id_, begun, None, result, now()) for id_ in ids]
 
-    def _fate(self, stream: str, answer: Mapping[str, Any], *, commit: bool) -> Fate:
-        """Return the fate of broadcasts in a transaction, and record complaints about errors."""
+    def _result_of(self, stream: str, answer: Mapping[str, Any], *, commit: bool) -> Result:
+        """Return the result of broadcasts in a transaction, and record errors that are not documented."""
         error = answer["error"] or ""
         if answer["committed"]:
             if error:
                 self.complaints.append(f"{self._caller.name}: atomic() raised after its commit to {stream!r}: {error}")
             if not answer["hooks"]:
                 self.complaints.append(f"{self._caller.name}: hooks after the broadcasts to {stream!r} did not run")
-            # Without a durable store a failure after the commit is only logged and signalled.
-            return Fate.UNKNOWN if self._plan.in_redis(stream) else Fate.COMMITTED
+            # If the stream is not durable, a failure after the commit is only logged and signalled.
+            return Result.UNKNOWN if self._plan.in_redis(stream) else Result.COMMITTED
         if not commit or error.startswith("BroadcastError:"):
             self.refused += bool(error)
-            return Fate.REFUSED
+            return Result.REFUSED
         if not (self._plan.database_fails and error.startswith(DATABASE_ERRORS)):
             self.complaints.append(f"{self._caller.name}: atomic() with broadcasts to {stream!r} raised {error}")
         self.uncertain += 1
-        return Fate.UNKNOWN
+        return Result.UNKNOWN
 
     async def broadcast_batch(self, stream: str, count: int) -> None:
         """Broadcast messages in one batch."""
@@ -281,16 +281,16 @@ class Broadcaster:
         try:
             payloads = [{"id": id_, "stream": stream} for id_ in ids]
             positions = await self._caller.broadcast_batch(stream, payloads)
-            fate = Fate.STORED
+            result = Result.STORED
         except Refused:
             self.refused += 1
-            fate = Fate.REFUSED
+            result = Result.REFUSED
         except (Uncertain, Unexpected) as error:
             self._count(error)
-            fate = Fate.UNKNOWN
+            result = Result.UNKNOWN
         ended = now()
         for id_, position in zip(ids, positions, strict=True):
-            self.sent.append(Sent(stream, id_, begun, position, fate, ended))
+            self.sent.append(Sent(stream, id_, begun, position, result, ended))
 
     def _count(self, error: Exception) -> None:
         if isinstance(error, Refused):
@@ -303,8 +303,8 @@ class Broadcaster:
     def _next_id(self) -> str:
         return f"{self._caller.name}-{next(self._numbers)}"
 
-    async def broadcast_surely(self, stream: str) -> None:
-        """Broadcast until one is stored; record a complaint if that takes too long."""
+    async def broadcast_until_stored(self, stream: str) -> None:
+        """Broadcast until a message is stored, and record an error if that takes too long."""
         end = now() + REPEAT_FOR
         while (await self.broadcast(stream)).position is None:
             if now() > end:

@@ -1,4 +1,4 @@
-"""Exclusive use of servers and stores by a fault, so that faults do not undo each other."""
+"""Gives a fault exclusive use of servers and stores, so that faults do not undo each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class Busy:
-    """The things that faults are using now."""
+    """The servers and stores that faults are using."""
 
     def __init__(self) -> None:
         self.used: set[object] = set()
@@ -17,7 +17,7 @@ class Busy:
 
     @contextlib.contextmanager
     def using(self, *things: object) -> Iterator[None]:
-        """Keep other faults from using some things at the same time."""
+        """Keep other faults from using these servers and stores during the block."""
         self.used.update(things)
         try:
             yield

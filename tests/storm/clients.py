@@ -1,4 +1,4 @@
-"""Who listens in the storm: clients of our own, and the npm client in Node; each keeps a log for each subscription."""
+"""The clients of a storm: clients in Python, and npm clients in Node. Each subscription has a log of its events."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from .plan import SUBSCRIPTIONS, now
 from .presence import Change
 from .truth import Connected, Delivery, Event, Signal
 
-#: Names of who got what: a client and the number of its subscription.
+#: The name of a client and the number of one of its subscriptions.
 Key = tuple[str, int]
 NUMBERS = {identify(channel, **params): number for number, (channel, params, _) in enumerate(SUBSCRIPTIONS)}
 
 
 class Logs:
-    """What everybody got, by client and subscription."""
+    """The events of all clients, by client and subscription."""
 
     def __init__(self) -> None:
         self.logs: defaultdict[Key, list[Event]] = defaultdict(list)
         self.deliveries = self.signals = 0
-        #: What should never have happened.
+        #: Descriptions of events that violate the protocol.
         self.complaints: list[str] = []
-        #: Set with every entry.
+        #: This event is set when an event is recorded.
         self.changed = asyncio.Event()
 
     def deliver(self, key: Key, message: Mapping[str, Any], epoch: str, offset: int) -> None:
-        """Note a message."""
+        """Record a message that a client received."""
         self.deliveries += 1
         if message["stream"] != SUBSCRIPTIONS[key[1]][2]:
-            self.complaints.append(f"{key} got a message of {message['stream']}")
+            self.complaints.append(f"{key} received a message of the stream {message['stream']}")
         self.logs[key].append(Delivery(epoch, offset, message["id"], now()))
         self.changed.set()
 
     def signal(self, key: Key) -> None:
-        """Note that a client was told of a loss."""
+        """Record that a client was told of a loss."""
         self.signals += 1
         self.logs[key].append(Signal(now()))
         self.changed.set()
 
     def connect(self, key: Key) -> None:
-        """Record that a client has a new connection."""
+        """Record that a client has reconnected."""
         self.logs[key].append(Connected(now()))
 
     def last(self, key: Key) -> tuple[str, int]:
-        """Return the last position that a client got."""
+        """Return the position of the last message that a client received."""
         last = next((event for event in reversed(self.logs[key]) if isinstance(event, Delivery)), None)
         return ("", 0) if last is None else (last.epoch, last.offset)
 
 
 class StormClient(RecoveringClient):
-    """A client of our own that notes everything in the storm's logs."""
+    """A client in Python that records its events in the logs of the storm."""
 
     def __init__(self, url: str, name: str, logs: Logs, *, restoring: bool) -> None:
         super().__init__(url, restoring=restoring)
         self.name = name
-        #: What it was told of presence.
+        #: The presence events that the client received.
         self.changes: list[Change] = []
         self._logs = logs
 
@@ -86,14 +86,14 @@ class StormClient(RecoveringClient):
 
 
 class NpmClients:
-    """The unmodified npm clients, in one Node process; for use with `async with`.
+    """The unmodified npm clients in one Node process. Use it with `async with`.
 
     Args:
-        node: the program.
-        url: of the cable.
-        names: of the clients.
-        logs: where to note what they get.
-        present: whether each is present in the room, by its name.
+        node: the path of Node.
+        url: the URL of the cable.
+        names: the names of the clients.
+        logs: the logs for the events of the clients.
+        present: whether each client joins the presence of the room, with its name as the id.
     """
 
     def __init__(self, node: str, url: str, names: list[str], logs: Logs, *, present: bool) -> None:
@@ -104,7 +104,7 @@ class NpmClients:
         self._logs = logs
         self._process: Process | None = None
         self._reader: asyncio.Task[None] | None = None
-        #: How often each kind of event came that is neither a message nor a signal.
+        #: How many events of each kind arrived that are neither messages nor signals.
         self.counts: defaultdict[str, int] = defaultdict(int)
         self._subscribed: set[Key] = set()
         self._changed = asyncio.Condition()
@@ -132,7 +132,7 @@ class NpmClients:
             await self._changed.wait_for(lambda: len(self._subscribed) == wanted)
 
     async def members(self) -> dict[str, dict[str, Any] | None]:
-        """Return what each client believes to be the members of the room, by client."""
+        """Return the member list that each client has of the room, by the name of the client."""
         if self._process is None or self._process.stdin is None:
             return {}
         self._members = {}
@@ -145,11 +145,11 @@ class NpmClients:
     async def _read(self, process: Process) -> None:
         assert process.stdout is not None
         async for line in process.stdout:
-            self._take(json.loads(line))
+            self._process_event(json.loads(line))
             async with self._changed:
                 self._changed.notify_all()
 
-    def _take(self, event: Mapping[str, Any]) -> None:
+    def _process_event(self, event: Mapping[str, Any]) -> None:
         if event["kind"] == "members":
             self._members[event["client"]] = event["members"]
             return
@@ -165,4 +165,4 @@ class NpmClients:
             if event["kind"] == "connect":
                 self._subscribed.add(key)
             elif event["kind"] == "rejected":
-                self._logs.complaints.append(f"{key} was rejected at {now():.1f}: {event['reason']}")
+                self._logs.complaints.append(f"the subscription {key} was rejected at {now():.1f}: {event['reason']}")

@@ -1,4 +1,4 @@
-"""What goes wrong in the storm: fault after fault, chosen by the seed."""
+"""Makes the faults of a storm, which the seed chooses."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .plan import Fault, now
 from .stage import Stage
 from .store_faults import Kinds, StoreFaults
 
-#: Seconds for which Redis is paused.
+#: How long, in seconds, Redis is paused.
 PAUSE = 2.0
-#: Seconds for which nothing passes to Redis and from it, at most: longer than the time-outs of connections.
+#: The longest time, in seconds, during which no data passes to or from Redis. It exceeds the timeouts of connections.
 STALL = 9.0
 
 
@@ -72,11 +72,11 @@ class Faults:
         only = self._stage.plan.only
         unknown = set(only) - set(kinds)
         if unknown:
-            raise ValueError(f"no such faults: {sorted(unknown)}; there are {sorted(kinds)}")
+            raise ValueError(f"unknown kinds of faults: {sorted(unknown)}; known kinds: {sorted(kinds)}")
         return {name: make for name, make in kinds.items() if not only or name in only}
 
     async def run(self, seconds: float) -> None:
-        """Make faults, one after the other, for some time, and wait until all are over."""
+        """Begin a fault in regular intervals for some time, and wait until all faults are over."""
         end = now() + seconds
         while (left := end - now()) > 0:
             self._make_one()
@@ -87,7 +87,7 @@ class Faults:
             self._stage.redis.address.lose_nothing()
 
     def _make_one(self) -> None:
-        # A server that is being started cannot be killed, and so on: then it is another fault's turn.
+        # A fault may be impossible now, for example if its server is being restarted. Then another kind is chosen.
         kinds = list(self._kinds)
         self._rng.shuffle(kinds)
         task = asyncio.create_task(self._make(kinds))
@@ -158,7 +158,7 @@ class Faults:
     async def _stall(self) -> bool:
         assert self._stage.redis is not None
         proxy = self._stage.redis.address
-        # Seldom, since nothing else can happen meanwhile.
+        # Stalls are rare, because no other fault of Redis is possible meanwhile.
         if proxy in self._busy or (len(self._kinds) > 1 and self._rng.random() < 0.75):
             return False
         with self._busy.using(proxy):
@@ -200,5 +200,5 @@ class Faults:
 
 
 def append_digest() -> bytes:
-    """Return what tells the append script's EVALSHA among other requests."""
+    """Return the digest by which the EVALSHA of the append script differs from other requests."""
     return hashlib.sha1(script_text("append").encode(), usedforsecurity=False).hexdigest().encode()

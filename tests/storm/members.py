@@ -1,4 +1,4 @@
-"""Presence in the storm: members come and go, and at the end everybody is asked who is there."""
+"""Presence in a storm: members join and leave, and at the end all member lists are compared."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from tests.support.server import OtherProcess
 
 from .clients import NpmClients, StormClient
 from .plan import PATIENCE, PRESENCE_TTL, REDIS_LOSSES, ROOM, ROOM_IDENTIFIER, Fault, member_id
-from .presence import Change, judge_beliefs, judge_changes, judge_last, untangle
+from .presence import Change, judge_changes, judge_last, judge_lists, reorder
 from .verdict import Finding
 
-#: Seconds between two changes of membership.
+#: How many seconds pass between two joins or leaves.
 INTERVAL = 0.5
-#: Seconds within which signals of one id may be sent in another order than that of the changes.
-TANGLED = 0.1
+#: How far apart, in seconds, two changes of one member may be if their signals are sent in the wrong order.
+SIGNAL_DISORDER = 0.1
 #: Faults after which a change may not be signalled: the process that had to signal it was killed, data were lost, or
 #: the answer of Redis came too late.
-SWALLOWING = ("server SIGKILL", "server SIGTERM", "Redis stalled", "Redis hangs at commit", *REDIS_LOSSES)
-#: Faults after which clients are told again who is there, in case they missed it (presence/lists.py).
-RETOLD = (*SWALLOWING, "pub/sub cut", "Redis paused")
+SIGNAL_LOSSES = ("server SIGKILL", "server SIGTERM", "Redis stalled", "Redis hangs at commit", *REDIS_LOSSES)
+#: Faults after which clients may receive presence events again, because they may have missed them.
+EVENT_REPEATS = (*SIGNAL_LOSSES, "pub/sub cut", "Redis paused")
 
 
 class Members:
-    """Those of our own clients that are present in the room, by a name that two of them share.
+    """The clients that are members of the room. Two of the Python clients share an id.
 
     Args:
-        clients: all of our own.
-        npm: the others, each present by its name throughout.
-        names: of the others.
-        rng: chooses who comes and goes.
+        clients: all clients in Python.
+        npm: the npm clients, which are members during the whole storm.
+        names: the names of the npm clients, which are their member ids.
+        rng: chooses the client that joins or leaves.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class Members:
         self.changes = 0
 
     async def enter(self) -> None:
-        """Let everybody watch, and the members join."""
+        """Make all clients keep a member list, and join the members."""
         for client in self._clients:
             await client.watch(ROOM_IDENTIFIER)
         for client in self._ids:
             await self._join(client)
 
     async def run(self) -> None:
-        """Let members come and go, until this is cancelled."""
+        """Join and leave with random members until this is cancelled."""
         while True:
             await asyncio.sleep(INTERVAL)
             client = self._rng.choice(list(self._ids))
             if ROOM_IDENTIFIER not in client.joined:
                 await self._join(client)
             elif client.channels[ROOM_IDENTIFIER] == "connected":
-                # The npm client, too, refuses to leave without a connection.
+                # Like the npm client, leave only while the channel is connected.
                 await client.leave(ROOM_IDENTIFIER)
             self.changes += 1
 
@@ -74,50 +74,48 @@ class Members:
 
     @property
     def expected(self) -> dict[str, Any]:
-        """The info of everybody who should be there."""
+        """The info of each id that should be a member."""
         joined = {self._ids[client] for client in self._ids if ROOM_IDENTIFIER in client.joined}
         return {id_: {"name": id_} for id_ in sorted(joined) + list(self._names)}
 
-    async def at_rest(self, process: OtherProcess) -> list[Finding]:
-        """Wait until everybody believes what is so; return who does not."""
+    async def wait_for_lists(self, process: OtherProcess) -> list[Finding]:
+        """Wait until all member lists are right, and return a finding for each wrong one."""
         findings: list[Finding] = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE / 2):
                 while True:
-                    findings = judge_beliefs(
-                        self.expected, await self._beliefs(), await process.call("who_is_there", ROOM)
-                    )
+                    findings = judge_lists(self.expected, await self._lists(), await process.call("who_is_there", ROOM))
                     if not findings:
                         break
                     await asyncio.sleep(0.2)
         return findings
 
-    async def _beliefs(self) -> Mapping[str, Mapping[str, Any] | None]:
+    async def _lists(self) -> Mapping[str, Mapping[str, Any] | None]:
         for client in self._clients:
             if client.members.get(ROOM_IDENTIFIER) is None:
                 await client.watch(ROOM_IDENTIFIER)
-        beliefs: dict[str, Mapping[str, Any] | None] = dict(await self._npm.members())
-        beliefs.update({client.name: client.members[ROOM_IDENTIFIER] for client in self._clients})
-        return beliefs
+        lists: dict[str, Mapping[str, Any] | None] = dict(await self._npm.members())
+        lists.update({client.name: client.members[ROOM_IDENTIFIER] for client in self._clients})
+        return lists
 
     def judge(self, signals: Path, faults: Iterable[Fault]) -> list[Finding]:
-        """Return what is wrong with the signals.
+        """Return a finding for each wrong presence event of a client and each wrong presence signal of a server.
 
         Args:
             signals: the file in which processes recorded the signals that they sent.
             faults: the faults that were made.
         """
         faults = list(faults)
-        excuses = [(fault.begun, fault.ended) for fault in faults if fault.kind in SWALLOWING]
-        retold = [(fault.begun, fault.ended) for fault in faults if fault.kind in RETOLD]
+        excuses = [(fault.begun, fault.ended) for fault in faults if fault.kind in SIGNAL_LOSSES]
+        repeats = [(fault.begun, fault.ended) for fault in faults if fault.kind in EVENT_REPEATS]
         reach = 2 * PRESENCE_TTL
         findings: list[Finding] = []
         for client in self._clients:
-            findings += judge_changes(client.name, client.changes, retold, reach=reach)
+            findings += judge_changes(client.name, client.changes, repeats, reach=reach)
         lines = map(json.loads, signals.read_text().splitlines()) if signals.exists() else ()
-        told = [Change(line["type"], line["id"], line["at"]) for line in lines if line["stream"] == ROOM]
-        told = untangle(sorted(told, key=lambda change: change.at), within=TANGLED)
-        findings += judge_changes("the signals", told, excuses, reach=reach)
+        recorded = [Change(line["type"], line["id"], line["at"]) for line in lines if line["stream"] == ROOM]
+        recorded = reorder(sorted(recorded, key=lambda change: change.at), within=SIGNAL_DISORDER)
+        findings += judge_changes("the presence signals", recorded, excuses, reach=reach)
         if not excuses:
-            findings += judge_last("the signals", self.expected, told)
+            findings += judge_last("the presence signals", self.expected, recorded)
         return findings

@@ -1,4 +1,4 @@
-"""What a storm is made of: its length, its seed, its streams, and who subscribes to what."""
+"""The plan of a storm: its length, seed, streams, subscriptions and settings."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from tests.support.client import identify
 
 from .truth import Loss
 
-#: Seconds that everybody may take to catch up, when the faults are over.
+#: How long, in seconds, all clients may take to catch up when the faults are over.
 PATIENCE = 60.0
 
 DURABLE = ("kept:1", "kept:2")
-#: With Redis, these live there and nowhere else.
+#: With the engine Redis, these streams are stored only in Redis.
 VOLATILE = ("plain:1", "plain:2", "room:1")
 STREAMS = DURABLE + VOLATILE
 ROOM = "room:1"
-#: Streams whose history is smaller than the bursts to them: one that is only in Redis and a durable one.
+#: Streams whose history is smaller than the bursts to them: one that is stored only in Redis, and a durable one.
 BURST_STREAMS = ("burst:1", "burst:2")
 BURST_HISTORY = 100
 BURST = 150
 ALL_STREAMS = STREAMS + BURST_STREAMS
 
-#: (channel, params, stream): every client subscribes to all of these.
+#: The subscriptions of each client: the channel, its params and its stream.
 SUBSCRIPTIONS: tuple[tuple[str, Mapping[str, Any], str], ...] = (
     ("StreamChannel", {"streams": ["kept:1"]}, "kept:1"),
     ("AsyncStreamChannel", {"streams": ["kept:2"]}, "kept:2"),
     ("StreamChannel", {"streams": ["plain:1"]}, "plain:1"),
-    # Two identifiers on one stream have a position each (PROTOCOL.md, 4).
+    # Two identifiers on one stream have their own positions (see Protocol: Stream ids).
     ("StreamChannel", {"streams": ["plain:1"], "again": True}, "plain:1"),
     ("AsyncStreamChannel", {"streams": ["plain:2"]}, "plain:2"),
     ("StreamChannel", {"streams": ["burst:1"]}, "burst:1"),
@@ -39,12 +39,12 @@ SUBSCRIPTIONS: tuple[tuple[str, Mapping[str, Any], str], ...] = (
 )
 ROOM_IDENTIFIER = identify("RoomChannel", room=ROOM)
 
-#: Seconds; short, so that members of a killed server leave while the storm still looks.
+#: How long, in seconds, members of a killed server stay. This is short, so that they leave during the storm.
 PRESENCE_TTL = 4.0
 
 HISTORY_SIZE = 50_000
 HISTORY_TTL = 86_400
-#: By how many seconds clocks are wrong. The history TTL of stores with their own clock is shorter than that.
+#: How far, in seconds, clocks are wrong. Stores with their own clock have a history TTL that is shorter.
 WRONG = 90.0
 SHORT_TTL = 60
 
@@ -61,7 +61,7 @@ REDIS_LOSSES = (
 DATABASE_LOSSES = ("PostgreSQL moved", "PostgreSQL moved, tail lost", "SQLite restored")
 REDIS_MOVES = tuple(kind for kind in REDIS_LOSSES if "moved" in kind)
 POSTGRES_MOVES = tuple(kind for kind in DATABASE_LOSSES if "moved" in kind)
-#: How many seconds servers have to notice that a SQLite file was restored, which the file itself does not tell.
+#: How long, in seconds, servers may take to notice that an SQLite file was replaced by an older copy.
 NOTICE = 5.0
 
 
@@ -82,10 +82,10 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do.
+    """The parameters of a storm.
 
     Args:
-        seconds: how long faults are made.
+        seconds: how long, in seconds, faults are made.
         seed: the seed of the random choice of faults, streams and clients.
         engine: "redis" or "database".
         database: the database for durable streams, "sqlite" or "postgres".
@@ -134,31 +134,31 @@ class Plan:
 
     @property
     def wrong_clocks(self) -> Mapping[str, float]:
-        """By how many seconds the clocks of processes are ahead."""
+        """How far, in seconds, the clocks of processes are ahead."""
         return {"daphne": WRONG, "worker": -WRONG} if self.clocks else {}
 
     @property
     def command(self) -> str:
-        """What repeats this storm, as far as a seed can."""
-        words = [f"python -m tests.storm --seconds {self.seconds:g} --seed {self.seed} --engine {self.engine}"]
-        words.append(f"--database {self.database}")
+        """The command that repeats this storm, with the same choice of faults."""
+        arguments = [f"python -m tests.storm --seconds {self.seconds:g} --seed {self.seed} --engine {self.engine}"]
+        arguments.append(f"--database {self.database}")
         if self.redis:
-            words.append(f'--redis "{self.redis}"')
-        words.append(f"--clients {self.clients} --npm-clients {self.npm_clients} --pause {self.pause:g}")
-        words.append(f"--every {self.every:g}")
+            arguments.append(f'--redis "{self.redis}"')
+        arguments.append(f"--clients {self.clients} --npm-clients {self.npm_clients} --pause {self.pause:g}")
+        arguments.append(f"--every {self.every:g}")
         if self.clocks:
-            words.append("--clocks")
+            arguments.append("--clocks")
         if self.only:
-            words.append(f"--only {' '.join(map(repr, self.only))}")
-        return " ".join(words)
+            arguments.append(f"--only {' '.join(map(repr, self.only))}")
+        return " ".join(arguments)
 
     @property
     def has_presence(self) -> bool:
-        """Whether servers share presence: in the embedded engine each has its own."""
+        """Whether servers share presence. With the engine "database", each server has its own."""
         return self.engine == "redis"
 
     def settings(self, redis_url: str | None) -> dict[str, Any]:
-        """Return `RELIABLE_CABLE` for all processes."""
+        """Return the setting `RELIABLE_CABLE` of all processes."""
         names = ("kept:*", "plain:*", "room:*", *BURST_STREAMS)
         streams = {name: self._policy(name) for name in names}
         if redis_url is None:
@@ -168,7 +168,7 @@ class Plan:
     def _policy(self, name: str) -> dict[str, Any]:
         durable = name in ("kept:*", "burst:2")
         in_redis = self.engine == "redis" and not durable
-        # For a SQLite file, each process uses the clock of its own host.
+        # For an SQLite file, each process uses its own clock.
         has_clock = in_redis or self.database == "postgres"
         return {
             "history_size": BURST_HISTORY if name in BURST_STREAMS else HISTORY_SIZE,
@@ -178,11 +178,11 @@ class Plan:
 
 
 def member_id(number: int, clients: int) -> str | None:
-    """Return as whom the client of a number is present: half of them are, and the last two of these as the same one."""
+    """Return the member id of a client; None: it is not a member. Half of the clients are, and two have the same id."""
     half = clients // 2
     return f"member-{min(number, half - 1)}" if number <= half else None
 
 
 def now() -> float:
-    """The storm's clock, in seconds."""
+    """Return the time of the storm's clock, in seconds."""
     return time.monotonic()

@@ -1,8 +1,8 @@
-"""What the storm's logs say of presence, as pure functions.
+"""Judges the presence events and member lists of a storm, by pure functions.
 
-At rest, what every client believes equals who is there. Before that, each change of membership is told once: joins and
-leaves of an id alternate. Where a process that had to tell was killed, or Redis lost its data, one may be missing; and
-where a process may have missed some, it tells its clients again.
+At the end, the member list of each client must be right. During the storm, each join and leave must be announced once,
+so joins and leaves of an id alternate. An announcement may be missing if its process was killed, or if Redis lost its
+data. A process that may have missed announcements may repeat them to its clients.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import Any, Literal
 
 from .verdict import Finding
 
-BELIEF = "presence differs"
-TWICE = "presence told twice"
-PRESENCE_KINDS = (BELIEF, TWICE)
+WRONG_LIST = "wrong member list"
+TWICE = "presence event twice"
+PRESENCE_KINDS = (WRONG_LIST, TWICE)
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A join or a leave, as somebody heard of it.
+    """A join or a leave, as a client or a server recorded it.
 
     Args:
-        type: which.
-        id: of the member.
-        at: when, in seconds.
-        hearing: of a client, the number of its connection, since a restore may repeat what was told before it.
+        type: "join" or "leave".
+        id: the id of the member.
+        at: the time, in seconds.
+        connection: the number of the client's connection. A restore may repeat events of the former connection.
     """
 
     type: Literal["join", "leave"]
     id: str
     at: float
-    hearing: int = 0
+    connection: int = 0
 
 
-def untangle(changes: Iterable[Change], *, within: float) -> list[Change]:
-    """Return signals in an order in which joins and leaves of an id alternate, as far as small shifts bring that about.
+def reorder(changes: Iterable[Change], *, within: float) -> list[Change]:
+    """Exchange signals that are close to each other, so that joins and leaves of an id alternate.
 
-    Two changes of one id that two calls brought about at the same time are signalled in any order.
+    If two calls change one id at the same time, their signals may be sent in any order.
 
     Args:
-        changes: in the order in which they were noted.
-        within: seconds that two changes may be apart to be exchanged.
+        changes: the signals in the order in which they were recorded.
+        within: how far apart, in seconds, exchanged signals may be.
     """
     of_id: dict[str, list[Change]] = {}
     for change in changes:
@@ -56,20 +56,20 @@ def untangle(changes: Iterable[Change], *, within: float) -> list[Change]:
 def judge_changes(
     where: str, changes: Iterable[Change], excuses: Sequence[tuple[float, float]], *, reach: float
 ) -> list[Finding]:
-    """Find joins and leaves of one id that were announced twice in a row.
+    """Find joins and leaves of an id that were announced twice in a row.
 
     Args:
-        where: the client or process that heard them.
-        changes: in the order in which they were heard.
-        excuses: the times of faults, from and until, which may have lost the change between, or repeated it.
-        reach: the most seconds from such a fault until its effect.
+        where: the client or process that recorded the changes.
+        changes: the changes in the order in which they were recorded.
+        excuses: the begin and the end of faults that may have lost or repeated an announcement.
+        reach: the longest time, in seconds, from such a fault until its effect.
     """
     findings: list[Finding] = []
     last: dict[str, Change] = {}
     for change in changes:
         before = last.get(change.id)
         last[change.id] = change
-        if before is None or before.type != change.type or before.hearing != change.hearing:
+        if before is None or before.type != change.type or before.connection != change.connection:
             continue
         if not any(begun <= change.at and before.at - reach <= ended for begun, ended in excuses):
             what = f"{change.type} of {change.id} twice, {change.at - before.at:.2f} s apart"
@@ -77,33 +77,33 @@ def judge_changes(
     return findings
 
 
-def judge_beliefs(
-    expected: Mapping[str, Any], beliefs: Mapping[str, Mapping[str, Any] | None], service: Mapping[str, Any]
+def judge_lists(
+    expected: Mapping[str, Any], lists: Mapping[str, Mapping[str, Any] | None], service: Mapping[str, Any]
 ) -> list[Finding]:
-    """Compare what everybody believes, at rest, with who is there.
+    """Compare all member lists at the end of the storm with the expected one.
 
     Args:
         expected: the info of each id that has joined and not left.
-        beliefs: what each client believes; None: it knows nothing.
-        service: what the server side says.
+        lists: the member list of each client; None: it has none.
+        service: the member list of the servers.
     """
     findings = []
-    for where, believed in [("the service", service), *sorted(beliefs.items())]:
-        if believed is None:
-            findings.append(Finding(BELIEF, where, "it knows nothing"))
-        elif dict(believed) != dict(expected):
-            missing, surplus = sorted(set(expected) - set(believed)), sorted(set(believed) - set(expected))
-            other = sorted(id_ for id_ in set(expected) & set(believed) if expected[id_] != believed[id_])
-            what = f"missing {missing}, not there any more {surplus}, with another info {other}"
-            findings.append(Finding(BELIEF, where, what, len(missing) + len(surplus) + len(other)))
+    for where, members in [("the service", service), *sorted(lists.items())]:
+        if members is None:
+            findings.append(Finding(WRONG_LIST, where, "it has no member list"))
+        elif dict(members) != dict(expected):
+            missing, surplus = sorted(set(expected) - set(members)), sorted(set(members) - set(expected))
+            other = sorted(id_ for id_ in set(expected) & set(members) if expected[id_] != members[id_])
+            what = f"missing: {missing}; surplus: {surplus}; with another info: {other}"
+            findings.append(Finding(WRONG_LIST, where, what, len(missing) + len(surplus) + len(other)))
     return findings
 
 
 def judge_last(where: str, expected: Iterable[str], changes: Iterable[Change]) -> list[Finding]:
-    """Compare the last change of each id, as the signals told them, with who is there at rest."""
+    """Compare the members according to the last signal of each id with the expected ones at the end of the storm."""
     present: dict[str, bool] = {}
     for change in changes:
         present[change.id] = change.type == "join"
     there = {id_ for id_, is_there in present.items() if is_there}
     wrong = sorted(there.symmetric_difference(expected))
-    return [Finding(BELIEF, where, f"the last that was told of {wrong} is not what is", len(wrong))] if wrong else []
+    return [Finding(WRONG_LIST, where, f"the last signals of {wrong} are wrong", len(wrong))] if wrong else []

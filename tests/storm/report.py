@@ -1,4 +1,4 @@
-"""The storm's one table."""
+"""Formats the results of a storm as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .verdict import KINDS
 
 
 def table(outcome: Outcome) -> str:
-    """Return what happened, a line for each number."""
+    """Return a table of all counts of a storm."""
     found: Counter[str] = Counter()
     for finding in outcome.findings:
         found[finding.kind] += finding.count
@@ -21,12 +21,12 @@ def table(outcome: Outcome) -> str:
         ("deliveries", outcome.deliveries),
         ("connections", outcome.connects),
         ("  sessions restored", outcome.restores),
-        ("  channels made again", outcome.recreated),
+        ("  channels created again", outcome.recreated),
         ("faults", sum(outcome.faults.values())),
         *((f"  {kind}", count) for kind, count in sorted(outcome.faults.items())),
         ("epochs", outcome.epochs),
-        ("signalled", outcome.signals),
-        ("changes of membership", outcome.changes),
+        ("losses signalled", outcome.signals),
+        ("joins and leaves", outcome.changes),
         ("seconds to catch up", f"{outcome.catching_up:.1f}"),
         *((kind, found[kind]) for kind in (*KINDS, *PRESENCE_KINDS)),
         ("complaints", len(outcome.complaints)),
@@ -44,6 +44,6 @@ def violations(outcome: Outcome, most: int = 12) -> str:
     for kind, texts in of_kind.items():
         lines += [f"{kind}: {text}" for text in texts[:most]]
         if len(texts) > most:
-            lines.append(f"{kind}: and {len(texts) - most} more")
+            lines.append(f"{kind}: {len(texts) - most} more")
     faults = [f"  {at:6.1f} s  {kind}" for at, kind in outcome.history]
-    return "\n".join([*lines, "faults:", *faults, f"again: {outcome.plan.command}"])
+    return "\n".join([*lines, "faults:", *faults, f"to repeat the storm: {outcome.plan.command}"])

@@ -1,4 +1,4 @@
-"""The storm's processes: two servers on one database, Redis, another process, a Celery worker, and proxies between."""
+"""The processes of a storm: two servers on one database, Redis, another process, a Celery worker, and proxies."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ KINDS: tuple[Kind, ...] = ("daphne", "uvicorn")
 
 
 class Stage:
-    """Everything that a storm needs running; for use with `async with`.
+    """Starts and stops the processes of a storm. Use it with `async with`.
 
     Args:
-        plan: says which engine.
-        folder: for databases and logs.
+        plan: the plan of the storm, which names the engine.
+        folder: the folder for databases and logs.
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
         self.folder = folder
-        #: Where the processes note the presence signals that they send.
+        #: The file in which the processes record the presence signals that they send.
         self.signals = folder / "signals"
         self._variables = {"CABLE_TEST_SIGNALS": str(self.signals)}
         self.servers: list[Server] = []
-        #: What clients connect to: one of the servers, by chance.
+        #: The proxy that clients connect to. It leads each connection to a random server.
         self.web: FaultProxy
-        #: All processes connect to the addresses of these.
+        #: The Redis and the PostgreSQL, if there are any. All processes connect to their proxies.
         self.redis: RedisPair | None = None
         self.postgres: PostgresPair | None = None
-        #: The SQLite file, if there is no PostgreSQL.
+        #: The path of the SQLite file, which is empty if there is a PostgreSQL.
         self.database: Path
         self.broker: RedisServer
         self.beside: OtherProcess
@@ -50,7 +50,7 @@ class Stage:
 
     @property
     def url(self) -> str:
-        """Where the cable is."""
+        """The URL of the cable."""
         return f"ws://127.0.0.1:{self.web.port}/cable"
 
     async def __aenter__(self) -> Self:
@@ -82,7 +82,7 @@ class Stage:
         self.servers = [self._server(kind, settings) for kind in KINDS]
         await asyncio.gather(*(self._enter_in_thread(server) for server in self.servers))
         self.web = await self._stack.enter_async_context(FaultProxy(*(server.port for server in self.servers)))
-        # The last server's clock is right.
+        # The clock of the last server is always right.
         self.beside = self._stack.enter_context(OtherProcess(self.servers[-1], self.folder / "process.log"))
         tasks = {"CABLE_TEST_BROKER": self.broker.url, "CABLE_TEST_RESULTS": self.broker.url}
         variables = {**self._variables, **self._clock("worker"), **tasks}
@@ -99,14 +99,14 @@ class Stage:
     async def _start_postgres(self) -> PostgresPair:
         binaries = find_postgres()
         if binaries is None:
-            raise RuntimeError("no PostgreSQL server (initdb, pg_ctl) on this machine")
+            raise RuntimeError("PostgreSQL (initdb, pg_ctl) is not installed; use --database sqlite")
         pair = PostgresPair(binaries, replicated=self.plan.wants(*POSTGRES_MOVES))
         return await self._stack.enter_async_context(pair)
 
     async def _start_redis(self) -> RedisPair:
         binaries = [one for one in find_binaries() if self.plan.redis in ("", one.name)]
         if not binaries:
-            raise RuntimeError(f"no {self.plan.redis or 'Redis or Valkey'} server on this machine")
+            raise RuntimeError(f"the server {self.plan.redis or 'Redis or Valkey'} is not installed")
         pair = RedisPair(self.folder, binaries[0], replicated=self.plan.wants(*REDIS_MOVES))
         return await self._stack.enter_async_context(pair)
 
@@ -116,5 +116,5 @@ class Stage:
 
 
 def make_folder() -> Path:
-    """Return a new folder for a storm's files."""
+    """Create a folder for the files of a storm, and return its path."""
     return Path(tempfile.mkdtemp(prefix="cable-storm-"))

@@ -1,4 +1,4 @@
-"""Faults of the stores in a storm: failovers, restored files, a Redis that hangs, bursts."""
+"""Faults of the stores in a storm: failovers, restored files, a suspended Redis, and bursts."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from .busy import Busy
 from .plan import BURST, BURST_STREAMS, DURABLE, VOLATILE
 from .stage import Stage
 
-#: The things that a fault of the database uses.
+#: The name under which `Busy` knows the database.
 DATABASE = "database"
-#: How many seconds of writes a failover loses, at least and at most.
+#: How many seconds of writes a failover loses: the least and the most.
 TAIL = (0.5, 2.0)
-#: How many seconds Redis hangs, at least and at most: longer than the timeouts of connections.
+#: How many seconds Redis is suspended: the least and the most. The most is longer than the timeouts of connections.
 HANG = (0.5, 9.0)
 #: How many seconds pass between the broadcasts of a transaction and its commit.
 HOLD = 0.4
-#: How many seconds pass between a copy of a SQLite file and its restore, at least and at most.
+#: How many seconds pass between a copy of an SQLite file and its restore: the least and the most.
 AGE = (1.5, 4.0)
-#: How many seconds started servers need until they have clients again and know the positions of streams.
-SETTLING = 2.0
+#: How long, in seconds, restarted servers may take until clients have reconnected and positions are known.
+RECONNECT_TIME = 2.0
 
 Kinds = Mapping[str, Callable[[], Awaitable[bool]]]
 
 
 class StoreFaults:
-    """Faults of the stores; each returns whether it happened.
+    """Makes faults of the stores. Each method that makes a fault returns whether it was possible.
 
     Args:
         stage: the servers and stores that fail.
         rng: chooses the details.
-        busy: the things that faults are using now.
+        busy: the servers and stores that other faults are using.
         broadcaster: makes the broadcasts that belong to a fault.
     """
 
@@ -48,7 +48,7 @@ class StoreFaults:
 
     @property
     def kinds(self) -> Kinds:
-        """The faults that this stage can have, by name."""
+        """The faults that are possible with these stores, by name."""
         kinds: dict[str, Callable[[], Awaitable[bool]]] = {"burst": self._burst}
         if self._stage.redis is not None:
             kinds |= {
@@ -75,7 +75,7 @@ class StoreFaults:
                 await self._broadcaster.broadcast_batch(stream, BURST)
             else:
                 await self._broadcaster.broadcast_in_transaction(stream, BURST)
-            # If the file were restored before a server has read the burst, nobody could notice its loss.
+            # If the file were restored before a server has read the burst, no server could notice its loss.
             await asyncio.sleep(1)
         return True
 
@@ -122,12 +122,12 @@ class StoreFaults:
         return True
 
     async def _restore_sqlite(self) -> bool:
-        # Only running servers remember positions that prove the restore, so none may be killed meanwhile.
+        # Only running servers remember positions that reveal the restore, so no server may be killed meanwhile.
         needed = {DATABASE, *self._stage.servers}
         if needed & self._busy.used:
             return False
         with self._busy.using(*needed):
-            await asyncio.sleep(SETTLING)
+            await asyncio.sleep(RECONNECT_TIME)
             copy = self._stage.folder / "older.sqlite3"
             copy.unlink(missing_ok=True)
             await asyncio.to_thread(copy_database, self._stage.database, copy)

@@ -1,4 +1,4 @@
-"""One storm, from its first broadcast to the verdict."""
+"""Runs one storm, from its first broadcast to the verdict."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ from .stage import Stage
 from .truth import Delivery, Event, Sent, Truth
 from .verdict import Finding, judge_log, judge_store
 
-#: Every so many-th client never asks for its session, and recovers by its positions.
+#: One of how many clients never asks the server to restore its session, and recovers by its positions instead.
 RECOVERING = 4
-#: Broadcasts to each stream after the faults, in a round; and seconds until another round begins.
+#: How many messages to broadcast to each stream in a round after the faults.
 CLOSING = 3
+#: How long, in seconds, to wait in such a round for all clients to catch up.
 ROUND = 10.0
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a storm."""
+    """The results of a storm."""
 
     plan: Plan
     folder: Path
     findings: list[Finding] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    #: When each fault began, in seconds since the first one, and what it was.
+    #: The time of each fault, in seconds since faults began, and its kind.
     history: list[tuple[float, str]] = field(default_factory=list)
     broadcasts: int = 0
     refused: int = 0
@@ -63,24 +64,24 @@ class Outcome:
 
 
 class Storm:
-    """Servers, broadcasters and clients, and what happens to them.
+    """Servers, broadcasters, clients and faults.
 
     Args:
-        plan: what to do.
-        folder: for databases and logs of servers.
-        tell: takes a line about each step.
+        plan: the plan of the storm.
+        folder: the folder for databases and logs.
+        progress: called with a line of text before each step.
     """
 
-    def __init__(self, plan: Plan, folder: Path, tell: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(self, plan: Plan, folder: Path, progress: Callable[[str], None] = lambda text: None) -> None:
         self._plan = plan
         self._folder = folder
-        self._tell = tell
+        self._progress = progress
         self._rng = random.Random(plan.seed)
         self._logs = Logs()
         self._names = [f"npm-{number}" for number in range(1, plan.npm_clients + 1)]
         self._stage = Stage(plan, folder)
         self._broadcasters: list[Broadcaster] = []
-        self._of_faults: Broadcaster
+        self._fault_broadcaster: Broadcaster
         self._clients: list[StormClient] = []
         self._npm: NpmClients
         self._members: Members
@@ -88,20 +89,20 @@ class Storm:
         self._keys: list[Key] = []
 
     async def run(self) -> Outcome:
-        """Let it happen, and judge it."""
+        """Run the storm, and return its results."""
         outcome = Outcome(self._plan, self._folder)
         async with AsyncExitStack() as stack:
-            await self._gather(stack)
-            await self._begin()
+            await self._start(stack)
+            await self._broadcast_first()
             start = now()
-            await self._rage()
+            await self._make_faults()
             over = now()
-            await self._end()
+            await self._broadcast_last()
             outcome.catching_up = now() - over
             history = sorted(self._faults.history, key=lambda fault: fault.begun)
             outcome.history = [(fault.begun - start, fault.kind) for fault in history]
             if self._plan.has_presence:
-                outcome.findings += await self._members.at_rest(self._stage.beside)
+                outcome.findings += await self._members.wait_for_lists(self._stage.beside)
                 outcome.findings += self._members.judge(self._stage.signals, self._faults.history)
         self._count(outcome)
         self._judge(outcome)
@@ -109,27 +110,27 @@ class Storm:
             self._write_events(self._folder / "events.jsonl", start)
         return outcome
 
-    def _chance(self) -> random.Random:
+    def _new_rng(self) -> random.Random:
         return random.Random(self._rng.random())
 
-    # -- what happens -------------------------------------------------------------------------------------------------
+    # -- steps --------------------------------------------------------------------------------------------------------
 
-    async def _gather(self, stack: AsyncExitStack) -> None:
-        """Start everything, and let everybody subscribe."""
-        self._tell(f"starting servers; files are in {self._folder}")
+    async def _start(self, stack: AsyncExitStack) -> None:
+        """Start all processes and clients, and wait until all clients have subscribed."""
+        self._progress(f"starting servers; files are in {self._folder}")
         stage = await stack.enter_async_context(self._stage)
         callers = [
-            ViewCaller(stage.servers, self._chance()),
+            ViewCaller(stage.servers, self._new_rng()),
             ProcessCaller(stage.beside),
             TaskCaller(stage.broker.url),
         ]
         for caller in callers:
             stack.push_async_callback(caller.close)
-        self._broadcasters = [Broadcaster(caller, self._chance(), self._plan) for caller in callers]
-        caller = ViewCaller(stage.servers, self._chance(), "fault")
+        self._broadcasters = [Broadcaster(caller, self._new_rng(), self._plan) for caller in callers]
+        caller = ViewCaller(stage.servers, self._new_rng(), "fault")
         stack.push_async_callback(caller.close)
-        self._of_faults = Broadcaster(caller, self._chance(), self._plan)
-        self._tell(f"{self._plan.clients} clients of our own and {self._plan.npm_clients} npm clients subscribe")
+        self._fault_broadcaster = Broadcaster(caller, self._new_rng(), self._plan)
+        self._progress(f"{self._plan.clients} clients in Python and {self._plan.npm_clients} npm clients subscribe")
         node = await asyncio.to_thread(find_node) if self._names else ""
         self._npm = NpmClients(node, stage.url, self._names, self._logs, present=self._plan.has_presence)
         await stack.enter_async_context(self._npm)
@@ -140,21 +141,21 @@ class Storm:
         await asyncio.gather(*(_subscribe(client) for client in self._clients), self._npm.subscribed())
         names = [*(client.name for client in self._clients), *self._names]
         self._keys = [(name, number) for name in names for number in range(len(SUBSCRIPTIONS))]
-        self._members = Members(self._clients, self._npm, self._names, self._chance())
-        self._faults = Faults(stage, self._chance(), self._of_faults)
+        self._members = Members(self._clients, self._npm, self._names, self._new_rng())
+        self._faults = Faults(stage, self._new_rng(), self._fault_broadcaster)
 
-    async def _begin(self) -> None:
-        """Each broadcaster shows that it can, and everybody gets the first messages, before anything goes wrong."""
+    async def _broadcast_first(self) -> None:
+        """Broadcast to each stream before the faults, and wait until all clients have received the messages."""
         for stream in ALL_STREAMS:
             for broadcaster in self._broadcasters:
-                await broadcaster.broadcast_surely(stream)
+                await broadcaster.broadcast_until_stored(stream)
         await self._catch_up()
         if self._plan.has_presence:
             await self._members.enter()
 
-    async def _rage(self) -> None:
-        """Broadcast under faults, and finish what was begun when they are over."""
-        self._tell(f"faults for {self._plan.seconds:g} s")
+    async def _make_faults(self) -> None:
+        """Broadcast while faults are made, and wait until all faults and broadcasts have ended."""
+        self._progress(f"faults for {self._plan.seconds:g} s")
         broadcasting = [asyncio.create_task(broadcaster.run()) for broadcaster in self._broadcasters]
         moving = asyncio.create_task(self._members.run()) if self._plan.has_presence else None
         await self._faults.run(self._plan.seconds)
@@ -164,22 +165,23 @@ class Storm:
             broadcaster.stop()
         await asyncio.gather(*broadcasting)
 
-    async def _end(self) -> None:
-        """Broadcast a little without faults, until everybody has caught up.
+    async def _broadcast_last(self) -> None:
+        """Broadcast some messages without faults, until all clients have caught up.
 
-        A client that comes back late may be told that it missed all of that. Then it must get what comes next.
+        A client that reconnects late may be told that it missed all of these. Then it must receive the messages of the
+        next round.
         """
-        self._tell("the faults are over; everybody catches up")
+        self._progress("the faults are over; the clients catch up")
         end = now() + PATIENCE
         while now() < end:
             for _ in range(CLOSING):
                 for stream in ALL_STREAMS:
-                    await self._broadcasters[1].broadcast_surely(stream)
+                    await self._broadcasters[1].broadcast_until_stored(stream)
             if await self._catch_up(ROUND):
                 break
 
     async def _catch_up(self, seconds: float = PATIENCE) -> bool:
-        """Wait until everybody has the newest message of each stream; return whether that is so."""
+        """Wait until all clients have the newest message of each stream, and return whether they have it."""
         truths = {stream: self._truth(stream) for stream in ALL_STREAMS}
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -189,7 +191,7 @@ class Storm:
                 return True
         return False
 
-    # -- what came of it ----------------------------------------------------------------------------------------------
+    # -- results ------------------------------------------------------------------------------------------------------
 
     @property
     def _sent(self) -> list[Sent]:
@@ -197,7 +199,7 @@ class Storm:
 
     @property
     def _all_broadcasters(self) -> list[Broadcaster]:
-        return [*self._broadcasters, self._of_faults]
+        return [*self._broadcasters, self._fault_broadcaster]
 
     def _truth(self, stream: str) -> Truth:
         losses = self._plan.losses(stream, self._faults.history)
@@ -218,7 +220,7 @@ class Storm:
         for broadcaster in self._all_broadcasters:
             outcome.complaints += broadcaster.complaints
         for client in self._clients:
-            outcome.complaints += [f"{client.name} was told {frame}" for frame in client.complaints]
+            outcome.complaints += [f"{client.name} received {frame}" for frame in client.complaints]
 
     def _write_events(self, path: Path, start: float) -> None:
         """Write all events to a file, to find the cause of a finding. Times are seconds since the first fault."""
@@ -226,13 +228,15 @@ class Storm:
             (fault.begun, "fault", [fault.kind, fault.ended - start]) for fault in self._faults.history
         ]
         for one in self._sent:
-            known: list[object] = [one.stream, one.id, one.position, one.fate.value, one.ended - start]
+            known: list[object] = [one.stream, one.id, one.position, one.result.value, one.ended - start]
             events.append((one.begun, "sent", known))
         for key in self._keys:
             for event in self._logs.logs[key]:
                 events.append((event.at, type(event).__name__, [*key, *_position(event)]))
         for client in self._clients:
-            events += [(change.at, change.type, [client.name, change.id, change.hearing]) for change in client.changes]
+            events += [
+                (change.at, change.type, [client.name, change.id, change.connection]) for change in client.changes
+            ]
         with path.open("w") as file:
             for at, kind, what in sorted(events, key=itemgetter(0)):
                 file.write(json.dumps([round(at - start, 3), kind, *what]) + "\n")
@@ -264,10 +268,10 @@ def find_node() -> str:
     """Return the path of Node, with the npm packages installed.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: Node is not installed.
     """
     node = shutil.which("node")
     if node is None:
-        raise RuntimeError("the npm clients need Node; --npm-clients 0 goes without")
+        raise RuntimeError("the npm clients need Node, which is not installed; use --npm-clients 0")
     node_modules()
     return node

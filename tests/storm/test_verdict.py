@@ -1,17 +1,17 @@
-"""The storm's verdict: fed with every kind of broken log, it finds the break, and nothing where there is none."""
+"""The verdict of a storm finds each kind of broken promise in logs, and finds nothing in correct logs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.storm.truth import Connected, Delivery, Event, Fate, Loss, Sent, Signal, Truth
+from tests.storm.truth import Connected, Delivery, Event, Loss, Result, Sent, Signal, Truth
 from tests.storm.verdict import (
     DISORDERED,
+    INCONSISTENT,
     LOST,
     NEEDLESS,
     NUMBERED_TWICE,
     REPEATED,
-    UNFOUNDED,
     UNSIGNALLED,
     UNTOLD,
     Finding,
@@ -24,12 +24,12 @@ LOSSES = (Loss(50, 50),)
 
 
 def sent(epoch: str, offsets: Iterable[int], *, start: float = 0.0) -> list[Sent]:
-    """Broadcasts that were stored in an epoch, one a second, each in half a second."""
+    """Return broadcasts that were stored in an epoch: one each second, and each took half a second."""
     return [Sent("s", f"{epoch}{n}", start + n, (epoch, n), ended=start + n + 0.5) for n in offsets]
 
 
-def got(epoch: str, *offsets: int) -> list[Event]:
-    """Deliveries of an epoch."""
+def received(epoch: str, *offsets: int) -> list[Event]:
+    """Return deliveries of an epoch."""
     return [Delivery(epoch, n, f"{epoch}{n}", 0.0) for n in offsets]
 
 
@@ -40,103 +40,105 @@ def kinds(findings: Iterable[Finding]) -> dict[str, int]:
     return found
 
 
-def of_one_epoch(*log: Event, durable: bool = True) -> dict[str, int]:
+def judge_one_epoch(*log: Event, durable: bool = True) -> dict[str, int]:
     return kinds(judge_log(Truth("s", sent("a", range(1, 6)), () if durable else LOSSES), "client", log))
 
 
-#: Five messages in epoch a; then Redis lost its data, and five in epoch b.
+#: Five messages in the epoch "a", and five in the epoch "b" after Redis had lost its data.
 LOSSY = [*sent("a", range(1, 6)), *sent("b", range(1, 6), start=100)]
 
 
-def of_two_epochs(*log: Event) -> dict[str, int]:
+def judge_two_epochs(*log: Event) -> dict[str, int]:
     return kinds(judge_log(Truth("s", LOSSY, LOSSES), "client", log))
 
 
 # -- one epoch --------------------------------------------------------------------------------------------------------
 
 
-def test_exactly_the_sequence_is_right() -> None:
-    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5)) == {}
-    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5), durable=False) == {}
+def test_the_complete_sequence_is_right() -> None:
+    assert judge_one_epoch(*received("a", 1, 2, 3, 4, 5)) == {}
+    assert judge_one_epoch(*received("a", 1, 2, 3, 4, 5), durable=False) == {}
 
 
 def test_a_gap_is_a_loss() -> None:
-    assert of_one_epoch(*got("a", 1, 2, 5)) == {LOST: 2}
+    assert judge_one_epoch(*received("a", 1, 2, 5)) == {LOST: 2}
 
 
-def test_a_gap_is_a_loss_though_it_was_signalled_where_no_history_was_lost() -> None:
-    log: list[Event] = [*got("a", 1, 2), Signal(0), *got("a", 5)]
-    assert of_one_epoch(*log, durable=False) == {LOST: 2, NEEDLESS: 1}
-    assert of_one_epoch(*log, durable=True) == {LOST: 2, NEEDLESS: 1}
+def test_a_gap_without_a_loss_of_data_is_a_loss_even_if_it_was_signalled() -> None:
+    log: list[Event] = [*received("a", 1, 2), Signal(0), *received("a", 5)]
+    assert judge_one_epoch(*log, durable=False) == {LOST: 2, NEEDLESS: 1}
+    assert judge_one_epoch(*log, durable=True) == {LOST: 2, NEEDLESS: 1}
 
 
 def test_a_missing_beginning_is_a_loss() -> None:
-    assert of_one_epoch(*got("a", 2, 3, 4, 5)) == {LOST: 1}
+    assert judge_one_epoch(*received("a", 2, 3, 4, 5)) == {LOST: 1}
 
 
 def test_a_missing_end_is_a_loss() -> None:
-    assert of_one_epoch(*got("a", 1, 2, 3)) == {LOST: 2}
+    assert judge_one_epoch(*received("a", 1, 2, 3)) == {LOST: 2}
 
 
-def test_nothing_at_all_is_a_loss() -> None:
-    assert of_one_epoch() == {LOST: 5}
+def test_an_empty_log_is_a_loss() -> None:
+    assert judge_one_epoch() == {LOST: 5}
 
 
-def test_a_message_twice_is_a_repeat() -> None:
-    assert of_one_epoch(*got("a", 1, 2, 2, 3, 4, 5)) == {REPEATED: 1}
-    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5, 3)) == {REPEATED: 1}
+def test_a_repeated_message_is_found() -> None:
+    assert judge_one_epoch(*received("a", 1, 2, 2, 3, 4, 5)) == {REPEATED: 1}
+    assert judge_one_epoch(*received("a", 1, 2, 3, 4, 5, 3)) == {REPEATED: 1}
 
 
-def test_a_message_that_comes_late_is_disorder_and_no_loss() -> None:
-    assert of_one_epoch(*got("a", 1, 3, 2, 4, 5)) == {DISORDERED: 1}
+def test_a_late_message_is_disorder_and_not_a_loss() -> None:
+    assert judge_one_epoch(*received("a", 1, 3, 2, 4, 5)) == {DISORDERED: 1}
 
 
-def test_a_signal_where_nothing_was_lost_is_needless() -> None:
+def test_a_signal_without_a_loss_is_needless() -> None:
     for durable in (False, True):
-        assert of_one_epoch(*got("a", 1, 2), Signal(0), *got("a", 3, 4, 5), durable=durable) == {NEEDLESS: 1}
-        assert of_one_epoch(*got("a", 1, 2, 3, 4, 5), Signal(0), durable=durable) == {NEEDLESS: 1}
-        assert of_one_epoch(Signal(0), *got("a", 1, 2, 3, 4, 5), durable=durable) == {NEEDLESS: 1}
+        assert judge_one_epoch(*received("a", 1, 2), Signal(0), *received("a", 3, 4, 5), durable=durable) == {
+            NEEDLESS: 1
+        }
+        assert judge_one_epoch(*received("a", 1, 2, 3, 4, 5), Signal(0), durable=durable) == {NEEDLESS: 1}
+        assert judge_one_epoch(Signal(0), *received("a", 1, 2, 3, 4, 5), durable=durable) == {NEEDLESS: 1}
 
 
 # -- two epochs -------------------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_signalled_between_the_epochs_is_right() -> None:
-    assert of_two_epochs(*got("a", 1, 2, 3, 4, 5), Signal(50), *got("b", 1, 2, 3, 4, 5)) == {}
+    assert judge_two_epochs(*received("a", 1, 2, 3, 4, 5), Signal(50), *received("b", 1, 2, 3, 4, 5)) == {}
 
 
 def test_the_end_of_the_lost_epoch_may_be_missing() -> None:
-    assert of_two_epochs(*got("a", 1, 2), Signal(50), Signal(51), *got("b", 1, 2, 3, 4, 5)) == {}
+    assert judge_two_epochs(*received("a", 1, 2), Signal(50), Signal(51), *received("b", 1, 2, 3, 4, 5)) == {}
 
 
 def test_a_loss_without_a_signal_is_found() -> None:
-    assert of_two_epochs(*got("a", 1, 2, 3, 4, 5), *got("b", 1, 2, 3, 4, 5)) == {UNSIGNALLED: 1}
+    assert judge_two_epochs(*received("a", 1, 2, 3, 4, 5), *received("b", 1, 2, 3, 4, 5)) == {UNSIGNALLED: 1}
 
 
 def test_a_lost_beginning_without_a_signal_is_found() -> None:
-    assert of_two_epochs(*got("b", 1, 2, 3, 4, 5)) == {UNSIGNALLED: 1}
-    assert of_two_epochs(Signal(50), *got("b", 1, 2, 3, 4, 5)) == {}
+    assert judge_two_epochs(*received("b", 1, 2, 3, 4, 5)) == {UNSIGNALLED: 1}
+    assert judge_two_epochs(Signal(50), *received("b", 1, 2, 3, 4, 5)) == {}
 
 
 def test_a_signal_at_the_wrong_place_is_found() -> None:
-    late = of_two_epochs(*got("a", 1, 2, 3, 4, 5), *got("b", 1), Signal(150), *got("b", 2, 3, 4, 5))
+    late = judge_two_epochs(*received("a", 1, 2, 3, 4, 5), *received("b", 1), Signal(150), *received("b", 2, 3, 4, 5))
     assert late == {UNSIGNALLED: 1, NEEDLESS: 1}
-    early = of_two_epochs(*got("a", 1, 2), Signal(50), *got("a", 3, 4, 5), *got("b", 1, 2, 3, 4, 5))
+    early = judge_two_epochs(*received("a", 1, 2), Signal(50), *received("a", 3, 4, 5), *received("b", 1, 2, 3, 4, 5))
     assert early == {UNSIGNALLED: 1, NEEDLESS: 1}
 
 
-def test_what_was_broadcast_before_the_signal_may_be_missing_but_nothing_after_it() -> None:
-    assert of_two_epochs(*got("a", 1), Signal(102.5), *got("b", 3, 4, 5)) == {}
-    assert of_two_epochs(*got("a", 1), Signal(100.5), *got("b", 3, 4, 5)) == {LOST: 2}
+def test_only_messages_that_were_broadcast_before_the_signal_may_be_missing() -> None:
+    assert judge_two_epochs(*received("a", 1), Signal(102.5), *received("b", 3, 4, 5)) == {}
+    assert judge_two_epochs(*received("a", 1), Signal(100.5), *received("b", 3, 4, 5)) == {LOST: 2}
 
 
 def test_only_the_last_signal_before_the_new_epoch_counts() -> None:
-    assert of_two_epochs(*got("a", 1), Signal(50), Signal(102.5), *got("b", 3, 4, 5)) == {}
+    assert judge_two_epochs(*received("a", 1), Signal(50), Signal(102.5), *received("b", 3, 4, 5)) == {}
 
 
-def test_within_the_new_epoch_everything_counts() -> None:
-    assert of_two_epochs(*got("a", 1), Signal(50), *got("b", 1, 3, 4, 5)) == {LOST: 1}
-    assert of_two_epochs(*got("a", 1), Signal(50), *got("b", 1, 2, 2, 4, 3)) == {
+def test_errors_within_the_new_epoch_are_found() -> None:
+    assert judge_two_epochs(*received("a", 1), Signal(50), *received("b", 1, 3, 4, 5)) == {LOST: 1}
+    assert judge_two_epochs(*received("a", 1), Signal(50), *received("b", 1, 2, 2, 4, 3)) == {
         REPEATED: 1,
         DISORDERED: 1,
         LOST: 1,
@@ -144,91 +146,91 @@ def test_within_the_new_epoch_everything_counts() -> None:
 
 
 def test_a_client_that_stays_in_the_lost_epoch_has_lost_the_new_one() -> None:
-    assert of_two_epochs(*got("a", 1, 2, 3, 4, 5), Signal(50)) == {LOST: 5}
+    assert judge_two_epochs(*received("a", 1, 2, 3, 4, 5), Signal(50)) == {LOST: 5}
 
 
-def test_an_epoch_that_comes_back_is_disorder() -> None:
-    assert of_two_epochs(*got("a", 1, 2), Signal(50), *got("b", 1, 2), *got("a", 3), *got("b", 3, 4, 5)) == {
-        DISORDERED: 1 + 3
-    }
+def test_an_epoch_that_returns_is_disorder() -> None:
+    assert judge_two_epochs(
+        *received("a", 1, 2), Signal(50), *received("b", 1, 2), *received("a", 3), *received("b", 3, 4, 5)
+    ) == {DISORDERED: 1 + 3}
 
 
-def test_a_durable_stream_has_one_epoch_signalled_or_not() -> None:
-    log: list[Event] = [*got("a", 1, 2, 3, 4, 5), Signal(50), *got("b", 1, 2, 3, 4, 5)]
+def test_a_second_epoch_of_a_durable_stream_is_a_loss_even_if_it_was_signalled() -> None:
+    log: list[Event] = [*received("a", 1, 2, 3, 4, 5), Signal(50), *received("b", 1, 2, 3, 4, 5)]
     assert LOST in kinds(judge_log(Truth("s", LOSSY), "client", log))
 
 
 # -- the store --------------------------------------------------------------------------------------------------------
 
 
-def store(broadcasts: list[Sent], *log: Event, durable: bool = False) -> dict[str, int]:
+def judge_one_store(broadcasts: list[Sent], *log: Event, durable: bool = False) -> dict[str, int]:
     return kinds(judge_store(Truth("s", broadcasts, () if durable else LOSSES), {"client": log}))
 
 
-def test_a_store_that_keeps_each_message_once_is_right() -> None:
-    assert store(LOSSY, *got("a", 1, 2), *got("b", 1)) == {}
+def test_a_store_with_each_message_once_is_right() -> None:
+    assert judge_one_store(LOSSY, *received("a", 1, 2), *received("b", 1)) == {}
 
 
-def test_an_offset_that_was_given_twice_is_found() -> None:
-    assert store(LOSSY, Delivery("b", 2, "a1", 0)) == {NUMBERED_TWICE: 1, REPEATED: 1}
+def test_an_offset_that_was_used_twice_is_found() -> None:
+    assert judge_one_store(LOSSY, Delivery("b", 2, "a1", 0)) == {NUMBERED_TWICE: 1, REPEATED: 1}
 
 
 def test_a_message_that_is_stored_twice_is_found() -> None:
-    twice = [*sent("a", range(1, 3)), Sent("s", "a3", 9, ("a", 3), Fate.UNKNOWN), Sent("s", "x", 10, ("a", 5))]
-    assert store(twice, Delivery("a", 4, "a3", 0)) == {REPEATED: 1}
+    twice = [*sent("a", range(1, 3)), Sent("s", "a3", 9, ("a", 3), Result.UNKNOWN), Sent("s", "x", 10, ("a", 5))]
+    assert judge_one_store(twice, Delivery("a", 4, "a3", 0)) == {REPEATED: 1}
 
 
-def test_a_message_whose_epoch_was_lost_while_it_was_broadcast_may_be_in_the_next_one_too() -> None:
+def test_a_message_that_was_broadcast_during_a_loss_may_also_be_in_the_next_epoch() -> None:
     broadcasts = [*sent("a", range(1, 4)), *sent("b", [2], start=100)]
-    during = Sent("s", "x", 4, ("b", 1), Fate.STORED, ended=100)
-    assert store([*broadcasts, during], Delivery("a", 4, "x", 0)) == {}
-    assert store([*broadcasts, during], Delivery("a", 4, "x", 0), durable=True) == {REPEATED: 1, NEEDLESS: 1}
-    assert store([*broadcasts, during], *[Delivery("a", n, "x", 0) for n in (4, 5)]) == {REPEATED: 1}
+    during = Sent("s", "x", 4, ("b", 1), Result.STORED, ended=100)
+    assert judge_one_store([*broadcasts, during], Delivery("a", 4, "x", 0)) == {}
+    assert judge_one_store([*broadcasts, during], Delivery("a", 4, "x", 0), durable=True) == {REPEATED: 1, NEEDLESS: 1}
+    assert judge_one_store([*broadcasts, during], *[Delivery("a", n, "x", 0) for n in (4, 5)]) == {REPEATED: 1}
 
 
 def test_a_message_that_was_broadcast_after_the_loss_is_in_the_new_epoch_only() -> None:
     broadcasts = [*sent("a", range(1, 4)), *sent("b", [1], start=100), Sent("s", "x", 105, ("b", 2), ended=106)]
-    assert store(broadcasts, Delivery("a", 4, "x", 0)) == {REPEATED: 1}
+    assert judge_one_store(broadcasts, Delivery("a", 4, "x", 0)) == {REPEATED: 1}
 
 
-def test_a_message_whose_fate_was_unknown_and_that_was_not_repeated_is_stored_once_at_most() -> None:
-    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 4, None, Fate.UNKNOWN), *sent("a", [5, 6], start=1)]
+def test_a_message_with_an_unknown_result_that_was_not_repeated_is_stored_at_most_once() -> None:
+    unknown = [*sent("a", range(1, 4)), Sent("s", "x", 4, None, Result.UNKNOWN), *sent("a", [5, 6], start=1)]
     end = [*unknown, Sent("s", "y", 9, ("a", 7))]
-    assert store(unknown[:4], *got("a", 1)) == {}
-    assert store(end, Delivery("a", 4, "x", 0)) == {}
-    assert store([*end, Sent("s", "z", 10, ("a", 9))], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {
-        REPEATED: 1
-    }
-    assert store([*end, *sent("b", [1], start=100)], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {
+    assert judge_one_store(unknown[:4], *received("a", 1)) == {}
+    assert judge_one_store(end, Delivery("a", 4, "x", 0)) == {}
+    assert judge_one_store(
+        [*end, Sent("s", "z", 10, ("a", 9))], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)
+    ) == {REPEATED: 1}
+    assert judge_one_store([*end, *sent("b", [1], start=100)], Delivery("a", 4, "x", 0), Delivery("a", 8, "x", 0)) == {
         REPEATED: 1
     }
 
 
 def test_a_refused_broadcast_that_arrives_is_found() -> None:
-    refused = [*sent("a", range(1, 4)), Sent("s", "no", 3.5, None, Fate.REFUSED), Sent("s", "x", 5, ("a", 5))]
-    assert store(refused, Delivery("a", 4, "no", 0)) == {UNFOUNDED: 1}
+    refused = [*sent("a", range(1, 4)), Sent("s", "no", 3.5, None, Result.REFUSED), Sent("s", "x", 5, ("a", 5))]
+    assert judge_one_store(refused, Delivery("a", 4, "no", 0)) == {INCONSISTENT: 1}
 
 
-def test_a_committed_broadcast_is_stored_once_wherever_that_is() -> None:
-    committed = [*sent("a", range(1, 4)), Sent("s", "c", 3.5, None, Fate.COMMITTED), Sent("s", "x", 5, ("a", 6))]
-    assert store(committed, Delivery("a", 4, "c", 0), Delivery("a", 5, "c", 0), durable=True) == {REPEATED: 1}
+def test_a_committed_broadcast_is_stored_once_at_any_position() -> None:
+    committed = [*sent("a", range(1, 4)), Sent("s", "c", 3.5, None, Result.COMMITTED), Sent("s", "x", 5, ("a", 6))]
+    assert judge_one_store(committed, Delivery("a", 4, "c", 0), Delivery("a", 5, "c", 0), durable=True) == {REPEATED: 1}
     committed[-1] = Sent("s", "x", 5, ("a", 5))
-    assert store(committed, Delivery("a", 4, "c", 0), durable=True) == {}
+    assert judge_one_store(committed, Delivery("a", 4, "c", 0), durable=True) == {}
     committed[-1] = Sent("s", "x", 5, ("a", 4))
-    assert store(committed, durable=True) == {UNTOLD: 1}
+    assert judge_one_store(committed, durable=True) == {UNTOLD: 1}
 
 
-def test_a_message_behind_the_last_known_one_is_right() -> None:
-    assert of_one_epoch(*got("a", 1, 2, 3, 4, 5, 6)) == {}
+def test_a_message_after_the_last_known_one_is_right() -> None:
+    assert judge_one_epoch(*received("a", 1, 2, 3, 4, 5, 6)) == {}
 
 
-def test_a_message_that_nobody_sent_is_found() -> None:
+def test_a_message_that_was_never_sent_is_found() -> None:
     strange = [*sent("a", range(1, 4)), Sent("s", "x", 5, ("a", 5))]
-    assert store(strange, Delivery("a", 4, "strange", 0)) == {UNFOUNDED: 1}
+    assert judge_one_store(strange, Delivery("a", 4, "strange", 0)) == {INCONSISTENT: 1}
 
 
 def test_an_offset_without_a_message_is_found() -> None:
-    assert store([*sent("a", range(1, 4)), *sent("a", [6])]) == {UNFOUNDED: 2}
+    assert judge_one_store([*sent("a", range(1, 4)), *sent("a", [6])]) == {INCONSISTENT: 2}
 
 
 # -- data that was lost -----------------------------------------------------------------------------------------------
@@ -241,125 +243,128 @@ def test_an_epoch_that_begins_although_no_data_was_lost_is_needless() -> None:
     assert kinds(judge_store(Truth("s", third, [*LOSSES, Loss(150, 150)]), {})) == {}
 
 
-def test_a_loss_that_comes_later_is_no_reason_for_an_epoch() -> None:
+def test_a_later_loss_does_not_justify_an_epoch() -> None:
     assert kinds(judge_store(Truth("s", LOSSY, [Loss(150, 150)]), {})) == {NEEDLESS: 1}
 
 
 def test_a_lost_tail_is_right_if_the_client_was_told_afterwards() -> None:
-    assert of_two_epochs(*got("a", 1, 2), Signal(5.5), *got("b", 1, 2, 3, 4, 5)) == {}
+    assert judge_two_epochs(*received("a", 1, 2), Signal(5.5), *received("b", 1, 2, 3, 4, 5)) == {}
 
 
 def test_a_lost_tail_is_found_if_the_client_was_told_before_it_was_broadcast() -> None:
-    assert of_two_epochs(*got("a", 1, 2), Signal(3.5), *got("b", 1, 2, 3, 4, 5)) == {UNTOLD: 2}
+    assert judge_two_epochs(*received("a", 1, 2), Signal(3.5), *received("b", 1, 2, 3, 4, 5)) == {UNTOLD: 2}
 
 
-def test_a_lost_epoch_that_a_client_never_met_is_found_if_it_was_told_before() -> None:
+def test_an_epoch_that_a_client_missed_is_found_if_the_client_was_told_before_it() -> None:
     truth = Truth("s", [*LOSSY, *sent("c", range(1, 3), start=200)], [*LOSSES, Loss(150, 150)])
-    told = [*got("a", 1, 2, 3, 4, 5), Signal(60), *got("c", 1, 2)]
+    told = [*received("a", 1, 2, 3, 4, 5), Signal(60), *received("c", 1, 2)]
     assert kinds(judge_log(truth, "client", told)) == {UNTOLD: 5}
     told.insert(6, Signal(160))
     assert kinds(judge_log(truth, "client", told)) == {}
 
 
-def test_a_committed_broadcast_may_be_lost_if_everybody_was_told_afterwards() -> None:
-    truth = Truth("s", [*LOSSY, Sent("s", "c", 6, None, Fate.COMMITTED, 7)], LOSSES)
+def test_a_committed_broadcast_may_be_lost_if_all_clients_were_told_afterwards() -> None:
+    truth = Truth("s", [*LOSSY, Sent("s", "c", 6, None, Result.COMMITTED, 7)], LOSSES)
     told = [Signal(60)]
     assert kinds(judge_store(truth, {"one": told, "two": told})) == {}
     assert kinds(judge_store(truth, {"one": told, "two": [Signal(5.5)]})) == {UNTOLD: 1}
     assert kinds(judge_store(truth, {"one": told, "two": []})) == {UNTOLD: 1}
 
 
-def test_a_committed_broadcast_that_waited_when_data_was_lost_may_be_numbered_before_and_after() -> None:
+def test_a_committed_broadcast_that_was_pending_during_a_loss_may_have_a_position_before_and_after_it() -> None:
     def twice(begun: float) -> dict[str, int]:
-        one = Sent("s", "x", begun, None, Fate.COMMITTED, begun + 0.5)
-        return store([*LOSSY, one], Delivery("a", 6, "x", 0), Delivery("b", 6, "x", 0))
+        one = Sent("s", "x", begun, None, Result.COMMITTED, begun + 0.5)
+        return judge_one_store([*LOSSY, one], Delivery("a", 6, "x", 0), Delivery("b", 6, "x", 0))
 
     assert twice(49) == {}
     assert twice(40) == {REPEATED: 1}
     assert twice(51) == {REPEATED: 1}
 
 
-# -- a store that cannot know that it went back -----------------------------------------------------------------------
+# -- a store that does not notice its restore -------------------------------------------------------------------------
 
-#: The store went back to offset 3 at time 50, which was noticed before 55. "x4" got the position that "a4" had had.
+#: At time 50 an older copy of the store was restored, up to offset 3. That was noticed before 55. Meanwhile, "x4" was
+#: stored at the former position of "a4".
 UNNOTICED = [*sent("a", range(1, 6)), Sent("s", "x4", 51, ("a", 4), ended=51.5), *sent("b", range(1, 6), start=100)]
 
 
-def test_a_position_may_be_given_twice_until_the_loss_is_noticed() -> None:
+def test_a_position_may_be_used_twice_until_the_loss_is_noticed() -> None:
     assert kinds(judge_store(Truth("s", UNNOTICED, [Loss(50, 55)]), {})) == {}
 
 
-def test_a_position_that_is_given_twice_later_is_found() -> None:
+def test_a_position_that_is_used_twice_later_is_found() -> None:
     assert kinds(judge_store(Truth("s", UNNOTICED, [Loss(50, 50.5)]), {})) == {NUMBERED_TWICE: 1}
 
 
-def test_a_position_that_is_given_twice_is_found_in_a_store_that_notices_at_once() -> None:
+def test_a_position_that_is_used_twice_is_found_if_the_store_notices_a_loss_at_once() -> None:
     assert kinds(judge_store(Truth("s", UNNOTICED, [Loss(51, 51)]), {})) == {NUMBERED_TWICE: 1}
 
 
-def test_a_position_that_is_given_twice_is_found_in_an_epoch_that_goes_on() -> None:
+def test_a_position_that_is_used_twice_is_found_if_the_epoch_continues() -> None:
     assert kinds(judge_store(Truth("s", UNNOTICED[:6], [Loss(50, 55)]), {})) == {NUMBERED_TWICE: 1}
 
 
-def test_the_client_must_be_told_after_a_position_was_given_twice() -> None:
+def test_the_client_must_be_told_after_a_position_was_used_twice() -> None:
     truth = Truth("s", UNNOTICED, [Loss(50, 55)])
     for told, findings in ((50.5, {UNTOLD: 1}), (54.0, {})):
-        log = [*got("a", 1, 2, 3, 4, 5), Signal(told), *got("b", 1, 2, 3, 4, 5)]
+        log = [*received("a", 1, 2, 3, 4, 5), Signal(told), *received("b", 1, 2, 3, 4, 5)]
         assert kinds(judge_log(truth, "client", log)) == findings
 
 
 # -- a small history --------------------------------------------------------------------------------------------------
 
 
-#: Delivered as soon as they were broadcast.
+#: The first two messages, delivered as soon as they were broadcast.
 FIRST_TWO = [Delivery("a", n, f"a{n}", n + 0.5) for n in (1, 2)]
 
 
-def of_small_history(*log: Event) -> dict[str, int]:
-    """Ten messages to a stream whose history keeps three."""
+def judge_small_history(*log: Event) -> dict[str, int]:
+    """Judge the log of a stream with ten messages, whose history holds three."""
     return kinds(judge_log(Truth("s", sent("a", range(1, 11)), history_size=3), "client", log))
 
 
-def test_a_client_that_was_away_for_longer_than_the_history_may_be_told() -> None:
-    assert of_small_history(*got("a", 1, 2), Connected(6), Signal(6.5), *got("a", 7, 8, 9, 10)) == {}
+def test_a_client_that_missed_more_than_the_history_holds_may_be_told() -> None:
+    assert judge_small_history(*received("a", 1, 2), Connected(6), Signal(6.5), *received("a", 7, 8, 9, 10)) == {}
 
 
-def test_a_connected_client_gets_bursts_whole() -> None:
-    assert of_small_history(Connected(0), *got("a", 1, 2), Signal(6.5), *got("a", 7, 8, 9, 10)) == {
+def test_a_connected_client_receives_complete_bursts() -> None:
+    assert judge_small_history(Connected(0), *received("a", 1, 2), Signal(6.5), *received("a", 7, 8, 9, 10)) == {
         LOST: 4,
         NEEDLESS: 1,
     }
-    assert of_small_history(*got("a", 1, 2), Signal(6.2), Connected(6.5), *got("a", 7, 8, 9, 10)) == {
+    assert judge_small_history(*received("a", 1, 2), Signal(6.2), Connected(6.5), *received("a", 7, 8, 9, 10)) == {
         LOST: 4,
         NEEDLESS: 1,
     }
 
 
-def test_a_client_that_was_away_is_told() -> None:
-    assert of_small_history(*got("a", 1, 2), Connected(6), *got("a", 7, 8, 9, 10)) == {LOST: 4}
+def test_a_disconnected_client_must_be_told() -> None:
+    assert judge_small_history(*received("a", 1, 2), Connected(6), *received("a", 7, 8, 9, 10)) == {LOST: 4}
 
 
-def test_a_client_that_was_away_gets_what_the_history_holds() -> None:
-    assert of_small_history(*FIRST_TWO, Connected(5), Signal(5.5), *got("a", 6, 7, 8, 9, 10)) == {
+def test_a_disconnected_client_receives_what_the_history_holds() -> None:
+    assert judge_small_history(*FIRST_TWO, Connected(5), Signal(5.5), *received("a", 6, 7, 8, 9, 10)) == {
         LOST: 3,
         NEEDLESS: 1,
     }
 
 
-def test_a_client_that_was_told_may_get_what_it_missed_all_the_same() -> None:
-    after = got("a", 3, 4, 5, 6, 7, 8, 9, 10)
-    assert of_small_history(*FIRST_TWO, Connected(7), Signal(7.5), *after) == {}
-    assert of_small_history(*FIRST_TWO, Connected(3), Signal(3.5), *after) == {NEEDLESS: 1}
-    assert of_small_history(*FIRST_TWO, Signal(7.5), *after) == {NEEDLESS: 1}
+def test_a_client_that_was_told_may_receive_the_missed_messages_nevertheless() -> None:
+    after = received("a", 3, 4, 5, 6, 7, 8, 9, 10)
+    assert judge_small_history(*FIRST_TWO, Connected(7), Signal(7.5), *after) == {}
+    assert judge_small_history(*FIRST_TWO, Connected(3), Signal(3.5), *after) == {NEEDLESS: 1}
+    assert judge_small_history(*FIRST_TWO, Signal(7.5), *after) == {NEEDLESS: 1}
 
 
-def test_a_client_that_came_back_gets_everything_from_then_on() -> None:
-    assert of_small_history(*got("a", 1, 2), Connected(5), Signal(5.5), *got("a", 7, 8, 9, 10)) == {LOST: 1}
+def test_a_reconnected_client_receives_all_later_messages() -> None:
+    assert judge_small_history(*received("a", 1, 2), Connected(5), Signal(5.5), *received("a", 7, 8, 9, 10)) == {
+        LOST: 1
+    }
 
 
-def test_nobody_need_have_got_what_all_were_told_that_they_missed() -> None:
+def test_messages_that_all_clients_were_told_they_missed_may_be_missing_everywhere() -> None:
     broadcasts = [one for one in sent("a", range(1, 11)) if one.id not in ("a4", "a5")]
     truth = Truth("s", broadcasts, history_size=3)
-    away = [*got("a", 1, 2), Connected(6), Signal(6.5), *got("a", 7, 8, 9, 10)]
+    away = [*received("a", 1, 2), Connected(6), Signal(6.5), *received("a", 7, 8, 9, 10)]
     assert kinds(judge_store(truth, {"one": away, "two": away})) == {}
-    assert kinds(judge_store(truth, {"one": away, "two": got("a", 1, 2, 3)})) == {UNFOUNDED: 2}
+    assert kinds(judge_store(truth, {"one": away, "two": received("a", 1, 2, 3)})) == {INCONSISTENT: 2}

@@ -8,18 +8,21 @@ from enum import Enum
 
 Position = tuple[str, int]
 
-#: The most seconds from a commit until its broadcasts have their positions.
+#: The longest time, in seconds, from a commit until its broadcasts have their positions.
 NUMBERING = 1.0
 
 
-class Fate(Enum):
-    """What the caller of a broadcast finally knows about it."""
+class Result(Enum):
+    """What the caller of a broadcast knows about its result in the end."""
 
-    STORED = "stored"  #: at the position that it got at once
-    COMMITTED = "committed"  #: in a transaction: at some position
-    REFUSED = "refused"  #: it raised `BroadcastError`, or was rolled back: nowhere
-    #: The result of an attempt was unknown. With a position, the broadcast was repeated until it had one. Without a
-    #: position it was not repeated, and is stored once or not at all.
+    #: The call returned the position of the message.
+    STORED = "stored"
+    #: The transaction was committed. The caller does not know the position.
+    COMMITTED = "committed"
+    #: The call raised `BroadcastError`, or the transaction was rolled back. The message must not be stored.
+    REFUSED = "refused"
+    #: The result of an attempt is unknown. With a position, the broadcast was repeated until a call returned one.
+    #: Without a position it was not repeated, and the message may be stored once.
     UNKNOWN = "unknown"
 
 
@@ -32,7 +35,7 @@ class Sent:
         id: the id of the message, used only once.
         begun: when the call was first made, by the storm's clock.
         position: (epoch, offset), if it is known.
-        fate: what the caller knows about the result.
+        result: what the caller knows about the result.
         ended: when the call, or the last of its repeats, returned.
     """
 
@@ -40,13 +43,13 @@ class Sent:
     id: str
     begun: float
     position: Position | None
-    fate: Fate = Fate.STORED
+    result: Result = Result.STORED
     ended: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that a client got."""
+    """A message that a client received."""
 
     epoch: str
     offset: int
@@ -56,14 +59,14 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A client was told that history is lost."""
+    """A client was told that it has missed messages which cannot be replayed (`history_not_found`)."""
 
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """A client got a new connection after it was disconnected."""
+    """A client has reconnected."""
 
     at: float
 
@@ -87,13 +90,13 @@ class Loss:
 
 
 class Truth:
-    """What was broadcast to one stream.
+    """The broadcasts to one stream.
 
     Args:
-        stream: its name.
-        sent: all broadcasts to it; the first and the last ones were made while there were no faults.
-        losses: the faults that may have lost messages of this stream; without any, its history cannot be lost.
-        history_size: how many messages a client that was away is offered; None: all.
+        stream: the name of the stream.
+        sent: the broadcasts to all streams. Those at the beginning and the end were made without faults.
+        losses: the faults that may have lost messages of this stream. Without any, its history cannot be lost.
+        history_size: how many messages the history holds for clients that reconnect; None: all.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class Truth:
 
     @property
     def durable(self) -> bool:
-        """Whether its history cannot have been lost."""
+        """Whether the history of the stream cannot have been lost."""
         return not self.losses
 
     @property
@@ -127,7 +130,7 @@ class Truth:
         return self.last_epoch, self.tails[self.last_epoch]
 
     def reached(self, position: Position) -> bool:
-        """Whether a position is the newest known one, or a later one that no broadcaster knows."""
+        """Return whether a position is the newest known one, or a later one that no broadcaster knows."""
         return position[0] == self.last_epoch and position[1] >= self.end[1]
 
     def needless_epochs(self) -> list[str]:
@@ -139,7 +142,7 @@ class Truth:
         ]
 
     def may_be_renumbered(self, position: Position, ids: Collection[str]) -> bool:
-        """Whether several messages may have had this position.
+        """Return whether several messages may have had this position.
 
         That is allowed from a restore of a store, which the store itself cannot notice, until a server notices it. The
         epoch must have ended then.
@@ -151,7 +154,7 @@ class Truth:
         )
 
     def may_be_in(self, one: Sent, epochs: Iterable[str]) -> bool:
-        """Whether a broadcast may be stored in several epochs.
+        """Return whether a broadcast may be stored in several epochs.
 
         The first attempt may have stored it in a former epoch that was then lost, so that the next attempt stored it
         again. The call must then have begun before the last of the epochs. A committed broadcast that was waiting for
@@ -165,8 +168,8 @@ class Truth:
         return not set(epochs).intersection(later) and all(other.ended >= one.begun for other in known_before)
 
     def exceeded(self, begin: float, end: float) -> bool:
-        """Say whether more messages than the history holds may have been stored between two times."""
-        stored = sum(one.fate is not Fate.REFUSED and one.begun <= end and one.ended > begin for one in self.sent)
+        """Return whether more messages than the history holds may have been stored between two times."""
+        stored = sum(one.result is not Result.REFUSED and one.begun <= end and one.ended > begin for one in self.sent)
         return self.history_size is not None and stored > self.history_size
 
     def begun_after(self, time: float, epoch: str, offsets: range) -> list[int]:

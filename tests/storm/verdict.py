@@ -1,13 +1,13 @@
 """Judges the records of a storm, by pure functions: each broken guarantee is a `Finding`.
 
-If the history of a stream cannot be lost, every client must get exactly the messages that were broadcast, from the
+If the history of a stream cannot be lost, each client must receive exactly the messages that were broadcast, from the
 first one on. If a store loses data, the epoch changes. A client must then be told of the loss (`history_not_found`)
 between its last message of the former epoch and its first message of the new one. Within an epoch there must be no gap,
 no repeat and no disorder. No message may be missing that was broadcast after the client was told. An acknowledged
 message may be missing only for clients that were told of a loss after its broadcast.
 
 A stream with a small history may have one more kind of gap: a client that was disconnected, and missed more than the
-history keeps, is told of a loss. A client that stayed connected must get all messages.
+history keeps, is told of a loss. A client that stayed connected must receive all messages.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from .truth import Connected, Delivery, Fate, Log, Position, Signal, Truth, epoch_of, offset_of
+from .truth import Connected, Delivery, Log, Position, Result, Signal, Truth, epoch_of, offset_of
 
 #: Kinds of findings.
 LOST = "lost"
 REPEATED = "repeated"
 DISORDERED = "out of order"
-UNSIGNALLED = "unsignalled"
-UNTOLD = "acknowledged, lost, not told"
-NUMBERED_TWICE = "numbered twice"
+UNSIGNALLED = "new epoch, not signalled"
+UNTOLD = "acknowledged, lost, not signalled"
+NUMBERED_TWICE = "position used twice"
 NEEDLESS = "needless signal"
-UNFOUNDED = "unfounded"
-KINDS = (LOST, REPEATED, DISORDERED, UNSIGNALLED, UNTOLD, NUMBERED_TWICE, NEEDLESS, UNFOUNDED)
+INCONSISTENT = "inconsistent"
+KINDS = (LOST, REPEATED, DISORDERED, UNSIGNALLED, UNTOLD, NUMBERED_TWICE, NEEDLESS, INCONSISTENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Finding:
     Args:
         kind: one of `KINDS`.
         where: the client and the stream.
-        what: for a human.
-        count: how many messages it is about.
+        what: a description for people.
+        count: how many messages are affected.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Finding:
 
 
 def judge_log(truth: Truth, where: str, log: Log) -> list[Finding]:
-    """Say what is wrong with what one client got of one stream."""
+    """Return the broken promises in the log of one client on one stream."""
     findings: list[Finding] = []
     steps = list(_steps(log))
     runs = _runs(truth, steps)
@@ -56,7 +56,7 @@ def judge_log(truth: Truth, where: str, log: Log) -> list[Finding]:
     met: set[str] = set()
     for run in runs:
         if run.epoch in met:
-            what = f"{run.epoch} came back after {former}, at {run.first}"
+            what = f"the epoch {run.epoch} returned after {former}, at the offset {run.first}"
             findings.append(Finding(DISORDERED, where, what, len(run.offsets)))
         elif former or run.epoch != truth.first_epoch or run.first != 1:
             findings += _judge_beginning(truth, where, run, former)
@@ -77,11 +77,11 @@ def judge_log(truth: Truth, where: str, log: Log) -> list[Finding]:
 
 
 def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
-    """Say what is wrong with a stream whoever looks at it: positions used twice, messages stored twice, and the like.
+    """Return the broken promises of a stream that concern all clients, such as messages that are stored twice.
 
     Args:
-        truth: what was broadcast.
-        logs: what each client got of this stream.
+        truth: the broadcasts to the stream.
+        logs: the log of each client on this stream.
     """
     at: defaultdict[Position, set[str]] = defaultdict(set)
     for one in truth.sent:
@@ -106,7 +106,7 @@ def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
     excused = set.intersection(*(_excused(truth, log) for log in logs.values())) if logs else set()
     empty = [offset for offset in range(1, tail + 1) if (epoch, offset) not in at and offset not in excused]
     if empty:
-        findings.append(Finding(UNFOUNDED, truth.stream, f"nothing is at {empty[:10]} of {epoch}", len(empty)))
+        findings.append(Finding(INCONSISTENT, truth.stream, f"no message is at {empty[:10]} of {epoch}", len(empty)))
     for needless in truth.needless_epochs():
         findings.append(Finding(NEEDLESS, truth.stream, f"the epoch {needless} began although no data was lost"))
     return findings
@@ -116,16 +116,16 @@ def judge_store(truth: Truth, logs: Mapping[str, Log]) -> list[Finding]:
 
 
 def _judge_places(truth: Truth, places: Mapping[str, set[Position]]) -> list[Finding]:
-    """Find messages whose position must not be theirs."""
+    """Find messages that are stored at wrong positions."""
     findings: list[Finding] = []
     sent = {one.id: one for one in truth.sent}
     for id_, positions in sorted(places.items()):
         known = sent.get(id_)
         epochs = Counter(epoch for epoch, _ in positions)
         if known is None:
-            findings.append(Finding(UNFOUNDED, truth.stream, f"{id_} was never broadcast"))
-        elif known.fate is Fate.REFUSED:
-            findings.append(Finding(UNFOUNDED, truth.stream, f"{id_} was refused, and is at {sorted(positions)}"))
+            findings.append(Finding(INCONSISTENT, truth.stream, f"{id_} was never broadcast"))
+        elif known.result is Result.REFUSED:
+            findings.append(Finding(INCONSISTENT, truth.stream, f"{id_} was refused, and is at {sorted(positions)}"))
         elif len(positions) > 1:
             if truth.durable or max(epochs.values()) > 1 or not truth.may_be_in(known, epochs):
                 findings.append(Finding(REPEATED, truth.stream, f"{id_} is stored at {sorted(positions)}"))
@@ -136,10 +136,10 @@ def _judge_committed(truth: Truth, places: Mapping[str, set[Position]], logs: Ma
     """Find committed broadcasts that no client got, although some clients were not told of a loss afterwards."""
     told = [_last_signal(log) for log in logs.values()]
     for one in truth.sent:
-        if one.fate is Fate.COMMITTED and one.id not in places:
+        if one.result is Result.COMMITTED and one.id not in places:
             untold = sum(signal is None or signal < one.begun for signal in told)
             if untold:
-                what = f"{one.id} was committed, nobody got it, and {untold} of {len(told)} clients were not told"
+                what = f"{one.id} was committed, no client received it, and {untold} of {len(told)} were not told"
                 yield Finding(UNTOLD, truth.stream, what)
 
 
@@ -151,7 +151,7 @@ def _excused(truth: Truth, log: Log) -> set[int]:
             continue
         if step.before is None or step.before.epoch != step.after.epoch:
             excused.update(range(1, step.after.offset) if step.signals else ())
-        elif step.is_return(truth):
+        elif step.missed_history(truth):
             excused.update(step.missing)
     return excused
 
@@ -176,18 +176,18 @@ class _Step:
         assert self.after is not None
         return range(self.before.offset + 1, self.after.offset)
 
-    def is_return(self, truth: Truth) -> bool:
-        """Whether the client came back, had missed more than the history keeps, and was told so."""
+    def missed_history(self, truth: Truth) -> bool:
+        """Return whether the client reconnected, had missed more than the history holds, and was told so."""
         if self.before is None or self.after is None or self.before.epoch != self.after.epoch:
             return False
         told = bool(self.signals) and self.away
         return told and truth.history_size is not None and len(self.missing) > truth.history_size
 
-    def is_right(self, truth: Truth) -> bool:
-        """Whether the client was told because it missed too much, even if it got all of that afterwards."""
+    def was_rightly_told(self, truth: Truth) -> bool:
+        """Return whether the client was rightly told of a loss, even if it received all messages afterwards."""
         if self.before is None or not self.away:
             return False
-        return self.is_return(truth) or truth.exceeded(self.before.at, self.signals[-1].at)
+        return self.missed_history(truth) or truth.exceeded(self.before.at, self.signals[-1].at)
 
 
 def _steps(log: Log) -> Iterator[_Step]:
@@ -209,15 +209,15 @@ def _steps(log: Log) -> Iterator[_Step]:
 
 @dataclass(slots=True)
 class _Run:
-    """Deliveries of one epoch, without another one's between."""
+    """Consecutive deliveries of one epoch."""
 
     epoch: str
-    #: When the client was last told of a loss before it.
+    #: The last time when the client was told of a loss before these deliveries.
     signal: float | None
     offsets: list[int]
     #: The offsets that the client missed while it was disconnected and that the history no longer kept.
     excused: set[int] = field(default_factory=set)
-    #: The offsets that the client missed although they were broadcast after it came back and was told.
+    #: The offsets that the client missed although they were broadcast after it was told of a loss.
     late: list[int] = field(default_factory=list)
 
     @property
@@ -232,7 +232,7 @@ def _runs(truth: Truth, steps: list[_Step]) -> list[_Run]:
             continue
         if not runs or runs[-1].epoch != step.after.epoch:
             runs.append(_Run(step.after.epoch, step.signals[-1].at if step.signals else None, []))
-        elif step.is_return(truth):
+        elif step.missed_history(truth):
             runs[-1].excused.update(step.missing)
             runs[-1].late += truth.begun_after(step.signals[-1].at, step.after.epoch, step.missing)
         runs[-1].offsets.append(step.after.offset)
@@ -243,7 +243,7 @@ def _judge_beginning(truth: Truth, where: str, run: _Run, former: str) -> Iterat
     """Find errors at the beginning of an epoch, for a client that was in another epoch or in none."""
     if run.signal is None:
         kind = UNSIGNALLED if former or run.epoch != truth.first_epoch else LOST
-        what = f"{former or 'the beginning'} was followed by ({run.epoch}, {run.first}) without a word"
+        what = f"{former or 'the beginning'} was followed by ({run.epoch}, {run.first}) without a signal"
         yield Finding(kind, where, what)
     elif late := truth.begun_after(run.signal, run.epoch, range(1, run.first)):
         what = f"of {run.epoch}, broadcast after the signal, before {run.first}: {late[:10]}"
@@ -266,7 +266,7 @@ def _judge_run(where: str, run: _Run) -> list[Finding]:
     if missing:
         findings.append(Finding(LOST, where, f"of {run.epoch}: {missing[:10]}", len(missing)))
     if run.late:
-        what = f"of {run.epoch}, broadcast after it had come back and was told: {run.late[:10]}"
+        what = f"of {run.epoch}, broadcast after the client had reconnected and was told: {run.late[:10]}"
         findings.append(Finding(LOST, where, what, len(run.late)))
     return findings
 
@@ -285,7 +285,7 @@ def _judge_signals(truth: Truth, where: str, steps: list[_Step]) -> Iterator[Fin
         epoch = step.after.epoch
         begins = not before and epoch != truth.first_epoch
         changes = epoch != before and bool(before or begins) and not truth.durable
-        if not changes and not step.is_right(truth):
+        if not changes and not step.was_rightly_told(truth):
             what = f"told of a loss {len(step.signals)} times before ({epoch}, {step.after.offset})"
             yield Finding(NEEDLESS, where, f"{what}, after {before or 'none'}", len(step.signals))
 

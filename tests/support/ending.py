@@ -32,7 +32,7 @@ def main() -> None:
             loop.close()
         del loops
         gc.collect()
-        sys.stdout.write("All was let go.\n")
+        sys.stdout.write("The server has ended.\n")
 
 
 if __name__ == "__main__":

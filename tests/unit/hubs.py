@@ -1,4 +1,4 @@
-"""A hub with one stream, whose store announces only what a test passes to it."""
+"""A hub with one stream, whose store announces no messages by itself."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from tests.support.subscriber import LoneSubscriber
 
 
 class UnreliableStore(MemoryStreamStore):
-    """Announces only messages that a test passes to `announce`. Reads fail while `broken` is set."""
+    """A memory store that announces nothing by itself: tests call `Hub.deliver`. Reads fail while `broken` is set."""
 
     broken = False
 
     def __init__(self, settings: CableSettings) -> None:
         super().__init__(settings)
         self.deliver: Callable[[StreamEvent], None] = lambda event: None
-        #: Announcements that arrive during a fence.
-        self.on_their_way: list[StreamEvent] = []
-        #: Streams that were passed to the listener's `doubt`.
+        #: Announcements that are delivered during the next fence.
+        self.announced_during_fence: list[StreamEvent] = []
+        #: The arguments of the listener's `doubt`.
         self.doubted: list[str] = []
         self.reads = 0
-        #: Called after each read, before its page is returned.
-        self.overtake: Callable[[], object] = lambda: None
+        #: Called after each read, before the page is returned.
+        self.after_read: Callable[[], object] = lambda: None
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
         self.deliver = deliver
         return SilentListener(self)
 
     def go_back(self, messages: int) -> None:
-        """Lose the stream's newest messages, as a database that was restored from a backup."""
+        """Lose the newest messages of the stream, like a database that was restored from a backup."""
         stream = self._streams["s"]
         for _ in range(messages):
             stream.kept.pop()
@@ -52,17 +52,17 @@ class UnreliableStore(MemoryStreamStore):
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
         self.reads += 1
-        await asyncio.sleep(0)  # a read takes its time: live messages overtake it
+        await asyncio.sleep(0)  # as in a real read, so that live messages can arrive first
         if self.broken:
             raise StoreError("broken")
         page = self.read(stream, after=after, limit=limit, following=following)
-        self.overtake()
+        self.after_read()
         await asyncio.sleep(0)
         return page
 
 
 class SilentListener(StreamListener):
-    """Announces nothing by itself."""
+    """Announces nothing, except what the test has prepared for a fence."""
 
     def __init__(self, store: UnreliableStore) -> None:
         self._store = store
@@ -77,7 +77,7 @@ class SilentListener(StreamListener):
         pass
 
     async def fence(self) -> None:
-        events, self._store.on_their_way = self._store.on_their_way, []
+        events, self._store.announced_during_fence = self._store.announced_during_fence, []
         for event in events:
             self._store.deliver(event)
 
@@ -95,7 +95,7 @@ class Harness:
         self.hub = Hub(engine, self.settings)
 
     async def subscriber(self, identifier: str = "I", stream_id: str | None = "s") -> tuple[LoneSubscriber, list[Any]]:
-        """Return a live subscriber, and the list of its messages, in which "lost" is the notice of a loss."""
+        """Return a live subscriber and the list of its messages, in which "lost" stands for the notice of a loss."""
         log: list[Any] = []
 
         async def send(message: dict[str, Any]) -> None:
@@ -114,24 +114,31 @@ class Harness:
         position = self.store.append([("s", Message(data, exclude))])[0]
         return Published("s", position.epoch, position.offset, data, exclude)
 
-    async def settled(self) -> None:
+    async def wait_for_repairs(self) -> None:
         """Wait until no repair is running."""
         while tasks := [stream.repair for stream in self.hub._streams.values() if stream.repair is not None]:
             await asyncio.wait(tasks)
 
+    async def written(self) -> None:
+        """Wait until all messages that the hub has taken are written."""
+        while any(stream._sending is not None for stream in self.hub._streams.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
     async def publish(self, data: str = "1", exclude: str = "") -> Published:
-        """Store a message, announce it, and wait until it was delivered."""
+        """Store a message, announce it, and wait for the repairs that it causes."""
         event = self.append(data, exclude)
         self.hub.deliver(event)
-        await self.settled()
+        await self.wait_for_repairs()
         return event
 
 
 def offsets(log: list[Any]) -> list[Any]:
+    """Return the offsets of the messages in a log, and "lost" for each notice of a loss."""
     return [frame if frame == "lost" else frame["offset"] for frame in log]
 
 
 async def catch_up(harness: Harness, subscriber: LoneSubscriber) -> bool:
+    """Let a subscriber catch up and go live. Return whether it received all messages."""
     complete = True
     while subscriber.is_behind:
         complete = await harness.hub.catch_up.send_page(subscriber.stream, subscriber) and complete

@@ -1,4 +1,4 @@
-"""`CableAuthMiddlewareStack` finds the session and user that Channels' `AuthMiddlewareStack` finds, with fewer hops."""
+"""Tests of `CableAuthMiddlewareStack`, which must find the same session and user as `AuthMiddlewareStack`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Stack = Callable[[Any], Any]
 
 @pytest.fixture(autouse=True)
 def handlers_without_connections() -> Iterator[None]:
-    """Close the connections of the handler threads, and of Django's: other tests may not have any."""
+    """Close the connections of the handler threads and of Django's thread, so that other tests find none."""
     yield
     assert threads.end_threads(30)
     SyncToAsync.single_thread_executor.submit(connections.close_all).result(30)
@@ -53,12 +53,12 @@ def user() -> AbstractUser:
 
 
 async def in_thread(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call in another thread, which keeps no connection."""
+    """Call a function in another thread, and close the connections of that thread."""
     return await asyncio.to_thread(with_own_connection(partial(call, *args, **kwargs)))
 
 
 def session_of(user: AbstractUser | None, **values: Any) -> str:
-    """Keep a session; return its cookie."""
+    """Save a session, and return its cookie."""
     session: SessionBase = import_module(django_settings.SESSION_ENGINE).SessionStore()
     if user is not None:
         session[SESSION_KEY] = str(user.pk)
@@ -71,7 +71,7 @@ def session_of(user: AbstractUser | None, **values: Any) -> str:
 
 
 async def connect(stack: Stack, cookie: str | None = None, scope: Scope | None = None, **more: Any) -> Scope:
-    """Return the scope that the application behind a stack is given."""
+    """Return the scope that a stack passes to the application."""
     found: list[Scope] = []
 
     async def application(scope: Scope, receive: Any, send: Any) -> None:
@@ -85,7 +85,7 @@ async def connect(stack: Stack, cookie: str | None = None, scope: Scope | None =
 
 
 async def receive_nothing() -> None:
-    """Wait for ever."""
+    """Never return."""
     await asyncio.get_running_loop().create_future()
 
 
@@ -95,7 +95,7 @@ async def both(cookie: str | None = None, **more: Any) -> tuple[Scope, Scope]:
 
 
 def seen(scope: Scope) -> dict[str, Any]:
-    """What of a scope an application reads."""
+    """Return the parts of a scope that applications read."""
     session, user = scope["session"], scope["user"]
     return {
         "cookies": scope["cookies"],
@@ -113,12 +113,12 @@ async def same(cookie: str | None = None) -> Scope:
 
 
 class TestAsChannels:
-    async def test_somebody_who_is_logged_in(self, engine: str, user: AbstractUser) -> None:
+    async def test_a_user_who_is_logged_in(self, engine: str, user: AbstractUser) -> None:
         found = await same(await in_thread(session_of, user))
         assert found["user"] == user
         assert await found["session"].aget("theme") == "dark"
 
-    async def test_a_session_of_nobody(self, engine: str) -> None:
+    async def test_a_session_without_a_user(self, engine: str) -> None:
         found = await same(await in_thread(session_of, None))
         assert found["user"].is_anonymous
 
@@ -149,7 +149,7 @@ class TestAsChannels:
         ],
         ids=["user is gone", "backend is gone", "wrong hash", "no hash"],
     )
-    async def test_a_session_that_is_good_for_nothing(self, user: AbstractUser, values: dict[str, Any]) -> None:
+    async def test_an_invalid_session(self, user: AbstractUser, values: dict[str, Any]) -> None:
         cookies = [await in_thread(session_of, user, **values) for _ in range(2)]
         ours = await in_thread(seen, await connect(CableAuthMiddlewareStack, cookies[0]))
         channels = await in_thread(seen, await connect(AuthMiddlewareStack, cookies[1]))
@@ -158,14 +158,14 @@ class TestAsChannels:
         assert ours == channels
         assert ours["user"][0] is False
 
-    async def test_nobody_is_refused_for_good_while_the_database_is_away(
+    async def test_clients_can_retry_after_an_outage_of_the_database(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         async def away(session: SessionBase) -> None:
             raise OperationalError("the database is away")
 
         async def application(scope: Scope, receive: Any, send: Any) -> None:
-            raise AssertionError("it is not known who connects")
+            raise AssertionError("the user is unknown, so the application must not be called")
 
         async def send(message: Any) -> None:
             sent.append(message)
@@ -175,22 +175,22 @@ class TestAsChannels:
         headers = [(b"cookie", f"{django_settings.SESSION_COOKIE_NAME}=some-session-key".encode())]
         stack: Any = CableAuthMiddlewareStack(application)
         await stack({"type": "websocket", "headers": headers}, receive_nothing, send)
-        assert sent == [{"type": "websocket.close"}], "the handshake fails, and the client tries again"
-        assert [record.exc_info for record in caplog.records] == [None], "one line, no traceback"
+        assert sent == [{"type": "websocket.close"}], "the handshake must fail, so that the client tries again"
+        assert [record.exc_info for record in caplog.records] == [None], "the log must have no traceback"
 
-    async def test_what_is_in_the_scope_already_stays(self, user: AbstractUser) -> None:
+    async def test_an_existing_session_and_user_in_the_scope_are_kept(self, user: AbstractUser) -> None:
         cookie = await in_thread(session_of, user)
         session: dict[str, Any] = {}
         found = await connect(CableAuthMiddlewareStack, cookie, session=session, user="somebody")
         assert found["session"] is session
         assert found["user"] == "somebody"
 
-    async def test_the_servers_scope_is_left_alone(self) -> None:
+    async def test_the_scope_of_the_server_is_not_changed(self) -> None:
         scope = {"type": "websocket", "headers": []}
         assert await connect(CableAuthMiddlewareStack, scope=scope) is not scope
         assert set(scope) == {"type", "headers"}
 
-    async def test_http_is_served_as_by_channels(self, user: AbstractUser) -> None:
+    async def test_http_is_handled_by_channels(self, user: AbstractUser) -> None:
         cookie = await in_thread(session_of, user)
         sent: list[dict[str, Any]] = []
 
@@ -207,7 +207,7 @@ class TestAsChannels:
 
 
 class TestSecretKeyFallbacks:
-    async def test_a_session_of_the_former_key_is_accepted_and_left_as_it_is(
+    async def test_a_session_of_a_fallback_key_is_accepted_and_not_changed(
         self, user: AbstractUser, settings: Any
     ) -> None:
         cookie = await in_thread(session_of, user)
@@ -218,14 +218,14 @@ class TestSecretKeyFallbacks:
             assert found["session"].session_key == cookie
             assert not found["session"].modified
 
-    async def test_without_the_fallback_it_is_over(self, user: AbstractUser, settings: Any) -> None:
+    async def test_a_session_of_a_removed_key_is_ended(self, user: AbstractUser, settings: Any) -> None:
         cookie = await in_thread(session_of, user)
         settings.SECRET_KEY = "new"
         assert (await connect(CableAuthMiddlewareStack, cookie))["user"].is_anonymous
 
 
 class GatedBackend(ModelBackend):
-    """Says that a user is asked for, and waits until a test lets it go on."""
+    """A backend that reports a look-up, and waits until the test lets it continue."""
 
     entered: threading.Event
     gate: threading.Event
@@ -248,7 +248,7 @@ class TestCost:
     def _session(self, user: AbstractUser, **values: Any) -> str:
         return session_of(user, **{BACKEND_SESSION_KEY: f"{__name__}.GatedBackend", **values})
 
-    async def test_nobody_who_has_no_session_costs_a_thread_hop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_client_without_a_session_costs_no_thread_hop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async def never(session: SessionBase) -> None:
             raise AssertionError("a session was looked up")
 
@@ -256,7 +256,7 @@ class TestCost:
         for cookie in (None, "", "short"):
             assert (await connect(CableAuthMiddlewareStack, cookie))["user"].is_anonymous
 
-    async def test_those_who_come_together_are_looked_up_together(
+    async def test_concurrent_clients_are_looked_up_together(
         self, user: AbstractUser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         hops: list[int] = []
@@ -277,7 +277,7 @@ class TestCost:
         assert max(hops) == auth.BATCH_SIZE
         assert len(hops) <= 4
 
-    async def test_a_backend_that_raises_for_one_does_not_for_the_others(self, user: AbstractUser) -> None:
+    async def test_an_error_for_one_client_does_not_affect_the_others(self, user: AbstractUser) -> None:
         GatedBackend.gate.set()
         bad = await in_thread(self._session, user, **{SESSION_KEY: "0"})
         good = await in_thread(self._session, user)
@@ -286,7 +286,7 @@ class TestCost:
         )
         assert [type(outcome) for outcome in outcomes] == [dict, LookupError, dict]
 
-    async def test_one_who_goes_while_it_is_looked_up_does_not_disturb_the_others(self, user: AbstractUser) -> None:
+    async def test_a_client_that_leaves_during_the_look_up_does_not_affect_the_others(self, user: AbstractUser) -> None:
         cookie = await in_thread(self._session, user)
         tasks = [asyncio.create_task(connect(CableAuthMiddlewareStack, cookie)) for _ in range(3)]
         assert await asyncio.to_thread(GatedBackend.entered.wait, 10)

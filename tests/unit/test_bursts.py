@@ -1,4 +1,4 @@
-"""More at once than may wait for a connection: a healthy client catches up from the history, a stuck one is dropped."""
+"""Bursts above `MAX_PENDING_SIZE`: a healthy client catches up from the history, a stuck client is disconnected."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
 from .wire import BASE, EXTENDED, identifier
 
 LIMIT = 4000
-#: Of the transport's buffer: pauses above, and resumes below.
+#: The sizes of the transport's buffer above which it pauses writing, and below which it resumes.
 HIGH, LOW = 600, 200
-#: The longest payload.
-MOST = 1500
+#: The length of the longest padding of a message.
+MAX_PADDING = 1500
 
 ONE, TWO = identifier("Room", streams=["a"]), identifier("Room", streams=["a", "b"])
 
@@ -41,7 +41,7 @@ class Room(Channel, abstract=True):
 
 @pytest.fixture(autouse=True)
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Handlers would wait for a thread now and then, if another test has left a database connection.
+    # A database connection that another test left open would make handlers wait for a thread at times.
     monkeypatch.setattr(threads, "_connected", set())
     configured(settings)
     registry["Room"] = [Room]
@@ -50,6 +50,7 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def configured(settings: Any, **options: Any) -> None:
+    """Configure the memory engine with small limits."""
     settings.RELIABLE_CABLE = {
         "ENGINE": "memory",
         "PING_INTERVAL": 60,
@@ -60,12 +61,12 @@ def configured(settings: Any, **options: Any) -> None:
     }
 
 
-class Wire(Transport):
-    """A client's connection whose buffer takes `HIGH` characters; the client reads when it is told to.
+class SlowClient(Transport):
+    """A client's connection whose buffer takes `HIGH` characters. The client reads when a test calls `read`.
 
     Args:
-        frames: whether the server takes frames; else its `send` waits while the buffer is full.
-        protocol: what the client speaks.
+        frames: whether the server takes encoded frames. If not, its `send` waits while the buffer is full.
+        protocol: the subprotocol of the client.
     """
 
     def __init__(self, *, frames: bool, protocol: str = EXTENDED) -> None:
@@ -74,10 +75,10 @@ class Wire(Transport):
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.ended = asyncio.Event()
         self.log: list[Any] = []
-        self._waiting: list[str] = []
+        self._buffer: list[str] = []
         self._size = 0
-        self._room = asyncio.Event()
-        self._room.set()
+        self._writable = asyncio.Event()
+        self._writable.set()
         self._pause: Callable[[], None] = lambda: None
         self._resume: Callable[[], None] = lambda: None
         if frames:
@@ -97,7 +98,7 @@ class Wire(Transport):
 
     async def asgi_send(self, message: dict[str, Any]) -> None:
         if not self.frames:
-            await self._room.wait()
+            await self._writable.wait()
         if "text" in message:
             self._take(message["text"])
 
@@ -110,71 +111,76 @@ class Wire(Transport):
             data = data[head + size :]
 
     def _take(self, text: str) -> None:
-        self._waiting.append(text)
+        self._buffer.append(text)
         self._size += len(text)
-        if self._size > HIGH and self._room.is_set():
-            self._room.clear()
+        if self._size > HIGH and self._writable.is_set():
+            self._writable.clear()
             self._pause()
 
     def read(self, size: int) -> None:
-        """Let the client read so many characters, or one frame at least."""
-        while self._waiting and size > 0:
-            text = self._waiting.pop(0)
+        """Let the client read at most this many characters, but at least one frame."""
+        while self._buffer and size > 0:
+            text = self._buffer.pop(0)
             size -= len(text)
             self._size -= len(text)
             self.log.append(json.loads(text))
-        if self._size <= LOW and not self._room.is_set():
-            self._room.set()
+        if self._size <= LOW and not self._writable.is_set():
+            self._writable.set()
             self._resume()
 
     @property
-    def session(self) -> Connection:
+    def connection(self) -> Connection:
         (connection,) = get_hub().connections.all()
         assert isinstance(connection, Connection)
         return connection
 
     @property
     def subscriptions(self) -> Iterable[Subscription]:
-        """The subscriptions of its connection."""
-        return cast(Mapping[str, Subscription], self.session.subscriptions).values()
+        """The subscriptions of the connection."""
+        return cast(Mapping[str, Subscription], self.connection.subscriptions).values()
 
     def check_bounds(self) -> None:
-        """What waits for the client, in queue and in hand, is bounded."""
+        """Check that the sizes of queued and held messages are counted correctly and are bounded."""
         if not get_hub().connections:
-            return  # before it was accepted
-        box = self.session.outbox
+            return  # the connection has not been accepted yet
+        outbox = self.connection.outbox
         subscriptions = self.subscriptions
-        held = sum(len(text) for one in subscriptions for each in one.streams.values() for text in each._held or ())
-        assert box.held == held
-        assert box._size == sum(map(len, box._queue))
-        assert box._size + held <= LIMIT
+        held = sum(
+            len(text)
+            for subscription in subscriptions
+            for stream in subscription.streams.values()
+            for text in stream._held or ()
+        )
+        assert outbox.held == held
+        assert outbox._size == sum(map(len, outbox._queue))
+        assert outbox._size + held <= LIMIT
 
-    async def settle(self) -> None:
-        """Let everything happen that does not wait for the client."""
+    async def run_until_idle(self) -> None:
+        """Run the event loop until everything waits for the client to read."""
         async with asyncio.timeout(10):
             for _ in range(40):
-                # A stream rests for some milliseconds if sending took long.
-                while any(found._sending or found.repair for found in get_hub()._streams.values()):  # noqa: ASYNC110
+                # A stream pauses for some milliseconds if sending took long.
+                while any(stream._sending or stream.repair for stream in get_hub()._streams.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0)
                 await asyncio.sleep(0)
                 self.check_bounds()
 
     async def read_all(self) -> None:
-        """Let the client read until there is nothing more."""
+        """Let the client read until nothing more is sent."""
         for _ in range(2000):
             count = len(self.log)
             self.read(10**9)
-            await self.settle()
-            if len(self.log) == count and not self._waiting:
+            await self.run_until_idle()
+            if len(self.log) == count and not self._buffer:
                 return
-        raise AssertionError("there is no end")
+        raise AssertionError("frames are sent without end")
 
-    async def __aenter__(self) -> Wire:
+    async def __aenter__(self) -> SlowClient:
         offered = {FRAMES_EXTENSION: self}
         scope = {"type": "websocket", "subprotocols": [self.protocol], "headers": [], "extensions": offered}
         self._task = asyncio.ensure_future(CableConsumer.as_asgi()(scope, self.incoming.get, self.asgi_send))
         self.incoming.put_nowait({"type": "websocket.connect"})
-        await self.settle()
+        await self.run_until_idle()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -190,16 +196,16 @@ class Wire(Transport):
         assert self.log[-1] == {"type": "confirm_subscription", "identifier": name}
 
     def numbers(self, name: str, stream: str) -> list[Any]:
-        """What came from a stream: the messages' own numbers, and `"lost"` where the client was told of a loss."""
-        found: list[Any] = []
+        """Return the numbers of a stream's messages that were received, and "lost" for each notice of a loss."""
+        numbers: list[Any] = []
         for frame in self.log:
             if frame.get("identifier") != name:
                 continue
             if frame.get("type") == "reject_history":
-                found.append("lost")
+                numbers.append("lost")
             elif "message" in frame and frame["message"]["stream"] == stream:
-                found.append(frame["message"]["n"])
-        return found
+                numbers.append(frame["message"]["n"])
+        return numbers
 
 
 async def publish(stream: str, number: int, size: int = 10, *, transient: bool = False) -> None:
@@ -207,7 +213,7 @@ async def publish(stream: str, number: int, size: int = 10, *, transient: bool =
 
 
 async def publish_many(stream: str, count: int, size: int, *, transient: bool = False) -> None:
-    """Publish numbers from 0, all at once."""
+    """Publish messages with the numbers from 0 on, all at once."""
     for number in range(count):
         await publish(stream, number, size, transient=transient)
 
@@ -217,11 +223,11 @@ frames_or_not = pytest.mark.parametrize("frames", [True, False], ids=["frames", 
 
 @frames_or_not
 @pytest.mark.parametrize("protocol", [EXTENDED, BASE])
-async def test_a_burst_of_many_times_the_limit_is_read_at_the_clients_pace(frames: bool, protocol: str) -> None:
-    async with Wire(frames=frames, protocol=protocol) as client:
+async def test_a_burst_far_above_the_limit_is_read_at_the_pace_of_the_client(frames: bool, protocol: str) -> None:
+    async with SlowClient(frames=frames, protocol=protocol) as client:
         await client.subscribe(ONE)
         await publish_many("a", 100, 500)
-        await client.settle()
+        await client.run_until_idle()
         assert not client.aborted
         await client.read_all()
         await publish("a", 100)
@@ -231,13 +237,13 @@ async def test_a_burst_of_many_times_the_limit_is_read_at_the_clients_pace(frame
 
 
 @frames_or_not
-async def test_subscriptions_that_catch_up_together_do_so_by_turns(frames: bool) -> None:
-    async with Wire(frames=frames) as client:
+async def test_several_subscriptions_of_a_client_catch_up_without_exceeding_the_limit(frames: bool) -> None:
+    async with SlowClient(frames=frames) as client:
         names = [identifier("Room", streams=["a"], n=number) for number in range(10)]
         for name in names:
             await client.subscribe(name)
         await publish_many("a", 20, 500)
-        await client.settle()
+        await client.run_until_idle()
         await client.read_all()
         assert not client.aborted
         for name in names:
@@ -245,11 +251,11 @@ async def test_subscriptions_that_catch_up_together_do_so_by_turns(frames: bool)
 
 
 @frames_or_not
-async def test_one_that_stays_stuck_is_dropped_in_time(
+async def test_a_client_that_reads_nothing_is_disconnected_in_time(
     frames: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(outbox, "BLIND_STALL_TIME", 0.02)
-    async with Wire(frames=frames) as client:
+    async with SlowClient(frames=frames) as client:
         await client.subscribe(ONE)
         await publish_many("a", 100, 500)
         await asyncio.wait_for(client.ended.wait(), 5)
@@ -257,64 +263,66 @@ async def test_one_that_stays_stuck_is_dropped_in_time(
 
 
 @frames_or_not
-async def test_one_that_reads_slowly_is_not(frames: bool) -> None:
-    async with Wire(frames=frames) as client:
+async def test_a_client_that_reads_slowly_stays_connected(frames: bool) -> None:
+    async with SlowClient(frames=frames) as client:
         await client.subscribe(ONE)
         await publish_many("a", 30, 500)
-        await client.settle()
-        judged = 0
+        await client.run_until_idle()
+        checks = 0
         while 29 not in client.numbers(ONE, "a"):
             client.read(LIMIT)
-            await client.settle()
+            await client.run_until_idle()
             assert not client.aborted
-            box = client.session.outbox
-            if box._watch is not None:  # its time is over
-                box._watch.cancel()
-                box._judge()
-                judged += 1
-        assert judged > 3
+            outbox = client.connection.outbox
+            if outbox._watch is not None:  # as if the time to read something were over
+                outbox._watch.cancel()
+                outbox._check_socket()
+                checks += 1
+        assert checks > 3
         assert client.numbers(ONE, "a") == list(range(30))
 
 
 @frames_or_not
-async def test_what_was_trimmed_before_the_client_read_it_is_told(
+async def test_messages_that_were_trimmed_before_the_client_could_read_them_are_reported_as_lost(
     frames: bool, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
     configured(settings, HISTORY_SIZE=5)
-    async with Wire(frames=frames) as client:
+    async with SlowClient(frames=frames) as client:
         await client.subscribe(ONE)
         for number in range(100):
             await publish("a", number, 500)
-            await client.settle()
+            await client.run_until_idle()
         await client.read_all()
         await publish("a", 100)
         await client.read_all()
-        got = client.numbers(ONE, "a")
-        assert got[-1] == 100
-        assert got.count("lost") == 1
-        numbers = [number for number in got if number != "lost"]
-        assert numbers[: got.index("lost")] == list(range(got.index("lost")))
+        received = client.numbers(ONE, "a")
+        assert received[-1] == 100
+        assert received.count("lost") == 1
+        numbers = [number for number in received if number != "lost"]
+        assert numbers[: received.index("lost")] == list(range(received.index("lost")))
         assert not client.aborted
 
 
 @frames_or_not
-async def test_what_has_no_position_has_the_old_rule(frames: bool, caplog: pytest.LogCaptureFixture) -> None:
-    async with Wire(frames=frames) as client:
+async def test_a_burst_of_transient_messages_above_the_limit_disconnects_the_client(
+    frames: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with SlowClient(frames=frames) as client:
         await client.subscribe(ONE)
         await publish_many("a", 100, 500, transient=True)
-        await client.settle()
+        await client.run_until_idle()
         assert client.aborted
     assert "too_slow" in caplog.text
 
 
 @frames_or_not
-async def test_what_has_no_position_follows_what_it_came_after(frames: bool) -> None:
-    async with Wire(frames=frames) as client:
+async def test_a_transient_message_follows_the_kept_messages_that_were_sent_before_it(frames: bool) -> None:
+    async with SlowClient(frames=frames) as client:
         await client.subscribe(ONE)
         await publish_many("a", 20, 500)
         await publish("a", -1, transient=True)
-        await client.settle()
+        await client.run_until_idle()
         await client.read_all()
         await publish("a", 20)
         await client.read_all()
@@ -322,66 +330,66 @@ async def test_what_has_no_position_follows_what_it_came_after(frames: bool) -> 
 
 
 @frames_or_not
-async def test_a_client_that_is_behind_may_be_pinged(frames: bool) -> None:
-    async with Wire(frames=frames) as client:
+async def test_a_client_that_is_catching_up_can_be_pinged(frames: bool) -> None:
+    async with SlowClient(frames=frames) as client:
         await client.subscribe(ONE)
         await publish_many("a", 20, 500)
-        await client.settle()
-        assert client.session.ping('{"type":"ping","message":1}')
+        await client.run_until_idle()
+        assert client.connection.ping('{"type":"ping","message":1}')
         await client.read_all()
         assert client.numbers(ONE, "a") == list(range(20))
         assert not client.aborted
 
 
 @frames_or_not
-async def test_who_unsubscribes_while_behind_keeps_nothing(frames: bool) -> None:
-    async with Wire(frames=frames) as client:
+async def test_an_unsubscribe_while_catching_up_releases_the_held_messages(frames: bool) -> None:
+    async with SlowClient(frames=frames) as client:
         await client.subscribe(ONE)
         await publish_many("a", 20, 500)
         await publish("a", -1, transient=True)
-        await client.settle()
-        assert client.session.outbox.held > 0
+        await client.run_until_idle()
+        assert client.connection.outbox.held > 0
         text = json.dumps({"command": "unsubscribe", "identifier": ONE})
         client.incoming.put_nowait({"type": "websocket.receive", "text": text})
-        await client.settle()
-        assert client.session.outbox.held == 0
+        await client.run_until_idle()
+        assert client.connection.outbox.held == 0
 
 
-sizes = st.integers(1, MOST)
-step = st.one_of(
-    st.tuples(st.just("burst"), st.sampled_from("ab"), st.lists(sizes, min_size=1, max_size=12)),
+paddings = st.integers(1, MAX_PADDING)
+actions = st.one_of(
+    st.tuples(st.just("burst"), st.sampled_from("ab"), st.lists(paddings, min_size=1, max_size=12)),
     st.tuples(st.just("read"), st.integers(1, 5000)),
-    st.just(("turn",)),
-    st.just(("settle",)),
+    st.just(("iterate",)),
+    st.just(("catch up",)),
 )
 
 
 @configure(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    steps=st.lists(step, max_size=25),
+    steps=st.lists(actions, max_size=25),
     frames=st.booleans(),
     history=st.sampled_from([6, 1000]),
     protocol=st.sampled_from([EXTENDED, BASE]),
 )
-def test_whatever_comes_and_however_it_is_read_each_message_comes_once_in_order_or_its_loss_is_told(
+def test_however_fast_a_client_reads_it_gets_each_message_once_and_in_order_or_is_told_of_a_loss(
     settings: Any, steps: list[Any], frames: bool, history: int, protocol: str
 ) -> None:
     async def scenario() -> None:
         counts = {"a": 0, "b": 0}
-        async with Wire(frames=frames, protocol=protocol) as client:
+        async with SlowClient(frames=frames, protocol=protocol) as client:
             await client.subscribe(ONE)
             await client.subscribe(TWO)
-            for what, *rest in steps:
-                if what == "burst":
-                    stream, lengths = rest
+            for action, *arguments in steps:
+                if action == "burst":
+                    stream, lengths = arguments
                     for length in lengths:
                         await publish(stream, counts[stream], length)
                         counts[stream] += 1
-                elif what == "read":
-                    client.read(rest[0])
-                elif what == "turn":
+                elif action == "read":
+                    client.read(arguments[0])
+                elif action == "iterate":
                     await asyncio.sleep(0)
-                else:  # as when an action starts another stream
+                else:  # as if an action started another stream
                     for subscription in client.subscriptions:
                         subscription.catch_up()
                 client.check_bounds()
@@ -391,13 +399,13 @@ def test_whatever_comes_and_however_it_is_read_each_message_comes_once_in_order_
                 expected = 0
                 for number in client.numbers(name, stream):
                     if number == "lost":
-                        assert history < 1000, "nothing was lost"
+                        assert history < 1000, "a loss was reported although nothing was trimmed"
                         expected = -1
                     else:
                         assert number == expected or (expected == -1 and number >= 0)
                         expected = number + 1
                 assert expected in (-1, counts[stream])
 
-    # The base protocol has no word for a loss: such a client would be sent away.
+    # The base protocol cannot report a loss: the client would be disconnected.
     configured(settings, HISTORY_SIZE=1000 if protocol == BASE else history)
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""`manage.py cable_serve`: what it hands to each server. That these serve, and end well, is for tests/conformance."""
+"""Tests of `manage.py cable_serve`: the options that it passes to each server. No server is started."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST = 4 * 2000
 
 @pytest.fixture(autouse=True)
 def thresholds() -> Iterator[None]:
-    """Put those of the garbage collector back."""
+    """Restore the thresholds of the garbage collector."""
     former = gc.get_threshold()
     yield
     gc.set_threshold(*former)
@@ -31,7 +31,7 @@ def thresholds() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def started(settings: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the server was given; none runs."""
+    """The options that were passed to the server, which is not started."""
     given: dict[str, Any] = {}
 
     class Factory:
@@ -60,7 +60,7 @@ def started(settings: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return given
 
 
-def test_uvicorn_is_started_unless_told_otherwise(started: dict[str, Any]) -> None:
+def test_uvicorn_is_the_default(started: dict[str, Any]) -> None:
     call_command("cable_serve", "[::1]:8001")
     given = SimpleNamespace(**started)
     assert given.application == "demo_project.asgi:application"
@@ -70,7 +70,7 @@ def test_uvicorn_is_started_unless_told_otherwise(started: dict[str, Any]) -> No
     assert given.forwarded_allow_ips is None
 
 
-def test_uvicorn_may_compress_and_daphne_may_not(started: dict[str, Any]) -> None:
+def test_only_uvicorn_can_compress(started: dict[str, Any]) -> None:
     call_command("cable_serve", "--compress")
     assert started["ws"] is CompressingWebSocketProtocol
     with pytest.raises(CommandError, match="--compress works only with uvicorn"):
@@ -78,37 +78,37 @@ def test_uvicorn_may_compress_and_daphne_may_not(started: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "daphne"])
-def test_full_collections_become_rarer_unless_the_project_has_set_how_often_they_come(server: str) -> None:
+def test_full_collections_become_rarer_unless_the_project_has_set_a_threshold(server: str) -> None:
     for chosen, then in ((10, 100), (12, 12)):
         gc.set_threshold(700, 10, chosen)
         call_command("cable_serve", "--server", server)
         assert gc.get_threshold() == (700, 10, then)
 
 
-def test_daphne_is_started_with_the_same_limits(started: dict[str, Any]) -> None:
+def test_daphne_has_the_same_limits(started: dict[str, Any]) -> None:
     call_command("cable_serve", "127.0.0.1:8001", "--server", "daphne")
     given = SimpleNamespace(**started)
     assert given.application is application
     assert given.endpoints == ["tcp:port=8001:interface=127.0.0.1:backlog=4096"]
     assert (given.maxFramePayloadSize, given.maxMessagePayloadSize) == (LARGEST, LARGEST)
-    assert given.websocket_timeout == -1, "no WebSocket ends by its age"
-    assert given.proxy_forwarded_address_header is None, "anybody could say who they are"
+    assert given.websocket_timeout == -1, "WebSockets must not be closed because of their age"
+    assert given.proxy_forwarded_address_header is None, "any client could forge the headers"
 
 
-def test_daphne_takes_an_address_of_ipv6(started: dict[str, Any]) -> None:
+def test_daphne_accepts_an_ipv6_address(started: dict[str, Any]) -> None:
     call_command("cable_serve", "[::1]:8001", "--server", "daphne")
     assert started["endpoints"] == [r"tcp:port=8001:interface=\:\:1:backlog=4096"]
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "daphne"])
-def test_as_many_files_may_be_open_as_are_allowed(started: dict[str, Any], server: str) -> None:
+def test_the_limit_of_open_files_is_raised_to_the_maximum(started: dict[str, Any], server: str) -> None:
     call_command("cable_serve", "--server", server)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert started["open_files"] == (most, most)
 
 
 @pytest.mark.parametrize("by", ["option", "environment"])
-def test_both_may_be_told_to_believe_a_proxy(started: dict[str, Any], monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+def test_both_servers_can_trust_a_proxy(started: dict[str, Any], monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     options = ["--forwarded-allow-ips", "*"] if by == "option" else []
     if by == "environment":
         monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
@@ -120,18 +120,18 @@ def test_both_may_be_told_to_believe_a_proxy(started: dict[str, Any], monkeypatc
     assert given.proxy_forwarded_proto_header == "X-Forwarded-Proto"
 
 
-def test_daphne_cannot_tell_proxies_apart() -> None:
+def test_daphne_cannot_trust_only_some_proxies() -> None:
     with pytest.raises(CommandError, match="of all clients or of none"):
         call_command("cable_serve", "--server", "daphne", "--forwarded-allow-ips", "10.0.0.1")
 
 
 @pytest.mark.parametrize("address", ["8000", "localhost", "localhost:http", ":"])
-def test_an_address_is_host_and_port(address: str) -> None:
+def test_an_invalid_address_is_an_error(address: str) -> None:
     with pytest.raises(CommandError, match="is not an address; give host:port"):
         call_command("cable_serve", address)
 
 
-def test_there_must_be_an_application(settings: Any) -> None:
+def test_a_missing_application_is_an_error(settings: Any) -> None:
     settings.ASGI_APPLICATION = None
     with pytest.raises(CommandError, match="Set ASGI_APPLICATION"):
         call_command("cable_serve")

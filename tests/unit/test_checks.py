@@ -1,4 +1,4 @@
-"""Each system check, with something to say and with nothing to say."""
+"""Tests of the system checks, with and without a problem."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def configured(**values: Any) -> override_settings:
 
 @contextmanager
 def database(**values: Any) -> Iterator[str]:
-    """Have one more database, a well-behaved SQLite one but for what is given."""
+    """Add a database to DATABASES: SQLite with good settings, except for the given ones."""
     alias = "extra"
     connections.settings[alias] = {**SQLITE, **values}
     connections.configure_settings(connections.settings)
@@ -52,7 +52,7 @@ def database(**values: Any) -> Iterator[str]:
     finally:
         for connection in connections.all(initialized_only=True):
             if connection.alias == alias:
-                # SQLite's own `close` leaves databases in memory open.
+                # Django's `close` does not close SQLite databases in memory.
                 BaseDatabaseWrapper.close(connection)
                 del connections[alias]
         del connections.settings[alias]
@@ -62,29 +62,29 @@ def forget_commands() -> None:
     get_commands.cache_clear()  # type: ignore[attr-defined]
 
 
-def test_they_run_with_djangos_own() -> None:
+def test_the_checks_are_registered() -> None:
     registered = checks_registry.get_checks(include_deployment_checks=False)
     assert {checks.check_settings, checks.check_journal_mode} <= set(registered)
     with configured(HISTORY_SIZE=-1):
         assert ids(run_checks(tags=["reliable_cable"])) == ["E001"]
 
 
-def test_the_tests_own_settings_are_clean() -> None:
+def test_the_settings_of_the_tests_have_no_problems() -> None:
     assert run_checks(tags=["reliable_cable"]) == []
 
 
 class TestSettings:
-    def test_an_invalid_setting_is_an_error_with_the_settings_own_words(self) -> None:
+    def test_an_invalid_setting_is_reported(self) -> None:
         with configured(HISTORY_SIZ=1):
             (message,) = checks.check_settings()
         assert ids([message]) == ["E001"]
         assert "unknown key 'HISTORY_SIZ'" in message.msg
 
-    def test_valid_settings_are_none(self) -> None:
+    def test_valid_settings_are_not_reported(self) -> None:
         with configured(HISTORY_SIZE=1):
             assert checks.check_settings() == []
 
-    def test_an_invalid_setting_leaves_the_others_silent(self) -> None:
+    def test_other_checks_are_skipped_after_an_invalid_setting(self) -> None:
         with configured(HISTORY_SIZE=-1, PUBLIC_STREAMS=True, STREAMS={"a": {"durable": True}}, ENGINE="memory"):
             assert ids(run_checks(tags=["reliable_cable"])) == ["E001"]
             assert checks.check_journal_mode(databases=["default"]) == []
@@ -96,7 +96,7 @@ class TestChannelNames:
         with mock.patch.dict(registry, clear=True):
             yield
 
-    def test_two_channels_of_one_name_are_an_error_that_names_both(self) -> None:
+    def test_two_channels_with_the_same_name_are_reported(self) -> None:
         class FirstChannel(Channel):
             name = "Chat"
 
@@ -108,7 +108,7 @@ class TestChannelNames:
         for word in ("'Chat'", f"{__name__}.{FirstChannel.__qualname__}", f"{__name__}.{SecondChannel.__qualname__}"):
             assert word in message.msg
 
-    def test_channels_of_different_names_are_none(self) -> None:
+    def test_channels_with_different_names_are_not_reported(self) -> None:
         class FirstChannel(Channel):
             pass
 
@@ -120,11 +120,11 @@ class TestChannelNames:
 
 
 class TestEngine:
-    def test_redis_keeps_durable_streams_too(self) -> None:
+    def test_redis_supports_durable_streams(self) -> None:
         with configured(REDIS_URL="redis://localhost", STREAMS={"chat:*": {"durable": True}}):
             assert checks.check_engine() == []
 
-    def test_an_option_that_redis_connections_do_not_take(self) -> None:
+    def test_an_unknown_option_of_redis_connections_is_reported(self) -> None:
         with configured(REDIS_URL="redis://localhost", REDIS_OPTIONS={"socket_timout": 3}):
             (message,) = checks.check_engine()
         assert ids([message]) == ["E003"]
@@ -134,21 +134,21 @@ class TestEngine:
     @pytest.mark.parametrize(
         "path", ["nowhere.Store", f"{PACKAGE}.presence.memory.Nothing", f"{PACKAGE}.sessions.memory.MemorySessionStore"]
     )
-    def test_a_part_that_is_not_there_or_of_another_kind(self, path: str) -> None:
+    def test_a_store_that_is_missing_or_of_another_kind_is_reported(self, path: str) -> None:
         with configured(ENGINE={**MEMORY, "presence": path}):
             (message,) = checks.check_engine()
         assert ids([message]) == ["E003"]
         assert "'presence'" in message.msg
 
     @pytest.mark.parametrize("engine", ["memory", MEMORY])
-    def test_durable_streams_need_an_engine_that_keeps_them(self, engine: Any) -> None:
+    def test_durable_streams_without_support_of_the_engine_are_reported(self, engine: Any) -> None:
         streams = {"chat:*": {"durable": True}, "cursor:*": {"durable": False}, "log:*": {}}
         with configured(ENGINE=engine, STREAMS=streams):
             (message,) = checks.check_engine()
         assert ids([message]) == ["E003"]
         assert "'chat:*'" in message.msg
 
-    def test_what_is_there_and_can_do_it(self) -> None:
+    def test_supported_engines_are_not_reported(self) -> None:
         for values in (
             {"ENGINE": "memory"},
             {"ENGINE": MEMORY, "STREAMS": {"chat:*": {"durable": False}}},
@@ -159,11 +159,11 @@ class TestEngine:
 
 
 class TestDatabase:
-    def test_a_good_one(self) -> None:
+    def test_a_supported_database_is_not_reported(self) -> None:
         with database() as alias, configured(DATABASE=alias):
             assert checks.check_database() == []
 
-    def test_an_unknown_alias_where_only_a_part_needs_it(self) -> None:
+    def test_an_unknown_alias_is_reported(self) -> None:
         with (
             mock.patch.object(connections, "settings", {"main": SQLITE}),
             configured(ENGINE=SESSIONS_IN_MODELS),
@@ -172,28 +172,28 @@ class TestDatabase:
         assert ids([message]) == ["E004"]
         assert "'default'" in message.msg
 
-    def test_a_kind_that_the_models_do_not_work_on(self) -> None:
+    def test_an_unsupported_kind_of_database_is_reported(self) -> None:
         with database() as alias, configured(DATABASE=alias):
             with mock.patch.object(connections[alias], "vendor", "mysql"):
                 (message,) = checks.check_database()
         assert ids([message]) == ["E004"]
         assert "mysql" in message.msg
 
-    def test_one_whose_driver_is_missing(self) -> None:
+    def test_a_database_without_a_driver_is_reported(self) -> None:
         with database(ENGINE="nowhere.backend") as alias, configured(DATABASE=alias):
             (message,) = checks.check_database()
         assert ids([message]) == ["E004"]
         assert "cannot be used" in message.msg
 
-    def test_one_in_the_memory_of_one_thread(self) -> None:
+    def test_a_database_in_memory_is_reported(self) -> None:
         with database(NAME=":memory:") as alias, configured(DATABASE=alias):
             assert ids(checks.check_database()) == ["E004"]
 
-    def test_one_in_memory_that_threads_share_as_in_tests(self) -> None:
+    def test_a_database_in_memory_that_threads_share_is_not_reported(self) -> None:
         with database(NAME="file:x?mode=memory&cache=shared") as alias, configured(DATABASE=alias):
             assert checks.check_database() == []
 
-    def test_one_that_the_routers_keep_the_tables_from(self) -> None:
+    def test_routers_that_forbid_the_tables_are_reported(self) -> None:
         class Router:
             def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool:
                 return db != "extra"
@@ -207,14 +207,14 @@ class TestDatabase:
         assert ids([message]) == ["E004"]
         assert "DATABASE_ROUTERS" in message.msg
 
-    def test_one_that_nothing_is_kept_in_does_not_matter(self) -> None:
+    def test_an_unused_database_is_not_checked(self) -> None:
         with database(NAME=":memory:") as alias, configured(ENGINE="memory", DATABASE=alias):
             assert checks.check_database() == []
 
 
 class TestSqlite:
     @pytest.mark.parametrize("options", [{}, {"transaction_mode": None}, {"transaction_mode": "deferred"}])
-    def test_deferred_transactions_are_warned_of(self, options: dict[str, Any]) -> None:
+    def test_deferred_transactions_are_reported(self, options: dict[str, Any]) -> None:
         with database(OPTIONS=options) as alias, configured(DATABASE=alias):
             (message,) = checks.check_database()
         assert ids([message]) == ["W001"]
@@ -224,16 +224,16 @@ class TestSqlite:
         assert "DATABASES['extra']" in str(message.hint)
 
     @pytest.mark.parametrize("mode", ["IMMEDIATE", "immediate", "EXCLUSIVE"])
-    def test_others_are_not(self, mode: str) -> None:
+    def test_other_transaction_modes_are_not_reported(self, mode: str) -> None:
         with database(OPTIONS={"transaction_mode": mode}) as alias, configured(DATABASE=alias):
             assert checks.check_database() == []
 
-    def test_postgresql_has_no_such_mode(self) -> None:
+    def test_postgresql_is_not_checked_for_a_transaction_mode(self) -> None:
         with database(ENGINE="django.db.backends.postgresql", OPTIONS={}) as alias, configured(DATABASE=alias):
             assert checks.check_database() == []
 
     @pytest.mark.parametrize(("mode", "expected"), [("wal", []), ("delete", ["W001"]), ("truncate", ["W001"])])
-    def test_the_journal_mode_is_asked_for(
+    def test_another_journal_mode_than_wal_is_reported(
         self, mode: str, expected: list[str], tmp_path: Path, django_db_blocker: DjangoDbBlocker
     ) -> None:
         options = {"init_command": f"PRAGMA journal_mode={mode};"}
@@ -242,10 +242,8 @@ class TestSqlite:
             assert ids(checks.check_journal_mode(databases=[alias])) == expected
             assert ids(run_checks(tags=[Tags.database], databases=[alias])) == expected
 
-    def test_the_journal_mode_is_asked_for_only_of_the_database_in_use_and_only_where_django_may_connect(
-        self, tmp_path: Path
-    ) -> None:
-        # A connection would be refused here: the test has no access to databases.
+    def test_the_journal_mode_is_read_only_from_the_used_database_with_database_checks(self, tmp_path: Path) -> None:
+        # This test has no access to databases, so that a connection would raise an error.
         with database(NAME=str(tmp_path / "x.sqlite3")) as alias:
             with configured(DATABASE=alias):
                 assert checks.check_journal_mode(databases=["default"]) == []
@@ -253,7 +251,7 @@ class TestSqlite:
             with configured(DATABASE=alias, ENGINE="memory"):
                 assert checks.check_journal_mode(databases=[alias]) == []
 
-    def test_a_database_in_memory_has_no_journal(self, django_db_blocker: DjangoDbBlocker) -> None:
+    def test_a_database_in_memory_needs_no_wal(self, django_db_blocker: DjangoDbBlocker) -> None:
         with (
             database(NAME="file:y?mode=memory&cache=shared") as alias,
             configured(DATABASE=alias),
@@ -273,17 +271,17 @@ class TestRunserver:
     def apps(*first: str, without: tuple[str, ...] = ()) -> list[str]:
         return [*first, *(app for app in django_settings.INSTALLED_APPS if app not in (*first, *without))]
 
-    def test_daphnes_with_an_application_serves_websockets(self) -> None:
+    def test_runserver_of_daphne_is_not_reported(self) -> None:
         with override_settings(DEBUG=True, ASGI_APPLICATION="project.asgi.application"):
             assert checks.check_runserver() == []
 
-    def test_daphnes_without_an_application_does_not(self) -> None:
+    def test_runserver_of_daphne_without_an_application_is_reported(self) -> None:
         with override_settings(DEBUG=True, ASGI_APPLICATION=None):
             (message,) = checks.check_runserver()
         assert ids([message]) == ["W002"]
         assert "ASGI_APPLICATION" in str(message.hint)
 
-    def test_without_daphne_it_is_djangos_own(self) -> None:
+    def test_runserver_of_django_is_reported(self) -> None:
         for without in (("daphne",), ("daphne", "django.contrib.staticfiles")):
             with override_settings(
                 DEBUG=True,
@@ -295,7 +293,7 @@ class TestRunserver:
             assert ids([message]) == ["W002"]
             assert "'daphne'" in str(message.hint)
 
-    def test_daphne_after_staticfiles_is_too_late(self) -> None:
+    def test_daphne_after_staticfiles_is_reported(self) -> None:
         with override_settings(
             DEBUG=True,
             ASGI_APPLICATION="project.asgi.application",
@@ -303,21 +301,21 @@ class TestRunserver:
         ):
             assert ids(checks.check_runserver()) == ["W002"]
 
-    def test_without_debug_nobody_uses_it(self) -> None:
+    def test_runserver_is_not_checked_without_debug(self) -> None:
         with override_settings(DEBUG=False, INSTALLED_APPS=self.apps(without=("daphne",))):
             assert checks.check_runserver() == []
 
 
 class TestPublicStreams:
-    def test_they_are_warned_of_in_production(self) -> None:
+    def test_public_streams_are_reported_without_debug(self) -> None:
         with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=True):
             assert ids(checks.check_public_streams()) == ["W003"]
 
-    def test_they_are_fine_while_developing(self) -> None:
+    def test_public_streams_are_not_reported_with_debug(self) -> None:
         with override_settings(DEBUG=True), configured(PUBLIC_STREAMS=True):
             assert checks.check_public_streams() == []
 
-    def test_without_them_there_is_nothing_to_say(self) -> None:
+    def test_settings_without_public_streams_are_not_reported(self) -> None:
         with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=False):
             assert checks.check_public_streams() == []
 
@@ -361,7 +359,7 @@ class TestChannelLayers:
             {"hosts": [{"address": URL, "socket_timeout": None}, URL]},
         ],
     )
-    def test_the_core_layer_with_redis_pys_default_timeout(self, config: dict[str, Any] | None) -> None:
+    def test_the_core_layer_with_the_default_timeout_is_reported(self, config: dict[str, Any] | None) -> None:
         (message,) = self.check(self.CORE, config)
         assert ids([message]) == ["W004"]
         assert "CHANNEL_LAYERS['default']" in message.msg
@@ -378,25 +376,25 @@ class TestChannelLayers:
             f"{URL}/0?db=1&socket_timeout=30",
         ],
     )
-    def test_the_remedies(self, host: Any) -> None:
+    def test_the_recommended_configurations_are_not_reported(self, host: Any) -> None:
         assert self.check(self.CORE, {"hosts": [host]}) == []
 
-    def test_other_versions_and_other_layers(self) -> None:
+    def test_other_versions_and_other_layers_are_not_reported(self) -> None:
         assert self.check(self.CORE, client="7.4.0") == []
         assert self.check(self.CORE, layer="4.4.0") == []
         for backend in (self.PUBSUB, "channels.layers.InMemoryChannelLayer", "nowhere.Layer", None):
             assert self.check(backend) == []
 
-    def test_a_layer_that_inherits_from_the_core_layer(self) -> None:
+    def test_a_subclass_of_the_core_layer_is_reported(self) -> None:
         assert ids(self.check(f"{__name__}.OwnLayer")) == ["W004"]
 
-    def test_hosts_that_the_layer_itself_refuses(self) -> None:
+    def test_invalid_hosts_are_left_to_the_layer(self) -> None:
         assert self.check(self.CORE, {"hosts": self.URL}) == []
 
-    def test_no_layers(self) -> None:
+    def test_settings_without_channel_layers_are_not_reported(self) -> None:
         with override_settings(CHANNEL_LAYERS={}):
             assert checks.check_channel_layers() == []
 
 
 class OwnLayer(RedisChannelLayer):  # type: ignore[misc]  # channels-redis is untyped
-    """A project's own."""
+    """A channel layer of a project."""

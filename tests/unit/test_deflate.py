@@ -1,4 +1,4 @@
-"""permessage-deflate: what is agreed to, what of the servers is used for it, and who is sent which frames."""
+"""permessage-deflate: the handshake, the parts of uvicorn that it uses, and the frames that clients are sent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ LONG = json.dumps({"text": "again and again " * 100})
 
 
 class Handshake:
-    """A handshake with a protocol of uvicorn's, which a `websockets` client makes that has these extensions."""
+    """A handshake between a `websockets` client and a protocol of uvicorn.
+
+    Args:
+        protocol: the class of the protocol.
+        factory: the extension that the client offers, if any.
+    """
 
     def __init__(self, protocol: type[CableWebSocketProtocol], factory: ClientPerMessageDeflateFactory | None) -> None:
         self._scopes: asyncio.Queue[tuple[Any, Any]] = asyncio.Queue()
@@ -44,7 +49,7 @@ class Handshake:
         config = Config(self._application, interface="asgi3", log_config=None)
         config.load()
         self.protocol = protocol(config, ServerState(), {}, asyncio.get_running_loop())
-        self.wire = Wire()
+        self.transport = Wire()
         self.client = ClientProtocol(parse_uri("ws://x/cable"), extensions=[factory] if factory else None)
         self.connection = Transport(None)
 
@@ -53,9 +58,9 @@ class Handshake:
         await self._done.wait()
 
     async def make(self) -> None:
-        """Make it; the client raises where it does not agree with the answer."""
+        """Make the handshake. The client raises an error if it does not accept the response."""
         self.client.send_request(self.client.connect())
-        self.protocol.connection_made(self.wire)  # type: ignore[arg-type]
+        self.protocol.connection_made(self.transport)  # type: ignore[arg-type]
         self.protocol.data_received(b"".join(self.client.data_to_send()))
         scope, send = await asyncio.wait_for(self._scopes.get(), 5)
         self.connection = transport_for(scope, send)
@@ -66,14 +71,14 @@ class Handshake:
             raise self.client.handshake_exc
 
     def events(self) -> list[Any]:
-        """Return what the client reads of what was written."""
-        for data in self.wire.written:
+        """Return the events that the client reads from the written data."""
+        for data in self.transport.written:
             self.client.receive_data(data)
-        self.wire.written.clear()
+        self.transport.written.clear()
         return self.client.events_received()
 
     async def end(self) -> None:
-        """Let the application return."""
+        """End the connection and the application."""
         self.protocol.connection_lost(None)
         self._done.set()
         await asyncio.gather(*self.protocol.tasks)
@@ -84,19 +89,19 @@ Shake = Callable[..., Awaitable[Handshake]]
 
 @pytest.fixture
 async def shake() -> AsyncIterator[Shake]:
-    """Make a handshake."""
-    made: list[Handshake] = []
+    """A function that makes a handshake."""
+    handshakes: list[Handshake] = []
 
     async def shake(
         factory: ClientPerMessageDeflateFactory | None, protocol: type[CableWebSocketProtocol]
     ) -> Handshake:
         handshake = Handshake(protocol, factory)
-        made.append(handshake)
+        handshakes.append(handshake)
         await handshake.make()
         return handshake
 
     yield shake
-    for handshake in made:
+    for handshake in handshakes:
         await handshake.end()
 
 
@@ -108,9 +113,9 @@ async def shake() -> AsyncIterator[Shake]:
         ClientPerMessageDeflateFactory(True, True, 15, 15),
         ClientPerMessageDeflateFactory(server_max_window_bits=WINDOW_BITS, client_max_window_bits=9),
     ],
-    ids=["nothing said", "may limit the client's window", "all said", "smallest window"],
+    ids=["no parameters", "client window may be limited", "all parameters", "smallest window"],
 )
-async def test_offers_are_agreed_to_so_that_no_message_needs_another(
+async def test_an_offer_is_accepted_without_context_takeover(
     shake: Shake, factory: ClientPerMessageDeflateFactory
 ) -> None:
     handshake = await shake(factory, CompressingWebSocketProtocol)
@@ -126,7 +131,7 @@ async def test_offers_are_agreed_to_so_that_no_message_needs_another(
     [None, *(ClientPerMessageDeflateFactory(server_max_window_bits=bits) for bits in range(8, WINDOW_BITS))],
     ids=lambda factory: f"{factory.server_max_window_bits} bits" if factory else "no offer",
 )
-async def test_who_does_not_offer_it_or_allows_too_small_a_window_is_sent_plain_frames(
+async def test_a_client_with_no_offer_or_with_too_small_a_window_is_sent_plain_frames(
     shake: Shake, factory: ClientPerMessageDeflateFactory | None
 ) -> None:
     handshake = await shake(factory, CompressingWebSocketProtocol)
@@ -134,14 +139,14 @@ async def test_who_does_not_offer_it_or_allows_too_small_a_window_is_sent_plain_
     assert handshake.connection.form is Frame
 
 
-async def test_the_protocol_that_is_the_default_agrees_to_no_offer(shake: Shake) -> None:
+async def test_the_default_protocol_accepts_no_offer(shake: Shake) -> None:
     handshake = await shake(ClientPerMessageDeflateFactory(), CableWebSocketProtocol)
     assert handshake.client.extensions == []
     assert handshake.connection.form is Frame
 
 
-async def test_frames_and_what_goes_through_send_are_read_in_order(shake: Shake) -> None:
-    """ASGI's `send` compresses by `websockets`' own extension, which the shared frames know nothing of."""
+async def test_shared_frames_and_messages_by_asgi_send_are_read_in_order(shake: Shake) -> None:
+    """ASGI's `send` compresses with the extension of `websockets`, which does not see the shared frames."""
     handshake = await shake(ClientPerMessageDeflateFactory(), CompressingWebSocketProtocol)
     connection = handshake.connection
     assert connection.write is not None
@@ -150,7 +155,8 @@ async def test_frames_and_what_goes_through_send_are_read_in_order(shake: Shake)
     await connection.send({"type": "websocket.send", "text": texts[1]})
     await connection.send({"type": "websocket.send", "text": texts[2]})
     connection.write(CompressedFrame(texts[3]).wire + Frame(texts[4]).wire)
-    assert sum(map(len, handshake.wire.written)) < 2 * len(texts[4]) + len(LONG), "all but the last one are compressed"
+    # All messages but the last are compressed.
+    assert sum(map(len, handshake.transport.written)) < 2 * len(texts[4]) + len(LONG)
     await connection.send({"type": "websocket.close", "code": 1000})
     *frames, close = handshake.events()
     assert [bytes(frame.data).decode() for frame in frames] == texts
@@ -159,12 +165,12 @@ async def test_frames_and_what_goes_through_send_are_read_in_order(shake: Shake)
     assert isinstance(close, Parsed)
 
 
-async def test_nothing_of_zlibs_is_kept_for_a_connection(shake: Shake) -> None:
-    """A compressor and a decompressor would be attributes of `websockets`' extension."""
+async def test_no_zlib_object_is_kept_for_a_connection(shake: Shake) -> None:
+    """A kept compressor or decompressor would be an attribute of the extension of `websockets`."""
     handshake = await shake(ClientPerMessageDeflateFactory(), CompressingWebSocketProtocol)
     await handshake.connection.send({"type": "websocket.send", "text": LONG})
     handshake.client.send_text(LONG.encode())
-    handshake.protocol.read_paused = True  # so that it does not ask the transport to stop
+    handshake.protocol.read_paused = True  # so that the protocol does not pause the transport
     handshake.protocol.data_received(b"".join(handshake.client.data_to_send()))
     assert handshake.protocol.queue.get_nowait() == {"type": "websocket.connect"}
     assert handshake.protocol.queue.get_nowait() == {"type": "websocket.receive", "text": LONG}
@@ -176,95 +182,95 @@ async def test_nothing_of_zlibs_is_kept_for_a_connection(shake: Shake) -> None:
 # -- the fan-out -------------------------------------------------------------------------------------------------------
 
 
-class Subscriber:
-    """A reader whose connection is written frames in a form."""
+class FrameClient:
+    """A subscriber whose connection takes frames of one form: plain or compressed."""
 
     def __init__(self, form: type[Frame]) -> None:
         self.compresses = form is CompressedFrame
         self.writes: list[bytes] = []
         outbox = Outbox(self._send, limit=10**6, overflow=lambda: None, write=self.writes.append, form=form)
-        self.reader = LoneSubscriber(outbox, "I", "s", ())
-        self.reader.presence = True
+        self.subscriber = LoneSubscriber(outbox, "I", "s", ())
+        self.subscriber.presence = True
 
     async def _send(self, message: dict[str, Any]) -> None:
-        raise AssertionError("only frames are sent")
+        raise AssertionError("ASGI's send is not used")
 
     async def join(self, harness: Harness) -> None:
-        """Be live."""
-        await self.reader.join(harness.hub, "s")
-        self.reader.confirmed = True
-        self.reader.resume()
+        """Subscribe and go live."""
+        await self.subscriber.join(harness.hub, "s")
+        self.subscriber.confirmed = True
+        self.subscriber.resume()
 
     def read(self) -> list[Any]:
-        """Return the messages that came; all of them in the form that it takes."""
-        read_ = [part for data in self.writes for part in read(data)]
-        assert {compressed for compressed, _ in read_} <= {self.compresses}
-        return [json.loads(text) for _, text in read_]
+        """Return the received messages, after checking that all of them have the client's form."""
+        frames = [frame for data in self.writes for frame in read(data)]
+        assert {compressed for compressed, _ in frames} <= {self.compresses}
+        return [json.loads(text) for _, text in frames]
 
 
 @pytest.fixture
 async def harness() -> Harness:
-    """A hub whose stream has a message."""
+    """A hub whose stream has one message."""
     harness = Harness()
     harness.append(LONG)
     return harness
 
 
 @pytest.fixture
-def all_kinds() -> list[Subscriber]:
-    """Two who take compressed frames, and two who do not, by turns."""
-    return [Subscriber(form) for form in (CompressedFrame, Frame, CompressedFrame, Frame)]
+def clients() -> list[FrameClient]:
+    """Four clients, of which the first and the third take compressed frames."""
+    return [FrameClient(form) for form in (CompressedFrame, Frame, CompressedFrame, Frame)]
 
 
-async def test_a_broadcast_is_compressed_once_for_all_who_agreed_and_for_nobody_else(
-    harness: Harness, all_kinds: list[Subscriber]
+async def test_a_broadcast_is_compressed_once_and_only_for_clients_with_compression(
+    harness: Harness, clients: list[FrameClient]
 ) -> None:
-    for one in all_kinds:
-        await one.join(harness)
+    for client in clients:
+        await client.join(harness)
     await harness.publish(LONG)
-    # These go out in one write.
+    # The next two messages are sent in one write.
     harness.hub.deliver(harness.append(LONG))
     harness.hub.deliver(Transient("s", LONG, ""))
     async with asyncio.timeout(5):
-        while any(len(one.read()) < 3 for one in all_kinds):  # noqa: ASYNC110 - turns of the event loop
+        while any(len(client.read()) < 3 for client in clients):  # noqa: ASYNC110 - iterations of the event loop
             await asyncio.sleep(0)
-    for one in all_kinds:
-        assert [frame["message"] for frame in one.read()] == [json.loads(LONG)] * 3
-    first, plain, second, other = (one.writes for one in all_kinds)
-    assert all(one is two for one, two in zip(first, second, strict=True))
-    assert all(one is two for one, two in zip(plain, other, strict=True))
+    for client in clients:
+        assert [frame["message"] for frame in client.read()] == [json.loads(LONG)] * 3
+    compressed, plain, also_compressed, also_plain = (client.writes for client in clients)
+    assert all(data is same for data, same in zip(compressed, also_compressed, strict=True))
+    assert all(data is same for data, same in zip(plain, also_plain, strict=True))
 
 
-async def test_what_was_missed_and_what_waited_for_that_is_in_each_ones_form(
-    harness: Harness, all_kinds: list[Subscriber]
+async def test_missed_and_held_messages_have_the_form_of_each_client(
+    harness: Harness, clients: list[FrameClient]
 ) -> None:
-    for one in all_kinds:
-        await one.reader.join(harness.hub, "s")
-        one.reader.confirmed = True
-        one.reader.cursor = StreamPosition(one.reader.cursor.epoch, 0)
+    for client in clients:
+        await client.subscriber.join(harness.hub, "s")
+        client.subscriber.confirmed = True
+        client.subscriber.cursor = StreamPosition(client.subscriber.cursor.epoch, 0)
     harness.hub.deliver(Transient("s", LONG, ""))
-    for one in all_kinds:
-        assert await harness.hub.catch_up.send_page(one.reader.stream, one.reader)
-        one.reader.resume()
-        assert [frame.get("offset") for frame in one.read()] == [1, None]
+    for client in clients:
+        assert await harness.hub.catch_up.send_page(client.subscriber.stream, client.subscriber)
+        client.subscriber.resume()
+        assert [frame.get("offset") for frame in client.read()] == [1, None]
 
 
-async def test_presence_is_in_each_ones_form(harness: Harness, all_kinds: list[Subscriber]) -> None:
-    for one in all_kinds:
-        await one.join(harness)
-    stream = all_kinds[0].reader.stream
+async def test_presence_messages_have_the_form_of_each_client(harness: Harness, clients: list[FrameClient]) -> None:
+    for client in clients:
+        await client.join(harness)
+    stream = clients[0].subscriber.stream
     assert stream is not None
     stream.send_presence(LONG)
-    for one in all_kinds:
-        assert [frame["message"] for frame in one.read()] == [json.loads(LONG)]
+    for client in clients:
+        assert [frame["message"] for frame in client.read()] == [json.loads(LONG)]
 
 
-async def test_groups_go_with_their_last_reader(harness: Harness, all_kinds: list[Subscriber]) -> None:
-    for one in all_kinds:
-        await one.join(harness)
-    stream = all_kinds[0].reader.stream
+async def test_a_group_is_removed_with_its_last_subscriber(harness: Harness, clients: list[FrameClient]) -> None:
+    for client in clients:
+        await client.join(harness)
+    stream = clients[0].subscriber.stream
     assert stream is not None
     assert len(stream.groups) == 2
-    for one, left in zip(all_kinds, (2, 2, 1, 0), strict=True):
-        one.reader.leave(harness.hub)
-        assert len(stream.groups) == left
+    for client, remaining in zip(clients, (2, 2, 1, 0), strict=True):
+        client.subscriber.leave(harness.hub)
+        assert len(stream.groups) == remaining

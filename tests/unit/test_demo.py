@@ -1,4 +1,4 @@
-"""The demo's own tests, which need the demo's settings and so a process of their own."""
+"""Runs the tests of the demo in a separate process, because they need the settings of the demo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.server import ROOT
 
 
 def manage(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `manage.py` on a database in `folder`, with warnings as errors."""
+    """Run `manage.py` with a database in `folder` and with warnings as errors."""
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "demo_project.settings", "DEMO_DATABASE": str(folder / "db")}
     command = [sys.executable, "-W", "error", "manage.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
@@ -23,6 +23,6 @@ def test_the_demo_passes_its_tests(tmp_path: Path) -> None:
     assert "Found 0 test" not in result.stdout + result.stderr
 
 
-def test_the_demo_has_nothing_to_complain_about(tmp_path: Path) -> None:
+def test_the_demo_passes_all_system_checks(tmp_path: Path) -> None:
     result = manage(tmp_path, "check", "--database", "default", "--fail-level", "WARNING")
     assert result.returncode == 0, result.stderr

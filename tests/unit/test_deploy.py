@@ -1,4 +1,4 @@
-"""The files in demo_project/deploy agree with each other and with the package."""
+"""Tests that the files in demo_project/deploy agree with each other and with the package."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def compose_command(service: str) -> list[str]:
 
 
 def seconds(text: str, name: str) -> float:
-    """Return the one duration of that name in a file."""
+    """Return the duration of a directive that a file has once."""
     (found,) = re.findall(rf"\b{name}:? (\d+)s", text)
     return float(found)
 
 
 @pytest.mark.parametrize("service", ["web-daphne", "web-uvicorn", "worker"])
 def test_compose_runs_what_the_procfile_runs(service: str) -> None:
-    # In a container, nginx comes from outside.
+    # Compose uses the image of nginx, so its command differs.
     assert [word.replace("0.0.0.0", "127.0.0.1") for word in compose_command(service)] == procfile()[service]  # noqa: S104
 
 
@@ -47,7 +47,7 @@ def test_compose_runs_the_same_programs_in_other_places(service: str) -> None:
     assert f"./{service}.conf:{path}:ro" in COMPOSE
 
 
-def test_both_upstreams_are_the_same_but_for_their_addresses() -> None:
+def test_both_upstreams_differ_only_in_their_addresses() -> None:
     here, there = ((DEPLOY / name).read_text() for name in ("upstream.conf", "upstream.compose.conf"))
     servers = re.findall(r"^server \S+?:(\d+) (.*);$", here, re.MULTILINE)
     assert [port for port, _ in servers] == ["8001", "8002"]
@@ -62,7 +62,7 @@ def test_nginx_waits_longer_than_a_connection_may_be_silent() -> None:
     assert seconds(NGINX, "proxy_read_timeout") > longest
 
 
-def test_containers_are_given_the_time_to_send_their_clients_away() -> None:
+def test_containers_have_enough_time_to_drain() -> None:
     assert seconds(COMPOSE, "stop_grace_period") > 2 * DRAIN_LIMIT
 
 

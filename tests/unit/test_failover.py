@@ -1,4 +1,4 @@
-"""The pairs of servers that fail over: each keeps, or loses, just what it is told to, behind one address."""
+"""Pairs of servers that fail over behind one address lose exactly the data that a test wants them to lose."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(pair: RedisPair) -> redis.asyncio.Redis:
     return redis.asyncio.Redis(port=pair.address.port, single_connection_client=True, decode_responses=True)
 
 
-async def test_redis_moves_back_and_forth_and_open_connections_stay_with_the_demoted_server(
+async def test_redis_fails_over_and_back_and_open_connections_stay_with_the_demoted_server(
     redis_pair: RedisPair,
 ) -> None:
     async with client(redis_pair) as before:
@@ -48,18 +48,18 @@ async def test_redis_moves_back_and_forth_and_open_connections_stay_with_the_dem
             assert await redis_pair.follows()
             await asyncio.to_thread(redis_pair.primary.wait_for_replicas)
             await redis_pair.move(cut=True)
-        # Connections that were cut are not used again: on Python 3.13 redis-py fails with an AttributeError then.
-        async with client(redis_pair) as again:
-            await again.set("key", "3")
-            assert await again.get("key") == "3"
+        # This test does not use the cut connections again, as redis-py fails with an AttributeError on Python 3.13.
+        async with client(redis_pair) as last:
+            await last.set("key", "3")
+            assert await last.get("key") == "3"
 
 
-async def test_redis_loses_its_tail(redis_pair: RedisPair) -> None:
+async def test_redis_loses_its_newest_writes(redis_pair: RedisPair) -> None:
     async with client(redis_pair) as before:
         await before.set("key", "kept")
         await asyncio.to_thread(redis_pair.primary.wait_for_replicas)
         moving = asyncio.create_task(redis_pair.move(losing=2))
-        await asyncio.sleep(0)  # it has begun
+        await asyncio.sleep(0)  # the failover has begun
         await before.set("key", "lost")
         await moving
         async with client(redis_pair) as after:
@@ -67,7 +67,7 @@ async def test_redis_loses_its_tail(redis_pair: RedisPair) -> None:
 
 
 @pytest.mark.postgres
-async def test_postgresql_keeps_or_loses_its_tail() -> None:
+async def test_postgresql_keeps_or_loses_its_newest_writes() -> None:
     binaries = find_postgres()
     assert binaries is not None
     async with PostgresPair(binaries) as pair:
@@ -75,8 +75,8 @@ async def test_postgresql_keeps_or_loses_its_tail() -> None:
         def run(query: str) -> Any:
             address = f"host=127.0.0.1 port={pair.address.port} user=postgres dbname=postgres"
             with contextlib.closing(psycopg.connect(address, autocommit=True)) as connection:
-                answer = connection.execute(query)
-                return answer.fetchall() if answer.description else None
+                cursor = connection.execute(query)
+                return cursor.fetchall() if cursor.description else None
 
         await asyncio.to_thread(run, "CREATE TABLE numbers AS SELECT 1 AS number")
         assert await pair.follows()
@@ -84,16 +84,16 @@ async def test_postgresql_keeps_or_loses_its_tail() -> None:
         await asyncio.to_thread(run, "INSERT INTO numbers VALUES (2)")
         assert await pair.follows()
         await asyncio.to_thread(run, "SELECT pg_switch_wal()")
-        arrived = "SELECT replay_lsn >= pg_current_wal_lsn() FROM pg_stat_replication"
-        await asyncio.to_thread(wait_until, lambda: run(arrived) == [(True,)], 30)
+        caught_up = "SELECT replay_lsn >= pg_current_wal_lsn() FROM pg_stat_replication"
+        await asyncio.to_thread(wait_until, lambda: run(caught_up) == [(True,)], 30)
         moving = asyncio.create_task(pair.move(losing=2))
-        await asyncio.sleep(0)  # it has begun
+        await asyncio.sleep(0)  # the failover has begun
         await asyncio.to_thread(run, "INSERT INTO numbers VALUES (3)")
         await moving
         assert await asyncio.to_thread(run, "SELECT number FROM numbers ORDER BY number") == [(1,), (2,)]
 
 
-def test_a_sqlite_file_that_is_open_gets_its_older_content_back(tmp_path: Path) -> None:
+def test_an_open_sqlite_file_gets_its_older_content_back(tmp_path: Path) -> None:
     live, copy = tmp_path / "live.sqlite3", tmp_path / "copy.sqlite3"
     with contextlib.closing(sqlite3.connect(live, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode=WAL")

@@ -23,7 +23,7 @@ def lock() -> FairLock:
     return FairLock()
 
 
-def test_waiters_get_it_in_the_order_in_which_they_came(lock: FairLock) -> None:
+def test_waiting_threads_get_the_lock_in_the_order_of_their_arrival(lock: FairLock) -> None:
     order: list[int] = []
 
     def take(number: int) -> None:
@@ -39,16 +39,16 @@ def test_waiters_get_it_in_the_order_in_which_they_came(lock: FairLock) -> None:
     assert order == list(range(10))
 
 
-def test_one_that_comes_while_others_wait_does_not_overtake_them(lock: FairLock) -> None:
-    got: list[bool] = []
-    waiter = threading.Thread(target=lambda: got.append(lock.acquire(30)))
+def test_a_thread_that_arrives_later_does_not_overtake_waiting_threads(lock: FairLock) -> None:
+    acquired: list[bool] = []
+    waiter = threading.Thread(target=lambda: acquired.append(lock.acquire(30)))
     assert lock.acquire(0)
     queue_up(lock, waiter)
     lock.release()
     # The lock belongs to the waiting thread now, even if that thread has not run yet.
     assert not lock.acquire(0)
     waiter.join()
-    assert got == [True]
+    assert acquired == [True]
     lock.release()
     assert lock.acquire(0)
 
@@ -60,24 +60,24 @@ def test_a_waiter_gives_up_after_its_timeout_and_leaves_the_queue(lock: FairLock
         assert third
 
 
-def test_it_is_never_held_twice_nor_lost_however_timeouts_fall(lock: FairLock) -> None:
-    inside = 0
-    most = 0
+def test_the_lock_is_never_held_twice_and_never_lost_with_short_timeouts(lock: FairLock) -> None:
+    holders = 0
+    most_holders = 0
 
     def take() -> None:
-        nonlocal inside, most
+        nonlocal holders, most_holders
         for _ in range(200):
             with lock.hold(0.0002) as held:
                 if held:
-                    inside += 1
-                    most = max(most, inside)
+                    holders += 1
+                    most_holders = max(most_holders, holders)
                     time.sleep(0.0001)
-                    inside -= 1
+                    holders -= 1
 
     threads = [threading.Thread(target=take) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1
+    assert most_holders == 1
     assert lock.acquire(0)

@@ -1,6 +1,6 @@
-"""What a delivery may cost: counted where that is exact, compared with a bare loop in the same run where it is not.
+"""What a delivery may cost: counts of lines and calls, and a comparison of CPU time with a bare loop.
 
-The benchmark (tests/benchmarks) says what the whole server costs; these keep it from creeping up.
+The benchmarks (tests/benchmarks) measure the cost of a whole server. These tests keep it from growing unnoticed.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from reliable_cable.hub.fanout import POLICY
 from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness
 
-#: Of the bare loop's. Measured were 3 times as many lines of Python (by plain ASGI 6.7), and 3.5 to 5.5 times its time.
-MOST_LINES, MOST_ASGI_LINES, MOST_TIME = 4.0, 8.0, 9.0
+#: The most lines of Python, lines with plain ASGI, and CPU time of a delivery, as multiples of those of the bare loop.
+#: 3, 6.7 and 3.5 to 5.5 were measured.
+MAX_LINES, MAX_ASGI_LINES, MAX_TIME = 4.0, 8.0, 9.0
 
 Write = Callable[[bytes], Any]
 
 
 class Sink:
-    """Takes frames; its `append` is as little work as a write can be, and no Python."""
+    """Takes frames. `list.append` is the cheapest write possible, and is not a Python function."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -34,25 +35,25 @@ class Sink:
 
 
 async def no_send(message: dict[str, Any]) -> None:
-    """Stand for the ASGI `send`."""
+    """Take the place of the ASGI `send`."""
 
 
-async def stage(writes: list[Write | None], send: Any = no_send) -> Harness:
-    """Return a hub whose stream has a live reader for each way to write; None: only by ASGI."""
+async def make_harness(writes: list[Write | None], send: Any = no_send) -> Harness:
+    """Return a hub whose stream has a live subscriber for each write function. None stands for ASGI's `send`."""
     harness = Harness()
     for write in writes:
         outbox = Outbox(send, limit=10**6, overflow=lambda: None, write=write)
-        reader = LoneSubscriber(outbox, "I", "s", frozenset(), lambda: None)
-        await reader.join(harness.hub, "s")
-        reader.confirmed = True
-        reader.resume()
-    await harness.publish()  # the first one makes the stream's epoch, and takes another way
+        subscriber = LoneSubscriber(outbox, "I", "s", frozenset(), lambda: None)
+        await subscriber.join(harness.hub, "s")
+        subscriber.confirmed = True
+        subscriber.resume()
+    await harness.publish()  # the first message is a special case, as it begins an epoch
     await asyncio.sleep(0)
     return harness
 
 
-def bare(writes: list[Write]) -> Callable[[], None]:
-    """Return the bare loop."""
+def bare_loop(writes: list[Write]) -> Callable[[], None]:
+    """Return a loop that only writes."""
 
     def loop() -> None:
         frame = b"x" * 100
@@ -66,7 +67,7 @@ def bare(writes: list[Write]) -> Callable[[], None]:
 
 
 def delivery(harness: Harness) -> Callable[[], None]:
-    """Return the delivery of one more message."""
+    """Return a function that delivers one more message."""
     event = harness.append('"x"')
     return lambda: harness.hub.deliver(event)
 
@@ -90,14 +91,14 @@ def lines(call: Callable[[], None]) -> int:
 
 
 def calls(call: Callable[[], None]) -> Counter[str]:
-    """Return how often each function is called meanwhile."""
-    found: Counter[str] = Counter()
+    """Return how often a call calls each function."""
+    counts: Counter[str] = Counter()
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
         if event == "call":
-            found[frame.f_code.co_qualname] += 1
+            counts[frame.f_code.co_qualname] += 1
         elif event == "c_call":
-            found[getattr(arg, "__qualname__", repr(arg))] += 1
+            counts[getattr(arg, "__qualname__", repr(arg))] += 1
 
     former = sys.getprofile()
     sys.setprofile(profile)
@@ -105,46 +106,47 @@ def calls(call: Callable[[], None]) -> Counter[str]:
         call()
     finally:
         sys.setprofile(former)
-    del found["setprofile"]
-    return found
+    del counts["setprofile"]
+    return counts
 
 
 async def test_a_delivery_executes_few_more_lines_than_a_bare_loop() -> None:
     counts = {}
     for number in (100, 200):
         writes = [Sink().write for _ in range(number)]
-        ours = lines(delivery(await stage([*writes])))
-        asgi = lines(delivery(await stage([None] * number)))
-        counts[number] = ours, asgi, lines(bare(writes))
+        ours = lines(delivery(await make_harness([*writes])))
+        asgi = lines(delivery(await make_harness([None] * number)))
+        counts[number] = ours, asgi, lines(bare_loop(writes))
     ours, asgi, loop = (more - fewer for more, fewer in zip(counts[200], counts[100], strict=True))
     assert loop >= 200
-    assert loop <= ours <= MOST_LINES * loop
-    assert asgi <= MOST_ASGI_LINES * loop
+    assert loop <= ours <= MAX_LINES * loop
+    assert asgi <= MAX_ASGI_LINES * loop
 
 
 async def test_a_delivery_takes_few_times_the_cpu_of_a_bare_loop() -> None:
     writes = [Sink().write for _ in range(POLICY.budget)]
-    harness = await stage([*writes])
+    harness = await make_harness([*writes])
     times: dict[str, float] = {}
     for _ in range(15):
-        for name, call in (("ours", delivery(harness)), ("bare", bare(writes))):
+        for name, call in (("ours", delivery(harness)), ("bare", bare_loop(writes))):
             started = time.thread_time()
             call()
             times[name] = min(times.get(name, 1.0), time.thread_time() - started)
-    assert times["ours"] <= MOST_TIME * times["bare"]
+    assert times["ours"] <= MAX_TIME * times["bare"]
 
 
-async def test_for_one_more_subscriber_nothing_is_called_but_its_write() -> None:
-    """Neither JSON nor a method of the subscriber's."""
-    found = {
-        number: calls(delivery(await stage([Sink().write for _ in range(number)]))) for number in (10, POLICY.budget)
+async def test_one_more_subscriber_costs_one_call_of_its_write_and_no_other() -> None:
+    """Neither JSON is encoded nor a method of the subscriber called."""
+    counts = {
+        number: calls(delivery(await make_harness([Sink().write for _ in range(number)])))
+        for number in (10, POLICY.budget)
     }
-    assert found[POLICY.budget] - found[10] == {"list.append": POLICY.budget - 10}
+    assert counts[POLICY.budget] - counts[10] == {"list.append": POLICY.budget - 10}
 
 
-async def test_by_plain_asgi_one_more_subscriber_costs_one_send_and_no_json() -> None:
-    found = {number: calls(delivery(await stage([None] * number))) for number in (10, POLICY.budget)}
-    more = {name: count / (POLICY.budget - 10) for name, count in (found[POLICY.budget] - found[10]).items()}
+async def test_with_plain_asgi_one_more_subscriber_costs_one_send_and_no_json() -> None:
+    counts = {number: calls(delivery(await make_harness([None] * number))) for number in (10, POLICY.budget)}
+    more = {name: count / (POLICY.budget - 10) for name, count in (counts[POLICY.budget] - counts[10]).items()}
     assert more == {
         "EncodedBatch._send_singly": 1,
         "Outbox.push": 1,
@@ -156,13 +158,13 @@ async def test_by_plain_asgi_one_more_subscriber_costs_one_send_and_no_json() ->
 
 async def test_no_subscriber_has_a_task() -> None:
     for write in (Sink().write, None):
-        harness = await stage([write] * (2 * POLICY.budget))
-        made: list[Any] = []
+        harness = await make_harness([write] * (2 * POLICY.budget))
+        started: list[Any] = []
 
         def factory(
-            loop: asyncio.AbstractEventLoop, coroutine: Any, made: list[Any] = made, **options: Any
+            loop: asyncio.AbstractEventLoop, coroutine: Any, started: list[Any] = started, **options: Any
         ) -> asyncio.Task[Any]:
-            made.append(coroutine)
+            started.append(coroutine)
             return asyncio.Task(coroutine, loop=loop, **options)
 
         loop = asyncio.get_running_loop()
@@ -172,7 +174,7 @@ async def test_no_subscriber_has_a_task() -> None:
                 await harness.publish()
         finally:
             loop.set_task_factory(None)
-        assert len(made) <= 3, "one for what goes out in slices, at most, for each message"
+        assert len(started) <= 3, "more than one task for each message"
 
 
 class CountingSocket(socket.socket):
@@ -181,17 +183,17 @@ class CountingSocket(socket.socket):
     sends = 0
 
     def send(self, *args: Any) -> int:
-        """Send, and count it."""
+        """Count the call, and send."""
         CountingSocket.sends += 1
         return super().send(*args)
 
 
-async def test_messages_cost_each_socket_one_system_call_and_those_of_one_turn_one_for_all_but_the_first() -> None:
+async def test_a_message_costs_each_socket_one_system_call_and_a_burst_costs_two() -> None:
     loop = asyncio.get_running_loop()
     pairs = [socket.socketpair() for _ in range(20)]
-    ours = [CountingSocket(fileno=one.detach()) for one, _ in pairs]
-    transports = [(await loop.create_connection(asyncio.Protocol, sock=one))[0] for one in ours]
-    harness = await stage([transport.write for transport in transports])
+    sockets = [CountingSocket(fileno=near.detach()) for near, _ in pairs]
+    transports = [(await loop.create_connection(asyncio.Protocol, sock=each))[0] for each in sockets]
+    harness = await make_harness([transport.write for transport in transports])
     CountingSocket.sends = 0
     for _ in range(3):
         await harness.publish()
@@ -204,8 +206,8 @@ async def test_messages_cost_each_socket_one_system_call_and_those_of_one_turn_o
         transport.close()
     await asyncio.sleep(0)
     received = []
-    for _, other in pairs:
-        with other:
-            received.append(other.recv(1 << 16).count(b'"offset"'))
+    for _, far in pairs:
+        with far:
+            received.append(far.recv(1 << 16).count(b'"offset"'))
     assert received == [1 + 3 + 5] * 20
     assert 0 < CountingSocket.sends <= 20 * (3 + 2)

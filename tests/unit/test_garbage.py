@@ -1,4 +1,4 @@
-"""What a connection had is freed when it has gone, not by the garbage collector: a full collection stalls everybody."""
+"""Closed connections are freed without the garbage collector, because a full collection blocks the event loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
 from reliable_cable.protocol.constants import DisconnectReason
 
-from .test_pace import HANDSHAKE, Uvicorn, clock
+from .test_paced_servers import HANDSHAKE, Uvicorn, clock
 from .wire import Client, identifier, until
 
 KINDS = (CableConsumer, Connection, Channel, Commands, Outbox, SubscribedStream, Subscription)
@@ -33,28 +33,28 @@ def _no_collection(settings: Any) -> Iterator[None]:
     gc.enable()
 
 
-def ours() -> list[Any]:
-    """Return the objects of connections."""
-    # By its type: what others have left may be a proxy of something that is no more.
-    return [found for found in gc.get_objects() if issubclass(type(found), KINDS)]
+def connection_objects() -> list[Any]:
+    """Return the objects that belong to connections."""
+    # `isinstance` fails for weak proxies of dead objects, which other tests may have left.
+    return [item for item in gc.get_objects() if issubclass(type(item), KINDS)]
 
 
 class FleetingChannel(Channel):
-    """Has all that a channel can have."""
+    """Uses all features of channels."""
 
     def subscribed(self) -> None:
-        """Begin."""
+        """Start a stream and join its presence."""
         self.stream_from("fleeting", whisper=True)
         self.presence.join("1", {})
 
     def shout(self) -> None:
-        """Answer."""
+        """Transmit a message."""
         self.transmit({"a": 1})
 
 
-@pytest.mark.parametrize("left", ["by the client", "by the server"])
-async def test_a_connection_leaves_nothing(left: str) -> None:
-    before = {id(found) for found in ours()}
+@pytest.mark.parametrize("closed_by", ["client", "server"])
+async def test_all_objects_of_a_closed_connection_are_freed(closed_by: str) -> None:
+    before = {id(item) for item in connection_objects()}
     client = Client()
     await client.__aenter__()
     name = identifier("FleetingChannel")
@@ -62,10 +62,14 @@ async def test_a_connection_leaves_nothing(left: str) -> None:
     await client.perform(name, "shout")
     while "message" not in await client.receive():
         pass
-    kinds = {kind for found in ours() if id(found) not in before for kind in KINDS if isinstance(found, kind)}
+    kinds = {
+        kind for item in connection_objects() if id(item) not in before for kind in KINDS if isinstance(item, kind)
+    }
     assert kinds == set(KINDS)
-    if left == "by the server":
-        (connection,) = [found for found in ours() if isinstance(found, Connection) and id(found) not in before]
+    if closed_by == "server":
+        (connection,) = [
+            item for item in connection_objects() if isinstance(item, Connection) and id(item) not in before
+        ]
         connection.close(DisconnectReason.SERVER_RESTART)
         del connection
         while (await client.communicator.receive_output(5))["type"] != "websocket.close":
@@ -73,12 +77,12 @@ async def test_a_connection_leaves_nothing(left: str) -> None:
     await client.__aexit__(None, None, None)
     del client
     async with asyncio.timeout(10):
-        while remaining := [found for found in ours() if id(found) not in before]:
+        while remaining := [item for item in connection_objects() if id(item) not in before]:
             del remaining
             await asyncio.sleep(0)
 
 
-async def test_uvicorns_protocol_goes_with_its_connection() -> None:
+async def test_the_protocol_of_uvicorn_is_freed_with_its_connection() -> None:
     with clock() as counting:
         server = Uvicorn(counting)
         wire = server.connect()

@@ -1,4 +1,4 @@
-"""The heartbeat: every connection is pinged at its own interval, by one timer for all."""
+"""The heartbeat pings each connection at its own interval, with one timer for all connections."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Connection:
         return len(self.times) < self.limit
 
 
-class Time:
-    """The loop's clock, which goes when a test says so; timers that are due are then called in order."""
+class LoopTime:
+    """The clock of the event loop. It moves only when a test calls `run`, which calls due timers in order."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -57,11 +57,11 @@ class Time:
 
 
 @pytest.fixture
-async def clock(monkeypatch: pytest.MonkeyPatch) -> Time:
-    return Time(asyncio.get_running_loop(), monkeypatch)
+async def clock(monkeypatch: pytest.MonkeyPatch) -> LoopTime:
+    return LoopTime(asyncio.get_running_loop(), monkeypatch)
 
 
-async def test_each_connection_is_pinged_at_its_interval(clock: Time) -> None:
+async def test_each_connection_is_pinged_at_its_interval(clock: LoopTime) -> None:
     heartbeat = Heartbeat()
     fast, slow = Connection(1), Connection(7)
     heartbeat.add(fast)
@@ -75,7 +75,7 @@ async def test_each_connection_is_pinged_at_its_interval(clock: Time) -> None:
     assert 69 <= len(fast.times) <= 71
 
 
-async def test_a_ping_carries_the_time_of_the_given_clock(clock: Time) -> None:
+async def test_a_ping_carries_the_time_of_the_given_clock(clock: LoopTime) -> None:
     frames: list[str] = []
 
     class Listening(Connection):
@@ -89,7 +89,7 @@ async def test_a_ping_carries_the_time_of_the_given_clock(clock: Time) -> None:
     assert [json.loads(frame) for frame in frames] == [{"type": "ping", "message": 5}]
 
 
-async def test_first_pings_are_spread(clock: Time) -> None:
+async def test_first_pings_are_spread(clock: LoopTime) -> None:
     heartbeat = Heartbeat()
     connections = [Connection(10, limit=1) for _ in range(200)]
     for connection in connections:
@@ -99,15 +99,15 @@ async def test_first_pings_are_spread(clock: Time) -> None:
     assert len({round(connection.times[0]) for connection in connections}) > 7
 
 
-async def test_who_is_removed_or_wants_no_more_is_not_pinged_and_nothing_runs_for_nobody(clock: Time) -> None:
+async def test_a_removed_connection_is_not_pinged_and_no_timer_runs_without_connections(clock: LoopTime) -> None:
     heartbeat = Heartbeat()
-    removed, done = Connection(2), Connection(2, limit=1)
+    removed, finished = Connection(2), Connection(2, limit=1)
     heartbeat.add(removed)
-    heartbeat.add(done)
+    heartbeat.add(finished)
     heartbeat.remove(removed)
     heartbeat.remove(Connection(2))
     clock.run(clock.now + 10)
-    assert (removed.times, len(done.times)) == ([], 1)
+    assert (removed.times, len(finished.times)) == ([], 1)
     assert clock.waiting == 0
     heartbeat.add(last := Connection(2))
     assert clock.waiting == 1
@@ -115,7 +115,7 @@ async def test_who_is_removed_or_wants_no_more_is_not_pinged_and_nothing_runs_fo
     assert clock.waiting == 0
 
 
-async def test_a_busy_loop_delays_pings_and_drops_none(clock: Time) -> None:
+async def test_a_blocked_event_loop_delays_pings_and_drops_none(clock: LoopTime) -> None:
     heartbeat = Heartbeat()
     connections = [Connection(3) for _ in range(50)]
     for connection in connections:
@@ -125,8 +125,8 @@ async def test_a_busy_loop_delays_pings_and_drops_none(clock: Time) -> None:
     assert all(2 <= len(connection.times) <= 3 for connection in connections)
 
 
-async def test_one_that_fails_does_not_keep_the_others_from_being_pinged(
-    clock: Time, caplog: pytest.LogCaptureFixture
+async def test_a_connection_whose_ping_fails_does_not_affect_the_others(
+    clock: LoopTime, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Connection):
         def ping(self, frame: str) -> bool:
@@ -134,14 +134,14 @@ async def test_one_that_fails_does_not_keep_the_others_from_being_pinged(
 
     heartbeat = Heartbeat()
     heartbeat.add(Broken(1))
-    heartbeat.add(well := Connection(1))
+    heartbeat.add(healthy := Connection(1))
     clock.run(clock.now + 10)
-    assert len(well.times) >= 9
+    assert len(healthy.times) >= 9
     assert "could not be pinged" in caplog.text
 
 
-async def test_a_removed_connection_is_not_kept(clock: Time) -> None:
+async def test_the_heartbeat_keeps_no_reference_to_a_removed_connection(clock: LoopTime) -> None:
     heartbeat = Heartbeat()
     heartbeat.add(connection := Connection(60))
     heartbeat.remove(connection)
-    assert not [other for other in gc.get_referrers(connection) if isinstance(other, set)]
+    assert not [referrer for referrer in gc.get_referrers(connection) if isinstance(referrer, set)]

@@ -1,6 +1,6 @@
-"""What a message from a client may cost, counted: tasks, looks at database connections, JSON of the state.
+"""What a message from a client may cost: counts of tasks, function calls and checks of database connections.
 
-The benchmark (`python -m tests.benchmarks incoming`) says what it costs a whole server.
+The benchmark (`python -m tests.benchmarks incoming`) measures the cost for a whole server.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import reliable_cable
 from reliable_cable import Channel, action, state
 from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
-from reliable_cable.connection import connection as module
+from reliable_cable.connection import connection as connection_module
 from reliable_cable.consumer import CableConsumer, get_hub
 
 from .wire import EXTENDED, identifier
 
 MESSAGES = 100
 PACKAGE = Path(reliable_cable.__file__).parent
-#: Python functions of this package for one action, coroutines that go on included. Measured were 28.
-MOST_CALLS = 30
+#: The most calls of this package's functions for one action. Each resumption of a coroutine counts. 28 were measured.
+MAX_CALLS = 30
 
 
 class Room(Channel, abstract=True):
@@ -71,7 +71,7 @@ ROOM = identifier("Room")
 
 @pytest.fixture(autouse=True)
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Handlers would wait for a thread now and then, if another test has left a database connection.
+    # A database connection that another test left open would make handlers wait for a thread at times.
     monkeypatch.setattr(threads, "_connected", set())
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     registry["Room"] = [Room]
@@ -79,14 +79,14 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     del registry["Room"]
 
 
-async def settled() -> None:
-    """Let everything happen that waits for nothing but the event loop."""
+async def run_event_loop() -> None:
+    """Run the event loop until it only waits for messages."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
-class Connection:
-    """A connection without a server: what it receives is put in, what it sends comes out."""
+class AsgiClient:
+    """A client that calls the ASGI application without a server."""
 
     def __init__(self) -> None:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -94,133 +94,133 @@ class Connection:
         self.answers: asyncio.Queue[Any] = asyncio.Queue()
 
     async def send(self, message: dict[str, Any]) -> None:
-        """Stand for the ASGI `send`."""
+        """Take the place of the ASGI `send`."""
         frame = json.loads(message.get("text", "{}"))
         self.sent.append(frame)
         if frame.get("type") == "presence":
             self.answers.put_nowait(frame)
 
     @property
-    def session(self) -> Any:
-        """The one of this event loop."""
-        (session,) = get_hub().connections.all()
-        return session
+    def connection(self) -> Any:
+        """The only connection of this event loop."""
+        (connection,) = get_hub().connections.all()
+        return connection
 
     def put(self, command: str, **body: Any) -> None:
-        """Receive a command."""
+        """Send a command."""
         text = json.dumps({"command": command, "identifier": ROOM, **body})
         self.incoming.put_nowait({"type": "websocket.receive", "text": text})
 
-    async def answered(self) -> None:
-        """Wait until all commands so far were handled: this question is answered after them, and nothing else is."""
+    async def handled(self) -> None:
+        """Wait until all commands have been handled, by waiting for the response to one more command."""
         self.put("presence", identifier="nobody")
         await asyncio.wait_for(self.answers.get(), 10)
 
     async def perform(self, name: str, count: int = 1) -> None:
-        """Call an action, each time when nothing else is going on."""
+        """Call an action several times, each time after the last call has been handled."""
         for _ in range(count):
             self.put("message", data=json.dumps({"action": name}))
-            await settled()
+            await run_event_loop()
 
 
 @asynccontextmanager
-async def connected() -> AsyncIterator[Connection]:
-    """Open a connection that is subscribed."""
-    made = Connection()
+async def connected() -> AsyncIterator[AsgiClient]:
+    """Open a connection and subscribe to `Room`."""
+    client = AsgiClient()
     scope = {"type": "websocket", "subprotocols": [EXTENDED], "headers": [], "query_string": b""}
-    task = asyncio.ensure_future(CableConsumer.as_asgi()(scope, made.incoming.get, made.send))
-    made.incoming.put_nowait({"type": "websocket.connect"})
-    made.put("subscribe")
-    await made.answered()
-    await settled()
+    task = asyncio.ensure_future(CableConsumer.as_asgi()(scope, client.incoming.get, client.send))
+    client.incoming.put_nowait({"type": "websocket.connect"})
+    client.put("subscribe")
+    await client.handled()
+    await run_event_loop()
     try:
-        yield made
+        yield client
     finally:
-        made.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        client.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
         await asyncio.wait_for(task, 10)
 
 
 @pytest.fixture
-async def room() -> AsyncIterator[Connection]:
-    """A connection that is subscribed."""
-    async with connected() as made:
-        yield made
+async def room() -> AsyncIterator[AsgiClient]:
+    """A client that has subscribed to `Room`."""
+    async with connected() as client:
+        yield client
 
 
 @contextmanager
-def tasks_made() -> Iterator[list[str]]:
-    """What tasks are made for meanwhile."""
-    made: list[str] = []
+def recorded_tasks() -> Iterator[list[str]]:
+    """Record the names of the coroutines for which tasks are created."""
+    names: list[str] = []
 
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        made.append(coroutine.__qualname__)
+        names.append(coroutine.__qualname__)
         return asyncio.Task(coroutine, loop=loop, **options)
 
     loop = asyncio.get_running_loop()
     loop.set_task_factory(factory)
     try:
-        yield made
+        yield names
     finally:
         loop.set_task_factory(None)
 
 
-async def test_messages_that_come_one_after_another_cost_one_task(room: Connection) -> None:
-    with tasks_made() as tasks:
+async def test_successive_messages_cost_one_task(room: AsgiClient) -> None:
+    with recorded_tasks() as tasks:
         await room.perform("nothing", MESSAGES)
     assert tasks == ["CommandQueue._run"]
 
 
-async def test_a_client_that_sends_nothing_any_more_has_no_task(room: Connection) -> None:
+async def test_a_client_that_has_stopped_sending_has_no_task(room: AsgiClient) -> None:
     before = asyncio.all_tasks()
     await room.perform("nothing")
     assert len(asyncio.all_tasks() - before) == 1
-    assert room.session.ping("a ping")
-    await settled()
+    assert room.connection.ping("a ping")
+    await run_event_loop()
     assert asyncio.all_tasks() == before
 
 
-async def test_who_only_subscribes_leaves_no_task_behind(room: Connection) -> None:
+async def test_a_subscribe_leaves_no_task(room: AsgiClient) -> None:
     room.put("unsubscribe")
     room.put("subscribe")
-    await room.answered()
-    await settled()
+    await room.handled()
+    await run_event_loop()
     names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
     assert "CommandQueue._run" not in names
 
 
-async def test_a_ping_interrupts_no_handler(room: Connection) -> None:
+async def test_a_ping_interrupts_no_handler(room: AsgiClient) -> None:
     await room.perform("wait")
-    room.session.ping("a ping")
+    room.connection.ping("a ping")
     await room.perform("increase")
-    subscription = room.session.subscriptions[ROOM]
-    assert subscription.channel.dump_state() == {}, "it waits for the one before"
-    worker = room.session.commands._task
+    subscription = room.connection.subscriptions[ROOM]
+    assert subscription.channel.dump_state() == {}, "the action did not wait for the one before it"
+    worker = room.connection.commands._task
     assert worker is not None
     worker.cancel()
 
 
-async def test_what_comes_as_the_worker_is_told_to_end_is_handled(room: Connection) -> None:
+async def test_a_message_that_arrives_while_the_worker_is_ending_is_handled(room: AsgiClient) -> None:
     await room.perform("increase")
-    room.session.ping("a ping")
+    room.connection.ping("a ping")
     await room.perform("increase")
     await room.perform("increase")
-    assert room.session.subscriptions[ROOM].channel.dump_state() == {"count": 3}
+    assert room.connection.subscriptions[ROOM].channel.dump_state() == {"count": 3}
 
 
-async def test_nobody_waits_for_a_worker_that_has_nothing_to_do(room: Connection) -> None:
+async def test_waiting_for_commands_to_finish_ends_although_the_worker_is_idle(room: AsgiClient) -> None:
     await room.perform("nothing")
-    await asyncio.wait_for(room.session.commands.finished(), 5)
+    await asyncio.wait_for(room.connection.commands.finished(), 5)
 
 
-async def test_each_handler_can_be_timed_out(room: Connection) -> None:
+async def test_each_handler_can_be_timed_out(room: AsgiClient) -> None:
     for _ in range(2):
         room.put("message", data=json.dumps({"action": "slow"}))
-        await room.answered()
+        await room.handled()
     messages = [frame["message"] for frame in room.sent if "message" in frame and "type" not in frame]
     assert messages == [{"cancelling": 0}] * 2
 
 
-async def test_an_action_calls_few_functions(room: Connection) -> None:
+async def test_an_action_calls_few_functions(room: AsgiClient) -> None:
     count = 0
 
     def profile(frame: FrameType, event: str, arg: Any) -> None:
@@ -234,11 +234,11 @@ async def test_an_action_calls_few_functions(room: Connection) -> None:
         await room.perform("nothing", MESSAGES)
     finally:
         sys.setprofile(former)
-    assert MESSAGES <= count <= MOST_CALLS * MESSAGES
+    assert MESSAGES <= count <= MAX_CALLS * MESSAGES
 
 
 async def test_the_state_is_dumped_before_and_after_an_action(
-    room: Connection, monkeypatch: pytest.MonkeyPatch
+    room: AsgiClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dumps: list[dict[str, Any]] = []
     dump_state = Room.dump_state
@@ -248,57 +248,59 @@ async def test_the_state_is_dumped_before_and_after_an_action(
         return dumps[-1]
 
     monkeypatch.setattr(Room, "dump_state", counted)
-    monkeypatch.setattr(module.Connection, "save", _no_save)
+    monkeypatch.setattr(connection_module.Connection, "save", _no_save)
     await room.perform("increase")
     assert dumps == [{}, {"count": 1}]
 
 
 async def _no_save(connection: Any) -> None:
-    """What is saved is dumped, too."""
+    """Save nothing, because saving dumps the state, too."""
 
 
 class TestDatabaseConnections:
-    """They are looked after where a handler has used one, and only there."""
+    """Database connections are checked only in threads whose handlers have used one."""
 
     @pytest.fixture
-    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """How often a thread's connections are looked at."""
-        found: list[str] = []
+    def checks(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """A list with one item for each check of a thread's connections."""
+        calls: list[str] = []
 
-        class Looked:
+        class Connections:
             close_all = connections.close_all
 
             @staticmethod
             def all(initialized_only: bool = False) -> Any:
-                found.append("")
+                calls.append("check")
                 return connections.all(initialized_only=initialized_only)
 
-        monkeypatch.setattr(threads, "connections", Looked)
+        monkeypatch.setattr(threads, "connections", Connections)
         monkeypatch.setattr(threads, "_refreshed", 0.0)
-        return found
+        return calls
 
-    async def test_handlers_that_do_not_use_one_cost_no_look(self, room: Connection, looks: list[str]) -> None:
+    async def test_handlers_that_use_no_connection_cause_no_check(self, room: AsgiClient, checks: list[str]) -> None:
         for name in ("nothing", "sync_nothing"):
             await room.perform(name, 10)
-            await room.answered()
-        assert looks == []
+            await room.handled()
+        assert checks == []
 
     @pytest.mark.django_db(transaction=True)
-    async def test_one_that_a_handler_opened_is_closed_after_it(self, room: Connection, looks: list[str]) -> None:
+    async def test_a_connection_that_a_handler_opened_is_closed_after_the_handler(
+        self, room: AsgiClient, checks: list[str]
+    ) -> None:
         room.put("message", data=json.dumps({"action": "query"}))
-        await room.answered()
-        assert looks == [""]
+        await room.handled()
+        assert checks == ["check"]
         assert threads._connected == set()
 
     @pytest.mark.django_db(transaction=True)
-    async def test_one_that_stays_open_is_looked_at_before_and_after_each(
-        self, room: Connection, looks: list[str], settings: Any, monkeypatch: pytest.MonkeyPatch
+    async def test_a_persistent_connection_is_checked_before_and_after_each_handler(
+        self, room: AsgiClient, checks: list[str], settings: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(connections.settings["default"], "CONN_MAX_AGE", None)
         settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "HANDLER_THREADS": 1}
         for _ in range(2):
             room.put("message", data=json.dumps({"action": "query"}))
-            await room.answered()
-        assert looks == [""] * 3
+            await room.handled()
+        assert checks == ["check"] * 3
         assert len(threads._connected) == 1
         await threads.run_handler(connections.close_all)

@@ -1,4 +1,4 @@
-"""`SocketIdMiddleware`: the request's `X-Socket-ID`, in sync and async projects, and while a response is streamed."""
+"""Tests of `SocketIdMiddleware` in sync and async projects, and with streaming responses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def respond(view: Callable[[HttpRequest], HttpResponseBase], **headers: str) -> 
     return SocketIdMiddleware(view)(RequestFactory().get("/", headers=headers))
 
 
-def test_outside_a_request_there_is_none() -> None:
+def test_there_is_no_id_outside_of_a_request() -> None:
     assert current_socket_id() == ""
 
 
@@ -81,39 +81,39 @@ class TestInAProject:
         assert (await async_client.get(url, headers={"X-Socket-ID": "abc"})).content == b"abc"
         assert (await async_client.get(url)).content == b""
 
-    async def test_requests_at_the_same_time_do_not_see_each_other(self, async_client: AsyncClient) -> None:
+    async def test_concurrent_requests_have_their_own_ids(self, async_client: AsyncClient) -> None:
         responses = await asyncio.gather(
             *(async_client.get("/async", headers={"X-Socket-ID": str(number)}) for number in range(10))
         )
         assert [response.content for response in responses] == [str(number).encode() for number in range(10)]
 
-    def test_a_stream_knows_the_id_while_it_is_made(self, client: Client) -> None:
+    def test_a_streaming_response_knows_the_id(self, client: Client) -> None:
         response: Any = client.get("/streaming", headers={"X-Socket-ID": "abc"})
         assert response.getvalue() == b"[abc][abc]"
 
-    async def test_an_async_stream_knows_the_id_while_it_is_made(self, async_client: AsyncClient) -> None:
+    async def test_an_async_streaming_response_knows_the_id(self, async_client: AsyncClient) -> None:
         response: Any = await async_client.get("/async-streaming", headers={"X-Socket-ID": "abc"})
         assert b"".join([part async for part in response]) == b"[abc][abc]"
         assert current_socket_id() == ""
 
 
 class TestAfterTheRequest:
-    def test_nothing_is_left(self) -> None:
+    def test_the_id_is_removed_after_a_request(self) -> None:
         assert respond(sync_view, X_Socket_ID="abc").content == b"abc"
         assert current_socket_id() == ""
 
-    def test_nothing_is_left_after_an_error(self) -> None:
+    def test_the_id_is_removed_after_an_error(self) -> None:
         with pytest.raises(ValueError, match="abc"):
             respond(failing_view, X_Socket_ID="abc")
         assert current_socket_id() == ""
 
-    async def test_nothing_is_left_after_an_async_request(self) -> None:
+    async def test_the_id_is_removed_after_an_async_request(self) -> None:
         request = AsyncRequestFactory().get("/", headers={"X-Socket-ID": "abc"})
         response: Any = await SocketIdMiddleware(async_view)(request)  # type: ignore[misc]
         assert response.content == b"abc"
         assert current_socket_id() == ""
 
-    def test_a_stream_does_not_leak_its_id_between_its_parts(self) -> None:
+    def test_the_id_is_unknown_between_the_parts_of_a_stream(self) -> None:
         parts = iter(respond(streaming_view, X_Socket_ID="abc"))
         assert next(parts) == b"[abc]"
         assert current_socket_id() == ""
@@ -121,7 +121,7 @@ class TestAfterTheRequest:
         assert next(parts) == b"[abc]"
         assert list(parts) == []
 
-    def test_closing_a_stream_closes_what_makes_it(self) -> None:
+    def test_closing_a_stream_closes_its_generator(self) -> None:
         closed: list[bool] = []
 
         def parts() -> Iterator[bytes]:
@@ -139,27 +139,27 @@ class TestAfterTheRequest:
 
 class TestHeader:
     @pytest.mark.parametrize("value", ["x" * 65, "a\x00b", "a\nb", "é"])
-    def test_what_can_be_no_session_id_counts_as_none(self, value: str) -> None:
+    def test_invalid_ids_are_ignored(self, value: str) -> None:
         assert respond(sync_view, X_Socket_ID=value).content == b""
 
-    def test_the_longest_id_is_taken(self) -> None:
+    def test_the_longest_valid_id_is_accepted(self) -> None:
         assert respond(sync_view, X_Socket_ID="x" * 64).content == b"x" * 64
 
 
 class TestLeftAlone:
-    def test_a_stream_of_a_request_without_the_header(self) -> None:
+    def test_a_stream_without_the_header_is_not_wrapped(self) -> None:
         content = iter([b"a"])
         response = StreamingHttpResponse(content)
         assert respond(lambda request: response)._iterator is content
 
-    def test_a_file_which_servers_send_by_themselves(self) -> None:
+    def test_a_file_response_is_not_wrapped(self) -> None:
         file = io.BytesIO(b"content")
         response = respond(lambda request: FileResponse(file), X_Socket_ID="abc")
         assert response.file_to_stream is file
         assert response.getvalue() == b"content"
 
 
-def test_it_is_async_where_the_project_is() -> None:
+def test_the_middleware_is_async_if_the_project_is() -> None:
     assert iscoroutinefunction(SocketIdMiddleware(async_view))
     assert not iscoroutinefunction(SocketIdMiddleware(sync_view))
     assert SocketIdMiddleware.sync_capable

@@ -1,4 +1,4 @@
-"""Outages of a database while a client connects, subscribes or comes back. They never reject a client for good."""
+"""Outages of a database while a client connects, subscribes or reconnects. They never reject a client for good."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from django.db import InterfaceError, OperationalError, ProgrammingError, connec
 from reliable_cable import BroadcastError, BroadcastUncertain, CableConsumer, Channel, StoreError, action, state
 from reliable_cable.channel import registry
 from reliable_cable.concurrency.outages import is_outage
-from reliable_cable.connection import commands as execution_module
+from reliable_cable.connection import commands as commands_module
 from reliable_cable.connection import restore as restore_module
 
 from .wire import Client, identifier
 
 
 class Room(Channel, abstract=True):
-    """Fails `fail_times` times in the methods that `failing` names, as a query does during an outage."""
+    """Fails `fail_times` times in the method that `failing` names, like a query during an outage."""
 
     count = state(default=0)
 
@@ -33,9 +33,9 @@ class Room(Channel, abstract=True):
     failed: ClassVar[asyncio.Event]
 
     @classmethod
-    def query(cls, what: str) -> None:
-        """Fail if `failing` names this place and `fail_times` is not used up."""
-        if what == cls.failing and cls.fail_times:
+    def query(cls, method: str) -> None:
+        """Fail if `failing` is this method and `fail_times` is not used up."""
+        if method == cls.failing and cls.fail_times:
             cls.fail_times -= 1
             cls.failed.set()
             raise cls.error("the database is away")
@@ -75,7 +75,7 @@ ROOM = identifier("Room")
 @pytest.fixture(autouse=True)
 def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
-    monkeypatch.setattr(execution_module, "RETRY_DELAY", 0.001)
+    monkeypatch.setattr(commands_module, "RETRY_DELAY", 0.001)
     monkeypatch.setattr(restore_module, "RETRY_DELAY", 0.001)
     for name, value in {"failing": "subscribed", "fail_times": 0, "runs": [], "handled": []}.items():
         monkeypatch.setattr(Room, name, value)
@@ -86,7 +86,7 @@ def _room(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("error", [OperationalError, InterfaceError, StoreError])
-async def test_subscribed_is_run_again_on_a_fresh_channel(
+async def test_subscribed_is_retried_on_a_new_channel_object(
     monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     monkeypatch.setattr(Room, "error", error)
@@ -102,7 +102,7 @@ async def test_subscribed_is_run_again_on_a_fresh_channel(
 
 
 @pytest.mark.parametrize("failing", ["before_subscribe", "authorize_presence"])
-async def test_so_are_the_checks_of_a_subscription(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+async def test_the_checks_of_a_subscription_are_retried(monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     monkeypatch.setattr(Room, "failing", failing)
     monkeypatch.setattr(Room, "fail_times", 2)
     async with Client() as client:
@@ -112,18 +112,19 @@ async def test_so_are_the_checks_of_a_subscription(monkeypatch: pytest.MonkeyPat
         assert received[2]["message"] == {"type": "join", "id": "ann", "info": None}
 
 
-async def test_a_client_is_sent_away_to_come_back_when_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_is_disconnected_so_that_it_retries_if_the_outage_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "fail_times", 1000)
-    monkeypatch.setattr(execution_module, "SUBSCRIBE_TIMEOUT", 0.05)
+    monkeypatch.setattr(commands_module, "SUBSCRIBE_TIMEOUT", 0.05)
     async with Client() as client:
         await client.send("subscribe", ROOM)
-        # The error handler's transmission, and neither a rejection nor a `disconnect`: the session may be resumed.
+        # After the transmission of the error handler, neither a rejection nor a `disconnect` is sent. The session can
+        # be restored.
         assert await client.receive() == {"identifier": ROOM, "message": {"failed": "subscribed"}}
         assert await client.communicator.receive_output(timeout=5) == {"type": "websocket.close", "code": 1000}
-    assert Room.handled == ["subscribed"], "for the last run only"
+    assert Room.handled == ["subscribed"], "not only the last attempt called the error handler"
 
 
-async def test_other_errors_reject_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_errors_reject_the_subscription_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "error", LookupError)
     monkeypatch.setattr(Room, "fail_times", 1)
     async with Client() as client:
@@ -133,20 +134,22 @@ async def test_other_errors_reject_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         assert len(Room.runs) == 1
 
 
-async def test_who_unsubscribes_meanwhile_is_answered_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unsubscribe_during_the_outage_ends_the_attempts_without_a_response(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
         await client.send("subscribe", ROOM)
         await asyncio.wait_for(Room.failed.wait(), 5)
         await client.send("unsubscribe", ROOM)
-        # Commands run one after another: this one after the subscribe.
+        # Commands run one after another, so this one runs after the subscribe.
         await client.send("presence", ROOM)
         assert (await client.receive())["message"] == {"type": "error"}
         assert await client.quiet()
     assert Room.handled == []
 
 
-async def test_a_subscribe_after_the_unsubscribe_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_subscribe_after_that_unsubscribe_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
         await client.send("subscribe", ROOM)
@@ -159,18 +162,18 @@ async def test_a_subscribe_after_the_unsubscribe_is_answered(monkeypatch: pytest
         assert await client.quiet()
 
 
-async def test_nothing_is_tried_for_a_connection_that_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_closed_connection_ends_the_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Room, "fail_times", 1_000_000)
     async with Client() as client:
         await client.send("subscribe", ROOM)
         await asyncio.wait_for(Room.failed.wait(), 5)
-    # The connection's end waits for its commands.
+    # The end of a connection waits for its commands.
     runs = len(Room.runs)
     await asyncio.sleep(0.01)
     assert len(Room.runs) == runs
 
 
-async def test_a_restored_subscription_waits_for_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_restoring_a_subscription_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Client() as former:
         await former.subscribe(ROOM)
         await former.perform(ROOM, "increment")
@@ -183,7 +186,9 @@ async def test_a_restored_subscription_waits_for_the_database(monkeypatch: pytes
     assert Room.handled == []
 
 
-async def test_a_subscription_that_cannot_be_restored_is_left_to_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_subscribes_again_if_its_subscription_cannot_be_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with Client() as former:
         await former.subscribe(ROOM)
     monkeypatch.setattr(restore_module, "RESTORE_TIMEOUT", 0.05)
@@ -192,7 +197,7 @@ async def test_a_subscription_that_cannot_be_restored_is_left_to_the_client(monk
     async with Client(former.sid) as client:
         assert client.welcome["restored_ids"] == []
         await client.subscribe(ROOM)
-    assert Room.handled == ["resubscribed"], "for the last run only"
+    assert Room.handled == ["resubscribed"], "not only the last attempt called the error handler"
 
 
 async def test_a_client_whose_connect_failed_is_not_told_that_it_is_unauthorized() -> None:
@@ -201,25 +206,25 @@ async def test_a_client_whose_connect_failed_is_not_told_that_it_is_unauthorized
             raise OperationalError("the database is away")
 
     communicator = WebsocketCommunicator(Consumer.as_asgi(), "/cable", subprotocols=["actioncable-v1-ext-json"])
-    # The handshake fails, as during a restart of the server, and clients try again.
+    # The handshake fails, as during a restart of the server. Clients then try again.
     assert await communicator.connect() == (False, 1000)
 
 
-def test_an_outage_is_told_from_other_errors() -> None:
+def test_outages_are_distinguished_from_other_errors() -> None:
     def caused(error: Exception, cause: Exception) -> Exception:
         error.__cause__ = cause
         return error
 
-    away = OperationalError("away")
-    assert is_outage(away)
-    assert is_outage(caused(BroadcastError("refused"), away))
+    outage = OperationalError("away")
+    assert is_outage(outage)
+    assert is_outage(caused(BroadcastError("refused"), outage))
     assert not is_outage(BroadcastError("the stream keeps no history"))
-    assert not is_outage(caused(BroadcastUncertain("perhaps"), away)), "again, it might be broadcast twice"
+    assert not is_outage(caused(BroadcastUncertain("perhaps"), outage)), "a retry could broadcast the message twice"
     assert not is_outage(LookupError())
 
 
 @pytest.mark.django_db
-def test_a_missing_table_is_no_outage() -> None:
+def test_a_missing_table_is_not_an_outage() -> None:
     with pytest.raises((OperationalError, ProgrammingError)) as caught, connection.cursor() as cursor:
         cursor.execute("SELECT * FROM a_table_without_its_migration")
-    assert not is_outage(caught.value), "the same query fails for ever, and its client would come back for ever"
+    assert not is_outage(caught.value), "the query would fail for ever, and the client would retry for ever"

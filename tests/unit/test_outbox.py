@@ -1,4 +1,4 @@
-"""A fan-out never waits for one socket; what a slow one costs is bounded."""
+"""An outbox never blocks the fan-out, and the frames that it keeps for a slow socket are bounded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reliable_cable.protocol.frames import CompressedFrame, Frame, compressed_fr
 
 
 class Socket:
-    """A socket whose `send` waits while its gate is shut."""
+    """A socket whose `send` waits while `gate` is not set."""
 
     def __init__(self) -> None:
         self.sent: list[str] = []
@@ -26,7 +26,7 @@ class Socket:
 
 
 class Overflow:
-    """Counts calls."""
+    """Counts its calls."""
 
     calls = 0
 
@@ -34,14 +34,14 @@ class Overflow:
         self.calls += 1
 
 
-def make(socket: Socket, limit: int = 100) -> tuple[Outbox, Overflow]:
+def make_outbox(socket: Socket, limit: int = 100) -> tuple[Outbox, Overflow]:
     overflow = Overflow()
     return Outbox(socket.send, limit=limit, overflow=overflow), overflow
 
 
-async def test_an_open_socket_is_written_at_once_without_a_task() -> None:
+async def test_a_frame_is_sent_at_once_and_without_a_task() -> None:
     socket = Socket()
-    outbox, _ = make(socket)
+    outbox, _ = make_outbox(socket)
     tasks = asyncio.all_tasks()
     outbox.push("a")
     outbox.push("b")
@@ -49,9 +49,9 @@ async def test_an_open_socket_is_written_at_once_without_a_task() -> None:
     assert asyncio.all_tasks() == tasks
 
 
-async def test_a_full_socket_keeps_order_and_drains() -> None:
+async def test_frames_for_a_full_socket_are_queued_and_sent_in_order() -> None:
     socket = Socket()
-    outbox, overflow = make(socket)
+    outbox, overflow = make_outbox(socket)
     socket.gate.clear()
     for text in "abcde":
         outbox.push(text)
@@ -63,9 +63,9 @@ async def test_a_full_socket_keeps_order_and_drains() -> None:
     assert overflow.calls == 0
 
 
-async def test_what_waits_is_bounded() -> None:
+async def test_the_size_of_queued_frames_is_bounded() -> None:
     socket = Socket()
-    outbox, overflow = make(socket, limit=10)
+    outbox, overflow = make_outbox(socket, limit=10)
     socket.gate.clear()
     for _ in range(20):
         outbox.push("xxxx")
@@ -76,9 +76,9 @@ async def test_what_waits_is_bounded() -> None:
     assert socket.sent == []
 
 
-async def test_a_servers_full_buffer_keeps_frames_here() -> None:
+async def test_frames_are_queued_while_the_buffer_of_the_server_is_full() -> None:
     socket = Socket()
-    outbox, _ = make(socket)
+    outbox, _ = make_outbox(socket)
     outbox.pause()
     outbox.push("a")
     outbox.push("b")
@@ -89,9 +89,9 @@ async def test_a_servers_full_buffer_keeps_frames_here() -> None:
     assert socket.sent == ["a", "b", "c"]
 
 
-async def test_a_pause_while_draining_stops_it() -> None:
+async def test_a_pause_stops_the_sending_of_queued_frames() -> None:
     socket = Socket()
-    outbox, _ = make(socket)
+    outbox, _ = make_outbox(socket)
     outbox.pause()
     for text in "ab":
         outbox.push(text)
@@ -114,18 +114,18 @@ async def test_a_pause_while_draining_stops_it() -> None:
     assert socket.sent == ["a", "b"]
 
 
-async def test_a_socket_that_has_gone_is_left_alone() -> None:
+async def test_an_error_of_the_socket_closes_the_outbox() -> None:
     socket = Socket()
-    outbox, _ = make(socket)
+    outbox, _ = make_outbox(socket)
     socket.error = OSError("gone")
     outbox.push("a")
     assert outbox.closed
     await outbox.drained()
 
 
-async def test_close_sends_what_waits_first() -> None:
+async def test_queued_frames_are_sent_before_the_close() -> None:
     socket = Socket()
-    outbox, _ = make(socket)
+    outbox, _ = make_outbox(socket)
     outbox.pause()
     outbox.push("a")
     closing = asyncio.ensure_future(outbox.close(1000, timeout=5))
@@ -135,9 +135,9 @@ async def test_close_sends_what_waits_first() -> None:
     assert socket.sent == ["a", "websocket.close"]
 
 
-async def test_close_gives_up_on_a_socket_that_takes_nothing() -> None:
+async def test_close_gives_up_after_its_timeout() -> None:
     socket = Socket()
-    outbox, _ = make(socket)
+    outbox, _ = make_outbox(socket)
     outbox.pause()
     outbox.push("a")
     assert not await outbox.close(1000, timeout=0.01)
@@ -145,7 +145,7 @@ async def test_close_gives_up_on_a_socket_that_takes_nothing() -> None:
 
 
 class Transport:
-    """What takes ready frames, and tells that its buffer is full after a number of them."""
+    """A transport that takes encoded frames, and pauses the outbox after `room` of them."""
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -166,15 +166,15 @@ class Transport:
         return "".join(frame[2:].decode() for frame in self.frames)
 
 
-def make_writing(limit: int = 100) -> tuple[Outbox, Transport, Socket, Overflow]:
+def make_frame_outbox(limit: int = 100) -> tuple[Outbox, Transport, Socket, Overflow]:
     socket, transport, overflow = Socket(), Transport(), Overflow()
     outbox = transport.outbox = Outbox(socket.send, limit=limit, overflow=overflow, write=transport.write)
     return outbox, transport, socket, overflow
 
 
 class TestFrames:
-    async def test_a_server_that_takes_frames_is_given_frames(self) -> None:
-        outbox, transport, socket, _ = make_writing()
+    async def test_a_server_that_takes_encoded_frames_is_given_them(self) -> None:
+        outbox, transport, socket, _ = make_frame_outbox()
         frame = Frame("shared")
         outbox.push(frame)
         outbox.push("single")
@@ -182,8 +182,8 @@ class TestFrames:
         assert transport.frames[0] is frame.wire
         assert socket.sent == []
 
-    async def test_several_frames_are_one_write_while_there_is_room(self) -> None:
-        outbox, transport, _, overflow = make_writing()
+    async def test_several_frames_are_one_write_unless_the_outbox_is_paused(self) -> None:
+        outbox, transport, _, overflow = make_frame_outbox()
         outbox.push_all(["a", "b"])
         outbox.push_all([])
         outbox.push_all(["c"])
@@ -193,14 +193,14 @@ class TestFrames:
         assert transport.frames == [wire("a") + wire("b"), wire("c"), wire("d"), wire("e")]
         assert overflow.calls == 0
 
-    async def test_a_transport_that_fails_for_several_frames_ends_them(self) -> None:
-        outbox, transport, _, _ = make_writing()
+    async def test_an_error_of_the_transport_when_several_frames_are_written_closes_the_outbox(self) -> None:
+        outbox, transport, _, _ = make_frame_outbox()
         transport.error = OSError("gone")
         outbox.push_all(["a", "b"])
         assert (outbox.closed, outbox.ready) == (True, None)
 
-    async def test_a_full_buffer_keeps_order_and_drains(self) -> None:
-        outbox, transport, _, overflow = make_writing()
+    async def test_frames_for_a_full_buffer_are_queued_and_sent_in_order(self) -> None:
+        outbox, transport, _, overflow = make_frame_outbox()
         transport.room = 2
         for text in "abcdef":
             outbox.push(text)
@@ -218,8 +218,8 @@ class TestFrames:
         assert outbox.ready is not None
         assert overflow.calls == 0
 
-    async def test_what_waits_is_bounded(self) -> None:
-        outbox, transport, _, overflow = make_writing(limit=10)
+    async def test_the_size_of_queued_frames_is_bounded(self) -> None:
+        outbox, transport, _, overflow = make_frame_outbox(limit=10)
         transport.room = 1
         for _ in range(20):
             outbox.push("xxxx")
@@ -227,14 +227,14 @@ class TestFrames:
         outbox.resume()
         assert len(transport.frames) == 1
 
-    async def test_a_transport_that_fails_ends_the_connections_frames(self) -> None:
-        outbox, transport, _, _ = make_writing()
+    async def test_an_error_of_the_transport_closes_the_outbox(self) -> None:
+        outbox, transport, _, _ = make_frame_outbox()
         transport.error = OSError("gone")
         outbox.push("a")
         assert (outbox.closed, outbox.ready) == (True, None)
 
-    async def test_a_transport_that_fails_while_draining_ends_them_too(self) -> None:
-        outbox, transport, _, _ = make_writing()
+    async def test_an_error_of_the_transport_when_queued_frames_are_written_closes_the_outbox(self) -> None:
+        outbox, transport, _, _ = make_frame_outbox()
         outbox.pause()
         outbox.push("a")
         transport.error = OSError("gone")
@@ -242,8 +242,8 @@ class TestFrames:
         assert outbox.closed
         await outbox.drained()
 
-    async def test_close_goes_through_the_server_after_all_frames(self) -> None:
-        outbox, transport, socket, _ = make_writing()
+    async def test_the_close_is_sent_by_the_server_after_all_frames(self) -> None:
+        outbox, transport, socket, _ = make_frame_outbox()
         transport.room = 1
         outbox.push("a")
         outbox.push("b")
@@ -255,7 +255,7 @@ class TestFrames:
         assert (transport.texts, socket.sent) == ("ab", ["websocket.close"])
 
 
-#: Long enough to be compressed.
+#: A text that is long enough to be compressed.
 LONG = '{"text":"' + "again and again " * 50 + '"}'
 
 
@@ -264,7 +264,7 @@ class TestCompression:
         socket, transport = Socket(), Transport()
         return Outbox(socket.send, limit=10**6, overflow=Overflow(), write=transport.write, form=form), transport
 
-    async def test_whoever_did_not_agree_is_sent_plain_frames_whatever_is_pushed(self) -> None:
+    async def test_a_client_without_compression_is_sent_plain_frames(self) -> None:
         outbox, transport = self.outbox(Frame)
         texts = [LONG, Frame(LONG), CompressedFrame(LONG)]
         for text in texts:
@@ -276,7 +276,7 @@ class TestCompression:
         plain = text_frame(LONG.encode())
         assert transport.frames == [plain, plain, plain, plain * 3, plain]
 
-    async def test_whoever_agreed_is_sent_what_was_compressed_once(self) -> None:
+    async def test_clients_with_compression_share_a_frame_that_was_compressed_once(self) -> None:
         outbox, transport = self.outbox(CompressedFrame)
         shared = CompressedFrame(LONG)
         outbox.push(shared)
@@ -289,8 +289,8 @@ class TestCompression:
         assert transport.frames == [compressed, compressed * 2, compressed]
         assert transport.frames[0] is shared.wire
 
-    async def test_plain_frames_that_are_for_all_are_for_them_too(self) -> None:
-        """A ping, for one; it is not made again for each."""
+    async def test_clients_with_compression_share_plain_frames(self) -> None:
+        """For example, a ping is not encoded again for each client."""
         outbox, transport = self.outbox(CompressedFrame)
         ping = Frame(LONG)
         outbox.push(ping)

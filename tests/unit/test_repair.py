@@ -1,8 +1,9 @@
-"""Repairs by a hub: after gaps, after announcements without a message, and after losses of the store."""
+"""Repairs by a hub: after gaps, after announcements without a message, and after the store has lost messages."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 
 import pytest
 
@@ -14,141 +15,160 @@ from .hubs import Harness, catch_up, offsets
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make repairs read again without a delay, and the store trim without a delay."""
+    """Repair without delays, and trim messages of any age."""
     monkeypatch.setattr("reliable_cable.hub.repair.IDLE_DELAYS", (0.0,) * 5)
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
 
 
-async def test_what_is_on_its_way_is_not_lost_though_the_store_has_trimmed_it() -> None:
+async def test_trimmed_messages_are_not_lost_if_their_announcements_arrive_during_the_repair() -> None:
     harness = Harness(HISTORY_SIZE=2)
     _, log = await harness.subscriber()
     await harness.publish()
     events = [harness.append() for _ in range(5)]
-    harness.store.on_their_way = list(events[:4])
+    harness.store.announced_during_fence = list(events[:4])
     harness.hub.deliver(events[4])
-    await harness.settled()
+    await harness.wait_for_repairs()
     assert offsets(log) == [1, 2, 3, 4, 5, 6]
 
 
-async def test_what_has_no_position_follows_what_was_announced_before_it() -> None:
+async def test_transient_messages_follow_the_kept_messages_that_were_announced_before_them() -> None:
     harness = Harness()
     _, log = await harness.subscriber()
-    # The stream is new to the hub, which has to read it first.
+    # The hub does not know the epoch of the stream, so it reads the stream first.
     harness.hub.deliver(harness.append("1"))
     harness.hub.deliver(Transient("s", "2"))
-    await harness.settled()
-    harness.hub.deliver(Published("s", "of an epoch that was forgotten", 7, "lost"))
+    await harness.wait_for_repairs()
+    harness.hub.deliver(Published("s", "a forgotten epoch", 7, "lost"))
     harness.hub.deliver(Transient("s", "3"))
-    await harness.settled()
+    await harness.wait_for_repairs()
     assert [frame["message"] for frame in log] == [1, 2, 3]
 
 
-async def test_what_was_announced_and_is_not_in_the_store_yet_is_read_again() -> None:
+async def test_the_store_is_read_again_if_it_does_not_have_an_announced_message_yet() -> None:
     harness = Harness()
     _, log = await harness.subscriber()
     first = await harness.publish()
-    # The new primary announced this, while reads still go to the former one.
+    # A new primary announced this message, but reads still go to the former primary.
     harness.hub.deliver(Published("s", first.epoch, 3, "3"))
     for _ in range(6):
         await asyncio.sleep(0)
     assert offsets(log) == [1]
     harness.append("2")
     harness.append("3")
-    await harness.settled()
+    await harness.wait_for_repairs()
     assert [frame["message"] for frame in log] == [1, 2, 3]
     assert harness.store.doubted == []
 
 
-async def test_what_never_comes_is_not_waited_for_for_ever_but_looked_for_later() -> None:
+async def test_a_repair_gives_up_on_a_message_that_the_store_never_has_and_a_later_poll_looks_for_it() -> None:
     harness = Harness()
     _, log = await harness.subscriber()
     first = await harness.publish()
     reads = harness.store.reads
     harness.hub.deliver(Published("s", first.epoch, 3, "3"))
-    await harness.settled()
+    await harness.wait_for_repairs()
     assert offsets(log) == [1]
     assert harness.store.doubted == ["s"]
     assert harness.store.reads - reads <= 10
 
 
-class TestAStreamInWhichMessagesOvertakeEveryRead:
-    """A busy stream: the hub has delivered more than a page holds whenever the page comes."""
+class TestABusyStream:
+    """Whenever a page has been read, the hub has already delivered a newer message."""
 
-    async def test_a_subscriber_that_is_behind_is_sent_what_was_read(self) -> None:
+    async def test_a_subscriber_that_catches_up_is_sent_the_page_after_one_read(self) -> None:
         harness = Harness()
-        reader, log = await harness.subscriber()
+        subscriber, log = await harness.subscriber()
         for _ in range(5):
             await harness.publish()
-        reader.suspend()
-        reader.cursor = StreamPosition(reader.cursor.epoch, 2)
+        subscriber.suspend()
+        subscriber.cursor = StreamPosition(subscriber.cursor.epoch, 2)
         log.clear()
-        harness.store.overtake = lambda: harness.hub.deliver(harness.append())
+        harness.store.after_read = lambda: harness.hub.deliver(harness.append())
         reads = harness.store.reads
-        assert await harness.hub.catch_up.send_page(reader.stream, reader)
+        assert await harness.hub.catch_up.send_page(subscriber.stream, subscriber)
         assert offsets(log) == [3, 4, 5]
         assert harness.store.reads - reads == 1
 
-    async def test_a_repair_ends(self) -> None:
+    async def test_a_repair_ends_after_one_read(self) -> None:
         harness = Harness()
         _, log = await harness.subscriber()
         await harness.publish()
-        harness.store.overtake = lambda: harness.hub.deliver(harness.append())
+        harness.store.after_read = lambda: harness.hub.deliver(harness.append())
         reads = harness.store.reads
         harness.hub.deliver(Advanced("s"))
         async with asyncio.timeout(1):
-            await harness.settled()
+            await harness.wait_for_repairs()
         assert offsets(log) == [1, 2]
         assert harness.store.reads - reads == 1
 
 
-class TestAStoreThatWentBack:
-    """A database that was restored, or failed over to a copy that lacks the newest messages."""
+class TestAStoreThatLostMessages:
+    """A database was restored from a backup, or failed over to a replica that lacks the newest messages."""
 
-    async def test_begins_a_new_epoch_and_everybody_is_told(self) -> None:
+    async def test_a_new_epoch_begins_and_subscribers_are_told_of_a_loss(self) -> None:
         harness = Harness()
         _, log = await harness.subscriber()
         events = [await harness.publish() for _ in range(5)]
         harness.store.go_back(2)
-        await harness.publish('"with an offset that was given before"')
+        await harness.publish('"an offset that was used before"')
         assert offsets(log) == [1, 2, 3, 4, 5, "lost"]
         event = await harness.publish('"new"')
         assert event.epoch != events[0].epoch
         assert (log[-1]["message"], log[-1]["offset"]) == ("new", 1)
 
-    async def test_one_hub_ends_the_epoch_for_all(self) -> None:
+    async def test_the_epoch_is_not_ended_again_if_another_hub_has_ended_it(self) -> None:
         harness = Harness()
         await harness.subscriber()
         await harness.publish()
         await harness.publish()
         harness.store.go_back(1)
-        # Another process has noticed it, and the stream has continued in the new epoch.
+        # Another process has noticed the loss and ended the epoch.
         harness.store.forget("s")
         renewed = harness.append()
         harness.hub.deliver(Advanced("s"))
-        await harness.settled()
+        await harness.wait_for_repairs()
         assert harness.store.position("s").epoch == renewed.epoch
 
-    async def test_a_subscriber_that_asks_is_answered_at_once(self) -> None:
+    async def test_an_epoch_that_has_ended_does_not_return(self) -> None:
         harness = Harness()
-        reader, _ = await harness.subscriber()
+        _, log = await harness.subscriber()
+        former = [await harness.publish() for _ in range(3)]
+        backup = copy.deepcopy(harness.store._streams["s"])
+        harness.store.forget("s")
+        renewed = await harness.publish()
+        # The server fails over to a replica that does not have the new epoch.
+        harness.store._streams["s"] = backup
+        harness.hub.deliver(Advanced("s"))
+        await harness.wait_for_repairs()
+        last = await harness.publish()
+        assert len({former[0].epoch, renewed.epoch, last.epoch}) == 3
+        assert [offset for offset in offsets(log) if offset != "lost"] == [1, 2, 3, 1, 1]
+        assert log[-1]["epoch"] == last.epoch
+        assert "lost" in log[log.index("lost") + 1 :], "subscribers were not told of the second loss"
+
+    async def test_a_subscriber_that_catches_up_is_told_of_a_loss_after_few_reads(self) -> None:
+        harness = Harness()
+        subscriber, _ = await harness.subscriber()
         for _ in range(5):
             await harness.publish()
-        reader.suspend()
-        reader.cursor = StreamPosition(reader.cursor.epoch, 3)
+        subscriber.suspend()
+        subscriber.cursor = StreamPosition(subscriber.cursor.epoch, 3)
         harness.store.go_back(2)
         reads = harness.store.reads
-        assert not await catch_up(harness, reader)
+        assert not await catch_up(harness, subscriber)
         assert harness.store.reads - reads < 10
 
-    async def test_a_hub_that_cannot_follow_ends_with_an_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_subscriber_that_is_ahead_of_the_store_is_told_of_a_loss_after_few_reads(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         harness = Harness()
-        reader, _ = await harness.subscriber()
+        subscriber, _ = await harness.subscriber()
         for _ in range(5):
             await harness.publish()
         monkeypatch.setattr("reliable_cable.hub.catch_up.RETRY_DELAYS", (0.0,) * 4)
-        reader.suspend()
-        # The client saw this message on another server. This store never had it.
-        reader.cursor = StreamPosition(reader.cursor.epoch, 9)
+        subscriber.suspend()
+        # The client received this message from another server; this store never had it.
+        subscriber.cursor = StreamPosition(subscriber.cursor.epoch, 9)
         reads = harness.store.reads
-        assert not await catch_up(harness, reader)
+        assert not await catch_up(harness, subscriber)
         assert harness.store.reads - reads < 20

@@ -1,4 +1,4 @@
-"""What is used of the servers, pinned against the released versions."""
+"""Tests of the transports of daphne and uvicorn. They fail if a release changes an internal that is used."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reliable_cable.servers.uvicorn import CableWebSocketProtocol, UvicornTransp
 
 
 class TwistedTransport:
-    """A Twisted transport, as far as it is used."""
+    """The used part of a transport of Twisted."""
 
     def __init__(self) -> None:
         self.producers: list[Any] = ["of the handshake"]
@@ -48,7 +48,7 @@ def daphne_send() -> tuple[Any, WebSocketProtocol]:
 
 
 def test_daphne_hands_over_a_partial_of_its_reply_method() -> None:
-    """`create_application` is what makes it; its source is the contract."""
+    """`create_application` creates the partial, so its code must name both functions."""
     source = Server.create_application.__code__.co_names
     assert "partial" in source
     assert "handle_reply" in source
@@ -56,7 +56,7 @@ def test_daphne_hands_over_a_partial_of_its_reply_method() -> None:
     assert isinstance(transport_for({}, send), DaphneTransport)
 
 
-def test_daphnes_buffer_is_watched_by_a_producer() -> None:
+def test_a_producer_observes_the_buffer_of_daphne() -> None:
     send, protocol = daphne_send()
     calls: list[str] = []
     transport_for({}, send).attach(lambda: calls.append("pause"), lambda: calls.append("resume"))
@@ -65,7 +65,7 @@ def test_daphnes_buffer_is_watched_by_a_producer() -> None:
     producer.resumeProducing()
     assert calls == ["pause", "resume"]
     producer.stopProducing()
-    assert calls == ["pause", "resume", "pause"], "nothing is to be written to a lost connection"
+    assert calls == ["pause", "resume", "pause"], "nothing may be written to a lost connection"
 
 
 def test_daphne_connections_are_aborted_through_autobahn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_daphne_connections_are_aborted_through_autobahn(monkeypatch: pytest.Mon
     assert calls == [True]
 
 
-def test_daphne_tells_that_a_client_has_gone() -> None:
+def test_a_lost_connection_of_daphne_is_known() -> None:
     send, protocol = daphne_send()
     protocol.state = WebSocketProtocol.STATE_CONNECTING
     assert not transport_for({}, send).lost
@@ -109,7 +109,7 @@ async def test_uvicorn_hands_over_a_method_of_its_protocol() -> None:
     assert protocol.transport.done  # type: ignore[attr-defined]
 
 
-async def test_uvicorn_tells_that_a_client_has_gone() -> None:
+async def test_a_lost_connection_of_uvicorn_is_known() -> None:
     send, protocol = await uvicorn_send()
     wire = Wire()
     protocol.transport = wire  # type: ignore[assignment]
@@ -118,14 +118,14 @@ async def test_uvicorn_tells_that_a_client_has_gone() -> None:
     assert transport_for({}, send).lost
 
 
-async def test_a_server_that_was_told_to_wait_for_requests_is_given_that_time() -> None:
+async def test_the_grace_is_the_configured_shutdown_timeout() -> None:
     for told, grace in ((30, 30), (None, 0)):
         send, protocol = await uvicorn_send(timeout_graceful_shutdown=told)
         protocol.transport = Wire()  # type: ignore[assignment]
         assert transport_for({}, send).grace == grace
 
 
-async def test_middlewares_that_wrap_send_are_looked_behind() -> None:
+async def test_the_transport_is_found_behind_middlewares() -> None:
     seen: list[Transport] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -144,10 +144,10 @@ async def test_middlewares_that_wrap_send_are_looked_behind() -> None:
     stack = closure(CookieMiddleware(SessionMiddleware(closure(application))))
     await stack({"type": "websocket", "headers": []}, None, send)
     assert isinstance(seen[0], DaphneTransport)
-    assert seen[0].send is send, "what goes out after the handshake goes past them"
+    assert seen[0].send is send, "messages must bypass the middlewares"
 
 
-async def test_other_servers_are_only_asked_to_close() -> None:
+async def test_an_unknown_server_is_only_asked_to_close() -> None:
     sent: asyncio.Queue[Any] = asyncio.Queue()
 
     async def send(message: Any) -> None:
@@ -165,7 +165,7 @@ async def test_other_servers_are_only_asked_to_close() -> None:
 
 
 class Reactor:
-    """Twisted's reactor, as far as a transport uses it: a test calls `doWrite` itself."""
+    """The part of Twisted's reactor that a transport uses. Tests call `doWrite` themselves."""
 
     def __init__(self) -> None:
         self.writers: set[Any] = set()
@@ -182,7 +182,7 @@ class Reactor:
 
 
 class Channel:
-    """A socket pair whose near end is a transport of Twisted's, as daphne has it."""
+    """A pair of sockets. The near one has a transport of Twisted, as in daphne."""
 
     def __init__(self) -> None:
         self.near, self.far = socket.socketpair()
@@ -215,7 +215,7 @@ def channel() -> Iterator[Channel]:
     channel.close()
 
 
-def test_daphne_frames_go_straight_to_an_idle_socket(channel: Channel) -> None:
+def test_daphne_frames_are_written_directly_to_an_idle_socket(channel: Channel) -> None:
     channel.write(b"one")
     channel.write(b"two")
     assert channel.far.recv(100) == b"onetwo"
@@ -226,7 +226,7 @@ def test_a_full_socket_gets_the_rest_through_the_transport_in_order(channel: Cha
     frames = [bytes([65 + n]) * 20_000 for n in range(20)]
     for frame in frames[:10]:
         channel.write(frame)
-    assert channel.reactor.writers, "the transport has the rest to write"
+    assert channel.reactor.writers, "the transport must have the rest to write"
     assert "pause" in channel.events
     received = b""
     for frame in frames[10:]:
@@ -245,11 +245,11 @@ def test_a_full_socket_gets_the_rest_through_the_transport_in_order(channel: Cha
     assert channel.events[-1] == "resume"
 
 
-def test_what_the_client_has_not_taken_is_known(channel: Channel) -> None:
+def test_the_number_of_unacknowledged_bytes_is_known(channel: Channel) -> None:
     channel.write(b"x" * 100_000)
     before = channel.connection.unsent()
     assert before is not None
-    assert before >= 90_000, "some may have got as far as the other side's buffer"
+    assert before >= 90_000, "some bytes may be in the buffer of the other side"
     while channel.far.recv(1 << 16, socket.MSG_DONTWAIT):
         if channel.reactor.writers:
             channel.transport.doWrite()
@@ -261,24 +261,24 @@ def test_what_the_client_has_not_taken_is_known(channel: Channel) -> None:
         before = after
 
 
-def test_what_the_transport_still_has_goes_first(channel: Channel) -> None:
+def test_data_in_the_transport_is_written_first(channel: Channel) -> None:
     channel.transport.write(b"written by daphne, ")
     channel.write(b"then ours")
     channel.transport.doWrite()
     assert channel.far.recv(100) == b"written by daphne, then ours"
 
 
-def test_nothing_follows_a_close_and_a_socket_that_broke_is_twisteds_business(channel: Channel) -> None:
+def test_nothing_is_written_after_a_close_or_to_a_broken_socket(channel: Channel) -> None:
     channel.protocol.state = WebSocketProtocol.STATE_CLOSING
     channel.write(b"late")
     channel.protocol.state = WebSocketProtocol.STATE_OPEN
     channel.far.close()
-    channel.write(b"nobody hears")
-    channel.write(b"nobody hears")
+    channel.write(b"to a closed socket")
+    channel.write(b"to a closed socket")
     assert not channel.reactor.writers
 
 
-def test_a_connection_with_tls_takes_no_frames() -> None:
+def test_shared_frames_are_not_used_with_tls() -> None:
     send, _ = daphne_send()
     assert transport_for({}, send).write is None
 
@@ -287,7 +287,7 @@ def test_a_connection_with_tls_takes_no_frames() -> None:
 
 
 class Wire:
-    """An asyncio transport, as far as it is used."""
+    """The used part of an asyncio transport."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -330,7 +330,7 @@ async def test_the_uvicorn_protocol_offers_frames_in_the_scope() -> None:
     connection.attach(lambda: events.append("pause"), lambda: events.append("resume"))
     assert connection.drainable
     await send({"type": "websocket.accept"})
-    assert b"permessage-deflate" not in wire.written[0], "what is written once for all cannot be compressed for each"
+    assert b"permessage-deflate" not in wire.written[0], "shared frames cannot be compressed for each connection"
     assert connection.write is not None
     connection.write(b"frame")
     assert wire.written[1] == b"frame"
@@ -341,6 +341,6 @@ async def test_the_uvicorn_protocol_offers_frames_in_the_scope() -> None:
     assert events == ["pause", "resume"]
     protocol.connection_lost(None)
     protocol.resume_writing()
-    assert events == ["pause", "resume", "pause"], "nothing is to be written to a lost connection"
+    assert events == ["pause", "resume", "pause"], "nothing may be written to a lost connection"
     done.set()
     await asyncio.gather(*protocol.tasks)

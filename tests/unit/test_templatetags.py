@@ -1,4 +1,4 @@
-"""The template tags: what a page needs to connect."""
+"""Tests of the template tags."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def far_time() -> float:
 
 
 class FarStore(MemoryStreamStore):
-    """Takes its times from a server whose clock is ahead of this host's. The server answers while `answers` is set."""
+    """A store with the clock of a server that is ahead of this host. The server answers while `answers` is set."""
 
     answers = threading.Event()
     answers.set()
@@ -84,19 +84,19 @@ urlpatterns = [path("", page)]
 
 
 class TestMetaTags:
-    def test_the_client_is_told_the_url_and_the_time(self) -> None:
+    def test_the_tags_have_the_url_and_the_time(self) -> None:
         with mock.patch.object(get_engine().streams, "clock", return_value=1_700_000_000.999):
             assert render("{% cable_meta_tags %}") == (
                 '<meta name="cable-url" content="/cable">\n<meta name="cable-history-timestamp" content="1700000000">'
             )
 
-    def test_the_time_is_that_of_rendering_and_never_later(self) -> None:
+    def test_the_time_is_not_later_than_the_rendering(self) -> None:
         before = int(time.time())
         stamp = int(render("{% cable_meta_tags %}").rpartition('content="')[2].partition('"')[0])
         assert before <= stamp <= time.time()
 
     @pytest.mark.parametrize("ahead", [-90.0, 0.5, 90.0])
-    def test_the_time_is_that_of_the_store_however_wrong_this_hosts_is(
+    def test_the_time_is_that_of_the_store_if_the_clock_of_this_host_is_wrong(
         self, ahead: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with override_settings(RELIABLE_CABLE=FAR):
@@ -105,11 +105,11 @@ class TestMetaTags:
             clock.measure()
             before = int(far_time())
             assert before - 1 <= stamp("{% cable_meta_tags %}") <= far_time()
-            # The page's data was read 100 s ago, by this host's clock.
+            # The data of the page was read 100 seconds ago, by the clock of this host.
             then = stamp("{% cable_meta_tags since=since %}", {"since": time.time() + ahead - 100})
             assert before - 101 <= then <= far_time() - 100
 
-    def test_before_the_store_was_asked_the_time_is_earlier_and_nobody_waits(self) -> None:
+    def test_the_time_is_earlier_before_the_clock_of_the_store_was_measured(self) -> None:
         with override_settings(RELIABLE_CABLE=FAR):
             FarStore.answers.clear()
             try:
@@ -117,7 +117,7 @@ class TestMetaTags:
             finally:
                 FarStore.answers.set()
 
-    async def test_what_is_broadcast_between_the_page_and_the_subscribe_is_not_lost(
+    async def test_messages_between_the_rendering_and_the_subscribe_are_not_lost(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(FarStore, "ahead", -5.0)
@@ -141,12 +141,12 @@ class TestMetaTags:
     @pytest.mark.parametrize(
         "since", [1700000000.9, 1700000000, datetime.datetime.fromtimestamp(1700000000.9, datetime.UTC)]
     )
-    def test_the_time_can_be_that_at_which_the_data_was_read(self, since: object) -> None:
+    def test_the_time_at_which_the_data_was_read_can_be_given(self, since: object) -> None:
         assert 'cable-history-timestamp" content="1700000000"' in render(
             "{% cable_meta_tags since=since %}", {"since": since}
         )
 
-    def test_large_times_are_not_written_for_readers(self) -> None:
+    def test_the_time_is_not_localized(self) -> None:
         with override_settings(USE_THOUSAND_SEPARATOR=True, LANGUAGE_CODE="de"):
             assert 'content="1700000000"' in render("{% cable_meta_tags since=1700000000 %}")
 
@@ -157,7 +157,7 @@ class TestMetaTags:
 
 
 class TestScript:
-    def test_the_bundle_is_loaded_when_the_page_was_parsed(self) -> None:
+    def test_the_bundle_is_loaded_with_defer(self) -> None:
         assert render("{% cable_script %}") == '<script src="/static/reliable_cable/cable.js" defer></script>'
 
     def test_a_nonce_can_be_given(self) -> None:
@@ -166,12 +166,12 @@ class TestScript:
     def test_a_nonce_is_escaped(self) -> None:
         assert 'nonce="&quot; onload=&quot;x"' in render("{% cable_script nonce=n %}", {"n": '" onload="x'})
 
-    def test_the_nonce_of_djangos_context_processor_is_found(self) -> None:
+    def test_the_nonce_of_djangos_context_processor_is_used(self) -> None:
         assert 'nonce="abc"' in render("{% cable_script %}", {"csp_nonce": "abc"})
 
-    def test_the_nonce_of_django_csp_is_found_and_thereby_made(self) -> None:
+    def test_the_lazy_nonce_of_django_csp_is_used(self) -> None:
         class Unused(str):
-            """A nonce that nobody asked for is false."""
+            """A lazy nonce, which is false until it is used."""
 
             def __bool__(self) -> bool:
                 return False
@@ -179,7 +179,7 @@ class TestScript:
         request = SimpleNamespace(csp_nonce=Unused("abc"))
         assert 'nonce="abc"' in render("{% cable_script %}", {"request": request})
 
-    def test_a_given_nonce_comes_first(self) -> None:
+    def test_a_given_nonce_takes_precedence(self) -> None:
         html = render('{% cable_script nonce="mine" %}', {"csp_nonce": "theirs"})
         assert 'nonce="mine"' in html
         assert "theirs" not in html
@@ -189,7 +189,7 @@ class TestScript:
         assert "nonce" not in render("{% cable_script %}", {"csp_nonce": None})
 
     @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django makes nonces from 6.0 on")
-    def test_djangos_middleware_lets_the_script_run(self, client: Client) -> None:
+    def test_the_policy_of_djangos_middleware_has_the_nonce(self, client: Client) -> None:
         from django.utils.csp import CSP  # type: ignore[import-not-found,unused-ignore]
 
         with override_settings(
@@ -207,5 +207,5 @@ class TestSignedStreamName:
     def test_the_name_is_signed(self) -> None:
         assert verify_stream_name(render('{% signed_stream_name "chat/1" %}')) == "chat/1"
 
-    def test_it_can_be_kept_in_a_variable(self) -> None:
+    def test_the_signed_name_can_be_assigned_to_a_variable(self) -> None:
         assert verify_stream_name(render("{% signed_stream_name name as s %}{{ s }}", {"name": "chat/2"})) == "chat/2"

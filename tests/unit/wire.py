@@ -1,4 +1,4 @@
-"""A client of `CableConsumer` without a server: Channels' communicator, in JSON."""
+"""A client of `CableConsumer` that needs no server, based on Channels' communicator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def identifier(channel: str, **params: Any) -> str:
 
 
 def connection_of(client: Client) -> Connection:
-    """Return the server side of a client."""
+    """Return the connection object that the hub has of a client."""
     connection = get_hub().connections.get(client.sid)
     assert isinstance(connection, Connection)
     return connection
@@ -32,18 +32,18 @@ def connection_of(client: Client) -> Connection:
 async def until(condition: Callable[[], object]) -> None:
     """Run the event loop until a condition is true."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - the loop's turns are what is waited for
+        while not condition():  # noqa: ASYNC110 - it waits for iterations of the event loop
             await asyncio.sleep(0)
 
 
 class Client:
-    """One connection; `async with` opens and closes it.
+    """A client with one connection. `async with` opens and closes it.
 
     Args:
-        sid: the session to be restored.
-        protocol: the subprotocol that is offered.
+        sid: the id of the session to restore.
+        protocol: the offered subprotocol.
         consumer: the consumer class under test.
-        scope: more of the ASGI scope: `user`, for one.
+        scope: more items of the ASGI scope, such as `user`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Client:
 
     @property
     def sid(self) -> str:
-        """The session's id."""
+        """The id of the session."""
         return str(self.welcome["sid"])
 
     async def receive(self) -> Any:
@@ -81,7 +81,7 @@ class Client:
         return json.loads(await self.communicator.receive_from(timeout=5))
 
     async def receive_many(self, count: int) -> list[Any]:
-        """Return the next frames."""
+        """Return this number of frames."""
         return [await self.receive() for _ in range(count)]
 
     async def send(self, command: str, identifier: str, **body: Any) -> None:
@@ -89,20 +89,20 @@ class Client:
         await self.send_text(json.dumps({"command": command, "identifier": identifier, **body}))
 
     async def send_text(self, text: str) -> None:
-        """Send a frame as it is."""
+        """Send a text frame."""
         await self.communicator.send_to(text_data=text)
 
     async def perform(self, identifier: str, action: str, **data: Any) -> None:
-        """Call an action."""
+        """Call an action of a channel."""
         await self.send("message", identifier, data=json.dumps({"action": action, **data}))
 
     async def subscribe(self, identifier: str, **body: Any) -> None:
-        """Subscribe, and wait until that was confirmed; what precedes the confirmation is dropped."""
+        """Subscribe and wait for the confirmation. Frames before it are dropped."""
         await self.send("subscribe", identifier, **body)
         while (await self.receive()).get("type") != "confirm_subscription":
             pass
 
     async def quiet(self) -> bool:
-        """Whether nothing more comes: a ping of ours is answered first."""
+        """Return whether the client is sent nothing before the response to a ping."""
         await self.send_text('{"command":"ping"}')
         return bool(await self.receive() == {"type": "pong"})

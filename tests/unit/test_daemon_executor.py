@@ -1,4 +1,4 @@
-"""The executor with daemon threads."""
+"""Tests of the executor with daemon threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Executor(DaemonExecutor):
-    """An executor that records which threads ended."""
+    """An executor that records the threads that ended."""
 
     def __init__(self, size: int = 2, idle_time: float = 30.0) -> None:
         self.ended: list[threading.Thread] = []
@@ -44,26 +44,26 @@ def make() -> Iterator[Callable[..., Executor]]:
 def wait_until(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.001)
 
 
 def idle(executor: Executor, count: int) -> None:
-    """Wait until this number of threads is idle, which happens a little after their futures are done."""
+    """Wait until a number of threads is idle, which happens a little after their futures are done."""
     wait_until(lambda: len(executor._idle) == count)
 
 
 MakeExecutor = Callable[..., Executor]
 
 
-def test_results_and_errors_arrive(make: MakeExecutor) -> None:
+def test_futures_receive_results_and_errors(make: MakeExecutor) -> None:
     executor = make()
     assert executor.submit(lambda a, b: a + b, 1, b=2).result(30) == 3
     with pytest.raises(ZeroDivisionError):
         executor.submit(lambda: 1 / 0).result(30)
 
 
-def test_jobs_that_come_one_by_one_share_one_thread(make: MakeExecutor) -> None:
+def test_consecutive_jobs_share_one_thread(make: MakeExecutor) -> None:
     executor = make(size=8)
     threads = set()
     for _ in range(20):
@@ -126,7 +126,7 @@ def test_a_job_that_was_cancelled_is_not_run(make: MakeExecutor) -> None:
 
 
 class TestEndThreads:
-    def test_idle_threads_end_and_jobs_that_wait_are_done_before(self, make: MakeExecutor) -> None:
+    def test_idle_threads_end_after_waiting_jobs_were_done(self, make: MakeExecutor) -> None:
         executor = make(size=1)
         go_on = threading.Event()
         executor.submit(go_on.wait, 30)
@@ -137,14 +137,14 @@ class TestEndThreads:
         assert last.done()
         assert executor.ended == [last.result()]
 
-    def test_one_that_hangs_is_waited_for_within_the_timeout(self, make: MakeExecutor) -> None:
+    def test_a_thread_that_hangs_is_waited_for_until_the_timeout(self, make: MakeExecutor) -> None:
         executor = make()
         go_on = threading.Event()
         executor.submit(go_on.wait, 30)
         assert not executor.end_threads(0.01)
         go_on.set()
 
-    def test_one_that_was_not_waited_for_ends_after_its_job(self, make: MakeExecutor) -> None:
+    def test_a_busy_thread_ends_after_its_job(self, make: MakeExecutor) -> None:
         executor = make()
         go_on = threading.Event()
         thread = executor.submit(lambda: (go_on.wait(30), threading.current_thread())[1])

@@ -1,4 +1,4 @@
-"""One connection, end to end, without a server: order, restore, limits, errors. The wire is in tests/conformance."""
+"""One connection without a server: order, restore, limits and errors. tests/conformance tests the protocol."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ ROOM = identifier("Room")
 
 
 class TestSubscribe:
-    async def test_transmissions_confirmation_history_acknowledgement_live(self) -> None:
+    async def test_transmissions_precede_the_confirmation_which_precedes_history_and_live_messages(self) -> None:
         await abroadcast("room", 1)
         async with Client() as client:
             await client.send("subscribe", ROOM, history={"since": 1})
@@ -108,7 +108,7 @@ class TestSubscribe:
             assert (await client.receive())["offset"] == 2
 
     @pytest.mark.parametrize("params", [{"forbidden": 1}, {"raise": 1}])
-    async def test_a_check_that_says_no_or_an_exception_rejects(
+    async def test_a_check_that_returns_false_or_an_exception_rejects_the_subscription(
         self, params: dict[str, Any], caplog: pytest.LogCaptureFixture
     ) -> None:
         async with Client() as client:
@@ -121,13 +121,13 @@ class TestSubscribe:
             assert frames[-1] == {"type": "reject_subscription", "identifier": identifier("Room", **params)}
             assert await client.quiet()
 
-    async def test_a_rejection_follows_what_was_transmitted(self) -> None:
+    async def test_a_rejection_follows_the_transmissions_of_the_handler(self) -> None:
         async with Client() as client:
             await client.send("subscribe", identifier("Room", reject=1))
             assert (await client.receive())["message"] == {"why": "full"}
             assert (await client.receive())["type"] == "reject_subscription"
 
-    async def test_a_repeated_subscribe_runs_and_is_answered_once(self) -> None:
+    async def test_repeated_subscribes_run_the_handler_once_and_are_answered_once(self) -> None:
         async with Client() as client:
             for _ in range(3):
                 await client.send("subscribe", ROOM)
@@ -136,7 +136,7 @@ class TestSubscribe:
             assert await client.quiet()
             assert calls == [("subscribed", ROOM)]
 
-    async def test_subscribe_unsubscribe_subscribe_runs_twice(self) -> None:
+    async def test_subscribing_again_after_an_unsubscribe_runs_the_handlers_again(self) -> None:
         async with Client() as client:
             await client.send("subscribe", ROOM)
             await client.send("unsubscribe", ROOM)
@@ -145,14 +145,14 @@ class TestSubscribe:
             assert types == [None, "confirm_subscription"] * 2
         assert [call[0] for call in calls] == ["subscribed", "unsubscribed", "subscribed", "unsubscribed"]
 
-    async def test_their_number_is_limited(self) -> None:
+    async def test_the_number_of_subscriptions_is_limited(self) -> None:
         async with Client() as client:
             for number in range(5):
                 await client.subscribe(identifier("Room", n=number))
             await client.send("subscribe", identifier("Room", n=6))
             assert (await client.receive())["type"] == "reject_subscription"
 
-    async def test_stopped_streams_are_silent(self) -> None:
+    async def test_a_stopped_stream_sends_nothing(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.perform(ROOM, "leave_stream")
@@ -163,7 +163,7 @@ class TestSubscribe:
 
 
 class TestActions:
-    async def test_an_exception_drops_what_was_recorded_and_breaks_nothing(
+    async def test_an_exception_drops_the_effects_of_the_action_and_the_connection_continues(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with Client() as client:
@@ -176,26 +176,26 @@ class TestActions:
             ]
             assert "Traceback" in caplog.text
 
-    async def test_a_check_that_says_no_ignores_the_call(self) -> None:
+    async def test_an_action_whose_check_returns_false_is_not_called(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.perform(ROOM, "increase", please=False)
             await client.perform(ROOM, "increase")
             assert (await client.receive())["message"] == {"count": 1}
 
-    async def test_sync_handlers_run_in_the_pool(self) -> None:
+    async def test_sync_handlers_run_in_handler_threads(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.perform(ROOM, "thread")
             assert (await client.receive())["message"]["thread"].startswith("cable-handler")
 
-    async def test_data_without_an_action_is_for_receive(self) -> None:
+    async def test_data_without_an_action_is_passed_to_receive(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.send("message", ROOM, data='{"text":"x"}')
             assert (await client.receive())["message"] == {"received": {"text": "x"}}
 
-    async def test_unknown_ones_are_bad_frames(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_an_unknown_action_is_logged_and_ignored(self, caplog: pytest.LogCaptureFixture) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.perform(ROOM, "subscribed")
@@ -205,7 +205,7 @@ class TestActions:
 
 
 class TestBadFrames:
-    async def test_are_survived_up_to_a_limit(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_too_many_bad_frames_disconnect_the_client(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.CRITICAL, "reliable_cable")
         async with Client() as client:
             for _ in range(20):
@@ -217,7 +217,7 @@ class TestBadFrames:
 
 
 class TestRestore:
-    async def test_gives_back_subscriptions_state_and_what_was_missed(self) -> None:
+    async def test_subscriptions_and_state_are_restored_and_missed_messages_are_sent(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.perform(ROOM, "increase")
@@ -225,66 +225,66 @@ class TestRestore:
             await abroadcast("room", 1)
             position = await client.receive()
         await abroadcast("room", 2)
-        async with Client(client.sid) as again:
-            assert again.welcome["restored_ids"] == [ROOM]
-            assert again.sid != client.sid
+        async with Client(client.sid) as restored:
+            assert restored.welcome["restored_ids"] == [ROOM]
+            assert restored.sid != client.sid
             await abroadcast("room", 3)
-            assert await again.quiet()
+            assert await restored.quiet()
             streams = {"room": {"epoch": position["epoch"], "offset": position["offset"]}}
-            await again.send("history", ROOM, history={"streams": streams, "since": 1})
-            frames = await again.receive_many(3)
+            await restored.send("history", ROOM, history={"streams": streams, "since": 1})
+            frames = await restored.receive_many(3)
             assert [frame.get("type") or frame["message"] for frame in frames] == [2, 3, "confirm_history"]
-            await again.perform(ROOM, "increase")
-            assert (await again.receive())["message"] == {"count": 2}
+            await restored.perform(ROOM, "increase")
+            assert (await restored.receive())["message"] == {"count": 2}
         assert [call[0] for call in calls] == ["subscribed", "unsubscribed", "resubscribed", "unsubscribed"]
 
-    async def test_a_client_that_received_nothing_gets_all_since_it_subscribed(self) -> None:
+    async def test_a_client_that_received_no_message_gets_all_messages_since_it_subscribed(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
         await abroadcast("room", 1)
-        async with Client(client.sid) as again:
-            await again.send("history", ROOM, history={"since": 4_000_000_000, "streams": {}})
-            assert [frame.get("message") for frame in await again.receive_many(2)] == [1, None]
+        async with Client(client.sid) as restored:
+            await restored.send("history", ROOM, history={"since": 4_000_000_000, "streams": {}})
+            assert [frame.get("message") for frame in await restored.receive_many(2)] == [1, None]
 
-    async def test_a_channel_that_rejects_there_is_not_restored(self) -> None:
+    async def test_a_subscription_that_resubscribed_rejects_is_not_restored(self) -> None:
         once = identifier("Room", once=1)
         async with Client() as client:
             await client.subscribe(once)
             await client.subscribe(ROOM)
-        async with Client(client.sid) as again:
-            assert again.welcome["restored_ids"] == [ROOM]
+        async with Client(client.sid) as restored:
+            assert restored.welcome["restored_ids"] == [ROOM]
             await abroadcast("room", 1)
-            assert await again.quiet()
+            assert await restored.quiet()
 
-    async def test_takes_over_a_connection_that_is_still_there(self) -> None:
+    async def test_a_restore_closes_the_former_connection_if_it_is_still_open(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
-            async with Client(client.sid) as again:
-                assert again.welcome["restored_ids"] == [ROOM]
-                await again.send("history", ROOM)
-                assert (await again.receive())["type"] == "confirm_history"
+            async with Client(client.sid) as restored:
+                assert restored.welcome["restored_ids"] == [ROOM]
+                await restored.send("history", ROOM)
+                assert (await restored.receive())["type"] == "confirm_history"
                 await abroadcast("room", 1)
-                assert (await again.receive())["message"] == 1
+                assert (await restored.receive())["message"] == 1
                 assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
-    async def test_is_for_the_same_user_only(self) -> None:
+    async def test_a_session_is_restored_only_for_the_same_user(self) -> None:
         async with Client(scope={"user": "ada"}) as client:
             await client.subscribe(ROOM)
         async with Client(client.sid, scope={"user": "bob"}) as other:
             assert "restored" not in other.welcome
-        async with Client(client.sid, scope={"user": "ada"}) as again:
-            assert again.welcome["restored"]
+        async with Client(client.sid, scope={"user": "ada"}) as restored:
+            assert restored.welcome["restored"]
 
-    async def test_without_the_history_request_the_connection_is_closed_in_silence(
+    async def test_a_restored_connection_that_requests_no_history_is_closed_without_a_disconnect_message(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("reliable_cable.connection.lifecycle.HISTORY_TIMEOUT", 0.01)
         async with Client() as client:
             await client.subscribe(ROOM)
-        async with Client(client.sid) as again:
-            assert await again.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+        async with Client(client.sid) as restored:
+            assert await restored.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
-    async def test_others_do_not_get_their_own_message_back_after_it(self) -> None:
+    async def test_a_restored_client_is_not_sent_its_own_messages(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
             await abroadcast("room", 1)
@@ -292,46 +292,46 @@ class TestRestore:
             await abroadcast("room", 2, exclude_socket=client.sid)
             await abroadcast("room", 3)
             assert (await client.receive())["message"] == 3
-        async with Client(client.sid) as again:
+        async with Client(client.sid) as restored:
             streams = {"room": {"epoch": position["epoch"], "offset": 1}}
-            await again.send("history", ROOM, history={"streams": streams})
-            assert [frame.get("message") for frame in await again.receive_many(2)] == [3, None]
+            await restored.send("history", ROOM, history={"streams": streams})
+            assert [frame.get("message") for frame in await restored.receive_many(2)] == [3, None]
 
-    async def test_base_clients_have_none_though_they_send_the_id(self) -> None:
+    async def test_the_session_of_a_base_client_is_not_restored(self) -> None:
         async with Client(protocol=BASE) as client:
             assert set(client.welcome) == {"type", "sid"}
             await client.subscribe(ROOM)
             await abroadcast("room", 1)
             assert await client.receive() == {"identifier": ROOM, "message": 1}
-        async with Client(client.sid, protocol=BASE) as again:
-            assert set(again.welcome) == {"type", "sid"}
+        async with Client(client.sid, protocol=BASE) as second:
+            assert set(second.welcome) == {"type", "sid"}
 
 
 class TestStreamIds:
-    async def test_the_second_identifier_on_a_stream_has_its_own_and_keeps_it(self) -> None:
+    async def test_the_second_identifier_on_a_stream_has_its_own_stream_id_in_every_session(self) -> None:
         second = identifier("Room", n=2)
         async with Client() as client:
             await client.subscribe(ROOM)
             await client.subscribe(second)
             await abroadcast("room", 1)
-            one, two = await client.receive_many(2)
-            assert one["stream_id"] == "room"
-            assert two["stream_id"] != "room"
+            first_frame, second_frame = await client.receive_many(2)
+            assert first_frame["stream_id"] == "room"
+            assert second_frame["stream_id"] != "room"
         await abroadcast("room", 2)
         async with Client() as fresh:
-            # The client is a new session, and subscribes in another order: the second keeps its own position.
-            position = {two["stream_id"]: {"epoch": two["epoch"], "offset": 1}}
+            # The client has a new session and subscribes in another order. The second identifier keeps its stream id.
+            position = {second_frame["stream_id"]: {"epoch": second_frame["epoch"], "offset": 1}}
             await fresh.subscribe(second, history={"streams": position})
             replayed = await fresh.receive()
-            assert (replayed["stream_id"], replayed["offset"]) == (two["stream_id"], 2)
+            assert (replayed["stream_id"], replayed["offset"]) == (second_frame["stream_id"], 2)
             assert (await fresh.receive())["type"] == "confirm_history"
             await fresh.subscribe(ROOM)
             await abroadcast("room", 3)
-            assert {frame["stream_id"] for frame in await fresh.receive_many(2)} == {"room", two["stream_id"]}
+            assert {frame["stream_id"] for frame in await fresh.receive_many(2)} == {"room", second_frame["stream_id"]}
 
 
 class TestPubSub:
-    async def test_presence_and_whispers(self) -> None:
+    async def test_a_public_stream_has_presence_and_whispers(self) -> None:
         public = identifier("$pubsub", stream_name="lobby")
         async with Client() as ada, Client() as bob:
             await ada.subscribe(public, presence={"id": 1, "info": "ada"})
@@ -352,11 +352,11 @@ class TestPubSub:
 
 
 class TestConsumer:
-    async def test_refuses_what_it_does_not_speak(self) -> None:
+    async def test_a_client_without_a_supported_subprotocol_is_refused(self) -> None:
         connected, _ = await Client(protocol="graphql-ws").communicator.connect()
         assert not connected
 
-    async def test_unauthorized_connections_are_told(self) -> None:
+    async def test_a_rejected_connection_is_sent_the_reason_unauthorized(self) -> None:
         class Guarded(CableConsumer):
             def connect(self) -> None:
                 self.reject_connection()
@@ -366,10 +366,10 @@ class TestConsumer:
         assert await client.receive() == {"type": "disconnect", "reason": "unauthorized", "reconnect": False}
         assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
 
-    async def test_channels_see_what_connect_has_set(self) -> None:
+    async def test_channels_have_the_identifiers_that_connect_has_set(self) -> None:
         seen: list[Any] = []
 
-        class Who(Channel):
+        class Identified(Channel):
             def subscribed(self) -> None:
                 seen.append((self.user, self.connection.tenant))
 
@@ -381,10 +381,10 @@ class TestConsumer:
                 self.tenant = "t1"
 
         async with Client(consumer=App) as client:
-            await client.subscribe(identifier("Who"))
+            await client.subscribe(identifier("Identified"))
         assert seen == [(SimpleNamespace(name="ada"), "t1")]
 
-    async def test_nothing_is_left_of_a_connection_that_has_gone(self) -> None:
+    async def test_the_hub_keeps_nothing_of_a_closed_connection(self) -> None:
         async with Client() as client:
             await client.subscribe(ROOM)
             hub = get_hub()
@@ -392,7 +392,7 @@ class TestConsumer:
         assert not hub.connections
         assert not hub._streams
 
-    async def test_pings_come_at_the_asked_interval(self) -> None:
+    async def test_pings_are_sent_at_the_interval_that_the_client_requested(self) -> None:
         async with Client(query="pi=1") as client:
             frame = await client.receive()
             assert frame["type"] == "ping"

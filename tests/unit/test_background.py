@@ -1,4 +1,4 @@
-"""Background workers: order, retries, dropped items, forks, and the exit of the interpreter."""
+"""Tests of background workers: order, retries, dropped items, forks, and the exit of the interpreter."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from reliable_cable.concurrency import background as workers
+from reliable_cable.concurrency import background
 from reliable_cable.concurrency.background import BackgroundWorker
 
 
 class Hold:
-    """Handles items after it was released, and records each batch."""
+    """A handler that waits until `go_on` is set, and records each batch."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -29,7 +29,7 @@ class Hold:
         return ()
 
 
-def test_what_is_waiting_is_handled_in_order_and_together() -> None:
+def test_waiting_items_are_handled_in_order_and_in_batches() -> None:
     hold = Hold()
     worker = BackgroundWorker("test", hold, exit_timeout=0, batch_size=4)
     worker.put([0])
@@ -42,7 +42,7 @@ def test_what_is_waiting_is_handled_in_order_and_together() -> None:
     assert hold.batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
-def test_what_is_wanted_again_comes_again_before_what_came_later() -> None:
+def test_items_are_retried_before_later_items() -> None:
     seen: list[list[int]] = []
 
     def handle(items: Sequence[int]) -> Sequence[int]:
@@ -57,7 +57,7 @@ def test_what_is_wanted_again_comes_again_before_what_came_later() -> None:
     assert seen == [[1, 2], [1, 2, 3], [1, 2, 3], [1, 2, 3]]
 
 
-def test_beyond_its_limit_the_oldest_are_dropped() -> None:
+def test_the_oldest_items_beyond_the_limit_are_dropped() -> None:
     hold = Hold()
     worker = BackgroundWorker("test", hold, exit_timeout=0, max_bytes=100, size_of=lambda item: 30)
     worker.put([0])
@@ -68,7 +68,7 @@ def test_beyond_its_limit_the_oldest_are_dropped() -> None:
     assert hold.batches == [[0], [7, 8, 9]]
 
 
-def test_an_error_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_is_logged_and_later_items_are_handled(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[int] = []
 
     def handle(items: Sequence[int]) -> Sequence[int]:
@@ -86,8 +86,8 @@ def test_an_error_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -
     assert "a fault" in caplog.text
 
 
-def test_a_thread_without_work_ends_and_another_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "IDLE_TIME", 0.01)
+def test_an_idle_thread_ends_and_a_new_one_handles_later_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "IDLE_TIME", 0.01)
     used: list[threading.Thread] = []
 
     def handle(items: Sequence[int]) -> Sequence[int]:
@@ -103,7 +103,7 @@ def test_a_thread_without_work_ends_and_another_one_goes_on(monkeypatch: pytest.
     assert used[0] is not used[1]
 
 
-def test_a_forked_child_handles_its_own_items_and_none_of_its_parent() -> None:
+def test_a_forked_child_handles_only_its_own_items() -> None:
     read, write = os.pipe()
     begun, go_on = threading.Event(), threading.Event()
 
@@ -154,7 +154,7 @@ failing.put([3])
 """
 
 
-def test_the_exit_of_the_interpreter_waits_for_a_while() -> None:
+def test_the_exit_of_the_interpreter_waits_for_a_limited_time() -> None:
     done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60, check=True)
     assert sorted(done.stdout.splitlines()) == ["abandoned 3", "handled 1 2"]
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""However many connections come at once, a few of them begin in each turn of the event loop: counted, not timed."""
+"""Tests of paced servers: only a few of many new connections start in each iteration of the event loop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HANDSHAKE = (
 
 
 class Clock:
-    """Counts the turns of the event loop."""
+    """Counts the iterations of the event loop."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -43,13 +43,13 @@ class Clock:
         self._handle = asyncio.get_running_loop().call_soon(self._tick)
 
     def stop(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         self._handle.cancel()
 
 
 @contextmanager
 def clock() -> Iterator[Clock]:
-    """Count turns for as long as the block."""
+    """Count iterations during the block."""
     counting = Clock()
     try:
         yield counting
@@ -61,7 +61,7 @@ def clock() -> Iterator[Clock]:
 
 
 class Wire:
-    """An asyncio transport, as far as it is used."""
+    """The used part of an asyncio transport."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -95,7 +95,7 @@ class Wire:
 
 
 class Uvicorn:
-    """uvicorn's part of a server: connections, and in which turn the application began for each."""
+    """A server of uvicorn without sockets. It records in which iteration the application of each connection starts."""
 
     def __init__(self, counting: Clock) -> None:
         self.began: list[int] = []
@@ -103,7 +103,7 @@ class Uvicorn:
         self._config = Config(self._application, interface="asgi3", log_config=None, ws=CableWebSocketProtocol)
         self._config.load()
         self._state = ServerState()
-        # Its turns are those of this test's event loop.
+        # The pacer of the class belongs to one event loop, so each test uses its own subclass.
         self._protocol = type("OfThisTest", (PacedHTTPProtocol,), {"pacer": Pacer(PER_ITERATION)})
 
     async def _application(self, scope: Any, receive: Any, send: Any) -> None:
@@ -115,20 +115,20 @@ class Uvicorn:
             await send({"type": "http.response.body", "body": (await receive())["body"]})
 
     def connect(self) -> Wire:
-        """Return the transport of a new connection."""
+        """Create a connection, and return its transport."""
         wire = Wire()
         wire.protocol = self._protocol(self._config, self._state, {}, asyncio.get_running_loop())
         wire.protocol.connection_made(wire)
         return wire
 
     async def idle(self) -> None:
-        """Wait until all applications have ended that began."""
+        """Wait until all started applications have ended."""
         while self._state.tasks:
             await asyncio.gather(*self._state.tasks)
             await asyncio.sleep(0)
 
 
-async def test_uvicorn_begins_a_few_websockets_in_each_turn() -> None:
+async def test_uvicorn_starts_a_few_websockets_in_each_iteration() -> None:
     with clock() as counting:
         server = Uvicorn(counting)
         wires = [server.connect() for _ in range(MANY)]
@@ -142,7 +142,7 @@ async def test_uvicorn_begins_a_few_websockets_in_each_turn() -> None:
     assert all(isinstance(wire.protocol, CableWebSocketProtocol) for wire in wires)
 
 
-async def test_uvicorn_reads_on_where_a_request_comes_in_pieces() -> None:
+async def test_uvicorn_continues_to_read_a_request_that_arrives_in_pieces() -> None:
     with clock() as counting:
         server = Uvicorn(counting)
         wires = [server.connect() for _ in range(2 * PER_ITERATION)]
@@ -156,7 +156,7 @@ async def test_uvicorn_reads_on_where_a_request_comes_in_pieces() -> None:
     assert all(b"hello" in b"".join(wire.written) for wire in wires)
 
 
-async def test_uvicorn_begins_nothing_for_who_has_gone() -> None:
+async def test_uvicorn_does_not_start_a_lost_connection() -> None:
     with clock() as counting:
         server = Uvicorn(counting)
         wires = [server.connect() for _ in range(2 * PER_ITERATION)]
@@ -169,7 +169,7 @@ async def test_uvicorn_begins_nothing_for_who_has_gone() -> None:
     assert wires[-1].written == []
 
 
-async def test_uvicorn_drops_whose_data_it_fails_on_and_begins_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_uvicorn_drops_a_connection_whose_data_causes_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = CableWebSocketProtocol.handle_connect
 
     def fail_for_some(self: CableWebSocketProtocol, event: Any) -> None:
@@ -193,8 +193,8 @@ async def test_uvicorn_drops_whose_data_it_fails_on_and_begins_the_others(monkey
     assert [type(error) for error in failed] == [ZeroDivisionError]
 
 
-async def test_uvicorns_http_protocol_goes_when_a_websocket_begins() -> None:
-    """httptools' parser and the protocol refer to each other: pinned is that the protocol has it as `parser`."""
+async def test_the_http_protocol_of_uvicorn_is_freed_when_a_websocket_starts() -> None:
+    """The parser of httptools and the protocol refer to each other. The protocol must have the attribute `parser`."""
     with clock() as counting:
         server = Uvicorn(counting)
         wire = server.connect()
@@ -210,7 +210,7 @@ async def test_uvicorns_http_protocol_goes_when_a_websocket_begins() -> None:
 
 
 class Recorder(Protocol):
-    """A protocol behind the pace."""
+    """The protocol of a paced connection, which records its data."""
 
     def __init__(self) -> None:
         self.made = 0
@@ -229,7 +229,7 @@ class Recorder(Protocol):
 
 
 class Recorders(Factory):
-    """Makes them."""
+    """The factory of the server, which creates recorders."""
 
     def __init__(self, counting: Clock | None) -> None:
         self.made: list[Recorder] = []
@@ -249,14 +249,14 @@ class Recorders(Factory):
 
 
 def accept(factory: PacedFactory) -> Any:
-    """Return the transport of a new connection, as Twisted makes it."""
+    """Create a connection as Twisted does, and return its transport."""
     transport: Any = StringTransport()  # type: ignore[no-untyped-call]
     transport.protocol = factory.buildProtocol("an address")
     transport.protocol.makeConnection(transport)
     return transport
 
 
-async def test_daphne_begins_a_few_connections_in_each_turn() -> None:
+async def test_daphne_starts_a_few_connections_in_each_iteration() -> None:
     with clock() as counting:
         recorders = Recorders(counting)
         factory = PacedFactory(recorders)
@@ -274,7 +274,7 @@ async def test_daphne_begins_a_few_connections_in_each_turn() -> None:
     assert {b"".join(data for _, data in recorder.received) for recorder in recorders.made} == {b"firstsecond"}
 
 
-async def test_daphne_begins_nothing_for_who_has_gone() -> None:
+async def test_daphne_does_not_start_a_lost_connection() -> None:
     with clock() as counting:
         recorders = Recorders(counting)
         factory = PacedFactory(recorders)
@@ -288,7 +288,7 @@ async def test_daphne_begins_nothing_for_who_has_gone() -> None:
     assert recorders.made[-2].received == []
 
 
-async def test_daphne_drops_whose_data_it_fails_on() -> None:
+async def test_daphne_drops_a_connection_whose_data_causes_an_error() -> None:
     failed: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
     with clock() as counting:
@@ -303,7 +303,7 @@ async def test_daphne_drops_whose_data_it_fails_on() -> None:
     assert len(failed) == 1
 
 
-async def test_a_connection_that_is_refused_and_a_port_that_closes_are_the_other_factorys_business() -> None:
+async def test_the_wrapped_factory_can_refuse_connections_and_is_stopped() -> None:
     with clock() as counting:
         recorders = Recorders(counting)
         factory = PacedFactory(recorders)
@@ -312,8 +312,8 @@ async def test_a_connection_that_is_refused_and_a_port_that_closes_are_the_other
     assert recorders.stopped
 
 
-def test_daphne_tells_its_server_of_each_port() -> None:
-    """Pinned: who makes the server, and whom it tells."""
+def test_each_port_of_daphne_is_paced() -> None:
+    """The server must call `listen_success`, whose argument is the port."""
     assert "listen_success" in Server.run.__code__.co_names
     server = PacedServer(application=None, endpoints=["tcp:0"])
     port = Port(0, Recorders(None))  # type: ignore[arg-type]

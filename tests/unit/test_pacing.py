@@ -1,4 +1,4 @@
-"""No more than so many go on in one turn of the event loop, in the order in which they came."""
+"""Tests of pacing: a limited number of callers proceeds in each iteration of the event loop, in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from reliable_cable.concurrency.pacing import Pacer
 
 
-async def test_few_go_on_at_once() -> None:
+async def test_callers_below_the_limit_proceed_at_once() -> None:
     pacer = Pacer(3)
     for _ in range(3):
         coroutine = pacer.wait()
@@ -16,13 +16,13 @@ async def test_few_go_on_at_once() -> None:
             coroutine.send(None)
         except StopIteration:
             continue
-        raise AssertionError("it was made to wait")
+        raise AssertionError("a caller below the limit had to wait")
 
 
-async def test_many_go_on_in_order_so_many_in_each_turn() -> None:
+async def test_many_callers_proceed_in_order_within_the_limit() -> None:
     pacer = Pacer(3)
     now = 0
-    went: list[tuple[int, int]] = []
+    proceeded: list[tuple[int, int]] = []
 
     def count() -> None:
         nonlocal now
@@ -31,29 +31,29 @@ async def test_many_go_on_in_order_so_many_in_each_turn() -> None:
 
     async def go(number: int) -> None:
         await pacer.wait()
-        went.append((now, number))
+        proceeded.append((now, number))
 
     count()
     await asyncio.gather(*(go(number) for number in range(20)))
-    assert [number for _, number in went] == list(range(20))
-    counts = [[turn for turn, _ in went].count(turn) for turn in dict(went)]
+    assert [number for _, number in proceeded] == list(range(20))
+    counts = [[iteration for iteration, _ in proceeded].count(iteration) for iteration in dict(proceeded)]
     assert max(counts) == 3
 
 
-async def test_calls_wait_as_coroutines_do() -> None:
+async def test_run_queues_calls_beyond_the_limit() -> None:
     pacer = Pacer(3)
-    went: list[int] = []
+    proceeded: list[int] = []
     for number in range(8):
-        pacer.run(partial(went.append, number))
-    counts = [len(went)]
-    while len(went) < 8:
+        pacer.run(partial(proceeded.append, number))
+    counts = [len(proceeded)]
+    while len(proceeded) < 8:
         await asyncio.sleep(0)
-        counts.append(len(went))
-    assert went == list(range(8))
+        counts.append(len(proceeded))
+    assert proceeded == list(range(8))
     assert sorted(set(counts)) == [3, 6, 8]
 
 
-async def test_a_call_that_fails_keeps_nobody_waiting() -> None:
+async def test_a_call_that_fails_does_not_block_the_queue() -> None:
     pacer = Pacer(1)
     failed: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
@@ -70,7 +70,7 @@ async def test_a_call_that_fails_keeps_nobody_waiting() -> None:
     assert failed == [error, error]
 
 
-async def test_one_who_goes_away_keeps_nobody_waiting() -> None:
+async def test_a_cancelled_caller_does_not_block_the_queue() -> None:
     pacer = Pacer(1)
     tasks = [asyncio.create_task(pacer.wait()) for _ in range(4)]
     await asyncio.sleep(0)
@@ -80,7 +80,7 @@ async def test_one_who_goes_away_keeps_nobody_waiting() -> None:
     assert [task.cancelled() for task in tasks] == [False, False, True, False]
 
 
-async def test_nothing_runs_for_nobody() -> None:
+async def test_an_idle_pacer_schedules_nothing() -> None:
     pacer = Pacer(1)
     await asyncio.gather(*(pacer.wait() for _ in range(3)))
     for _ in range(5):
@@ -88,7 +88,7 @@ async def test_nothing_runs_for_nobody() -> None:
     assert (pacer._used, len(pacer._waiting)) == (0, 0)
 
 
-def test_a_loop_that_ended_in_the_middle_of_a_turn_leaves_nothing_to_the_next() -> None:
+def test_a_closed_event_loop_leaves_no_callers_to_the_next_one() -> None:
     pacer = Pacer(1)
 
     async def begin_two() -> list[str]:
