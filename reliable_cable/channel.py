@@ -333,11 +333,6 @@ class Channel:
         """Return the names of all actions, in order."""
         return sorted(cls._actions)
 
-    @property
-    def has_state(self) -> bool:
-        """Whether any state was read or set, and so must be saved."""
-        return bool(self._state)
-
     def begin(self) -> Mapping[str, Any]:
         """Begin a new reply. Return the state as JSON values, for `undo`.
 

@@ -143,7 +143,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         finally:
             if commands is not None:
                 # A server that stops cancels this task. What a restore needs is kept all the same.
-                await asyncio.shield(commands.connection.spawn(self._end(commands, code)))
+                await asyncio.shield(commands.connection.hub.tasks.spawn(self._end(commands, code)))
                 self.session = None
             if layer_task is not None:
                 layer_task.cancel()
@@ -194,7 +194,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         try:
             await open_connection(commands, self._session_to_restore(query))
         except BaseException:
-            await asyncio.shield(connection.spawn(self._end(commands, 1006)))
+            await asyncio.shield(hub.tasks.spawn(self._end(commands, 1006)))
             raise
         return commands
 

@@ -50,7 +50,7 @@ class Replay:
         self._before_live = before_live
         self._ended = ended
         self._requests: deque[HistoryRequest | None] = deque()
-        self._task = subscription.connection.spawn(self._run())
+        self._task = subscription.connection.hub.tasks.spawn(self._run())
 
     def add(self, request: HistoryRequest | None) -> None:
         """Queue a request."""
