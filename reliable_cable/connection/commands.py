@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
-from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
 from reliable_cable.protocol.payloads import is_falsy

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
+from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.hub.subscriber import SubscriberState
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
@@ -201,12 +201,5 @@ class Replay:
 
     async def _retry(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read until the store can be read. Nothing is lost meanwhile: live messages are read afterwards, too."""
-        failed = False
-        while True:
-            try:
-                return await read()
-            except StoreError as error:
-                log = logger.debug if failed else logger.warning
-                log("A stream of %s could not be read; trying again: %s", self._subscription.identifier, error)
-                failed = True
-                await asyncio.sleep(RETRY_DELAY)
+        problem = f"A stream of {self._subscription.identifier} could not be read"
+        return await retry(read, problem, delay=RETRY_DELAY, errors=StoreError)

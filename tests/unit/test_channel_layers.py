@@ -91,7 +91,7 @@ async def test_a_message_waits_for_the_connection_to_be_accepted(consumer: type[
 
 async def test_what_fails_ends_nothing(consumer: type[Layered], layer: Layer, caplog: pytest.LogCaptureFixture) -> None:
     layer.failures = 3
-    with mock.patch("reliable_cable.consumer.LAYER_RETRY_INTERVAL", 0):
+    with mock.patch("reliable_cable.consumer.BACKGROUND_RETRY_DELAY", 0):
         async with Client(consumer=consumer) as client:
             for message in ({"type": "unknown"}, {"type": "note", "text": "raise"}, {"type": "note", "text": "hi"}):
                 await layer.group_send("notes", message)
