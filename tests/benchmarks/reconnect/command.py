@@ -183,6 +183,6 @@ def _line(result: Mapping[str, Any]) -> str:
             f"{result['after_mib']:.0f} after",
             f"  bystanders: {aside['count']} deliveries, p50 {aside.get('p50_ms', 0):.0f} ms, "
             f"p99 {aside.get('p99_ms', 0):.0f} ms, at most {aside.get('max_ms', 0):.0f} ms",
-            "  kept" if result["kept"] else "  NOT KEPT",
+            "  ok" if result["kept"] else "  FAILED: bound exceeded, or history out of order or rejected",
         ]
     )
