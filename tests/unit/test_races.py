@@ -30,7 +30,7 @@ class Room(Channel, abstract=True):
             next(iter(()))
         self.stream_from("room")
 
-    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the name in the protocol
         return True
 
     @action
