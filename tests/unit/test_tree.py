@@ -57,9 +57,9 @@ def test_built_files_are_not_in_git(files: list[Path]) -> None:
 @pytest.mark.parametrize("folder", NPM_FOLDERS)
 def test_npm_packages_are_pinned_exactly(folder: str) -> None:
     package = json.loads((ROOT / folder / "package.json").read_text())
-    wanted = package.get("dependencies", {}) | package.get("devDependencies", {})
-    assert wanted
-    assert [name for name, version in wanted.items() if not re.fullmatch(r"\d+\.\d+\.\d+", version)] == []
+    dependencies = package.get("dependencies", {}) | package.get("devDependencies", {})
+    assert dependencies
+    assert [name for name, version in dependencies.items() if not re.fullmatch(r"\d+\.\d+\.\d+", version)] == []
 
 
 @pytest.mark.parametrize("folder", NPM_FOLDERS)
