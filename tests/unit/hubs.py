@@ -31,7 +31,7 @@ class UnreliableStore(MemoryStreamStore):
         self.deliver: Callable[[StreamEvent], None] = lambda event: None
         #: Announcements that are delivered during the next fence.
         self.announced_during_fence: list[StreamEvent] = []
-        #: The arguments of the listener's `doubt`.
+        #: The streams for which `doubt` of the listener was called.
         self.doubted: list[str] = []
         self.reads = 0
         #: Called after each read, before the page is returned.
