@@ -11,6 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Final
 
+from reliable_cable.concurrency.tasks import mark_retrieved
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
@@ -108,7 +109,7 @@ class HistoryReader:
             # That read began before the hub reached its position.
             return await self._ask(stream, start.offset, hub, following)
         reading = self._reads[key] = loop.create_task(self._read(stream, start.offset, hub, following))
-        reading.add_done_callback(_mark_retrieved)
+        reading.add_done_callback(mark_retrieved)
         return await asyncio.shield(reading)
 
     async def _read(self, stream: str, after: int, hub: StreamPosition, following: bool) -> StreamPage:
@@ -163,9 +164,3 @@ class HistoryReader:
         for key in [key for key, cached in self._pages.items() if cached.expires <= now]:
             self._drop(key)
         self._timer = loop.call_later(PAGE_TTL, self._expire, loop) if self._pages else None
-
-
-def _mark_retrieved(reading: asyncio.Task[StreamPage]) -> None:
-    """Mark the error of a read as retrieved: all callers may have been cancelled."""
-    if not reading.cancelled():
-        reading.exception()

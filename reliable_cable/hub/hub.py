@@ -12,7 +12,7 @@ from functools import partial
 from typing import Final
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
-from reliable_cable.concurrency.tasks import BackgroundTasks
+from reliable_cable.concurrency.tasks import BackgroundTasks, mark_retrieved
 from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
@@ -163,6 +163,7 @@ class Hub:
         if stream is None:
             stream = self._streams[name] = HubStream(name)
             stream.opening = asyncio.get_running_loop().create_task(self._start(stream))
+            stream.opening.add_done_callback(mark_retrieved)
         stream.users += 1
         try:
             if stream.opening is not None:

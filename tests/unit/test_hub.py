@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 from typing import Any
@@ -164,6 +165,30 @@ async def test_opening_a_stream_fails_in_time_while_the_store_hangs(monkeypatch:
     _, log = await harness.subscriber()
     await harness.publish()
     assert offsets(log) == [1], "the next subscriber did not open the stream again"
+
+
+async def test_an_opening_that_fails_for_nobody_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+    harness = Harness()
+
+    async def fail(stream: str) -> StreamPosition:
+        await asyncio.sleep(0)
+        raise StoreError("broken")
+
+    monkeypatch.setattr(harness.store, "aposition", fail)
+    monkeypatch.setattr(hub_module, "RETRY_DELAY", 0.0)
+    task = asyncio.create_task(harness.subscriber())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert not harness.hub._streams
+    assert errors == []
 
 
 async def test_an_excluded_session_is_sent_the_other_messages_in_order() -> None:
