@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from .concurrency.on_commit import (
     Schedule,
@@ -87,7 +87,7 @@ def broadcast(
             with the same `idempotency_key` is safe.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
-    return _Batch([(stream, data, {"idempotency_key": idempotency_key})], options).send()[0]
+    return Batch.of_one(stream, data, idempotency_key, options).send()[0]
 
 
 async def abroadcast(
@@ -107,7 +107,7 @@ async def abroadcast(
     for example in a consumer, the message is sent immediately.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
-    return (await _Batch([(stream, data, {"idempotency_key": idempotency_key})], options).asend())[0]
+    return (await Batch.of_one(stream, data, idempotency_key, options).asend())[0]
 
 
 @sync_only("abroadcast_batch")
@@ -136,7 +136,7 @@ def broadcast_batch(
         CableError: as for `broadcast`. Nothing was sent.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
-    return _Batch(items, options).send()
+    return Batch(items, options).send()
 
 
 async def abroadcast_batch(
@@ -150,7 +150,7 @@ async def abroadcast_batch(
 ) -> list[StreamPosition | None]:
     """Async twin of `broadcast_batch`. It recognises the same transactions as `abroadcast`."""
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
-    return await _Batch(items, options).asend()
+    return await Batch(items, options).asend()
 
 
 @sync_only("aposition")
@@ -240,7 +240,7 @@ def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, Schedu
     return store, forget_on_commit
 
 
-class _Batch:
+class Batch:
     """Messages that are sent together: first those that their streams keep, then the others.
 
     Raises:
@@ -254,6 +254,11 @@ class _Batch:
         self._store = get_engine().streams
         self._kept = [(item.stream, item.message) for item in self._items if item.kept]
         self._others = [(item.stream, item.message) for item in self._items if not item.kept]
+
+    @classmethod
+    def of_one(cls, stream: str, data: Any, idempotency_key: str | None, options: BatchOptions) -> Self:
+        """Return a batch of one message."""
+        return cls([(stream, data, {"idempotency_key": idempotency_key})], options)
 
     def send(self) -> list[StreamPosition | None]:
         """Send the messages now or after the commit. Return their positions."""

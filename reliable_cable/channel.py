@@ -10,13 +10,13 @@ from typing import Any, ClassVar, Generic, TypeVar, overload
 
 from django.db.models import Model
 
-from . import broadcasting
+from .broadcasting import Batch
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import check_stream_name, encode_json
+from .validation import BatchOptions, check_stream_name, encode_json
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -285,16 +285,8 @@ class Channel:
         using: str | None = None,
     ) -> StreamPosition | None:
         """Broadcast to a target's stream on this channel. The options are those of `broadcast`."""
-        return broadcasting.broadcast(
-            cls.broadcasting_for(target),
-            data,
-            transient=transient,
-            immediate=immediate,
-            to_others=to_others,
-            exclude_socket=exclude_socket,
-            idempotency_key=idempotency_key,
-            using=using,
-        )
+        options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
+        return Batch.of_one(cls.broadcasting_for(target), data, idempotency_key, options).send()[0]
 
     @classmethod
     async def abroadcast_to(
@@ -310,16 +302,8 @@ class Channel:
         using: str | None = None,
     ) -> StreamPosition | None:
         """Async twin of `broadcast_to`."""
-        return await broadcasting.abroadcast(
-            cls.broadcasting_for(target),
-            data,
-            transient=transient,
-            immediate=immediate,
-            to_others=to_others,
-            exclude_socket=exclude_socket,
-            idempotency_key=idempotency_key,
-            using=using,
-        )
+        options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
+        return (await Batch.of_one(cls.broadcasting_for(target), data, idempotency_key, options).asend())[0]
 
     # -- for the connection --------------------------------------------------------------------------------------------
 
@@ -332,11 +316,6 @@ class Channel:
     def action_names(cls) -> list[str]:
         """Return the names of all actions, in order."""
         return sorted(cls._actions)
-
-    @property
-    def has_state(self) -> bool:
-        """Whether any state was read or set, and so must be saved."""
-        return bool(self._state)
 
     def begin(self) -> Mapping[str, Any]:
         """Begin a new reply. Return the state as JSON values, for `undo`.

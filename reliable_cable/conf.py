@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.crypto import salted_hmac
+
+T = TypeVar("T")
 
 NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
@@ -39,54 +41,6 @@ class StreamPolicy:
 #: The stream of the control bus (hub/control_bus.py). Its name contains a control character, which `broadcast` refuses.
 CONTROL_STREAM: Final = "\x01control"
 CONTROL_POLICY: Final = StreamPolicy(history_size=1000, history_ttl=300)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CableSettings:
-    """The settings of this package. Each key is the name of its field in capitals. Times are in seconds."""
-
-    redis_url: str | None = None
-    redis_options: Mapping[str, Any] = field(default_factory=dict)
-    engine: str | Mapping[str, str] = ""
-    history_size: int = 100
-    history_ttl: float = 300
-    streams: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    sessions_ttl: float = 300
-    presence_ttl: float = 15
-    secret: str = ""
-    streams_secret: str = ""
-    public_streams: bool = False
-    signed_streams_whisper: bool = False
-    ping_interval: float = 3
-    pong_timeout: float | None = None
-    max_message_size: int = 64 * 1024
-    max_pending_size: int = 1024 * 1024
-    max_subscriptions: int = 100
-    max_broadcast_size: int = 256 * 1024
-    poll_interval: float = 0.1
-    broadcast_key: str = ""
-    api_key: str = ""
-    key_prefix: str = "cable"
-    database: str = "default"
-    handler_threads: int = 8
-
-    def policy(self, stream: str) -> StreamPolicy:
-        """Return the policy of a stream. The first pattern of `STREAMS` that matches the stream's name decides."""
-        if stream == CONTROL_STREAM:
-            return CONTROL_POLICY
-        for pattern in self.streams:
-            if fnmatchcase(stream, pattern):
-                return self.policy_of(pattern)
-        return StreamPolicy(self.history_size, self.history_ttl)
-
-    def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return the policy of a pattern of `STREAMS`. Options that it does not have are those of all streams."""
-        options = self.streams[pattern]
-        return StreamPolicy(
-            options.get("history_size", self.history_size),
-            options.get("history_ttl", self.history_ttl),
-            options.get("durable", False),
-        )
 
 
 def derived_secret(secret_key: str | bytes) -> str:
@@ -170,34 +124,65 @@ def _check_streams(key: str | tuple[str, ...], value: Any) -> None:
             STREAM_OPTIONS[name](("STREAMS", pattern, name), option)
 
 
-_TEXT = "a non-empty string"
+_TEXT = _instance(str, "a non-empty string", not_empty=True)
 _SWITCH = _instance(bool, "True or False")
-CHECKS: Mapping[str, Check] = {
-    "REDIS_URL": _check_redis_url,
-    "REDIS_OPTIONS": _instance(Mapping, "a dict"),
-    "ENGINE": _check_engine,
-    "HISTORY_SIZE": _number(0, whole=True),
-    "HISTORY_TTL": _number(0, exclusive=True),
-    "STREAMS": _check_streams,
-    "SESSIONS_TTL": _number(0),
-    "PRESENCE_TTL": _number(0, exclusive=True),
-    "SECRET": _instance(str, _TEXT, not_empty=True),
-    "STREAMS_SECRET": _instance(str, _TEXT, not_empty=True),
-    "PUBLIC_STREAMS": _SWITCH,
-    "SIGNED_STREAMS_WHISPER": _SWITCH,
-    "PING_INTERVAL": _number(0, exclusive=True),
-    "PONG_TIMEOUT": _number(0, exclusive=True, optional=True),
-    "MAX_MESSAGE_SIZE": _number(1024, whole=True),
-    "MAX_PENDING_SIZE": _number(1024, whole=True),
-    "MAX_SUBSCRIPTIONS": _number(1, whole=True),
-    "MAX_BROADCAST_SIZE": _number(1024, whole=True),
-    "POLL_INTERVAL": _number(0, exclusive=True),
-    "BROADCAST_KEY": _instance(str, _TEXT, not_empty=True),
-    "API_KEY": _instance(str, _TEXT, not_empty=True),
-    "KEY_PREFIX": _instance(str, _TEXT, not_empty=True),
-    "DATABASE": _instance(str, "the alias of a database", not_empty=True),
-    "HANDLER_THREADS": _number(0, whole=True),
-}
+
+
+def _setting(default: T, check: Check) -> T:
+    """Return the field of a setting. The check raises `ImproperlyConfigured` if a value is not allowed."""
+    setting: T = field(default_factory=lambda: default, metadata={"check": check})
+    return setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class CableSettings:
+    """The settings of this package. Each key is the name of its field in capitals. Times are in seconds."""
+
+    redis_url: str | None = _setting(None, _check_redis_url)
+    redis_options: Mapping[str, Any] = _setting({}, _instance(Mapping, "a dict"))
+    engine: str | Mapping[str, str] = _setting("", _check_engine)
+    history_size: int = _setting(100, _number(0, whole=True))
+    history_ttl: float = _setting(300, _number(0, exclusive=True))
+    streams: Mapping[str, Mapping[str, Any]] = _setting({}, _check_streams)
+    sessions_ttl: float = _setting(300, _number(0))
+    presence_ttl: float = _setting(15, _number(0, exclusive=True))
+    secret: str = _setting("", _TEXT)
+    streams_secret: str = _setting("", _TEXT)
+    public_streams: bool = _setting(False, _SWITCH)
+    signed_streams_whisper: bool = _setting(False, _SWITCH)
+    ping_interval: float = _setting(3, _number(0, exclusive=True))
+    pong_timeout: float | None = _setting(None, _number(0, exclusive=True, optional=True))
+    max_message_size: int = _setting(64 * 1024, _number(1024, whole=True))
+    max_pending_size: int = _setting(1024 * 1024, _number(1024, whole=True))
+    max_subscriptions: int = _setting(100, _number(1, whole=True))
+    max_broadcast_size: int = _setting(256 * 1024, _number(1024, whole=True))
+    poll_interval: float = _setting(0.1, _number(0, exclusive=True))
+    broadcast_key: str = _setting("", _TEXT)
+    api_key: str = _setting("", _TEXT)
+    key_prefix: str = _setting("cable", _TEXT)
+    database: str = _setting("default", _instance(str, "the alias of a database", not_empty=True))
+    handler_threads: int = _setting(8, _number(0, whole=True))
+
+    def policy(self, stream: str) -> StreamPolicy:
+        """Return the policy of a stream. The first pattern of `STREAMS` that matches the stream's name decides."""
+        if stream == CONTROL_STREAM:
+            return CONTROL_POLICY
+        for pattern in self.streams:
+            if fnmatchcase(stream, pattern):
+                return self.policy_of(pattern)
+        return StreamPolicy(self.history_size, self.history_ttl)
+
+    def policy_of(self, pattern: str) -> StreamPolicy:
+        """Return the policy of a pattern of `STREAMS`. Options that it does not have are those of all streams."""
+        options = self.streams[pattern]
+        return StreamPolicy(
+            options.get("history_size", self.history_size),
+            options.get("history_ttl", self.history_ttl),
+            options.get("durable", False),
+        )
+
+
+CHECKS: Mapping[str, Check] = {each.name.upper(): each.metadata["check"] for each in fields(CableSettings)}
 
 
 def read_settings(values: Any) -> CableSettings:

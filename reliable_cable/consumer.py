@@ -7,6 +7,7 @@ import inspect
 import logging
 import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
@@ -15,6 +16,7 @@ from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
 
 from .concurrency.outages import is_outage
+from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .concurrency.threads import run_handler
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
@@ -38,9 +40,6 @@ from .servers.drain import Drain
 from .stores.engine import Engine, get_engine
 
 logger = logging.getLogger("reliable_cable")
-
-#: How long, in seconds, to wait before a channel layer that failed is tried again.
-LAYER_RETRY_INTERVAL = 1.0
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -143,7 +142,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         finally:
             if commands is not None:
                 # A server that stops cancels this task. What a restore needs is kept all the same.
-                await asyncio.shield(commands.connection.spawn(self._end(commands, code)))
+                await asyncio.shield(commands.connection.hub.tasks.spawn(self._end(commands, code)))
                 self.session = None
             if layer_task is not None:
                 layer_task.cancel()
@@ -194,7 +193,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         try:
             await open_connection(commands, self._session_to_restore(query))
         except BaseException:
-            await asyncio.shield(connection.spawn(self._end(commands, 1006)))
+            await asyncio.shield(hub.tasks.spawn(self._end(commands, 1006)))
             raise
         return commands
 
@@ -227,17 +226,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     async def _receive_from_layer(self) -> None:
         assert self._connected is not None  # noqa: S101 - for the type checker; made before this began
-        failing = False
+        receive = partial(self.channel_layer.receive, self.channel_name)
         while True:
-            try:
-                message = await self.channel_layer.receive(self.channel_name)
-                failing = False
-            except Exception:
-                if not failing:
-                    logger.exception("The channel layer cannot be read; trying again.")
-                failing = True
-                await asyncio.sleep(LAYER_RETRY_INTERVAL)
-                continue
+            message = await retry(receive, "The channel layer cannot be read", delay=BACKGROUND_RETRY_DELAY)
             await self._connected.wait()
             try:
                 handler = getattr(self, get_handler_name(message), None)

@@ -7,6 +7,12 @@ from collections.abc import Collection, Coroutine
 from typing import Any
 
 
+def mark_retrieved(task: asyncio.Task[Any]) -> None:
+    """Mark the error of a shared task as retrieved: all callers that waited for it may have been cancelled."""
+    if not task.cancelled():
+        task.exception()
+
+
 class BackgroundTasks:
     """Starts tasks and keeps references to them: the event loop itself keeps only weak ones."""
 

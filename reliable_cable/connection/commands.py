@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
-from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
 from reliable_cable.protocol.payloads import is_falsy
@@ -33,6 +33,9 @@ logger = logging.getLogger("reliable_cable")
 #: reached. The client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
 
+#: Commands that only answer their client. They are skipped after the connection has ended.
+_ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
+
 
 class Commands(CommandQueue):
     """Handles the commands of one connection.
@@ -44,7 +47,7 @@ class Commands(CommandQueue):
     __slots__ = ("connection", "subscriptions")
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
+        super().__init__(connection.hub.tasks, connection.settings.max_pending_size)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
         connection.commands = self
@@ -52,6 +55,8 @@ class Commands(CommandQueue):
 
     async def execute(self, command: commands.Command, arrived: float) -> None:
         """Handle one command."""
+        if isinstance(command, _ANSWERED) and self.connection.closed:
+            return
         if isinstance(command, commands.Subscribe):
             await self._subscribe(command, arrived)
             return

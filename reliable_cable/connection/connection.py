@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -156,11 +156,6 @@ class Connection:
         return self.sids[0]
 
     @property
-    def former_sids(self) -> tuple[str, ...]:
-        """The ids of the sessions that this one continues, the latest first."""
-        return self.sids[1:]
-
-    @property
     def closed(self) -> bool:
         """Whether the socket is closed."""
         return self.state is ConnectionState.CLOSED
@@ -170,10 +165,6 @@ class Connection:
         """Whether the connection is closed or being closed."""
         return self.state in (ConnectionState.CLOSING, ConnectionState.CLOSED)
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine as a task, which may outlive the connection."""
-        return self.hub.tasks.spawn(coroutine)
-
     # -- the session --------------------------------------------------------------------------------------------------
 
     def record(self) -> SessionRecord:
@@ -182,7 +173,7 @@ class Connection:
             self.identity,
             self.authenticated,
             {
-                "sids": list(self.former_sids),
+                "sids": list(self.sids[1:]),
                 "alive": not self.closed,
                 "left_at": self.hub.engine.session_clock.now(),
                 # The client subscribes afresh to the others, with its own request for history.
@@ -291,7 +282,7 @@ class Connection:
             if closing.notified is Notified.ALL or (closing.notified is Notified.BASE and not self.extended):
                 asked = closing.reconnect if reconnect is None else reconnect
                 self.outbox.push(messages.disconnect(reason, reconnect=asked))
-            self.spawn(self._finish())
+            self.hub.tasks.spawn(self._finish())
 
     async def drain(self, delay: float) -> None:
         """Close the connection before the server stops: after `delay` seconds, and after the queued commands."""

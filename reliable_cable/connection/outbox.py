@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from functools import partial
+from types import coroutine
 from typing import Any
 
 from reliable_cable.protocol.frames import Frame
@@ -48,33 +49,25 @@ def _unknown() -> None:
     """Take the place of `unsent` where the server cannot tell."""
 
 
-class _Resumed:
-    """Awaits the rest of a coroutine that was started by hand.
+@coroutine
+def _resume(started: Generator[Any, Any, None], waited: Any) -> Generator[Any, Any, None]:
+    """Await the rest of a coroutine that was started by hand.
 
     Args:
-        coroutine: the coroutine.
+        started: the coroutine.
         waited: what it is waiting for.
     """
-
-    __slots__ = ("_coroutine", "_waited")
-
-    def __init__(self, coroutine: Generator[Any, Any, None], waited: Any) -> None:
-        self._coroutine = coroutine
-        self._waited = waited
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        waited = self._waited
-        while True:
-            try:
-                value = yield waited
-            except BaseException as error:  # the coroutine handles it
-                step = partial(self._coroutine.throw, error)
-            else:
-                step = partial(self._coroutine.send, value)
-            try:
-                waited = step()
-            except StopIteration:
-                return
+    while True:
+        try:
+            value = yield waited
+        except BaseException as error:  # the coroutine handles it
+            step = partial(started.throw, error)
+        else:
+            step = partial(started.send, value)
+        try:
+            waited = step()
+        except StopIteration:
+            return
 
 
 class Outbox:
@@ -98,7 +91,6 @@ class Outbox:
 
     __slots__ = (
         "_blocked",
-        "_closed",
         "_drained",
         "_limit",
         "_moved",
@@ -113,6 +105,7 @@ class Outbox:
         "_unsent_then",
         "_watch",
         "_write",
+        "closed",
         "form",
         "held",
         "ready",
@@ -148,19 +141,10 @@ class Outbox:
         self._unsent = unsent
         self._unsent_then: int | None = None
         self._reading: asyncio.Lock | None = None
-        self._closed = False
+        #: Whether sending has ended.
+        self.closed = False
         self._task: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether sending has ended."""
-        return self._closed
-
-    @property
-    def blocked(self) -> bool:
-        """Whether frames are queued."""
-        return self._blocked and not self._closed
 
     def push(self, text: str, *, kept: bool = False) -> bool:
         """Send a frame, or queue it while the socket takes none.
@@ -178,7 +162,7 @@ class Outbox:
             except Exception:
                 self.failed()
             return True
-        if self._closed:
+        if self.closed:
             return True
         if not self._blocked:
             self._drive({"type": "websocket.send", "text": text})
@@ -225,7 +209,7 @@ class Outbox:
         """Send the queued frames, because the server's buffer has room."""
         self._paused = False
         self._moved = True
-        if self._closed or not self._blocked:
+        if self.closed or not self._blocked:
             return
         if self._write is not None:
             self._write_queued(self._write)
@@ -254,7 +238,7 @@ class Outbox:
 
     async def drained(self) -> None:
         """Wait until no frame is queued. A client that takes nothing meanwhile is too slow, and is dropped."""
-        while self.blocked:
+        while self._blocked and not self.closed:
             if self._watch is None:
                 self._watch_socket()
             if self._drained is None:
@@ -297,9 +281,9 @@ class Outbox:
         try:
             async with asyncio.timeout(timeout):
                 await self.drained()
-                if self._closed:
+                if self.closed:
                     return False
-                self._closed = True
+                self.closed = True
                 self.ready = None
                 await self._send({"type": "websocket.close", "code": code})
         except Exception:
@@ -312,7 +296,7 @@ class Outbox:
 
     def abandon(self) -> None:
         """Stop sending, and drop the queued frames."""
-        self._closed = True
+        self.closed = True
         self.ready = None
         self._queue.clear()
         self._size = 0
@@ -328,18 +312,18 @@ class Outbox:
         self._overflow = _do_nothing
 
     def _drive(self, message: dict[str, Any]) -> None:
-        coroutine: Any = self._send(message)
+        started: Any = self._send(message)
         try:
-            waited = coroutine.send(None)
+            waited = started.send(None)
         except StopIteration:
             return
         except Exception:
             self.failed()
             return
         self._blocked = True
-        self._task = asyncio.get_running_loop().create_task(self._flush(_Resumed(coroutine, waited)))
+        self._task = asyncio.get_running_loop().create_task(self._flush(_resume(started, waited)))
 
-    async def _flush(self, first: _Resumed | None = None) -> None:
+    async def _flush(self, first: Awaitable[None] | None = None) -> None:
         try:
             if first is not None:
                 await first
@@ -350,11 +334,11 @@ class Outbox:
                 await self._send({"type": "websocket.send", "text": text})
                 self._moved = True
         except Exception:
-            self._closed = True
+            self.closed = True
             self._queue.clear()
         finally:
             self._task = None
-            if not self._paused or self._closed:
+            if not self._paused or self.closed:
                 self._blocked = False
                 self._queue = _EMPTY
                 self._wake()

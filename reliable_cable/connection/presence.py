@@ -6,9 +6,8 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from reliable_cable.channel import Channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.hub.presence import PresenceService
 from reliable_cable.hub.rosters import Roster
@@ -19,23 +18,9 @@ from reliable_cable.reply import PresenceJoin, Reply
 
 from .connection import Connection
 from .handlers import invoke
+from .streams import SubscriptionStreams
 
 logger = logging.getLogger("reliable_cable")
-
-
-class PresenceSubscription(Protocol):
-    """What `SubscriptionPresence` needs of its subscription."""
-
-    connection: Connection
-    identifier: str
-    channel: Channel
-
-    @property
-    def presence_stream(self) -> str | None:
-        """The stream whose members the subscription's presence is about; None if it has no stream."""
-
-    def mark_confirmed(self) -> None:
-        """Let the client receive presence events from now on."""
 
 
 def member_key(sid: str, identifier: str) -> str:
@@ -57,7 +42,7 @@ class SubscriptionPresence:
 
     __slots__ = ("_former_key", "_key", "_pending_joins", "_restored_incarnation", "_roster", "_subscription", "member")
 
-    def __init__(self, subscription: PresenceSubscription) -> None:
+    def __init__(self, subscription: SubscriptionStreams) -> None:
         self._subscription = subscription
         #: The id and info of the member; None while the subscription is not a member.
         self.member: tuple[str, Any] | None = None

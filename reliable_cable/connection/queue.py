@@ -11,12 +11,11 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Coroutine
 from contextvars import copy_context
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final
 
-from reliable_cable.conf import CableSettings
+from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.protocol import commands
 
 logger = logging.getLogger("reliable_cable")
@@ -24,25 +23,8 @@ logger = logging.getLogger("reliable_cable")
 #: The most commands that may be queued.
 MAX_QUEUED_COMMANDS: Final = 1024
 
-#: Commands that only answer their client. They are skipped after the connection has ended.
-_ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 #: Commands after which more are likely to come.
 _REPEATED = (commands.Perform, commands.Whisper)
-
-
-class QueueOwner(Protocol):
-    """The connection that a queue belongs to."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection has ended."""
-
-    @property
-    def settings(self) -> CableSettings:
-        """The settings in force."""
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine as a background task."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,13 +54,15 @@ class CommandQueue(ABC):
     not one for each message, and an idle client has none.
 
     Args:
-        owner: the connection.
+        tasks: the background tasks of the event loop.
+        max_size: how many characters the frames of the queued commands may have.
     """
 
-    __slots__ = ("_backlog", "_owner", "_task")
+    __slots__ = ("_backlog", "_max_size", "_task", "_tasks")
 
-    def __init__(self, owner: QueueOwner) -> None:
-        self._owner = owner
+    def __init__(self, tasks: BackgroundTasks, max_size: int) -> None:
+        self._tasks = tasks
+        self._max_size = max_size
         self._backlog: _Backlog | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -101,7 +85,7 @@ class CommandQueue(ABC):
         backlog = self._backlog
         if backlog is None:
             backlog = self._backlog = _Backlog()
-            self._task = self._owner.spawn(self._run(backlog))
+            self._task = self._tasks.spawn(self._run(backlog))
         else:
             backlog.wake()
         arrived = 0.0
@@ -113,7 +97,7 @@ class CommandQueue(ABC):
             backlog.subscribing.pop(command.identifier, None)
         backlog.commands.append((command, size, arrived))
         backlog.size += size
-        return len(backlog.commands) <= MAX_QUEUED_COMMANDS and backlog.size <= self._owner.settings.max_pending_size
+        return len(backlog.commands) <= MAX_QUEUED_COMMANDS and backlog.size <= self._max_size
 
     def clear(self) -> None:
         """Drop the queued commands."""
@@ -142,8 +126,6 @@ class CommandQueue(ABC):
             while backlog.commands:
                 command, size, arrived = backlog.commands.popleft()
                 backlog.size -= size
-                if isinstance(command, _ANSWERED) and self._owner.closed:
-                    continue
                 try:
                     await self.execute(command, arrived)
                 except Exception:

@@ -10,52 +10,20 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
+from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.hub.subscriber import SubscriberState
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
 
-from .connection import Connection
-from .presence import SubscriptionPresence
 from .stream_ids import stream_alias
-from .subscribed_stream import SubscribedStream
+from .streams import SubscribedStream, SubscriptionStreams
 
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
-
-
-class Replayed(Protocol):
-    """The subscription that is replayed (see `subscription.Subscription`)."""
-
-    connection: Connection
-    identifier: str
-    streams: dict[str, SubscribedStream]
-    left_at: float | None
-    restorable: bool
-
-    @property
-    def presence(self) -> SubscriptionPresence:
-        """Its presence."""
-
-    @property
-    def has_presence(self) -> bool:
-        """Whether presence was used."""
-
-    def mark_confirmed(self) -> None:
-        """Let the client have presence events."""
-
-    def acknowledge(self, type_: MessageType) -> None:
-        """Send the answer to a request."""
-
-    def messages_lost(self) -> None:
-        """Tell the client of a loss."""
-
-    def replayed(self) -> None:
-        """The replay has ended."""
 
 
 class Replay:
@@ -66,14 +34,23 @@ class Replay:
 
     Args:
         subscription: the subscription.
+        before_live: called after the history was sent, before the streams go live.
+        ended: called when all requests were handled, or could not be.
     """
 
-    __slots__ = ("_requests", "_subscription", "_task")
+    __slots__ = ("_before_live", "_ended", "_requests", "_subscription", "_task")
 
-    def __init__(self, subscription: Replayed) -> None:
+    def __init__(
+        self,
+        subscription: SubscriptionStreams,
+        before_live: Callable[[], Awaitable[None]],
+        ended: Callable[[], None],
+    ) -> None:
         self._subscription = subscription
+        self._before_live = before_live
+        self._ended = ended
         self._requests: deque[HistoryRequest | None] = deque()
-        self._task = subscription.connection.spawn(self._run())
+        self._task = subscription.connection.hub.tasks.spawn(self._run())
 
     def add(self, request: HistoryRequest | None) -> None:
         """Queue a request."""
@@ -97,7 +74,7 @@ class Replay:
             logger.exception("The history of %s could not be sent.", subscription.identifier)
             subscription.connection.close(DisconnectReason.SERVER_RESTART)
         finally:
-            subscription.replayed()
+            self._ended()
 
     async def _handle(self, request: HistoryRequest | None) -> None:
         subscription = self._subscription
@@ -105,13 +82,7 @@ class Replay:
             self._suspend()  # the request before this one marked the streams live
             await subscription.connection.hub.pacer.wait()
             await self._send_history(request)
-        if subscription.left_at is not None:
-            if subscription.has_presence:
-                await subscription.presence.take_over(subscription.left_at)
-            subscription.mark_confirmed()
-            subscription.left_at = None
-        if subscription.has_presence:
-            await subscription.presence.join_pending()
+        await self._before_live()
         # The join reaches the client before live messages do.
         await asyncio.sleep(0)
         await self._go_live()
@@ -230,12 +201,5 @@ class Replay:
 
     async def _retry(self, read: Callable[[], Awaitable[T]]) -> T:
         """Read until the store can be read. Nothing is lost meanwhile: live messages are read afterwards, too."""
-        failed = False
-        while True:
-            try:
-                return await read()
-            except StoreError as error:
-                log = logger.debug if failed else logger.warning
-                log("A stream of %s could not be read; trying again: %s", self._subscription.identifier, error)
-                failed = True
-                await asyncio.sleep(RETRY_DELAY)
+        problem = f"A stream of {self._subscription.identifier} could not be read"
+        return await retry(read, problem, delay=RETRY_DELAY, errors=StoreError)

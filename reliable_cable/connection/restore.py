@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from reliable_cable.channel import find_channel
 from reliable_cable.concurrency.outages import is_outage
-from reliable_cable.hub.repair import RETRY_DELAY
+from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import parse_identifier
 from reliable_cable.protocol.constants import DisconnectReason

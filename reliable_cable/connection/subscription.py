@@ -4,46 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from reliable_cable.channel import Channel
 from reliable_cable.hub.subscriber import SubscriberState
-from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import PresenceClaim
-from reliable_cable.protocol.constants import DisconnectReason, MessageType
+from reliable_cable.protocol.constants import MessageType
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.reply import PresenceJoin, Reply, StreamStart
 
-from .connection import Connection
 from .presence import SubscriptionPresence, blank_record
 from .replay import Replay
-from .subscribed_stream import SubscribedStream
+from .streams import SubscribedStream, SubscriptionStreams
 
 
 @dataclass(slots=True, eq=False, repr=False)
-class Subscription:
-    """What one identifier of one connection receives.
+class Subscription(SubscriptionStreams):
+    """What one identifier of one connection receives."""
 
-    Args:
-        connection: the connection.
-        identifier: the identifier, as the client wrote it.
-        channel: the channel object of the application.
-    """
-
-    connection: Connection
-    identifier: str
-    channel: Channel
-    #: Whether the client was sent a confirmation on this connection.
-    confirmed: bool = False
-    streams: dict[str, SubscribedStream] = field(default_factory=dict)
     _presence: SubscriptionPresence | None = None
     #: Sends missed entries; exists while there are any.
     _replay: Replay | None = None
-    #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
-    restorable: bool = True
-    #: When the client left the session that was restored, until it has received what it missed.
-    left_at: float | None = None
     #: Closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None
 
@@ -54,23 +35,7 @@ class Subscription:
             self._presence = SubscriptionPresence(self)
         return self._presence
 
-    @property
-    def has_presence(self) -> bool:
-        """Whether presence was used."""
-        return self._presence is not None
-
     # -- streams ------------------------------------------------------------------------------------------------------
-
-    @property
-    def presence_stream(self) -> str | None:
-        """The stream of its presence: the one that was marked, or the first one."""
-        marked = next((name for name, each in self.streams.items() if each.start.presence), None)
-        return marked or next(iter(self.streams), None)
-
-    @property
-    def whisper_stream(self) -> str | None:
-        """The stream to which the client's whispers are sent."""
-        return next((name for name, each in self.streams.items() if each.start.whisper), None)
 
     async def apply_streams(
         self, reply: Reply, request: HistoryRequest | None = None, *, until: float | None = None
@@ -104,7 +69,9 @@ class Subscription:
         if known is not None:
             known.start = start
             return
-        subscribed = SubscribedStream(self, self.connection, self.identifier, start, stream_id)
+        subscribed = SubscribedStream(
+            self, self.connection.outbox, self.identifier, stream_id, self.connection.sids, start=start
+        )
         self.streams[start.name] = subscribed
         hub = self.connection.hub
         try:
@@ -142,15 +109,6 @@ class Subscription:
         self.acknowledge(MessageType.CONFIRM_SUBSCRIPTION)
         self.mark_confirmed()
 
-    def mark_confirmed(self) -> None:
-        """Send the client messages that make sense only if it knows the subscription, such as presence events."""
-        for subscribed in self.streams.values():
-            subscribed.confirmed = True
-
-    def acknowledge(self, type_: MessageType) -> None:
-        """Send the answer to a request."""
-        self.connection.outbox.push(messages.acknowledgement(type_, self.identifier))
-
     def catch_up(
         self, request: HistoryRequest | None = None, joins: Sequence[PresenceClaim | PresenceJoin] = ()
     ) -> None:
@@ -171,23 +129,25 @@ class Subscription:
                 for subscribed in self.streams.values():
                     subscribed.resume()
                 return
-            self._replay = Replay(self)
+            self._replay = Replay(self, self._before_live, self._replayed)
         self._replay.add(request)
 
-    def replayed(self) -> None:
-        """Release the replay, which has ended."""
+    async def _before_live(self) -> None:
+        """Take over the member of the session that was restored, if any, and make the pending joins."""
+        if self.left_at is not None:
+            if self._presence is not None:
+                await self._presence.take_over(self.left_at)
+            self.mark_confirmed()
+            self.left_at = None
+        if self._presence is not None:
+            await self._presence.join_pending()
+
+    def _replayed(self) -> None:
         self._replay = None
 
     def fell_behind(self) -> None:
         """The socket of a live subscriber takes no more: catch up."""
         self.catch_up()
-
-    def messages_lost(self) -> None:
-        """Tell the client of a loss, in the way that it understands (see Protocol: History)."""
-        if self.connection.extended:
-            self.acknowledge(MessageType.REJECT_HISTORY)
-        else:
-            self.connection.close(DisconnectReason.SERVER_RESTART)
 
     def cancel_deadline(self) -> None:
         """Stop waiting for the history request of a restored subscription."""

@@ -12,8 +12,10 @@ import random
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
+from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.conf import CONTROL_POLICY, CONTROL_STREAM, CableSettings
 from reliable_cable.exceptions import BroadcastError, StoreError
@@ -35,8 +37,6 @@ logger = logging.getLogger("reliable_cable")
 ANNOUNCE_DELAY: Final = 0.02
 #: The most takeovers in one message.
 MAX_TAKEOVERS: Final = 500
-#: How long, in seconds, to wait before a store that failed is tried again.
-RETRY_DELAY: Final = 1.0
 #: Over how many seconds connections are closed that have to be authenticated again.
 REAUTHENTICATION_TIME: Final = 10.0
 
@@ -109,17 +109,10 @@ class ControlBus:
                 observing.cancel()
 
     async def _start_observing(self) -> HubStream:
-        failing = False
         # Revocations are compared with the time of authentication, by this clock.
         await self._engine.session_clock.ready()
-        while True:
-            try:
-                return await self._observe(CONTROL_STREAM, self)
-            except Exception as error:
-                if not failing:
-                    logger.warning("Control messages cannot be read; trying again: %s", error)
-                failing = True
-            await asyncio.sleep(RETRY_DELAY)
+        observe = partial(self._observe, CONTROL_STREAM, self)
+        return await retry(observe, "Control messages cannot be read", delay=BACKGROUND_RETRY_DELAY)
 
     def receive(self, data: str) -> None:
         """Take a control message."""
@@ -178,18 +171,15 @@ class ControlBus:
             self._announcing = None
 
     async def _append(self, message: Message) -> None:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._settings.sessions_ttl
-        while True:
-            try:
-                await self._engine.streams.aappend([(CONTROL_STREAM, message)])
-            except (BroadcastError, StoreError) as error:
-                if loop.time() > until:
-                    logger.error("Takeovers of sessions could not be announced: %s", error)
-                    return
-            else:
-                return
-            await asyncio.sleep(RETRY_DELAY)
+        append = partial(self._engine.streams.aappend, [(CONTROL_STREAM, message)])
+        errors = (BroadcastError, StoreError)
+        until = asyncio.get_running_loop().time() + self._settings.sessions_ttl
+        try:
+            await retry(
+                append, "Takeovers cannot be announced", delay=BACKGROUND_RETRY_DELAY, errors=errors, until=until
+            )
+        except errors as error:
+            logger.error("Takeovers of sessions could not be announced: %s", error)
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
@@ -201,24 +191,25 @@ class ControlBus:
 
     async def _check(self) -> None:
         try:
-            while True:
-                try:
-                    sure = self._records.enabled and await self._records.refresh()
-                    connections = self._connections.all()
-                    times = await self._engine.sessions.arevoked([each.identity for each in connections])
-                    break
-                except Exception as error:
-                    logger.debug("Revocations could not be read; trying again: %s", error)
-                    await asyncio.sleep(RETRY_DELAY)
+            sure, revoked_at = await retry(
+                self._read_revocations, "Revocations cannot be read", delay=BACKGROUND_RETRY_DELAY
+            )
         finally:
             self._checking = None
-        for connection, at in zip(connections, times, strict=True):
+        for connection, at in revoked_at:
             if not _close_if_revoked(connection, at, reconnect=True) and not sure:
                 # The store has lost data, and perhaps revocations: authenticate every client again.
                 delay = random.uniform(0, REAUTHENTICATION_TIME)  # noqa: S311 - spreads load, no secret
                 asyncio.get_running_loop().call_later(delay, connection.close, DisconnectReason.SERVER_RESTART)
         if not sure:
             logger.warning("Revocations may have been lost. All clients reconnect, to be authenticated again.")
+
+    async def _read_revocations(self) -> tuple[bool, list[tuple[HubConnection, float]]]:
+        """Return whether no revocation was lost, and when each connection was revoked."""
+        sure = self._records.enabled and await self._records.refresh()
+        connections = self._connections.all()
+        times = await self._engine.sessions.arevoked([each.identity for each in connections])
+        return sure, list(zip(connections, times, strict=True))
 
 
 def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) -> bool:

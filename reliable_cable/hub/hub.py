@@ -12,6 +12,7 @@ from functools import partial
 from typing import Final
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
+from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.concurrency.tasks import BackgroundTasks, mark_retrieved
 from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
@@ -27,7 +28,7 @@ from .control_bus import ControlBus
 from .heartbeat import Heartbeat
 from .history import HistoryReader
 from .presence import PresenceService
-from .repair import RETRY_DELAY, Repairs
+from .repair import Repairs
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, advance, went_back
@@ -21,8 +22,6 @@ from .stream import HubStream
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, to wait before a store that failed is tried again.
-RETRY_DELAY: Final = 0.5
 #: How long, in seconds, to wait after each read in a row that changed nothing. After the last one, the repair ends.
 IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 

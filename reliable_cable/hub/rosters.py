@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.presence import Difference, ToldMembers, compare
 from reliable_cable.stores.presence.base import (
@@ -23,9 +24,6 @@ from reliable_cable.stores.presence.base import (
 )
 
 logger = logging.getLogger("reliable_cable")
-
-#: How long, in seconds, to wait before a failed read is retried.
-RETRY_DELAY: Final = 0.5
 
 #: The most rosters that are repaired at once.
 MAX_REPAIRS: Final = 8

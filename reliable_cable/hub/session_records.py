@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from reliable_cable.concurrency.tasks import BackgroundTasks
+from reliable_cable.concurrency.tasks import BackgroundTasks, mark_retrieved
 from reliable_cable.exceptions import StoreError
 from reliable_cable.identity import Identity
 from reliable_cable.stores.clock import StoreClock
@@ -87,13 +87,14 @@ class SessionRecords(SessionWriter):
         except (StoreError, TimeoutError) as error:
             self.report_failure("loaded", error)
             return None
-        return None if self.awaits_deletion(sid) else record
+        return None if sid in self._deletions else record
 
     async def _load(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Load a record together with all others that are requested in the same iteration of the event loop."""
         if self._batch is None or len(self._wanted) == LOAD_SIZE:
             self._wanted = []
             self._batch = self._loads.spawn(self._load_batch(self._wanted))
+            self._batch.add_done_callback(mark_retrieved)
         batch, index = self._batch, len(self._wanted)
         self._wanted.append((sid, identity))
         records = await asyncio.shield(batch)

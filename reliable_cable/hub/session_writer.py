@@ -123,10 +123,6 @@ class SessionWriter:
         self._deletions.update(sids)
         self._start(urgent=True)
 
-    def awaits_deletion(self, sid: str) -> bool:
-        """Return whether the records of this session are still to be deleted."""
-        return sid in self._deletions
-
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     async def save(self, session: LiveSession) -> bool:

@@ -93,7 +93,7 @@ async def test_receiving_continues_after_errors_of_the_layer_and_of_handlers(
     consumer: type[Layered], layer: Layer, caplog: pytest.LogCaptureFixture
 ) -> None:
     layer.failures = 3
-    with mock.patch("reliable_cable.consumer.LAYER_RETRY_INTERVAL", 0):
+    with mock.patch("reliable_cable.consumer.BACKGROUND_RETRY_DELAY", 0):
         async with Client(consumer=consumer) as client:
             for message in ({"type": "unknown"}, {"type": "note", "text": "raise"}, {"type": "note", "text": "hi"}):
                 await layer.group_send("notes", message)

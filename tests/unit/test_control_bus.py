@@ -259,7 +259,7 @@ class TestMessages:
             attempted.set()
             raise StoreError("down")
 
-        monkeypatch.setattr(control_bus, "RETRY_DELAY", 0.001)
+        monkeypatch.setattr(control_bus, "BACKGROUND_RETRY_DELAY", 0.001)
         monkeypatch.setattr(streams, "aread", fail)
         async with ann() as client:
             await attempted.wait()
@@ -303,7 +303,7 @@ class TestLostMessages:
     async def test_the_check_for_revocations_is_retried_until_it_succeeds(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(control_bus, "RETRY_DELAY", 0.001)
+        monkeypatch.setattr(control_bus, "BACKGROUND_RETRY_DELAY", 0.001)
         sessions = get_engine().sessions
         revoked = sessions.arevoked
         tries = 0

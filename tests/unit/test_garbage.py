@@ -14,7 +14,7 @@ from reliable_cable import Channel
 from reliable_cable.connection.commands import Commands
 from reliable_cable.connection.connection import Connection
 from reliable_cable.connection.outbox import Outbox
-from reliable_cable.connection.subscribed_stream import SubscribedStream
+from reliable_cable.connection.streams import SubscribedStream
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
 from reliable_cable.protocol.constants import DisconnectReason

@@ -11,11 +11,11 @@ import pytest
 from reliable_cable import Channel, StoreError, action, state
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
+from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.connection import commands as commands_module
 from reliable_cable.connection import replay as replay_module
 from reliable_cable.consumer import get_hub
 from reliable_cable.hub import hub as hub_module
-from reliable_cable.hub.repair import RETRY_DELAY
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.stores.engine import get_engine
 

@@ -1,0 +1,54 @@
+"""Retries calls that fail, for as long as a database, a store or a channel layer cannot be reached."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from .outages import is_outage
+
+T = TypeVar("T")
+logger = logging.getLogger("reliable_cable")
+
+#: How long, in seconds, to wait before a call is retried for which a client waits.
+RETRY_DELAY: Final = 0.5
+
+#: How long, in seconds, to wait before a call is retried for which no client waits.
+BACKGROUND_RETRY_DELAY: Final = 1.0
+
+
+async def retry(
+    call: Callable[[], Awaitable[T]],
+    problem: str,
+    *,
+    delay: float,
+    errors: type[Exception] | tuple[type[Exception], ...] = Exception,
+    until: float = math.inf,
+) -> T:
+    """Await a call. Repeat it while it fails.
+
+    Only the first failure is logged as a warning. It has a traceback unless the error is an outage.
+
+    Args:
+        call: the call.
+        problem: what the log says before "trying again": "Control messages cannot be read".
+        delay: how long, in seconds, to wait before each retry.
+        errors: the errors after which to retry.
+        until: the time, by the clock of the event loop, after which no retry begins.
+
+    Raises:
+        Exception: the error of the last call.
+    """
+    level = logging.WARNING
+    while True:
+        try:
+            return await call()
+        except errors as error:
+            if asyncio.get_running_loop().time() + delay > until:
+                raise
+            logger.log(level, "%s; trying again: %s", problem, error, exc_info=not is_outage(error))
+            level = logging.DEBUG
+        await asyncio.sleep(delay)

@@ -1,0 +1,105 @@
+"""The streams of a subscription."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reliable_cable.channel import Channel
+from reliable_cable.hub.stream import HubStream
+from reliable_cable.hub.subscriber import Subscriber, SubscriberState
+from reliable_cable.protocol import messages
+from reliable_cable.protocol.constants import DisconnectReason, MessageType
+from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.reply import StreamStart
+from reliable_cable.stores.streams.base import NOWHERE
+
+from .connection import Connection
+
+
+@dataclass(slots=True, eq=False, repr=False, kw_only=True)
+class SubscribedStream(Subscriber):
+    """A subscriber, with its stream and the reason why it was started.
+
+    Args:
+        start: what the handler asked for.
+    """
+
+    start: StreamStart
+    #: The position from which a restore sends entries if the client received none.
+    first: StreamPosition = NOWHERE
+    #: The stream; set when it is open.
+    stream: HubStream = field(init=False)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether it needs entries from the store before it can go live."""
+        return self.state is SubscriberState.CATCHING_UP and self.stream.is_behind(self)
+
+    def resume(self) -> None:
+        """Start live delivery, if it is caught up."""
+        if self.state is SubscriberState.CATCHING_UP:
+            self.stream.go_live(self)
+
+    def suspend(self) -> None:
+        """Stop live delivery, if it is live."""
+        if self.state is SubscriberState.LIVE:
+            self.stream.stop_live(self)
+
+    def start_at(self, position: StreamPosition) -> None:
+        """Catch up from a position that the client named or had in its session."""
+        if self.state is SubscriberState.CATCHING_UP:
+            self.cursor = self.first = position
+
+    def start_at_end(self) -> None:
+        """Skip entries that cannot be replayed: catch up from the stream's present position."""
+        if self.state is SubscriberState.CATCHING_UP and self.stream.position is not None:
+            self.cursor = self.first = self.stream.position
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class SubscriptionStreams:
+    """The streams of a subscription, and how far its client has received them.
+
+    Args:
+        connection: the connection.
+        identifier: the identifier, as the client wrote it.
+        channel: the channel object of the application.
+    """
+
+    connection: Connection
+    identifier: str
+    channel: Channel
+    #: Whether the client was sent a confirmation on this connection.
+    confirmed: bool = False
+    streams: dict[str, SubscribedStream] = field(default_factory=dict)
+    #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
+    restorable: bool = True
+    #: When the client left the session that was restored, until it has received what it missed.
+    left_at: float | None = None
+
+    @property
+    def presence_stream(self) -> str | None:
+        """The stream of its presence: the one that was marked, or the first one."""
+        marked = next((name for name, each in self.streams.items() if each.start.presence), None)
+        return marked or next(iter(self.streams), None)
+
+    @property
+    def whisper_stream(self) -> str | None:
+        """The stream to which the client's whispers are sent."""
+        return next((name for name, each in self.streams.items() if each.start.whisper), None)
+
+    def mark_confirmed(self) -> None:
+        """Send the client messages that make sense only if it knows the subscription, such as presence events."""
+        for subscribed in self.streams.values():
+            subscribed.confirmed = True
+
+    def acknowledge(self, type_: MessageType) -> None:
+        """Send the answer to a request."""
+        self.connection.outbox.push(messages.acknowledgement(type_, self.identifier))
+
+    def messages_lost(self) -> None:
+        """Tell the client of a loss, in the way that it understands (see Protocol: History)."""
+        if self.connection.extended:
+            self.acknowledge(MessageType.REJECT_HISTORY)
+        else:
+            self.connection.close(DisconnectReason.SERVER_RESTART)
