@@ -282,7 +282,7 @@ def test_whatever_happens_between_slices_every_reader_gets_each_message_once_in_
                 what = f"t{next(whispers)}"
                 harness.hub.deliver(Transient("s", json.dumps(what), exclude))
             else:
-                what = (await harness.publish(exclude=exclude)).offset
+                what = (await harness.publish(exclude=exclude)).entry.offset
             for one in here:
                 if not one.reader.closed and exclude not in one.reader.sids:
                     sent[one].append(what)

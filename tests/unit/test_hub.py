@@ -293,7 +293,7 @@ def test_storms(seed: int, size: int) -> None:
             step = rng.random()
             if step < 0.5:
                 event = harness.append(str(len(truth) + 1))
-                truth.append((event.epoch, event.offset))
+                truth.append((event.epoch, event.entry.offset))
                 announced.append(event)
                 if rng.random() < 0.7:
                     harness.hub.deliver(event)

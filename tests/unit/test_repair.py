@@ -8,6 +8,7 @@ import copy
 import pytest
 
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.streams.base import Advanced, Published, Transient
 
 from .hubs import Harness, catch_up, offsets
@@ -38,7 +39,7 @@ async def test_what_has_no_position_follows_what_was_announced_before_it() -> No
     harness.hub.deliver(harness.append("1"))
     harness.hub.deliver(Transient("s", "2"))
     await harness.settled()
-    harness.hub.deliver(Published("s", "of an epoch that was forgotten", 7, "lost"))
+    harness.hub.deliver(Published("s", "of an epoch that was forgotten", Entry(7, "lost")))
     harness.hub.deliver(Transient("s", "3"))
     await harness.settled()
     assert [frame["message"] for frame in log] == [1, 2, 3]
@@ -49,7 +50,7 @@ async def test_what_was_announced_and_is_not_in_the_store_yet_is_read_again() ->
     _, log = await harness.subscriber()
     first = await harness.publish()
     # The new primary announced this, while reads still go to the former one.
-    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
+    harness.hub.deliver(Published("s", first.epoch, Entry(3, "3")))
     for _ in range(6):
         await asyncio.sleep(0)
     assert offsets(log) == [1]
@@ -65,7 +66,7 @@ async def test_what_never_comes_is_not_waited_for_for_ever_but_looked_for_later(
     _, log = await harness.subscriber()
     first = await harness.publish()
     reads = harness.store.reads
-    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
+    harness.hub.deliver(Published("s", first.epoch, Entry(3, "3")))
     await harness.settled()
     assert offsets(log) == [1]
     assert harness.store.doubted == ["s"]

@@ -10,7 +10,7 @@ from functools import partial
 from reliable_cable.concurrency.on_commit import call_after_commit, report_failure
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.base import Store
 
 #: The position of a stream that does not exist.
@@ -48,9 +48,12 @@ class Published:
 
     stream: str
     epoch: str
-    offset: int
-    data: str
-    exclude: str = ""
+    entry: Entry
+
+    @property
+    def position(self) -> StreamPosition:
+        """The position of the message."""
+        return StreamPosition(self.epoch, self.entry.offset)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class MemoryStreamStore(StreamStore):
                     stream.kept.append(_StoredEntry(entry, stream.tail_at, message.idempotency_key))
                     if message.idempotency_key:
                         stream.keys[message.idempotency_key] = offset
-                    events.append(Published(name, stream.epoch, offset, message.data, message.exclude))
+                    events.append(Published(name, stream.epoch, entry))
                 positions.append(StreamPosition(stream.epoch, offset))
             for name in names:
                 self._streams[name].trim(self.settings.policy(name), now)

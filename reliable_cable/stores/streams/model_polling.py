@@ -187,10 +187,11 @@ class PollingListener(BusListener):
         """Record an event that the caller announces; return False if it was announced before."""
         known = self._known.get(event.stream)
         if isinstance(event, Published) and known is not None:
-            if event.epoch == known.epoch and event.offset <= known.offset:
+            offset = event.entry.offset
+            if event.epoch == known.epoch and offset <= known.offset:
                 return False
-            if event.offset == known.offset + 1 and known.epoch in (event.epoch, ""):
-                self._known[event.stream] = StreamPosition(event.epoch, event.offset)
+            if offset == known.offset + 1 and known.epoch in (event.epoch, ""):
+                self._known[event.stream] = event.position
         return True
 
     def _receive(self, event: StreamEvent) -> None:

@@ -300,7 +300,8 @@ class RedisStreamStore(RedisStore, StreamStore):
                 YOUNG_SIZE,
                 epoch,
             ]
-            rest: list[Argument] = [value for event in group for value in (event.offset, event.data, event.exclude)]
+            entries = [event.entry for event in group]
+            rest: list[Argument] = [value for entry in entries for value in (entry.offset, entry.data, entry.exclude)]
             calls.append(Call("push", self.keys(stream)[:2], [*head, *rest]))
         self.client.run(*calls, idempotent=True)
 

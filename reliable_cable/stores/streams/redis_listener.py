@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import Entry
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 
@@ -86,7 +87,7 @@ class RedisStreamListener(StreamListener):
     def _receive(self, stream: str, message: bytes | None) -> None:
         event = Advanced(stream) if message is None else parse_event(stream, message)
         if isinstance(event, Published):
-            self._known[stream] = StreamPosition(event.epoch, event.offset)
+            self._known[stream] = event.position
         if event is not None:
             self._deliver(event)
 
@@ -114,7 +115,7 @@ def parse_event(stream: str, message: bytes) -> StreamEvent | None:
     kind, (head, _, data) = message[:1], message[1:].partition(b"\n")
     if kind == b"m":
         epoch, offset, exclude = head.decode().split(" ", 2)
-        return Published(stream, epoch, int(offset), data.decode(), exclude)
+        return Published(stream, epoch, Entry(int(offset), data.decode(), exclude))
     if kind == b"t":
         return Transient(stream, data.decode(), head.decode())
     return Advanced(stream) if kind == b"a" else None
