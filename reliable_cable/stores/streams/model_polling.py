@@ -17,9 +17,9 @@ from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import CableError
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.bus import Bus, BusListener
 
-from .base import NOWHERE, Advanced, Published, StreamEvent, Transient, moved
-from .bus import Bus, BusListener
+from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
 
 logger = logging.getLogger("reliable_cable")
@@ -99,7 +99,7 @@ class PolledStore(Protocol):
         """Delete rows that exceed a size or TTL."""
 
 
-class PollingListener(BusListener):
+class PollingListener(BusListener[StreamEvent], StreamListener):
     """Announces events of this process at once, and events of other processes after a poll.
 
     The listener polls while it is subscribed to streams. A poll compares the tail of each stream with the newest
@@ -117,7 +117,7 @@ class PollingListener(BusListener):
     def __init__(
         self,
         store: PolledStore,
-        bus: Bus,
+        bus: Bus[StreamEvent],
         deliver: Callable[[StreamEvent], None],
         *,
         interval: Callable[[], float] | None = None,
