@@ -6,11 +6,13 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
 from reliable_cable import StoreError
 from reliable_cable.stores import clock
+from reliable_cable.stores.base import Store
 from reliable_cable.stores.clock import IDLE_TIME, MARGIN, MAX_AGE, MAX_GOOD_ROUND_TRIP, StoreClock
 from tests.stores.conftest import until, wait_until
 
@@ -30,7 +32,7 @@ class World:
         self.asked = 0
         self.answers = threading.Event()
         self.answers.set()
-        self.store_clock = StoreClock(self, monotonic=self.monotonic, host=self.clock)
+        self.store_clock = StoreClock(cast(Store, self), monotonic=self.monotonic, host=self.clock)
 
     def clock(self) -> float:
         return self.true_time + HOST
@@ -182,7 +184,7 @@ class TestAThread:
         world.true_time += IDLE_TIME + 1
 
     def test_is_not_made_where_everything_is_to_stay_in_the_callers_thread(self, world: World) -> None:
-        bound = StoreClock(world, threads=False, monotonic=world.monotonic, host=world.clock)
+        bound = StoreClock(cast(Store, world), threads=False, monotonic=world.monotonic, host=world.clock)
         assert bound.now() == pytest.approx(world.clock() - MARGIN)
         assert bound._thread is None
 
