@@ -30,9 +30,3 @@ class BackgroundTasks:
     def pending(self) -> Collection[asyncio.Task[Any]]:
         """The tasks that have not ended."""
         return tuple(self._tasks)
-
-
-def mark_retrieved(task: asyncio.Task[Any]) -> None:
-    """Mark the error of a task as retrieved: all callers that wait for the task may have been cancelled."""
-    if not task.cancelled():
-        task.exception()

@@ -18,7 +18,7 @@ from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import Entry, Verdict, judge
+from reliable_cable.protocol.recovery import Verdict, judge
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
 
@@ -143,9 +143,9 @@ class Hub:
             self._take(stream, stream.position, event)
 
     def _take(self, stream: HubStream, position: StreamPosition, event: Published) -> None:
-        verdict = judge(position, event.epoch, event.offset)
+        verdict = judge(position, event.epoch, event.entry.offset)
         if verdict is Verdict.NEXT:
-            stream.take(Entry(event.offset, event.data, event.exclude), event.epoch)
+            stream.take(event.entry, event.epoch)
             return
         if verdict is Verdict.GAP:
             stream.keep_early(event)

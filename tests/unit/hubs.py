@@ -12,7 +12,7 @@ from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.sessions.memory import MemorySessionStore
@@ -112,7 +112,7 @@ class Harness:
     def append(self, data: str = "1", exclude: str = "") -> Published:
         """Store a message without announcing it."""
         position = self.store.append([("s", Message(data, exclude))])[0]
-        return Published("s", position.epoch, position.offset, data, exclude)
+        return Published("s", position.epoch, Entry(position.offset, data, exclude))
 
     async def wait_for_repairs(self) -> None:
         """Wait until no repair is running."""

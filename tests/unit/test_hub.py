@@ -323,7 +323,7 @@ def test_subscribers_are_sent_each_message_once_and_in_order_or_are_told_of_a_lo
             step = rng.random()
             if step < 0.5:
                 event = harness.append(str(len(published) + 1))
-                published.append((event.epoch, event.offset))
+                published.append((event.epoch, event.entry.offset))
                 announced.append(event)
                 if rng.random() < 0.7:
                     harness.hub.deliver(event)
