@@ -1,4 +1,4 @@
-"""Databases for the tests: SQLite always, PostgreSQL where a test is marked `postgres`, Redis where it is `redis`."""
+"""Servers for tests: each is started or required only if a test has its marker (`postgres`, `redis`, `nginx`)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.support.redis import find_binaries
 
 __all__ = ["key_prefix", "redis_pool", "redis_server", "redis_url"]
 
-#: With this set (as `.ci/run` does), what is missing on the machine fails tests instead of skipping them.
+#: Whether to fail tests whose server program is missing, instead of skipping them. `.ci/run` sets this.
 REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip tests that need a server whose binary is not there, or fail them."""
+    """Skip or fail tests that need a server whose program is missing."""
     if item.get_closest_marker("postgres") and find_postgres() is None:
         (pytest.fail if REQUIRE else pytest.skip)("no PostgreSQL server (initdb, pg_ctl) on this machine")
     if item.get_closest_marker("redis") and not find_binaries():
@@ -33,7 +33,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def ended_threads() -> Iterator[None]:
-    """End the threads of handlers and stores after each test: their connections would keep databases in use."""
+    """End the threads of handlers and stores after each test, because their connections would keep databases in use."""
     yield
     end_threads(30)
 
@@ -42,14 +42,14 @@ def ended_threads() -> Iterator[None]:
 def django_db_modify_db_settings(
     request: pytest.FixtureRequest, django_db_modify_db_settings_parallel_suffix: None
 ) -> Iterator[None]:
-    """Start PostgreSQL before Django makes its test databases, if a collected test is for it."""
+    """Start PostgreSQL before Django creates its test databases, if a collected test needs it."""
     binaries = find_postgres()
     if binaries and any(item.get_closest_marker("postgres") for item in request.session.items):
         with running_postgres(binaries) as host:
             connections["postgres"].settings_dict["HOST"] = host
             yield
         return
-    # Tests that ask for all databases get no second one.
+    # Without PostgreSQL, tests that request all databases get only SQLite.
     connections["postgres"].close()
     del connections["postgres"]
     connections.settings.pop("postgres")

@@ -1,4 +1,4 @@
-"""Settings of the unit tests: SQLite in a file of its own, or the PostgreSQL that a fixture started."""
+"""Settings for tests: an SQLite file for each process, and a PostgreSQL server that tests/conftest.py starts."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ DATABASES = {
         "OPTIONS": {
             "transaction_mode": "IMMEDIATE",
             "timeout": 5,
-            # Tests need no protection from power cuts.
+            # Tests need no protection against power failures.
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;",
         },
         "TEST": {"NAME": str(Path(tempfile.gettempdir()) / f"reliable-cable-test-{os.getpid()}.sqlite3")},
     },
-    # Started by tests/conftest.py when a test needs it, which then fills in the HOST.
+    # tests/conftest.py sets the HOST when it starts the server.
     "postgres": {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "postgres", "HOST": ""},
 }
 

@@ -13,12 +13,12 @@ from typing import Final
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 from reliable_cable.concurrency.retrying import RETRY_DELAY
-from reliable_cable.concurrency.tasks import BackgroundTasks
+from reliable_cable.concurrency.tasks import BackgroundTasks, mark_retrieved
 from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import Entry, Verdict, judge
+from reliable_cable.protocol.recovery import Verdict, judge
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
 
@@ -143,9 +143,9 @@ class Hub:
             self._take(stream, stream.position, event)
 
     def _take(self, stream: HubStream, position: StreamPosition, event: Published) -> None:
-        verdict = judge(position, event.epoch, event.offset)
+        verdict = judge(position, event.epoch, event.entry.offset)
         if verdict is Verdict.NEXT:
-            stream.take(Entry(event.offset, event.data, event.exclude), event.epoch)
+            stream.take(event.entry, event.epoch)
             return
         if verdict is Verdict.GAP:
             stream.keep_early(event)
@@ -164,6 +164,7 @@ class Hub:
         if stream is None:
             stream = self._streams[name] = HubStream(name)
             stream.opening = asyncio.get_running_loop().create_task(self._start(stream))
+            stream.opening.add_done_callback(mark_retrieved)
         stream.users += 1
         try:
             if stream.opening is not None:

@@ -125,9 +125,10 @@ class HubStream:
 
     def keep_early(self, event: Published | Transient) -> None:
         """Keep a message until those before it have been read. Messages beyond `MAX_EARLY` are not kept."""
-        if self._early_size + len(event.data) <= MAX_EARLY:
+        size = len(event.entry.data if isinstance(event, Published) else event.data)
+        if self._early_size + size <= MAX_EARLY:
             self._early.append(event)
-            self._early_size += len(event.data) + 1
+            self._early_size += size + 1
 
     def take_early(self) -> None:
         """Take the early messages that come next. A transient one is sent after those that came before it."""
@@ -136,9 +137,9 @@ class HubStream:
             if isinstance(event, Transient):
                 self.send_transient(event)
                 continue
-            verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.offset)
+            verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.entry.offset)
             if verdict is Verdict.NEXT:
-                self.take(Entry(event.offset, event.data, event.exclude), event.epoch)
+                self.take(event.entry, event.epoch)
             elif verdict is Verdict.GAP:
                 self.keep_early(event)
 

@@ -1,4 +1,4 @@
-"""The methods that every store has, whether it stores streams, presence or sessions."""
+"""The methods that every store and every listener has, whether it stores streams, presence or sessions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,26 @@ from typing import TypeVar
 from reliable_cable.conf import CableSettings
 
 T = TypeVar("T")
+
+
+class Listener(ABC):
+    """Receives the events of streams from a store, for one hub. All its methods are called on one event loop."""
+
+    @abstractmethod
+    async def subscribe(self, stream: str) -> None:
+        """Start to announce the events of a stream.
+
+        An event that happens after this method has returned is announced. If it may have been missed, another event
+        tells the receiver to read the stream.
+        """
+
+    @abstractmethod
+    async def unsubscribe(self, stream: str) -> None:
+        """Stop announcing the events of a stream, pending events included."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Unsubscribe from all streams, and release all resources of this listener, such as tasks and connections."""
 
 
 class Store(ABC):

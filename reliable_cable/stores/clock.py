@@ -11,13 +11,15 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cached_property
-from typing import Final, Protocol
+from typing import Final
 
 from django.db import connections
 
 from reliable_cable.exceptions import StoreError
+
+from .base import Store
 
 logger = logging.getLogger("reliable_cable")
 
@@ -37,23 +39,6 @@ MAX_GOOD_ROUND_TRIP: Final = 0.25
 READY_TIMEOUT: Final = 2.0
 #: How long, in seconds, the measuring thread lives without use of the clock.
 IDLE_TIME: Final = 600.0
-
-
-class ClockedStore(Protocol):
-    """The members of a store that concern its clock. See `stores.base.Store`."""
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """This host's clock."""
-
-    def clocks(self) -> Mapping[str, Callable[[], float]]:
-        """Return the clocks of the store's servers, by name."""
-
-    def time(self) -> float:
-        """Return the present time by the store's clock."""
-
-    async def atime(self) -> float:
-        """Async twin of `time`."""
 
 
 class StoreClock:
@@ -78,7 +63,7 @@ class StoreClock:
 
     def __init__(
         self,
-        store: ClockedStore,
+        store: Store,
         *,
         threads: bool = True,
         monotonic: Callable[[], float] = time.monotonic,

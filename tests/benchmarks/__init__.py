@@ -1,1 +1,1 @@
-"""What things cost, measured against what they are made of: `python -m tests.benchmarks`."""
+"""Measures what the package costs, in comparison to the least that is possible: `python -m tests.benchmarks`."""

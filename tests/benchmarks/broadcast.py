@@ -1,4 +1,4 @@
-"""What `broadcast()` costs from sync code: against the bare script by redis-py, and against a channel layer's group."""
+"""Measures what `broadcast()` costs sync code, compared with the bare Lua script and with channel layers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.redis import RedisStreamStore, _Append
 
 PAYLOAD = {"n": 1, "text": "x" * 200}
-#: Rounds, of which the median counts, and calls of each kind in one.
-ROUNDS, CALLS = 7, 300
+#: The number of rounds. Their median is the result.
+ROUNDS = 7
+#: The number of calls of each kind in a round.
+CALLS = 300
 
 
 def _time(call: Callable[[], Any], calls: int) -> float:
-    """Return the microseconds that a call takes."""
+    """Return how long a call takes, in microseconds."""
     started = time.perf_counter()
     for _ in range(calls):
         call()
@@ -34,7 +36,7 @@ def _time(call: Callable[[], Any], calls: int) -> float:
 
 
 def _bare_script(store: RedisStreamStore, url: str) -> Callable[[], Any]:
-    """Return a call of the append script by redis-py's own script support, with its arguments ready."""
+    """Return a function that calls the append script with prepared arguments, by the script support of redis-py."""
     client = redis.Redis.from_url(url)
     script = client.register_script(script_text("append"))
     store.client.run(Call("PING"))
@@ -46,10 +48,10 @@ def _bare_script(store: RedisStreamStore, url: str) -> Callable[[], Any]:
 
 
 def measure(url: str) -> dict[str, float]:
-    """Return the microseconds of each, the median of rounds that take turns.
+    """Return how long each call takes, in microseconds: the median of rounds in which all calls are measured.
 
     Args:
-        url: of the Redis, which `RELIABLE_CABLE` has, too.
+        url: the URL of the Redis, which is also in `RELIABLE_CABLE`.
     """
     store = get_engine().streams
     assert isinstance(store, RedisStreamStore)

@@ -1,7 +1,8 @@
-"""`python -m tests.benchmarks incoming`: what a message from a client costs a server.
+"""Measures what a message from a client costs a server: `python -m tests.benchmarks incoming`.
 
-Clients send one message after another, so far apart that each finds its connection idle (`answered`: as fast as they
-are answered). The same texts go to a bare ASGI application and to a Channels consumer, which decode them.
+Each client sends messages at a rate at which its connection is idle in between. For the kind `answered`, it sends each
+message as soon as the previous one was answered. A bare ASGI application and a Channels consumer receive the same
+messages and decode them, for comparison.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.benchmarks.fanout.servers import PROJECT, Subject, running
 from tests.benchmarks.stage import stage
 from tests.support.client import Client, identify
 
-#: What is sent: the command, and its data; bare applications know only some.
+#: The kinds of messages: the command and its data.
 KINDS: Mapping[str, tuple[str, Any]] = {
     "async action": ("message", json.dumps({"action": "nothing"})),
     "answered": ("message", json.dumps({"action": "answer"})),
@@ -29,9 +30,9 @@ KINDS: Mapping[str, tuple[str, Any]] = {
     "whisper": ("whisper", {"cursor": [1, 2]}),
     "pong": ("pong", None),
 }
-#: Each of them decodes what it is sent; nothing else is the same for all.
+#: The kinds that the applications for comparison can receive, too.
 BARE_KINDS = ("async action", "answered")
-#: Messages of each client before it counts.
+#: How many messages each client sends before the measurement.
 WARM = 10
 
 
@@ -52,23 +53,23 @@ SUBJECTS = tuple(
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("--connections", type=int, default=100, help="clients (100)")
-    parser.add_argument("--messages", type=int, default=100, help="that each sends (100)")
-    parser.add_argument("--rate", type=float, default=20, help="messages a second of each client (20)")
-    parser.add_argument("--only", action="append", default=[], help="measure servers with this in their name")
-    parser.add_argument("--kind", action="append", choices=KINDS, help="what is sent (all)")
-    parser.add_argument("--output", type=Path, help="for the results (JSON)")
+    """Declare the arguments of the command."""
+    parser.add_argument("--connections", type=int, default=100, help="number of clients (100)")
+    parser.add_argument("--messages", type=int, default=100, help="messages of each client (100)")
+    parser.add_argument("--rate", type=float, default=20, help="messages of each client per second (20)")
+    parser.add_argument("--only", action="append", default=[], help="measure only servers with this text in their name")
+    parser.add_argument("--kind", action="append", choices=KINDS, help="kind of message (all)")
+    parser.add_argument("--output", type=Path, help="file for the results (JSON)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, and print a table."""
+    """Measure the servers, print a line for each, and return the exit code."""
     results: dict[str, dict[str, float]] = {}
-    with stage(with_floor=False) as ground:
+    with stage(with_floor=False) as resources:
         for subject in SUBJECTS:
             if options.only and not any(word in subject.name for word in options.only):
                 continue
-            with running(subject, ground.environment, ground.folder / "log") as server:
+            with running(subject, resources.environment, resources.folder / "log") as server:
                 costs = asyncio.run(_measure(subject, server.pid, server.url, options))
             results[subject.name] = costs
             text = ", ".join(f"{kind} {cost:.0f}" for kind, cost in costs.items())
@@ -80,12 +81,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _measure(subject: Subject, pid: int, url: str, options: argparse.Namespace) -> dict[str, float]:
-    """Return the µs of CPU that each kind of message costs."""
+    """Return the CPU time that each kind of message costs, in µs."""
     costs: dict[str, float] = {}
     async with AsyncExitStack() as stack:
         clients: list[tuple[Client, str]] = []
         for number in range(options.connections):
-            # One ping a minute.
+            # One ping per minute, so that pings cost next to nothing.
             client = await stack.enter_async_context(Client(url, query="pi=60"))
             identifier = identify("BenchChannel", stream=f"bench{number}", whisper=True)
             clients.append((client, await client.subscribe(identifier)))
@@ -111,14 +112,14 @@ async def _paced(clients: list[tuple[Client, str]], kind: str, count: int, rate:
     for number in range(count * len(clients)):
         await asyncio.sleep(started + number * step - time.monotonic())
         await _send(*clients[number % len(clients)], kind)
-    # Commands are handled in order: whoever is answered has had all of them handled.
+    # Commands are handled in order, so after an answer all earlier commands have been handled.
     await _answered(clients, "answered", 1, rate)
 
 
 async def _answered(clients: list[tuple[Client, str]], kind: str, count: int, rate: float) -> None:
-    async def go_on(client: Client, identifier: str) -> None:
+    async def send_all(client: Client, identifier: str) -> None:
         for _ in range(count):
             await _send(client, identifier, kind)
             await client.messages(identifier, 1, timeout=60)
 
-    await asyncio.gather(*(go_on(client, identifier) for client, identifier in clients))
+    await asyncio.gather(*(send_all(client, identifier) for client, identifier in clients))

@@ -1,4 +1,4 @@
-"""What servers under test need beside them: a Redis of their own, a migrated database, and a folder."""
+"""Creates the resources of servers under test: a Redis, a migrated database and a folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.server import ROOT
 
 @dataclass(frozen=True)
 class Stage:
-    """What there is.
+    """The resources of servers under test.
 
     Args:
-        folder: for logs.
-        redis: the server, empty at first.
-        environment: of servers and publishers, this process's included.
-        floor: the compiled loop; None: there is no C compiler, or it was not asked for.
+        folder: the folder for logs.
+        redis: the Redis, which is empty at first.
+        environment: the environment variables of servers and publishers.
+        floor: the path of the compiled floor; None: it is not needed, or there is no C compiler.
     """
 
     folder: Path
@@ -35,7 +35,7 @@ class Stage:
 
 @contextlib.contextmanager
 def stage(*, with_floor: bool) -> Iterator[Stage]:
-    """Have it for as long as the block."""
+    """Create the resources, and remove them after the block."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         floor = compile_floor(folder) if with_floor else None

@@ -1,4 +1,4 @@
-"""What a broadcast costs Redis, by the number of subscribers: commands and bytes may not grow with it."""
+"""Measures what a broadcast costs Redis. Commands and bytes must not grow with the number of subscribers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BROADCASTS = 100
 
 
 async def measure(server: RedisServer, counts: tuple[int, ...] = (1, 1000)) -> dict[int, dict[str, float]]:
-    """Return, for each number of subscribers of one stream, what one broadcast costs Redis.
+    """Return what one broadcast costs Redis, by the number of subscribers of its stream.
 
     Args:
-        server: the Redis, which nobody else uses.
-        counts: numbers of subscribers.
+        server: the Redis. No other process may use it.
+        counts: the numbers of subscribers to measure.
     """
     assert get_settings().redis_url == server.url
-    found: dict[int, dict[str, float]] = {}
+    costs: dict[int, dict[str, float]] = {}
     for count in counts:
         stream = f"bench-{count}"
         missing = BROADCASTS * count
@@ -38,23 +38,23 @@ async def measure(server: RedisServer, counts: tuple[int, ...] = (1, 1000)) -> d
                 complete.set()
 
         hub = get_hub()
-        readers = [
+        subscribers = [
             LoneSubscriber(Outbox(send, limit=1 << 20, overflow=lambda: None), "I", stream, frozenset(), lambda: None)
             for _ in range(count)
         ]
-        for reader in readers:
-            await reader.join(hub, stream)
-            reader.resume()
+        for subscriber in subscribers:
+            await subscriber.join(hub, stream)
+            subscriber.resume()
         before = await asyncio.to_thread(_counters, server)
         for number in range(BROADCASTS):
             await sync_to_async(broadcast)(stream, {"n": number + 1})
         async with asyncio.timeout(30):
             await complete.wait()
         after = await asyncio.to_thread(_counters, server)
-        for reader in readers:
-            reader.leave(hub)
-        found[count] = {name: (after[name] - before[name]) / BROADCASTS for name in after}
-    return found
+        for subscriber in subscribers:
+            subscriber.leave(hub)
+        costs[count] = {name: (after[name] - before[name]) / BROADCASTS for name in after}
+    return costs
 
 
 def _counters(server: RedisServer) -> dict[str, int]:

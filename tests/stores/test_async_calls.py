@@ -303,4 +303,4 @@ class TestARedisThatHangs:
 
 
 def offsets_of(heard: list[StreamEvent]) -> list[int]:
-    return sorted({event.offset for event in heard if isinstance(event, Published)})
+    return sorted({event.entry.offset for event in heard if isinstance(event, Published)})

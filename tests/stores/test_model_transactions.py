@@ -153,7 +153,7 @@ class TestCrashes:
         await there._run(broadcast)
         await until(lambda: len(heard) == 2)
         await listener.close()
-        assert [(event.offset, event.data) for event in heard] == [(1, "1"), (2, "2")]
+        assert [(event.entry.offset, event.entry.data) for event in heard] == [(1, "1"), (2, "2")]
 
     def test_a_hook_that_fails_is_logged_and_does_not_fail_the_request(
         self, store: ModelStreamStore, alias: str, caplog: pytest.LogCaptureFixture

@@ -39,7 +39,7 @@ class TestFailover(RedisPair):
         heard.clear()
         await append(store, "3")
         await until(lambda: heard)
-        assert [(event.offset, event.data) for event in heard if isinstance(event, Published)] == [(2, "3")]
+        assert [(event.entry.offset, event.entry.data) for event in heard if isinstance(event, Published)] == [(2, "3")]
         await listener.close()
 
     @pytest.mark.parametrize("demoted", [True, False], ids=["demoted", "left behind"])
@@ -71,7 +71,7 @@ class TestFailover(RedisPair):
         assert (await store.aread("a", after=0, limit=10)).tail == 1
         await until(lambda: replica.cli("PUBSUB", "NUMSUB", store.channel("a"))[1] == 1)
         await append(elsewhere, "2")
-        await until(lambda: any(isinstance(event, Published) and event.data == "2" for event in heard))
+        await until(lambda: any(isinstance(event, Published) and event.entry.data == "2" for event in heard))
         await listener.close()
 
     async def test_a_transient_message_is_not_sent_to_a_replica(

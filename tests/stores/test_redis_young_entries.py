@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.redis.client import Call
 from reliable_cable.stores.streams import redis as redis_streams
 from reliable_cable.stores.streams.base import YOUNG_TIME, Published
@@ -70,7 +71,7 @@ class TestYoungEntries:
 
     def test_the_hot_tail_of_a_durable_stream_has_young_entries_too(self, make_store: MakeStore, clock: Clock) -> None:
         store = make_store(history_size=10)
-        store.push([Published("a", "e", offset, str(offset)) for offset in range(1, 301)])
+        store.push([Published("a", "e", Entry(offset, str(offset))) for offset in range(1, 301)])
         page = store.read("a", after=0, limit=1000, following=True)
         assert (page.epoch, page.low, len(page.entries)) == ("e", 1, 300)
         assert store.read("a", after=0, limit=0).low == 291

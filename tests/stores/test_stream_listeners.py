@@ -13,6 +13,7 @@ from django.db import OperationalError
 
 from reliable_cable.concurrency.threads import run_store
 from reliable_cable.exceptions import StoreError
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, StreamStore, Transient
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.model_polling import MAX_ROW_DELAY, SeenIds
@@ -52,8 +53,8 @@ class TestAnnouncing:
         await store.aappend([("b", Message("3"))])
         await until(lambda: len(heard) >= 2)
         assert heard == [
-            Published("a", first.epoch, 1, "1"),
-            Published("a", second.epoch, 2, "2", "sid"),
+            Published("a", first.epoch, Entry(1, "1")),
+            Published("a", second.epoch, Entry(2, "2", "sid")),
         ]
 
     async def test_transient_messages_are_announced_too(self, store: StreamStore, listen: Listen) -> None:

@@ -88,7 +88,7 @@ def judge_lists(
         service: the member list of the servers.
     """
     findings = []
-    for where, members in [("the service", service), *sorted(lists.items())]:
+    for where, members in [("the servers", service), *sorted(lists.items())]:
         if members is None:
             findings.append(Finding(WRONG_LIST, where, "it has no member list"))
         elif dict(members) != dict(expected):

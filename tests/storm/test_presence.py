@@ -48,7 +48,7 @@ def test_a_wrong_member_list_is_found() -> None:
 
 
 def test_a_missing_list_of_a_client_and_a_wrong_list_of_the_servers_are_found() -> None:
-    assert [f.where for f in judge_lists({"a": 1}, {"client": None}, {})] == ["the service", "client"]
+    assert [f.where for f in judge_lists({"a": 1}, {"client": None}, {})] == ["the servers", "client"]
 
 
 def test_the_last_signal_of_each_member_must_be_right() -> None:

@@ -1,4 +1,4 @@
-"""A subscriber that belongs to no subscription."""
+"""A subscriber without a subscription, for tests of the hub."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from reliable_cable.hub.subscriber import Subscriber, SubscriberOutbox, Subscrib
 
 
 class _Owner:
-    """Takes the place of the subscription."""
+    """Takes the place of the subscription that owns a subscriber."""
 
     def __init__(self, lost: Callable[[], object]) -> None:
         self._lost = lost
 
     def fell_behind(self) -> None:
-        """The test decides when the subscriber catches up."""
+        """Do nothing: the test decides when the subscriber catches up."""
 
     def messages_lost(self) -> None:
         """Tell the test."""
@@ -24,14 +24,14 @@ class _Owner:
 
 
 class LoneSubscriber(Subscriber):
-    """A subscriber whose life a test controls.
+    """A subscriber that a test joins, suspends and resumes.
 
     Args:
-        outbox: the outbox of its connection.
-        identifier: its identifier.
-        stream_id: the stream id that its client knows.
-        sids: the session ids of its connection.
-        lost: called when the client would be told of a loss.
+        outbox: the outbox of the connection.
+        identifier: the identifier of the subscription.
+        stream_id: the stream id that the client knows.
+        sids: the session ids of the connection.
+        lost: called in place of the notice of a loss to the client.
     """
 
     stream: HubStream
@@ -55,7 +55,7 @@ class LoneSubscriber(Subscriber):
         hub.unsubscribe(self.stream, self)
 
     def resume(self) -> None:
-        """Go live, if it is not."""
+        """Start live delivery if the subscriber is not live."""
         self.stream.go_live(self)
 
     def suspend(self) -> None:

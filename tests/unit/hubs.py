@@ -12,7 +12,7 @@ from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.sessions.memory import MemorySessionStore
@@ -31,7 +31,7 @@ class UnreliableStore(MemoryStreamStore):
         self.deliver: Callable[[StreamEvent], None] = lambda event: None
         #: Announcements that are delivered during the next fence.
         self.announced_during_fence: list[StreamEvent] = []
-        #: The arguments of the listener's `doubt`.
+        #: The streams for which `doubt` of the listener was called.
         self.doubted: list[str] = []
         self.reads = 0
         #: Called after each read, before the page is returned.
@@ -112,7 +112,7 @@ class Harness:
     def append(self, data: str = "1", exclude: str = "") -> Published:
         """Store a message without announcing it."""
         position = self.store.append([("s", Message(data, exclude))])[0]
-        return Published("s", position.epoch, position.offset, data, exclude)
+        return Published("s", position.epoch, Entry(position.offset, data, exclude))
 
     async def wait_for_repairs(self) -> None:
         """Wait until no repair is running."""

@@ -48,8 +48,8 @@ def engine(request: pytest.FixtureRequest, settings: Any, tmp_path: Any) -> str:
 
 @pytest.fixture
 def user() -> AbstractUser:
-    made: AbstractUser = get_user_model().objects.create_user("alice", password="secret")
-    return made
+    alice: AbstractUser = get_user_model().objects.create_user("alice", password="secret")
+    return alice
 
 
 async def in_thread(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -72,16 +72,16 @@ def session_of(user: AbstractUser | None, **values: Any) -> str:
 
 async def connect(stack: Stack, cookie: str | None = None, scope: Scope | None = None, **more: Any) -> Scope:
     """Return the scope that a stack passes to the application."""
-    found: list[Scope] = []
+    scopes: list[Scope] = []
 
     async def application(scope: Scope, receive: Any, send: Any) -> None:
-        found.append(scope)
+        scopes.append(scope)
 
     headers = [(b"host", b"example.org")]
     if cookie is not None:
         headers.append((b"cookie", f"first=1; {django_settings.SESSION_COOKIE_NAME}={cookie}".encode("latin1")))
     await stack(application)(scope or {"type": "websocket", "headers": headers, **more}, None, None)
-    return found[0]
+    return scopes[0]
 
 
 async def receive_nothing() -> None:
@@ -89,12 +89,12 @@ async def receive_nothing() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-async def both(cookie: str | None = None, **more: Any) -> tuple[Scope, Scope]:
+async def connect_both(cookie: str | None = None, **more: Any) -> tuple[Scope, Scope]:
     ours = await connect(CableAuthMiddlewareStack, cookie, **more)
     return ours, await connect(AuthMiddlewareStack, cookie, **more)
 
 
-def seen(scope: Scope) -> dict[str, Any]:
+def visible(scope: Scope) -> dict[str, Any]:
     """Return the parts of a scope that applications read."""
     session, user = scope["session"], scope["user"]
     return {
@@ -106,26 +106,26 @@ def seen(scope: Scope) -> dict[str, Any]:
     }
 
 
-async def same(cookie: str | None = None) -> Scope:
-    ours, channels = await both(cookie)
-    assert await in_thread(seen, ours) == await in_thread(seen, channels)
+async def connect_and_compare(cookie: str | None = None) -> Scope:
+    ours, channels = await connect_both(cookie)
+    assert await in_thread(visible, ours) == await in_thread(visible, channels)
     return ours
 
 
 class TestAsChannels:
     async def test_a_user_who_is_logged_in(self, engine: str, user: AbstractUser) -> None:
-        found = await same(await in_thread(session_of, user))
-        assert found["user"] == user
-        assert await found["session"].aget("theme") == "dark"
+        scope = await connect_and_compare(await in_thread(session_of, user))
+        assert scope["user"] == user
+        assert await scope["session"].aget("theme") == "dark"
 
     async def test_a_session_without_a_user(self, engine: str) -> None:
-        found = await same(await in_thread(session_of, None))
-        assert found["user"].is_anonymous
+        scope = await connect_and_compare(await in_thread(session_of, None))
+        assert scope["user"].is_anonymous
 
-    @pytest.mark.parametrize("cookie", [None, "", "short", "never-heard-of-this-session-key0"])
+    @pytest.mark.parametrize("cookie", [None, "", "short", "unknown-session-key-unknown-key0"])
     async def test_no_session(self, engine: str, cookie: str | None) -> None:
-        found = await same(cookie)
-        assert found["user"].is_anonymous
+        scope = await connect_and_compare(cookie)
+        assert scope["user"].is_anonymous
 
     async def test_a_password_that_was_changed_ends_the_session(self, user: AbstractUser) -> None:
         cookies = [await in_thread(session_of, user) for _ in range(2)]
@@ -133,9 +133,9 @@ class TestAsChannels:
         await user.asave()
         ours = await connect(CableAuthMiddlewareStack, cookies[0])
         channels = await connect(AuthMiddlewareStack, cookies[1])
-        for found in (ours, channels):
-            assert found["user"].is_anonymous
-            assert await in_thread(found["session"].is_empty)
+        for scope in (ours, channels):
+            assert scope["user"].is_anonymous
+            assert await in_thread(scope["session"].is_empty)
         store = import_module(django_settings.SESSION_ENGINE).SessionStore
         assert [await in_thread(store().exists, cookie) for cookie in cookies] == [False, False]
 
@@ -151,10 +151,10 @@ class TestAsChannels:
     )
     async def test_an_invalid_session(self, user: AbstractUser, values: dict[str, Any]) -> None:
         cookies = [await in_thread(session_of, user, **values) for _ in range(2)]
-        ours = await in_thread(seen, await connect(CableAuthMiddlewareStack, cookies[0]))
-        channels = await in_thread(seen, await connect(AuthMiddlewareStack, cookies[1]))
-        for found in (ours, channels):
-            del found["cookies"], found["key"]
+        ours = await in_thread(visible, await connect(CableAuthMiddlewareStack, cookies[0]))
+        channels = await in_thread(visible, await connect(AuthMiddlewareStack, cookies[1]))
+        for scope in (ours, channels):
+            del scope["cookies"], scope["key"]
         assert ours == channels
         assert ours["user"][0] is False
 
@@ -181,9 +181,9 @@ class TestAsChannels:
     async def test_an_existing_session_and_user_in_the_scope_are_kept(self, user: AbstractUser) -> None:
         cookie = await in_thread(session_of, user)
         session: dict[str, Any] = {}
-        found = await connect(CableAuthMiddlewareStack, cookie, session=session, user="somebody")
-        assert found["session"] is session
-        assert found["user"] == "somebody"
+        scope = await connect(CableAuthMiddlewareStack, cookie, session=session, user="somebody")
+        assert scope["session"] is session
+        assert scope["user"] == "somebody"
 
     async def test_the_scope_of_the_server_is_not_changed(self) -> None:
         scope = {"type": "websocket", "headers": []}
@@ -213,10 +213,10 @@ class TestSecretKeyFallbacks:
         cookie = await in_thread(session_of, user)
         settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "new", [settings.SECRET_KEY]
         for _ in range(2):
-            found = await connect(CableAuthMiddlewareStack, cookie)
-            assert found["user"] == user
-            assert found["session"].session_key == cookie
-            assert not found["session"].modified
+            scope = await connect(CableAuthMiddlewareStack, cookie)
+            assert scope["user"] == user
+            assert scope["session"].session_key == cookie
+            assert not scope["session"].modified
 
     async def test_a_session_of_a_removed_key_is_ended(self, user: AbstractUser, settings: Any) -> None:
         cookie = await in_thread(session_of, user)
@@ -271,8 +271,8 @@ class TestCost:
         tasks = [asyncio.create_task(connect(CableAuthMiddlewareStack, cookie)) for _ in range(120)]
         assert await asyncio.to_thread(GatedBackend.entered.wait, 10)
         GatedBackend.gate.set()
-        found = await asyncio.gather(*tasks)
-        assert {scope["user"].pk for scope in found} == {user.pk}
+        scopes = await asyncio.gather(*tasks)
+        assert {scope["user"].pk for scope in scopes} == {user.pk}
         assert sum(hops) == 120
         assert max(hops) == auth.BATCH_SIZE
         assert len(hops) <= 4
@@ -293,5 +293,5 @@ class TestCost:
         tasks[0].cancel()
         await asyncio.wait([tasks[0]])
         GatedBackend.gate.set()
-        found = await asyncio.gather(*tasks[1:])
-        assert [scope["user"].pk for scope in found] == [user.pk, user.pk]
+        scopes = await asyncio.gather(*tasks[1:])
+        assert [scope["user"].pk for scope in scopes] == [user.pk, user.pk]

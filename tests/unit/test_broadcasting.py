@@ -1,4 +1,4 @@
-"""Broadcasts: which ones are refused, which ones wait for a commit, and how connections are excluded."""
+"""Broadcasts: their validation, their delay until a commit, and the exclusion of connections."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def excluded(stream: str = "a") -> list[str]:
 
 
 class TestBroadcasting:
-    def test_it_returns_the_position_and_is_kept(self) -> None:
+    def test_a_broadcast_is_kept_and_returns_its_position(self) -> None:
         first = broadcast("a", {"text": "hi"})
         assert first == position("a")
         assert first.offset == 1
         assert history("a") == [HistoryEntry(first, {"text": "hi"})]
 
-    def test_payloads_are_encoded_as_django_does(self) -> None:
+    def test_payloads_are_encoded_by_the_encoder_of_django(self) -> None:
         broadcast(
             "a",
             {
@@ -83,14 +83,14 @@ class TestBroadcasting:
             }
         ]
 
-    def test_history_comes_in_pages(self) -> None:
+    def test_history_can_be_read_in_pages(self) -> None:
         for number in range(1, 6):
             broadcast("a", number)
         assert [entry.position.offset for entry in history("a", after=1, limit=3)] == [2, 3, 4]
         assert history("nothing here") == []
         assert position("nothing here") == StreamPosition("", 0)
 
-    def test_forgetting_begins_another_epoch(self) -> None:
+    def test_forget_begins_a_new_epoch(self) -> None:
         before = broadcast("a", 1)
         forget("a")
         assert data() == []
@@ -100,23 +100,23 @@ class TestBroadcasting:
         assert after.offset == 1
         assert after.epoch != before.epoch
 
-    def test_a_repeated_key_sends_nothing(self) -> None:
+    def test_a_broadcast_with_a_repeated_idempotency_key_is_not_stored(self) -> None:
         assert broadcast("a", 1, idempotency_key="k") == broadcast("a", 2, idempotency_key="k")
         assert data() == [1]
 
-    def test_a_batch_is_in_order(self) -> None:
+    def test_a_batch_is_stored_in_order(self) -> None:
         positions = broadcast_batch([("a", 1), ("b", 2), ("cursor:1", 3), ("a", 4)])
         assert [p and p.offset for p in positions] == [1, 1, None, 2]
         assert data("a") == [1, 4]
         assert data("b") == [2]
         assert broadcast_batch([]) == []
 
-    def test_a_batch_is_all_or_nothing(self) -> None:
+    def test_nothing_of_a_batch_with_an_invalid_item_is_stored(self) -> None:
         with pytest.raises(InvalidPayload):
             broadcast_batch([("a", 1), ("a", None)])
         assert data() == []
 
-    def test_an_item_of_a_batch_may_have_options_of_its_own(self) -> None:
+    def test_an_item_of_a_batch_can_have_its_own_options(self) -> None:
         positions = broadcast_batch(
             [
                 ("a", 1),
@@ -147,22 +147,22 @@ class TestBroadcasting:
 
 class TestRefusals:
     @pytest.mark.parametrize("text", FALSY)
-    def test_what_is_falsy_in_javascript(self, text: str) -> None:
+    def test_payloads_that_are_falsy_in_javascript_are_refused(self, text: str) -> None:
         with pytest.raises(InvalidPayload, match=r"payload for 'a' is .* falsy in JavaScript.*Wrap it in a dict"):
             broadcast("a", json.loads(text))
         assert data() == []
 
     @pytest.mark.parametrize("payload", [[], {}, True, 1, "0", [None]])
-    def test_but_not_what_only_python_finds_falsy(self, payload: Any) -> None:
+    def test_payloads_that_are_falsy_only_in_python_are_accepted(self, payload: Any) -> None:
         broadcast("a", payload)
         assert data() == [payload]
 
     @pytest.mark.parametrize("payload", [object(), {"x": {1, 2}}, float("nan"), [float("inf")], "\ud800", {(1, 2): 3}])
-    def test_what_is_not_json(self, payload: Any) -> None:
+    def test_payloads_that_json_cannot_encode_are_refused(self, payload: Any) -> None:
         with pytest.raises(InvalidPayload, match="payload for 'a' cannot be encoded"):
             broadcast("a", payload)
 
-    def test_what_contains_itself_or_is_too_deep(self) -> None:
+    def test_payloads_that_contain_themselves_or_are_nested_too_deeply_are_refused(self) -> None:
         circle: list[Any] = []
         circle.append(circle)
         deep: list[Any] = []
@@ -172,13 +172,13 @@ class TestRefusals:
             with pytest.raises(InvalidPayload):
                 broadcast("a", payload)
 
-    def test_what_is_too_large_counted_in_bytes(self) -> None:
+    def test_payloads_with_too_many_bytes_are_refused(self) -> None:
         broadcast("a", "ż" * 511)
         with pytest.raises(PayloadTooLarge, match=r"has 1026 bytes; .*MAX_BROADCAST_SIZE.* allows 1024"):
             broadcast("a", "ż" * 512)
 
     @pytest.mark.parametrize("name", ["", "x" * 256, "a\nb", "a\x00", "a\x7f", "\ud800", None, 5, b"a"])
-    def test_bad_stream_names(self, name: Any) -> None:
+    def test_invalid_stream_names_are_refused(self, name: Any) -> None:
         calls: list[Callable[[], Any]] = [
             lambda: check_stream_name(name),
             lambda: broadcast(name, 1),
@@ -194,23 +194,23 @@ class TestRefusals:
             broadcast(name, 1)
 
     @pytest.mark.parametrize("name", ["a", "x" * 255, "chat/1 {ü} 🐢", "a\u00a0b"])
-    def test_good_stream_names(self, name: str) -> None:
+    def test_valid_stream_names_are_accepted(self, name: str) -> None:
         assert check_stream_name(name) == name
         broadcast(name, 1)
         assert data(name) == [1]
 
     @pytest.mark.parametrize("key", ["", "x" * 256, "a\x00", 5])
-    def test_bad_keys(self, key: Any) -> None:
+    def test_invalid_idempotency_keys_are_refused(self, key: Any) -> None:
         with pytest.raises(InvalidOption, match=r"idempotency_key is .*1 to 255"):
             broadcast("a", 1, idempotency_key=key)
 
     @pytest.mark.parametrize(("stream", "options"), [("a", {"transient": True}), ("cursor:1", {})])
-    def test_a_key_for_what_is_not_kept(self, stream: str, options: dict[str, Any]) -> None:
+    def test_an_idempotency_key_of_a_transient_message_is_refused(self, stream: str, options: dict[str, Any]) -> None:
         with pytest.raises(InvalidOption, match="idempotency_key"):
             broadcast(stream, 1, idempotency_key="k", **options)
 
 
-class TestLeavingOut:
+class TestExclusion:
     def request(self, call: Any, socket: str | None = "sid") -> None:
         headers = {} if socket is None else {"X-Socket-ID": socket}
 
@@ -220,27 +220,27 @@ class TestLeavingOut:
 
         SocketIdMiddleware(view)(RequestFactory().get("/", headers=headers))
 
-    def test_one_socket(self) -> None:
+    def test_exclude_socket_excludes_one_socket(self) -> None:
         broadcast("a", 1, exclude_socket="sid")
         broadcast_batch([("a", 2)], exclude_socket="sid")
         assert excluded() == ["sid", "sid"]
 
-    def test_the_socket_of_the_current_request(self) -> None:
+    def test_to_others_excludes_the_socket_of_the_current_request(self) -> None:
         self.request(lambda request: broadcast("a", 1, to_others=True))
         self.request(lambda request: broadcast("a", 2))
         assert excluded() == ["sid", ""]
 
-    def test_to_others_without_a_socket_is_to_all(self) -> None:
+    def test_to_others_without_a_socket_excludes_none(self) -> None:
         broadcast("a", 1, to_others=True)
         self.request(lambda request: broadcast("a", 1, to_others=True), socket=None)
         assert excluded() == ["", ""]
 
-    def test_what_cannot_be_a_session_id_leaves_out_nobody(self) -> None:
+    def test_an_invalid_session_id_excludes_no_socket(self) -> None:
         for socket in ("x" * 65, "a\x00b", "ü"):
             broadcast("a", 1, exclude_socket=socket)
         assert excluded() == ["", "", ""]
 
-    def test_both_is_one_too_many(self) -> None:
+    def test_to_others_and_exclude_socket_cannot_be_combined(self) -> None:
         with pytest.raises(InvalidOption, match="not both"):
             broadcast("a", 1, to_others=True, exclude_socket="sid")
         with pytest.raises(InvalidOption, match="exclude_socket is 5"):
@@ -255,7 +255,7 @@ class TestTransactions:
             assert data() == []
         assert data() == [1, 2, 3]
 
-    def test_rolled_back_it_never_happened(self) -> None:
+    def test_a_rollback_cancels_the_broadcast(self) -> None:
         with transaction.atomic():
             broadcast("a", 1)
             broadcast("cursor:1", 1)
@@ -264,23 +264,23 @@ class TestTransactions:
         assert broadcast("a", 2) == StreamPosition(position("a").epoch, 1)
         assert TransientEntry.objects.count() == 0
 
-    def test_its_arguments_are_those_of_the_call(self) -> None:
-        payload = {"text": "then"}
+    def test_a_delayed_broadcast_has_the_arguments_of_the_call(self) -> None:
+        payload = {"text": "before"}
 
         def view(request: Any) -> None:
             broadcast("a", payload, to_others=True)
 
         with transaction.atomic():
-            TestLeavingOut().request(view)
-            payload["text"] = "now"
-        assert data() == [{"text": "then"}]
+            TestExclusion().request(view)
+            payload["text"] = "after"
+        assert data() == [{"text": "before"}]
         assert excluded() == ["sid"]
 
-    def test_errors_are_raised_by_the_call(self) -> None:
+    def test_an_invalid_argument_raises_at_the_call(self) -> None:
         with transaction.atomic(), pytest.raises(InvalidPayload):
             broadcast("a", None)
 
-    def test_transient_messages_and_forgetting_wait_too(self) -> None:
+    def test_transient_messages_and_forget_wait_for_the_commit(self) -> None:
         broadcast("a", 1)
         store = get_engine().streams
         with mock.patch.object(store, "publish_transient", wraps=store.publish_transient) as publish:
@@ -292,7 +292,7 @@ class TestTransactions:
             assert publish.called
         assert data() == []
 
-    def test_immediate_does_not_wait(self, engine: str) -> None:
+    def test_an_immediate_broadcast_does_not_wait_for_the_commit(self, engine: str) -> None:
         if engine == "database":
             # SQLite has one writer, so this raises an error that explains it. tests/stores covers PostgreSQL.
             with transaction.atomic(), pytest.raises(BroadcastError, match="immediate=True"):
@@ -305,7 +305,7 @@ class TestTransactions:
 
 
 class TestTwins:
-    async def test_they_do_the_same(self) -> None:
+    async def test_async_functions_do_the_same(self) -> None:
         first = await abroadcast("a", 1)
         assert first == await aposition("a")
         assert [p and p.offset for p in await abroadcast_batch([("a", 2), ("cursor:1", 3)])] == [2, None]
@@ -315,7 +315,7 @@ class TestTwins:
         with pytest.raises(InvalidPayload):
             await abroadcast("a", None)
 
-    def test_they_see_the_transaction_around_async_to_sync(self) -> None:
+    def test_async_functions_wait_for_the_transaction_around_async_to_sync(self) -> None:
         with transaction.atomic():
             assert async_to_sync(abroadcast)("a", 1) is None
             transaction.set_rollback(True)
@@ -324,17 +324,17 @@ class TestTwins:
             async_to_sync(abroadcast)("a", 2)
         assert data() == [2]
 
-    async def test_they_see_the_current_socket(self) -> None:
+    async def test_async_functions_know_the_socket_of_the_current_request(self) -> None:
         async def view(request: HttpRequest) -> HttpResponse:
             await abroadcast("a", 1, to_others=True)
             return HttpResponse()
 
-        answer: Any = SocketIdMiddleware(view)(RequestFactory().get("/", headers={"X-Socket-ID": "sid"}))
-        await answer
+        response: Any = SocketIdMiddleware(view)(RequestFactory().get("/", headers={"X-Socket-ID": "sid"}))
+        await response
         page = await get_engine().streams.aread("a", after=0, limit=1)
         assert [entry.exclude for entry in page.entries] == ["sid"]
 
 
-def test_the_database_engine_keeps_them_in_the_tables(engine: str) -> None:
+def test_only_the_database_engine_uses_the_tables(engine: str) -> None:
     broadcast("a", {"x": 1})
     assert StreamEntry.objects.count() == (1 if engine == "database" else 0)

@@ -1,4 +1,4 @@
-"""Channels record their replies without an event loop, a database or a connection."""
+"""Channels: names, actions, state, and the replies that they record."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class TestNames:
-    def test_clients_know_a_channel_by_its_class_name_or_by_the_given_one(self) -> None:
+    def test_a_channel_is_found_by_its_class_name_or_by_its_own_name(self) -> None:
         class ForecastChannel(Channel):
             pass
 
@@ -44,17 +44,17 @@ class TestNames:
 
         assert find_channel("AbstractChannel") is None
 
-    def test_two_classes_of_one_name_are_reported(self) -> None:
+    def test_two_classes_with_the_same_name_are_reported(self) -> None:
         class First(Channel):
             name = "same"
 
         class Second(Channel):
             name = "same"
 
-        path = f"{__name__}.TestNames.test_two_classes_of_one_name_are_reported.<locals>"
+        path = f"{__name__}.TestNames.test_two_classes_with_the_same_name_are_reported.<locals>"
         assert ("same", [f"{path}.First", f"{path}.Second"]) in duplicate_channels()
 
-    def test_a_subclass_has_a_name_of_its_own(self) -> None:
+    def test_a_subclass_does_not_inherit_the_name(self) -> None:
         class Parent(Channel):
             name = "parent"
 
@@ -65,7 +65,7 @@ class TestNames:
 
 
 class TestActions:
-    def test_only_marked_methods_can_be_called(self) -> None:
+    def test_only_methods_marked_as_actions_can_be_called(self) -> None:
         class C(Channel, abstract=True):
             @action
             def speak(self, data: dict[str, Any]) -> None: ...
@@ -81,7 +81,7 @@ class TestActions:
         assert C.find_action("private") is None
         assert C.find_action("subscribed") is None
 
-    def test_they_are_inherited(self) -> None:
+    def test_actions_are_inherited(self) -> None:
         class Parent(Channel, abstract=True):
             @action
             def speak(self) -> None: ...
@@ -95,7 +95,7 @@ class TestActions:
 
 
 class TestReply:
-    def test_records_streams_in_order(self) -> None:
+    def test_streams_are_recorded_in_order(self) -> None:
         channel = Channel(None)
         channel.stream_from("a", whisper=True)
         channel.stop_stream_from("a")
@@ -108,32 +108,32 @@ class TestReply:
             StreamStop(None),
         ]
 
-    def test_records_transmissions_as_json(self) -> None:
+    def test_transmissions_are_recorded_as_json(self) -> None:
         channel = Channel(None)
         channel.transmit({"é": [1, None]})
         channel.transmit([])
         assert channel.reply.transmissions == ['{"é":[1,null]}', "[]"]
 
     @pytest.mark.parametrize("text", FALSY)
-    def test_refuses_what_clients_drop(self, text: str) -> None:
+    def test_payloads_that_clients_drop_are_refused(self, text: str) -> None:
         channel = Channel(None)
         with pytest.raises(ChannelError, match="clients drop falsy messages"):
             channel.transmit(json.loads(text))
         assert channel.reply.transmissions == []
 
     @pytest.mark.parametrize("text", TRUTHY)
-    def test_takes_all_else(self, text: str) -> None:
+    def test_all_other_payloads_are_accepted(self, text: str) -> None:
         channel = Channel(None)
-        if text != "1e400":  # Python reads it as infinity, which is not JSON
+        if text != "1e400":  # Python decodes this number as infinity, which JSON cannot encode
             channel.transmit(json.loads(text))
             assert len(channel.reply.transmissions) == 1
 
     @pytest.mark.parametrize("data", [object(), float("nan"), "\ud800"])
-    def test_refuses_what_json_has_not(self, data: Any) -> None:
+    def test_payloads_that_json_cannot_encode_are_refused(self, data: Any) -> None:
         with pytest.raises(ChannelError, match="cannot be encoded as JSON"):
             Channel(None).transmit(data)
 
-    def test_records_presence_with_ids_as_strings(self) -> None:
+    def test_presence_is_recorded_with_ids_as_strings(self) -> None:
         channel = Channel(None)
         channel.presence.join(42, info={"name": "x"})
         channel.presence.leave()
@@ -141,11 +141,11 @@ class TestReply:
         with pytest.raises(ChannelError, match="needs an id"):
             channel.presence.join("")
 
-    def test_refuses_bad_stream_names_at_the_call(self) -> None:
+    def test_an_invalid_stream_name_raises_at_the_call(self) -> None:
         with pytest.raises(InvalidStreamName):
             Channel(None).stream_from("")
 
-    def test_begins_anew_and_undoes(self) -> None:
+    def test_undo_restores_the_state_and_drops_the_reply(self) -> None:
         class C(Channel, abstract=True):
             items: state[list[int]] = state(default=[])
 
@@ -160,19 +160,19 @@ class TestReply:
 
 
 class TestState:
-    def test_is_kept_for_each_channel_object(self) -> None:
+    def test_each_channel_object_has_its_own_state(self) -> None:
         class C(Channel, abstract=True):
             count = state(default=0)
             seen: state[list[str]] = state(default=[])
 
-        one, two = C(None), C(None)
-        one.count += 1
-        one.seen.append("x")
-        assert (one.count, two.count, two.seen) == (1, 0, [])
-        two.load_state({**one.dump_state(), "gone": 1})
-        assert two.dump_state() == {"count": 1, "seen": ["x"]}
+        first, second = C(None), C(None)
+        first.count += 1
+        first.seen.append("x")
+        assert (first.count, second.count, second.seen) == (1, 0, [])
+        second.load_state({**first.dump_state(), "removed": 1})
+        assert second.dump_state() == {"count": 1, "seen": ["x"]}
 
-    def test_holds_json_only(self) -> None:
+    def test_state_that_json_cannot_encode_is_refused(self) -> None:
         class C(Channel, abstract=True):
             value = state(default=None)
 
@@ -183,7 +183,7 @@ class TestState:
 
 
 class TestBroadcastingFor:
-    def test_names_the_stream_of_a_model_instance(self) -> None:
+    def test_the_name_has_the_channel_the_model_and_the_primary_key(self) -> None:
         class ChatChannel(Channel, abstract=True):
             pass
 
@@ -192,12 +192,12 @@ class TestBroadcastingFor:
         assert ChatChannel.broadcasting_for([User(pk=7), "x", 3]) == "ChatChannel:auth.user:7:x:3"
 
     @pytest.mark.parametrize("target", [User(), None, "", [], True, object()])
-    def test_refuses_what_names_none(self, target: Any) -> None:
+    def test_targets_that_identify_no_stream_are_refused(self, target: Any) -> None:
         with pytest.raises(ChannelError):
             Channel.broadcasting_for(target)
 
 
-def test_the_user_is_the_connections() -> None:
+def test_the_user_of_a_channel_is_that_of_its_connection() -> None:
     user = User(username="ada")
     assert Channel(SimpleNamespace(user=user)).user is user
     assert Channel(SimpleNamespace()).user is None

@@ -1,4 +1,4 @@
-"""A `CableConsumer` that names a channel layer; tests/integration/test_channel_layers.py has real ones."""
+"""A `CableConsumer` with a channel layer in memory. tests/integration/test_channel_layers.py uses real layers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LAYERS = {"default": {"BACKEND": f"{__name__}.Layer"}}
 
 
 class Layer(InMemoryChannelLayer):  # type: ignore[misc]  # Channels is untyped
-    """As channels-redis, it lets go of a channel when its receiver is cancelled; and it can fail."""
+    """A layer that forgets a channel when its receiver is cancelled, like channels-redis, and that can fail."""
 
     failures = 0
 
     async def receive(self, channel: str) -> Any:
-        """Receive a message."""
+        """Receive a message, or fail."""
         if self.failures:
             self.failures -= 1
             raise ConnectionError("the layer is down")
@@ -35,20 +35,20 @@ class Layered(CableConsumer):
     """Joins a group when it connects."""
 
     channel_layer_alias = "default"
-    refuses = False
-    got: asyncio.Queue[Any]
+    rejects = False
+    received: asyncio.Queue[Any]
 
     async def connect(self) -> None:
-        """Join, and perhaps refuse."""
+        """Join the group, and reject the connection if the test asks for it."""
         await self.channel_layer.group_add("notes", self.channel_name)
-        if self.refuses:
+        if self.rejects:
             self.reject_connection()
 
     async def note(self, message: dict[str, Any]) -> None:
-        """Take a note."""
+        """Record a message of the group."""
         if message["text"] == "raise":
-            raise RuntimeError("as the test asked")
-        self.got.put_nowait((self.session and self.session.sid, message["text"]))
+            raise RuntimeError("the handler fails")
+        self.received.put_nowait((self.session and self.session.sid, message["text"]))
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def configured() -> Iterator[None]:
 
 @pytest.fixture
 def consumer() -> type[Layered]:
-    return type("Consumer", (Layered,), {"got": asyncio.Queue()})
+    return type("Consumer", (Layered,), {"received": asyncio.Queue()})
 
 
 @pytest.fixture
@@ -69,45 +69,47 @@ def layer() -> Layer:
     return layer
 
 
-async def heard(consumer: type[Layered]) -> Any:
-    return await asyncio.wait_for(consumer.got.get(), 5)
+async def next_note(consumer: type[Layered]) -> Any:
+    return await asyncio.wait_for(consumer.received.get(), 5)
 
 
-async def test_a_group_joined_in_connect_is_heard(consumer: type[Layered], layer: Layer) -> None:
+async def test_messages_of_a_group_joined_in_connect_are_received(consumer: type[Layered], layer: Layer) -> None:
     async with Client(consumer=consumer) as client:
         await layer.group_send("notes", {"type": "note", "text": "hi"})
-        assert await heard(consumer) == (client.sid, "hi")
+        assert await next_note(consumer) == (client.sid, "hi")
 
 
-async def test_a_message_waits_for_the_connection_to_be_accepted(consumer: type[Layered], layer: Layer) -> None:
+async def test_a_message_is_handled_after_the_connection_was_accepted(consumer: type[Layered], layer: Layer) -> None:
     async def connect(self: Layered) -> None:
         await self.channel_layer.send(self.channel_name, {"type": "note", "text": "early"})
         await asyncio.sleep(0)
 
     with mock.patch.object(consumer, "connect", connect):
         async with Client(consumer=consumer) as client:
-            assert await heard(consumer) == (client.sid, "early")
+            assert await next_note(consumer) == (client.sid, "early")
 
 
-async def test_what_fails_ends_nothing(consumer: type[Layered], layer: Layer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_receiving_continues_after_errors_of_the_layer_and_of_handlers(
+    consumer: type[Layered], layer: Layer, caplog: pytest.LogCaptureFixture
+) -> None:
     layer.failures = 3
     with mock.patch("reliable_cable.consumer.BACKGROUND_RETRY_DELAY", 0):
         async with Client(consumer=consumer) as client:
             for message in ({"type": "unknown"}, {"type": "note", "text": "raise"}, {"type": "note", "text": "hi"}):
                 await layer.group_send("notes", message)
-            assert await heard(consumer) == (client.sid, "hi")
+            assert await next_note(consumer) == (client.sid, "hi")
     assert caplog.text.count("The channel layer cannot be read") == 1
     assert caplog.text.count("A channel layer message failed") == 2
 
 
-@pytest.mark.parametrize("refuses", [False, True])
-async def test_nothing_is_left_of_a_connection_that_has_gone(
-    consumer: type[Layered], layer: Layer, refuses: bool
+@pytest.mark.parametrize("rejects", [False, True])
+async def test_a_closed_connection_leaves_no_task_and_no_channel(
+    consumer: type[Layered], layer: Layer, rejects: bool
 ) -> None:
     tasks = asyncio.all_tasks()
-    consumer.refuses = refuses
+    consumer.rejects = rejects
     async with Client(consumer=consumer) as client:
-        assert (client.welcome["type"] == "disconnect") is refuses
+        assert (client.welcome["type"] == "disconnect") is rejects
     hub = get_hub()
     while hub.connections or layer.channels or asyncio.all_tasks() - tasks - set(hub.tasks.pending):  # noqa: ASYNC110
         await asyncio.sleep(0)

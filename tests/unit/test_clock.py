@@ -6,11 +6,13 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
 from reliable_cable import StoreError
 from reliable_cable.stores import clock
+from reliable_cable.stores.base import Store
 from reliable_cable.stores.clock import IDLE_TIME, MARGIN, MAX_AGE, MAX_GOOD_ROUND_TRIP, StoreClock
 from tests.stores.conftest import until, wait_until
 
@@ -32,7 +34,7 @@ class World:
         #: Responses wait until this is set.
         self.responds = threading.Event()
         self.responds.set()
-        self.store_clock = StoreClock(self, monotonic=self.monotonic, host=self.clock)
+        self.store_clock = StoreClock(cast(Store, self), monotonic=self.monotonic, host=self.clock)
 
     def clock(self) -> float:
         return self.true_time + HOST
@@ -186,7 +188,7 @@ class TestThread:
         world.true_time += IDLE_TIME + 1
 
     def test_it_is_not_started_if_threads_are_not_allowed(self, world: World) -> None:
-        store_clock = StoreClock(world, threads=False, monotonic=world.monotonic, host=world.clock)
+        store_clock = StoreClock(cast(Store, world), threads=False, monotonic=world.monotonic, host=world.clock)
         assert store_clock.now() == pytest.approx(world.clock() - MARGIN)
         assert store_clock._thread is None
 

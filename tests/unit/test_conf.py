@@ -1,4 +1,4 @@
-"""The values that `RELIABLE_CABLE` may have, and the errors for other values."""
+"""The values that `RELIABLE_CABLE` accepts, and the errors for other values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from reliable_cable.conf import (
 
 PATHS = {"streams": "a.B", "presence": "a.C", "sessions": "a.D"}
 
-GOOD: dict[str, list[Any]] = {
+VALID: dict[str, list[Any]] = {
     "REDIS_URL": [None, "redis://localhost:6379/0", "rediss://cache", "unix:///run/redis.sock"],
     "REDIS_OPTIONS": [{}, {"socket_timeout": 1}],
     "ENGINE": ["memory", "database", PATHS],
@@ -52,13 +52,13 @@ GOOD: dict[str, list[Any]] = {
     "HANDLER_THREADS": [0, 8],
 }
 
-#: Values that are not allowed for any setting with a number.
-NO_NUMBERS: list[Any] = ["3", None, True, -1, [], math.nan, math.inf, -math.inf, {}]
-NO_WHOLE_NUMBERS: list[Any] = [*NO_NUMBERS, 1.5, 3.0]
-NO_TEXT: list[Any] = ["", None, 3, b"secret", ["x"]]
-NO_SWITCH: list[Any] = ["yes", 1, 0, None, ""]
+#: Values that are invalid for every setting with a number.
+NOT_NUMBERS: list[Any] = ["3", None, True, -1, [], math.nan, math.inf, -math.inf, {}]
+NOT_INTEGERS: list[Any] = [*NOT_NUMBERS, 1.5, 3.0]
+NOT_TEXT: list[Any] = ["", None, 3, b"secret", ["x"]]
+NOT_BOOLEANS: list[Any] = ["yes", 1, 0, None, ""]
 
-BAD: dict[str, list[Any]] = {
+INVALID: dict[str, list[Any]] = {
     "REDIS_URL": ["", "localhost:6379", "http://localhost", 6379, b"redis://localhost"],
     "REDIS_OPTIONS": [None, "", [("socket_timeout", 1)]],
     "ENGINE": [
@@ -72,46 +72,46 @@ BAD: dict[str, list[Any]] = {
         {**PATHS, "streams": "B"},
         {**PATHS, "streams": None},
     ],
-    "HISTORY_SIZE": NO_WHOLE_NUMBERS,
-    "HISTORY_TTL": [*NO_NUMBERS, 0],
+    "HISTORY_SIZE": NOT_INTEGERS,
+    "HISTORY_TTL": [*NOT_NUMBERS, 0],
     "STREAMS": [None, [], "chat:*", {"": {}}, {1: {}}, {"chat:*": None}, {"chat:*": 100}],
-    "SESSIONS_TTL": NO_NUMBERS,
-    "PRESENCE_TTL": [*NO_NUMBERS, 0],
-    "SECRET": NO_TEXT,
-    "STREAMS_SECRET": NO_TEXT,
-    "PUBLIC_STREAMS": NO_SWITCH,
-    "SIGNED_STREAMS_WHISPER": NO_SWITCH,
-    "PING_INTERVAL": [*NO_NUMBERS, 0],
-    "PONG_TIMEOUT": [*(value for value in NO_NUMBERS if value is not None), 0],
-    "MAX_MESSAGE_SIZE": [*NO_WHOLE_NUMBERS, 1023],
-    "MAX_PENDING_SIZE": [*NO_WHOLE_NUMBERS, 1023],
-    "MAX_SUBSCRIPTIONS": [*NO_WHOLE_NUMBERS, 0],
-    "MAX_BROADCAST_SIZE": [*NO_WHOLE_NUMBERS, 1023],
-    "POLL_INTERVAL": [*NO_NUMBERS, 0],
-    "BROADCAST_KEY": NO_TEXT,
-    "API_KEY": NO_TEXT,
-    "KEY_PREFIX": NO_TEXT,
-    "DATABASE": [*NO_TEXT, "nowhere"],
-    "HANDLER_THREADS": NO_WHOLE_NUMBERS,
+    "SESSIONS_TTL": NOT_NUMBERS,
+    "PRESENCE_TTL": [*NOT_NUMBERS, 0],
+    "SECRET": NOT_TEXT,
+    "STREAMS_SECRET": NOT_TEXT,
+    "PUBLIC_STREAMS": NOT_BOOLEANS,
+    "SIGNED_STREAMS_WHISPER": NOT_BOOLEANS,
+    "PING_INTERVAL": [*NOT_NUMBERS, 0],
+    "PONG_TIMEOUT": [*(value for value in NOT_NUMBERS if value is not None), 0],
+    "MAX_MESSAGE_SIZE": [*NOT_INTEGERS, 1023],
+    "MAX_PENDING_SIZE": [*NOT_INTEGERS, 1023],
+    "MAX_SUBSCRIPTIONS": [*NOT_INTEGERS, 0],
+    "MAX_BROADCAST_SIZE": [*NOT_INTEGERS, 1023],
+    "POLL_INTERVAL": [*NOT_NUMBERS, 0],
+    "BROADCAST_KEY": NOT_TEXT,
+    "API_KEY": NOT_TEXT,
+    "KEY_PREFIX": NOT_TEXT,
+    "DATABASE": [*NOT_TEXT, "nowhere"],
+    "HANDLER_THREADS": NOT_INTEGERS,
 }
 
 
-def each(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
+def items(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
     return [(key, value) for key, values in table.items() for value in values]
 
 
-def test_the_tables_here_hold_every_key() -> None:
+def test_these_tables_have_every_key() -> None:
     names = {field.name.upper() for field in dataclasses.fields(CableSettings)}
-    assert names == set(CHECKS) == set(GOOD) == set(BAD)
+    assert names == set(CHECKS) == set(VALID) == set(INVALID)
 
 
-@pytest.mark.parametrize(("key", "value"), each(GOOD))
-def test_good_values_are_taken_as_they_are(key: str, value: Any) -> None:
+@pytest.mark.parametrize(("key", "value"), items(VALID))
+def test_valid_values_are_accepted_unchanged(key: str, value: Any) -> None:
     assert getattr(read_settings({key: value}), key.lower()) == value
 
 
-@pytest.mark.parametrize(("key", "value"), each(BAD))
-def test_bad_values_are_errors_that_name_the_key_the_value_and_what_is_allowed(key: str, value: Any) -> None:
+@pytest.mark.parametrize(("key", "value"), items(INVALID))
+def test_the_error_for_an_invalid_value_names_the_key_and_the_valid_values(key: str, value: Any) -> None:
     with pytest.raises(ImproperlyConfigured) as caught:
         read_settings({key: value})
     text = str(caught.value)
@@ -120,13 +120,13 @@ def test_bad_values_are_errors_that_name_the_key_the_value_and_what_is_allowed(k
 
 
 @pytest.mark.parametrize("values", [None, [], "redis://localhost", 1])
-def test_the_setting_itself_is_a_dict(values: Any) -> None:
+def test_a_setting_that_is_not_a_dict_is_an_error(values: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"RELIABLE_CABLE is .*; it must be a dict"):
         read_settings(values)
 
 
 @pytest.mark.parametrize("key", ["HISTORY_SIZ", "history_size", "", 1, None])
-def test_an_unknown_key_is_an_error_that_lists_the_known_ones(key: Any) -> None:
+def test_the_error_for_an_unknown_key_lists_the_known_keys(key: Any) -> None:
     with pytest.raises(ImproperlyConfigured) as caught:
         read_settings({key: 1})
     assert f"unknown key {key!r}" in str(caught.value)
@@ -139,28 +139,28 @@ def test_every_key_has_a_default() -> None:
 
 
 class TestEngine:
-    def test_a_redis_url_chooses_redis(self) -> None:
+    def test_the_default_with_a_redis_url_is_redis(self) -> None:
         assert read_settings({"REDIS_URL": "redis://localhost"}).engine == "redis"
 
-    def test_no_redis_url_chooses_the_database(self) -> None:
+    def test_the_default_without_a_redis_url_is_the_database(self) -> None:
         assert read_settings({"REDIS_URL": None}).engine == "database"
 
-    def test_the_key_has_the_last_word(self) -> None:
+    def test_the_key_overrides_the_default(self) -> None:
         assert read_settings({"REDIS_URL": "redis://localhost", "ENGINE": "memory"}).engine == "memory"
 
-    def test_redis_needs_a_url(self) -> None:
+    def test_the_redis_engine_requires_a_url(self) -> None:
         with pytest.raises(ImproperlyConfigured, match=r"'ENGINE'.*REDIS_URL"):
             read_settings({"ENGINE": "redis"})
 
 
 class TestDatabase:
     @mock.patch.object(django_settings, "DATABASES", {})
-    def test_none_is_needed_by_engines_that_use_none(self) -> None:
+    def test_engines_without_a_database_require_no_alias(self) -> None:
         assert read_settings({"ENGINE": "memory"}).engine == "memory"
         assert read_settings({"ENGINE": PATHS}).engine == PATHS
 
     @mock.patch.object(django_settings, "DATABASES", {"main": {}, "other": {}})
-    def test_an_unknown_alias_is_told_the_known_ones(self) -> None:
+    def test_the_error_for_an_unknown_alias_lists_the_known_aliases(self) -> None:
         assert read_settings({"DATABASE": "other"}).database == "other"
         with pytest.raises(ImproperlyConfigured, match=r"'DATABASE'.*'default'.*'main', 'other'"):
             read_settings({})
@@ -170,12 +170,12 @@ class TestStreams:
     @pytest.mark.parametrize(
         ("option", "value"), [("history_size", -1), ("history_size", 1.0), ("history_ttl", 0), ("durable", 1)]
     )
-    def test_an_options_error_names_the_pattern_and_the_option(self, option: str, value: Any) -> None:
+    def test_the_error_for_an_invalid_option_names_the_pattern_and_the_option(self, option: str, value: Any) -> None:
         with pytest.raises(ImproperlyConfigured) as caught:
             read_settings({"STREAMS": {"chat:*": {option: value}}})
         assert str(caught.value).startswith(f"RELIABLE_CABLE['STREAMS']['chat:*']['{option}'] is {value!r}; it must be")
 
-    def test_an_unknown_option_is_told_the_known_ones(self) -> None:
+    def test_the_error_for_an_unknown_option_lists_the_known_options(self) -> None:
         with pytest.raises(ImproperlyConfigured) as caught:
             read_settings({"STREAMS": {"chat:*": {"size": 1}}})
         for word in ("chat:*", "'size'", "history_size", "history_ttl", "durable"):
@@ -188,11 +188,11 @@ class TestStreams:
             {"STREAMS": {"chat:*": {"durable": True}}, "HISTORY_SIZE": 0},
         ],
     )
-    def test_durable_streams_cannot_keep_nothing(self, values: dict[str, Any]) -> None:
+    def test_a_durable_stream_without_history_is_an_error(self, values: dict[str, Any]) -> None:
         with pytest.raises(ImproperlyConfigured, match=r"\['STREAMS'\]\['chat:\*'\]\['history_size'\] is 0.*durable"):
             read_settings(values)
 
-    def test_the_first_pattern_that_matches_decides(self) -> None:
+    def test_the_first_matching_pattern_applies(self) -> None:
         settings = read_settings(
             {
                 "HISTORY_SIZE": 50,
@@ -208,14 +208,14 @@ class TestStreams:
         assert settings.policy("chat:2") == StreamPolicy(50, 5, durable=True)
         assert settings.policy("other") == StreamPolicy(50, 60)
 
-    def test_no_pattern_is_for_what_the_processes_tell_each_other(self) -> None:
+    def test_no_pattern_applies_to_the_control_stream(self) -> None:
         for options in ({"history_size": 0}, {"history_size": 1, "durable": True}):
             settings = read_settings({"HISTORY_SIZE": 0, "STREAMS": {"*": options}})
             assert settings.policy(CONTROL_STREAM) == CONTROL_POLICY
         assert CONTROL_POLICY.history_size > 0
         assert not CONTROL_POLICY.durable
 
-    def test_patterns_match_the_whole_name_with_its_case(self) -> None:
+    def test_patterns_match_whole_names_and_are_case_sensitive(self) -> None:
         settings = read_settings({"STREAMS": {"Chat:?": {"history_size": 1}}})
         assert [settings.policy(name).history_size for name in ("Chat:1", "chat:1", "Chat:12", "xChat:1")] == [
             1,
@@ -226,14 +226,14 @@ class TestStreams:
 
 
 class TestSecrets:
-    def test_they_are_derived_from_the_secret_key(self) -> None:
+    def test_the_default_secrets_are_derived_from_the_secret_key(self) -> None:
         settings = read_settings({})
         assert settings.secret == settings.streams_secret == derived_secret("tests")
         assert settings.secret != "tests"
         with override_settings(SECRET_KEY="another"):
             assert read_settings({}).secret not in ("another", settings.secret)
 
-    def test_the_streams_secret_is_the_secret_unless_it_is_set(self) -> None:
+    def test_the_default_streams_secret_is_the_secret(self) -> None:
         assert read_settings({"SECRET": "a"}).streams_secret == "a"
         assert read_settings({"SECRET": "a", "STREAMS_SECRET": "b"}).streams_secret == "b"
 
@@ -243,7 +243,7 @@ class TestFrozen:
         with pytest.raises(dataclasses.FrozenInstanceError):
             get_settings().history_size = 1  # type: ignore[misc]
 
-    def test_dicts_are_copies_that_cannot_be_changed(self) -> None:
+    def test_dicts_are_read_only_copies(self) -> None:
         given: dict[str, Any] = {
             "STREAMS": {"chat:*": {"history_size": 5}},
             "REDIS_OPTIONS": {"retry": {"attempts": 1}},
@@ -262,33 +262,33 @@ class TestFrozen:
 
 class TestGetSettings:
     @override_settings()
-    def test_without_the_setting_there_are_the_defaults(self) -> None:
+    def test_a_project_without_the_setting_has_the_defaults(self) -> None:
         if hasattr(django_settings, "RELIABLE_CABLE"):
             delattr(django_settings, "RELIABLE_CABLE")
         assert get_settings().history_size == 100
 
-    def test_they_are_read_once(self) -> None:
+    def test_settings_are_read_once(self) -> None:
         assert get_settings() is get_settings()
 
-    def test_they_are_read_again_when_the_setting_changes(self) -> None:
+    def test_settings_are_read_again_when_the_setting_changes(self) -> None:
         before = get_settings().history_size
         with override_settings(RELIABLE_CABLE={"HISTORY_SIZE": before + 1}):
             assert get_settings().history_size == before + 1
         assert get_settings().history_size == before
 
-    def test_they_are_read_again_when_the_secret_key_changes(self) -> None:
+    def test_settings_are_read_again_when_the_secret_key_changes(self) -> None:
         with override_settings(RELIABLE_CABLE={}):
             before = get_settings().secret
             with override_settings(SECRET_KEY="another"):
                 assert get_settings().secret != before
             assert get_settings().secret == before
 
-    def test_they_are_not_read_again_when_another_setting_changes(self) -> None:
+    def test_settings_are_not_read_again_when_another_setting_changes(self) -> None:
         before = get_settings()
         with override_settings(LANGUAGE_CODE="de"):
             assert get_settings() is before
 
-    def test_bad_settings_stay_errors(self) -> None:
+    def test_invalid_settings_raise_at_every_call(self) -> None:
         with override_settings(RELIABLE_CABLE={"HISTORY_SIZE": -1}):
             for _ in range(2):
                 with pytest.raises(ImproperlyConfigured):

@@ -29,16 +29,16 @@ class Executor(DaemonExecutor):
 
 
 @pytest.fixture
-def make() -> Iterator[Callable[..., Executor]]:
-    made: list[Executor] = []
+def make_executor() -> Iterator[Callable[..., Executor]]:
+    executors: list[Executor] = []
 
-    def executor(**options: Any) -> Executor:
-        made.append(Executor(**options))
-        return made[-1]
+    def make_executor(**options: Any) -> Executor:
+        executors.append(Executor(**options))
+        return executors[-1]
 
-    yield executor
-    for one in made:
-        assert one.end_threads(30)
+    yield make_executor
+    for executor in executors:
+        assert executor.end_threads(30)
 
 
 def wait_until(condition: Callable[[], object]) -> None:
@@ -56,15 +56,15 @@ def idle(executor: Executor, count: int) -> None:
 MakeExecutor = Callable[..., Executor]
 
 
-def test_futures_receive_results_and_errors(make: MakeExecutor) -> None:
-    executor = make()
+def test_futures_receive_results_and_errors(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
     assert executor.submit(lambda a, b: a + b, 1, b=2).result(30) == 3
     with pytest.raises(ZeroDivisionError):
         executor.submit(lambda: 1 / 0).result(30)
 
 
-def test_consecutive_jobs_share_one_thread(make: MakeExecutor) -> None:
-    executor = make(size=8)
+def test_consecutive_jobs_share_one_thread(make_executor: MakeExecutor) -> None:
+    executor = make_executor(size=8)
     threads = set()
     for _ in range(20):
         threads.add(executor.submit(threading.current_thread).result(30))
@@ -72,89 +72,89 @@ def test_consecutive_jobs_share_one_thread(make: MakeExecutor) -> None:
     assert len(threads) == 1
 
 
-def test_the_thread_that_became_idle_last_gets_the_next_job(make: MakeExecutor) -> None:
-    executor = make()
+def test_the_thread_that_became_idle_last_gets_the_next_job(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
     first, second = threading.Event(), threading.Event()
 
     def job(event: threading.Event) -> threading.Thread:
         assert event.wait(30)
         return threading.current_thread()
 
-    one, two = executor.submit(job, first), executor.submit(job, second)
+    first_job, second_job = executor.submit(job, first), executor.submit(job, second)
     first.set()
-    one.result(30)
+    first_job.result(30)
     idle(executor, 1)
     second.set()
-    latest = two.result(30)
+    latest = second_job.result(30)
     idle(executor, 2)
     assert executor.submit(threading.current_thread).result(30) is latest
 
 
-def test_there_are_never_more_threads_than_its_size(make: MakeExecutor) -> None:
-    executor = make(size=3)
-    everyone = threading.Barrier(3)
-    jobs = [executor.submit(lambda: (everyone.wait(30), threading.current_thread())[1]) for _ in range(9)]
+def test_there_are_never_more_threads_than_its_size(make_executor: MakeExecutor) -> None:
+    executor = make_executor(size=3)
+    barrier = threading.Barrier(3)
+    jobs = [executor.submit(lambda: (barrier.wait(30), threading.current_thread())[1]) for _ in range(9)]
     assert len({job.result(30) for job in jobs}) == 3
 
 
-def test_an_idle_thread_ends(make: MakeExecutor) -> None:
-    executor = make(idle_time=0.01)
+def test_an_idle_thread_ends(make_executor: MakeExecutor) -> None:
+    executor = make_executor(idle_time=0.01)
     thread = executor.submit(threading.current_thread).result(30)
     wait_until(lambda: not thread.is_alive())
     assert executor.ended == [thread]
     assert executor.submit(threading.current_thread).result(30) is not thread
 
 
-def test_no_job_is_lost_while_threads_end(make: MakeExecutor) -> None:
-    executor = make(size=3, idle_time=0.0001)
+def test_no_job_is_lost_while_threads_end(make_executor: MakeExecutor) -> None:
+    executor = make_executor(size=3, idle_time=0.0001)
     for number in range(2000):
         assert executor.submit(lambda n=number: n).result(30) == number
         if number % 7 == 0:
             executor.end_threads(0)
 
 
-def test_a_job_that_was_cancelled_is_not_run(make: MakeExecutor) -> None:
-    executor = make(size=1)
-    go_on = threading.Event()
-    executor.submit(go_on.wait, 30)
+def test_a_job_that_was_cancelled_is_not_run(make_executor: MakeExecutor) -> None:
+    executor = make_executor(size=1)
+    gate = threading.Event()
+    executor.submit(gate.wait, 30)
     ran: list[int] = []
     job: Future[None] = executor.submit(ran.append, 1)
     assert job.cancel()
-    go_on.set()
+    gate.set()
     executor.submit(ran.append, 2).result(30)
     assert ran == [2]
 
 
 class TestEndThreads:
-    def test_idle_threads_end_after_waiting_jobs_were_done(self, make: MakeExecutor) -> None:
-        executor = make(size=1)
-        go_on = threading.Event()
-        executor.submit(go_on.wait, 30)
+    def test_idle_threads_end_after_waiting_jobs_were_done(self, make_executor: MakeExecutor) -> None:
+        executor = make_executor(size=1)
+        gate = threading.Event()
+        executor.submit(gate.wait, 30)
         last = executor.submit(threading.current_thread)
         assert not executor.end_threads(0)
-        go_on.set()
+        gate.set()
         assert executor.end_threads(30)
         assert last.done()
         assert executor.ended == [last.result()]
 
-    def test_a_thread_that_hangs_is_waited_for_until_the_timeout(self, make: MakeExecutor) -> None:
-        executor = make()
-        go_on = threading.Event()
-        executor.submit(go_on.wait, 30)
+    def test_a_thread_that_hangs_is_waited_for_until_the_timeout(self, make_executor: MakeExecutor) -> None:
+        executor = make_executor()
+        gate = threading.Event()
+        executor.submit(gate.wait, 30)
         assert not executor.end_threads(0.01)
-        go_on.set()
+        gate.set()
 
-    def test_a_busy_thread_ends_after_its_job(self, make: MakeExecutor) -> None:
-        executor = make()
-        go_on = threading.Event()
-        thread = executor.submit(lambda: (go_on.wait(30), threading.current_thread())[1])
+    def test_a_busy_thread_ends_after_its_job(self, make_executor: MakeExecutor) -> None:
+        executor = make_executor()
+        gate = threading.Event()
+        thread = executor.submit(lambda: (gate.wait(30), threading.current_thread())[1])
         assert not executor.end_threads(0)
-        go_on.set()
+        gate.set()
         wait_until(lambda: not thread.result(30).is_alive())
         assert executor.ended == [thread.result()]
 
-    def test_later_jobs_start_new_threads(self, make: MakeExecutor) -> None:
-        executor = make()
+    def test_later_jobs_start_new_threads(self, make_executor: MakeExecutor) -> None:
+        executor = make_executor()
         before = executor.submit(threading.current_thread).result(30)
         assert executor.end_threads(30)
         assert executor.submit(threading.current_thread).result(30) is not before

@@ -27,7 +27,7 @@ from reliable_cable.stores.streams.base import Transient
 from tests.support.deflate import read
 from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness
-from tests.unit.test_servers import Wire
+from tests.unit.test_servers import AsyncioTransport
 
 LONG = json.dumps({"text": "again and again " * 100})
 
@@ -49,7 +49,7 @@ class Handshake:
         config = Config(self._application, interface="asgi3", log_config=None)
         config.load()
         self.protocol = protocol(config, ServerState(), {}, asyncio.get_running_loop())
-        self.transport = Wire()
+        self.transport = AsyncioTransport()
         self.client = ClientProtocol(parse_uri("ws://x/cable"), extensions=[factory] if factory else None)
         self.connection = Transport(None)
 

@@ -22,15 +22,15 @@ NGINX = (DEPLOY / "nginx.conf").read_text()
 
 def compose_command(service: str) -> list[str]:
     """Return the command of a service of the Compose file."""
-    found = re.search(rf"^  {service}:\n(?:    .*\n)*?    command: (.*)\n", COMPOSE, re.MULTILINE)
-    assert found, service
-    return shlex.split(found[1])
+    match = re.search(rf"^  {service}:\n(?:    .*\n)*?    command: (.*)\n", COMPOSE, re.MULTILINE)
+    assert match, service
+    return shlex.split(match[1])
 
 
 def seconds(text: str, name: str) -> float:
     """Return the duration of a directive that a file has once."""
-    (found,) = re.findall(rf"\b{name}:? (\d+)s", text)
-    return float(found)
+    (number,) = re.findall(rf"\b{name}:? (\d+)s", text)
+    return float(number)
 
 
 @pytest.mark.parametrize("service", ["web-daphne", "web-uvicorn", "worker"])
@@ -48,11 +48,11 @@ def test_compose_runs_the_same_programs_in_other_places(service: str) -> None:
 
 
 def test_both_upstreams_differ_only_in_their_addresses() -> None:
-    here, there = ((DEPLOY / name).read_text() for name in ("upstream.conf", "upstream.compose.conf"))
-    servers = re.findall(r"^server \S+?:(\d+) (.*);$", here, re.MULTILINE)
+    by_procfile, by_compose = ((DEPLOY / name).read_text() for name in ("upstream.conf", "upstream.compose.conf"))
+    servers = re.findall(r"^server \S+?:(\d+) (.*);$", by_procfile, re.MULTILINE)
     assert [port for port, _ in servers] == ["8001", "8002"]
     assert [(port, f"{rest} resolve") for port, rest in servers] == re.findall(
-        r"^server web-\w+:(\d+) (.*);$", there, re.MULTILINE
+        r"^server web-\w+:(\d+) (.*);$", by_compose, re.MULTILINE
     )
     assert "./upstream.compose.conf:/etc/nginx/upstream.conf:ro" in COMPOSE
 
@@ -72,8 +72,8 @@ def test_the_demo_needs_a_secret_key_in_production() -> None:
 
     def check(**variables: str) -> int:
         command = [sys.executable, "manage.py", "check"]
-        done = subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, check=False)
-        return done.returncode
+        result = subprocess.run(command, cwd=ROOT, env=environment | variables, capture_output=True, check=False)
+        return result.returncode
 
     assert check(DEBUG="0") != 0
     assert check(DEBUG="0", SECRET_KEY="secret") == 0

@@ -1,4 +1,4 @@
-"""`disconnect()`: its identifiers, when it takes effect, and the effect of a logout."""
+"""`disconnect()`: its arguments, the time at which it takes effect, and the disconnect after a logout."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def user() -> Any:
     return get_user_model().objects.create_user("ann", password="secret")
 
 
-def said() -> list[Any]:
-    """Return the control messages so far, without their times."""
+def control_messages() -> list[Any]:
+    """Return the control messages that have been sent, without their times."""
     page = get_engine().streams.read(CONTROL_STREAM, after=0, limit=100)
     messages = [json.loads(entry.data) for entry in page.entries]
     for message in messages:
@@ -51,27 +51,27 @@ def revoked(identity: dict[str, str]) -> bool:
 
 
 class TestDisconnect:
-    def test_revokes_and_tells_every_process(self, user: Any) -> None:
+    def test_revokes_the_sessions_and_sends_a_control_message(self, user: Any) -> None:
         disconnect(user=user)
         name = f"auth.user:{user.pk}"
-        assert said() == [{"revoke": {"user": name}, "reconnect": False}]
+        assert control_messages() == [{"revoke": {"user": name}, "reconnect": False}]
         assert revoked({"user": name})
 
     async def test_its_async_twin_does_the_same(self) -> None:
         await adisconnect(user="ann", reconnect=True)
-        assert said() == [{"revoke": {"user": "str:ann"}, "reconnect": True}]
+        assert control_messages() == [{"revoke": {"user": "str:ann"}, "reconnect": True}]
 
-    def test_takes_what_connect_sets(self, user: Any) -> None:
+    def test_accepts_every_kind_of_value_that_connect_can_set(self, user: Any) -> None:
         disconnect(user=SimpleLazyObject(lambda: user))
         disconnect(user=5)
-        assert [message["revoke"]["user"] for message in said()] == [f"auth.user:{user.pk}", "int:5"]
+        assert [message["revoke"]["user"] for message in control_messages()] == [f"auth.user:{user.pk}", "int:5"]
 
-    def test_needs_an_identifier(self) -> None:
+    def test_requires_an_identifier(self) -> None:
         with pytest.raises(InvalidIdentifier, match=r"at least one identifier: disconnect\(user=user\)"):
             disconnect(reconnect=True)
-        assert said() == []
+        assert control_messages() == []
 
-    def test_knows_the_names(self) -> None:
+    def test_accepts_only_the_identifiers_of_consumers(self) -> None:
         class Tenant(CableConsumer):
             identified_by = ("user", "tenant")
 
@@ -79,14 +79,14 @@ class TestDisconnect:
             disconnect(tenant=1, user=2)
             with pytest.raises(InvalidIdentifier, match=r"no connection is identified by 'team'.* 'tenant', 'user'"):
                 disconnect(tenant=1, team=2)
-            assert len(said()) == 1
+            assert len(control_messages()) == 1
         finally:
             identifier_names.discard("tenant")
 
-    def test_imports_the_consumers_where_nobody_has_done_so(
+    def test_imports_the_consumers_if_they_are_not_imported(
         self, settings: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # For example, in a task worker.
+        # They are not imported in a task worker, for example.
         module = ModuleType("some_asgi")
 
         def define() -> None:
@@ -99,18 +99,18 @@ class TestDisconnect:
         imported.assert_called_once_with("some_asgi")
         identifier_names.discard("device")
 
-    def test_an_application_that_cannot_be_imported_is_no_other_error(self, settings: Any) -> None:
+    def test_an_unknown_identifier_is_reported_even_if_the_application_cannot_be_imported(self, settings: Any) -> None:
         settings.ASGI_APPLICATION = "no_such_module.application"
         with pytest.raises(InvalidIdentifier):
             disconnect(nothing=1)
 
-    @pytest.mark.parametrize("nobody", [None, AnonymousUser(), SimpleLazyObject(AnonymousUser)])
-    def test_is_not_for_nobody(self, nobody: Any) -> None:
+    @pytest.mark.parametrize("user", [None, AnonymousUser(), SimpleLazyObject(AnonymousUser)])
+    def test_rejects_an_anonymous_user(self, user: Any) -> None:
         # This would disconnect all visitors who are not logged in, which is hardly intended.
         with pytest.raises(InvalidIdentifier, match="nobody"):
-            disconnect(user=nobody)
+            disconnect(user=user)
 
-    def test_nor_for_a_user_who_is_not_saved(self) -> None:
+    def test_rejects_a_user_who_is_not_saved(self) -> None:
         with pytest.raises(InvalidIdentifier, match="not saved"):
             disconnect(user=get_user_model()(username="new"))
 
@@ -124,25 +124,25 @@ class TestDisconnect:
 
 
 class TestTransactions:
-    def test_it_waits_for_the_commit(self) -> None:
+    def test_the_disconnect_happens_after_the_commit(self) -> None:
         with transaction.atomic():
             disconnect(user="ann")
-            assert said() == []
+            assert control_messages() == []
             assert not revoked({"user": "str:ann"})
-        assert len(said()) == 1
+        assert len(control_messages()) == 1
         assert revoked({"user": "str:ann"})
 
-    def test_rolled_back_it_never_happened(self) -> None:
+    def test_a_rollback_cancels_the_disconnect(self) -> None:
         with transaction.atomic():
             disconnect(user="ann")
             transaction.set_rollback(True)
-        assert said() == []
+        assert control_messages() == []
 
-    def test_wrong_arguments_are_told_at_once(self) -> None:
+    def test_invalid_arguments_raise_at_once(self) -> None:
         with transaction.atomic(), pytest.raises(InvalidIdentifier):
             disconnect(user=None)
 
-    def test_a_logout_that_cannot_be_told_does_not_break_its_transaction(
+    def test_an_outage_of_the_store_does_not_break_the_transaction_of_a_logout(
         self, user: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
         with mock.patch.object(get_engine().sessions, "revoke", side_effect=StoreError("Redis is down")):
@@ -151,7 +151,7 @@ class TestTransactions:
         assert "Redis is down" in caplog.text
 
 
-LOST = """
+EXIT_DURING_OUTAGE = """
 import django
 from django.conf import settings
 
@@ -173,44 +173,46 @@ print("committed")
 """
 
 
-def test_what_could_not_be_stored_when_the_process_ends_is_logged() -> None:
-    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "committed\n"
-    first, last = done.stderr.splitlines()
+def test_a_disconnect_that_is_still_pending_when_the_process_exits_is_logged() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", EXIT_DURING_OUTAGE], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout == "committed\n"
+    first, last = result.stderr.splitlines()
     assert first.startswith("The connections of {'user': 'str:ann'} are not closed yet; trying again: Redis cannot be")
     assert last == "The connections of {'user': 'str:ann'} were not closed, because the process exits."
 
 
 class TestLogout:
-    def test_ends_the_users_connections_and_lets_them_come_back(self, user: Any) -> None:
+    def test_closes_the_connections_of_the_user_and_allows_them_to_reconnect(self, user: Any) -> None:
         browser = Client()
         browser.force_login(user)
         browser.logout()
-        assert said() == [{"revoke": {"user": f"auth.user:{user.pk}"}, "reconnect": True}]
+        assert control_messages() == [{"revoke": {"user": f"auth.user:{user.pk}"}, "reconnect": True}]
 
-    async def test_also_in_async_code(self, user: Any) -> None:
+    async def test_closes_connections_in_async_code_too(self, user: Any) -> None:
         await user_logged_out.asend(type(user), request=RequestFactory().get("/"), user=user)
-        assert len(said()) == 1
+        assert len(control_messages()) == 1
 
-    def test_of_nobody_is_nothing(self) -> None:
+    def test_a_logout_without_a_user_does_nothing(self) -> None:
         user_logged_out.send(type(None), request=RequestFactory().get("/"), user=None)
-        assert said() == []
+        assert control_messages() == []
 
-    def test_works_without_us(self, user: Any, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_logout_succeeds_while_the_store_is_down(self, user: Any, caplog: pytest.LogCaptureFixture) -> None:
         browser = Client()
         browser.force_login(user)
         with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastError("Redis is down")):
             browser.logout()
         assert "Redis is down" in caplog.text
         # The disconnect is retried.
-        wait_until(lambda: len(said()) == 1)
+        wait_until(lambda: len(control_messages()) == 1)
 
-    def test_can_be_left_alone(self, user: Any) -> None:
+    def test_the_receiver_of_the_signal_can_be_disconnected(self, user: Any) -> None:
         from reliable_cable.disconnecting import disconnect_logged_out
 
         assert user_logged_out.disconnect(dispatch_uid="reliable_cable.logout")
         try:
             user_logged_out.send(type(user), request=RequestFactory().get("/"), user=user)
-            assert said() == []
+            assert control_messages() == []
         finally:
             user_logged_out.connect(disconnect_logged_out, dispatch_uid="reliable_cable.logout")

@@ -1,4 +1,4 @@
-"""The pages in docs/: frames fit the protocol, code compiles, commands and paths exist, nothing public is left out."""
+"""The pages in docs/: valid frames, code that compiles, existing commands and paths, and a complete reference."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ PROTOCOL_HEADINGS = [
     "Traps",
 ]
 LANGUAGES = {"json", "python", "sh", "text", "{eval-rst}", "{toctree}"}
-#: Programs that commands in these pages may start, beside those of the virtual environment.
+#: Programs outside of the virtual environment that commands in these pages may start.
 PROGRAMS = {"cd", "git", "python3"}
-#: Packages whose programs have another name.
+#: Packages by the name of their program, where the names differ.
 PACKAGES = {"lint-imports": "import-linter"}
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page."""
+    """A fenced code block of a page."""
 
     page: str
     line: int
@@ -87,11 +87,11 @@ def blocks(language: str) -> list[Any]:
 
 
 def headings(page: str, level: int | None = None) -> list[str]:
-    found = re.findall(r"^(#+) (.+)$", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S), flags=re.M)
-    return [title for marks, title in found if level is None or len(marks) == level]
+    titles = re.findall(r"^(#+) (.+)$", re.sub(r"^```.*?^```", "", PAGES[page], flags=re.M | re.S), flags=re.M)
+    return [title for marks, title in titles if level is None or len(marks) == level]
 
 
-def test_every_block_is_of_a_kind_that_is_checked() -> None:
+def test_every_code_block_has_a_known_language() -> None:
     assert [str(block) for block in BLOCKS if block.language not in LANGUAGES] == []
 
 
@@ -99,7 +99,7 @@ def test_every_block_is_of_a_kind_that_is_checked() -> None:
 
 
 def decode_all(text: str) -> list[Any]:
-    """Return the JSON values of a block that has one or several."""
+    """Return the JSON values in a block, which has one or several."""
     decoder = json.JSONDecoder()
     values = []
     rest = text.strip()
@@ -125,7 +125,7 @@ def compact(value: Any) -> str:
 
 
 def encode_as_the_server(frame: dict[str, Any]) -> str:
-    """Return a server's frame as `protocol.messages` makes it from the values in it."""
+    """Encode a frame of the server with `protocol.messages`, from the values in the frame."""
     identifier = frame.get("identifier", "")
     match frame.get("type"):
         case None if "stream_id" in frame:
@@ -169,7 +169,7 @@ def test_json_blocks_can_be_decoded(block: Block) -> None:
 
 
 @pytest.mark.parametrize("frame", SERVER_FRAMES, ids=lambda frame: compact(frame)[:60])
-def test_frames_of_the_server_are_as_it_makes_them(frame: dict[str, Any]) -> None:
+def test_frames_of_the_server_equal_those_that_it_sends(frame: dict[str, Any]) -> None:
     assert encode_as_the_server(frame) == compact(frame)
 
 
@@ -191,7 +191,7 @@ def test_identifiers_name_a_channel(frame: dict[str, Any]) -> None:
     assert commands.parse_identifier(frame["identifier"])[0]
 
 
-def test_stream_ids_are_the_plain_name_and_the_one_that_is_made_of_it() -> None:
+def test_the_stream_ids_are_a_name_and_its_alias() -> None:
     shown = {(frame["stream_id"], frame["identifier"]) for frame in SERVER_FRAMES if "stream_id" in frame}
     own = {(stream_id, identifier) for stream_id, identifier in shown if "#" in stream_id}
     assert own
@@ -200,7 +200,7 @@ def test_stream_ids_are_the_plain_name_and_the_one_that_is_made_of_it() -> None:
         assert stream_id == stream_alias(stream_id.partition("#")[0], identifier)
 
 
-def test_every_command_message_and_reason_is_shown() -> None:
+def test_the_protocol_page_has_every_command_message_and_reason() -> None:
     page = PAGES["protocol.md"]
     assert {type(commands.parse(compact(frame))) for frame in CLIENT_FRAMES} == set(get_args(commands.AnyCommand))
     assert {frame["type"] for frame in SERVER_FRAMES if "type" in frame} == set(MessageType)
@@ -232,16 +232,16 @@ def shell_commands() -> Iterator[Any]:
 
 
 def split_commands(line: str) -> list[list[str]]:
-    """Return the commands of a line, each as its words."""
+    """Return the commands of a line as lists of words."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
     lexer.whitespace_split = True
-    found: list[list[str]] = [[]]
+    split: list[list[str]] = [[]]
     for word in lexer:
         if word in ("&&", "||", "|", ";"):
-            found.append([])
+            split.append([])
         else:
-            found[-1].append(word)
-    return [words for words in found if words]
+            split[-1].append(word)
+    return [words for words in split if words]
 
 
 @pytest.mark.parametrize("words", list(shell_commands()))
@@ -291,7 +291,7 @@ def check_module(name: str, arguments: list[str]) -> None:
         return
     folder = ROOT / name.replace(".", "/")
     assert (folder / "__main__.py").is_file()
-    # Options are declared in the command's own modules.
+    # The modules of the command declare its options.
     text = "\n".join(path.read_text() for path in folder.rglob("*.py"))
     subcommands = arguments[:1] if arguments and not arguments[0].startswith("-") else []
     for word in [*subcommands, *(argument for argument in arguments if argument.startswith("-"))]:
@@ -306,8 +306,8 @@ def check_management(name: str, arguments: list[str]) -> None:
 
 def check_pip(arguments: list[str]) -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    for found in re.findall(r"\.\[(.+)\]", " ".join(arguments)):
-        assert set(found.split(",")) <= extras.keys()
+    for names in re.findall(r"\.\[(.+)\]", " ".join(arguments)):
+        assert set(names.split(",")) <= extras.keys()
 
 
 def is_ignored(path: str) -> bool:
@@ -339,8 +339,8 @@ def test_the_protocol_has_its_headings_in_order() -> None:
     assert headings("protocol.md", 2) == PROTOCOL_HEADINGS
 
 
-def test_references_in_code_lead_to_headings() -> None:
-    """As in "see Protocol: History"."""
+def test_references_in_code_name_existing_headings() -> None:
+    """An example of a reference is "see Protocol: History"."""
     titles = {name.removesuffix(".md").capitalize(): headings(name) for name in PAGES}
     reference = re.compile(rf"(?<![\w.])({'|'.join(titles)}): ([A-Z].{{,40}})")
     dangling = []
@@ -366,10 +366,10 @@ def documented() -> Iterator[str]:
     """Yield the dotted path of each object in the reference."""
     module = ""
     for line in PAGES["reference.md"].splitlines():
-        if found := re.match(r"\.\. currentmodule:: (\S+)", line):
-            module = found[1]
-        elif found := re.match(r"\.\. auto(?:function|class|exception|data):: ([\w.]+)", line):
-            yield found[1] if "." in found[1] else f"{module}.{found[1]}"
+        if match := re.match(r"\.\. currentmodule:: (\S+)", line):
+            module = match[1]
+        elif match := re.match(r"\.\. auto(?:function|class|exception|data):: ([\w.]+)", line):
+            yield match[1] if "." in match[1] else f"{module}.{match[1]}"
 
 
 def test_the_reference_has_every_public_name() -> None:
@@ -378,13 +378,12 @@ def test_the_reference_has_every_public_name() -> None:
 
 
 @pytest.mark.parametrize("path", list(documented()))
-def test_what_the_reference_names_exists_and_has_a_docstring(path: str) -> None:
+def test_every_name_in_the_reference_exists_and_has_a_docstring(path: str) -> None:
     module, _, name = path.rpartition(".")
-    found = getattr(import_module(module), name)
-    assert found.__doc__
+    assert getattr(import_module(module), name).__doc__
 
 
-def test_the_glossary_is_in_order_and_in_sentences() -> None:
+def test_the_glossary_is_sorted_and_has_whole_sentences() -> None:
     rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", PAGES["glossary.md"], flags=re.M)
     assert rows[0] == ("term", "meaning")
     terms = [term for term, _ in rows[1:]]

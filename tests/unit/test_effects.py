@@ -1,4 +1,4 @@
-"""Tests that a restore brings back every change whose effect the client has seen."""
+"""A restore brings back every change of state whose effect the client has seen."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Outage:
 
     def __init__(self) -> None:
         self._patch = pytest.MonkeyPatch()
-        self.tried = asyncio.Event()
+        self.attempted = asyncio.Event()
 
     def begin(self, timeout: float = session_writer.SAVE_TIMEOUT) -> None:
         """Begin the outage; effects are delayed by up to `timeout` seconds."""
 
         async def fail(*args: Any) -> None:
-            self.tried.set()
+            self.attempted.set()
             raise StoreError("down")
 
         self._patch.setattr(session_writer, "SAVE_TIMEOUT", timeout)
@@ -115,8 +115,8 @@ async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
         assert (await client.receive())["message"] == {"count": 1}
         outage.begin()
         await client.perform(COUNTER, "increase")
-        await outage.tried.wait()
-        assert await client.quiet(), "the effect is delayed"
+        await outage.attempted.wait()
+        assert await client.quiet(), "the effect was not delayed"
         outage.end()
         assert (await client.receive())["message"] == {"count": 2}
         record = await get_engine().sessions.aload(client.sid, {"user": ""})
@@ -142,7 +142,7 @@ async def test_the_effect_is_not_delayed_if_the_session_was_never_saved(outage: 
         outage.begin()
         hub = get_hub()
         hub.sessions.changed(connection_of(first))
-        await outage.tried.wait()
+        await outage.attempted.wait()
         async with Client() as client:
             await client.subscribe(COUNTER)
             await client.perform(COUNTER, "increase")

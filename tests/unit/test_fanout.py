@@ -282,7 +282,7 @@ def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_
                 message = f"t{next(whispers)}"
                 harness.hub.deliver(Transient("s", json.dumps(message), exclude))
             else:
-                message = (await harness.publish(exclude=exclude)).offset
+                message = (await harness.publish(exclude=exclude)).entry.offset
             for client in clients:
                 if not client.subscriber.closed and exclude not in client.subscriber.sids:
                     sent[client].append(message)

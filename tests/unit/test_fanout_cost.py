@@ -20,7 +20,7 @@ from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness
 
 #: The most lines of Python, lines with plain ASGI, and CPU time of a delivery, as multiples of those of the bare loop.
-#: 3, 6.7 and 3.5 to 5.5 were measured.
+#: The measured values are 3, 6.7, and 3.5 to 5.5.
 MAX_LINES, MAX_ASGI_LINES, MAX_TIME = 4.0, 8.0, 9.0
 
 Write = Callable[[bytes], Any]
@@ -39,7 +39,7 @@ async def no_send(message: dict[str, Any]) -> None:
 
 
 async def make_harness(writes: list[Write | None], send: Any = no_send) -> Harness:
-    """Return a hub whose stream has a live subscriber for each write function. None stands for ASGI's `send`."""
+    """Return a hub whose stream has a live subscriber for each write function. None means ASGI's `send`."""
     harness = Harness()
     for write in writes:
         outbox = Outbox(send, limit=10**6, overflow=lambda: None, write=write)
@@ -136,7 +136,7 @@ async def test_a_delivery_takes_few_times_the_cpu_of_a_bare_loop() -> None:
 
 
 async def test_one_more_subscriber_costs_one_call_of_its_write_and_no_other() -> None:
-    """Neither JSON is encoded nor a method of the subscriber called."""
+    """No JSON is encoded for it, and no method of the subscriber is called."""
     counts = {
         number: calls(delivery(await make_harness([Sink().write for _ in range(number)])))
         for number in (10, POLICY.budget)

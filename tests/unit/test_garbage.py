@@ -19,7 +19,7 @@ from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
 from reliable_cable.protocol.constants import DisconnectReason
 
-from .test_paced_servers import HANDSHAKE, Uvicorn, clock
+from .test_paced_servers import HANDSHAKE, Uvicorn, iteration_counter
 from .wire import Client, identifier, until
 
 KINDS = (CableConsumer, Connection, Channel, Commands, Outbox, SubscribedStream, Subscription)
@@ -83,15 +83,15 @@ async def test_all_objects_of_a_closed_connection_are_freed(closed_by: str) -> N
 
 
 async def test_the_protocol_of_uvicorn_is_freed_with_its_connection() -> None:
-    with clock() as counting:
-        server = Uvicorn(counting)
-        wire = server.connect()
-        wire.protocol.data_received(HANDSHAKE)
-        await until(lambda: server.began)
-        await server.idle()
-        protocol = weakref.ref(wire.protocol)
-        conn = weakref.ref(wire.protocol.conn)
-        wire.protocol.connection_lost(None)
-        wire.protocol = None  # as transports do
+    with iteration_counter() as counter:
+        server = Uvicorn(counter)
+        transport = server.connect()
+        transport.protocol.data_received(HANDSHAKE)
+        await until(lambda: server.started)
+        await server.wait_for_idle()
+        protocol = weakref.ref(transport.protocol)
+        conn = weakref.ref(transport.protocol.conn)
+        transport.protocol.connection_lost(None)
+        transport.protocol = None  # transports do this when a connection is lost
         await until(lambda: protocol() is None)
         assert conn() is None

@@ -67,7 +67,7 @@ def error(response: Any, status: int) -> str:
 
 class TestKeys:
     @pytest.mark.parametrize(("path", "key"), [(BROADCAST, BROADCAST_KEY), (PUBLISH, API_KEY)])
-    def test_the_derived_key_opens_an_endpoint(self, path: str, key: str) -> None:
+    def test_the_derived_key_is_accepted(self, path: str, key: str) -> None:
         response = post(item(), path, key)
         assert (response.status_code, response.content) == (201, b"")
         assert data() == [{"n": 1}]
@@ -86,17 +86,19 @@ class TestKeys:
             ],
         ],
     )
-    def test_without_it_nothing_is_opened_nor_read(self, headers: dict[str, str], debug: bool) -> None:
+    def test_a_request_without_the_key_is_refused_before_its_body_is_decoded(
+        self, headers: dict[str, str], debug: bool
+    ) -> None:
         with override_settings(DEBUG=debug):
             response = Client().post(BROADCAST, "no JSON", content_type="application/json", headers=headers)
         assert "RELIABLE_CABLE['BROADCAST_KEY']" in error(response, 401)
         assert response["WWW-Authenticate"] == "Bearer"
 
-    def test_the_key_for_broadcasts_is_not_the_apis(self) -> None:
+    def test_the_key_for_broadcasts_is_not_valid_for_the_api(self) -> None:
         assert "RELIABLE_CABLE['API_KEY']" in error(post(item(), PUBLISH, BROADCAST_KEY), 401)
         assert error(Client().get("/api/presence/a/users", headers=bearer(BROADCAST_KEY)), 401)
 
-    def test_the_scheme_is_in_any_case(self) -> None:
+    def test_the_name_of_the_scheme_is_case_insensitive(self) -> None:
         response = Client().post(
             BROADCAST,
             json.dumps(item()),
@@ -106,15 +108,15 @@ class TestKeys:
         assert response.status_code == 201
 
     @pytest.mark.parametrize("key", ["mine", "clé"])
-    def test_a_key_in_the_settings_is_the_only_one(self, key: str) -> None:
-        sent = key.encode().decode("latin-1")  # servers decode headers as Latin-1
+    def test_a_configured_key_replaces_the_derived_key(self, key: str) -> None:
+        as_header = key.encode().decode("latin-1")  # servers decode headers as Latin-1
         with override_settings(RELIABLE_CABLE={**SETTINGS, "BROADCAST_KEY": key, "API_KEY": "other"}):
-            assert post(item(), BROADCAST, sent).status_code == 201
+            assert post(item(), BROADCAST, as_header).status_code == 201
             assert post(item(), PUBLISH, "other").status_code == 201
             assert post(item(), BROADCAST, BROADCAST_KEY).status_code == 401
             assert post(item(), BROADCAST, "other").status_code == 401
 
-    def test_keys_of_former_secret_keys_are_good_and_that_of_an_empty_one_is_not(self) -> None:
+    def test_keys_derived_from_fallback_keys_are_accepted_except_from_an_empty_one(self) -> None:
         settings = {key: value for key, value in SETTINGS.items() if key != "SECRET"}
         keys = {}
         for secret_key in ("new", "old"):
@@ -144,11 +146,11 @@ class TestMessages:
             ('"{\\"twice\\":1}"', '{"twice":1}'),
         ],
     )
-    def test_data_is_decoded_once_and_a_string_where_it_is_no_json(self, text: str, payload: Any) -> None:
+    def test_data_is_decoded_once_and_other_text_than_json_is_a_string(self, text: str, payload: Any) -> None:
         assert post(item(data=text)).status_code == 201
         assert data() == [payload]
 
-    def test_what_is_asked_for_as_a_form_is_taken_too_as_curl_sends_it(self) -> None:
+    def test_json_with_the_content_type_of_a_form_is_accepted_because_curl_sends_it(self) -> None:
         response = Client().post(
             BROADCAST,
             json.dumps(item()),
@@ -169,10 +171,10 @@ class TestMessages:
         assert append.call_count == 1
 
     @pytest.mark.parametrize(
-        "wrong", [item(data="null"), item(stream=""), item(idempotency_key=""), item(data='"' + "x" * 1025 + '"'), {}]
+        "invalid", [item(data="null"), item(stream=""), item(idempotency_key=""), item(data='"' + "x" * 1025 + '"'), {}]
     )
-    def test_of_an_array_with_a_wrong_one_nothing_is_broadcast(self, wrong: dict[str, Any]) -> None:
-        assert post([item(), wrong, item()]).status_code in (413, 422)
+    def test_nothing_of_an_array_with_an_invalid_message_is_broadcast(self, invalid: dict[str, Any]) -> None:
+        assert post([item(), invalid, item()]).status_code in (413, 422)
         assert data() == []
 
     def test_each_message_has_its_own_meta(self) -> None:
@@ -190,7 +192,7 @@ class TestMessages:
         assert [(entry.data, entry.exclude) for entry in entries] == [("1", "sid"), ("3", "")]
         assert [(call.args[0], call.args[1].data) for call in publish.call_args_list] == [("a", "2"), ("cursor:1", "4")]
 
-    def test_a_repeated_idempotency_key_sends_nothing(self) -> None:
+    def test_a_message_with_a_repeated_idempotency_key_is_not_broadcast(self) -> None:
         for _ in range(2):
             assert post(item(idempotency_key="k")).status_code == 201
         assert data() == [{"n": 1}]
@@ -216,7 +218,7 @@ class TestRefusals:
             (item(transient="yes"), '"transient" that is not true or false'),
         ],
     )
-    def test_what_makes_no_sense(self, body: Any, problem: str) -> None:
+    def test_a_malformed_body_is_refused_with_an_example(self, body: Any, problem: str) -> None:
         message = error(post(body), 422)
         assert problem in message
         assert '{"stream": "<name>", "data": "<JSON text>"' in message
@@ -235,14 +237,14 @@ class TestRefusals:
             (item(idempotency_key="k", transient=True), "transient broadcast is not kept"),
         ],
     )
-    def test_what_cannot_be_broadcast(self, body: Any, problem: str) -> None:
+    def test_an_invalid_message_is_refused(self, body: Any, problem: str) -> None:
         assert problem in error(post(body), 422)
 
-    def test_a_payload_that_is_nested_too_deeply(self) -> None:
+    def test_a_payload_that_is_nested_too_deeply_is_refused(self) -> None:
         with override_settings(RELIABLE_CABLE={**SETTINGS, "MAX_BROADCAST_SIZE": 1_000_000}):
             assert "nested too deeply" in error(post(item(data="[" * 100_000)), 422)
 
-    def test_a_payload_that_is_too_large(self) -> None:
+    def test_a_payload_that_is_too_large_is_refused(self) -> None:
         assert post(item(data=f'"{"x" * 1022}"')).status_code == 201
         message = error(post(item(data=f'"{"x" * 1023}"')), 413)
         assert "RELIABLE_CABLE['MAX_BROADCAST_SIZE'] allows 1024" in message
@@ -253,7 +255,7 @@ class TestRefusals:
             assert "more than 8192 bytes" in error(post("x" * 1_000_000), 413)
         assert len(body.read()) == 1_000_000 - 8193
 
-    def test_an_array_that_is_too_long(self) -> None:
+    def test_an_array_that_is_too_long_is_refused(self) -> None:
         with override_settings(RELIABLE_CABLE={**SETTINGS, "MAX_BROADCAST_SIZE": 100_000}):
             assert post([item("large:", "1")] * MAX_MESSAGES).status_code == 201
             message = error(post([item("a", "1")] * (MAX_MESSAGES + 1)), 413)
@@ -261,26 +263,26 @@ class TestRefusals:
         assert data() == []
 
     @pytest.mark.parametrize("method", ["get", "put", "delete", "options"])
-    def test_other_methods(self, method: str) -> None:
+    def test_other_methods_are_not_allowed(self, method: str) -> None:
         response: HttpResponse = getattr(Client(), method)(BROADCAST, headers=bearer(BROADCAST_KEY))
         assert (response.status_code, response["Allow"]) == (405, "POST")
 
 
 class TestFailures:
-    def test_a_store_that_fails(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_failing_store_is_reported_and_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastError("disk of db1 is full")):
             response = post(item())
         assert error(response, 503) == "Nothing was broadcast: the store failed. Try again."
         assert response.json()["stored"] is False
         assert "disk of db1 is full" in caplog.text
 
-    def test_a_store_whose_answer_was_lost(self) -> None:
+    def test_an_append_without_a_response_is_reported_as_unknown(self) -> None:
         with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastUncertain("lost")):
             response = post(item())
         assert "is unknown" in error(response, 503)
         assert response.json()["stored"] is None
 
-    def test_what_is_stored_is_not_sent_again_because_a_transient_message_failed(
+    def test_a_batch_whose_transient_messages_were_not_sent_succeeds_so_that_it_is_not_repeated(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         with mock.patch.object(get_engine().streams, "publish_transient", side_effect=BroadcastError("down")):
@@ -289,13 +291,13 @@ class TestFailures:
         assert data() == [1]
         assert "Transient messages of a batch were not sent" in caplog.text
 
-    def test_presence_that_cannot_be_read(self) -> None:
+    def test_a_failing_presence_store_is_reported(self) -> None:
         with mock.patch.object(get_engine().presence, "info", side_effect=StoreError("down")):
             response = Client().get("/api/presence/a/users", headers=bearer(API_KEY))
         assert "Try again" in error(response, 503)
 
     @pytest.mark.django_db(transaction=True)
-    def test_a_project_with_atomic_requests_hears_of_a_failure_too(self) -> None:
+    def test_a_failure_is_reported_in_a_project_with_atomic_requests(self) -> None:
         with (
             mock.patch.dict(connections.settings["default"], ATOMIC_REQUESTS=True),
             mock.patch.object(get_engine().streams, "append", side_effect=BroadcastError("full")),
@@ -308,7 +310,7 @@ class TestPresence:
         path = f"/api/presence/{quote(stream, safe='')}/users"
         return Client().get(path, headers=bearer(API_KEY), **options)
 
-    def test_who_is_there(self) -> None:
+    def test_the_response_has_the_members(self) -> None:
         store = get_engine().presence
         store.join("room", "s1", "42", {"name": "Ann"})
         store.join("room", "s2", "7")
@@ -322,28 +324,28 @@ class TestPresence:
             "records": [{"id": "42", "info": {"name": "Ann"}}, {"id": "7", "info": None}],
         }
 
-    def test_nobody_is_there(self) -> None:
+    def test_the_response_for_an_empty_stream_has_no_members(self) -> None:
         assert self.users("empty").json() == {"type": "info", "total": 0, "records": []}
 
     @pytest.mark.parametrize(
         "stream", ["chat/1", "/", "a//b", "100%", "50%25", "a/users", "users", "a b+c?d#e", "żółw", "..", "a;b=c"]
     )
-    def test_a_name_may_hold_anything_printable(self, stream: str) -> None:
+    def test_stream_names_may_have_any_printable_character(self, stream: str) -> None:
         get_engine().presence.join(stream, "s", "42")
         assert self.users(stream).json()["total"] == 1
 
-    def test_slashes_need_not_be_quoted(self) -> None:
+    def test_slashes_in_stream_names_need_no_escapes(self) -> None:
         get_engine().presence.join("chat/1", "s", "42")
         assert Client().get("/api/presence/chat/1/users", headers=bearer(API_KEY)).json()["total"] == 1
 
     @pytest.mark.parametrize("stream", ["x" * 256, "a\x00b"])
-    def test_a_name_that_cannot_be_one(self, stream: str) -> None:
+    def test_an_invalid_stream_name_is_refused(self, stream: str) -> None:
         assert "allowed" in error(self.users(stream), 422)
 
 
 @pytest.mark.parametrize("middleware", [[], ["django.contrib.auth.middleware.LoginRequiredMiddleware"]])
 @pytest.mark.django_db(transaction=True)
-async def test_they_work_in_an_async_project(middleware: list[str], settings: Any) -> None:
+async def test_the_endpoints_work_in_an_async_project(middleware: list[str], settings: Any) -> None:
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.middleware.csrf.CsrfViewMiddleware", *middleware]
     client = AsyncClient(enforce_csrf_checks=True)
     options: Any = {"content_type": "application/json", "headers": bearer(BROADCAST_KEY)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import random
 from typing import Any
@@ -90,7 +91,7 @@ async def test_a_burst_whose_first_messages_were_trimmed_is_sent_from_the_announ
     for event in [harness.append() for _ in range(20)]:
         harness.hub.deliver(event)
     await harness.wait_for_repairs()
-    assert offsets(log) == list(range(1, 21)), "although the stream had no epoch"
+    assert offsets(log) == list(range(1, 21)), "the burst began before the hub knew the epoch"
     events = [harness.append() for _ in range(10)]
     harness.hub.deliver(events[1])
     harness.hub.deliver(events[0])
@@ -164,6 +165,30 @@ async def test_opening_a_stream_fails_in_time_while_the_store_hangs(monkeypatch:
     _, log = await harness.subscriber()
     await harness.publish()
     assert offsets(log) == [1], "the next subscriber did not open the stream again"
+
+
+async def test_an_opening_that_fails_for_nobody_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+    harness = Harness()
+
+    async def fail(stream: str) -> StreamPosition:
+        await asyncio.sleep(0)
+        raise StoreError("broken")
+
+    monkeypatch.setattr(harness.store, "aposition", fail)
+    monkeypatch.setattr(hub_module, "RETRY_DELAY", 0.0)
+    task = asyncio.create_task(harness.subscriber())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    del task
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert not harness.hub._streams
+    assert errors == []
 
 
 async def test_an_excluded_session_is_sent_the_other_messages_in_order() -> None:
@@ -298,7 +323,7 @@ def test_subscribers_are_sent_each_message_once_and_in_order_or_are_told_of_a_lo
             step = rng.random()
             if step < 0.5:
                 event = harness.append(str(len(published) + 1))
-                published.append((event.epoch, event.offset))
+                published.append((event.epoch, event.entry.offset))
                 announced.append(event)
                 if rng.random() < 0.7:
                     harness.hub.deliver(event)

@@ -1,4 +1,4 @@
-"""Identities of connections are the same in every process."""
+"""Identities of connections, which must be the same in every process."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from reliable_cable.identity import condition_key, condition_keys, identify, ide
         (1, "int:1"),
     ],
 )
-def test_values_are_named_by_what_they_are(value: Any, text: str) -> None:
+def test_the_text_of_a_value_has_its_type_or_model(value: Any, text: str) -> None:
     assert identify(value) == text
 
 
-def test_an_attribute_that_is_not_there_is_nobody() -> None:
+def test_a_missing_attribute_is_an_empty_text() -> None:
     class Owner:
         user = "ann"
 
     assert identity_of(Owner(), ("user", "tenant")) == {"user": "str:ann", "tenant": ""}
 
 
-def test_a_condition_matches_who_has_all_of_it() -> None:
+def test_a_condition_matches_identities_that_have_all_of_its_values() -> None:
     identity = {"user": "u", "tenant": "t"}
     assert matches({"user": "u"}, identity)
     assert matches({"tenant": "t", "user": "u"}, identity)
@@ -43,7 +43,7 @@ def test_a_condition_matches_who_has_all_of_it() -> None:
     assert not matches({"user": "u", "role": ""}, identity)
 
 
-def test_an_identitys_keys_are_those_of_the_conditions_that_it_matches() -> None:
+def test_the_keys_of_an_identity_are_those_of_all_conditions_that_match_it() -> None:
     keys = condition_keys({"user": "u", "tenant": "t", "device": ""})
     conditions = [{"user": "u"}, {"tenant": "t"}, {"tenant": "t", "user": "u"}]
     assert sorted(keys) == sorted(condition_key(condition) for condition in conditions)

@@ -113,7 +113,7 @@ class AsgiClient:
 
     async def handled(self) -> None:
         """Wait until all commands have been handled, by waiting for the response to one more command."""
-        self.put("presence", identifier="nobody")
+        self.put("presence", identifier="unknown")
         await asyncio.wait_for(self.answers.get(), 10)
 
     async def perform(self, name: str, count: int = 1) -> None:

@@ -54,7 +54,7 @@ class Room(Channel, abstract=True):
         self.count += 1
         self.query("resubscribed")
 
-    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the name in the protocol
         self.query("authorize_presence")
         return True
 

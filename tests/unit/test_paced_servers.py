@@ -31,15 +31,15 @@ HANDSHAKE = (
 )
 
 
-class Clock:
+class IterationCounter:
     """Counts the iterations of the event loop."""
 
     def __init__(self) -> None:
-        self.now = 0
+        self.count = 0
         self._handle = asyncio.get_running_loop().call_soon(self._tick)
 
     def _tick(self) -> None:
-        self.now += 1
+        self.count += 1
         self._handle = asyncio.get_running_loop().call_soon(self._tick)
 
     def stop(self) -> None:
@@ -48,19 +48,19 @@ class Clock:
 
 
 @contextmanager
-def clock() -> Iterator[Clock]:
+def iteration_counter() -> Iterator[IterationCounter]:
     """Count iterations during the block."""
-    counting = Clock()
+    counter = IterationCounter()
     try:
-        yield counting
+        yield counter
     finally:
-        counting.stop()
+        counter.stop()
 
 
 # -- uvicorn -----------------------------------------------------------------------------------------------------------
 
 
-class Wire:
+class AsyncioTransport:
     """The used part of an asyncio transport."""
 
     def __init__(self) -> None:
@@ -97,9 +97,9 @@ class Wire:
 class Uvicorn:
     """A server of uvicorn without sockets. It records in which iteration the application of each connection starts."""
 
-    def __init__(self, counting: Clock) -> None:
-        self.began: list[int] = []
-        self._counting = counting
+    def __init__(self, counter: IterationCounter) -> None:
+        self.started: list[int] = []
+        self._counter = counter
         self._config = Config(self._application, interface="asgi3", log_config=None, ws=CableWebSocketProtocol)
         self._config.load()
         self._state = ServerState()
@@ -107,21 +107,21 @@ class Uvicorn:
         self._protocol = type("OfThisTest", (PacedHTTPProtocol,), {"pacer": Pacer(PER_ITERATION)})
 
     async def _application(self, scope: Any, receive: Any, send: Any) -> None:
-        self.began.append(self._counting.now)
+        self.started.append(self._counter.count)
         if scope["type"] == "websocket":
             await send({"type": "websocket.accept"})
         else:
             await send({"type": "http.response.start", "status": 200})
             await send({"type": "http.response.body", "body": (await receive())["body"]})
 
-    def connect(self) -> Wire:
+    def connect(self) -> AsyncioTransport:
         """Create a connection, and return its transport."""
-        wire = Wire()
-        wire.protocol = self._protocol(self._config, self._state, {}, asyncio.get_running_loop())
-        wire.protocol.connection_made(wire)
-        return wire
+        transport = AsyncioTransport()
+        transport.protocol = self._protocol(self._config, self._state, {}, asyncio.get_running_loop())
+        transport.protocol.connection_made(transport)
+        return transport
 
-    async def idle(self) -> None:
+    async def wait_for_idle(self) -> None:
         """Wait until all started applications have ended."""
         while self._state.tasks:
             await asyncio.gather(*self._state.tasks)
@@ -129,44 +129,44 @@ class Uvicorn:
 
 
 async def test_uvicorn_starts_a_few_websockets_in_each_iteration() -> None:
-    with clock() as counting:
-        server = Uvicorn(counting)
-        wires = [server.connect() for _ in range(MANY)]
-        for wire in wires:
-            wire.protocol.data_received(HANDSHAKE)
-        assert sum(wire.reading for wire in wires) == PER_ITERATION, "queued connections must not be read"
-        await until(lambda: len(server.began) == MANY)
-        await server.idle()
-    assert max(Counter(server.began).values()) == PER_ITERATION
-    assert all(wire.written[0].startswith(b"HTTP/1.1 101 ") for wire in wires)
-    assert all(isinstance(wire.protocol, CableWebSocketProtocol) for wire in wires)
+    with iteration_counter() as counter:
+        server = Uvicorn(counter)
+        transports = [server.connect() for _ in range(MANY)]
+        for transport in transports:
+            transport.protocol.data_received(HANDSHAKE)
+        assert sum(transport.reading for transport in transports) == PER_ITERATION, "queued connections were read"
+        await until(lambda: len(server.started) == MANY)
+        await server.wait_for_idle()
+    assert max(Counter(server.started).values()) == PER_ITERATION
+    assert all(transport.written[0].startswith(b"HTTP/1.1 101 ") for transport in transports)
+    assert all(isinstance(transport.protocol, CableWebSocketProtocol) for transport in transports)
 
 
 async def test_uvicorn_continues_to_read_a_request_that_arrives_in_pieces() -> None:
-    with clock() as counting:
-        server = Uvicorn(counting)
-        wires = [server.connect() for _ in range(2 * PER_ITERATION)]
-        for wire in wires:
-            wire.protocol.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Le")
-        await until(lambda: all(wire.reading for wire in wires))
-        for wire in wires:
-            wire.protocol.data_received(b"ngth: 5\r\nConnection: close\r\n\r\nhello")
-        await until(lambda: all(wire.closing for wire in wires))
-        await server.idle()
-    assert all(b"hello" in b"".join(wire.written) for wire in wires)
+    with iteration_counter() as counter:
+        server = Uvicorn(counter)
+        transports = [server.connect() for _ in range(2 * PER_ITERATION)]
+        for transport in transports:
+            transport.protocol.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Le")
+        await until(lambda: all(transport.reading for transport in transports))
+        for transport in transports:
+            transport.protocol.data_received(b"ngth: 5\r\nConnection: close\r\n\r\nhello")
+        await until(lambda: all(transport.closing for transport in transports))
+        await server.wait_for_idle()
+    assert all(b"hello" in b"".join(transport.written) for transport in transports)
 
 
 async def test_uvicorn_does_not_start_a_lost_connection() -> None:
-    with clock() as counting:
-        server = Uvicorn(counting)
-        wires = [server.connect() for _ in range(2 * PER_ITERATION)]
-        for wire in wires:
-            wire.protocol.data_received(HANDSHAKE)
-        wires[-1].closing = True
-        wires[-1].protocol.connection_lost(None)
-        await until(lambda: len(server.began) == 2 * PER_ITERATION - 1)
-        await server.idle()
-    assert wires[-1].written == []
+    with iteration_counter() as counter:
+        server = Uvicorn(counter)
+        transports = [server.connect() for _ in range(2 * PER_ITERATION)]
+        for transport in transports:
+            transport.protocol.data_received(HANDSHAKE)
+        transports[-1].closing = True
+        transports[-1].protocol.connection_lost(None)
+        await until(lambda: len(server.started) == 2 * PER_ITERATION - 1)
+        await server.wait_for_idle()
+    assert transports[-1].written == []
 
 
 async def test_uvicorn_drops_a_connection_whose_data_causes_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,30 +180,30 @@ async def test_uvicorn_drops_a_connection_whose_data_causes_an_error(monkeypatch
     monkeypatch.setattr(CableWebSocketProtocol, "handle_connect", fail_for_some)
     failed: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
-    with clock() as counting:
-        server = Uvicorn(counting)
-        wires = [server.connect() for _ in range(2 * PER_ITERATION + 1)]
-        for number, wire in enumerate(wires):
-            wire.protocol.data_received(
+    with iteration_counter() as counter:
+        server = Uvicorn(counter)
+        transports = [server.connect() for _ in range(2 * PER_ITERATION + 1)]
+        for number, transport in enumerate(transports):
+            transport.protocol.data_received(
                 HANDSHAKE.replace(b"/cable", b"/fail") if number == PER_ITERATION else HANDSHAKE
             )
-        await until(lambda: len(server.began) == 2 * PER_ITERATION)
-        await server.idle()
-    assert [number for number, wire in enumerate(wires) if wire.aborted] == [PER_ITERATION]
+        await until(lambda: len(server.started) == 2 * PER_ITERATION)
+        await server.wait_for_idle()
+    assert [number for number, transport in enumerate(transports) if transport.aborted] == [PER_ITERATION]
     assert [type(error) for error in failed] == [ZeroDivisionError]
 
 
 async def test_the_http_protocol_of_uvicorn_is_freed_when_a_websocket_starts() -> None:
     """The parser of httptools and the protocol refer to each other. The protocol must have the attribute `parser`."""
-    with clock() as counting:
-        server = Uvicorn(counting)
-        wire = server.connect()
-        former = wire.protocol
+    with iteration_counter() as counter:
+        server = Uvicorn(counter)
+        transport = server.connect()
+        former = transport.protocol
         assert former.parser is not None
         former.data_received(HANDSHAKE)
         assert former.parser is None
-        await until(lambda: server.began)
-        await server.idle()
+        await until(lambda: server.started)
+        await server.wait_for_idle()
 
 
 # -- daphne ------------------------------------------------------------------------------------------------------------
@@ -213,16 +213,16 @@ class Recorder(Protocol):
     """The protocol of a paced connection, which records its data."""
 
     def __init__(self) -> None:
-        self.made = 0
+        self.connections = 0
         self.received: list[tuple[int, bytes]] = []
         self.lost = False
-        self.counting: Any = None
+        self.counter: Any = None
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
-        self.made += 1
+        self.connections += 1
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
-        self.received.append((self.counting.now, data))
+        self.received.append((self.counter.count, data))
 
     def connectionLost(self, reason: Failure | None = None) -> None:  # noqa: N802 - Twisted's name
         self.lost = True
@@ -231,17 +231,17 @@ class Recorder(Protocol):
 class Recorders(Factory):
     """The factory of the server, which creates recorders."""
 
-    def __init__(self, counting: Clock | None) -> None:
-        self.made: list[Recorder] = []
+    def __init__(self, counter: IterationCounter | None) -> None:
+        self.created: list[Recorder] = []
         self.stopped = False
-        self._counting = counting
+        self._counter = counter
 
     def buildProtocol(self, addr: Any) -> Recorder | None:  # noqa: N802 - Twisted's name
         if addr is None:
             return None
         recorder = Recorder()
-        recorder.counting = self._counting
-        self.made.append(recorder)
+        recorder.counter = self._counter
+        self.created.append(recorder)
         return recorder
 
     def doStop(self) -> None:  # noqa: N802 - Twisted's name
@@ -257,55 +257,55 @@ def accept(factory: PacedFactory) -> Any:
 
 
 async def test_daphne_starts_a_few_connections_in_each_iteration() -> None:
-    with clock() as counting:
-        recorders = Recorders(counting)
+    with iteration_counter() as counter:
+        recorders = Recorders(counter)
         factory = PacedFactory(recorders)
         transports = [accept(factory) for _ in range(MANY)]
         for transport in transports:
             transport.protocol.dataReceived(b"first")
         paused = [transport.producerState for transport in transports]
         assert paused.count("producing") == PER_ITERATION, "queued connections must not be read"
-        await until(lambda: all(recorder.received for recorder in recorders.made))
-    assert max(Counter(recorder.received[0][0] for recorder in recorders.made).values()) == PER_ITERATION
-    assert [recorder.made for recorder in recorders.made] == [1] * MANY
+        await until(lambda: all(recorder.received for recorder in recorders.created))
+    assert max(Counter(recorder.received[0][0] for recorder in recorders.created).values()) == PER_ITERATION
+    assert [recorder.connections for recorder in recorders.created] == [1] * MANY
     for transport in transports:
         assert transport.producerState == "producing"
         transport.protocol.dataReceived(b"second")
-    assert {b"".join(data for _, data in recorder.received) for recorder in recorders.made} == {b"firstsecond"}
+    assert {b"".join(data for _, data in recorder.received) for recorder in recorders.created} == {b"firstsecond"}
 
 
 async def test_daphne_does_not_start_a_lost_connection() -> None:
-    with clock() as counting:
-        recorders = Recorders(counting)
+    with iteration_counter() as counter:
+        recorders = Recorders(counter)
         factory = PacedFactory(recorders)
         transports = [accept(factory) for _ in range(PER_ITERATION + 2)]
         for transport in transports:
             transport.protocol.dataReceived(b"first")
         transports[-2].connected = False
         transports[-2].protocol.connectionLost()
-        await until(lambda: recorders.made[-1].received)
-    assert recorders.made[-2].lost
-    assert recorders.made[-2].received == []
+        await until(lambda: recorders.created[-1].received)
+    assert recorders.created[-2].lost
+    assert recorders.created[-2].received == []
 
 
 async def test_daphne_drops_a_connection_whose_data_causes_an_error() -> None:
     failed: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.append(context["exception"]))
-    with clock() as counting:
-        recorders = Recorders(counting)
+    with iteration_counter() as counter:
+        recorders = Recorders(counter)
         factory = PacedFactory(recorders)
         transports = [accept(factory) for _ in range(PER_ITERATION + 2)]
-        recorders.made[-2].counting = None
+        recorders.created[-2].counter = None
         for transport in transports:
             transport.protocol.dataReceived(b"first")
-        await until(lambda: recorders.made[-1].received)
+        await until(lambda: recorders.created[-1].received)
     assert [transport.disconnecting for transport in transports] == [False] * PER_ITERATION + [True, False]
     assert len(failed) == 1
 
 
 async def test_the_wrapped_factory_can_refuse_connections_and_is_stopped() -> None:
-    with clock() as counting:
-        recorders = Recorders(counting)
+    with iteration_counter() as counter:
+        recorders = Recorders(counter)
         factory = PacedFactory(recorders)
         assert factory.buildProtocol(None) is None
         factory.doStop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 
 from reliable_cable.concurrency.pacing import Pacer
@@ -21,23 +22,22 @@ async def test_callers_below_the_limit_proceed_at_once() -> None:
 
 async def test_many_callers_proceed_in_order_within_the_limit() -> None:
     pacer = Pacer(3)
-    now = 0
+    iteration = 0
     proceeded: list[tuple[int, int]] = []
 
     def count() -> None:
-        nonlocal now
-        now += 1
+        nonlocal iteration
+        iteration += 1
         asyncio.get_running_loop().call_soon(count)
 
-    async def go(number: int) -> None:
+    async def proceed(number: int) -> None:
         await pacer.wait()
-        proceeded.append((now, number))
+        proceeded.append((iteration, number))
 
     count()
-    await asyncio.gather(*(go(number) for number in range(20)))
+    await asyncio.gather(*(proceed(number) for number in range(20)))
     assert [number for _, number in proceeded] == list(range(20))
-    counts = [[iteration for iteration, _ in proceeded].count(iteration) for iteration in dict(proceeded)]
-    assert max(counts) == 3
+    assert max(Counter(iteration for iteration, _ in proceeded).values()) == 3
 
 
 async def test_run_queues_calls_beyond_the_limit() -> None:
@@ -91,22 +91,22 @@ async def test_an_idle_pacer_schedules_nothing() -> None:
 def test_a_closed_event_loop_leaves_no_callers_to_the_next_one() -> None:
     pacer = Pacer(1)
 
-    async def begin_two() -> list[str]:
-        begun: list[str] = []
-        pacer.run(lambda: begun.append("one"))
-        pacer.run(lambda: begun.append("two"))
-        return begun
+    async def run_two() -> list[str]:
+        called: list[str] = []
+        pacer.run(lambda: called.append("first"))
+        pacer.run(lambda: called.append("second"))
+        return called
 
-    async def begin_two_and_wait() -> list[str]:
-        begun = await begin_two()
+    async def run_two_and_wait() -> list[str]:
+        called = await run_two()
         async with asyncio.timeout(10):
             await pacer.wait()
-        return begun
+        return called
 
     loop = asyncio.new_event_loop()
-    first = loop.create_task(begin_two())
+    task = loop.create_task(run_two())
     loop.call_soon(loop.stop)
     loop.run_forever()
     loop.close()
-    assert first.result() == ["one"]
-    assert asyncio.run(begin_two_and_wait()) == ["one", "two"]
+    assert task.result() == ["first"]
+    assert asyncio.run(run_two_and_wait()) == ["first", "second"]

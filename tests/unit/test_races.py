@@ -19,7 +19,7 @@ from reliable_cable.hub import hub as hub_module
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, connection_of, identifier
+from .wire import Client, connection_of, identifier, run_event_loop
 
 
 class Room(Channel, abstract=True):
@@ -30,7 +30,7 @@ class Room(Channel, abstract=True):
             next(iter(()))
         self.stream_from("room")
 
-    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the name in the protocol
         return True
 
     @action
@@ -91,12 +91,6 @@ class Gate:
             return await real(*args, **options)
 
         monkeypatch.setattr(store, name, delayed)
-
-
-async def run_event_loop() -> None:
-    """Run the event loop until only the gate or the client can cause anything more."""
-    for _ in range(50):
-        await asyncio.sleep(0)
 
 
 async def received(client: Client) -> list[Any]:

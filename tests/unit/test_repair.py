@@ -8,6 +8,7 @@ import copy
 import pytest
 
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.streams.base import Advanced, Published, Transient
 
 from .hubs import Harness, catch_up, offsets
@@ -38,7 +39,7 @@ async def test_transient_messages_follow_the_kept_messages_that_were_announced_b
     harness.hub.deliver(harness.append("1"))
     harness.hub.deliver(Transient("s", "2"))
     await harness.wait_for_repairs()
-    harness.hub.deliver(Published("s", "a forgotten epoch", 7, "lost"))
+    harness.hub.deliver(Published("s", "a forgotten epoch", Entry(7, "lost")))
     harness.hub.deliver(Transient("s", "3"))
     await harness.wait_for_repairs()
     assert [frame["message"] for frame in log] == [1, 2, 3]
@@ -49,7 +50,7 @@ async def test_the_store_is_read_again_if_it_does_not_have_an_announced_message_
     _, log = await harness.subscriber()
     first = await harness.publish()
     # A new primary announced this message, but reads still go to the former primary.
-    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
+    harness.hub.deliver(Published("s", first.epoch, Entry(3, "3")))
     for _ in range(6):
         await asyncio.sleep(0)
     assert offsets(log) == [1]
@@ -65,7 +66,7 @@ async def test_a_repair_gives_up_on_a_message_that_the_store_never_has_and_a_lat
     _, log = await harness.subscriber()
     first = await harness.publish()
     reads = harness.store.reads
-    harness.hub.deliver(Published("s", first.epoch, 3, "3"))
+    harness.hub.deliver(Published("s", first.epoch, Entry(3, "3")))
     await harness.wait_for_repairs()
     assert offsets(log) == [1]
     assert harness.store.doubted == ["s"]

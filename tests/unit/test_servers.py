@@ -28,7 +28,7 @@ class TwistedTransport:
     """The used part of a transport of Twisted."""
 
     def __init__(self) -> None:
-        self.producers: list[Any] = ["of the handshake"]
+        self.producers: list[Any] = ["the producer of the handshake"]
         self.aborted = False
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802 - Twisted's name
@@ -47,11 +47,11 @@ def daphne_send() -> tuple[Any, WebSocketProtocol]:
     return partial(server.handle_reply, protocol), protocol
 
 
-def test_daphne_hands_over_a_partial_of_its_reply_method() -> None:
+def test_the_send_of_daphne_is_a_partial_of_its_reply_method() -> None:
     """`create_application` creates the partial, so its code must name both functions."""
-    source = Server.create_application.__code__.co_names
-    assert "partial" in source
-    assert "handle_reply" in source
+    names = Server.create_application.__code__.co_names
+    assert "partial" in names
+    assert "handle_reply" in names
     send, _ = daphne_send()
     assert isinstance(transport_for({}, send), DaphneTransport)
 
@@ -93,45 +93,45 @@ async def uvicorn_send(**options: Any) -> tuple[Any, WebSocketsSansIOProtocol]:
     return protocol.send, protocol
 
 
-async def test_uvicorn_hands_over_a_method_of_its_protocol() -> None:
+async def test_the_send_of_uvicorn_is_a_method_of_its_protocol() -> None:
     send, protocol = await uvicorn_send()
 
-    class Aborted:
-        done = False
+    class AbortableTransport:
+        aborted = False
 
         def abort(self) -> None:
-            self.done = True
+            self.aborted = True
 
-    protocol.transport = Aborted()  # type: ignore[assignment]
+    protocol.transport = AbortableTransport()  # type: ignore[assignment]
     connection = transport_for({}, send)
     assert isinstance(connection, UvicornTransport)
     connection.abort()
-    assert protocol.transport.done  # type: ignore[attr-defined]
+    assert protocol.transport.aborted  # type: ignore[attr-defined]
 
 
 async def test_a_lost_connection_of_uvicorn_is_known() -> None:
     send, protocol = await uvicorn_send()
-    wire = Wire()
-    protocol.transport = wire  # type: ignore[assignment]
+    transport = AsyncioTransport()
+    protocol.transport = transport  # type: ignore[assignment]
     assert not transport_for({}, send).lost
-    wire.closing = True
+    transport.closing = True
     assert transport_for({}, send).lost
 
 
 async def test_the_grace_is_the_configured_shutdown_timeout() -> None:
-    for told, grace in ((30, 30), (None, 0)):
-        send, protocol = await uvicorn_send(timeout_graceful_shutdown=told)
-        protocol.transport = Wire()  # type: ignore[assignment]
+    for timeout, grace in ((30, 30), (None, 0)):
+        send, protocol = await uvicorn_send(timeout_graceful_shutdown=timeout)
+        protocol.transport = AsyncioTransport()  # type: ignore[assignment]
         assert transport_for({}, send).grace == grace
 
 
 async def test_the_transport_is_found_behind_middlewares() -> None:
-    seen: list[Transport] = []
+    transports: list[Transport] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        seen.append(transport_for({}, send))
+        transports.append(transport_for({}, send))
 
-    def closure(inner: Any) -> Any:
+    def wrap_send(inner: Any) -> Any:
         async def middleware(scope: Any, receive: Any, send: Any) -> None:
             async def wrapped(message: Any) -> None:
                 await send(message)
@@ -141,10 +141,10 @@ async def test_the_transport_is_found_behind_middlewares() -> None:
         return middleware
 
     send, _ = daphne_send()
-    stack = closure(CookieMiddleware(SessionMiddleware(closure(application))))
+    stack = wrap_send(CookieMiddleware(SessionMiddleware(wrap_send(application))))
     await stack({"type": "websocket", "headers": []}, None, send)
-    assert isinstance(seen[0], DaphneTransport)
-    assert seen[0].send is send, "messages must bypass the middlewares"
+    assert isinstance(transports[0], DaphneTransport)
+    assert transports[0].send is send, "messages must bypass the middlewares"
 
 
 async def test_an_unknown_server_is_only_asked_to_close() -> None:
@@ -181,7 +181,7 @@ class Reactor:
         self.writers.discard(writer)
 
 
-class Channel:
+class DaphneConnection:
     """A pair of sockets. The near one has a transport of Twisted, as in daphne."""
 
     def __init__(self) -> None:
@@ -209,51 +209,51 @@ class Channel:
 
 
 @pytest.fixture
-def channel() -> Iterator[Channel]:
-    channel = Channel()
-    yield channel
-    channel.close()
+def daphne() -> Iterator[DaphneConnection]:
+    connection = DaphneConnection()
+    yield connection
+    connection.close()
 
 
-def test_daphne_frames_are_written_directly_to_an_idle_socket(channel: Channel) -> None:
-    channel.write(b"one")
-    channel.write(b"two")
-    assert channel.far.recv(100) == b"onetwo"
-    assert not channel.reactor.writers
+def test_daphne_frames_are_written_directly_to_an_idle_socket(daphne: DaphneConnection) -> None:
+    daphne.write(b"one")
+    daphne.write(b"two")
+    assert daphne.far.recv(100) == b"onetwo"
+    assert not daphne.reactor.writers
 
 
-def test_a_full_socket_gets_the_rest_through_the_transport_in_order(channel: Channel) -> None:
+def test_a_full_socket_gets_the_rest_through_the_transport_in_order(daphne: DaphneConnection) -> None:
     frames = [bytes([65 + n]) * 20_000 for n in range(20)]
     for frame in frames[:10]:
-        channel.write(frame)
-    assert channel.reactor.writers, "the transport must have the rest to write"
-    assert "pause" in channel.events
+        daphne.write(frame)
+    assert daphne.reactor.writers, "the transport must have the rest to write"
+    assert "pause" in daphne.events
     received = b""
     for frame in frames[10:]:
-        received += channel.far.recv(1000)
-        channel.transport.doWrite()
-        channel.write(frame)
-    while channel.reactor.writers:
-        received += channel.far.recv(100_000)
-        channel.transport.doWrite()
-    channel.write(b"end")
-    channel.far.setblocking(False)
+        received += daphne.far.recv(1000)
+        daphne.transport.doWrite()
+        daphne.write(frame)
+    while daphne.reactor.writers:
+        received += daphne.far.recv(100_000)
+        daphne.transport.doWrite()
+    daphne.write(b"end")
+    daphne.far.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while True:
-            received += channel.far.recv(100_000)
+            received += daphne.far.recv(100_000)
     assert received == b"".join(frames) + b"end"
-    assert channel.events[-1] == "resume"
+    assert daphne.events[-1] == "resume"
 
 
-def test_the_number_of_unacknowledged_bytes_is_known(channel: Channel) -> None:
-    channel.write(b"x" * 100_000)
-    before = channel.connection.unsent()
+def test_the_number_of_unacknowledged_bytes_is_known(daphne: DaphneConnection) -> None:
+    daphne.write(b"x" * 100_000)
+    before = daphne.connection.unsent()
     assert before is not None
     assert before >= 90_000, "some bytes may be in the buffer of the other side"
-    while channel.far.recv(1 << 16, socket.MSG_DONTWAIT):
-        if channel.reactor.writers:
-            channel.transport.doWrite()
-        after = channel.connection.unsent()
+    while daphne.far.recv(1 << 16, socket.MSG_DONTWAIT):
+        if daphne.reactor.writers:
+            daphne.transport.doWrite()
+        after = daphne.connection.unsent()
         assert after is not None
         assert after < before
         if not after:
@@ -261,21 +261,21 @@ def test_the_number_of_unacknowledged_bytes_is_known(channel: Channel) -> None:
         before = after
 
 
-def test_data_in_the_transport_is_written_first(channel: Channel) -> None:
-    channel.transport.write(b"written by daphne, ")
-    channel.write(b"then ours")
-    channel.transport.doWrite()
-    assert channel.far.recv(100) == b"written by daphne, then ours"
+def test_data_in_the_transport_is_written_first(daphne: DaphneConnection) -> None:
+    daphne.transport.write(b"written by the server, ")
+    daphne.write(b"then a frame")
+    daphne.transport.doWrite()
+    assert daphne.far.recv(100) == b"written by the server, then a frame"
 
 
-def test_nothing_is_written_after_a_close_or_to_a_broken_socket(channel: Channel) -> None:
-    channel.protocol.state = WebSocketProtocol.STATE_CLOSING
-    channel.write(b"late")
-    channel.protocol.state = WebSocketProtocol.STATE_OPEN
-    channel.far.close()
-    channel.write(b"to a closed socket")
-    channel.write(b"to a closed socket")
-    assert not channel.reactor.writers
+def test_nothing_is_written_after_a_close_or_to_a_broken_socket(daphne: DaphneConnection) -> None:
+    daphne.protocol.state = WebSocketProtocol.STATE_CLOSING
+    daphne.write(b"late")
+    daphne.protocol.state = WebSocketProtocol.STATE_OPEN
+    daphne.far.close()
+    daphne.write(b"to a closed socket")
+    daphne.write(b"to a closed socket")
+    assert not daphne.reactor.writers
 
 
 def test_shared_frames_are_not_used_with_tls() -> None:
@@ -286,7 +286,7 @@ def test_shared_frames_are_not_used_with_tls() -> None:
 # -- frames through uvicorn --------------------------------------------------------------------------------------------
 
 
-class Wire:
+class AsyncioTransport:
     """The used part of an asyncio transport."""
 
     def __init__(self) -> None:
@@ -318,8 +318,8 @@ async def test_the_uvicorn_protocol_offers_frames_in_the_scope() -> None:
     config = Config(application, log_config=None)
     config.load()
     protocol = CableWebSocketProtocol(config, ServerState(), {}, asyncio.get_running_loop())
-    wire = Wire()
-    protocol.connection_made(wire)  # type: ignore[arg-type]
+    transport = AsyncioTransport()
+    protocol.connection_made(transport)  # type: ignore[arg-type]
     protocol.data_received(
         b"GET /cable HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
@@ -330,10 +330,10 @@ async def test_the_uvicorn_protocol_offers_frames_in_the_scope() -> None:
     connection.attach(lambda: events.append("pause"), lambda: events.append("resume"))
     assert connection.drainable
     await send({"type": "websocket.accept"})
-    assert b"permessage-deflate" not in wire.written[0], "shared frames cannot be compressed for each connection"
+    assert b"permessage-deflate" not in transport.written[0], "shared frames cannot be compressed for each connection"
     assert connection.write is not None
     connection.write(b"frame")
-    assert wire.written[1] == b"frame"
+    assert transport.written[1] == b"frame"
     protocol.pause_writing()
     assert not protocol.writable.is_set()
     protocol.resume_writing()

@@ -297,8 +297,8 @@ class TestLoad:
             records.add(session := Session(sid))
             await records.save(session)
             await records.drop(session)
-        found = await asyncio.gather(*(records.load(sid, ann) for sid in ("a", "unknown", "c", "b")))
-        assert [record and record.data["number"] for record in found] == [0, None, 0, 0]
+        loaded = await asyncio.gather(*(records.load(sid, ann) for sid in ("a", "unknown", "c", "b")))
+        assert [record and record.data["number"] for record in loaded] == [0, None, 0, 0]
         assert store.loads == [["a", "unknown", "c", "b"]]
 
     async def test_simultaneous_loads_all_return_none_while_the_store_is_failing(

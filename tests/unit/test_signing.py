@@ -1,4 +1,4 @@
-"""Signed stream names and derived keys are compatible with AnyCable's clients, servers and tools."""
+"""Signed stream names and derived keys, which must be compatible with the clients, servers and tools of AnyCable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reliable_cable.exceptions import InvalidStreamName
 from reliable_cable.signing import derived_key, signed_stream_name, verify_stream_name
 
-#: The signature that Rails makes for "chat:2021" with the key "s3Krit". The tests of AnyCable's servers use it.
+#: The name "chat:2021" as Rails signs it with the key "s3Krit". The tests of AnyCable's servers use this example.
 KNOWN = "ImNoYXQ6MjAyMSI=--f9ee45dbccb1da04d8ceb99cc820207804370ba0d06b46fc3b8b373af1315628"
 S3KRIT = {"STREAMS_SECRET": "s3Krit"}
 
@@ -31,36 +31,36 @@ def encode(value: Any) -> str:
 
 class TestSignedStreamName:
     @override_settings(RELIABLE_CABLE=S3KRIT)
-    def test_the_known_example(self) -> None:
+    def test_the_result_equals_the_example_of_anycable(self) -> None:
         assert signed_stream_name("chat:2021") == KNOWN
 
     @override_settings(RELIABLE_CABLE=S3KRIT)
-    def test_letters_beyond_ascii_are_signed_as_utf_8(self) -> None:
-        # JSON.stringify and Buffer of JavaScript give the same text.
+    def test_characters_beyond_ascii_are_signed_as_utf_8(self) -> None:
+        # JavaScript's JSON.stringify and Buffer create the same text.
         encoded = base64.b64encode('"chat/é"'.encode()).decode()
         assert signed_stream_name("chat/é") == sign(encoded, "s3Krit")
 
     @override_settings(RELIABLE_CABLE={"SECRET": "both"})
-    def test_the_application_secret_serves_unless_there_is_another(self) -> None:
+    def test_the_default_key_is_the_secret(self) -> None:
         assert signed_stream_name("chat/1") == sign(encode("chat/1"), "both")
 
     @pytest.mark.parametrize("name", ["", None, 1, b"chat/1", "\ud800"])
-    def test_what_is_no_name_is_refused(self, name: Any) -> None:
+    def test_an_invalid_name_is_refused(self, name: Any) -> None:
         with pytest.raises(InvalidStreamName):
             signed_stream_name(name)
 
 
 class TestVerifyStreamName:
     @override_settings(RELIABLE_CABLE=S3KRIT)
-    def test_the_known_example(self) -> None:
+    def test_the_example_of_anycable_is_valid(self) -> None:
         assert verify_stream_name(KNOWN) == "chat:2021"
 
     @given(st.text(st.characters(codec="utf-8"), min_size=1))
-    def test_whatever_was_signed_is_given_back(self, name: str) -> None:
+    def test_every_signed_name_can_be_verified(self, name: str) -> None:
         assert verify_stream_name(signed_stream_name(name)) == name
 
     @override_settings(RELIABLE_CABLE=S3KRIT)
-    def test_any_json_spelling_of_a_name_will_do(self) -> None:
+    def test_a_name_with_json_escapes_is_decoded(self) -> None:
         escaped = base64.b64encode(rb'"chat\/\u00e9"').decode()
         assert verify_stream_name(sign(escaped, "s3Krit")) == "chat/é"
 
@@ -86,11 +86,11 @@ class TestVerifyStreamName:
             "--" * 1000,
         ],
     )
-    def test_what_was_not_signed_by_us_is_none(self, signed: str) -> None:
+    def test_an_invalid_signature_is_refused(self, signed: str) -> None:
         assert verify_stream_name(signed) is None
 
     @override_settings(RELIABLE_CABLE=S3KRIT)
-    def test_another_secrets_signature_is_none(self) -> None:
+    def test_a_signature_with_another_secret_is_refused(self) -> None:
         assert verify_stream_name(sign(encode("chat:2021"), "other")) is None
 
     @override_settings(RELIABLE_CABLE=S3KRIT)
@@ -109,12 +109,12 @@ class TestVerifyStreamName:
             "",
         ],
     )
-    def test_what_is_signed_but_no_name_is_none(self, encoded: str) -> None:
+    def test_a_valid_signature_of_an_invalid_name_is_refused(self, encoded: str) -> None:
         assert verify_stream_name(sign(encoded, "s3Krit")) is None
 
 
 class TestSecretKeyFallbacks:
-    def test_a_name_signed_with_the_former_key_is_good_while_that_is_a_fallback(self) -> None:
+    def test_a_name_that_was_signed_with_a_fallback_key_is_valid(self) -> None:
         with override_settings(SECRET_KEY="former", RELIABLE_CABLE={}):
             signed = signed_stream_name("chat/1")
         with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["older", "former"], RELIABLE_CABLE={}):
@@ -123,7 +123,7 @@ class TestSecretKeyFallbacks:
         with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["older"], RELIABLE_CABLE={}):
             assert verify_stream_name(signed) is None
 
-    def test_a_secret_of_its_own_has_no_fallbacks(self) -> None:
+    def test_fallback_keys_are_not_used_with_a_configured_secret(self) -> None:
         with override_settings(SECRET_KEY="former", RELIABLE_CABLE={}):
             signed = signed_stream_name("chat/1")
         with override_settings(SECRET_KEY="new", SECRET_KEY_FALLBACKS=["former"], RELIABLE_CABLE={"SECRET": "own"}):
@@ -132,5 +132,5 @@ class TestSecretKeyFallbacks:
 
 @override_settings(RELIABLE_CABLE={"SECRET": "qwerty"})
 @pytest.mark.parametrize("purpose", ["broadcast-cable", "api-cable", "rpc-cable"])
-def test_derived_keys_are_the_hmac_of_their_purpose(purpose: str) -> None:
+def test_a_derived_key_is_the_hmac_of_its_purpose(purpose: str) -> None:
     assert derived_key(purpose) == hmac.new(b"qwerty", purpose.encode(), hashlib.sha256).hexdigest()

@@ -170,7 +170,7 @@ async def test_the_number_of_reads_grows_with_the_missing_messages_and_not_with_
         assert reads <= 3 * len(names)
 
 
-# -- handlers and streams afterwards -----------------------------------------------------------------------------------
+# -- handlers and restored subscriptions -------------------------------------------------------------------------------
 
 
 async def test_the_language_that_a_handler_activates_does_not_affect_the_next_handler(settings: Any) -> None:

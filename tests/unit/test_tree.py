@@ -1,4 +1,4 @@
-"""The shape of the tree: few things at the top, no long modules, lock files that fit every machine."""
+"""The files of the repository: its top level, the length of modules, and lock files without hosts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NPM_FOLDERS = ("reliable_cable/client", "tests/node")
 
 @pytest.fixture(scope="module")
 def files() -> list[Path]:
-    """What git has, or would add: paths below the root."""
+    """The paths of the files that git tracks or would add, relative to the root."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("not a git clone")
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
@@ -39,7 +39,7 @@ def files() -> list[Path]:
     return [path for path in paths if (ROOT / path).is_file()]
 
 
-def test_the_top_level_holds_only_what_belongs_there(files: list[Path]) -> None:
+def test_the_top_level_has_only_known_files_and_folders(files: list[Path]) -> None:
     assert {path.parts[0] for path in files} - TOP == set()
 
 
@@ -49,7 +49,7 @@ def test_no_module_is_long(files: list[Path]) -> None:
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
 
 
-def test_what_is_built_is_not_in_git(files: list[Path]) -> None:
+def test_built_files_are_not_in_git(files: list[Path]) -> None:
     built = {"node_modules", "static/reliable_cable", "__pycache__"}
     assert [str(path) for path in files if any(f"/{name}/" in f"/{path.as_posix()}" for name in built)] == []
 
@@ -57,14 +57,14 @@ def test_what_is_built_is_not_in_git(files: list[Path]) -> None:
 @pytest.mark.parametrize("folder", NPM_FOLDERS)
 def test_npm_packages_are_pinned_exactly(folder: str) -> None:
     package = json.loads((ROOT / folder / "package.json").read_text())
-    wanted = package.get("dependencies", {}) | package.get("devDependencies", {})
-    assert wanted
-    assert [name for name, version in wanted.items() if not re.fullmatch(r"\d+\.\d+\.\d+", version)] == []
+    dependencies = package.get("dependencies", {}) | package.get("devDependencies", {})
+    assert dependencies
+    assert [name for name, version in dependencies.items() if not re.fullmatch(r"\d+\.\d+\.\d+", version)] == []
 
 
 @pytest.mark.parametrize("folder", NPM_FOLDERS)
 def test_npm_locks_name_hashes_and_no_host(folder: str) -> None:
-    """Hosts would tie the lock to the registry of the machine that wrote it."""
+    """A host would tie the lock file to the registry of the machine that wrote it."""
     packages = json.loads((ROOT / folder / "package-lock.json").read_text())["packages"]
     installed = {path: entry for path, entry in packages.items() if path}
     assert installed
@@ -73,7 +73,7 @@ def test_npm_locks_name_hashes_and_no_host(folder: str) -> None:
 
 
 def test_both_npm_folders_use_the_same_client() -> None:
-    """The browser's bundle and the tests in Node run the same code."""
+    """The bundle for browsers and the tests in Node run the same code."""
     locks = [json.loads((ROOT / folder / "package-lock.json").read_text())["packages"] for folder in NPM_FOLDERS]
     for name in ("@anycable/core", "@anycable/web", "nanoevents"):
         assert locks[0][f"node_modules/{name}"] == locks[1][f"node_modules/{name}"]

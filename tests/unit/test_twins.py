@@ -42,13 +42,13 @@ PAIRS = [pair for owner in OWNERS for pair in twins(owner)]
 
 
 @pytest.mark.parametrize(("sync", "twin"), PAIRS, ids=[twin.__qualname__ for _, twin in PAIRS])
-def test_twins_have_one_signature(sync: Any, twin: Any) -> None:
+def test_twins_have_the_same_signature(sync: Any, twin: Any) -> None:
     assert inspect.signature(sync) == inspect.signature(twin)
     options = [p for p in inspect.signature(twin).parameters.values() if p.kind is p.VAR_KEYWORD]
     assert [option.name for option in options] in ([], ["identifiers"])
 
 
-def test_every_public_pair_is_among_them() -> None:
+def test_the_pairs_include_the_public_functions() -> None:
     sync = {function.__qualname__ for function, _ in PAIRS}
     assert {"broadcast", "broadcast_batch", "position", "history", "forget", "disconnect"} <= sync
     assert {"Channel.broadcast_to", "StreamPresence.info", "StreamPresence.total", "StreamStore.append"} <= sync
@@ -86,26 +86,26 @@ class TestOptions:
         name: name for name in ("transient", "immediate", "to_others", "exclude_socket", "using")
     }
 
-    async def test_of_a_broadcast(self, calls: list[tuple[Any, BatchOptions]]) -> None:
+    async def test_abroadcast_passes_on_its_options(self, calls: list[tuple[Any, BatchOptions]]) -> None:
         with pytest.raises(InterruptedError):
             await broadcasting.abroadcast("Channel:a", 1, idempotency_key="k", **self.shared)
         with pytest.raises(InterruptedError):
             await Channel.abroadcast_to("a", 1, idempotency_key="k", **self.shared)
         self.check(calls, [("Channel:a", 1, {"idempotency_key": "k"})])
 
-    def test_of_a_sync_broadcast(self, calls: list[tuple[Any, BatchOptions]]) -> None:
+    def test_broadcast_passes_on_its_options(self, calls: list[tuple[Any, BatchOptions]]) -> None:
         with pytest.raises(InterruptedError):
             broadcasting.broadcast("Channel:a", 1, idempotency_key="k", **self.shared)
         with pytest.raises(InterruptedError):
             Channel.broadcast_to("a", 1, idempotency_key="k", **self.shared)
         self.check(calls, [("Channel:a", 1, {"idempotency_key": "k"})])
 
-    async def test_of_a_batch(self, calls: list[tuple[Any, BatchOptions]]) -> None:
+    async def test_abroadcast_batch_passes_on_its_options(self, calls: list[tuple[Any, BatchOptions]]) -> None:
         with pytest.raises(InterruptedError):
             await broadcasting.abroadcast_batch([("a", 1)], **self.shared)
         self.check(calls, [("a", 1)])
 
-    def test_of_a_sync_batch(self, calls: list[tuple[Any, BatchOptions]]) -> None:
+    def test_broadcast_batch_passes_on_its_options(self, calls: list[tuple[Any, BatchOptions]]) -> None:
         with pytest.raises(InterruptedError):
             broadcasting.broadcast_batch([("a", 1)], **self.shared)
         self.check(calls, [("a", 1)])

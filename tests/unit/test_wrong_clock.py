@@ -1,4 +1,4 @@
-"""Processes with a wrong wall clock: their other clocks are right, and they leave no files behind."""
+"""`wrong_clock`: only the wall clock of such a process is wrong, and the process leaves no files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.clock import find_faketime, wrong_clock
 
 pytestmark = pytest.mark.skipif(find_faketime() is None, reason="no libfaketime on this machine")
 
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the library puts its files
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - libfaketime creates its files here
 
 SCRIPT = """
 import asyncio, json, threading, time
-def measure(do):
-    begun = time.monotonic()
-    do()
-    return time.monotonic() - begun
+def measure(call):
+    started = time.monotonic()
+    call()
+    return time.monotonic() - started
 print(json.dumps({
     "wall": time.time(),
     "monotonic": time.monotonic(),
@@ -51,19 +51,19 @@ def process(ahead: float) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def said(process: subprocess.Popen[str]) -> dict[str, Any]:
+def read_times(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
-    answer: dict[str, Any] = json.loads(process.stdout.readline())
-    return answer
+    times: dict[str, Any] = json.loads(process.stdout.readline())
+    return times
 
 
 def test_only_the_wall_clock_is_wrong(process: subprocess.Popen[str], ahead: float) -> None:
-    found = said(process)
-    assert found["wall"] == pytest.approx(time.time() + ahead, abs=30)
-    assert found["monotonic"] == pytest.approx(time.monotonic(), abs=30)
-    assert all(0.04 < found[name] < 30 for name in ("sleep", "wait", "loop"))
+    times = read_times(process)
+    assert times["wall"] == pytest.approx(time.time() + ahead, abs=30)
+    assert times["monotonic"] == pytest.approx(time.monotonic(), abs=30)
+    assert all(0.04 < times[name] < 30 for name in ("sleep", "wait", "loop"))
 
 
 def test_a_process_that_is_killed_leaves_no_shared_memory(process: subprocess.Popen[str]) -> None:
-    said(process)
+    read_times(process)
     assert not list(SHARED_MEMORY.glob(f"*faketime*_{process.pid}"))

@@ -10,8 +10,11 @@ from typing import Any
 
 from channels.testing import WebsocketCommunicator
 
+from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.connection.connection import Connection
 from reliable_cable.consumer import CableConsumer, get_hub
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.streams.base import Message
 
 EXTENDED = "actioncable-v1-ext-json"
 BASE = "actioncable-v1-json"
@@ -34,6 +37,18 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - it waits for iterations of the event loop
             await asyncio.sleep(0)
+
+
+async def run_event_loop() -> None:
+    """Run the event loop until it waits for something outside of this process."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def send_control_message(message: Any) -> None:
+    """Send a control message to all processes."""
+    await get_engine().streams.aappend([(CONTROL_STREAM, Message(json.dumps(message)))])
+    await run_event_loop()
 
 
 class Client:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
-from reliable_cable.stores.base import Store
+from reliable_cable.stores.base import Listener, Store
 
 #: How long, in seconds, a lost client may have received nothing before the server closes its connection. Leaves are
 #: remembered for this much longer than sessions, so that a restored client can be told of all leaves that it missed.
@@ -85,20 +85,8 @@ class Refreshed:
     incarnations: Mapping[str, str]
 
 
-class PresenceListener(ABC):
+class PresenceListener(Listener):
     """Receives the presence events of streams. `PresenceStore.listen` makes it."""
-
-    @abstractmethod
-    async def subscribe(self, stream: str) -> None:
-        """Start to announce the events of a stream."""
-
-    @abstractmethod
-    async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream, pending events included."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Unsubscribe from all streams and release all resources."""
 
 
 class PresenceStore(Store):

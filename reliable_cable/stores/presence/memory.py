@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Literal, TypeVar
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.stores.bus import Bus, BusListener
 
 from .base import Member, PresenceEvent, PresenceInfo, PresenceListener, PresenceMissed, PresenceStore, Refreshed
 
@@ -32,6 +33,13 @@ class _Stream:
     members: dict[str, _Member] = field(default_factory=dict)
     #: The times of leaves, by id. The ids of present members are not included.
     left: dict[str, float] = field(default_factory=dict)
+
+
+class MemoryPresenceListener(BusListener[PresenceEvent | PresenceMissed], PresenceListener):
+    """Announces the events of this process. Each listener delivers its own copies, which their receiver may change."""
+
+    def __init__(self, bus: Bus[PresenceEvent | PresenceMissed], deliver: Deliver) -> None:
+        super().__init__(bus, lambda event: deliver(deepcopy(event)))
 
 
 class MemoryPresenceStore(PresenceStore):
@@ -53,7 +61,7 @@ class MemoryPresenceStore(PresenceStore):
         self._expired_at: float | None = None
         #: The time before which `expire` removes nothing, after an outage.
         self._grace_end = 0.0
-        self._listeners: set[MemoryPresenceListener] = set()
+        self._bus: Bus[PresenceEvent | PresenceMissed] = Bus()
         self._lock = threading.Lock()
 
     def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
@@ -115,7 +123,7 @@ class MemoryPresenceStore(PresenceStore):
 
     def listen(self, deliver: Deliver) -> MemoryPresenceListener:
         """Return a listener that calls `deliver` with events on the running event loop, in their order."""
-        return MemoryPresenceListener(self._listeners, deliver)
+        return MemoryPresenceListener(self._bus, deliver)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return call()
@@ -174,45 +182,5 @@ class MemoryPresenceStore(PresenceStore):
                 del self._streams[stream]
 
     def _emit(self, type_: Literal["join", "leave"], stream: str, id_: str, info: str) -> list[PresenceEvent]:
-        for listener in tuple(self._listeners):
-            if stream in listener.streams:
-                listener.push(PresenceEvent(stream, type_, id_, json.loads(info)))
+        self._bus.publish([PresenceEvent(stream, type_, id_, json.loads(info))])
         return [PresenceEvent(stream, type_, id_, json.loads(info))]
-
-
-class MemoryPresenceListener(PresenceListener):
-    """Calls `deliver` with the events of a store, on the event loop on which the listener was made."""
-
-    def __init__(self, listeners: set[MemoryPresenceListener], deliver: Deliver) -> None:
-        self.streams: frozenset[str] = frozenset()
-        self._loop = asyncio.get_running_loop()
-        self._deliver = deliver
-        self._listeners = listeners
-
-    async def subscribe(self, stream: str) -> None:
-        """Start to announce the events of a stream."""
-        self.streams |= {stream}
-        self._listeners.add(self)
-
-    async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream."""
-        self.streams -= {stream}
-        if not self.streams:
-            self._listeners.discard(self)
-
-    async def close(self) -> None:
-        """Unsubscribe from all streams."""
-        self.streams = frozenset()
-        self._listeners.discard(self)
-
-    def push(self, event: PresenceEvent) -> None:
-        """Schedule the delivery of an event. Any thread may call this."""
-        try:
-            self._loop.call_soon_threadsafe(self._deliver_event, event)
-        except RuntimeError:
-            # The event loop is closed, so nothing else will remove this listener.
-            self._listeners.discard(self)
-
-    def _deliver_event(self, event: PresenceEvent) -> None:
-        if event.stream in self.streams:
-            self._deliver(event)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.stores.redis.client import LINEAGE, Argument, Call
-from reliable_cable.stores.redis.keys import stream_channel, stream_tag
-from reliable_cable.stores.redis.pubsub import pubsub_of
+from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisClient
+from reliable_cable.stores.redis.keys import stream_tag
+from reliable_cable.stores.redis.pubsub import ChannelListener
 from reliable_cable.stores.redis.store import RedisStore
 
 from .base import Member, PresenceEvent, PresenceInfo, PresenceListener, PresenceMissed, PresenceStore, Refreshed
@@ -41,10 +40,6 @@ class RedisPresenceStore(RedisStore, PresenceStore):
         super().__init__(settings, clock=clock)
         self._index = f"{settings.key_prefix}:presence"
         self._sweeps = f"{settings.key_prefix}:presence-sweeps"
-
-    def channel(self, stream: str) -> str:
-        """Return the pub/sub channel of a stream."""
-        return stream_channel(self.settings.key_prefix, stream)
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -150,34 +145,15 @@ class RedisPresenceStore(RedisStore, PresenceStore):
 
     def listen(self, deliver: Deliver) -> RedisPresenceListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
-        return RedisPresenceListener(self, deliver)
+        return RedisPresenceListener(self.client, deliver)
 
 
-class RedisPresenceListener(PresenceListener):
+class RedisPresenceListener(ChannelListener, PresenceListener):
     """Announces the events that the scripts publish on the channels of the streams."""
 
-    def __init__(self, store: RedisPresenceStore, deliver: Deliver) -> None:
-        self._store = store
+    def __init__(self, client: RedisClient, deliver: Deliver) -> None:
+        super().__init__(client)
         self._deliver = deliver
-        self._pubsub = pubsub_of(store.client)
-        self._callbacks: dict[str, Callable[[bytes | None], None]] = {}
-
-    async def subscribe(self, stream: str) -> None:
-        """Start to announce the events of a stream."""
-        if stream not in self._callbacks:
-            callback = self._callbacks[stream] = partial(self._receive, stream)
-            await self._pubsub.subscribe(self._store.channel(stream), callback)
-
-    async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream."""
-        callback = self._callbacks.pop(stream, None)
-        if callback is not None:
-            await self._pubsub.unsubscribe(self._store.channel(stream), callback)
-
-    async def close(self) -> None:
-        """Unsubscribe from all streams."""
-        for stream in list(self._callbacks):
-            await self.unsubscribe(stream)
 
     def _receive(self, stream: str, message: bytes | None) -> None:
         if message is None:

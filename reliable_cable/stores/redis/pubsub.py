@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
+
+from reliable_cable.stores.base import Listener
 
 from .client import CONNECTION_ERRORS, RedisClient
 from .exchange import cancellable
+from .keys import stream_channel
 
 logger = logging.getLogger("reliable_cable")
 
@@ -243,6 +248,40 @@ class PubSub:
                 return
             with contextlib.suppress(*CONNECTION_ERRORS):
                 await cancellable(connection.send_command("PING", check_health=False))
+
+
+class ChannelListener(Listener):
+    """Receives the messages on the channels of streams, over the pub/sub connection of the running event loop.
+
+    Args:
+        client: the client of the store.
+    """
+
+    def __init__(self, client: RedisClient) -> None:
+        self._prefix = client.settings.key_prefix
+        self._pubsub = pubsub_of(client)
+        self._callbacks: dict[str, Deliver] = {}
+
+    async def subscribe(self, stream: str) -> None:
+        """Start to announce the events of a stream."""
+        if stream not in self._callbacks:
+            callback = self._callbacks[stream] = partial(self._receive, stream)
+            await self._pubsub.subscribe(stream_channel(self._prefix, stream), callback)
+
+    async def unsubscribe(self, stream: str) -> None:
+        """Stop announcing the events of a stream."""
+        callback = self._callbacks.pop(stream, None)
+        if callback is not None:
+            await self._pubsub.unsubscribe(stream_channel(self._prefix, stream), callback)
+
+    async def close(self) -> None:
+        """Unsubscribe from all streams."""
+        for stream in list(self._callbacks):
+            await self.unsubscribe(stream)
+
+    @abstractmethod
+    def _receive(self, stream: str, message: bytes | None) -> None:
+        """Announce the event in a message. None: messages may have been missed."""
 
 
 def pubsub_of(client: RedisClient) -> PubSub:

@@ -11,6 +11,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.stores.base import Store
 
 from .client import client_for
+from .keys import stream_channel
 
 T = TypeVar("T")
 
@@ -27,6 +28,10 @@ class RedisStore(Store):
         super().__init__(settings, clock=clock or time.time)
         self._clock = clock
         self.client = client_for(settings)
+
+    def channel(self, stream: str) -> str:
+        """Return the pub/sub channel of a stream."""
+        return stream_channel(self.settings.key_prefix, stream)
 
     def script_time(self) -> str:
         """Return the time argument of a Lua script: the time of a test's clock, or `""` to make it ask Redis."""

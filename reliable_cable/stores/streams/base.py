@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,8 +10,8 @@ from functools import partial
 from reliable_cable.concurrency.on_commit import call_after_commit, report_failure
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import StreamPage
-from reliable_cable.stores.base import Store
+from reliable_cable.protocol.recovery import Entry, StreamPage
+from reliable_cable.stores.base import Listener, Store
 
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
@@ -48,9 +48,12 @@ class Published:
 
     stream: str
     epoch: str
-    offset: int
-    data: str
-    exclude: str = ""
+    entry: Entry
+
+    @property
+    def position(self) -> StreamPosition:
+        """The position of the message."""
+        return StreamPosition(self.epoch, self.entry.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,27 +88,12 @@ def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> boo
     return tail != was and not overtaken
 
 
-class StreamListener(ABC):
-    """Receives the events of a store for one hub.
+class StreamListener(Listener):
+    """Receives the events of a stream store. `StreamStore.listen` makes it.
 
-    `StreamStore.listen()` makes it. All its methods are called on one event loop.
+    Each message that is appended after `subscribe` has returned is announced itself, or by an `Advanced` event, after
+    which a read finds it.
     """
-
-    @abstractmethod
-    async def subscribe(self, stream: str) -> None:
-        """Start to announce the events of a stream.
-
-        Each message that is appended after this method has returned is announced itself, or by an `Advanced` event,
-        after which a read finds it.
-        """
-
-    @abstractmethod
-    async def unsubscribe(self, stream: str) -> None:
-        """Stop announcing the events of a stream."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Release all resources of this listener, such as tasks and connections."""
 
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost.

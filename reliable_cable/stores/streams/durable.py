@@ -300,7 +300,7 @@ def _half_stored(others: Sequence[Item]) -> Iterator[None]:
 
 def _size(event: StreamEvent) -> int:
     """Return about how many bytes of memory an event takes."""
-    return sys.getsizeof(event.data) if isinstance(event, Published) else 0
+    return sys.getsizeof(event.entry.data) if isinstance(event, Published) else 0
 
 
 def _covers(page: StreamPage, after: int, known: StreamPosition) -> bool:

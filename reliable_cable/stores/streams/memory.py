@@ -15,6 +15,7 @@ from typing import TypeVar
 from reliable_cable.conf import CableSettings, StreamPolicy
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
+from reliable_cable.stores.bus import Bus, BusListener
 
 from .base import (
     IDLE_STREAM_TTL,
@@ -28,7 +29,6 @@ from .base import (
     StreamStore,
     Transient,
 )
-from .bus import Bus, BusListener
 
 T = TypeVar("T")
 
@@ -78,12 +78,16 @@ class _Stream:
         return before - len(self.young)
 
 
+class MemoryStreamListener(BusListener[StreamEvent], StreamListener):
+    """Announces the messages of this process."""
+
+
 class MemoryStreamStore(StreamStore):
     """Stores streams in this process only. Other processes do not receive their messages."""
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
-        self._bus = Bus()
+        self._bus: Bus[StreamEvent] = Bus()
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
 
@@ -107,7 +111,7 @@ class MemoryStreamStore(StreamStore):
                     stream.kept.append(_StoredEntry(entry, stream.tail_at, message.idempotency_key))
                     if message.idempotency_key:
                         stream.keys[message.idempotency_key] = offset
-                    events.append(Published(name, stream.epoch, offset, message.data, message.exclude))
+                    events.append(Published(name, stream.epoch, entry))
                 positions.append(StreamPosition(stream.epoch, offset))
             for name in names:
                 self._streams[name].trim(self.settings.policy(name), now)
@@ -178,7 +182,7 @@ class MemoryStreamStore(StreamStore):
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
-        return BusListener(self._bus, deliver)
+        return MemoryStreamListener(self._bus, deliver)
 
     def _trimmed(self, name: str) -> _Stream | None:
         stream = self._streams.get(name)

@@ -17,11 +17,11 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
+from reliable_cable.stores.bus import Bus
 from reliable_cable.stores.database.database import retried_read
 from reliable_cable.stores.database.store import ModelStore
 
 from .base import NOWHERE, Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
-from .bus import Bus
 from .model_outbox import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_retention import Retention
@@ -64,7 +64,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._retention = Retention(self._database, settings, self._server)
         self._numbering = Numbering(self._database, settings, self._server, self._retention)
         #: The bus to the listeners of this process.
-        self.bus = Bus()
+        self.bus: Bus[StreamEvent] = Bus()
         self._waker = Waker()
         self._id = secrets.token_hex(8)
         self._transients_deleted_at = 0.0

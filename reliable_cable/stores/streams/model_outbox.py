@@ -11,6 +11,7 @@ from django.db.models import Exists, OuterRef
 from reliable_cable.conf import CableSettings
 from reliable_cable.models import OutboxEntry, Stream, StreamEntry
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION, Database
 from reliable_cable.stores.database.server import DatabaseServer
 
@@ -140,7 +141,7 @@ class Numbering:
                 )
                 entry.idempotency_key = key
                 entries.append(entry)
-                events.append(Published(name, stream.epoch, offset, message.data, message.exclude))
+                events.append(Published(name, stream.epoch, Entry(offset, message.data, message.exclude)))
                 if key:
                     repeats[name, key] = offset
             positions.append(StreamPosition(stream.epoch, offset))

@@ -17,9 +17,9 @@ from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import CableError
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.bus import Bus, BusListener
 
-from .base import NOWHERE, Advanced, Published, StreamEvent, Transient, moved
-from .bus import Bus, BusListener
+from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
 
 logger = logging.getLogger("reliable_cable")
@@ -99,7 +99,7 @@ class PolledStore(Protocol):
         """Delete rows that exceed a size or TTL."""
 
 
-class PollingListener(BusListener):
+class PollingListener(BusListener[StreamEvent], StreamListener):
     """Announces events of this process at once, and events of other processes after a poll.
 
     The listener polls while it is subscribed to streams. A poll compares the tail of each stream with the newest
@@ -117,7 +117,7 @@ class PollingListener(BusListener):
     def __init__(
         self,
         store: PolledStore,
-        bus: Bus,
+        bus: Bus[StreamEvent],
         deliver: Callable[[StreamEvent], None],
         *,
         interval: Callable[[], float] | None = None,
@@ -187,10 +187,11 @@ class PollingListener(BusListener):
         """Record an event that the caller announces; return False if it was announced before."""
         known = self._known.get(event.stream)
         if isinstance(event, Published) and known is not None:
-            if event.epoch == known.epoch and event.offset <= known.offset:
+            offset = event.entry.offset
+            if event.epoch == known.epoch and offset <= known.offset:
                 return False
-            if event.offset == known.offset + 1 and known.epoch in (event.epoch, ""):
-                self._known[event.stream] = StreamPosition(event.epoch, event.offset)
+            if offset == known.offset + 1 and known.epoch in (event.epoch, ""):
+                self._known[event.stream] = event.position
         return True
 
     def _receive(self, event: StreamEvent) -> None:

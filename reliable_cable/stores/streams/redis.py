@@ -18,8 +18,7 @@ from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisRefused, RedisUnavailable
 from reliable_cable.stores.redis.doctor import find_problems
-from reliable_cable.stores.redis.keys import stream_channel, stream_tag
-from reliable_cable.stores.redis.pubsub import pubsub_of
+from reliable_cable.stores.redis.keys import stream_tag
 from reliable_cable.stores.redis.store import RedisStore
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
@@ -108,16 +107,12 @@ class RedisStreamStore(RedisStore, StreamStore):
         super().__init__(settings, clock=clock)
         self._meta_pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", settings.key_prefix) + ":{*}:meta"
 
-    # -- keys and channels --------------------------------------------------------------------------------------------
+    # -- keys ---------------------------------------------------------------------------------------------------------
 
     def keys(self, stream: str) -> tuple[str, str, str]:
         """Return the keys of a stream's state, of its log, and of its idempotency keys."""
         tag = stream_tag(self.settings.key_prefix, stream)
         return f"{tag}:meta", f"{tag}:log", f"{tag}:keys"
-
-    def channel(self, stream: str) -> str:
-        """Return the pub/sub channel of a stream."""
-        return stream_channel(self.settings.key_prefix, stream)
 
     # -- appending ----------------------------------------------------------------------------------------------------
 
@@ -300,13 +295,14 @@ class RedisStreamStore(RedisStore, StreamStore):
                 YOUNG_SIZE,
                 epoch,
             ]
-            rest: list[Argument] = [value for event in group for value in (event.offset, event.data, event.exclude)]
+            entries = [event.entry for event in group]
+            rest: list[Argument] = [value for entry in entries for value in (entry.offset, entry.data, entry.exclude)]
             calls.append(Call("push", self.keys(stream)[:2], [*head, *rest]))
         self.client.run(*calls, idempotent=True)
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> RedisStreamListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
-        return RedisStreamListener(self, pubsub_of(self.client), deliver)
+        return RedisStreamListener(self.client, self.tails, deliver)
 
 
 @contextmanager

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final
 
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.recovery import Entry
+from reliable_cable.stores.redis.client import RedisClient
+from reliable_cable.stores.redis.pubsub import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
-
-if TYPE_CHECKING:
-    from reliable_cable.stores.redis.pubsub import PubSub
 
 logger = logging.getLogger("reliable_cable")
 
@@ -23,24 +22,24 @@ logger = logging.getLogger("reliable_cable")
 CHECK_INTERVAL: Final = 5.0
 
 
-class ListenedStore(Protocol):
-    """The methods of the store that the listener calls."""
+class RedisStreamListener(ChannelListener, StreamListener):
+    """Announces messages that are published in Redis, and `Advanced` after a connection or a message was lost.
 
-    def channel(self, stream: str) -> str:
-        """Return the pub/sub channel of a stream."""
+    Args:
+        client: the client of the store.
+        tails: returns the positions of streams.
+        deliver: called with each event.
+    """
 
-    async def tails(self, streams: Sequence[str]) -> Mapping[str, StreamPosition]:
-        """Return the positions of streams."""
-
-
-class RedisStreamListener(StreamListener):
-    """Announces messages that are published in Redis, and `Advanced` after a connection or a message was lost."""
-
-    def __init__(self, store: ListenedStore, pubsub: PubSub, deliver: Callable[[StreamEvent], None]) -> None:
-        self._store = store
+    def __init__(
+        self,
+        client: RedisClient,
+        tails: Callable[[Sequence[str]], Awaitable[Mapping[str, StreamPosition]]],
+        deliver: Callable[[StreamEvent], None],
+    ) -> None:
+        super().__init__(client)
+        self._tails = tails
         self._deliver = deliver
-        self._pubsub = pubsub
-        self._callbacks: dict[str, Callable[[bytes | None], None]] = {}
         #: The newest announced position of each stream.
         self._known: dict[str, StreamPosition] = {}
         self._checker: asyncio.Task[None] | None = None
@@ -52,28 +51,18 @@ class RedisStreamListener(StreamListener):
 
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream."""
-        if stream in self._callbacks:
-            return
-        callback = self._callbacks[stream] = partial(self._receive, stream)
         if self._checker is None:
             self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
-        await self._pubsub.subscribe(self._store.channel(stream), callback)
+        await super().subscribe(stream)
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""
         self._known.pop(stream, None)
-        callback = self._callbacks.pop(stream, None)
-        if callback is not None:
-            await self._pubsub.unsubscribe(self._store.channel(stream), callback)
+        await super().unsubscribe(stream)
         if not self._callbacks and self._checker is not None:
             checker, self._checker = self._checker, None
             checker.cancel()
             await asyncio.wait([checker])
-
-    async def close(self) -> None:
-        """Unsubscribe from all streams."""
-        for stream in list(self._callbacks):
-            await self.unsubscribe(stream)
 
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost."""
@@ -86,7 +75,7 @@ class RedisStreamListener(StreamListener):
     def _receive(self, stream: str, message: bytes | None) -> None:
         event = Advanced(stream) if message is None else parse_event(stream, message)
         if isinstance(event, Published):
-            self._known[stream] = StreamPosition(event.epoch, event.offset)
+            self._known[stream] = event.position
         if event is not None:
             self._deliver(event)
 
@@ -101,7 +90,7 @@ class RedisStreamListener(StreamListener):
     async def check(self) -> None:
         """Announce `Advanced` for each stream whose position differs from the announced one."""
         before = {stream: self._known.get(stream, NOWHERE) for stream in self._callbacks}
-        tails = await self._store.tails(list(before))
+        tails = await self._tails(list(before))
         for stream, was in before.items():
             tail = tails[stream]
             if stream in self._callbacks and moved(was, self._known.get(stream, NOWHERE), tail):
@@ -114,7 +103,7 @@ def parse_event(stream: str, message: bytes) -> StreamEvent | None:
     kind, (head, _, data) = message[:1], message[1:].partition(b"\n")
     if kind == b"m":
         epoch, offset, exclude = head.decode().split(" ", 2)
-        return Published(stream, epoch, int(offset), data.decode(), exclude)
+        return Published(stream, epoch, Entry(int(offset), data.decode(), exclude))
     if kind == b"t":
         return Transient(stream, data.decode(), head.decode())
     return Advanced(stream) if kind == b"a" else None

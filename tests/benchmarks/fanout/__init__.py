@@ -1,1 +1,1 @@
-"""CPU per delivery and memory per connection, of this project and of others, in one run: `… fanout --help`."""
+"""Measures CPU per delivery and memory per connection: `python -m tests.benchmarks fanout`."""

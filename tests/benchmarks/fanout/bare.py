@@ -1,11 +1,12 @@
-"""A bare ASGI hub: the least that a server in Python can do, without Django, Channels, sessions, history or pings.
+"""A bare ASGI hub, without Django, Channels, sessions, history and pings: the least that a server in Python can do.
 
-Its frames are as long as this project's. `POST /_broadcast?way=…` says how they are sent:
+Its frames are as long as those of this project. `POST /_broadcast?way=…` chooses how to send them:
 
-- `send`: awaits the ASGI `send` of each connection
-- `write`: writes the ready frame to the transport of each
-- `socket`: sends the ready frame by each transport's socket itself (daphne), from Python
-- `floor`: the same from C (floor.py); `GET /floor` tells what that has taken
+- `send`: await the ASGI `send` of each connection
+- `write`: write the encoded frame to the transport of each connection
+- `socket`: send the encoded frame to the socket of each connection, from Python (daphne)
+- `floor`: send the encoded frame to the socket of each connection, from C (floor.py); `GET /floor` returns the CPU time
+  that this took
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 def transport_of(send: Any) -> Any:
-    """Return the transport behind a `send` of uvicorn's or daphne's; None behind one that a middleware wraps."""
+    """Return the transport behind the `send` of uvicorn or daphne; None if a middleware wraps the `send`."""
     protocol = send.args[0] if hasattr(send, "args") else getattr(send, "__self__", None)
     return getattr(protocol, "transport", None)
 
 
 def socket_of(transport: Any) -> Any:
-    """Return a transport's socket."""
+    """Return the socket of a transport."""
     return transport.socket if hasattr(transport, "socket") else transport.get_extra_info("socket")
 
 
 @dataclass
-class Readers:
-    """Who is subscribed to one stream, in every form that a way of sending needs."""
+class Subscribers:
+    """The connections that are subscribed to one stream, in the forms that the ways of sending need."""
 
     identifier: str
     sends: list[Send] = field(default_factory=list)
@@ -46,7 +47,7 @@ class Readers:
     count: int = 0
 
     def text(self, data: str) -> str:
-        """Return a message as this project sends it."""
+        """Return a message in the form in which this project sends it."""
         self.count += 1
         return (
             f'{{"identifier":{json.dumps(self.identifier)},"message":{data},'
@@ -55,41 +56,41 @@ class Readers:
 
 
 class Hub:
-    """The application."""
+    """The ASGI application."""
 
     def __init__(self) -> None:
-        self.streams: dict[str, Readers] = {}
+        self.streams: dict[str, Subscribers] = {}
         self.floor = Floor()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request or a connection."""
+        """Serve an HTTP request or a WebSocket."""
         if scope["type"] == "websocket":
             await self.connection(receive, send)
         else:
             await self.request(scope, receive, send)
 
     async def connection(self, receive: Receive, send: Send) -> None:
-        """Welcome a client, and confirm what it subscribes to."""
+        """Send a welcome to a client, and confirm its subscriptions."""
         await receive()
         await send({"type": "websocket.accept", "subprotocol": "actioncable-v1-ext-json"})
         await send({"type": "websocket.send", "text": '{"type":"welcome","sid":"xxxxxxxxxxxxxxxxxxxxxxxx"}'})
-        readers: Readers | None = None
+        subscribers: Subscribers | None = None
         while (event := await receive())["type"] == "websocket.receive":
             identifier = json.loads(event["text"])["identifier"]
             stream = json.loads(identifier)["stream"]
-            readers = self.streams.setdefault(stream, Readers(identifier))
-            readers.sends.append(send)
+            subscribers = self.streams.setdefault(stream, Subscribers(identifier))
+            subscribers.sends.append(send)
             transport = transport_of(send)
             if transport is not None:
-                readers.transports.append(transport)
-                readers.numbers.append(socket_of(transport).fileno())
+                subscribers.transports.append(transport)
+                subscribers.numbers.append(socket_of(transport).fileno())
             text = json.dumps({"type": "confirm_subscription", "identifier": identifier})
             await send({"type": "websocket.send", "text": text})
-        if readers is not None:
-            self.streams = {}  # the run is over
+        if subscribers is not None:
+            self.streams = {}  # clients disconnect only at the end of a run
 
     async def request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Broadcast, or tell what the floor was."""
+        """Broadcast, or return the CPU time that the floor took."""
         status, answer = 201, b""
         if scope["path"] == "/_broadcast":
             parts = [await receive()]
@@ -97,29 +98,29 @@ class Hub:
                 parts.append(await receive())
             body = json.loads(b"".join(part["body"] for part in parts))
             way = parse_qs(scope["query_string"].decode()).get("way", ["send"])[0]
-            readers = self.streams.get(body["stream"])
-            if readers is not None:
-                await self.broadcast(readers, readers.text(body["data"]), way)
+            subscribers = self.streams.get(body["stream"])
+            if subscribers is not None:
+                await self.broadcast(subscribers, subscribers.text(body["data"]), way)
         else:
             answer = json.dumps({"seconds": self.floor.seconds, "failed": self.floor.failed}).encode()
             status = 200
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": answer})
 
-    async def broadcast(self, readers: Readers, text: str, way: str) -> None:
-        """Send a message to all readers."""
+    async def broadcast(self, subscribers: Subscribers, text: str, way: str) -> None:
+        """Send a message to all subscribers."""
         if way == "send":
-            for send in readers.sends:
+            for send in subscribers.sends:
                 await send({"type": "websocket.send", "text": text})
             return
         frame = text_frame(text.encode())
         if way == "floor":
-            self.floor.send(readers.numbers, frame)
+            self.floor.send(subscribers.numbers, frame)
         elif way == "write":
-            for transport in readers.transports:
+            for transport in subscribers.transports:
                 transport.write(frame)
         else:
-            for transport in readers.transports:
+            for transport in subscribers.transports:
                 sent = transport.socket.send(frame) if not transport.dataBuffer else 0
                 if sent < len(frame):
                     transport.write(frame[sent:])

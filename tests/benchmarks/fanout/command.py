@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks fanout`: starts all that it needs, measures, prints the table, and keeps the results."""
+"""The command `python -m tests.benchmarks fanout`: measures servers, prints tables, and writes the results to files."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ PACKAGES = ("channels", "channels_redis", "daphne", "django", "redis", "twisted"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("--quick", action="store_true", help="one short round: rough figures in a minute or two")
-    parser.add_argument("--only", action="append", default=[], help="measure servers with this in their name")
-    parser.add_argument("--connections", type=int, help="subscribers of the one stream")
-    parser.add_argument("--size", type=int, help="bytes of JSON in each message")
+    """Declare the arguments of the command."""
+    parser.add_argument("--quick", action="store_true", help="measure one short round: rough figures in three minutes")
+    parser.add_argument("--only", action="append", default=[], help="measure only servers with this text in their name")
+    parser.add_argument("--connections", type=int, help="subscribers of the stream (1000)")
+    parser.add_argument("--size", type=int, help="bytes of JSON in each message (200)")
     parser.add_argument(
         "--url",
         action="append",
         default=[],
         type=by_url,
         metavar="NAME=WS,POST,KEY,PID",
-        help="also measure a server of Action Cable that runs already; it must allow $pubsub without a signature",
+        help="also measure a running Action Cable server, which must allow unsigned streams of $pubsub",
     )
-    parser.add_argument("--output", type=Path, help="for the results (JSON); the table and the plot are put beside it")
+    parser.add_argument("--output", type=Path, help="file for the results (JSON); tables and plot are put beside it")
 
 
 def environment_of(floor: Path | None, redis: str) -> dict[str, Any]:
-    """Return on what it was measured."""
+    """Return a description of the machine and the software."""
     packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -67,7 +67,7 @@ def environment_of(floor: Path | None, redis: str) -> dict[str, Any]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure; return the exit code."""
+    """Measure the servers, print and write the results, and return the exit code."""
     plan = QUICK if options.quick else Plan()
     if options.connections:
         plan = replace(plan, connections=options.connections)
@@ -75,24 +75,24 @@ def run(options: argparse.Namespace) -> int:
         plan = replace(plan, size=options.size)
     subjects = [one for one in SUBJECTS if not options.only or any(word in one.name for word in options.only)]
     program = load.build()
-    with stage(with_floor=True) as ground:
+    with stage(with_floor=True) as resources:
         publisher = partial(
-            LineProcess, [sys.executable, "-m", "tests.benchmarks.fanout.publisher"], ground.environment, ROOT
+            LineProcess, [sys.executable, "-m", "tests.benchmarks.fanout.publisher"], resources.environment, ROOT
         )
         measured: dict[str, Any] = {
-            "environment": environment_of(ground.floor, ground.redis.binary.name),
+            "environment": environment_of(resources.floor, resources.redis.binary.name),
             "plan": asdict(plan),
             "results": [],
         }
         with publisher() as other:
-            bench = Bench(plan, program, ground.folder, ground.environment, publisher, other)
+            bench = Bench(plan, program, resources.folder, resources.environment, publisher, other)
             with bench.over_floor():
                 for subject in (*subjects, *options.url):
                     sys.stderr.write(f"{subject.name} …\n")
                     measured["results"].append(bench.measure(subject))
     sys.stdout.write(report(measured) + "\n")
-    whole = not (options.quick or options.only or options.connections or options.size)
-    output = options.output or (RESULTS / "fanout.json" if whole else None)
+    complete = not (options.quick or options.only or options.connections or options.size)
+    output = options.output or (RESULTS / "fanout.json" if complete else None)
     if output is not None:
         output.write_text(json.dumps(_rounded(measured), indent=1) + "\n")
         output.with_suffix(".svg").write_text(plot(measured))
@@ -102,12 +102,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _heading(measured: dict[str, Any]) -> str:
-    """Return where and when it was measured."""
-    where = measured["environment"]
-    packages = ", ".join(f"{name} {number}" for name, number in where["packages"].items() if number)
+    """Return a sentence that says when and on which machine the results were measured."""
+    environment = measured["environment"]
+    packages = ", ".join(f"{name} {number}" for name, number in environment["packages"].items() if number)
     return (
-        f"Measured on {where['date']} by `python -m tests.benchmarks fanout`: Linux {where['kernel']}, "
-        f"{where['cores']} cores, Python {where['python']}, {where['redis']}, {packages}."
+        f"Measured on {environment['date']} by `python -m tests.benchmarks fanout`: Linux {environment['kernel']}, "
+        f"{environment['cores']} cores, Python {environment['python']}, {environment['redis']}, {packages}."
     )
 
 

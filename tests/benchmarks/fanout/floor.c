@@ -1,8 +1,8 @@
-/* The floor: one frame to each of many sockets by one send() each, and nothing else.
+/* The floor: sends one frame to many sockets, with one send() for each, and does nothing else.
  *
- * Returns the CPU time in nanoseconds that this took the calling thread, in the program and in the kernel. Nearly all of it
- * is the kernel's: on the loopback a send() also does what the receiving side of TCP does, and wakes the reader.
- * Adds to *failed for each socket that did not take the whole frame.
+ * Returns the CPU time of the calling thread in nanoseconds, including that of the kernel. Nearly all of it is spent in
+ * the kernel: on the loopback, send() also does the work of the receiving side of TCP, and wakes the client.
+ * Adds 1 to *failed for each socket that did not take the whole frame.
  */
 #define _GNU_SOURCE
 #include <stddef.h>

@@ -1,4 +1,4 @@
-"""The floor under every fan-out: one `send()` per socket, called from C where there is a compiler."""
+"""The floor of all fan-outs: one `send()` for each socket, called from C if there is a compiler."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("floor.c")
-#: Of `send()`.
+#: The flags of `send()`.
 FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 def compile_floor(folder: Path) -> Path | None:
-    """Compile the C loop into a shared library in `folder`, and return that; None where there is no compiler."""
+    """Compile the C loop into a shared library, and return its path; None if there is no compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
@@ -26,17 +26,17 @@ def compile_floor(folder: Path) -> Path | None:
 
 
 class Floor:
-    """Sends by the library that `CABLE_BENCH_FLOOR` names, else by a call of C's `send` from Python for each socket."""
+    """Sends frames with the library that `CABLE_BENCH_FLOOR` names, or else by calling `send` from Python."""
 
     def __init__(self) -> None:
         path = os.environ.get("CABLE_BENCH_FLOOR")
         self._library = ctypes.CDLL(path) if path else None
         self._send = ctypes.CDLL(None).send
-        #: CPU seconds that sending took, and frames that a socket did not take.
+        #: The CPU time of sending, in seconds, and the number of frames that a socket did not take completely.
         self.seconds, self.failed = 0.0, 0
 
     def send(self, sockets: list[int], frame: bytes) -> None:
-        """Send one frame to each socket, by the sockets' numbers."""
+        """Send a frame to each of the sockets, which are given by their file descriptors."""
         if self._library is not None:
             failed = ctypes.c_int(0)
             self._library.fan_out.restype = ctypes.c_longlong

@@ -1,4 +1,4 @@
-"""A process that takes commands as lines of JSON, and answers each with one."""
+"""A process that reads commands as lines of JSON, and answers each with a line of JSON."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, Self
 
 
 class LineProcess:
-    """The process; as a context manager it is killed at the end.
+    """A process of that kind. Use it as a context manager, which kills the process at the end.
 
     Args:
-        command: its words.
-        environment: its environment; None: this process's.
-        cwd: its folder; None: this process's.
+        command: the program and its arguments.
+        environment: the environment variables; None: those of this process.
+        cwd: the working directory; None: that of this process.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class LineProcess:
             self._process.kill()
 
     def end(self) -> None:
-        """Kill the process: what it is still doing is of no interest."""
+        """Kill the process, without waiting for its current command."""
         self._process.kill()
 
     def ask(self, do: str, **options: Any) -> dict[str, Any]:
-        """Give a command, and return its answer."""
+        """Send a command, and return the answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": do, **options}) + "\n")

@@ -1,4 +1,4 @@
-"""The load client: a program in Go (../load), built when it is needed, and run as a process of its own."""
+"""Builds and runs the load client, a program in Go (../load)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SOURCE = Path(__file__).parents[1] / "load"
 
 
 def build() -> Path:
-    """Return the program, built anew only if its source has changed.
+    """Build the program if its source has changed since the last build, and return its path.
 
     Raises:
-        RuntimeError: there is no Go here.
+        RuntimeError: Go is not installed.
     """
     source = b"".join(path.read_bytes() for path in sorted(SOURCE.iterdir()))
     folder = Path(tempfile.gettempdir()) / f"reliable-cable-load-{hashlib.sha256(source).hexdigest()[:16]}"
     program = folder / "cableload"
     if not program.exists():
         if shutil.which("go") is None:
-            raise RuntimeError("The load client is written in Go, and there is no `go` on the PATH.")
+            raise RuntimeError("the load client is written in Go, and `go` is not on the PATH")
         folder.mkdir(exist_ok=True)
         subprocess.run(["go", "build", "-o", program, "."], cwd=SOURCE, check=True, timeout=300)
     return program
@@ -42,12 +42,12 @@ def clients(
     """Start a load client.
 
     Args:
-        program: from `build`.
-        url: where the server is.
-        streams: how many there are.
-        identifier: what to subscribe to, with %d for the stream's number; None: the project's channel.
-        compress: whether they offer permessage-deflate, to which the server must agree.
-        yielding: whether they leave the processor to others, who else would wait for it.
+        program: the path that `build` returned.
+        url: the URL of the server.
+        streams: the number of streams.
+        identifier: the identifier to subscribe to, with %d for the number of the stream; None: that of `BenchChannel`.
+        compress: whether the clients offer permessage-deflate. The server must then accept it.
+        yielding: whether the program has a low priority, so that it does not delay other processes.
     """
     first: list[str | Path] = ["nice", "-n", "19"] if yielding else []
     command: list[str | Path] = [*first, program, "-url", url, "-streams", str(streams)]

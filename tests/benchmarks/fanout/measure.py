@@ -1,7 +1,7 @@
-"""One server after the other: what a connection costs it, and each way of broadcasting, in turns with the floor.
+"""Measures servers one after the other: the cost of connections, and the cost of each way of broadcasting.
 
-The floor is measured before and after everything that is compared with it, over as many sockets of a process that runs
-all the time; a ratio is that of neighbours. So what else the machine does meanwhile counts for both.
+The floor is measured before and after everything that is compared with it, with as many sockets, in a process that runs
+all the time. So other work of the machine affects both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .load import clients
 from .process import memory, usage
 from .servers import FLOOR, OTHER, Running, Subject, Way, running
 
-#: Connections before a server is measured: what its first ones cost is no matter of their number.
+#: How many connections to open before a measurement, because the first ones cost more.
 WARM = 50
 
 Result = dict[str, Any]
@@ -30,18 +30,18 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The amount of work in measurements.
 
     Args:
-        connections: of one stream.
-        rounds: of which the median counts.
-        seconds: that paced broadcasts take.
-        burst: broadcasts back to back.
-        idle: seconds after connecting, in which pings go on.
-        signed_in: connections with a session.
-        small_streams: how many there are; with two subscribers each, and as many broadcasts a second.
-        size: bytes of JSON in each message besides its number and time.
-        crowd: subscribers of one stream, beside which others are to have theirs in time.
+        connections: the number of subscribers of one stream.
+        rounds: the number of rounds. Their median is the result.
+        seconds: how long, in seconds, to make paced broadcasts.
+        burst: the number of broadcasts without pauses.
+        idle: how long, in seconds, to measure connections that receive only pings.
+        signed_in: the number of connections with a Django session.
+        small_streams: the number of streams with two subscribers and one broadcast per second each.
+        size: bytes of JSON in each message, besides its number and time.
+        crowd: the number of subscribers of a busy stream, beside which the subscribers of another one are measured.
     """
 
     connections: int = 1000
@@ -62,12 +62,12 @@ class Bench:
     """Measures servers, one after the other.
 
     Args:
-        plan: how much.
-        program: the load client.
-        folder: for logs.
-        environment: of servers.
-        new_publisher: starts another process that broadcasts.
-        publisher: one that runs.
+        plan: the amount of work.
+        program: the path of the load client.
+        folder: the folder for logs.
+        environment: the environment variables of servers.
+        new_publisher: starts a process that broadcasts.
+        publisher: a running process that broadcasts.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class Bench:
 
     @contextlib.contextmanager
     def over_floor(self) -> Iterator[None]:
-        """Have the floor's server and its clients for as long as the block."""
+        """Run the server of the floor and its clients during the block."""
         with running(FLOOR, self._environment, self._folder / "floor.log") as server, self._clients(server) as load:
             load.ask("connect", count=self.plan.connections)
             self._floor = _Target(FLOOR, server, load)
             yield
 
     def measure(self, subject: Subject) -> Result:
-        """Return what a server costs."""
+        """Measure a server, and return the results."""
         result: Result = {"name": subject.name, "server": subject.kind, "ways": []}
         log = self._folder / "server.log"
         with running(subject, self._environment, log) as server:
@@ -110,7 +110,7 @@ class Bench:
             if subject.signed_in:
                 with self._clients(server) as load:
                     load.ask("connect", count=WARM, cookie=self._cookie)
-                    _settle(server)
+                    _wait_until_idle(server)
                     result["connect_signed_in_us"] = self._connect(server, load, self.plan.signed_in, self._cookie)
                     load.ask("close")
             if subject.small_streams:
@@ -124,18 +124,18 @@ class Bench:
     # -- connections --------------------------------------------------------------------------------------------------
 
     def _connect(self, server: Running, load: LineProcess, count: int, cookie: str = "") -> float:
-        """Connect and subscribe, and return the µs of CPU for each."""
+        """Connect and subscribe clients, and return the CPU time for each, in µs."""
         before = usage(server.pid)
         load.ask("connect", count=count, cookie=cookie)
         return (usage(server.pid) - before).cpu / count * 1e6
 
     def _connections(self, server: Running, load: LineProcess) -> Result:
         load.ask("connect", count=WARM)
-        _settle(server)
+        _wait_until_idle(server)
         count = self.plan.connections - WARM
         memory_before = memory(server.pid)
         connect = self._connect(server, load, count)
-        _settle(server)
+        _wait_until_idle(server)
         before = usage(server.pid)
         time.sleep(self.plan.idle)
         idle = (usage(server.pid) - before).cpu
@@ -148,29 +148,29 @@ class Bench:
     # -- broadcasts ---------------------------------------------------------------------------------------------------
 
     def _ways(self, target: _Target) -> list[Result]:
-        """Return what each way of broadcasting costs: the median of rounds that take turns with the floor."""
+        """Return the cost of each way of broadcasting: the median of rounds, each between two rounds of the floor."""
         subject, plan = target.subject, self.plan
         kinds = {"paced": (subject.rate, max(round(subject.rate * plan.seconds), 4))}
         if subject.back_to_back:
             kinds["back_to_back"] = (0, plan.burst)
-        found: dict[tuple[str, str], list[Result]] = {}
+        rounds_by_way: dict[tuple[str, str], list[Result]] = {}
         for _ in range(plan.rounds if subject.ways else 0):
             for kind, (rate, messages) in kinds.items():
                 assert self._floor is not None
                 floor_rate, floor_messages = (rate, messages) if rate in (0, 20) else (20, round(20 * plan.seconds))
                 before = self._round(self._floor, FLOOR.ways[0], floor_rate, floor_messages)
-                ones = [self._round(target, way, rate, messages) for way in subject.ways]
+                costs = [self._round(target, way, rate, messages) for way in subject.ways]
                 after = self._round(self._floor, FLOOR.ways[0], floor_rate, floor_messages)
-                for way, one in zip(subject.ways, ones, strict=True):
+                for way, one in zip(subject.ways, costs, strict=True):
                     one["floor_us"] = (before["floor_us"] + after["floor_us"]) / 2
                     one["floor_process_us"] = (before["us"] + after["us"]) / 2
                     one["ratio"] = one["us"] / one["floor_us"]
-                    found.setdefault((way.name, kind), []).append(one)
+                    rounds_by_way.setdefault((way.name, kind), []).append(one)
         results: list[Result] = []
         for way in subject.ways:
             result: Result = {"name": way.name}
             for kind in kinds:
-                rounds = found[way.name, kind]
+                rounds = rounds_by_way[way.name, kind]
                 result[kind] = {key: median(one[key] for one in rounds) for key in rounds[0]}
                 for key in ("lost", "disordered", "posts_failed"):
                     result[kind][key] = sum(one[key] for one in rounds)
@@ -178,55 +178,55 @@ class Bench:
         return results
 
     def _round(self, target: _Target, way: Way, rate: float, messages: int) -> Result:
-        """Broadcast to all clients of one stream, and return what that cost."""
+        """Broadcast to all clients of one stream, and return the cost."""
         plan = self.plan
         first, self._first = self._first, self._first + messages
         before, floor_before = usage(target.server.pid), target.floor_seconds(way)
         if way is OTHER:
             target.load.ask("expect")
             self._publisher.ask("publish", messages=messages, first=first, rate=rate, streams=1, size=plan.size)
-            seen = target.load.ask("await", messages=messages, first=first)
+            counts = target.load.ask("await", messages=messages, first=first)
         else:
             options = {"post": target.server.http + (way.path or ""), "key": way.key, "size": plan.size}
-            seen = target.load.ask("post", messages=messages, first=first, rate=rate, **options)
+            counts = target.load.ask("post", messages=messages, first=first, rate=rate, **options)
         spent = usage(target.server.pid) - before
-        delivered = max(seen["delivered"], 1)
+        delivered = max(counts["delivered"], 1)
         return {
             "us": spent.cpu / delivered * 1e6,
             "floor_us": (target.floor_seconds(way) - floor_before) / delivered * 1e6,
             "kernel_share": spent.kernel_share,
-            "lost": seen["expected"] - seen["delivered"],
-            "disordered": seen["disordered"],
-            "posts_failed": seen.get("posts_failed", 0),
-            "frame_bytes": seen["frame_bytes"],
-            "wire_bytes": seen["wire_bytes"],
-            **{name: seen[name] for name in ("p50_ms", "p99_ms", "max_ms")},
+            "lost": counts["expected"] - counts["delivered"],
+            "disordered": counts["disordered"],
+            "posts_failed": counts.get("posts_failed", 0),
+            "frame_bytes": counts["frame_bytes"],
+            "wire_bytes": counts["wire_bytes"],
+            **{name: counts[name] for name in ("p50_ms", "p99_ms", "max_ms")},
         }
 
     def _small_streams(self, subject: Subject, server: Running) -> Result:
-        """Broadcast to many streams of two subscribers each, from another process, for four seconds."""
+        """Broadcast from another process to many streams with two subscribers each, for four seconds."""
         streams = self.plan.small_streams
         messages = streams * 4
         with self._clients(server, streams=streams) as load:
             load.ask("connect", count=2 * streams)
-            _settle(server)
+            _wait_until_idle(server)
             before = usage(server.pid)
             load.ask("expect")
             options = {"rate": streams, "streams": streams}
             took = self._publisher.ask("publish", messages=messages, first=0, size=self.plan.size, **options)
-            seen = load.ask("await", messages=messages)
+            counts = load.ask("await", messages=messages)
             spent = usage(server.pid) - before
             load.ask("close")
         return {
             "streams": streams,
             "rate": messages / took["seconds"],
-            "us": spent.cpu / max(seen["delivered"], 1) * 1e6,
-            "lost": seen["expected"] - seen["delivered"],
-            **{name: seen[name] for name in ("p50_ms", "p99_ms", "max_ms", "disordered")},
+            "us": spent.cpu / max(counts["delivered"], 1) * 1e6,
+            "lost": counts["expected"] - counts["delivered"],
+            **{name: counts[name] for name in ("p50_ms", "p99_ms", "max_ms", "disordered")},
         }
 
     def _beside_a_crowd(self, server: Running, memory_before: float) -> Result:
-        """Broadcast to a crowd, and meanwhile to a few subscribers of another stream, from another process."""
+        """Broadcast to a crowd and to a few subscribers of another stream at the same time, from other processes."""
         crowd, few = self.plan.crowd, 10
         crowds, others = {"messages": 10, "rate": 2, "streams": 1}, {"messages": 250, "rate": 50, "streams": 1}
         with (
@@ -237,28 +237,28 @@ class Bench:
         ):
             many.ask("connect", count=crowd)
             load.ask("connect", count=few)
-            _settle(server)
+            _wait_until_idle(server)
             kib = (memory(server.pid) - memory_before) / (crowd + few)
             many.ask("expect")
             load.ask("expect")
             published = pool.submit(second.ask, "publish", first=0, size=self.plan.size, **crowds)
             self._publisher.ask("publish", first=0, size=self.plan.size, prefix="beside", **others)
             published.result()
-            seen, theirs = load.ask("await", **others), many.ask("await", **crowds)
+            counts, theirs = load.ask("await", **others), many.ask("await", **crowds)
             many.ask("close")
             load.ask("close")
         return {
             "connections": crowd,
             "memory_kib": kib,
             "crowd_ms": theirs["max_ms"],
-            "lost": seen["expected"] + theirs["expected"] - seen["delivered"] - theirs["delivered"],
-            "disordered": seen["disordered"] + theirs["disordered"],
-            **{name: seen[name] for name in ("p50_ms", "p99_ms", "max_ms")},
+            "lost": counts["expected"] + theirs["expected"] - counts["delivered"] - theirs["delivered"],
+            "disordered": counts["disordered"] + theirs["disordered"],
+            **{name: counts[name] for name in ("p50_ms", "p99_ms", "max_ms")},
         }
 
 
-def _settle(server: Running) -> None:
-    """Wait until a server does nothing but ping: clients that left and came make work for a while."""
+def _wait_until_idle(server: Running) -> None:
+    """Wait until a server only sends pings, because connecting and disconnecting clients cause work for a while."""
     for _ in range(20):
         before = usage(server.pid)
         time.sleep(0.5)
@@ -268,14 +268,14 @@ def _settle(server: Running) -> None:
 
 @dataclass(frozen=True)
 class _Target:
-    """A server that runs, with its clients connected."""
+    """A running server and its connected clients."""
 
     subject: Subject
     server: Running
     load: LineProcess
 
     def floor_seconds(self, way: Way) -> float:
-        """Return the CPU seconds that the C loop has taken, if this is the floor."""
+        """Return the CPU time of the C loop in seconds, or 0 for other ways of broadcasting."""
         if way not in FLOOR.ways:
             return 0.0
         with urllib.request.urlopen(self.server.http + "/floor", timeout=10) as response:  # noqa: S310 - loopback

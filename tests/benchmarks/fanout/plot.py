@@ -1,4 +1,4 @@
-"""The plot that README.md shows: SVG by hand, for both a light and a dark page."""
+"""Draws the plot in README.md, an SVG for light and dark pages."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from .report import fan_out
 
-#: Geometry, in pixels.
+#: The geometry, in pixels.
 WIDTH, LEFT, RIGHT, TOP, ROW = 940, 420, 60, 64, 24
-#: Of the axis, in floors: where it begins, and its ticks.
+#: The beginning and the ticks of the axis, in multiples of the floor.
 LEAST = 0.04
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 STYLE = """
@@ -33,8 +33,8 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 
 
 def plot(measured: Mapping[str, Any]) -> str:
-    """Return the ratios of CPU per delivery to the floor as an SVG, on a logarithmic axis."""
-    # Of this project one row a server is enough: broadcasts by another process.
+    """Return an SVG of the CPU per delivery in multiples of the floor, on a logarithmic axis."""
+    # For this project, show only broadcasts by another process, so that each server has one row.
     rows = [row for row in fan_out(measured["results"]) if not (row[0].startswith("reliable") and "POST" in row[1])]
     rows.sort(key=lambda row: _floors(row[3]))
     height = TOP + ROW * len(rows) + 34
@@ -70,6 +70,6 @@ def _floors(text: str) -> float:
 
 
 def _place(ratio: float) -> float:
-    """Return where a ratio is on the axis."""
+    """Return the position of a ratio on the axis, in pixels."""
     share = math.log(max(ratio, LEAST) / LEAST) / math.log(TICKS[-1] / LEAST)
     return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)

@@ -1,4 +1,4 @@
-"""What a process and its children have cost so far, as Linux accounts it."""
+"""Reads the CPU time and the memory of a process and its children from Linux."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU time of a process tree, and its memory.
+    """The CPU time of a process tree.
 
     Args:
-        cpu: seconds, user and system, to the nanosecond.
-        user: seconds, in ticks of 10 ms.
-        system: the same.
+        cpu: the CPU time in seconds, with a resolution of nanoseconds.
+        user: the CPU time outside of the kernel in seconds, with a resolution of 10 ms.
+        system: the CPU time in the kernel in seconds, with a resolution of 10 ms.
     """
 
     cpu: float
@@ -31,35 +31,35 @@ class Usage:
 
     @property
     def kernel_share(self) -> float:
-        """How much of it was spent in the kernel, from 0 to 1."""
+        """The share of the CPU time that was spent in the kernel, from 0 to 1."""
         return self.system / max(self.user + self.system, 1 / _TICKS)
 
 
 def _fields(pid: int) -> list[str]:
-    """Return what /proc/<pid>/stat has after the name: state, parent, …"""
+    """Return the fields of /proc/<pid>/stat after the name: the state, the parent, and so on."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def tree(pid: int) -> list[int]:
-    """Return a process and all its descendants."""
+    """Return the ids of a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 children.setdefault(int(_fields(int(entry.name))[1]), []).append(int(entry.name))
-    found, after = [pid], 0
-    while after < len(found):
-        found += children.get(found[after], [])
-        after += 1
-    return found
+    pids, index = [pid], 0
+    while index < len(pids):
+        pids += children.get(pids[index], [])
+        index += 1
+    return pids
 
 
 def usage(pid: int) -> Usage:
-    """Return the CPU time of a process tree so far."""
+    """Return the CPU time that a process tree has used so far."""
     cpu = user = system = 0.0
     for number in tree(pid):
         with contextlib.suppress(OSError):
-            # The clock of a process, as clock_getcpuclockid(3) makes its number.
+            # The id of the CPU clock of a process, as clock_getcpuclockid(3) computes it.
             cpu += time.clock_gettime(~number << 3 | 2)
             fields = _fields(number)
             user, system = user + int(fields[11]) / _TICKS, system + int(fields[12]) / _TICKS
@@ -67,7 +67,7 @@ def usage(pid: int) -> Usage:
 
 
 def memory(pid: int) -> float:
-    """Return the KiB of a process tree (Pss: what is shared counts in part)."""
+    """Return the memory of a process tree in KiB (Pss: shared memory is divided among its processes)."""
     total = 0.0
     for number in tree(pid):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Another process that broadcasts, as a view or a task elsewhere does: through Redis, and none of the server's CPU."""
+"""A process that broadcasts through Redis, like a view or a task in another process than the server."""
 
 from __future__ import annotations
 
@@ -25,20 +25,29 @@ WORDS = (
 
 
 def records(seed: int, size: int) -> list[dict[str, Any]]:
-    """Return records that are about so many bytes of JSON, in which a compressor finds what it finds in others."""
-    chance = random.Random(seed)
-    made: list[dict[str, Any]] = []
-    left = size - 1
-    while left > 0:
-        text = " ".join(chance.choices(WORDS, k=9))
-        made.append({"id": chance.randrange(10**6), "user": chance.choice(WORDS), "text": text})
-        left -= len(json.dumps(made[-1], separators=(",", ":"))) + 1
-    made[-1]["text"] = text[: left or None]
-    return made
+    """Return records whose JSON has about `size` bytes, and is about as compressible as that of a usual application."""
+    rng = random.Random(seed)
+    result: list[dict[str, Any]] = []
+    remaining = size - 1
+    while remaining > 0:
+        text = " ".join(rng.choices(WORDS, k=9))
+        result.append({"id": rng.randrange(10**6), "user": rng.choice(WORDS), "text": text})
+        remaining -= len(json.dumps(result[-1], separators=(",", ":"))) + 1
+    result[-1]["text"] = text[: remaining or None]
+    return result
 
 
 def publish(messages: int, first: int, rate: float, streams: int, size: int, prefix: str = "bench") -> dict[str, Any]:
-    """Broadcast: message number n to stream n modulo `streams`; `rate` a second, or one after the other."""
+    """Broadcast message number n to the stream n modulo `streams`.
+
+    Args:
+        messages: the number of messages.
+        first: the number of the first message.
+        rate: broadcasts per second; 0: as many as possible.
+        streams: the number of streams.
+        size: bytes of JSON in each message.
+        prefix: the beginning of the names of streams.
+    """
     started = time.monotonic()
     for count, number in enumerate(range(first, first + messages), 1):
         broadcast(f"{prefix}{number % streams}", {"n": number, "ts": time.time_ns(), "pad": records(number, size)})
@@ -48,7 +57,7 @@ def publish(messages: int, first: int, rate: float, streams: int, size: int, pre
 
 
 def sign_in() -> dict[str, Any]:
-    """Return the `Cookie` header of a user who is logged in."""
+    """Log a user in, and return the header `Cookie` of the session."""
     user, _ = get_user_model().objects.get_or_create(username="bench")
     session = SessionStore()
     session[SESSION_KEY] = str(user.pk)
@@ -59,8 +68,8 @@ def sign_in() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Take commands, one a line."""
-    broadcast("nobody", {})  # opens the connection to Redis, which is no message's delay
+    """Execute the commands on the standard input, one per line."""
+    broadcast("nobody", {})  # connects to Redis now, so that this delays no measured message
     actions: dict[str, Callable[..., dict[str, Any]]] = {"publish": publish, "sign_in": sign_in}
     for line in sys.stdin:
         command = json.loads(line)

@@ -1,4 +1,4 @@
-"""The table: figures, and ratios to the floor that was measured beside each."""
+"""Formats the results as tables, with ratios to the floor that was measured at the same time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 HEAD = ("", "broadcast by", "20/s µs", "floors", "b2b µs", "floors", "p50 ms", "p99 ms", "bytes")
 COSTS = ("", "connect µs", "signed in µs", "idle µs/s", "memory KiB")
 SMALL = ("", "streams", "per s", "µs", "p50 ms", "p99 ms", "max ms")
-CROWD = ("beside a crowd", "crowd", "memory KiB", "has it after ms", "p50 ms", "p99 ms", "max ms")
+CROWD = ("beside a crowd", "crowd", "memory KiB", "crowd max ms", "p50 ms", "p99 ms", "max ms")
 
 
 def fan_out(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the rows of what a delivery costs."""
+    """Return the rows of the table of deliveries."""
     rows: list[tuple[str, ...]] = []
     for result in results:
         for way in result["ways"]:
@@ -36,12 +36,12 @@ def fan_out(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _floors(part: Mapping[str, Any]) -> str:
-    """Return how many times the floor it is: the whole process that sends from C, and the loop of `send()` in it."""
+    """Return the ratio to the process that sends from C and, in brackets, the ratio to its loop of `send()`."""
     return f"{part['us'] / part['floor_process_us']:.2f} ({part['ratio']:.2f})"
 
 
 def costs(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the rows of what a connection costs."""
+    """Return the rows of the table of connections."""
     return [
         (
             result["name"],
@@ -55,7 +55,7 @@ def costs(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def small_streams(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the rows of many small streams."""
+    """Return the rows of the table of small streams."""
     return [
         (
             result["name"],
@@ -69,7 +69,7 @@ def small_streams(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]
 
 
 def crowds(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the rows of another stream's subscribers, while messages go to a crowd."""
+    """Return the rows of the table of subscribers beside a crowd."""
     return [
         (
             result["name"],
@@ -82,25 +82,25 @@ def crowds(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def floors(results: Iterable[Mapping[str, Any]], kind: str, key: str) -> list[float]:
-    """Return every floor that was measured, in µs."""
+    """Return all measured floors, in µs."""
     return [way[kind][key] for result in results for way in result["ways"] if kind in way]
 
 
 def problems(results: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return what went wrong, in words."""
-    found: list[str] = []
+    """Return a description of each error, such as lost messages."""
+    descriptions: list[str] = []
     for result in results:
         parts = [(f"{way['name']}, {kind}", way[kind]) for way in result["ways"] for kind in way if kind != "name"]
         parts += [(key.replace("_", " "), result[key]) for key in ("small_streams", "crowd") if key in result]
         for what, part in parts:
             for key in ("lost", "disordered", "posts_failed"):
                 if part.get(key):
-                    found.append(f"{result['name']}, {what}: {part[key]} {key.replace('_', ' ')}")
-    return found
+                    descriptions.append(f"{result['name']}, {what}: {part[key]} {key.replace('_', ' ')}")
+    return descriptions
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Return a table in Markdown."""
+    """Format a table in Markdown."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     rule = ["-" * width + ("" if column < 1 else ":") for column, width in enumerate(widths)]
@@ -120,8 +120,8 @@ def report(measured: Mapping[str, Any]) -> str:
     results = measured["results"]
     parts = [
         f"{measured['plan']['connections']} subscribers of one stream, {measured['environment']['floor']}. CPU of the "
-        "server's process tree per delivered message, in µs, kernel included; bytes: of its frame, on the wire. In "
-        "multiples of the floor beside it: the whole process that sends from C; in brackets, its loop of send() alone.",
+        "server's process tree per delivered message, in µs, with the kernel; bytes: its frame on the wire. Floors: "
+        "multiples of the process that sends from C, measured at the same time; in brackets, of its loop of send().",
     ]
     for kind, words in {"paced": "20 broadcasts/s", "back_to_back": "back to back"}.items():
         whole, loop = floors(results, kind, "floor_process_us"), floors(results, kind, "floor_us")

@@ -1,4 +1,4 @@
-"""What is measured: servers, and the ways of broadcasting to each."""
+"""The servers under test, and the ways of broadcasting to each."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class Way:
     """A way of broadcasting.
 
     Args:
-        name: what the table calls it.
-        path: of a POST to the server itself, whose CPU it costs; None: another process broadcasts through Redis.
-        key: that the endpoint asks for.
+        name: the name in tables.
+        path: the path to which broadcasts are POSTed on the server under test. The server's CPU for this is counted.
+            None: another process broadcasts through Redis.
+        key: the key that the HTTP endpoint expects.
     """
 
     name: str
@@ -43,21 +44,21 @@ class Subject:
     """A server under test.
 
     Args:
-        name: what the table calls it.
-        kind: "cable_serve", "uvicorn" or "daphne"; "url" for one that runs already.
-        application: for the server's command line.
-        ways: that are measured; none: only what a connection costs.
-        options: more of the command line.
-        variables: more of the environment.
-        rate: broadcasts a second when paced.
-        back_to_back: whether it is measured with as many as it takes, too.
-        small_streams: whether it is measured with many small streams, too.
-        signed_in: whether it is measured with clients that are logged in, too.
-        compress: whether its clients offer permessage-deflate.
-        identifier: what to subscribe to; None: the project's channel.
-        url: of the WebSocket, of one that runs already.
-        post: where its broadcasts are posted.
-        pid: of its process.
+        name: the name in tables.
+        kind: "cable_serve", "uvicorn" or "daphne"; "url": a server that is already running.
+        application: the ASGI application in the command line of the server.
+        ways: the ways of broadcasting; none: only the cost of connections is measured.
+        options: additional arguments of the command line.
+        variables: additional environment variables.
+        rate: paced broadcasts per second.
+        back_to_back: whether to measure broadcasts without pauses, too.
+        small_streams: whether to measure many small streams, too.
+        signed_in: whether to measure clients that are logged in, too.
+        compress: whether clients offer permessage-deflate.
+        identifier: the identifier to subscribe to; None: that of `BenchChannel`.
+        url: the WebSocket URL of a running server.
+        post: the URL for broadcasts of a running server.
+        pid: the process id of a running server.
     """
 
     name: str
@@ -79,17 +80,17 @@ class Subject:
 
 def bare(kind: str, *names: str) -> Subject:
     """Return the bare hub on a server."""
-    words = {
+    titles = {
         "send": "bare hub, ASGI send",
         "write": "bare hub, frame to the transport's write",
         "socket": "bare hub, frame to the socket",
     }
-    ways = tuple(Way(words[name], f"/_broadcast?way={name}") for name in names)
+    ways = tuple(Way(titles[name], f"/_broadcast?way={name}") for name in names)
     return Subject(f"bare hub, {kind}", kind, BARE, ways)
 
 
 def cable(name: str, kind: str, application: str = "cable", **options: tuple[str, ...] | bool) -> Subject:
-    """Return this project on a server, with everything on."""
+    """Return this project on a server, with all features enabled."""
     return Subject(
         name,
         kind,
@@ -102,19 +103,19 @@ def cable(name: str, kind: str, application: str = "cable", **options: tuple[str
 
 
 def compressing(name: str, kind: str, *options: str) -> Subject:
-    """Return this project on uvicorn, with clients that take what is compressed."""
+    """Return this project on uvicorn, with clients that offer compression."""
     variables = {"CABLE_BENCH_APPLICATION": "cable"}
     return Subject(name, kind, PROJECT, (OTHER,), options, variables, compress=True)
 
 
 def behind_auth(kind: str) -> Subject:
-    """Return a consumer that does nothing, behind the same middlewares as this project's."""
+    """Return the bare hub behind the same middlewares as this project."""
     variables = {"CABLE_BENCH_APPLICATION": "bare"}
     return Subject(f"bare hub behind AuthMiddlewareStack, {kind}", kind, PROJECT, (), (), variables, signed_in=True)
 
 
 def stock(kind: str, layer: str) -> Subject:
-    """Return a group of stock Channels on a server; it is saturated by a few broadcasts a second."""
+    """Return stock Channels with a group on a server, which can send only a few broadcasts per second."""
     module, _, _ = layer.rpartition(".")
     return Subject(
         f"stock Channels, {module}, {kind}",
@@ -146,10 +147,10 @@ SUBJECTS = (
 
 
 def by_url(text: str) -> Subject:
-    """Return a server that runs already, from `name=ws://…,http://…,key,pid`.
+    """Return a running server that is described as `name=ws://…,http://…,key,pid`.
 
     Raises:
-        ValueError: the text is something else.
+        ValueError: the text has another form.
     """
     name, _, rest = text.partition("=")
     url, post, key, pid = rest.split(",")
@@ -167,12 +168,12 @@ def by_url(text: str) -> Subject:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs.
+    """A running server.
 
     Args:
-        pid: of its process.
-        url: of its WebSocket.
-        http: the beginning of its HTTP addresses.
+        pid: the id of the process.
+        url: the URL of the WebSocket.
+        http: the beginning of HTTP URLs.
     """
 
     pid: int
@@ -182,10 +183,10 @@ class Running:
 
 @contextlib.contextmanager
 def running(subject: Subject, environment: Mapping[str, str], log: Path) -> Iterator[Running]:
-    """Run a server for as long as the block.
+    """Run a server during the block.
 
     Raises:
-        RuntimeError: it did not start.
+        RuntimeError: the server did not start.
     """
     if subject.kind == "url":
         yield Running(subject.pid, subject.url, subject.post)
@@ -193,15 +194,17 @@ def running(subject: Subject, environment: Mapping[str, str], log: Path) -> Iter
     port = free_port()
     command = {
         "cable_serve": ["django", "cable_serve", f"127.0.0.1:{port}"],
-        # By itself it lets 50 connections wait: of many that come at once, most would try again after seconds.
+        # The default backlog of 50 pending connections is too small for many clients that connect at the same time.
         "daphne": ["daphne", "-v", "0", "-e", f"tcp:port={port}:interface=127.0.0.1:backlog=4096"],
         "uvicorn": ["uvicorn", "--lifespan", "off", "--log-level", "warning", "--port", str(port)],
     }[subject.kind]
-    application = [] if subject.kind == "cable_serve" else [subject.application]  # it is in the settings
-    words = [sys.executable, "-m", *command, *subject.options, *application]
+    application = (
+        [] if subject.kind == "cable_serve" else [subject.application]
+    )  # cable_serve reads it from the settings
+    command_line = [sys.executable, "-m", *command, *subject.options, *application]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            words, cwd=ROOT, env={**os.environ, **environment, **subject.variables}, stdout=output, stderr=output
+            command_line, cwd=ROOT, env={**os.environ, **environment, **subject.variables}, stdout=output, stderr=output
         )
     try:
         deadline = time.monotonic() + PATIENCE

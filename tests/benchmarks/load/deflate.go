@@ -1,4 +1,4 @@
-// permessage-deflate, as much of it as a client needs to read what comes compressed (RFC 7692).
+// The part of permessage-deflate (RFC 7692) that a client needs to read compressed messages.
 package main
 
 import (
@@ -8,14 +8,14 @@ import (
 	"sync"
 )
 
-// What a sender left out at a message's end, and the empty last block that ends the stream for Go.
+// The bytes that a sender leaves out at the end of a message, and an empty last block, which Go needs to end the stream.
 var ending = []byte{0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff}
 
 var readers = sync.Pool{New: func() any { return flate.NewReader(bytes.NewReader(nil)) }}
 
-// inflater reads the messages of one connection, one after the other.
+// inflater decompresses the messages of one connection.
 type inflater struct {
-	takeover bool // a message may go back to what came before it
+	takeover bool // whether a message may refer to earlier messages
 	window   []byte
 }
 

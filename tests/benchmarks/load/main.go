@@ -1,13 +1,13 @@
-// Command cableload is the clients' side of the fan-out benchmark: connections to a server that speaks Action Cable, each
-// subscribed to one stream. It takes one command a line, and answers each with a line of JSON:
+// Command cableload contains the clients of the fan-out benchmark: connections to an Action Cable server, each subscribed
+// to one stream. It reads one command per line, and answers each with a line of JSON:
 //
-//	{"do": "connect", "count": 1000}                          open that many more, and subscribe them
-//	{"do": "post", "messages": 60, "rate": 20, "post": URL}   broadcast by HTTP, and count what arrives
-//	{"do": "expect"}, {"do": "await", "messages": 60}         count what another process broadcasts between the two
-//	{"do": "close"}                                           end all connections
+//	{"do": "connect", "count": 1000}                          open more connections, and subscribe them
+//	{"do": "post", "messages": 60, "rate": 20, "post": URL}   broadcast by HTTP, and count the deliveries
+//	{"do": "expect"}, {"do": "await", "messages": 60}         count the deliveries of broadcasts between the two
+//	{"do": "close"}                                           close all connections
 //
-// What it costs is never counted as the server's, since it is a process of its own; but both share the machine's cores, so
-// only the server's CPU time says something, and no wall time does.
+// It is a separate process, so its CPU time does not count for the server. But both share the cores of the machine, so
+// only the CPU time of the server is meaningful, and wall times are not.
 package main
 
 import (
@@ -28,20 +28,20 @@ import (
 )
 
 var (
-	address    = flag.String("url", "", "where the server is: ws://127.0.0.1:8000/cable")
-	protocol   = flag.String("protocol", "actioncable-v1-ext-json", "the subprotocol to ask for")
-	identifier = flag.String("identifier", `{"channel":"BenchChannel","stream":"bench%d"}`, "%d is the stream's number")
-	streams    = flag.Int("streams", 1, "how many there are; connection i subscribes to number i % streams")
-	compress   = flag.Bool("compress", false, "offer permessage-deflate; it is an error if the server does not agree")
-	sources    = flag.Int("sources", 4, "loopback addresses to connect from: one has too few ports for many connections")
+	address    = flag.String("url", "", "URL of the server: ws://127.0.0.1:8000/cable")
+	protocol   = flag.String("protocol", "actioncable-v1-ext-json", "the subprotocol to offer")
+	identifier = flag.String("identifier", `{"channel":"BenchChannel","stream":"bench%d"}`, "the identifier; %d is the number of the stream")
+	streams    = flag.Int("streams", 1, "number of streams; connection i subscribes to stream i % streams")
+	compress   = flag.Bool("compress", false, "offer permessage-deflate, which the server must accept")
+	sources    = flag.Int("sources", 4, "number of loopback addresses to connect from: one has too few ports for many connections")
 )
 
 const (
-	dialers  = 50 // at once
+	dialers  = 50 // connections that are opened at the same time
 	patience = 20 * time.Second
-	silence  = 4 * time.Second       // without a delivery, after which the rest counts as lost
-	step     = 50 * time.Microsecond // of latency
-	steps    = 400_000               // 20 s
+	silence  = 4 * time.Second       // after this time without a delivery, the missing ones count as lost
+	step     = 50 * time.Microsecond // the resolution of latencies
+	steps    = 400_000               // the number of steps: 20 s
 )
 
 type command struct {
@@ -49,9 +49,9 @@ type command struct {
 	Count    int     `json:"count"`
 	Cookie   string  `json:"cookie"`
 	Messages int     `json:"messages"`
-	First    int     `json:"first"` // number of the first message: later ones have greater ones
-	Rate     float64 `json:"rate"`  // a second; 0: as fast as posts are answered
-	Size     int     `json:"size"`  // of the payload's padding
+	First    int     `json:"first"` // the number of the first message
+	Rate     float64 `json:"rate"`  // broadcasts per second; 0: as fast as posts are answered
+	Size     int     `json:"size"`  // bytes of padding in each message
 	Post     string  `json:"post"`
 	Key      string  `json:"key"`
 }
@@ -66,12 +66,13 @@ var (
 	connections []*connection
 	ended       sync.WaitGroup
 
-	// What is counted between `expect` and `await`.
+	// Counters of deliveries between `expect` and `await`.
 	delivered, bytesRead, wireRead, disordered, pings atomic.Int64
 	latencies                                         [steps]atomic.Int32
 )
 
-// dial opens a WebSocket, and returns it with what was read already, and with what was agreed on for its messages.
+// dial opens a WebSocket. It returns the socket, a reader with the data that already arrived, and, with -compress, the
+// decompressor of messages.
 func dial(number int, cookie string) (net.Conn, *bufio.Reader, *inflater, error) {
 	host, path, _ := strings.Cut(strings.TrimPrefix(*address, "ws://"), "/")
 	dialer := net.Dialer{
@@ -112,7 +113,8 @@ func dial(number int, cookie string) (net.Conn, *bufio.Reader, *inflater, error)
 	return socket, reader, &inflater{takeover: !strings.Contains(agreed, "server_no_context_takeover")}, nil
 }
 
-// readFrame reads one frame of a server, which is not masked; a message is one frame. The size is that of all of it.
+// readFrame reads one frame, which is a whole message. Frames of servers are not masked. The last result but one is the
+// size of the frame in bytes, with its header.
 func readFrame(reader *bufio.Reader, buffer []byte) (opcode byte, deflated bool, payload []byte, wire int, err error) {
 	var head [8]byte
 	if _, err = io.ReadFull(reader, head[:2]); err != nil {
@@ -149,7 +151,7 @@ func writeFrame(socket net.Conn, opcode byte, payload []byte) {
 	socket.Write(append(append(frame, 0, 0, 0, 0), payload...))
 }
 
-// number returns the integer after a key of a JSON text, or -1.
+// number returns the integer value of a key in a JSON text, or -1 if the key is missing.
 func number(text []byte, key string) int64 {
 	at := bytes.Index(text, []byte(key))
 	if at < 0 {
@@ -178,16 +180,16 @@ func arrived(payload []byte, wire int, sent int64, last int64) int64 {
 	return position
 }
 
-// serve subscribes, says on `ready` how that went, and reads until the connection ends.
+// serve subscribes, sends the result to `ready`, and reads messages until the connection ends.
 func (c *connection) serve(reader *bufio.Reader, ready chan<- error) {
 	defer ended.Done()
 	name := strings.Replace(*identifier, "%d", strconv.Itoa(c.stream), 1)
 	buffer := make([]byte, 1024)
 	last := int64(-1)
-	said := false
-	say := func(err error) {
-		if !said {
-			said = true
+	isReported := false
+	report := func(err error) {
+		if !isReported {
+			isReported = true
 			ready <- err
 		}
 	}
@@ -198,10 +200,10 @@ func (c *connection) serve(reader *bufio.Reader, ready chan<- error) {
 		}
 		switch {
 		case err != nil:
-			say(err)
+			report(err)
 			return
 		case opcode == 8:
-			say(fmt.Errorf("closed: %q", payload))
+			report(fmt.Errorf("closed: %q", payload))
 			return
 		case opcode == 9:
 			writeFrame(c.socket, 10, payload)
@@ -219,9 +221,9 @@ func (c *connection) serve(reader *bufio.Reader, ready chan<- error) {
 			subscribe, _ := json.Marshal(map[string]string{"command": "subscribe", "identifier": name})
 			writeFrame(c.socket, 1, subscribe)
 		case strings.Contains(text, `"confirm_subscription"`):
-			say(nil)
+			report(nil)
 		case strings.Contains(text, `"reject_subscription"`), strings.Contains(text, `"disconnect"`):
-			say(fmt.Errorf("%s", text))
+			report(fmt.Errorf("%s", text))
 		}
 	}
 }
@@ -276,15 +278,15 @@ func reset() {
 	}
 }
 
-// expected is how many deliveries some messages make, of which number m goes to stream m % streams.
+// expected returns the number of deliveries of messages. Message number m goes to stream m % streams.
 func expected(first, messages int) int64 {
-	readers := make([]int64, *streams)
+	subscribers := make([]int64, *streams)
 	for _, c := range connections {
-		readers[c.stream]++
+		subscribers[c.stream]++
 	}
 	total := int64(0)
 	for m := first; m < first+messages; m++ {
-		total += readers[m%*streams]
+		total += subscribers[m%*streams]
 	}
 	return total
 }

@@ -1,1 +1,1 @@
-"""A Django project for the benchmark of the fan-out: one channel, sessions, history in Redis, `AuthMiddlewareStack`."""
+"""The Django project of the benchmarks: one channel, sessions, history in Redis, and `AuthMiddlewareStack`."""

@@ -1,4 +1,4 @@
-"""The ASGI application; `CABLE_BENCH_APPLICATION` says what is behind `AuthMiddlewareStack`."""
+"""The ASGI application. `CABLE_BENCH_APPLICATION` chooses the application behind `AuthMiddlewareStack`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.core.asgi import get_asgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.benchmarks.project.settings")
 http = get_asgi_application()
 
-# These need the apps, which the line above has loaded.
+# These need the Django apps, which the line above has loaded.
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
@@ -24,7 +24,7 @@ from tests.benchmarks.project.stock import StockConsumer  # noqa: E402
 
 
 class Opaque:
-    """A `send` that tells nothing of the server behind it: what is left is plain ASGI."""
+    """Wraps a `send`, so that the package does not recognise the server and uses only ASGI."""
 
     __slots__ = ("_call",)
 
@@ -45,7 +45,7 @@ async def plain(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 async def bare_hub(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """What a connection costs that does nothing."""
+    """The bare hub behind the middlewares."""
     await bare.application(scope, receive, send)
 
 

@@ -6,10 +6,10 @@ from reliable_cable import Channel, action
 
 
 class BenchChannel(Channel):
-    """Streams from what the params name."""
+    """Streams the stream that the params name."""
 
     def subscribed(self) -> None:
-        """Start the stream."""
+        """Subscribe to the stream."""
         self.stream_from(self.params["stream"], whisper=bool(self.params.get("whisper")))
 
     @action
@@ -22,5 +22,5 @@ class BenchChannel(Channel):
 
     @action
     async def answer(self) -> None:
-        """Answer."""
+        """Transmit an answer."""
         self.transmit({"answer": 1})

@@ -1,4 +1,4 @@
-"""Applications that decode what they are sent, and do nothing else."""
+"""Applications that decode the messages of clients and do nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WELCOME = '{"type":"welcome","sid":"xxxxxxxxxxxxxxxxxxxxxxxx"}'
 
 
 def answer(text: str) -> str | None:
-    """Return what a frame is answered, if it is."""
+    """Return the answer to a frame; None if there is none."""
     frame = json.loads(text)
     if frame["command"] == "subscribe":
         return json.dumps({"type": "confirm_subscription", "identifier": frame["identifier"]})
@@ -22,7 +22,7 @@ def answer(text: str) -> str | None:
 
 
 async def receiver(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    """Serve a connection by ASGI alone."""
+    """Serve a connection with plain ASGI."""
     await receive()
     await send({"type": "websocket.accept", "subprotocol": PROTOCOL})
     await send({"type": "websocket.send", "text": WELCOME})
@@ -33,15 +33,15 @@ async def receiver(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 class Receiver(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels is untyped
-    """Serves a connection as Channels' documentation shows."""
+    """Serves a connection with a consumer of Channels."""
 
     async def connect(self) -> None:
-        """Welcome the client."""
+        """Accept the connection, and send a welcome."""
         await self.accept(PROTOCOL)
         await self.send(text_data=WELCOME)
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        """Take a frame."""
+        """Decode a frame, and answer it."""
         text = answer(text_data or "")
         if text is not None:
             await self.send(text_data=text)

@@ -1,4 +1,4 @@
-"""Settings: what a newcomer has who reads README.md and sets `REDIS_URL`."""
+"""The settings of a project that follows README.md and sets `REDIS_URL`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ DATABASES = {
     }
 }
 RELIABLE_CABLE = {"REDIS_URL": REDIS_URL, "BROADCAST_KEY": "bench"}
-# Of stock Channels (stock.py).
+# For stock Channels (stock.py).
 CHANNEL_LAYERS = {
     "default": {
         "BACKEND": os.environ.get("CABLE_BENCH_LAYER", "channels_redis.pubsub.RedisPubSubChannelLayer"),
-        # Reads would time out after 5 idle seconds with redis-py 8 (README.md, Channel layers).
+        # With redis-py 8, reads would otherwise time out after 5 idle seconds (see README.md, Channel layers).
         "CONFIG": {"hosts": [{"address": REDIS_URL, "socket_timeout": 60}]},
     }
 }

@@ -1,4 +1,4 @@
-"""Stock Channels: a consumer in a group of the channel layer, which speaks as much Action Cable as the client needs."""
+"""Stock Channels: a consumer in a group of the channel layer. It implements only what the load client needs."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from django.http import HttpRequest, HttpResponse
 
 
 class StockConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels is untyped
-    """Welcomes, joins a group, and relays what the group is sent."""
+    """Joins a group, and forwards its messages to the client."""
 
     identifier = stream = ""
 
     async def connect(self) -> None:
-        """Welcome the client."""
+        """Accept the connection, and send a welcome."""
         await self.accept("actioncable-v1-ext-json")
         await self.send(text_data='{"type":"welcome"}')
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
-        """Subscribe."""
+        """Join the group that the client subscribes to."""
         self.identifier = json.loads(text_data or "")["identifier"]
         self.stream = json.loads(self.identifier)["stream"]
         await self.channel_layer.group_add(self.stream, self.channel_name)
         await self.send(text_data=json.dumps({"type": "confirm_subscription", "identifier": self.identifier}))
 
     async def bench_message(self, event: dict[str, Any]) -> None:
-        """Relay a message."""
+        """Forward a message of the group to the client."""
         await self.send(text_data=json.dumps({"identifier": self.identifier, "message": event["message"]}))
 
     async def disconnect(self, code: int) -> None:
@@ -38,7 +38,7 @@ class StockConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels i
 
 
 async def broadcast(request: HttpRequest) -> HttpResponse:
-    """Send what the body says to a group."""
+    """Send the message in the body of a request to a group."""
     body = json.loads(request.body)
     message = {"type": "bench.message", "message": json.loads(body["data"])}
     await get_channel_layer().group_send(body["stream"], message)

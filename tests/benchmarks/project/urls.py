@@ -1,4 +1,4 @@
-"""HTTP: this project's own endpoints, and a view that broadcasts by the channel layer."""
+"""The URLs of the package, and a view that broadcasts with the channel layer."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Many clients that come back at once after a restart of their server: what that costs, and how long it takes."""
+"""Measures the cost and the time when many clients reconnect at once: `python -m tests.benchmarks reconnect`."""

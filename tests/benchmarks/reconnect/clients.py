@@ -1,6 +1,6 @@
-"""Clients that come back: a process of its own, which takes commands as lines of JSON (see ../fanout/lines.py).
+"""A process with many clients that can reconnect. It reads commands as lines of JSON, see ../fanout/lines.py.
 
-They read no more of a frame than they need: its offset, and when its message was made.
+To be fast, the clients read only the offset and the time of each message.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-#: Seconds that anything may take.
+#: How long, in seconds, a command may take.
 PATIENCE = 120.0
-#: Loopback addresses to connect from: one has too few ports for many connections that come and go.
+#: The number of loopback addresses to connect from. One address has too few ports for many short connections.
 SOURCES = 4
 
 _OFFSET = re.compile(rb'"epoch":"([^"]*)","offset":(\d+)\}$')
@@ -27,7 +27,7 @@ _TIME = re.compile(rb'"ts":(\d+)')
 
 
 def masked(text: str) -> bytes:
-    """Return a client's frame of a text; its mask is zero, which changes nothing."""
+    """Return a client's frame for a text. It is masked with zeros, which leave the text unchanged."""
     payload = text.encode()
     size = len(payload)
     head = bytes([0x81, 0x80 | size]) if size < 126 else b"\x81\xfe" + size.to_bytes(2, "big")
@@ -36,23 +36,28 @@ def masked(text: str) -> bytes:
 
 @dataclass
 class Awaited:
-    """What all clients are waited for."""
+    """A condition that each of several clients will fulfil once.
+
+    Args:
+        count: the number of clients that have not fulfilled it.
+        done: set when all clients have fulfilled it.
+    """
 
     count: int
     done: asyncio.Event
 
-    def one(self) -> None:
-        """One of them has it."""
+    def fulfil(self) -> None:
+        """Record that one client has fulfilled the condition."""
         self.count -= 1
         if self.count == 0:
             self.done.set()
 
 
 class Client(asyncio.Protocol):
-    """One client: it keeps its session's id and its position over its connections.
+    """A client that keeps its session id and its position when it reconnects.
 
     Args:
-        stream: that it subscribes to.
+        stream: the stream to which the client subscribes.
     """
 
     def __init__(self, stream: str) -> None:
@@ -61,28 +66,36 @@ class Client(asyncio.Protocol):
         self.sid = self.epoch = ""
         self.offset = 0
         self.restored = self.rejected = self.confirmed = self.complete = False
-        #: The offset up to which it waits for messages, and whom it then tells.
+        #: The offset that the client waits for, and the condition that it then fulfils.
         self.until = 0
         self.awaited: Awaited | None = None
-        #: Connects anew, if the server ends the connection before that; and how often it did.
-        self.back: Callable[[], object] | None = None
-        self.again = 0
-        #: Messages that were not the next one.
+        #: Reconnects if the server closes the connection before the client has fulfilled its condition.
+        self.retry: Callable[[], object] | None = None
+        #: The number of such retries.
+        self.retries = 0
+        #: The number of messages that did not follow the last one.
         self.disordered = 0
         self.latencies: list[float] = []
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._upgraded = False
 
-    async def connect(self, url: str, number: int, cookie: str, *, back: bool) -> None:
-        """Connect; `back`: with the session and the position that it had."""
-        if back:
+    async def connect(self, url: str, number: int, cookie: str, *, restoring: bool) -> None:
+        """Connect.
+
+        Args:
+            url: the URL of the server.
+            number: the number of the client, which chooses its address.
+            cookie: the header `Cookie`; empty: none.
+            restoring: whether to ask the server to restore the session.
+        """
+        if restoring:
             loop = asyncio.get_running_loop()
-            self.back = lambda: loop.create_task(self.connect(url, number, cookie, back=True))
+            self.retry = lambda: loop.create_task(self.connect(url, number, cookie, restoring=True))
         address = urlsplit(url)
         self._buffer.clear()
         self._upgraded = self.restored = self.rejected = self.confirmed = self.complete = False
-        query = f"?sid={self.sid}" if back else ""
+        query = f"?sid={self.sid}" if restoring else ""
         lines = [
             f"GET {address.path}{query} HTTP/1.1",
             f"Host: {address.netloc}",
@@ -104,24 +117,24 @@ class Client(asyncio.Protocol):
                 )
                 break
             except OSError:
-                await asyncio.sleep(0.05)  # the server is not there yet
+                await asyncio.sleep(0.05)  # the server does not listen yet
         self._transport = transport
         transport.write(("\r\n".join(lines) + "\r\n\r\n").encode())
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The connection has gone: come back, if that was to bring something."""
-        if self.awaited is not None and self.back is not None and self._transport is not None:
-            self.again += 1
-            self.back()
+        """Reconnect if the client has not fulfilled its condition."""
+        if self.awaited is not None and self.retry is not None and self._transport is not None:
+            self.retries += 1
+            self.retry()
 
     def close(self) -> None:
-        """End the connection, if the server has not done so."""
+        """Abort the connection."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
+        """Parse the received data, and process all complete frames."""
         buffer = self._buffer
         buffer += data
         if not self._upgraded:
@@ -142,7 +155,7 @@ class Client(asyncio.Protocol):
             if len(buffer) < body + size:
                 break
             if buffer[start] == 0x81:
-                self._take(bytes(buffer[body : body + size]))
+                self._process(bytes(buffer[body : body + size]))
             elif buffer[start] == 0x89:
                 pong = bytes([0x8A, 0x80 | size]) + bytes(4)
                 self._write(pong + buffer[body : body + size])
@@ -153,7 +166,7 @@ class Client(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    def _take(self, text: bytes) -> None:
+    def _process(self, text: bytes) -> None:
         if text.startswith(b'{"identifier"'):
             found = _OFFSET.search(text)
             if found is not None:
@@ -165,9 +178,9 @@ class Client(asyncio.Protocol):
         if self.epoch and (epoch, offset) != (self.epoch, self.offset + 1):
             self.disordered += 1
         self.epoch, self.offset = epoch, offset
-        made = _TIME.search(text)
-        if made is not None:
-            self.latencies.append(time.time_ns() - int(made[1]))
+        sent_at = _TIME.search(text)
+        if sent_at is not None:
+            self.latencies.append(time.time_ns() - int(sent_at[1]))
         self._check()
 
     def _reply(self, frame: dict[str, Any]) -> None:
@@ -193,7 +206,7 @@ class Client(asyncio.Protocol):
     def _check(self) -> None:
         if self.awaited is not None and self.complete and self.offset >= self.until:
             awaited, self.awaited = self.awaited, None
-            awaited.one()
+            awaited.fulfil()
 
 
 class Clients:
@@ -203,39 +216,39 @@ class Clients:
         self.clients: list[Client] = []
 
     async def connect(self, url: str, streams: list[str], count: int, cookie: str = "") -> dict[str, Any]:
-        """Connect clients, fifty at once, and subscribe them to the streams in turn."""
+        """Connect clients, fifty at the same time, and subscribe each to one of the streams."""
         self.clients = [Client(streams[number % len(streams)]) for number in range(count)]
         for start in range(0, count, 50):
-            await self._connect(range(start, min(start + 50, count)), url, cookie, back=False)
+            await self._connect(range(start, min(start + 50, count)), url, cookie, restoring=False)
         return {}
 
     async def reach(self, offset: int) -> dict[str, Any]:
-        """Wait until every client has had the message of an offset."""
+        """Wait until all clients have received the message at an offset."""
         await self._all(range(len(self.clients)), offset)
         return {}
 
-    async def lost(self) -> dict[str, Any]:
-        """End all connections."""
+    async def disconnect(self) -> dict[str, Any]:
+        """Abort all connections."""
         for client in self.clients:
             client.close()
         return {}
 
-    async def come_back(self, url: str, offset: int, cookie: str = "") -> dict[str, Any]:
-        """Let all clients come back at once, and wait until each has had what it missed."""
+    async def reconnect(self, url: str, offset: int, cookie: str = "") -> dict[str, Any]:
+        """Reconnect all clients at the same time, and wait until each has received the messages that it missed."""
         for client in self.clients:
-            client.disordered, client.again, client.latencies = 0, 0, []
+            client.disordered, client.retries, client.latencies = 0, 0, []
         started = time.monotonic()
-        await self._connect(range(len(self.clients)), url, cookie, back=True, offset=offset)
+        await self._connect(range(len(self.clients)), url, cookie, restoring=True, offset=offset)
         return {
             "seconds": time.monotonic() - started,
             "restored": sum(client.restored for client in self.clients),
             "rejected": sum(client.rejected for client in self.clients),
             "disordered": sum(client.disordered for client in self.clients),
-            "again": sum(client.again for client in self.clients),
+            "again": sum(client.retries for client in self.clients),
         }
 
     async def latencies(self) -> dict[str, Any]:
-        """Return how late messages were since the last time that this was asked, in ms."""
+        """Return the latencies of messages since the last call, in ms."""
         found = sorted(each / 1e6 for client in self.clients for each in client.latencies)
         for client in self.clients:
             client.latencies = []
@@ -248,10 +261,12 @@ class Clients:
             "max_ms": found[-1],
         }
 
-    async def _connect(self, numbers: range, url: str, cookie: str, *, back: bool, offset: int = 0) -> None:
+    async def _connect(self, numbers: range, url: str, cookie: str, *, restoring: bool, offset: int = 0) -> None:
         waiting = asyncio.create_task(self._all(numbers, offset))
         await asyncio.sleep(0)
-        await asyncio.gather(*(self.clients[number].connect(url, number, cookie, back=back) for number in numbers))
+        await asyncio.gather(
+            *(self.clients[number].connect(url, number, cookie, restoring=restoring) for number in numbers)
+        )
         await waiting
 
     async def _all(self, numbers: range, offset: int) -> None:
@@ -265,7 +280,7 @@ class Clients:
 
 
 async def main() -> None:
-    """Take commands until the input ends."""
+    """Execute the commands on the standard input, until it ends."""
     clients = Clients()
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
@@ -275,7 +290,7 @@ async def main() -> None:
         try:
             answer = await getattr(clients, command.pop("do"))(**command)
         except TimeoutError:
-            answer = {"error": f"not done within {PATIENCE} s"}
+            answer = {"error": f"the command took longer than {PATIENCE:g} s"}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 

@@ -1,7 +1,8 @@
-"""`python -m tests.benchmarks reconnect`: a server is killed and started again, and all its clients come back at once.
+"""Kills and restarts a server, so that all clients reconnect at once: `python -m tests.benchmarks reconnect`.
 
-Each has missed as many messages. What the server spends until all have caught up is compared with as many connects, as
-measured before, and as many deliveries at one and a half floors, as measured in the same run (PROTOCOL.md, 5 and 7).
+All clients have missed the same number of messages. The CPU time of the server until all have caught up must not exceed
+that of as many connects, plus one and a half floors for each delivery. Both are measured in the same run. See Protocol:
+Restore.
 """
 
 from __future__ import annotations
@@ -24,26 +25,28 @@ from tests.benchmarks.fanout.servers import FLOOR, SUBJECTS, Running, Subject, r
 from tests.benchmarks.stage import stage
 from tests.support.server import ROOT
 
-#: What a storm may cost is as many connects, and as many deliveries at so many floors.
+#: The most that a delivery may cost, in multiples of the floor.
 FLOORS = 1.5
-#: Bytes of padding in a message.
+#: The bytes of padding in each message.
 PADDING = 200
-#: Clients of another stream, who are there all the time, and broadcasts to them a second.
-BYSTANDERS, RATE = 50, 20
-#: Connections before a server is measured.
+#: The number of clients of another stream that stay connected.
+BYSTANDERS = 50
+#: The number of broadcasts to these clients per second.
+RATE = 20
+#: How many connections to open before a measurement.
 WARM = 50
 NAMES = ("reliable_cable, uvicorn with frames", "reliable_cable, daphne")
 
 
 @dataclass(frozen=True)
 class Storm:
-    """What comes back.
+    """The clients that reconnect.
 
     Args:
-        connections: that come back at once.
-        streams: that they are subscribed to, each to one.
-        messages: that each has missed.
-        signed_in: whether they have a session of Django's.
+        connections: the number of clients.
+        streams: the number of streams. Each client is subscribed to one of them.
+        messages: how many messages each client has missed.
+        signed_in: whether the clients are logged in with a Django session.
     """
 
     connections: int
@@ -53,26 +56,26 @@ class Storm:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("--connections", type=int, default=2000, help="clients that come back (2000)")
-    parser.add_argument("--messages", type=int, default=50, help="messages that each has missed (50)")
+    """Declare the arguments of the command."""
+    parser.add_argument("--connections", type=int, default=2000, help="clients that reconnect (2000)")
+    parser.add_argument("--messages", type=int, default=50, help="messages that each client missed (50)")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 20], help="numbers of streams (1 20)")
-    parser.add_argument("--only", action="append", default=[], help="measure servers with this in their name")
+    parser.add_argument("--only", action="append", default=[], help="measure only servers with this text in their name")
     parser.add_argument("--signed-in", action="store_true", help="the clients are logged in")
-    parser.add_argument("--output", type=Path, help="for the results (JSON)")
+    parser.add_argument("--output", type=Path, help="file for the results (JSON)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure; return 1 if a bound is not kept or a message went missing."""
+    """Measure the servers, and print the results. Return 1 if the bound is exceeded or a message is missing, else 0."""
     names = [name for name in NAMES if not options.only or any(word in name for word in options.only)]
     subjects = [subject for subject in SUBJECTS if subject.name in names]
     results: list[dict[str, Any]] = []
-    with stage(with_floor=True) as ground:
+    with stage(with_floor=True) as resources:
         for subject in subjects:
             for streams in options.streams:
-                ground.redis.cli("FLUSHALL")
+                resources.redis.cli("FLUSHALL")
                 storm = Storm(options.connections, streams, options.messages, options.signed_in)
-                results.append(_measure(subject, storm, ground.environment, ground.folder))
+                results.append(_measure(subject, storm, resources.environment, resources.folder))
                 sys.stdout.write(_line(results[-1]) + "\n")
                 sys.stdout.flush()
     if options.output is not None:
@@ -86,7 +89,7 @@ def _process(module: str, environment: Mapping[str, str]) -> LineProcess:
 
 
 def _measure(subject: Subject, storm: Storm, environment: Mapping[str, str], folder: Path) -> dict[str, Any]:
-    """Return what a storm costs a server."""
+    """Measure a server, and return the results."""
     streams = [f"bench{number}" for number in range(storm.streams)]
     log = folder / "server.log"
     floor = _floor(storm, environment, folder)
@@ -95,30 +98,30 @@ def _measure(subject: Subject, storm: Storm, environment: Mapping[str, str], fol
         _process("fanout.publisher", environment) as other,
         _process("reconnect.clients", environment) as clients,
         _process("reconnect.clients", environment) as bystanders,
-        ThreadPoolExecutor(1) as beside,
+        ThreadPoolExecutor(1) as pool,
     ):
         cookie = publisher.ask("sign_in")["cookie"] if storm.signed_in else ""
         with running(subject, environment, log) as server:
             bystanders.ask("connect", url=server.url, streams=["warm"], count=WARM, cookie=cookie)
             before = usage(server.pid)
             clients.ask("connect", url=server.url, streams=streams, count=storm.connections, cookie=cookie)
-            time.sleep(0.5)  # sessions are written, too
+            time.sleep(0.5)  # the server writes the sessions meanwhile
             connect = (usage(server.pid) - before).cpu / storm.connections
             publisher.ask("publish", messages=storm.streams, first=0, rate=0, streams=storm.streams, size=PADDING)
             clients.ask("reach", offset=1)
             time.sleep(0.5)
-        clients.ask("lost")
+        clients.ask("disconnect")
         missed = storm.streams * storm.messages
         publisher.ask("publish", messages=missed, first=1, rate=0, streams=storm.streams, size=PADDING)
         with running(subject, environment, log) as server:
             bystanders.ask("connect", url=server.url, streams=["aside0"], count=BYSTANDERS, cookie=cookie)
             messages = RATE * 60
             broadcasts = {"messages": messages, "first": 0, "rate": RATE, "streams": 1, "size": PADDING}
-            beside.submit(other.ask, "publish", prefix="aside", **broadcasts)
+            pool.submit(other.ask, "publish", prefix="aside", **broadcasts)
             time.sleep(1)
             bystanders.ask("latencies")
             memory, before = _memory(server), usage(server.pid)
-            seen = clients.ask("come_back", url=server.url, offset=1 + storm.messages, cookie=cookie)
+            counts = clients.ask("reconnect", url=server.url, offset=1 + storm.messages, cookie=cookie)
             aside = bystanders.ask("latencies")
             time.sleep(0.5)
             cpu = (usage(server.pid) - before).cpu
@@ -129,7 +132,7 @@ def _measure(subject: Subject, storm: Storm, environment: Mapping[str, str], fol
     return {
         "name": subject.name,
         **asdict(storm),
-        **seen,
+        **counts,
         "connect_us": connect * 1e6,
         "floor_us": floor * 1e6,
         "cpu_s": cpu,
@@ -139,12 +142,12 @@ def _measure(subject: Subject, storm: Storm, environment: Mapping[str, str], fol
         "before_mib": memory["VmRSS"] / 1024,
         "after_mib": after["VmRSS"] / 1024,
         "bystanders": aside,
-        "kept": cpu <= bound and not seen["disordered"] and not seen["rejected"],
+        "kept": cpu <= bound and not counts["disordered"] and not counts["rejected"],
     }
 
 
 def _floor(storm: Storm, environment: Mapping[str, str], folder: Path) -> float:
-    """Return the seconds that one `send()` takes, over as many sockets as come back."""
+    """Return the CPU time of one `send()` in seconds, measured with as many sockets as clients reconnect."""
     rounds = 50
     data = json.dumps({"n": 0, "ts": time.time_ns(), "pad": "x" * PADDING})
     body = json.dumps({"stream": "bench0", "data": data}).encode()
@@ -162,7 +165,7 @@ def _floor(storm: Storm, environment: Mapping[str, str], folder: Path) -> float:
 
 
 def _memory(server: Running) -> dict[str, float]:
-    """Return a process's memory, and the most that it had, in KiB."""
+    """Return the memory of a server and its peak, in KiB."""
     text = Path(f"/proc/{server.pid}/status").read_text()
     return {name: float(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) for name in ("VmRSS", "VmHWM")}
 
@@ -173,13 +176,13 @@ def _line(result: Mapping[str, Any]) -> str:
         [
             f"{result['name']}: {result['connections']} clients of {result['streams']} streams, "
             f"{result['messages']} messages each: {result['restored']} restored, {result['rejected']} rejected, "
-            f"{result['disordered']} out of order, {result['again']} had to come twice, {result['seconds']:.1f} s",
+            f"{result['disordered']} out of order, {result['again']} retries, {result['seconds']:.1f} s",
             f"  CPU {result['cpu_s']:.2f} s, {result['ratio']:.2f} of the bound {result['bound_s']:.2f} s "
             f"(connect {result['connect_us']:.0f} µs, floor {result['floor_us']:.1f} µs)",
-            f"  memory {result['before_mib']:.0f} MiB before, {result['peak_mib']:.0f} at most, "
+            f"  memory {result['before_mib']:.0f} MiB before, {result['peak_mib']:.0f} at the peak, "
             f"{result['after_mib']:.0f} after",
             f"  bystanders: {aside['count']} deliveries, p50 {aside.get('p50_ms', 0):.0f} ms, "
             f"p99 {aside.get('p99_ms', 0):.0f} ms, at most {aside.get('max_ms', 0):.0f} ms",
-            "  kept" if result["kept"] else "  NOT KEPT",
+            "  ok" if result["kept"] else "  FAILED: bound exceeded, or history out of order or rejected",
         ]
     )

@@ -8,24 +8,36 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, Protocol, TypeVar
 
-from .base import StreamEvent, StreamListener
+from .base import Listener
 
 logger = logging.getLogger("reliable_cable")
 
 
-class BusListener(StreamListener):
+class Event(Protocol):
+    """An event of a stream."""
+
+    @property
+    def stream(self) -> str:
+        """The name of the stream."""
+
+
+E = TypeVar("E", bound=Event)
+
+
+class BusListener(Listener, Generic[E]):
     """Calls `deliver` with the events of a bus, on the event loop on which the listener was made.
 
     Events that arrive before the event loop runs again are delivered in one callback.
     """
 
-    def __init__(self, bus: Bus, deliver: Callable[[StreamEvent], None]) -> None:
+    def __init__(self, bus: Bus[E], deliver: Callable[[E], None]) -> None:
         self._bus = bus
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._streams: set[str] = set()
-        self._pending: deque[StreamEvent] = deque()
+        self._pending: deque[E] = deque()
         self._scheduled = False
         self._lock = threading.Lock()
 
@@ -44,7 +56,7 @@ class BusListener(StreamListener):
         for stream in list(self._streams):
             await self.unsubscribe(stream)
 
-    def push(self, events: Iterable[StreamEvent]) -> None:
+    def push(self, events: Iterable[E]) -> None:
         """Schedule the delivery of events. Any thread may call this.
 
         Raises:
@@ -65,36 +77,36 @@ class BusListener(StreamListener):
                 try:
                     self._deliver(event)
                 except Exception:
-                    logger.exception("A stream event could not be delivered: %s", event.stream)
+                    logger.exception("An event of the stream %r could not be delivered.", event.stream)
 
 
-class _Listeners:
+class _Listeners(Generic[E]):
     """The listeners of one process, by stream."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.by_stream: dict[str, set[BusListener]] = {}
+        self.by_stream: dict[str, set[BusListener[E]]] = {}
 
 
-class Bus:
+class Bus(Generic[E]):
     """Carries the events of one store to its listeners. All methods may be called from any thread."""
 
     def __init__(self) -> None:
         # The keys are process ids. A forked child must not use the event loops and locks of its parent.
-        self._processes: dict[int, _Listeners] = {}
+        self._processes: dict[int, _Listeners[E]] = {}
 
     @property
-    def _listeners(self) -> _Listeners:
+    def _listeners(self) -> _Listeners[E]:
         pid = os.getpid()
         return self._processes.get(pid) or self._processes.setdefault(pid, _Listeners())
 
-    def add(self, stream: str, listener: BusListener) -> None:
+    def add(self, stream: str, listener: BusListener[E]) -> None:
         """Subscribe a listener to a stream."""
         listeners = self._listeners
         with listeners.lock:
             listeners.by_stream.setdefault(stream, set()).add(listener)
 
-    def remove(self, stream: str, listener: BusListener) -> None:
+    def remove(self, stream: str, listener: BusListener[E]) -> None:
         """Unsubscribe a listener from a stream."""
         listeners = self._listeners
         with listeners.lock:
@@ -103,10 +115,10 @@ class Bus:
             if not subscribed:
                 listeners.by_stream.pop(stream, None)
 
-    def publish(self, events: Sequence[StreamEvent]) -> None:
+    def publish(self, events: Sequence[E]) -> None:
         """Announce events in this order. A listener whose event loop is closed is unsubscribed."""
         listeners = self._listeners
-        batches: dict[BusListener, list[StreamEvent]] = {}
+        batches: dict[BusListener[E], list[E]] = {}
         with listeners.lock:
             for event in events:
                 for listener in listeners.by_stream.get(event.stream, ()):
@@ -117,7 +129,7 @@ class Bus:
             except RuntimeError:
                 self._remove_everywhere(listener)
 
-    def _remove_everywhere(self, listener: BusListener) -> None:
+    def _remove_everywhere(self, listener: BusListener[E]) -> None:
         listeners = self._listeners
         with listeners.lock:
             streams = [stream for stream, subscribed in listeners.by_stream.items() if listener in subscribed]

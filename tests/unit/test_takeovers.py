@@ -1,0 +1,128 @@
+"""Takeovers: a session was restored on another connection, and its former connection is closed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from reliable_cable import StoreError
+from reliable_cable.consumer import get_hub
+from reliable_cable.hub import control_bus
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.sessions.base import SessionRecord
+from reliable_cable.stores.streams.base import Message
+
+from .wire import Client, connection_of, run_event_loop, send_control_message, until
+
+
+@pytest.fixture(autouse=True)
+def _memory(settings: Any) -> None:
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+
+
+async def test_a_connection_whose_session_was_restored_elsewhere_is_closed_without_a_disconnect_message() -> None:
+    async with Client() as client:
+        await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
+        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
+async def test_the_superseded_connection_is_also_found_by_a_former_session_id() -> None:
+    async with Client() as first:
+        pass
+    async with Client(first.sid) as second:
+        await send_control_message({"supersede": [["unknown", "x"], [first.sid, "elsewhere"]]})
+        assert await second.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
+async def test_the_connections_that_continue_the_session_stay_open() -> None:
+    async with Client() as first:
+        pass
+    async with Client(first.sid) as second:
+        await send_control_message({"supersede": [[first.sid, second.sid]]})
+        assert await second.quiet()
+    async with Client(second.sid) as third:
+        # The announcement of the second connection arrives late.
+        await send_control_message({"supersede": [[first.sid, second.sid]]})
+        assert await third.quiet()
+
+
+async def test_a_client_that_reconnected_twice_with_the_same_id_keeps_its_last_connection() -> None:
+    # The client did not receive the welcome of the connection in between, whose announcement arrives last.
+    async with Client() as former:
+        pass
+    async with Client(former.sid) as between, Client(former.sid) as client:
+        await send_control_message({"supersede": [[former.sid, between.sid]]})
+        assert await client.quiet()
+
+
+async def test_the_connection_that_was_announced_last_stays_open() -> None:
+    async with Client() as first:
+        pass
+    sessions = get_engine().sessions
+    record = await sessions.aload(first.sid, {"user": ""})
+    assert record is not None
+    # The record says that the former connection may still be open in another process.
+    await sessions.asave({first.sid: SessionRecord(record.identity, 0, {**record.data, "alive": True})})
+    async with Client(first.sid) as second:
+        assert second.welcome["restored"]
+        # Another process announced its takeover before this process did.
+        get_hub().control.receive(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
+        assert await second.quiet()
+        await until(lambda: not get_hub().control._unconfirmed)
+        get_hub().control.receive(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
+        assert await second.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
+async def test_a_takeover_of_a_session_whose_connection_ended_properly_is_not_announced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    announced: list[Any] = []
+    monkeypatch.setattr(control_bus.ControlBus, "announce_takeover", lambda *args: announced.append(args))
+    async with Client() as first:
+        pass
+    async with Client(first.sid):
+        pass
+    assert announced == []
+
+
+async def test_the_record_of_a_restored_session_says_that_its_connection_may_be_open() -> None:
+    async with Client() as first:
+        pass
+    async with Client(first.sid):
+        record = await get_engine().sessions.aload(first.sid, {"user": ""})
+        assert record is not None
+        assert record.data["alive"]
+
+
+async def test_takeovers_are_announced_together_and_retried_until_that_succeeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    streams = get_engine().streams
+    append = streams.aappend
+    attempts: list[Message] = []
+    succeeded = asyncio.Event()
+
+    async def fail_first(items: Sequence[tuple[str, Message]]) -> Any:
+        attempts.append(items[0][1])
+        if len(attempts) == 1:
+            raise StoreError("down")
+        succeeded.set()
+        return await append(items)
+
+    monkeypatch.setattr(streams, "aappend", fail_first)
+    monkeypatch.setattr(control_bus, "RETRY_DELAY", 0.001)
+    async with Client() as client:
+        hub = get_hub()
+        connection = connection_of(client)
+        for number in range(3):
+            hub.control.announce_takeover(f"sid{number}", connection)
+        assert hub.control._unconfirmed == {client.sid}
+        await asyncio.wait_for(succeeded.wait(), 5)
+        await run_event_loop()
+        assert json.loads(attempts[0].data) == {"supersede": [[f"sid{n}", client.sid] for n in range(3)]}
+        assert attempts[0] == attempts[1], "the retry had another idempotency key"
+        assert not hub.control._unconfirmed
