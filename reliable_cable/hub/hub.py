@@ -69,7 +69,7 @@ class Hub:
         self.repairs = Repairs(engine.streams, self._listener, self.sessions.suspect)
         self.catch_up = CatchUp(self.history, self.repairs, settings.max_pending_size)
         self.control = ControlBus(
-            engine, settings, self.connections, self.sessions, self.tasks, self.observe, self.stop_observing
+            engine, self.connections, self.sessions, self.tasks, self.observe, self.stop_observing
         )
         self.tasks.spawn(self._log_problems())
 
