@@ -113,7 +113,7 @@ class Replay:
         subscription.acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
 
     def _streams_with_history(self) -> Sequence[SubscribedStream]:
-        policy = self._subscription.connection.settings.policy
+        policy = self._subscription.connection.hub.settings.policy
         return [
             subscribed
             for name, subscribed in self._subscription.streams.items()
