@@ -238,12 +238,11 @@ class Commands(CommandQueue):
         """Return a channel object for an identifier; None if there is no such channel."""
         try:
             name, params = commands.parse_identifier(identifier)
+            cls = find_channel(name)
+            if cls is None:
+                raise ProtocolError(f"there is no channel {name!r:.80}")
         except ProtocolError as error:
             self.connection.bad_frame(error)
-            return None
-        cls = find_channel(name)
-        if cls is None:
-            self.connection.bad_frame(ProtocolError(f"there is no channel {name!r:.80}"))
             return None
         return cls(self.connection.consumer, params, identifier)
 
