@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import math
 import weakref
@@ -18,10 +17,10 @@ from channels.layers import get_channel_layer
 
 from .concurrency.outages import is_outage
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
-from .concurrency.threads import run_handler
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
 from .connection.connection import Connection
+from .connection.handlers import invoke
 from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of
@@ -150,7 +149,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if transport.drainable:
             _install_drain(transport)
         try:
-            await _run(self.connect)
+            await invoke(self.connect, CableConsumer)
         except Exception as error:
             if not is_outage(error):
                 raise
@@ -192,7 +191,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     async def _end(self, commands: Commands, code: int) -> None:
         await end_connection(commands)
-        await _run(self.disconnect, code)
+        await invoke(partial(self.disconnect, code), CableConsumer)
 
     def _session_to_restore(self, query: dict[str, list[str]]) -> str | None:
         for name, value in self.scope.get("headers", ()):
@@ -232,15 +231,6 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 return
             except Exception:
                 logger.exception("A channel layer message failed.")
-
-
-async def _run(method: Callable[..., Any], *args: Any) -> None:
-    if getattr(method, "__func__", None) is getattr(CableConsumer, method.__name__):
-        return
-    if inspect.iscoroutinefunction(method):
-        await method(*args)
-    else:
-        await run_handler(method, *args)
 
 
 def _install_drain(transport: Transport) -> None:

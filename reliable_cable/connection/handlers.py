@@ -26,10 +26,15 @@ def _cancelled(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-async def invoke(call: Callable[..., Any]) -> Any:
-    """Run a handler, sync or async. One that the channel does not override costs nothing."""
+async def invoke(call: Callable[..., Any], base: type = Channel) -> Any:
+    """Run a handler, sync or async. One that is not overridden costs nothing.
+
+    Args:
+        call: the handler, a method of an object, or a partial call of it.
+        base: the class that declares the handler.
+    """
     target = call.func if isinstance(call, partial) else call
-    if getattr(target, "__func__", None) is getattr(Channel, getattr(target, "__name__", ""), None):
+    if getattr(target, "__func__", None) is getattr(base, getattr(target, "__name__", ""), None):
         return None
     if inspect.iscoroutinefunction(call):
         refresh_connections()
