@@ -15,11 +15,11 @@ from .conf import get_settings
 from .exceptions import InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from .middleware import current_socket_id
 from .protocol.payloads import is_falsy
+from .stores.sessions.base import is_session_id
 from .stores.streams.base import Message
 
 MAX_NAME_LENGTH = 255
 MAX_KEY_LENGTH = 255
-MAX_SOCKET_ID_LENGTH = 64
 
 
 class ItemOptions(TypedDict, total=False):
@@ -147,7 +147,7 @@ def _excluded_socket(to_others: bool, exclude_socket: str | None) -> str:
     else:
         socket = exclude_socket
     # A client may send any text as its session id. A text that cannot be one excludes no connection.
-    return socket if len(socket) <= MAX_SOCKET_ID_LENGTH and socket.isascii() and socket.isprintable() else ""
+    return socket if is_session_id(socket) else ""
 
 
 def encode_json(value: Any) -> tuple[str, int]:

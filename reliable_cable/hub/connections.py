@@ -49,10 +49,6 @@ class Connections:
         """Return all connections."""
         return list(self._by_sid.values())
 
-    def get(self, sid: str) -> HubConnection | None:
-        """Return the connection whose own session id this is."""
-        return self._by_sid.get(sid)
-
     def find(self, sid: str) -> HubConnection | None:
         """Return the connection that has this session or continues it."""
         return self._by_any_sid.get(sid)

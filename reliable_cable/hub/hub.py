@@ -169,11 +169,10 @@ class Hub:
             if stream.opening is not None:
                 async with asyncio.timeout_at(until):
                     await asyncio.shield(stream.opening)
-        except TimeoutError as error:
+        except BaseException as error:
             self._release(stream)
-            raise StoreError(f"The stream {name!r} was not opened in time.") from error
-        except BaseException:
-            self._release(stream)
+            if isinstance(error, TimeoutError):
+                raise StoreError(f"The stream {name!r} was not opened in time.") from error
             raise
         return stream
 

@@ -27,7 +27,7 @@ def identifier(channel: str, **params: Any) -> str:
 
 def connection_of(client: Client) -> Connection:
     """Return the connection object that the hub has of a client."""
-    connection = get_hub().connections.get(client.sid)
+    connection = get_hub().connections.find(client.sid)
     assert isinstance(connection, Connection)
     return connection
 
