@@ -13,15 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-from .concurrency.on_commit import (
-    Schedule,
-    adefer_to_commit,
-    call_after_commit,
-    check_hooks,
-    check_using,
-    defer_to_commit,
-    report_failure,
-)
+from .concurrency import on_commit
 from .concurrency.threads import sync_only
 from .exceptions import BroadcastError
 from .protocol.positions import StreamPosition
@@ -214,27 +206,27 @@ def forget(stream: str, *, using: str | None = None) -> None:
         StoreError: the store could not be changed.
     """
     store, forget_on_commit = _prepare_forget(stream, using)
-    if not defer_to_commit(forget_on_commit, using):
+    if not on_commit.defer_to_commit(forget_on_commit, using):
         store.forget(stream)
 
 
 async def aforget(stream: str, *, using: str | None = None) -> None:
     """Async twin of `forget`. It recognises the same transactions as `abroadcast`."""
     store, forget_on_commit = _prepare_forget(stream, using)
-    if not await adefer_to_commit(forget_on_commit, using):
+    if not await on_commit.adefer_to_commit(forget_on_commit, using):
         await store.aforget(stream)
 
 
-def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, Schedule]:
+def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, on_commit.Schedule]:
     """Check the arguments. Return the store, and the call that schedules `store.forget` for after the commit."""
-    check_using(using)
+    on_commit.check_using(using)
     check_stream_name(stream)
     store = get_engine().streams
 
     def forget_on_commit(databases: Sequence[str]) -> None:
-        check_hooks(databases, "call it after the commit")
-        call_after_commit(
-            partial(store.forget, stream), databases, failed=partial(report_failure, type(store), [stream])
+        on_commit.check_hooks(databases, "call it after the commit")
+        on_commit.call_after_commit(
+            partial(store.forget, stream), databases, failed=partial(on_commit.report_failure, type(store), [stream])
         )
 
     return store, forget_on_commit
@@ -262,7 +254,7 @@ class Batch:
 
     def send(self) -> list[StreamPosition | None]:
         """Send the messages now or after the commit. Return their positions."""
-        if not self._immediate and defer_to_commit(self._send_on_commit, self._using):
+        if not self._immediate and on_commit.defer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
         positions = self._store.append(self._kept) if self._kept else []
         with self._tolerate_errors_after_append():
@@ -271,7 +263,7 @@ class Batch:
 
     async def asend(self) -> list[StreamPosition | None]:
         """Async twin of `send`."""
-        if not self._immediate and await adefer_to_commit(self._send_on_commit, self._using):
+        if not self._immediate and await on_commit.adefer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
         positions = await self._store.aappend(self._kept) if self._kept else []
         with self._tolerate_errors_after_append():
@@ -281,16 +273,18 @@ class Batch:
 
     def _send_on_commit(self, databases: Sequence[str]) -> None:
         if self._others or len(databases) > 1:
-            check_hooks(databases)
+            on_commit.check_hooks(databases)
         if len(databases) == 1 and self._kept:
             self._store.append_on_commit(self._kept, using=databases[0])
         elif self._kept:
-            call_after_commit(partial(self._store.append, self._kept), databases, failed=self._failure(self._kept))
+            on_commit.call_after_commit(
+                partial(self._store.append, self._kept), databases, failed=self._failure(self._kept)
+            )
         if self._others:
-            call_after_commit(self._publish_others, databases, failed=self._failure(self._others))
+            on_commit.call_after_commit(self._publish_others, databases, failed=self._failure(self._others))
 
     def _failure(self, items: Sequence[tuple[str, Any]]) -> partial[None]:
-        return partial(report_failure, type(self._store), [stream for stream, _ in items])
+        return partial(on_commit.report_failure, type(self._store), [stream for stream, _ in items])
 
     def _publish_others(self) -> None:
         for stream, message in self._others:

@@ -331,10 +331,14 @@ class Channel:
         self._reply = None
         self._state = dict(saved) or None
 
-    def take_reply(self, *, changed: bool = False) -> Reply:
-        """Remove and return the reply. `changed` says whether the handler changed the state."""
+    def take_reply(self, saved: Mapping[str, Any]) -> Reply:
+        """Remove and return the reply, which says whether the state differs from the one that `begin` returned.
+
+        Raises:
+            ChannelError: a value of the state is not a JSON value.
+        """
+        self.reply.changed = self.dump_state() != saved
         reply, self._reply = self.reply, None
-        reply.changed = changed
         return reply
 
     def dump_state(self) -> dict[str, Any]:

@@ -166,22 +166,14 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
         return []
     served_by = get_commands().get("runserver")
     if served_by in WSGI_RUNSERVERS:
-        return [
-            Warning(
-                "`runserver` is a WSGI server in this project and serves no WebSockets.",
-                hint="Add 'daphne' to INSTALLED_APPS, before 'django.contrib.staticfiles'.",
-                id="reliable_cable.W002",
-            )
-        ]
-    if served_by == "daphne" and not getattr(django_settings, "ASGI_APPLICATION", None):
-        return [
-            Warning(
-                "`runserver` has no ASGI application to serve.",
-                hint="Set ASGI_APPLICATION to the path of the application in your asgi.py.",
-                id="reliable_cable.W002",
-            )
-        ]
-    return []
+        problem = "`runserver` is a WSGI server in this project and serves no WebSockets."
+        hint = "Add 'daphne' to INSTALLED_APPS, before 'django.contrib.staticfiles'."
+    elif served_by == "daphne" and not getattr(django_settings, "ASGI_APPLICATION", None):
+        problem = "`runserver` has no ASGI application to serve."
+        hint = "Set ASGI_APPLICATION to the path of the application in your asgi.py."
+    else:
+        return []
+    return [Warning(problem, hint=hint, id="reliable_cable.W002")]
 
 
 @register(TAG)

@@ -92,12 +92,11 @@ def _check_engine(key: str | tuple[str, ...], value: Any) -> None:
         f"one of {', '.join(map(repr, ENGINES))}, or a dict that gives a dotted path for each of "
         f"{', '.join(map(repr, ENGINE_PARTS))}"
     )
-    if isinstance(value, str):
-        if value not in ENGINES:
-            raise _error(key, value, allowed)
-    elif not isinstance(value, Mapping) or set(value) != set(ENGINE_PARTS):
-        raise _error(key, value, allowed)
-    elif not all(isinstance(path, str) and "." in path for path in value.values()):
+    if isinstance(value, Mapping) and set(value) == set(ENGINE_PARTS):
+        valid = all(isinstance(path, str) and "." in path for path in value.values())
+    else:
+        valid = isinstance(value, str) and value in ENGINES
+    if not valid:
         raise _error(key, value, allowed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import math
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -24,16 +25,8 @@ from .connection.connection import Connection
 from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of
-from .protocol import messages
-from .protocol.constants import (
-    CLOSE_NORMAL,
-    PING_INTERVAL_MAX,
-    PING_INTERVAL_MIN,
-    SESSION_HEADER,
-    SESSION_PARAMETER,
-    DisconnectReason,
-    negotiate,
-)
+from .protocol import constants, messages
+from .protocol.constants import DisconnectReason
 from .servers import transport_for
 from .servers.base import Transport
 from .servers.drain import Drain
@@ -148,11 +141,11 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 layer_task.cancel()
 
     async def _accept(self, send: Send) -> Commands | None:
-        subprotocol = negotiate(self.scope.get("subprotocols") or ())
+        subprotocol = constants.negotiate(self.scope.get("subprotocols") or ())
         transport = transport_for(self.scope, send)
         hub = get_hub()
         if subprotocol is None or hub.draining:
-            await send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         if transport.drainable:
             _install_drain(transport)
@@ -163,20 +156,20 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 raise
             # Without a disconnect message, the client reconnects.
             logger.warning("A connection was not accepted because a database cannot be reached: %s", error)
-            await send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         await hub.pacer.wait()
         if transport.lost:
             logger.debug("A client left before it was accepted.")
             return None
         if hub.draining:
-            await send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         await send({"type": "websocket.accept", "subprotocol": str(subprotocol)})
         if self._rejected:
             text = messages.disconnect(DisconnectReason.UNAUTHORIZED, reconnect=False)
             await send({"type": "websocket.send", "text": text})
-            await send({"type": "websocket.close", "code": CLOSE_NORMAL})
+            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         query_string = self.scope.get("query_string")
         query = parse_qs(query_string.decode("latin1")) if query_string else {}
@@ -203,9 +196,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     def _session_to_restore(self, query: dict[str, list[str]]) -> str | None:
         for name, value in self.scope.get("headers", ()):
-            if name.lower() == SESSION_HEADER:
+            if name.lower() == constants.SESSION_HEADER:
                 return str(value.decode("latin1"))
-        return query.get(SESSION_PARAMETER, [None])[0]
+        return query.get(constants.SESSION_PARAMETER, [None])[0]
 
     # -- channel layer ------------------------------------------------------------------------------------------------
 
@@ -262,7 +255,7 @@ def _ping_interval(query: dict[str, list[str]], settings: CableSettings) -> floa
     try:
         asked = float(query["pi"][0])
     except (KeyError, ValueError):
+        asked = math.nan
+    if math.isnan(asked):
         return settings.ping_interval
-    if not PING_INTERVAL_MIN <= asked <= PING_INTERVAL_MAX:  # also where it is not a number
-        return settings.ping_interval if asked != asked else min(max(asked, PING_INTERVAL_MIN), PING_INTERVAL_MAX)
-    return asked
+    return min(max(asked, constants.PING_INTERVAL_MIN), constants.PING_INTERVAL_MAX)

@@ -13,6 +13,15 @@ def mark_retrieved(task: asyncio.Task[Any]) -> None:
         task.exception()
 
 
+async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
+    """Cancel tasks, and wait until they have ended."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)
+
+
 class BackgroundTasks:
     """Starts tasks and keeps references to them: the event loop itself keeps only weak ones."""
 

@@ -47,7 +47,7 @@ class Commands(CommandQueue):
     __slots__ = ("connection", "subscriptions")
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection.hub.tasks, connection.settings.max_pending_size)
+        super().__init__(connection.hub.tasks, connection.hub.settings.max_pending_size)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
         connection.commands = self
@@ -106,7 +106,7 @@ class Commands(CommandQueue):
             channel = self.make_channel(identifier)
             if channel is None:
                 self.connection.reject(identifier)
-            elif len(self.subscriptions) >= self.connection.settings.max_subscriptions:
+            elif len(self.subscriptions) >= self.connection.hub.settings.max_subscriptions:
                 logger.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
                 self.connection.reject(identifier)
             else:
@@ -238,12 +238,11 @@ class Commands(CommandQueue):
         """Return a channel object for an identifier; None if there is no such channel."""
         try:
             name, params = commands.parse_identifier(identifier)
+            cls = find_channel(name)
+            if cls is None:
+                raise ProtocolError(f"there is no channel {name!r:.80}")
         except ProtocolError as error:
             self.connection.bad_frame(error)
-            return None
-        cls = find_channel(name)
-        if cls is None:
-            self.connection.bad_frame(ProtocolError(f"there is no channel {name!r:.80}"))
             return None
         return cls(self.connection.consumer, params, identifier)
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final, Protocol
 
-from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
@@ -136,11 +135,6 @@ class Connection:
         self._bad_frames = 0
 
     @property
-    def settings(self) -> CableSettings:
-        """The settings of the hub."""
-        return self.hub.settings
-
-    @property
     def identity(self) -> Identity:
         """Whom the connection belongs to."""
         return dict(self._identity)
@@ -209,7 +203,7 @@ class Connection:
         try:
             if text is None:
                 raise ProtocolError("binary frames are not part of this subprotocol")
-            limit = self.settings.max_message_size
+            limit = self.hub.settings.max_message_size
             if len(text) * _BYTES_PER_CHARACTER > limit < len(text.encode()):
                 raise ProtocolError(f"the frame is longer than MAX_MESSAGE_SIZE ({limit})")
             command = protocol_commands.parse(text)
@@ -244,7 +238,7 @@ class Connection:
         Returns:
             False if the connection needs no more pings.
         """
-        timeout = self.settings.pong_timeout
+        timeout = self.hub.settings.pong_timeout
         # Only clients that have sent a pong before are expected to.
         if timeout is not None and self._last_pong is not None and time.monotonic() - self._last_pong > timeout:
             self.close(DisconnectReason.NO_PONG)

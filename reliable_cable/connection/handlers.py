@@ -58,13 +58,12 @@ async def run_recorded(
         The reply, and whether the handler or the check raised. If so, the reply is that of `handle_error`.
     """
     saved = channel.begin()
-    changed = False
     try:
         if check is not None and await invoke(check) is False:
             channel.undo(saved)
             return REFUSED, False
         await invoke(handler)
-        changed = channel.dump_state() != saved
+        return channel.take_reply(saved), False
     except (Exception, asyncio.CancelledError) as cause:
         if _cancelled(cause):
             raise
@@ -76,7 +75,6 @@ async def run_recorded(
         )
         logger.exception("%s: %s failed.", type(channel).__name__, name)
         return await run_error_handler(channel, error, name), True
-    return channel.take_reply(changed=changed), False
 
 
 async def run_error_handler(channel: Channel, error: Exception, name: str) -> Reply:
@@ -88,13 +86,12 @@ async def run_error_handler(channel: Channel, error: Exception, name: str) -> Re
         name: the name of the handler.
     """
     saved = channel.begin()
-    changed = False
     try:
         await invoke(partial(channel.handle_error, error, name))
-        changed = channel.dump_state() != saved
+        return channel.take_reply(saved)
     except (Exception, asyncio.CancelledError) as cause:
         if _cancelled(cause):
             raise
         logger.exception("%s.handle_error failed.", type(channel).__name__)
         channel.undo(saved)
-    return channel.take_reply(changed=changed)
+        return channel.take_reply(saved)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from types import coroutine
 from typing import Any
@@ -70,6 +71,7 @@ def _resume(started: Generator[Any, Any, None], waited: Any) -> Generator[Any, A
             return
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Outbox:
     """Sends frames to one client, in order.
 
@@ -89,62 +91,33 @@ class Outbox:
         unsent: returns how many bytes were written but not taken by the client; None if that is not known.
     """
 
-    __slots__ = (
-        "_blocked",
-        "_drained",
-        "_limit",
-        "_moved",
-        "_overflow",
-        "_paused",
-        "_queue",
-        "_reading",
-        "_send",
-        "_size",
-        "_task",
-        "_unsent",
-        "_unsent_then",
-        "_watch",
-        "_write",
-        "closed",
-        "form",
-        "held",
-        "ready",
-    )
+    send: Send
+    _: KW_ONLY
+    limit: int
+    overflow: Callable[[], None]
+    write: Callable[[bytes], None] | None = None
+    form: type[Frame] = Frame
+    unsent: Callable[[], int | None] = _unknown
+    #: Writes a frame at once; None while that is not possible. Use `push` then.
+    ready: Callable[[bytes], None] | None = field(init=False)
+    #: How many characters the subscribers of this connection hold until they are live.
+    held: int = 0
+    #: Whether sending has ended.
+    closed: bool = False
+    _queue: deque[str] = field(default_factory=lambda: _EMPTY)
+    _size: int = 0
+    _paused: bool = False
+    _blocked: bool = False
+    #: Checks whether a full socket takes anything, and whether it has since the last check.
+    _watch: asyncio.TimerHandle | None = None
+    _moved: bool = False
+    _unsent_then: int | None = None
+    _reading: asyncio.Lock | None = None
+    _task: asyncio.Task[None] | None = None
+    _drained: asyncio.Future[None] | None = None
 
-    def __init__(
-        self,
-        send: Send,
-        *,
-        limit: int,
-        overflow: Callable[[], None],
-        write: Callable[[bytes], None] | None = None,
-        form: type[Frame] = Frame,
-        unsent: Callable[[], int | None] = _unknown,
-    ) -> None:
-        self._send = send
-        self._write = write
-        #: The form in which the client takes frames.
-        self.form = form
-        #: Writes a frame at once; None while that is not possible. Use `push` then.
-        self.ready = write
-        self._limit = limit
-        self._overflow = overflow
-        self._queue = _EMPTY
-        self._size = 0
-        #: How many characters the subscribers of this connection hold until they are live.
-        self.held = 0
-        self._paused = False
-        self._blocked = False
-        #: Checks whether a full socket takes anything, and whether it has since the last check.
-        self._watch: asyncio.TimerHandle | None = None
-        self._moved = False
-        self._unsent = unsent
-        self._unsent_then: int | None = None
-        self._reading: asyncio.Lock | None = None
-        #: Whether sending has ended.
-        self.closed = False
-        self._task: asyncio.Task[None] | None = None
-        self._drained: asyncio.Future[None] | None = None
+    def __post_init__(self) -> None:
+        self.ready = self.write
 
     def push(self, text: str, *, kept: bool = False) -> bool:
         """Send a frame, or queue it while the socket takes none.
@@ -167,24 +140,24 @@ class Outbox:
         if not self._blocked:
             self._drive({"type": "websocket.send", "text": text})
             return True
-        if kept and self._size + self.held + len(text) > self._limit // 2:
+        if kept and self._size + self.held + len(text) > self.limit // 2:
             return False
         if self._queue is _EMPTY:
             self._queue = deque()
         self._queue.append(text)
         self._size += len(text)
-        if self._size + self.held > self._limit:
+        if self._size + self.held > self.limit:
             self._give_up()
         return True
 
     def can_hold(self, size: int) -> bool:
         """Return whether `size` more characters may be held."""
-        return self.held + size <= self._limit // 4
+        return self.held + size <= self.limit // 4
 
     def _give_up(self) -> None:
         self.abandon()
         try:
-            self._overflow()
+            self.overflow()
         except Exception:
             # The fan-out goes on to the other subscribers.
             logger.exception("A slow client could not be dropped.")
@@ -211,8 +184,8 @@ class Outbox:
         self._moved = True
         if self.closed or not self._blocked:
             return
-        if self._write is not None:
-            self._write_queued(self._write)
+        if self.write is not None:
+            self._write_queued(self.write)
         elif self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._flush())
 
@@ -253,7 +226,7 @@ class Outbox:
         return self._reading
 
     def _watch_socket(self) -> None:
-        self._moved, self._unsent_then = False, self._unsent()
+        self._moved, self._unsent_then = False, self.unsent()
         time = BLIND_STALL_TIME if self._unsent_then is None else STALL_TIME
         self._watch = asyncio.get_running_loop().call_later(time, self._check_socket)
 
@@ -261,7 +234,7 @@ class Outbox:
         self._watch = None
         if not self._blocked:
             return
-        unsent, then = self._unsent(), self._unsent_then
+        unsent, then = self.unsent(), self._unsent_then
         # The number may have grown by a ping that the server itself sent.
         if self._moved or (unsent is not None and then is not None and unsent < then):
             self._watch_socket()
@@ -285,7 +258,7 @@ class Outbox:
                     return False
                 self.closed = True
                 self.ready = None
-                await self._send({"type": "websocket.close", "code": code})
+                await self.send({"type": "websocket.close", "code": code})
         except Exception:
             # Timed out, or an error of a server whose socket is closed.
             return False
@@ -309,10 +282,10 @@ class Outbox:
 
     def break_cycles(self) -> None:
         """Drop the reference to the connection, which has ended."""
-        self._overflow = _do_nothing
+        self.overflow = _do_nothing
 
     def _drive(self, message: dict[str, Any]) -> None:
-        started: Any = self._send(message)
+        started: Any = self.send(message)
         try:
             waited = started.send(None)
         except StopIteration:
@@ -331,7 +304,7 @@ class Outbox:
             while self._queue and not self._paused:
                 text = self._queue.popleft()
                 self._size -= len(text)
-                await self._send({"type": "websocket.send", "text": text})
+                await self.send({"type": "websocket.send", "text": text})
                 self._moved = True
         except Exception:
             self.closed = True

@@ -64,10 +64,6 @@ class SubscriptionPresence:
     def _service(self) -> PresenceService:
         return self._connection.hub.presence
 
-    @property
-    def _stream(self) -> str | None:
-        return self._subscription.presence_stream
-
     # -- the member ---------------------------------------------------------------------------------------------------
 
     async def apply(self, reply: Reply) -> None:
@@ -99,7 +95,7 @@ class SubscriptionPresence:
 
     async def join(self, id_: str, info: Any) -> None:
         """Join the presence stream, or update the member's info."""
-        stream = self._stream
+        stream = self._subscription.presence_stream
         if stream is None or self._connection.closed:
             return
         self.member = (id_, info)
@@ -123,7 +119,7 @@ class SubscriptionPresence:
             StoreError: the store could not be reached. The member leaves when it expires.
         """
         self._pending_joins.clear()
-        stream = self._stream
+        stream = self._subscription.presence_stream
         if self.member is not None and stream is not None:
             self.member = None
             self._connection.changed()
@@ -142,15 +138,15 @@ class SubscriptionPresence:
 
     def release(self) -> None:
         """Let the member expire because the connection has ended. A restored session can take it over before."""
-        if self.member is not None and self._stream is not None:
-            self._service.release(self._stream, self._key)
+        if self.member is not None and self._subscription.presence_stream is not None:
+            self._service.release(self._subscription.presence_stream, self._key)
 
     # -- the client's list --------------------------------------------------------------------------------------------
 
     async def send_info(self, *, return_records: bool) -> None:
         """Send the client the members, or only their number. If the store cannot be read, send an error message."""
         message = messages.presence_error()
-        stream = self._stream
+        stream = self._subscription.presence_stream
         if stream is not None:
             try:
                 info, self._roster = await self._service.rosters.snapshot(stream, records=return_records)
@@ -169,7 +165,7 @@ class SubscriptionPresence:
         Args:
             left_at: when the client left the former session, by the session store's clock.
         """
-        stream = self._stream
+        stream = self._subscription.presence_stream
         if stream is None:
             return
         if self.member is not None:

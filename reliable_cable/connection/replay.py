@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -97,7 +97,7 @@ class Replay:
     async def _send_history(self, request: HistoryRequest) -> None:
         """Send the entries that the client asks for, and answer whether they are complete."""
         subscription = self._subscription
-        streams = [subscribed for _, subscribed in self._streams_with_history()]
+        streams = self._streams_with_history()
         complete = False
         try:
             pages = await self._retry(partial(self._find_starts, request))
@@ -112,10 +112,10 @@ class Replay:
         subscription.restorable = True
         subscription.acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
 
-    def _streams_with_history(self) -> Iterable[tuple[str, SubscribedStream]]:
-        policy = self._subscription.connection.settings.policy
+    def _streams_with_history(self) -> Sequence[SubscribedStream]:
+        policy = self._subscription.connection.hub.settings.policy
         return [
-            (name, subscribed)
+            subscribed
             for name, subscribed in self._subscription.streams.items()
             if policy(name).history_size > 0 and subscribed.state is not SubscriberState.OPENING
         ]
@@ -128,8 +128,8 @@ class Replay:
         """
         pages: dict[SubscribedStream, StreamPage] = {}
         starts: dict[SubscribedStream, StreamPosition] = {}
-        for name, subscribed in self._streams_with_history():
-            position = self._named_position(name, subscribed, request)
+        for subscribed in self._streams_with_history():
+            position = self._named_position(subscribed, request)
             if position is None and request.since is None:
                 continue
             found = await self._first_page(subscribed, position, request.since)
@@ -140,10 +140,9 @@ class Replay:
             subscribed.start_at(position)
         return pages
 
-    def _named_position(
-        self, name: str, subscribed: SubscribedStream, request: HistoryRequest
-    ) -> StreamPosition | None:
+    def _named_position(self, subscribed: SubscribedStream, request: HistoryRequest) -> StreamPosition | None:
         """Return the position that the client named for a stream, or that its session had."""
+        name = subscribed.stream.name
         if self._subscription.left_at is None:
             return requested_position(request, (stream_alias(name, self._subscription.identifier), name))
         # In a restored session, the position of another stream id belongs to another subscription.

@@ -89,12 +89,12 @@ class Subscription(SubscriptionStreams):
     def _stop(self, name: str) -> None:
         subscribed = self.streams.pop(name, None)
         if subscribed is not None:
-            self._unsubscribe(name, subscribed)
+            self._unsubscribe(subscribed)
 
-    def _unsubscribe(self, name: str, subscribed: SubscribedStream) -> None:
+    def _unsubscribe(self, subscribed: SubscribedStream) -> None:
         if subscribed.state not in (SubscriberState.OPENING, SubscriberState.CLOSED):
             self.connection.hub.unsubscribe(subscribed.stream, subscribed)
-        self.connection.stream_ids.release(name, self.identifier)
+        self.connection.stream_ids.release(subscribed.start.name, self.identifier)
 
     def _mark_presence(self) -> None:
         presence_stream = self.presence_stream
@@ -162,8 +162,8 @@ class Subscription(SubscriptionStreams):
         self.cancel_deadline()
         if self._replay is not None:
             self._replay.cancel()
-        for name, subscribed in self.streams.items():
-            self._unsubscribe(name, subscribed)
+        for subscribed in self.streams.values():
+            self._unsubscribe(subscribed)
 
     def release(self) -> None:
         """End because the connection has ended. The member leaves presence if it does not return in time."""

@@ -40,7 +40,7 @@ class Connections:
         self._by_sid: dict[str, HubConnection] = {}
         #: The connection that has or continues a session, by each present and former session id.
         self._by_any_sid: dict[str, HubConnection] = {}
-        self._all_closed: asyncio.Future[None] | None = None
+        self._all_closed = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._by_sid)
@@ -72,12 +72,11 @@ class Connections:
         for sid in connection.sids:
             if self._by_any_sid.get(sid) is connection:
                 del self._by_any_sid[sid]
-        if not self._by_sid and self._all_closed is not None and not self._all_closed.done():
-            self._all_closed.set_result(None)
+        if not self._by_sid:
+            self._all_closed.set()
 
     async def wait_closed(self) -> None:
         """Wait until every connection has ended."""
         while self._by_sid:
-            if self._all_closed is None or self._all_closed.done():
-                self._all_closed = asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._all_closed)
+            self._all_closed.clear()
+            await self._all_closed.wait()

@@ -17,7 +17,7 @@ from typing import Final
 
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from reliable_cable.concurrency.tasks import BackgroundTasks
-from reliable_cable.conf import CONTROL_POLICY, CONTROL_STREAM, CableSettings
+from reliable_cable.conf import CONTROL_POLICY, CONTROL_STREAM
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.identity import condition_key, condition_keys, matches
 from reliable_cable.protocol import control
@@ -48,7 +48,6 @@ class ControlBus:
 
     Args:
         engine: the stores.
-        settings: the settings in force.
         connections: the connections of this event loop.
         records: the session records of this event loop.
         tasks: the background tasks of this event loop.
@@ -59,7 +58,6 @@ class ControlBus:
     def __init__(
         self,
         engine: Engine,
-        settings: CableSettings,
         connections: Connections,
         records: SessionRecords,
         tasks: BackgroundTasks,
@@ -67,7 +65,6 @@ class ControlBus:
         stop_observing: Callable[[HubStream], None],
     ) -> None:
         self._engine = engine
-        self._settings = settings
         self._connections = connections
         self._records = records
         self._tasks = tasks
@@ -173,7 +170,7 @@ class ControlBus:
     async def _append(self, message: Message) -> None:
         append = partial(self._engine.streams.aappend, [(CONTROL_STREAM, message)])
         errors = (BroadcastError, StoreError)
-        until = asyncio.get_running_loop().time() + self._settings.sessions_ttl
+        until = asyncio.get_running_loop().time() + self._engine.sessions.settings.sessions_ttl
         try:
             await retry(
                 append, "Takeovers cannot be announced", delay=BACKGROUND_RETRY_DELAY, errors=errors, until=until

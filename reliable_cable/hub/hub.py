@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import Final
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
@@ -69,7 +68,7 @@ class Hub:
         self.repairs = Repairs(engine.streams, self._listener, self.sessions.suspect)
         self.catch_up = CatchUp(self.history, self.repairs, settings.max_pending_size)
         self.control = ControlBus(
-            engine, settings, self.connections, self.sessions, self.tasks, self.observe, self.stop_observing
+            engine, self.connections, self.sessions, self.tasks, self.observe, self.stop_observing
         )
         self.tasks.spawn(self._log_problems())
 
@@ -223,19 +222,17 @@ class Hub:
             self._close(stream.name)
 
     def _close(self, name: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._stop_listening(name))
-        self._closing[name] = task
-        task.add_done_callback(partial(self._closed, name))
+        self._closing[name] = asyncio.get_running_loop().create_task(self._stop_listening(name))
 
     async def _stop_listening(self, name: str) -> None:
-        await self.presence.close(name)
-        await self._listener.unsubscribe(name)
-
-    def _closed(self, name: str, task: asyncio.Task[None]) -> None:
-        if self._closing.get(name) is task:
-            del self._closing[name]
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("The stream %r could not be closed.", name, exc_info=task.exception())
+        try:
+            await self.presence.close(name)
+            await self._listener.unsubscribe(name)
+        except Exception:
+            logger.exception("The stream %r could not be closed.", name)
+        finally:
+            if self._closing.get(name) is asyncio.current_task():
+                del self._closing[name]
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from django.dispatch import Signal
 
+from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.exceptions import StoreError
 from reliable_cable.signals import presence_joined, presence_left
@@ -99,9 +100,7 @@ class PresenceService:
         self._stopped = True
         self._members.clear()
         self._served.clear()
-        if self._rounds is not None:
-            self._rounds.cancel()
-            await asyncio.wait([self._rounds])
+        await cancel(self._rounds)
         # A task that is cancelled before its first step does not reset this itself.
         self._rounds = None
         await self.rosters.close()

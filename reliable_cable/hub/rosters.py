@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.protocol import messages
@@ -173,22 +173,17 @@ class Rosters:
         if roster is not None:
             for events in roster.reads:
                 events[event.id] = event
+        self._send_event(event)
+
+    def _send_event(self, event: PresenceEvent) -> None:
+        roster = self._rosters.get(event.stream)
+        told = ToldMembers() if roster is None else roster.told
         if event.type == "join":
-            self._send_join(event.stream, event.id, event.info)
+            told.join(event.id)
+            self._send(event.stream, messages.presence_join(event.id, event.info))
         else:
-            self._send_leave(event.stream, event.id)
-
-    def _send_join(self, stream: str, id_: str, info: Any) -> None:
-        roster = self._rosters.get(stream)
-        if roster is not None:
-            roster.told.join(id_)
-        self._send(stream, messages.presence_join(id_, info))
-
-    def _send_leave(self, stream: str, id_: str) -> None:
-        roster = self._rosters.get(stream)
-        if roster is not None:
-            roster.told.leave(id_)
-        self._send(stream, messages.presence_leave(id_))
+            told.leave(event.id)
+            self._send(event.stream, messages.presence_leave(event.id))
 
     # -- repair -------------------------------------------------------------------------------------------------------
 
@@ -231,7 +226,7 @@ class Rosters:
         """Send the difference between what the clients were told and who is present."""
         difference = compare(roster.told.ids, info.records or {})
         for id_, value in difference.joins.items():
-            self._send_join(roster.stream, id_, value)
+            self._send_event(PresenceEvent(roster.stream, "join", id_, value))
         lost = info.incarnation != roster.incarnation
         if lost and not (roster.rejoin_time_over and info.incarnation):
             # All servers join their members again within one time to live. Until then, an id that is missing in the
@@ -242,7 +237,7 @@ class Rosters:
                 roster.rejoin_timer = asyncio.get_running_loop().call_later(delay, self._end_rejoin_time, roster)
             return
         for id_ in difference.leaves:
-            self._send_leave(roster.stream, id_)
+            self._send_event(PresenceEvent(roster.stream, "leave", id_))
         roster.incarnation = info.incarnation
         roster.rejoin_time_over = False
 

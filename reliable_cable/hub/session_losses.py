@@ -10,6 +10,7 @@ import secrets
 import time
 from typing import Final
 
+from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.exceptions import StoreError
 from reliable_cable.stores.sessions.base import SessionRecord
 
@@ -101,10 +102,8 @@ class LossDetector:
 
     async def stop(self) -> None:
         """Cancel the checks."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await cancel(self._task)
+        self._task = None
 
     async def _run(self) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from reliable_cable.concurrency.tasks import BackgroundTasks, mark_retrieved
+from reliable_cable.concurrency.tasks import BackgroundTasks, cancel, mark_retrieved
 from reliable_cable.exceptions import StoreError
 from reliable_cable.identity import Identity
 from reliable_cable.stores.clock import StoreClock
@@ -141,6 +141,4 @@ class SessionRecords(SessionWriter):
         """Write pending records once, and stop all tasks."""
         await super().stop()
         await self._losses.stop()
-        for task in self._loads.pending:
-            task.cancel()
-        await asyncio.gather(*self._loads.pending, return_exceptions=True)
+        await cancel(*self._loads.pending)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
+from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.exceptions import StoreError
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
@@ -166,10 +167,8 @@ class SessionWriter:
         if self._has_work:
             self._urgent.set()
             await self._next_write()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        await cancel(self._task)
+        self._task = None
 
     def report_failure(self, action: str, error: Exception) -> None:
         """Log that the store has begun to fail, and check every `RETRY_DELAY` seconds whether it works again.

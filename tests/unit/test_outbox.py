@@ -104,11 +104,11 @@ async def test_a_pause_stops_the_sending_of_queued_frames() -> None:
         outbox.pause()
         sent.set()
 
-    outbox._send = send_one_then_pause
+    outbox.send = send_one_then_pause
     outbox.resume()
     await asyncio.wait_for(sent.wait(), 5)
     assert socket.sent == ["a"]
-    outbox._send = send
+    outbox.send = send
     outbox.resume()
     await outbox.drained()
     assert socket.sent == ["a", "b"]

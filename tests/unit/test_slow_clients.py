@@ -69,7 +69,7 @@ async def test_a_client_that_takes_data_from_the_kernels_buffer_stays_connected(
         outbox._check_socket()
 
     async with SlowClient(frames=frames) as client:
-        client.connection.outbox._unsent = lambda: unsent
+        client.connection.outbox.unsent = lambda: unsent
         await client.subscribe(ONE)
         await publish_many("a", 100, 500)
         await client.run_until_idle()
