@@ -202,37 +202,26 @@ class RedisClient:
 
     def _attempt(self, calls: Sequence[Call]) -> list[Any]:
         """Run calls over one connection, and return their replies, which may be errors."""
-        connection = self._connection()
+        connection: Any = None
+        sent = False
         try:
-            replies = run_exchange(connection, self._exchange(calls, connection.identity.lineage))
-        except (RedisError, OSError) as error:
-            connection.disconnect()
-            raise RedisUnavailable(f"Redis did not respond: {error}.", sent=True) from error
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            self._pool.release(connection)
-        self._note_refusals(connection, replies)
-        return replies
-
-    def _connection(self) -> Any:
-        """Take a connection from the pool, and reopen it if it is stale."""
-        try:
-            connection: Any = self._pool.get_connection()
-        except (RedisError, OSError) as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
-        try:
+            connection = self._pool.get_connection()
             if self.lineage.is_stale(connection):
                 connection.disconnect()
                 connection.connect()
+            sent = True
+            replies = run_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except BaseException as error:
-            connection.disconnect()
-            self._pool.release(connection)
+            if connection is not None:
+                connection.disconnect()
             if isinstance(error, (RedisError, OSError)):
-                raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
+                raise _unavailable(error, sent) from error
             raise
-        return connection
+        finally:
+            if connection is not None:
+                self._pool.release(connection)
+        self._note_refusals(connection, replies)
+        return replies
 
     # -- async --------------------------------------------------------------------------------------------------------
 
@@ -257,39 +246,29 @@ class RedisClient:
 
     async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
         pool: Any = self._async_pool()
-        connection = await self._aconnection(pool)
+        connection: Any = None
+        sent = False
         try:
-            replies = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
-        except CONNECTION_ERRORS as error:
-            await connection.disconnect(nowait=True)
-            raise RedisUnavailable(f"Redis did not respond: {error}.", sent=True) from error
-        except BaseException:
-            # The task may have been cancelled. The reply must not be read as the reply to a later call.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            if self._async_pools.get(asyncio.get_running_loop()) is not pool:
-                await connection.disconnect(nowait=True)  # the pool was closed during the call
-            await pool.release(connection)
-        self._note_refusals(connection, replies)
-        return replies
-
-    async def _aconnection(self, pool: Any) -> Any:
-        try:
-            connection: Any = await pool.get_connection()
-        except CONNECTION_ERRORS as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
-        try:
+            connection = await pool.get_connection()
             if self.lineage.is_stale(connection):
                 await connection.disconnect(nowait=True)
                 await connection.connect()
+            sent = True
+            replies = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except BaseException as error:
-            await connection.disconnect(nowait=True)
-            await pool.release(connection)
+            # The task may have been cancelled. The reply must not be read as the reply to a later call.
+            if connection is not None:
+                await connection.disconnect(nowait=True)
             if isinstance(error, CONNECTION_ERRORS):
-                raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
+                raise _unavailable(error, sent) from error
             raise
-        return connection
+        finally:
+            if connection is not None:
+                if self._async_pools.get(asyncio.get_running_loop()) is not pool:
+                    await connection.disconnect(nowait=True)  # the pool was closed during the call
+                await pool.release(connection)
+        self._note_refusals(connection, replies)
+        return replies
 
     def new_connection(self) -> Any:
         """Return a new, closed connection for the running event loop that waits for replies without a timeout."""
@@ -341,6 +320,11 @@ class RedisClient:
         refusals = [str(reply) for reply in replies if _is_unavailable(reply)]
         if refusals:
             self.lineage.reopen_all(connection, moved=any("DATAMOVED" in refusal for refusal in refusals))
+
+
+def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
+    problem = "did not respond" if sent else "cannot be reached"
+    return RedisUnavailable(f"Redis {problem}: {error}.", sent=sent)
 
 
 def _seconds(reply: Any) -> float:
