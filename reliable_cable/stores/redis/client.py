@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import threading
+import time
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ TCP_OPTIONS: Final = ("socket_keepalive",)
 #: The errors of a broken async connection. uvloop raises RuntimeError if the connection has been closed.
 CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 
-#: The most calls in one round trip of `run_all`.
+#: The most calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
 #: Errors of a server that accepts no commands or no writes at present, and has executed nothing: a replica, a server
@@ -154,14 +155,6 @@ class RedisClient:
             # A connection that is in use is closed by its user.
             await pool.disconnect(inuse_connections=False)
 
-    def time(self) -> float:
-        """Return the present time by Redis's clock, in seconds since 1970."""
-        return _seconds(self.run(Call("TIME"), idempotent=True)[0])
-
-    async def atime(self) -> float:
-        """Async twin of `time`."""
-        return _seconds((await self.arun(Call("TIME"), idempotent=True))[0])
-
     # -- sync ---------------------------------------------------------------------------------------------------------
 
     def run(self, *calls: Call, idempotent: bool = False) -> list[Any]:
@@ -184,14 +177,6 @@ class RedisClient:
             if not idempotent:
                 raise
         return self._run(calls)
-
-    def run_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
-        """Run any number of idempotent calls, `size` in each round trip, and return their replies.
-
-        Raises:
-            StoreError: see `run`.
-        """
-        return [reply for batch in _batches(calls, size) for reply in self.run(*batch, idempotent=True)]
 
     def _run(self, calls: Sequence[Call]) -> list[Any]:
         replies = self._attempt(calls)
@@ -235,8 +220,16 @@ class RedisClient:
         return await self._arun(calls)
 
     async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
-        """Async twin of `run_all`."""
+        """Run any number of idempotent calls, `size` in each round trip, and return their replies.
+
+        Raises:
+            StoreError: see `run`.
+        """
         return [reply for batch in _batches(calls, size) for reply in await self.arun(*batch, idempotent=True)]
+
+    async def sleep(self, seconds: float) -> None:
+        """Pause the running task."""
+        await asyncio.sleep(seconds)
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
@@ -322,15 +315,32 @@ class RedisClient:
             self.lineage.reopen_all(connection, moved=any("DATAMOVED" in refusal for refusal in refusals))
 
 
+class BlockingClient:
+    """The async methods of a client for code without an event loop: they block, and never suspend their caller.
+
+    Args:
+        client: the client that runs the calls.
+    """
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
+        """Do the same as `RedisClient.run`."""
+        return self._client.run(*calls, idempotent=idempotent)
+
+    async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
+        """Run any number of idempotent calls, `size` in each round trip, and return their replies."""
+        return [reply for batch in _batches(calls, size) for reply in self._client.run(*batch, idempotent=True)]
+
+    async def sleep(self, seconds: float) -> None:
+        """Pause this thread."""
+        time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
+
+
 def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
     problem = "did not respond" if sent else "cannot be reached"
     return RedisUnavailable(f"Redis {problem}: {error}.", sent=sent)
-
-
-def _seconds(reply: Any) -> float:
-    """Return a reply to TIME as a number of seconds."""
-    seconds, microseconds = reply
-    return int(seconds) + int(microseconds) / 1e6
 
 
 def _is_unavailable(reply: Any) -> bool:
