@@ -130,6 +130,9 @@ class Plan:
             Loss(fault.begun, fault.ended + NOTICE if fault.kind == "SQLite restored" else fault.begun)
             for fault in faults
             if fault.kind in kinds
+            # FLUSHALL deletes the lineage record. Then the first server to connect takes the run_id for the lineage,
+            # and a server that has seen it before ends that lineage, too.
+            for _ in range(2 if fault.kind == "FLUSHALL" else 1)
         ]
 
     @property

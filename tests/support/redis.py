@@ -142,7 +142,7 @@ class RedisServer:
         """Stop the process if it is running, after it has saved its data."""
         if self.alive:
             if self.options["appendonly"] == "no":
-                self.cli("SAVE")
+                self._wait_for(self._save, "did not end its background save")
             self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -162,7 +162,7 @@ class RedisServer:
 
     def snapshot(self) -> Path:
         """Save the data to a file, for `restart_from`, and return its path."""
-        self.cli("SAVE")
+        self._wait_for(self._save, "did not end its background save")
         self._snapshots += 1
         copy = self._folder / f"snapshot-{self._snapshots}.rdb"
         shutil.copy(self._data / "dump.rdb", copy)
@@ -254,6 +254,16 @@ class RedisServer:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.binary.name} {failure}:\n{self.log}")
             time.sleep(0.01)
+
+    def _save(self) -> bool:
+        """Save the data. Return False if the server is saving in the background, for a replica that attaches."""
+        try:
+            self.cli("SAVE")
+        except redis.ResponseError as error:
+            if "in progress" not in str(error):
+                raise
+            return False
+        return True
 
     def _writing_anew(self) -> bool:
         """Return whether the append-only file is still being written."""

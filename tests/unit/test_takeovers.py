@@ -114,7 +114,7 @@ async def test_takeovers_are_announced_together_and_retried_until_that_succeeds(
         return await append(items)
 
     monkeypatch.setattr(streams, "aappend", fail_first)
-    monkeypatch.setattr(control_bus, "RETRY_DELAY", 0.001)
+    monkeypatch.setattr(control_bus, "BACKGROUND_RETRY_DELAY", 0.001)
     async with Client() as client:
         hub = get_hub()
         connection = connection_of(client)

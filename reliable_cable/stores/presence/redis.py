@@ -11,7 +11,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisClient
 from reliable_cable.stores.redis.keys import stream_tag
 from reliable_cable.stores.redis.pubsub import ChannelListener
-from reliable_cable.stores.redis.store import RedisStore
+from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
 from .base import Member, PresenceEvent, PresenceInfo, PresenceListener, PresenceMissed, PresenceStore, Refreshed
 
@@ -52,94 +52,74 @@ class RedisPresenceStore(RedisStore, PresenceStore):
             f"presence_{name}", keys, [LINEAGE, self.script_time(), stream, self.channel(stream), fresh, *times, *args]
         )
 
+    # -- members ------------------------------------------------------------------------------------------------------
+
+    async def ajoin_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
+        """Add sessions, or refresh them."""
+        calls = [self._join(member) for member in members]
+        replies = await self.client.arun_all(calls, size=SCRIPTS_PER_ROUND_TRIP)
+        return _events((member.stream for member in members), replies)
+
+    join_all = sync_twin(ajoin_all)
+
     def _join(self, member: Member) -> Call:
         # `json.dumps` returns ASCII text, in which JSON can represent every Python string.
         id_, info = json.dumps(member.id), json.dumps(member.info, allow_nan=False)
         return self._call("join", member.stream, member.session, id_, info, int(member.joined))
 
-    def _refresh(self, held: Mapping[str, Collection[str]]) -> list[Call]:
-        return [self._call("refresh", stream, *sessions) for stream, sessions in held.items()]
-
-    def _info(self, stream: str, records: bool, overdue: bool) -> Call:
-        return self._call("info", stream, int(records), int(overdue))
-
-    # -- members ------------------------------------------------------------------------------------------------------
-
-    def join_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Add sessions, or refresh them."""
-        replies = self.client.run_all([self._join(member) for member in members], size=SCRIPTS_PER_ROUND_TRIP)
-        return _events((member.stream for member in members), replies)
-
-    async def ajoin_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Async twin of `join_all`."""
-        replies = await self.client.arun_all([self._join(member) for member in members], size=SCRIPTS_PER_ROUND_TRIP)
-        return _events((member.stream for member in members), replies)
-
-    def leave(self, stream: str, session: str) -> list[PresenceEvent]:
-        """Remove a session."""
-        return _events([stream], self.client.run(self._call("leave", stream, session), idempotent=True))
-
     async def aleave(self, stream: str, session: str) -> list[PresenceEvent]:
-        """Async twin of `leave`."""
+        """Remove a session."""
         return _events([stream], await self.client.arun(self._call("leave", stream, session), idempotent=True))
 
-    def refresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Renew the TTL of sessions, with one call for each stream."""
-        return _refreshed(held, self.client.run_all(self._refresh(held), size=SCRIPTS_PER_ROUND_TRIP))
+    leave = sync_twin(aleave)
 
     async def arefresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Async twin of `refresh`."""
-        return _refreshed(held, await self.client.arun_all(self._refresh(held), size=SCRIPTS_PER_ROUND_TRIP))
+        """Renew the TTL of sessions, with one call for each stream."""
+        calls = [self._call("refresh", stream, *sessions) for stream, sessions in held.items()]
+        unknown: list[tuple[str, str]] = []
+        incarnations: dict[str, str] = {}
+        replies = await self.client.arun_all(calls, size=SCRIPTS_PER_ROUND_TRIP)
+        for stream, (incarnation, sessions) in zip(held, replies, strict=True):
+            incarnations[stream] = incarnation.decode()
+            unknown += [(stream, session.decode()) for session in sessions]
+        return Refreshed(unknown, incarnations)
 
-    def expire(self) -> list[PresenceEvent]:
-        """Remove the expired sessions of all streams, whichever process served them."""
-        events: list[PresenceEvent] = []
-        for _ in range(EXPIRE_ROUNDS):
-            due = _names(self.client.run(self._due())[0])
-            if not due:
-                break
-            events += _events(due, self.client.run(*self._expire(due)))
-        return events
+    refresh = sync_twin(arefresh)
 
     async def aexpire(self) -> list[PresenceEvent]:
-        """Async twin of `expire`."""
+        """Remove the expired sessions of all streams, whichever process served them."""
         events: list[PresenceEvent] = []
+        args: list[Argument] = [SCRIPTS_PER_ROUND_TRIP, self.settings.presence_ttl, self.outage]
         for _ in range(EXPIRE_ROUNDS):
-            due = _names((await self.client.arun(self._due()))[0])
-            if not due:
+            (names,) = await self.client.arun(Call("due", [self._index, self._sweeps], [self.script_time(), *args]))
+            if not names:
                 break
-            events += _events(due, await self.client.arun(*self._expire(due)))
+            due = [name.decode() for name in names]
+            calls = [self._call("expire", stream, EXPIRE_SIZE) for stream in due]
+            events += _events(due, await self.client.arun(*calls))
         return events
 
-    def _due(self) -> Call:
-        return Call(
-            "due",
-            [self._index, self._sweeps],
-            [self.script_time(), SCRIPTS_PER_ROUND_TRIP, self.settings.presence_ttl, self.outage],
-        )
-
-    def _expire(self, streams: Iterable[str]) -> list[Call]:
-        return [self._call("expire", stream, EXPIRE_SIZE) for stream in streams]
+    expire = sync_twin(aexpire)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def info(self, stream: str, *, records: bool = True, overdue: bool = True) -> PresenceInfo:
-        """Return the members of a stream."""
-        return _presence_info(self.client.run(self._info(stream, records, overdue), idempotent=True)[0], records)
-
     async def ainfo(self, stream: str, *, records: bool = True, overdue: bool = True) -> PresenceInfo:
-        """Async twin of `info`."""
-        return _presence_info(
-            (await self.client.arun(self._info(stream, records, overdue), idempotent=True))[0], records
-        )
+        """Return the members of a stream."""
+        call = self._call("info", stream, int(records), int(overdue))
+        ((incarnation, total, items),) = await self.client.arun(call, idempotent=True)
+        members = [(json.loads(id_), text.split(b" ", 2)) for id_, text in zip(items[::2], items[1::2], strict=True)]
+        members.sort(key=lambda member: int(member[1][1]))
+        infos = {id_: json.loads(info) for id_, (_, _, info) in members}
+        return PresenceInfo(total, infos if records else None, incarnation.decode())
 
-    def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids that left in the last seconds."""
-        return _ids(self.client.run(self._call("left", stream, seconds), idempotent=True)[0])
+    info = sync_twin(ainfo)
 
     async def aleft_within(self, stream: str, seconds: float) -> list[str]:
-        """Async twin of `left_within`."""
-        return _ids((await self.client.arun(self._call("left", stream, seconds), idempotent=True))[0])
+        """Return the ids that left in the last seconds."""
+        (ids,) = await self.client.arun(self._call("left", stream, seconds), idempotent=True)
+        return [json.loads(id_) for id_ in ids]
+
+    left_within = sync_twin(aleft_within)
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
@@ -174,28 +154,3 @@ def _events(streams: Iterable[str], replies: Iterable[Any]) -> list[PresenceEven
         for stream, reply in zip(streams, replies, strict=True)
         for kind, id_, info in reply
     ]
-
-
-def _refreshed(streams: Iterable[str], replies: Iterable[Any]) -> Refreshed:
-    unknown: list[tuple[str, str]] = []
-    incarnations: dict[str, str] = {}
-    for stream, (incarnation, sessions) in zip(streams, replies, strict=True):
-        incarnations[stream] = incarnation.decode()
-        unknown += [(stream, session.decode()) for session in sessions]
-    return Refreshed(unknown, incarnations)
-
-
-def _presence_info(reply: Any, records: bool) -> PresenceInfo:
-    incarnation, total, items = reply
-    members = [(json.loads(id_), text.split(b" ", 2)) for id_, text in zip(items[::2], items[1::2], strict=True)]
-    members.sort(key=lambda member: int(member[1][1]))
-    infos = {id_: json.loads(info) for id_, (_, _, info) in members}
-    return PresenceInfo(total, infos if records else None, incarnation.decode())
-
-
-def _ids(reply: Iterable[bytes]) -> list[str]:
-    return [json.loads(id_) for id_ in reply]
-
-
-def _names(reply: Iterable[bytes]) -> list[str]:
-    return [name.decode() for name in reply]

@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 import threading
+import time
 import weakref
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ TCP_OPTIONS: Final = ("socket_keepalive",)
 #: The errors of a broken async connection. uvloop raises RuntimeError if the connection has been closed.
 CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 
-#: The most calls in one round trip of `run_all`.
+#: The most calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
 #: Errors of a server that accepts no commands or no writes at present, and has executed nothing: a replica, a server
@@ -154,14 +155,6 @@ class RedisClient:
             # A connection that is in use is closed by its user.
             await pool.disconnect(inuse_connections=False)
 
-    def time(self) -> float:
-        """Return the present time by Redis's clock, in seconds since 1970."""
-        return _seconds(self.run(Call("TIME"), idempotent=True)[0])
-
-    async def atime(self) -> float:
-        """Async twin of `time`."""
-        return _seconds((await self.arun(Call("TIME"), idempotent=True))[0])
-
     # -- sync ---------------------------------------------------------------------------------------------------------
 
     def run(self, *calls: Call, idempotent: bool = False) -> list[Any]:
@@ -185,14 +178,6 @@ class RedisClient:
                 raise
         return self._run(calls)
 
-    def run_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
-        """Run any number of idempotent calls, `size` in each round trip, and return their replies.
-
-        Raises:
-            StoreError: see `run`.
-        """
-        return [reply for batch in _batches(calls, size) for reply in self.run(*batch, idempotent=True)]
-
     def _run(self, calls: Sequence[Call]) -> list[Any]:
         replies = self._attempt(calls)
         if all(map(_is_unavailable, replies)):
@@ -202,37 +187,26 @@ class RedisClient:
 
     def _attempt(self, calls: Sequence[Call]) -> list[Any]:
         """Run calls over one connection, and return their replies, which may be errors."""
-        connection = self._connection()
+        connection: Any = None
+        sent = False
         try:
-            replies = run_exchange(connection, self._exchange(calls, connection.identity.lineage))
-        except (RedisError, OSError) as error:
-            connection.disconnect()
-            raise RedisUnavailable(f"Redis did not respond: {error}.", sent=True) from error
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            self._pool.release(connection)
-        self._note_refusals(connection, replies)
-        return replies
-
-    def _connection(self) -> Any:
-        """Take a connection from the pool, and reopen it if it is stale."""
-        try:
-            connection: Any = self._pool.get_connection()
-        except (RedisError, OSError) as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
-        try:
+            connection = self._pool.get_connection()
             if self.lineage.is_stale(connection):
                 connection.disconnect()
                 connection.connect()
+            sent = True
+            replies = run_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except BaseException as error:
-            connection.disconnect()
-            self._pool.release(connection)
+            if connection is not None:
+                connection.disconnect()
             if isinstance(error, (RedisError, OSError)):
-                raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
+                raise _unavailable(error, sent) from error
             raise
-        return connection
+        finally:
+            if connection is not None:
+                self._pool.release(connection)
+        self._note_refusals(connection, replies)
+        return replies
 
     # -- async --------------------------------------------------------------------------------------------------------
 
@@ -246,8 +220,16 @@ class RedisClient:
         return await self._arun(calls)
 
     async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
-        """Async twin of `run_all`."""
+        """Run any number of idempotent calls, `size` in each round trip, and return their replies.
+
+        Raises:
+            StoreError: see `run`.
+        """
         return [reply for batch in _batches(calls, size) for reply in await self.arun(*batch, idempotent=True)]
+
+    async def sleep(self, seconds: float) -> None:
+        """Pause the running task."""
+        await asyncio.sleep(seconds)
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
@@ -257,39 +239,29 @@ class RedisClient:
 
     async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
         pool: Any = self._async_pool()
-        connection = await self._aconnection(pool)
+        connection: Any = None
+        sent = False
         try:
-            replies = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
-        except CONNECTION_ERRORS as error:
-            await connection.disconnect(nowait=True)
-            raise RedisUnavailable(f"Redis did not respond: {error}.", sent=True) from error
-        except BaseException:
-            # The task may have been cancelled. The reply must not be read as the reply to a later call.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            if self._async_pools.get(asyncio.get_running_loop()) is not pool:
-                await connection.disconnect(nowait=True)  # the pool was closed during the call
-            await pool.release(connection)
-        self._note_refusals(connection, replies)
-        return replies
-
-    async def _aconnection(self, pool: Any) -> Any:
-        try:
-            connection: Any = await pool.get_connection()
-        except CONNECTION_ERRORS as error:
-            raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
-        try:
+            connection = await pool.get_connection()
             if self.lineage.is_stale(connection):
                 await connection.disconnect(nowait=True)
                 await connection.connect()
+            sent = True
+            replies = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except BaseException as error:
-            await connection.disconnect(nowait=True)
-            await pool.release(connection)
+            # The task may have been cancelled. The reply must not be read as the reply to a later call.
+            if connection is not None:
+                await connection.disconnect(nowait=True)
             if isinstance(error, CONNECTION_ERRORS):
-                raise RedisUnavailable(f"Redis cannot be reached: {error}.", sent=False) from error
+                raise _unavailable(error, sent) from error
             raise
-        return connection
+        finally:
+            if connection is not None:
+                if self._async_pools.get(asyncio.get_running_loop()) is not pool:
+                    await connection.disconnect(nowait=True)  # the pool was closed during the call
+                await pool.release(connection)
+        self._note_refusals(connection, replies)
+        return replies
 
     def new_connection(self) -> Any:
         """Return a new, closed connection for the running event loop that waits for replies without a timeout."""
@@ -343,10 +315,32 @@ class RedisClient:
             self.lineage.reopen_all(connection, moved=any("DATAMOVED" in refusal for refusal in refusals))
 
 
-def _seconds(reply: Any) -> float:
-    """Return a reply to TIME as a number of seconds."""
-    seconds, microseconds = reply
-    return int(seconds) + int(microseconds) / 1e6
+class BlockingClient:
+    """The async methods of a client for code without an event loop: they block, and never suspend their caller.
+
+    Args:
+        client: the client that runs the calls.
+    """
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
+        """Do the same as `RedisClient.run`."""
+        return self._client.run(*calls, idempotent=idempotent)
+
+    async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
+        """Run any number of idempotent calls, `size` in each round trip, and return their replies."""
+        return [reply for batch in _batches(calls, size) for reply in self._client.run(*batch, idempotent=True)]
+
+    async def sleep(self, seconds: float) -> None:
+        """Pause this thread."""
+        time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
+
+
+def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
+    problem = "did not respond" if sent else "cannot be reached"
+    return RedisUnavailable(f"Redis {problem}: {error}.", sent=sent)
 
 
 def _is_unavailable(reply: Any) -> bool:

@@ -4,16 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from copy import copy
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.stores.base import Store
 
-from .client import client_for
+from .client import BlockingClient, Call, client_for
 from .keys import stream_channel
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def sync_twin(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """Return the sync twin of an async method of a Redis store that awaits nothing but its client.
+
+    The twin runs the method with a client that blocks. So the method never suspends, and needs no event loop.
+    """
+
+    @wraps(method)
+    def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        store = copy(self)
+        store.client = BlockingClient(self.client)
+        try:
+            method(store, *args, **kwargs).send(None)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        raise RuntimeError(f"{method.__qualname__} awaits something other than the client of its store")
+
+    return twin
 
 
 class RedisStore(Store):
@@ -37,13 +62,14 @@ class RedisStore(Store):
         """Return the time argument of a Lua script: the time of a test's clock, or `""` to make it ask Redis."""
         return "" if self._clock is None else f"{self._clock():.6f}"
 
-    def time(self) -> float:
-        """Return the present time by Redis's clock, in seconds since 1970."""
-        return self.client.time() if self._clock is None else self._clock()
-
     async def atime(self) -> float:
-        """Async twin of `time`."""
-        return await self.client.atime() if self._clock is None else self._clock()
+        """Return the present time by Redis's clock, in seconds since 1970."""
+        if self._clock is not None:
+            return self._clock()
+        ((seconds, microseconds),) = await self.client.arun(Call("TIME"), idempotent=True)
+        return int(seconds) + int(microseconds) / 1e6
+
+    time = sync_twin(atime)
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
         """Return the clock of Redis."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import logging
 import re
@@ -19,7 +18,7 @@ from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisRefused, RedisUnavailable
 from reliable_cable.stores.redis.doctor import find_problems
 from reliable_cable.stores.redis.keys import stream_tag
-from reliable_cable.stores.redis.store import RedisStore
+from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
 from .redis_listener import RedisStreamListener
@@ -46,10 +45,9 @@ class _Append:
         self._script_time = store.script_time
         #: The prefix of new epochs, and the id of this append.
         self._ids: list[Argument] = [secrets.token_hex(8), base64.b64encode(secrets.token_bytes(9)).decode()]
-        self._rest: list[Argument] = [int(IDLE_STREAM_TTL), YOUNG_TIME, YOUNG_SIZE, len(names)]
+        self._rest: list[Argument] = [*_common_limits(), len(names)]
         for name in names:
-            policy = store.settings.policy(name)
-            self._rest += [name, store.channel(name), policy.history_size, policy.history_ttl]
+            self._rest += [name, store.channel(name), *store._limits(name)]
         for name, message in items:
             self._rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
         self._started_at = time.monotonic()
@@ -116,20 +114,8 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     # -- appending ----------------------------------------------------------------------------------------------------
 
-    def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Store messages, all or none, in this order, and announce them; return their positions."""
-        if not items:
-            return []
-        append = _Append(self, items)
-        while True:
-            try:
-                return append.positions(self.client.run(append.call())[0])
-            except (RedisUnavailable, RedisRefused) as error:
-                append.failed(error)
-            time.sleep(RETRY_DELAY)
-
     async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Async twin of `append`."""
+        """Store messages, all or none, in this order, and announce them; return their positions."""
         if not items:
             return []
         append = _Append(self, items)
@@ -138,67 +124,67 @@ class RedisStreamStore(RedisStore, StreamStore):
                 return append.positions((await self.client.arun(append.call()))[0])
             except (RedisUnavailable, RedisRefused) as error:
                 append.failed(error)
-            await asyncio.sleep(RETRY_DELAY)
+            await self.client.sleep(RETRY_DELAY)
 
-    def publish_transient(self, stream: str, message: Message) -> None:
-        """Announce a message to every process, without keeping it."""
-        with _broadcast_errors():
-            self.client.run(self._transient(stream, message))
+    append = sync_twin(aappend)
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
-        """Async twin of `publish_transient`."""
+        """Announce a message to every process, without keeping it."""
+        call = Call("transient", [], [LINEAGE, self.channel(stream), f"t{message.exclude}\n{message.data}"])
         with _broadcast_errors():
-            await self.client.arun(self._transient(stream, message))
+            await self.client.arun(call)
 
-    def whisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper to every process."""
-        self.publish_transient(stream, message)
+    publish_transient = sync_twin(apublish_transient)
 
     async def awhisper(self, stream: str, message: Message) -> None:
-        """Async twin of `whisper`."""
+        """Announce a client's whisper to every process."""
         await self.apublish_transient(stream, message)
 
-    def _transient(self, stream: str, message: Message) -> Call:
-        return Call("transient", [], [LINEAGE, self.channel(stream), f"t{message.exclude}\n{message.data}"])
+    whisper = sync_twin(awhisper)
 
     # -- reading ------------------------------------------------------------------------------------------------------
-
-    def read(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
-    ) -> StreamPage:
-        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
-        return _page(self.client.run(self._read(stream, after, limit, following), idempotent=True)[0])
 
     async def aread(
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
-        """Async twin of `read`."""
-        return _page((await self.client.arun(self._read(stream, after, limit, following), idempotent=True))[0])
+        """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
+        args: list[Argument] = [
+            LINEAGE,
+            self.script_time(),
+            *self._limits(stream),
+            after,
+            max(limit, 0),
+            int(following),
+        ]
+        (reply,) = await self.client.arun(Call("read", self.keys(stream)[:2], args), idempotent=True)
+        epoch, tail, low, entries = reply
+        return StreamPage(
+            epoch.decode(),
+            int(tail),
+            int(low),
+            tuple(
+                Entry(int(id_.partition(b"-")[0]), values[1].decode(), values[5].decode()) for id_, values in entries
+            ),
+        )
 
-    def _read(self, stream: str, after: int, limit: int, following: bool) -> Call:
-        policy = self.settings.policy(stream)
-        args: list[Argument] = [LINEAGE, self.script_time(), policy.history_size, policy.history_ttl]
-        return Call("read", self.keys(stream)[:2], [*args, after, max(limit, 0), int(following)])
+    read = sync_twin(aread)
 
     async def aposition(self, stream: str) -> StreamPosition:
-        """Async twin of `position`."""
+        """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
         page = await self.aread(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
 
-    def offset_since(self, stream: str, since: float) -> int | None:
-        """Return the offset before the first message since a time, or None if some of them are gone."""
-        offset = self.client.run(self._since(stream, since), idempotent=True)[0]
-        return None if offset is None else int(offset)
-
     async def aoffset_since(self, stream: str, since: float) -> int | None:
-        """Async twin of `offset_since`."""
-        offset = (await self.client.arun(self._since(stream, since), idempotent=True))[0]
+        """Return the offset before the first message since a time, or None if some of them are gone."""
+        args: list[Argument] = [LINEAGE, self.script_time(), *self._limits(stream), f"{since:.6f}"]
+        (offset,) = await self.client.arun(Call("since", self.keys(stream)[:2], args), idempotent=True)
         return None if offset is None else int(offset)
 
-    def _since(self, stream: str, since: float) -> Call:
+    offset_since = sync_twin(aoffset_since)
+
+    def _limits(self, stream: str) -> tuple[int, float]:
         policy = self.settings.policy(stream)
-        args: list[Argument] = [LINEAGE, self.script_time(), policy.history_size, policy.history_ttl, f"{since:.6f}"]
-        return Call("since", self.keys(stream)[:2], args)
+        return policy.history_size, policy.history_ttl
 
     async def tails(self, streams: Sequence[str]) -> dict[str, StreamPosition]:
         """Return the positions of streams, in one round trip for each `KEYS_PER_CALL` streams."""
@@ -213,16 +199,11 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
-    def forget(self, stream: str, *, epoch: str = "") -> None:
-        """Delete a stream's history and end its epoch."""
-        self.client.run(self._forget(stream, epoch), idempotent=True)
-
     async def aforget(self, stream: str, *, epoch: str = "") -> None:
-        """Async twin of `forget`."""
-        await self.client.arun(self._forget(stream, epoch), idempotent=True)
+        """Delete a stream's history and end its epoch."""
+        await self.client.arun(Call("forget", self.keys(stream), [self.channel(stream), epoch]), idempotent=True)
 
-    def _forget(self, stream: str, epoch: str) -> Call:
-        return Call("forget", self.keys(stream), [self.channel(stream), epoch])
+    forget = sync_twin(aforget)
 
     def forget_all(self) -> int:
         """End the epochs of all streams, and the incarnations of all presence data; return the number of streams.
@@ -261,9 +242,7 @@ class RedisStreamStore(RedisStore, StreamStore):
                 yield names
 
     def _prune(self, stream: str) -> Call:
-        policy = self.settings.policy(stream)
-        args: list[Argument] = [self.script_time(), policy.history_size, policy.history_ttl]
-        return Call("prune", self.keys(stream), [*args, int(IDLE_STREAM_TTL), YOUNG_TIME, YOUNG_SIZE])
+        return Call("prune", self.keys(stream), [self.script_time(), *self._limits(stream), *_common_limits()])
 
     def problems(self) -> list[str]:
         """Return the faults of the Redis server that break the store's promises."""
@@ -285,19 +264,10 @@ class RedisStreamStore(RedisStore, StreamStore):
             streams.setdefault((event.stream, event.epoch), []).append(event)
         calls = []
         for (stream, epoch), group in streams.items():
-            policy = self.settings.policy(stream)
-            head: list[Argument] = [
-                self.channel(stream),
-                policy.history_size,
-                policy.history_ttl,
-                int(IDLE_STREAM_TTL),
-                YOUNG_TIME,
-                YOUNG_SIZE,
-                epoch,
-            ]
-            entries = [event.entry for event in group]
-            rest: list[Argument] = [value for entry in entries for value in (entry.offset, entry.data, entry.exclude)]
-            calls.append(Call("push", self.keys(stream)[:2], [*head, *rest]))
+            args: list[Argument] = [self.channel(stream), *self._limits(stream), *_common_limits(), epoch]
+            for event in group:
+                args += [event.entry.offset, event.entry.data, event.entry.exclude]
+            calls.append(Call("push", self.keys(stream)[:2], args))
         self.client.run(*calls, idempotent=True)
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> RedisStreamListener:
@@ -318,11 +288,11 @@ def _broadcast_errors() -> Iterator[None]:
         raise BroadcastError(f"Nothing was broadcast: {error}") from error
 
 
-def _page(reply: Any) -> StreamPage:
-    epoch, tail, low, entries = reply
-    return StreamPage(
-        epoch.decode(),
-        int(tail),
-        int(low),
-        tuple(Entry(int(id_.partition(b"-")[0]), fields[1].decode(), fields[5].decode()) for id_, fields in entries),
-    )
+def _common_limits() -> tuple[int, float, int]:
+    """Return the limits that are the same for all streams, as arguments of a script."""
+    return int(IDLE_STREAM_TTL), YOUNG_TIME, YOUNG_SIZE
+
+
+def _entry(item: Any) -> Entry:
+    id_, fields = item
+    return Entry(int(id_.partition(b"-")[0]), fields[1].decode(), fields[5].decode())
