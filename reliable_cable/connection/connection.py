@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -60,6 +61,7 @@ class Subscribed(Protocol):
         """Return what a restore needs, as JSON values."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Connection:
     """The server side of one WebSocket connection.
 
@@ -73,76 +75,48 @@ class Connection:
         transport: the socket, as the server offers it.
     """
 
-    __slots__ = (
-        "_authenticated_at",
-        "_bad_frames",
-        "_identity",
-        "_last_pong",
-        "commands",
-        "consumer",
-        "extended",
-        "hub",
-        "outbox",
-        "ping_due",
-        "ping_interval",
-        "resumable",
-        "sids",
-        "state",
-        "stream_ids",
-        "subscriptions",
-        "transport",
-    )
-
+    hub: Hub
+    consumer: Any
+    _: KW_ONLY
+    subprotocol: InitVar[Subprotocol]
+    identity: Identity
+    authenticated_at: float
+    ping_interval: float
+    transport: Transport
+    state: ConnectionState = ConnectionState.OPENING
+    #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
+    sids: tuple[str, ...] = field(default_factory=lambda: (secrets.token_urlsafe(18),))
+    #: Whether the client speaks the extended protocol.
+    extended: bool = field(init=False)
+    #: Whether the session can be restored.
+    resumable: bool = field(init=False)
+    stream_ids: StreamIds = field(init=False)
+    outbox: Outbox = field(init=False)
     #: Handles the commands; set while the connection is open.
-    commands: CommandQueue
+    commands: CommandQueue = field(init=False)
+    subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
+    #: Belongs to the heartbeat.
+    ping_due: int = 0
+    _last_pong: float | None = None
+    _bad_frames: int = 0
 
-    def __init__(
-        self,
-        hub: Hub,
-        consumer: Any,
-        *,
-        subprotocol: Subprotocol,
-        identity: Identity,
-        authenticated_at: float,
-        ping_interval: float,
-        transport: Transport,
-    ) -> None:
-        self.hub = hub
-        self.consumer = consumer
+    def __post_init__(self, subprotocol: Subprotocol) -> None:
         self.extended = subprotocol.extended
-        self.transport = transport
-        self.state = ConnectionState.OPENING
-        self._authenticated_at = authenticated_at
-        self._identity = tuple(identity.items())
-        #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
-        self.sids: tuple[str, ...] = (secrets.token_urlsafe(18),)
-        self.stream_ids = StreamIds(extended=subprotocol.extended)
-        #: Whether the session can be restored.
-        self.resumable = self.extended and hub.sessions.enabled
-        self.subscriptions: Mapping[str, Subscribed] = {}
+        self.resumable = self.extended and self.hub.sessions.enabled
+        self.stream_ids = StreamIds(extended=self.extended)
         self.outbox = Outbox(
-            transport.send,
-            limit=hub.settings.max_pending_size,
+            self.transport.send,
+            limit=self.hub.settings.max_pending_size,
             overflow=self._too_slow,
-            write=transport.write,
-            form=transport.form,
-            unsent=transport.unsent,
+            write=self.transport.write,
+            form=self.transport.form,
+            unsent=self.transport.unsent,
         )
-        self.ping_interval = ping_interval
-        #: Belongs to the heartbeat.
-        self.ping_due = 0
-        self._last_pong: float | None = None
-        self._bad_frames = 0
-
-    @property
-    def identity(self) -> Identity:
-        """Whom the connection belongs to."""
-        return dict(self._identity)
 
     @property
     def authenticated(self) -> float:
         """When the client was authenticated, by the session store's clock, according to its newest measurement."""
-        return self.hub.engine.session_clock.at(self._authenticated_at)
+        return self.hub.engine.session_clock.at(self.authenticated_at)
 
     @property
     def sid(self) -> str:
