@@ -1,4 +1,4 @@
-"""Retries calls that fail, for as long as a database, a store or a channel layer cannot be reached."""
+"""Retries calls while a database, a store or a channel layer cannot be reached."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .outages import is_outage
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, to wait before a call is retried for which a client waits.
+#: How long, in seconds, to wait between two attempts while a client waits for the result.
 RETRY_DELAY: Final = 0.5
 
-#: How long, in seconds, to wait before a call is retried for which no client waits.
+#: How long, in seconds, to wait between two attempts in the background.
 BACKGROUND_RETRY_DELAY: Final = 1.0
 
 
@@ -34,7 +34,7 @@ async def retry(
 
     Args:
         call: the call.
-        problem: what the log says before "trying again": "Control messages cannot be read".
+        problem: what could not be done, for the log: "Control messages cannot be read".
         delay: how long, in seconds, to wait before each retry.
         errors: the errors after which to retry.
         until: the time, by the clock of the event loop, after which no retry begins.
