@@ -15,6 +15,7 @@ from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.connection import commands as commands_module
 from reliable_cable.connection import replay as replay_module
 from reliable_cable.consumer import get_hub
+from reliable_cable.hub import control_bus
 from reliable_cable.hub import hub as hub_module
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.stores.engine import get_engine
@@ -369,6 +370,25 @@ class TestRestore:
             deletion.set()
         async with Client(client.sid) as second:
             assert "restored" not in second.welcome
+
+    async def test_is_not_undone_by_the_announcement_of_an_earlier_takeover(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(control_bus, "ANNOUNCE_DELAY", 0)
+        async with Client() as client:
+            await client.subscribe(ROOM)
+        # The client does not receive the first welcomes, and names the same session again.
+        for _ in range(3):
+            async with Client(client.sid) as again:
+                assert again.welcome["restored"]
+            await run_event_loop()
+        # The hub has no connection now. The next one makes it read all control messages again, which takes a while.
+        gate = Gate(monkeypatch, "aread")
+        async with Client(again.sid) as last:
+            assert last.welcome["restored"]
+            gate.open.set()
+            await run_event_loop()
+            assert await last.quiet()
 
 
 class TestMisbehavingHandlers:
