@@ -95,7 +95,9 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         commands.subscriptions.clear()
         connection.sids = (connection.sid,)
         return None
-    await hub.sessions.take_over(connection, sid, former)
+    # A connection that was closed meanwhile may have to be forgotten.
+    if connection.resumable:
+        await hub.sessions.take_over(connection, sid, former)
     await hub.pacer.wait()
     return restored
 
