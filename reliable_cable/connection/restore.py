@@ -79,7 +79,8 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     # A client that does not receive the welcome returns with the same session id. So the record stays until it expires.
     # It says that a connection has the session, and names it: the announcement of this takeover may arrive late, and
     # must not close the connection of the client that has returned.
-    former = replace(record, data={**record.data, "alive": True, "sids": [connection.sid, *record.data["sids"]]})
+    sids = [connection.sid, *record.data["sids"]][:MAX_SIDS]
+    former = replace(record, data={**record.data, "alive": True, "sids": sids})
     if old is not None:
         # The record in the store may be older, and the client may return before this restore has ended.
         hub.sessions.keep(sid, former)

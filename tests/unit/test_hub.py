@@ -91,6 +91,7 @@ async def test_a_burst_whose_first_messages_were_trimmed_is_sent_from_the_announ
     for event in [harness.append() for _ in range(20)]:
         harness.hub.deliver(event)
     await harness.wait_for_repairs()
+    await harness.written()
     assert offsets(log) == list(range(1, 21)), "the burst began before the hub knew the epoch"
     events = [harness.append() for _ in range(10)]
     harness.hub.deliver(events[1])
@@ -98,6 +99,7 @@ async def test_a_burst_whose_first_messages_were_trimmed_is_sent_from_the_announ
     for event in events[2:]:
         harness.hub.deliver(event)
     await harness.wait_for_repairs()
+    await harness.written()
     assert offsets(log) == list(range(1, 31))
 
 
