@@ -161,12 +161,12 @@ class StreamStore(Store):
     def publish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to every process, without keeping it."""
 
-    @abstractmethod
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper.
 
         This is like `publish_transient`, but must be cheap, so the store may announce it to this process only.
         """
+        self.publish_transient(stream, message)
 
     @abstractmethod
     def read(

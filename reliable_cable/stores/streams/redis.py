@@ -136,11 +136,7 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     publish_transient = sync_twin(apublish_transient)
 
-    async def awhisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper to every process."""
-        await self.apublish_transient(stream, message)
-
-    whisper = sync_twin(awhisper)
+    awhisper = apublish_transient
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
