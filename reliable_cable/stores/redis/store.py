@@ -13,6 +13,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.stores.base import Store
 
 from .client import BlockingClient, Call, client_for
+from .exchange import finish
 from .keys import stream_channel
 
 P = ParamSpec("P")
@@ -31,12 +32,7 @@ def sync_twin(
     def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         store = copy(self)
         store.client = BlockingClient(self.client)
-        try:
-            method(store, *args, **kwargs).send(None)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        raise RuntimeError(f"{method.__qualname__} awaits something other than the client of its store")
+        return finish(method(store, *args, **kwargs))
 
     return twin
 
