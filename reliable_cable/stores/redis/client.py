@@ -36,7 +36,7 @@ from reliable_cable.exceptions import StoreError
 from .exchange import Command, Exchange, arun_exchange, finish, run_exchange
 from .keys import lineage_key
 from .lineage import LineageTracker
-from .scripts import script_text
+from .scripts import script_sha, script_text
 
 #: The default options of a connection, which `REDIS_OPTIONS` overrides. Times are in seconds. All are explicit, because
 #: the defaults differ between the versions of redis-py.
@@ -134,8 +134,6 @@ class RedisClient:
             self._pool.connection_class(**self._pool.connection_kwargs)
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {error}.") from error
-        self._scripts = redis.Redis(connection_pool=self._pool)
-        self._shas: dict[str, str] = {}
         self._async_pools: dict[asyncio.AbstractEventLoop, redis.asyncio.ConnectionPool] = {}
         self._lock = threading.Lock()
         #: The pub/sub connection of each event loop (see pubsub.py).
@@ -288,12 +286,9 @@ class RedisClient:
         keys, args = call.keys, call.args
         if not call.is_script:
             return (call.name, *keys, *cast("Command", args))
-        sha = self._shas.get(call.name)
-        if sha is None:
-            sha = self._shas[call.name] = self._scripts.register_script(script_text(call.name)).sha
         if args and args[0] is LINEAGE:
             keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
-        return ("EVALSHA", sha, len(keys), *keys, *cast("Command", args))
+        return ("EVALSHA", script_sha(call.name), len(keys), *keys, *cast("Command", args))
 
     def _note_refusals(self, connection: Any, replies: Sequence[Any]) -> None:
         refusals = [str(reply) for reply in replies if _is_unavailable(reply)]
