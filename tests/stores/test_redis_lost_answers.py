@@ -79,12 +79,11 @@ class TestLostAnswers:
     def test_a_first_attempt_after_its_retry_does_nothing(self, make_store: MakeStore) -> None:
         # If Redis hung for longer than the timeout, it executes both attempts in any order.
         store = make_store()
-        pending = redis_streams._Append(store, [("a", Message("1")), ("b", Message("2"))])
-        first = pending.call()
-        pending._maybe_done = True
-        assert store.client.run(pending.call()) != [b"late"]
+        attempt = store._append_attempts([("a", Message("1")), ("b", Message("2"))])
+        first = attempt("")
+        assert store.client.run(attempt("0.001")) != [b"late"]
         assert store.client.run(first) == [b"late"]
-        assert store.client.run(pending.call()) != [b"late"]
+        assert store.client.run(attempt("0.002")) != [b"late"]
         append(store, "3")
         assert kept(store) == [(1, "1"), (2, "3")]
         assert kept(store, "b") == [(1, "2")]
