@@ -305,13 +305,14 @@ class BlockingClient(RedisClient):
 
     def __init__(self, client: RedisClient) -> None:
         vars(self).update(vars(client))
+        self._client = client
 
     async def sleep(self, seconds: float) -> None:
         """Pause this thread."""
         time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
 
     async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
-        return self._attempt(calls)
+        return self._client._attempt(calls)
 
 
 def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
