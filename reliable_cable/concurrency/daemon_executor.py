@@ -14,24 +14,19 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _Job:
-    """A call, and the future that receives its result."""
+#: A call that passes its result to a future.
+_Job = Callable[[], None]
 
-    __slots__ = ("call", "future")
 
-    def __init__(self, call: Callable[[], Any], future: Future[Any]) -> None:
-        self.call = call
-        self.future = future
-
-    def run(self) -> None:
-        if not self.future.set_running_or_notify_cancel():
-            return
-        try:
-            result = self.call()
-        except BaseException as error:
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result)
+def _run(future: Future[T], call: Callable[[], T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 #: The queue from which one thread receives its jobs. None tells the thread to end.
@@ -74,7 +69,7 @@ class DaemonExecutor(Executor):
             RuntimeError: no thread can be started, because the interpreter is shutting down.
         """
         future: Future[T] = Future()
-        job = _Job(partial(fn, *args, **kwargs), future)
+        job = partial(_run, future, partial(fn, *args, **kwargs))
         with self._lock:
             if self._idle:
                 self._idle.pop().put(job)
@@ -96,7 +91,7 @@ class DaemonExecutor(Executor):
         job = inbox.get()
         try:
             while job is not None:
-                job.run()
+                job()
                 # An idle thread must not keep a reference to its last job and the job's result.
                 job = None
                 job = self._next(inbox)

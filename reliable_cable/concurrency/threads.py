@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -99,11 +100,9 @@ def _close_connections() -> None:
 
 def _executor(kind: str, size: int) -> DaemonExecutor:
     key = (os.getpid(), kind, size)
-    executor = _executors.get(key)
-    if executor is None:
-        new = DaemonExecutor(f"cable-{kind}", size, idle_time=IDLE_TIME, at_end=_close_connections)
-        executor = _executors.setdefault(key, new)
-    return executor
+    return _executors.get(key) or _executors.setdefault(
+        key, DaemonExecutor(f"cable-{kind}", size, idle_time=IDLE_TIME, at_end=_close_connections)
+    )
 
 
 def end_threads(timeout: float = 0.0) -> bool:
@@ -265,14 +264,12 @@ async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[
     return result
 
 
+@dataclass(slots=True)
 class _Pending(Generic[A, T]):
     """The pending calls of one event loop, and the tasks that run them."""
 
-    __slots__ = ("calls", "workers")
-
-    def __init__(self) -> None:
-        self.calls: deque[tuple[A, asyncio.Future[T]]] = deque()
-        self.workers: set[asyncio.Task[None]] = set()
+    calls: deque[tuple[A, asyncio.Future[T]]] = field(default_factory=deque)
+    workers: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class BatchedCalls(Generic[A, T]):

@@ -25,7 +25,7 @@ message is reported. This holds for any order of live messages, pages, trims and
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -185,8 +185,4 @@ def requested_position(request: HistoryRequest, names: Sequence[str]) -> StreamP
         request: the request of the client.
         names: the stream ids that this subscription may use for the stream, the preferred one first.
     """
-    streams: Mapping[str, StreamPosition] = request.streams
-    for name in names:
-        if name in streams:
-            return streams[name]
-    return None
+    return next((request.streams[name] for name in names if name in request.streams), None)

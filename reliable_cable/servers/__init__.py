@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,14 +47,9 @@ def _wrapped(send: Any) -> list[Any]:
     """
     owner = getattr(send, "__self__", None)
     function = getattr(send, "__func__", send)
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _has_value(cell)]
-    attributes = [value for name, value in getattr(owner, "__dict__", {}).items() if name.endswith("send")]
-    return [value for value in cells + attributes if callable(value)]
-
-
-def _has_value(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - raises ValueError if empty
-    except ValueError:
-        return False
-    return True
+    candidates: list[Any] = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # the variable has no value
+            candidates.append(cell.cell_contents)
+    candidates += [value for name, value in getattr(owner, "__dict__", {}).items() if name.endswith("send")]
+    return [candidate for candidate in candidates if callable(candidate)]

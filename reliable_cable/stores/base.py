@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from reliable_cable.conf import CableSettings
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def async_twin(
+    method: Callable[Concatenate[Any, P], T], *, writes: bool = False
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return the async twin of a sync method of a store, which runs it in `_run`, or `_run_write` if it writes."""
+
+    @wraps(method, updated=())  # the twin of an abstract method is not abstract
+    async def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        # A subclass may have another method of this name.
+        call = partial(getattr(self, method.__name__), *args, **kwargs)
+        result: T = await (self._run_write(call) if writes else self._run(call))
+        return result
+
+    twin.__doc__ = f"Async twin of `{method.__name__}`."
+    return twin
 
 
 class Listener(ABC):
@@ -59,9 +77,7 @@ class Store(ABC):
         """
         return self.clock()
 
-    async def atime(self) -> float:
-        """Async twin of `time`."""
-        return await self._run(self.time)
+    atime = async_twin(time)
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
         """Return the clocks of the store's servers, by the names of the servers.

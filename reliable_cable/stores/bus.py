@@ -36,24 +36,25 @@ class BusListener(Listener, Generic[E]):
         self._bus = bus
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
-        self._streams: set[str] = set()
+        #: The streams whose events are announced.
+        self.streams: set[str] = set()
         self._pending: deque[E] = deque()
         self._scheduled = False
         self._lock = threading.Lock()
 
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream."""
-        self._streams.add(stream)
+        self.streams.add(stream)
         self._bus.add(stream, self)
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream, pending events included."""
-        self._streams.discard(stream)
+        self.streams.discard(stream)
         self._bus.remove(stream, self)
 
     async def close(self) -> None:
         """Unsubscribe from all streams."""
-        for stream in list(self._streams):
+        for stream in list(self.streams):
             await self.unsubscribe(stream)
 
     def push(self, events: Iterable[E]) -> None:
@@ -73,7 +74,7 @@ class BusListener(Listener, Generic[E]):
             events, self._pending = self._pending, deque()
             self._scheduled = False
         for event in events:
-            if event.stream in self._streams:
+            if event.stream in self.streams:
                 try:
                     self._deliver(event)
                 except Exception:
@@ -127,13 +128,5 @@ class Bus(Generic[E]):
             try:
                 listener.push(batch)
             except RuntimeError:
-                self._remove_everywhere(listener)
-
-    def _remove_everywhere(self, listener: BusListener[E]) -> None:
-        listeners = self._listeners
-        with listeners.lock:
-            streams = [stream for stream, subscribed in listeners.by_stream.items() if listener in subscribed]
-            for stream in streams:
-                listeners.by_stream[stream].discard(listener)
-                if not listeners.by_stream[stream]:
-                    del listeners.by_stream[stream]
+                for stream in listener.streams.copy():
+                    self.remove(stream, listener)

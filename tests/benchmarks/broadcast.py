@@ -18,7 +18,7 @@ from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.redis.client import Call
 from reliable_cable.stores.redis.scripts import script_text
 from reliable_cable.stores.streams.base import Message
-from reliable_cable.stores.streams.redis import RedisStreamStore, _Append
+from reliable_cable.stores.streams.redis import RedisStreamStore
 
 PAYLOAD = {"n": 1, "text": "x" * 200}
 #: The number of rounds. Their median is the result.
@@ -41,7 +41,7 @@ def _bare_script(store: RedisStreamStore, url: str) -> Callable[[], Any]:
     script = client.register_script(script_text("append"))
     store.client.run(Call("PING"))
     assert store.client.lineage.identity is not None
-    call = _Append(store, [("bench-bare", Message('{"n":1,"text":"' + "x" * 200 + '"}'))]).call()
+    call = store._append_attempts([("bench-bare", Message('{"n":1,"text":"' + "x" * 200 + '"}'))])("")
     keys = [*call.keys, store.client.lineage.key]
     args: list[Any] = [store.client.lineage.identity.lineage, *call.args[1:]]
     return lambda: script(keys=keys, args=args)

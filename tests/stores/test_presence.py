@@ -102,8 +102,8 @@ class TestMembers:
         assert await recorder.events() == []
 
     async def test_the_async_twins_do_the_same(self, store: PresenceStore, clock: Clock, recorder: Recorder) -> None:
-        await store.ajoin("s", "phone", "1", "Ann")
-        await store.ajoin("s", "desk", "2")
+        await store.ajoin_all([Member("s", "phone", "1", "Ann")])
+        await store.ajoin_all([Member("s", "desk", "2")])
         assert await store.ainfo("s") == PresenceInfo(2, {"1": "Ann", "2": None})
         await store.aleave("s", "desk")
         clock.advance(TTL - 1)

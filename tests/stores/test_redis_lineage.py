@@ -10,6 +10,7 @@ import pytest
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.stores.presence.base import Member
 from reliable_cable.stores.presence.redis import RedisPresenceStore
 from reliable_cable.stores.redis import lineage
 from reliable_cable.stores.redis.client import Call
@@ -104,7 +105,7 @@ class TestLineage(RedisPair):
     ) -> None:
         presence = RedisPresenceStore(CableSettings(redis_url=f"redis://127.0.0.1:{address.port}/0"))
         made_stores.append(presence)
-        await presence.ajoin("a", "session", "me", {})
+        await presence.ajoin_all([Member("a", "session", "me", {})])
         before = (await presence.ainfo("a")).incarnation
         await asyncio.to_thread(fail_over, address, primary, replica)
         after = (await presence.arefresh({"a": ["session"]})).incarnations["a"]

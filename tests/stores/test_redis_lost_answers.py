@@ -24,7 +24,7 @@ __all__ = ["alias"]
 def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count: int = 1) -> list[Call]:
     """Lose the replies to the next calls after Redis has executed them; return the calls."""
     called: list[Call] = []
-    run = store.client._run
+    run = store.client._attempt
 
     def lossy(calls: Any) -> list[Any]:
         called.extend(calls)
@@ -33,7 +33,7 @@ def lose_answers(store: RedisStreamStore, monkeypatch: pytest.MonkeyPatch, count
             raise RedisUnavailable("the answer was lost", sent=True)
         return answers
 
-    monkeypatch.setattr(store.client, "_run", lossy)
+    monkeypatch.setattr(store.client, "_attempt", lossy)
     return called
 
 
@@ -64,7 +64,7 @@ class TestLostAnswers:
         self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = make_store()
-        run, tries = store.client._run, []
+        run, tries = store.client._attempt, []
 
         def unheard(calls: Any) -> list[Any]:
             tries.append(1)
@@ -72,19 +72,18 @@ class TestLostAnswers:
                 raise RedisUnavailable("the connection broke", sent=True)
             return list(run(calls))
 
-        monkeypatch.setattr(store.client, "_run", unheard)
+        monkeypatch.setattr(store.client, "_attempt", unheard)
         assert append(store, "1") == [1]
         assert kept(store) == [(1, "1")]
 
     def test_a_first_attempt_after_its_retry_does_nothing(self, make_store: MakeStore) -> None:
         # If Redis hung for longer than the timeout, it executes both attempts in any order.
         store = make_store()
-        pending = redis_streams._Append(store, [("a", Message("1")), ("b", Message("2"))])
-        first = pending.call()
-        pending._maybe_done = True
-        assert store.client.run(pending.call()) != [b"late"]
+        attempt = store._append_attempts([("a", Message("1")), ("b", Message("2"))])
+        first = attempt("")
+        assert store.client.run(attempt("0.001")) != [b"late"]
         assert store.client.run(first) == [b"late"]
-        assert store.client.run(pending.call()) != [b"late"]
+        assert store.client.run(attempt("0.002")) != [b"late"]
         append(store, "3")
         assert kept(store) == [(1, "1"), (2, "3")]
         assert kept(store, "b") == [(1, "2")]
@@ -94,7 +93,7 @@ class TestLostAnswers:
     ) -> None:
         monkeypatch.setattr(redis_streams, "YOUNG_SIZE", 0)
         store, other = make_store(history_size=3), make_store(history_size=3)
-        run, tries = store.client._run, []
+        run, tries = store.client._attempt, []
 
         def overtaken(calls: Any) -> list[Any]:
             tries.append(1)
@@ -104,7 +103,7 @@ class TestLostAnswers:
                 raise RedisUnavailable("the answer was lost", sent=True)
             return list(answers)
 
-        monkeypatch.setattr(store.client, "_run", overtaken)
+        monkeypatch.setattr(store.client, "_attempt", overtaken)
         with pytest.raises(BroadcastUncertain, match="idempotency_key"):
             append(store, '"x"')
         assert other.position("a").offset == 51
@@ -117,7 +116,7 @@ class TestLostAnswers:
         store, other = make_store(), make_store()
         append(other, *map(str, range(5)))
         clock.advance(100)
-        run, tries = store.client._run, []
+        run, tries = store.client._attempt, []
 
         def stepping(calls: Any) -> list[Any]:
             tries.append(1)
@@ -129,7 +128,7 @@ class TestLostAnswers:
                 raise RedisUnavailable("the answer was lost", sent=True)
             return list(answers)
 
-        monkeypatch.setattr(store.client, "_run", stepping)
+        monkeypatch.setattr(store.client, "_attempt", stepping)
         assert append(store, '"x"', '"y"') == [6, 7]
         page = other.read("a", after=5, limit=1000, following=True)
         assert [entry.data for entry in page.entries] == ['"x"', '"y"', *map(str, range(others))]
@@ -142,7 +141,7 @@ class TestLostAnswers:
         append(other, *map(str, range(50)))
         clock.advance(YOUNG_TIME)
         append(other, *map(str, range(50, 100)))
-        run, tries = store.client._run, []
+        run, tries = store.client._attempt, []
 
         def unheard(calls: Any) -> list[Any]:
             tries.append(1)
@@ -152,7 +151,7 @@ class TestLostAnswers:
                 raise RedisUnavailable("the connection broke", sent=True)
             return list(run(calls))
 
-        monkeypatch.setattr(store.client, "_run", unheard)
+        monkeypatch.setattr(store.client, "_attempt", unheard)
         assert append(store, '"x"') == [151]
 
     def test_an_append_without_any_response_is_uncertain(

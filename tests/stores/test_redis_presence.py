@@ -406,7 +406,7 @@ async def test_presence_for_works_in_any_process(redis_url: str, key_prefix: str
     presence = presence_for("s")
     store = get_engine().presence
     assert isinstance(store, RedisPresenceStore)
-    await store.ajoin("s", "phone", "1", "Ann")
+    await store.ajoin_all([Member("s", "phone", "1", "Ann")])
     assert await presence.atotal() == await asyncio.to_thread(presence.total) == 1
     assert await asyncio.to_thread(presence.info) == await presence.ainfo() == PresenceInfo(1, {"1": "Ann"})
     store.close()

@@ -269,7 +269,7 @@ class TestOtherProcesses:
         ):
             await listen(store, "b")
             await until(lambda: prune.call_count >= 2)
-        assert await store.aprune() == 0
+        assert await store._run_write(store.prune) == 0
 
 
 class TestSeenIds:

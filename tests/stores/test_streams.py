@@ -249,7 +249,7 @@ class TestTwins:
         assert [entry.data for entry in page.entries] == ["1"]
         assert await store.aoffset_since("a", clock.now) == 0
         clock.advance(TTL)
-        assert await store.aprune() == 1
+        assert await store._run_write(store.prune) == 1
         await store.apublish_transient("a", Message("2"))
         await store.awhisper("a", Message("3"))
         await store.aforget("a")

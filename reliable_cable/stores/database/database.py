@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from django.db import Error, InterfaceError, OperationalError, connections, transaction
 from django.db.models import Model, QuerySet
@@ -25,7 +25,6 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreE
 
 from .fair_lock import FairLock
 
-P = ParamSpec("P")
 T = TypeVar("T")
 M = TypeVar("M", bound=Model)
 logger = logging.getLogger("reliable_cable")
@@ -297,23 +296,6 @@ class Database:
                 _free_cursors(error)
             # The delay is random, so that the same transactions do not conflict again.
             time.sleep(random.uniform(0, MAX_RETRY_DELAY))  # noqa: S311
-
-
-class _Reader(Protocol):
-    _database: Database
-
-
-R = TypeVar("R", bound=_Reader)
-
-
-def retried_read(method: Callable[Concatenate[R, P], T]) -> Callable[Concatenate[R, P], T]:
-    """Make a store's method run in `Database.read`."""
-
-    @wraps(method)
-    def call(self: R, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._database.read(partial(method, self, *args, **kwargs))
-
-    return call
 
 
 def _with_short_wait(call: Callable[[], T]) -> T:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
 from reliable_cable.stores.base import Store
 
-from .database import Database, retried_read
+from .database import Database
 from .server import DatabaseServer
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def retried_read(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Make a store's method run in `Database.read`."""
+
+    @wraps(method)
+    def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = self._database.read(partial(method, self, *args, **kwargs))
+        return result
+
+    return call
 
 
 class ModelStore(Store):

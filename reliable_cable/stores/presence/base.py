@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, Literal
 
-from reliable_cable.stores.base import Listener, Store
+from reliable_cable.stores.base import Listener, Store, async_twin
 
 #: How long, in seconds, a lost client may have received nothing before the server closes its connection. Leaves are
 #: remembered for this much longer than sessions, so that a restored client can be told of all leaves that it missed.
@@ -187,30 +186,9 @@ class PresenceStore(Store):
         `deliver` is never called from inside a method of the listener or of the store.
         """
 
-    async def ajoin(self, stream: str, session: str, id: str, info: Any = None) -> list[PresenceEvent]:  # noqa: A002
-        """Async twin of `join`."""
-        return await self.ajoin_all([Member(stream, session, id, info)])
-
-    async def ajoin_all(self, members: Sequence[Member]) -> list[PresenceEvent]:
-        """Async twin of `join_all`."""
-        return await self._run(partial(self.join_all, members))
-
-    async def aleave(self, stream: str, session: str) -> list[PresenceEvent]:
-        """Async twin of `leave`."""
-        return await self._run(partial(self.leave, stream, session))
-
-    async def arefresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
-        """Async twin of `refresh`."""
-        return await self._run(partial(self.refresh, held))
-
-    async def aexpire(self) -> list[PresenceEvent]:
-        """Async twin of `expire`."""
-        return await self._run(self.expire)
-
-    async def ainfo(self, stream: str, *, records: bool = True, overdue: bool = True) -> PresenceInfo:
-        """Async twin of `info`."""
-        return await self._run(partial(self.info, stream, records=records, overdue=overdue))
-
-    async def aleft_within(self, stream: str, seconds: float) -> list[str]:
-        """Async twin of `left_within`."""
-        return await self._run(partial(self.left_within, stream, seconds))
+    ajoin_all = async_twin(join_all)
+    aleave = async_twin(leave)
+    arefresh = async_twin(refresh)
+    aexpire = async_twin(expire)
+    ainfo = async_twin(info)
+    aleft_within = async_twin(left_within)

@@ -33,10 +33,10 @@ from redis.retry import Retry
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 
-from .exchange import Command, Exchange, arun_exchange, run_exchange
+from .exchange import Command, Exchange, arun_exchange, finish, run_exchange
 from .keys import lineage_key
 from .lineage import LineageTracker
-from .scripts import script_text
+from .scripts import script_sha, script_text
 
 #: The default options of a connection, which `REDIS_OPTIONS` overrides. Times are in seconds. All are explicit, because
 #: the defaults differ between the versions of redis-py.
@@ -48,9 +48,6 @@ DEFAULT_OPTIONS: Final = {
     "protocol": 2,
     "max_connections": 64,
 }
-#: Options that connections over a Unix socket do not accept.
-TCP_OPTIONS: Final = ("socket_keepalive",)
-
 #: The errors of a broken async connection. uvloop raises RuntimeError if the connection has been closed.
 CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 
@@ -137,8 +134,6 @@ class RedisClient:
             self._pool.connection_class(**self._pool.connection_kwargs)
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {error}.") from error
-        self._scripts = redis.Redis(connection_pool=self._pool)
-        self._shas: dict[str, str] = {}
         self._async_pools: dict[asyncio.AbstractEventLoop, redis.asyncio.ConnectionPool] = {}
         self._lock = threading.Lock()
         #: The pub/sub connection of each event loop (see pubsub.py).
@@ -171,19 +166,7 @@ class RedisClient:
             RedisUnavailable: Redis could not be reached, did not respond, or accepts no such calls at present.
             RedisRefused: the reply to a call was an error. If there are other calls, they were executed.
         """
-        try:
-            return self._run(calls)
-        except RedisUnavailable:
-            if not idempotent:
-                raise
-        return self._run(calls)
-
-    def _run(self, calls: Sequence[Call]) -> list[Any]:
-        replies = self._attempt(calls)
-        if all(map(_is_unavailable, replies)):
-            # No call was executed. The address may lead to another server by now.
-            replies = self._attempt(calls)
-        return _checked(replies)
+        return finish(BlockingClient(self).arun(*calls, idempotent=idempotent))
 
     def _attempt(self, calls: Sequence[Call]) -> list[Any]:
         """Run calls over one connection, and return their replies, which may be errors."""
@@ -234,6 +217,7 @@ class RedisClient:
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
         if all(map(_is_unavailable, replies)):
+            # No call was executed. The address may lead to another server by now.
             replies = await self._aattempt(calls)
         return _checked(replies)
 
@@ -302,12 +286,9 @@ class RedisClient:
         keys, args = call.keys, call.args
         if not call.is_script:
             return (call.name, *keys, *cast("Command", args))
-        sha = self._shas.get(call.name)
-        if sha is None:
-            sha = self._shas[call.name] = self._scripts.register_script(script_text(call.name)).sha
         if args and args[0] is LINEAGE:
             keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
-        return ("EVALSHA", sha, len(keys), *keys, *cast("Command", args))
+        return ("EVALSHA", script_sha(call.name), len(keys), *keys, *cast("Command", args))
 
     def _note_refusals(self, connection: Any, replies: Sequence[Any]) -> None:
         refusals = [str(reply) for reply in replies if _is_unavailable(reply)]
@@ -315,27 +296,23 @@ class RedisClient:
             self.lineage.reopen_all(connection, moved=any("DATAMOVED" in refusal for refusal in refusals))
 
 
-class BlockingClient:
-    """The async methods of a client for code without an event loop: they block, and never suspend their caller.
+class BlockingClient(RedisClient):
+    """A client whose async methods block and never suspend their caller, for code without an event loop.
 
     Args:
-        client: the client that runs the calls.
+        client: the client whose connections of sync code are used.
     """
 
     def __init__(self, client: RedisClient) -> None:
+        vars(self).update(vars(client))
         self._client = client
-
-    async def arun(self, *calls: Call, idempotent: bool = False) -> list[Any]:
-        """Do the same as `RedisClient.run`."""
-        return self._client.run(*calls, idempotent=idempotent)
-
-    async def arun_all(self, calls: Collection[Call], *, size: int = CALLS_PER_ROUND_TRIP) -> list[Any]:
-        """Run any number of idempotent calls, `size` in each round trip, and return their replies."""
-        return [reply for batch in _batches(calls, size) for reply in self._client.run(*batch, idempotent=True)]
 
     async def sleep(self, seconds: float) -> None:
         """Pause this thread."""
         time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
+
+    async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
+        return self._client._attempt(calls)
 
 
 def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
@@ -365,8 +342,7 @@ def _options(settings: CableSettings) -> dict[str, Any]:
     """Return the arguments of a connection pool."""
     options: dict[str, Any] = {**DEFAULT_OPTIONS, **settings.redis_options}
     if settings.redis_url is not None and settings.redis_url.startswith("unix://"):
-        for name in TCP_OPTIONS:
-            options.pop(name, None)
+        options.pop("socket_keepalive", None)  # only TCP has it
     # The user cannot change these, because this module expects bytes, and decides itself about retries.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
 

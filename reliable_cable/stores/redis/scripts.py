@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -13,3 +14,9 @@ def script_text(name: str) -> str:
     """Return the text of a Lua script, preceded by the functions that it shares with other scripts."""
     family = ["presence_prelude"] if name.startswith("presence_") else []
     return "".join((LUA / f"{part}.lua").read_text() for part in ("prelude", *family, name))
+
+
+@cache
+def script_sha(name: str) -> str:
+    """Return the SHA-1 of a Lua script, by which Redis knows it."""
+    return hashlib.sha1(script_text(name).encode(), usedforsecurity=False).hexdigest()

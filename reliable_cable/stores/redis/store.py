@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from copy import copy
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from functools import cached_property, wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.stores.base import Store
 
-from .client import BlockingClient, Call, client_for
+from .client import BlockingClient, Call, RedisClient, client_for
+from .exchange import finish
 from .keys import stream_channel
 
 P = ParamSpec("P")
@@ -29,14 +30,7 @@ def sync_twin(
 
     @wraps(method)
     def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        store = copy(self)
-        store.client = BlockingClient(self.client)
-        try:
-            method(store, *args, **kwargs).send(None)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        raise RuntimeError(f"{method.__qualname__} awaits something other than the client of its store")
+        return finish(method(self.blocking, *args, **kwargs))
 
     return twin
 
@@ -52,7 +46,14 @@ class RedisStore(Store):
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock or time.time)
         self._clock = clock
-        self.client = client_for(settings)
+        self.client: RedisClient = client_for(settings)
+
+    @cached_property
+    def blocking(self) -> Self:
+        """This store with a client that blocks."""
+        store = copy(self)
+        store.client = BlockingClient(self.client)
+        return store
 
     def channel(self, stream: str) -> str:
         """Return the pub/sub channel of a stream."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 from reliable_cable.identity import Identity
-from reliable_cable.stores.base import Store
+from reliable_cable.stores.base import Store, async_twin
 
 #: How long, in seconds, after a revocation a connection still counts as authenticated before it. The time of a
 #: connection is not exact (see clock.py), and Django deletes a login session only after its logout signal.
@@ -104,34 +103,10 @@ class SessionStore(Store):
     def prune(self, *, limit: int = 1000) -> int:
         """Delete up to `limit` expired records; return how many were deleted."""
 
-    async def asave(self, records: Mapping[str, SessionRecord]) -> None:
-        """Async twin of `save`."""
-        await self._run_write(partial(self.save, records))
-
-    async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Async twin of `load`."""
-        return await self._run(partial(self.load, sid, identity))
-
-    async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Async twin of `load_many`."""
-        return await self._run(partial(self.load_many, wanted))
-
-    async def atouch(self, sids: Collection[str]) -> set[str]:
-        """Async twin of `touch`."""
-        return await self._run_write(partial(self.touch, sids))
-
-    async def adelete(self, sids: Collection[str]) -> None:
-        """Async twin of `delete`."""
-        await self._run_write(partial(self.delete, sids))
-
-    async def arevoke(self, condition: Identity) -> float:
-        """Async twin of `revoke`."""
-        return await self._run_write(partial(self.revoke, condition))
-
-    async def arevoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Async twin of `revoked`."""
-        return await self._run(partial(self.revoked, identities))
-
-    async def aprune(self, *, limit: int = 1000) -> int:
-        """Async twin of `prune`."""
-        return await self._run_write(partial(self.prune, limit=limit))
+    asave = async_twin(save, writes=True)
+    aload = async_twin(load)
+    aload_many = async_twin(load_many)
+    atouch = async_twin(touch, writes=True)
+    adelete = async_twin(delete, writes=True)
+    arevoke = async_twin(revoke, writes=True)
+    arevoked = async_twin(revoked)

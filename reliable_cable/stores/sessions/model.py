@@ -12,8 +12,7 @@ from django.db.models import QuerySet, Subquery
 
 from reliable_cable.identity import Identity, canonical, condition_key, condition_keys
 from reliable_cable.models import Revocation, Session
-from reliable_cable.stores.database.database import retried_read
-from reliable_cable.stores.database.store import ModelStore
+from reliable_cable.stores.database.store import ModelStore, retried_read
 
 from .base import CLOCK_MARGIN, SessionRecord, SessionStore, is_revoked, is_session_id
 

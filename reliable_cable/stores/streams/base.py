@@ -11,7 +11,7 @@ from reliable_cable.concurrency.on_commit import call_after_commit, report_failu
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
-from reliable_cable.stores.base import Listener, Store
+from reliable_cable.stores.base import Listener, Store, async_twin
 
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
@@ -161,12 +161,12 @@ class StreamStore(Store):
     def publish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to every process, without keeping it."""
 
-    @abstractmethod
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper.
 
         This is like `publish_transient`, but must be cheap, so the store may announce it to this process only.
         """
+        self.publish_transient(stream, message)
 
     @abstractmethod
     def read(
@@ -246,40 +246,11 @@ class StreamStore(Store):
         """Release the store's resources in this process. The store may be used again."""
         return None
 
-    async def aappend(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
-        """Async twin of `append`."""
-        return await self._run_write(partial(self.append, items))
-
-    async def apublish_transient(self, stream: str, message: Message) -> None:
-        """Async twin of `publish_transient`."""
-        await self._run_write(partial(self.publish_transient, stream, message))
-
-    async def awhisper(self, stream: str, message: Message) -> None:
-        """Async twin of `whisper`."""
-        await self._run(partial(self.whisper, stream, message))
-
-    async def aread(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
-    ) -> StreamPage:
-        """Async twin of `read`."""
-        return await self._run(partial(self.read, stream, after=after, limit=limit, known=known, following=following))
-
-    async def aoffset_since(self, stream: str, since: float) -> int | None:
-        """Async twin of `offset_since`."""
-        return await self._run(partial(self.offset_since, stream, since))
-
-    async def aposition(self, stream: str) -> StreamPosition:
-        """Async twin of `position`."""
-        return await self._run(partial(self.position, stream))
-
-    async def aforget(self, stream: str, *, epoch: str = "") -> None:
-        """Async twin of `forget`."""
-        await self._run_write(partial(self.forget, stream, epoch=epoch))
-
-    async def aproblems(self) -> list[str]:
-        """Async twin of `problems`."""
-        return await self._run(self.problems)
-
-    async def aprune(self, *, limit: int = 1000) -> int:
-        """Async twin of `prune`."""
-        return await self._run_write(partial(self.prune, limit=limit))
+    aappend = async_twin(append, writes=True)
+    apublish_transient = async_twin(publish_transient, writes=True)
+    awhisper = async_twin(whisper)
+    aread = async_twin(read)
+    aoffset_since = async_twin(offset_since)
+    aposition = async_twin(position)
+    aforget = async_twin(forget, writes=True)
+    aproblems = async_twin(problems)

@@ -123,10 +123,6 @@ class MemoryStreamStore(StreamStore):
         """Announce a message without keeping it."""
         self._bus.publish([Transient(stream, message.data, message.exclude)])
 
-    def whisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper."""
-        self.publish_transient(stream, message)
-
     def read(
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:

@@ -18,8 +18,7 @@ from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.bus import Bus
-from reliable_cable.stores.database.database import retried_read
-from reliable_cable.stores.database.store import ModelStore
+from reliable_cable.stores.database.store import ModelStore, retried_read
 
 from .base import NOWHERE, Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
 from .model_outbox import Numbering
@@ -229,20 +228,18 @@ class ModelStreamStore(ModelStore, StreamStore):
 
         Listeners of this process get it at once. Other processes find it in a table when they poll.
         """
-        self._database.outside(partial(self._insert_transient, stream, message))
-        self._announce([Transient(stream, message.data, message.exclude)])
-        now = self.clock()
-        if abs(now - self._transients_deleted_at) > TRANSIENT_DELETE_INTERVAL:
-            self._transients_deleted_at = now
-            self._database.delete_soon(self._retention.delete_transients)
 
-    def _insert_transient(self, stream: str, message: Message) -> None:
         def insert() -> None:
             self._database.rows(models.TransientEntry).create(
                 name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self._server.now()
             )
 
-        self._database.write_broadcast(insert)
+        self._database.outside(partial(self._database.write_broadcast, insert))
+        self._announce([Transient(stream, message.data, message.exclude)])
+        now = self.clock()
+        if abs(now - self._transients_deleted_at) > TRANSIENT_DELETE_INTERVAL:
+            self._transients_deleted_at = now
+            self._database.delete_soon(self._retention.delete_transients)
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper to this process only, because whispers are frequent and a loss is harmless."""

@@ -157,7 +157,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         except BaseException:
             await self.unsubscribe(stream)
             raise
-        if stream in self._streams:
+        if stream in self.streams:
             self._known[stream] = poll.tails.get(stream, NOWHERE)
             if stream in self._woken_early:
                 self._woken_early.discard(stream)
@@ -202,7 +202,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         receiver = asyncio.create_task(self._receive_wakeups(), name="cable-wakeup-receiver")
         prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
         try:
-            while self._streams:
+            while self.streams:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._interval()):
                         await self._woken.wait()
@@ -218,10 +218,10 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
 
     async def _receive_wakeups(self) -> None:
         if self._wakeups:
-            await receive_wakeups(self._store.origin, self._wake, lambda: self._wake(self._streams))
+            await receive_wakeups(self._store.origin, self._wake, lambda: self._wake(self.streams))
 
     def _wake(self, streams: Iterable[str]) -> None:
-        served = self._streams.intersection(streams)
+        served = self.streams.intersection(streams)
         if served:
             self._woken_early |= served - self._known.keys()
             self._woken.set()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from django.db.models import F, Func, IntegerField, OuterRef, Subquery, Sum, Window
+from django.db.models import F, Func, IntegerField, Model, OuterRef, QuerySet, Subquery, Sum, Window
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.models import Stream, StreamEntry, TransientEntry
@@ -15,6 +15,8 @@ from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION, Databa
 from reliable_cable.stores.database.server import DatabaseServer
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME
+
+M = TypeVar("M", bound=Model)
 
 #: The fewest appended entries after which a stream is trimmed. This must be a power of two.
 TRIM_STEP = 64
@@ -158,10 +160,9 @@ class Retention:
     def prune(self, limit: int) -> int:
         """Delete up to about `limit` old entries, idle streams and transient messages; return how many were deleted."""
         count = self._prune_entries(limit)
-        if count < limit:
-            count += self._database.write(partial(self._delete_idle, limit - count))
-        if count < limit:
-            count += self.delete_transients(limit - count)
+        for delete in (self._delete_idle, self.delete_transients):
+            if count < limit:
+                count += delete(limit - count)
         return count
 
     def _prune_entries(self, limit: int) -> int:
@@ -192,19 +193,20 @@ class Retention:
         before = self._server.ago(IDLE_STREAM_TTL)
         idle = self._database.rows(Stream).filter(low__gt=F("tail"), tail_at__lte=before).order_by("pk")
         # The lock keeps the streams from getting messages now. Streams that another transaction has locked are skipped.
-        ids = list(idle.select_for_update(skip_locked=True).values_list("pk", flat=True)[:limit])
-        if ids:
-            self._database.rows(Stream).filter(pk__in=ids).delete()
-        return len(ids)
+        return self._delete_some(idle.select_for_update(skip_locked=True), limit)
 
     def delete_transients(self, limit: int = ROWS_PER_TRANSACTION) -> int:
         """Delete up to `limit` transient messages that are past `TRANSIENT_TTL`; return how many were deleted."""
         old = self._database.rows(TransientEntry).filter(created__lt=self._server.ago(TRANSIENT_TTL))
+        return self._delete_some(old.order_by("created"), limit)
+
+    def _delete_some(self, rows: QuerySet[M], limit: int) -> int:
+        """Delete the first `limit` rows of a query in a transaction; return how many were deleted."""
 
         def delete() -> int:
-            ids = list(old.order_by("created").values_list("pk", flat=True)[:limit])
+            ids = list(rows.values_list("pk", flat=True)[:limit])
             if ids:
-                self._database.rows(TransientEntry).filter(pk__in=ids).delete()
+                self._database.rows(rows.model).filter(pk__in=ids).delete()
             return len(ids)
 
         return self._database.write(delete)

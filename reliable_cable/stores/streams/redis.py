@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisRefused, RedisUnavailable
@@ -32,62 +32,6 @@ RETRY_DELAY: Final = 0.05
 
 #: The most keys that one call reads.
 KEYS_PER_CALL: Final = 500
-
-
-class _Append:
-    """One append, with all its attempts."""
-
-    def __init__(self, store: RedisStreamStore, items: Sequence[tuple[str, Message]]) -> None:
-        names = list(dict.fromkeys(name for name, _ in items))
-        store.require_history(names)
-        numbers = {name: number for number, name in enumerate(names, 1)}
-        self._keys = [key for name in names for key in store.keys(name)]
-        self._script_time = store.script_time
-        #: The prefix of new epochs, and the id of this append.
-        self._ids: list[Argument] = [secrets.token_hex(8), base64.b64encode(secrets.token_bytes(9)).decode()]
-        self._rest: list[Argument] = [*_common_limits(), len(names)]
-        for name in names:
-            self._rest += [name, store.channel(name), *store._limits(name)]
-        for name, message in items:
-            self._rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
-        self._started_at = time.monotonic()
-        self._maybe_done = False
-
-    def call(self) -> Call:
-        """Return the call for the next attempt."""
-        elapsed = f"{time.monotonic() - self._started_at:.3f}" if self._maybe_done else ""
-        return Call("append", self._keys, [LINEAGE, self._script_time(), *self._ids, elapsed, *self._rest])
-
-    def failed(self, error: StoreError) -> None:
-        """Handle the failure of an attempt. Return if the append must be retried, and raise otherwise.
-
-        Raises:
-            BroadcastError: nothing was stored.
-            BroadcastUncertain: the messages may have been stored.
-        """
-        self._maybe_done = self._maybe_done or (isinstance(error, RedisUnavailable) and error.sent)
-        if not self._maybe_done:
-            raise BroadcastError(f"Nothing was broadcast: {error}") from error
-        if time.monotonic() - self._started_at > RETRY_TIME:
-            raise self._uncertain(str(error)) from error
-
-    def positions(self, reply: Any) -> list[StreamPosition]:
-        """Return the positions in the script's reply.
-
-        Raises:
-            BroadcastUncertain: the script cannot tell whether an earlier attempt stored the messages.
-        """
-        if reply == b"uncertain":
-            raise self._uncertain(
-                "Redis did not respond to the first attempt, and the entries of that time were trimmed."
-            )
-        return [StreamPosition(epoch.decode(), int(offset)) for epoch, offset in reply]
-
-    @staticmethod
-    def _uncertain(why: str) -> BroadcastUncertain:
-        return BroadcastUncertain(
-            f"Whether the broadcast was stored is unknown: {why} Repeating it with the same idempotency_key is safe."
-        )
 
 
 class RedisStreamStore(RedisStore, StreamStore):
@@ -118,15 +62,45 @@ class RedisStreamStore(RedisStore, StreamStore):
         """Store messages, all or none, in this order, and announce them; return their positions."""
         if not items:
             return []
-        append = _Append(self, items)
+        attempt = self._append_attempts(items)
+        started_at = time.monotonic()
+        maybe_done = False
         while True:
+            elapsed = f"{time.monotonic() - started_at:.3f}" if maybe_done else ""
             try:
-                return append.positions((await self.client.arun(append.call()))[0])
+                (reply,) = await self.client.arun(attempt(elapsed))
             except (RedisUnavailable, RedisRefused) as error:
-                append.failed(error)
+                maybe_done = maybe_done or (isinstance(error, RedisUnavailable) and error.sent)
+                if not maybe_done:
+                    raise BroadcastError(f"Nothing was broadcast: {error}") from error
+                if time.monotonic() - started_at > RETRY_TIME:
+                    raise _uncertain(str(error)) from error
+            else:
+                if reply == b"uncertain":
+                    why = "Redis did not respond to the first attempt, and the entries of that time were trimmed."
+                    raise _uncertain(why)
+                return [StreamPosition(epoch.decode(), int(offset)) for epoch, offset in reply]
             await self.client.sleep(RETRY_DELAY)
 
     append = sync_twin(aappend)
+
+    def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
+        """Return a function that makes the call of an attempt to append messages.
+
+        Its argument is the time, in seconds, since the first attempt, or `""` if no earlier one may have succeeded.
+        """
+        names = list(dict.fromkeys(name for name, _ in items))
+        self.require_history(names)
+        numbers = {name: number for number, name in enumerate(names, 1)}
+        keys = [key for name in names for key in self.keys(name)]
+        # The prefix of new epochs, and the id of this append.
+        ids = (secrets.token_hex(8), base64.b64encode(secrets.token_bytes(9)).decode())
+        rest: list[Argument] = [*_common_limits(), len(names)]
+        for name in names:
+            rest += [name, self.channel(name), *self._limits(name)]
+        for name, message in items:
+            rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
+        return lambda elapsed: Call("append", keys, [LINEAGE, self.script_time(), *ids, elapsed, *rest])
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to every process, without keeping it."""
@@ -136,11 +110,7 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     publish_transient = sync_twin(apublish_transient)
 
-    async def awhisper(self, stream: str, message: Message) -> None:
-        """Announce a client's whisper to every process."""
-        await self.apublish_transient(stream, message)
-
-    whisper = sync_twin(awhisper)
+    awhisper = apublish_transient
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -286,6 +256,12 @@ def _broadcast_errors() -> Iterator[None]:
         raise BroadcastError(f"Nothing was broadcast: {error}") from error
     except RedisRefused as error:
         raise BroadcastError(f"Nothing was broadcast: {error}") from error
+
+
+def _uncertain(why: str) -> BroadcastUncertain:
+    return BroadcastUncertain(
+        f"Whether the broadcast was stored is unknown: {why} Repeating it with the same idempotency_key is safe."
+    )
 
 
 def _common_limits() -> tuple[int, float, int]:

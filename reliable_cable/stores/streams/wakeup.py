@@ -20,6 +20,8 @@ logger = logging.getLogger("reliable_cable")
 GROUP = "reliable_cable"
 MESSAGE_TYPE = "cable.wake"
 
+NOT_WOKEN = "Other processes could not be woken over the channel layer. They find new messages when they poll."
+
 #: The most streams that one wake-up names.
 MAX_STREAMS = 500
 #: How long, in seconds, to try to send a wake-up.
@@ -89,10 +91,7 @@ class _Sender:
             self._failing = False
         except Exception:
             if not self._failing:
-                logger.warning(
-                    "Other processes could not be woken over the channel layer. They find new messages when they poll.",
-                    exc_info=True,
-                )
+                logger.warning(NOT_WOKEN, exc_info=True)
             self._failing = True
 
 
@@ -114,18 +113,11 @@ class Waker:
             if shared_layer() is None:
                 return
             pid = os.getpid()
-            sender = self._senders.get(pid)
-            if sender is None:
-                with self._lock:
-                    sender = self._senders.get(pid)
-                    if sender is None:
-                        sender = self._senders[pid] = _Sender()
+            with self._lock:
+                sender = self._senders.get(pid) or self._senders.setdefault(pid, _Sender())
             sender.send(origin, streams)
         except Exception:
-            logger.warning(
-                "Other processes could not be woken over the channel layer. They find new messages when they poll.",
-                exc_info=True,
-            )
+            logger.warning(NOT_WOKEN, exc_info=True)
 
     def close(self) -> None:
         """Stop the thread of this process, if there is one."""
