@@ -53,7 +53,9 @@ class Layered(CableConsumer):
 
 @pytest.fixture(autouse=True)
 def configured() -> Iterator[None]:
-    with override_settings(RELIABLE_CABLE={"ENGINE": "memory"}, CHANNEL_LAYERS=LAYERS):
+    # After the last member has gone, presence is watched for somewhat longer than its time to live.
+    cable = {"ENGINE": "memory", "PRESENCE_TTL": 0.3}
+    with override_settings(RELIABLE_CABLE=cable, CHANNEL_LAYERS=LAYERS):
         yield
 
 
