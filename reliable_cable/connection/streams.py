@@ -51,9 +51,12 @@ class SubscribedStream(Subscriber):
             self.cursor = self.first = position
 
     def start_at_end(self) -> None:
-        """Skip entries that cannot be replayed: catch up from the stream's present position."""
+        """Skip entries that cannot be replayed: catch up from the stream's present position.
+
+        `first` stays: if the client does not receive the notice of the loss, the next restore has to send it again.
+        """
         if self.state is SubscriberState.CATCHING_UP and self.stream.position is not None:
-            self.cursor = self.first = self.stream.position
+            self.cursor = self.stream.position
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -71,6 +74,8 @@ class SubscriptionStreams:
     channel: Channel
     #: Whether the client was sent a confirmation on this connection.
     confirmed: bool = False
+    #: Whether the client knows the subscription: it was confirmed, or its history was sent after a restore.
+    known: bool = False
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
     #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
     restorable: bool = True
@@ -90,6 +95,7 @@ class SubscriptionStreams:
 
     def mark_confirmed(self) -> None:
         """Send the client messages that make sense only if it knows the subscription, such as presence events."""
+        self.known = True
         for subscribed in self.streams.values():
             subscribed.confirmed = True
 

@@ -82,8 +82,7 @@ class Subscription(SubscriptionStreams):
         if self.connection.closed:
             # The connection ended while the stream was being opened, and closed all other subscribers.
             hub.unsubscribe(subscribed.stream, subscribed)
-        # A restored subscription was confirmed on another connection.
-        subscribed.confirmed = self.confirmed or any(other.confirmed for other in self.streams.values())
+        subscribed.confirmed = self.known
         subscribed.first = subscribed.cursor
 
     def _stop(self, name: str) -> None:
