@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from typing import Final
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
@@ -234,6 +235,20 @@ class Hub:
                 del self._closing[name]
 
     # -- the end ------------------------------------------------------------------------------------------------------
+
+    async def drain(self, duration: float) -> None:
+        """Refuse new connections, close all connections, and wait until they have ended.
+
+        Args:
+            duration: over how many seconds the connections are closed, so that not all clients reconnect at once.
+        """
+        self.draining = True
+        connections = self.connections.all()
+        logger.info("Draining %d connections.", len(connections))
+        await asyncio.gather(
+            *(each.drain(random.uniform(0, duration)) for each in connections)  # noqa: S311 - spreads load, no secret
+        )
+        await self.connections.wait_closed()
 
     async def aclose(self) -> None:
         """Close all streams, and release the stores of this event loop. Connections must have ended before.

@@ -13,10 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
@@ -35,32 +34,11 @@ STOP_LIMIT = 11.0
 SIGNALS = (signal.SIGTERM,)
 
 
-class DrainableConnection(Protocol):
-    """A connection that can be closed before the server stops."""
-
-    async def drain(self, delay: float) -> None:
-        """Answer pending commands after `delay` seconds, and then close the connection."""
-
-
-class DrainableConnections(Protocol):
-    """The open connections of a hub."""
-
-    def all(self) -> Sequence[DrainableConnection]:
-        """Return the connections."""
-
-    async def wait_closed(self) -> None:
-        """Wait until all connections have ended."""
-
-
 class DrainableHub(Protocol):
     """The part of a hub that draining uses."""
 
-    #: Whether the hub refuses new connections.
-    draining: bool
-
-    @property
-    def connections(self) -> DrainableConnections:
-        """The open connections."""
+    async def drain(self, duration: float) -> None:
+        """Refuse new connections, and close all connections, spread over `duration` seconds."""
 
     async def aclose(self) -> None:
         """Close the hub and its stores."""
@@ -116,7 +94,7 @@ class Drain:
             hub = self._hub()
             try:
                 async with asyncio.timeout(DRAIN_LIMIT):
-                    await drain(hub)
+                    await hub.drain(DRAIN_TIME)
             except TimeoutError:
                 logger.warning(
                     "Some connections could not be drained in %s seconds. The server closes them.", DRAIN_LIMIT
@@ -133,16 +111,6 @@ class Drain:
     def _call_previous(self, number: int) -> None:
         signal.signal(number, self._previous[number])
         self._previous[number](number, None)
-
-
-async def drain(hub: DrainableHub) -> None:
-    """Close all connections of a hub, spread over `DRAIN_TIME`. The hub refuses new connections from now on."""
-    hub.draining = True
-    connections = hub.connections.all()
-    logger.info("Draining %d connections.", len(connections))
-    delays = [random.uniform(0, DRAIN_TIME) for _ in connections]  # noqa: S311 - spreads load, no secret
-    await asyncio.gather(*(connection.drain(delay) for connection, delay in zip(connections, delays, strict=True)))
-    await hub.connections.wait_closed()
 
 
 def end_process(limit: float) -> None:
