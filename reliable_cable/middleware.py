@@ -14,14 +14,11 @@ from django.http.response import HttpResponseBase
 #: The request header with the session id of the page's connection.
 HEADER: Final = "X-Socket-ID"
 
-#: The longest session id, in characters, that the stores accept. Longer values of the header are ignored.
-MAX_LENGTH: Final = 64
-
 _socket_id: ContextVar[str] = ContextVar("reliable_cable_socket_id", default="")
 
 
 def current_socket_id() -> str:
-    """Return the session id in the header `X-Socket-ID` of the current request; `""` if there is none."""
+    """Return the header `X-Socket-ID` of the current request, which may be any text; `""` if there is none."""
     return _socket_id.get()
 
 
@@ -43,7 +40,7 @@ class SocketIdMiddleware:
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
         """Handle a request while `current_socket_id` returns its session id."""
-        socket_id = _session_id(request)
+        socket_id = request.headers.get(HEADER, "")
         if self.is_async:
             return self._acall(request, socket_id)
         with _as_current(socket_id):
@@ -55,11 +52,6 @@ class SocketIdMiddleware:
         with _as_current(socket_id):
             response = await self.get_response(request)  # type: ignore[misc]
         return _wrap_stream(response, socket_id)
-
-
-def _session_id(request: HttpRequest) -> str:
-    value = request.headers.get(HEADER, "")
-    return value if len(value) <= MAX_LENGTH and value.isascii() and value.isprintable() else ""
 
 
 @contextmanager

@@ -137,15 +137,6 @@ class TestAfterTheRequest:
         assert closed == [True]
 
 
-class TestHeader:
-    @pytest.mark.parametrize("value", ["x" * 65, "a\x00b", "a\nb", "é"])
-    def test_invalid_ids_are_ignored(self, value: str) -> None:
-        assert respond(sync_view, X_Socket_ID=value).content == b""
-
-    def test_the_longest_valid_id_is_accepted(self) -> None:
-        assert respond(sync_view, X_Socket_ID="x" * 64).content == b"x" * 64
-
-
 class TestLeftAlone:
     def test_a_stream_without_the_header_is_not_wrapped(self) -> None:
         content = iter([b"a"])
