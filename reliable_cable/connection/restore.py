@@ -87,7 +87,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     restored = Restored(sid)
     try:
         await _restore_all(commands, restored, record.data)
-        restored.elsewhere = bool(record.data["alive"]) and old is None
+        restored.elsewhere = bool(record.data["alive"]) and old is None and connection.resumable
     except Exception:
         # Another version may have written it. The client subscribes afresh, with its positions.
         logger.exception("A session record could not be read.")
