@@ -123,8 +123,8 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
         upto: the greatest offset to send, in the page's epoch; None: no limit.
     """
     if not page.epoch:
-        # The stream was forgotten or never existed. Only a subscriber that has received a message has lost any.
-        return Step((), StreamPosition("", 0), lost=position.offset > 0)
+        # The stream was forgotten or never existed. An epoch begins with its first message, which is lost.
+        return Step((), StreamPosition("", 0), lost=position != StreamPosition("", 0))
     start = position.offset
     lost = position.epoch not in (page.epoch, "") or position.offset > page.tail or page.low > position.offset + 1
     if lost:

@@ -84,6 +84,12 @@ class TestAdvance:
         assert step.lost
         assert step.position == StreamPosition("b", 2)
 
+    def test_a_stream_that_is_gone_is_a_loss_unless_it_did_not_exist_before(self) -> None:
+        gone = StreamPage("", 0, 1)
+        assert advance(StreamPosition("a", 3), gone).lost
+        assert advance(StreamPosition("a", 0), gone).lost, "the epoch had a first message"
+        assert not advance(StreamPosition("", 0), gone).lost
+
     def test_stops_before_a_hole_within_a_page(self) -> None:
         entries = [Entry(3, "3"), Entry(5, "5")]
         step = advance(StreamPosition("a", 2), StreamPage("a", 5, 3, entries))
