@@ -111,10 +111,15 @@ class Client:
         self.peers: list[Peer] = []
 
     @property
+    def can_restore(self) -> bool:
+        """Whether it has a session id. It makes one attempt to restore its session at a time."""
+        return bool(self.sid) and all(peer.opening is None or peer.opening.done() for peer in self.peers)
+
+    @property
     def restorable(self) -> bool | None:
         """Whether its session can be restored. None: the model cannot tell."""
         owners = [peer for peer in self.peers if peer.connection.sid == self.sid]
-        successors = [peer for peer in self.peers if self.sid in peer.connection.former_sids]
+        successors = [peer for peer in self.peers if self.sid in peer.connection.sids[1:]]
         if any(self.sid in peer.forgotten for peer in self.peers):
             # Of several connections that restored one session, the last one has it.
             return None if len(successors) > 1 else False
@@ -209,7 +214,7 @@ class Lives(RuleBasedStateMachine):
         self._open(client, extended=extended, frames=frames)
         self.loop.iterate(then)
 
-    @precondition(lambda self: len(self.peers) < 4 and any(client.sid for client in self.clients))
+    @precondition(lambda self: len(self.peers) < 4 and any(client.can_restore for client in self.clients))
     @rule(
         client=peers,
         frames=st.booleans(),
@@ -217,7 +222,7 @@ class Lives(RuleBasedStateMachine):
         then=iterations,
     )
     def restore(self, client: int, frames: bool, reason: DisconnectReason | None, then: int) -> None:
-        known = [each for each in self.clients if each.sid]
+        known = [each for each in self.clients if each.can_restore]
         peer = self._open(known[-1 - client % len(known)], frames=frames)
         self.loop.iterate(then)
         if reason is not None:
@@ -409,7 +414,7 @@ class Lives(RuleBasedStateMachine):
         assert connection.state is ConnectionState.CLOSED
         assert connection not in self.hub.connections.all()
         assert self.hub.connections.find(connection.sid) is not connection
-        assert connection.sid not in self.hub.sessions._live
+        assert connection.sid not in self.hub.sessions.live
         assert not any(connection in due for due in self.hub.heartbeat._due.values())
         assert not connection.subscriptions
         assert connection.outbox.held == connection.outbox._size == 0
@@ -442,7 +447,7 @@ class Lives(RuleBasedStateMachine):
         assert not hub.connections._by_any_sid
         assert not hub._streams
         assert not hub.heartbeat._due
-        assert not hub.sessions._live
+        assert not hub.sessions.live
         assert not hub.control._users
         assert not hub.tasks.pending
         for task in self.drains:
