@@ -1,0 +1,141 @@
+"""A model of what each reason for a close means for a client."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from reliable_cable import Channel
+from reliable_cable.connection.commands import Commands
+from reliable_cable.protocol.constants import DisconnectReason
+from tests.support.memory_socket import MemorySocket
+
+EVERYTHING = 10**9
+ANN = {"user": "ann"}
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a reason means.
+
+    Attributes:
+        session: "kept", "forgotten", or "handed over" to another connection.
+        told: the clients that are sent a `disconnect` frame: "all", "base" or "none".
+        reconnect: whether that frame makes the client reconnect, unless the caller of `close` decides it.
+        aborted: whether the socket is dropped at once.
+    """
+
+    session: str
+    told: str
+    reconnect: bool = False
+    aborted: bool = False
+
+
+#: The table of the docs (see Protocol: Disconnects), independent of the one in the code.
+MEANINGS = {
+    "server_restart": Meaning("kept", "base", reconnect=True),
+    "no_pong": Meaning("kept", "base", reconnect=True),
+    "too_slow": Meaning("kept", "none", aborted=True),
+    "superseded": Meaning("handed over", "none", aborted=True),
+    "remote": Meaning("forgotten", "all"),
+    "unauthorized": Meaning("forgotten", "all"),
+    "token_expired": Meaning("forgotten", "all"),
+    "idle_timeout": Meaning("forgotten", "all"),
+    "invalid_request": Meaning("forgotten", "all"),
+}
+
+
+class Room(Channel, abstract=True):
+    """Subscribing takes until `gate` is open if the client asks for that."""
+
+    gate: ClassVar[asyncio.Event]
+    begun: ClassVar[list[str]]
+
+    async def subscribed(self) -> None:
+        self.begun.append(self.identifier)
+        self.stream_from("a")
+        if self.params.get("slow"):
+            await self.gate.wait()
+
+    async def resubscribed(self) -> None:
+        if self.params.get("slow"):
+            await self.gate.wait()
+
+
+class Client:
+    """A client, which has at most one connection that it listens to: the latest."""
+
+    def __init__(self) -> None:
+        #: The session id that it was told last.
+        self.sid = ""
+        #: Its connections, the latest last.
+        self.peers: list[Peer] = []
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether it has a session id. It makes one attempt to restore its session at a time."""
+        return bool(self.sid) and all(peer.opening is None or peer.opening.done() for peer in self.peers)
+
+    @property
+    def restorable(self) -> bool | None:
+        """Whether its session can be restored. None: the model cannot tell."""
+        owners = [peer for peer in self.peers if peer.connection.sid == self.sid]
+        successors = [peer for peer in self.peers if self.sid in peer.connection.sids[1:]]
+        if any(self.sid in peer.forgotten for peer in self.peers):
+            # Of several connections that restored one session, the last one has it.
+            return None if len(successors) > 1 else False
+        return None if not successors and owners[0].fate != "kept" else True
+
+
+class Peer:
+    """A connection of a client, and what the model expects of it.
+
+    Args:
+        client: the client.
+        commands: the commands of the connection.
+        socket: its socket.
+    """
+
+    def __init__(self, client: Client, commands: Commands, socket: MemorySocket) -> None:
+        self.client = client
+        self.commands = commands
+        self.connection = commands.connection
+        self.socket = socket
+        self.opening: asyncio.Task[None] | None = None
+        self.end: asyncio.Task[None] | None = None
+        #: The calls of `close`, each with the `reconnect` of the caller.
+        self.closes: list[tuple[Meaning, DisconnectReason, bool | None]] = []
+        self.closed_at = 0.0
+        #: "kept", "forgotten" or "handed over".
+        self.fate = "kept"
+        #: The sessions that were forgotten. One that is about to be restored is not among them.
+        self.forgotten: tuple[str, ...] = ()
+        self.aborted = False
+        self.left = False
+        #: Whether the client reads each frame at once.
+        self.reads = True
+        self.log: list[Any] = []
+
+    @property
+    def due(self) -> dict[str, Any] | None:
+        """The `disconnect` frame that the client is to be sent."""
+        if not self.closes:
+            return None
+        meaning, reason, reconnect = self.closes[0]
+        if meaning.told == "none" or (meaning.told == "base" and self.connection.extended):
+            return None
+        asked = meaning.reconnect if reconnect is None else reconnect
+        return {"type": "disconnect", "reason": reason.value, "reconnect": asked}
+
+    def record_close(self, reason: DisconnectReason, reconnect: bool | None, now: float) -> None:
+        """Take a call of `close` into the model."""
+        meaning = MEANINGS[reason.value]
+        self.closed_at = self.closed_at or now
+        self.closes.append((meaning, reason, reconnect))
+        self.aborted = self.aborted or meaning.aborted
+        # What another connection has taken over cannot be forgotten here, and what is forgotten cannot be taken over.
+        if self.fate == "kept":
+            self.fate = meaning.session
+            if self.fate == "forgotten":
+                self.forgotten = self.connection.sids
