@@ -21,7 +21,7 @@ from .validation import BatchOptions, check_stream_name, encode_json
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Channel classes by the name that clients use.
+#: The channel classes of each name that clients use. More than one is an error, which a system check reports.
 registry: dict[str, list[type[Channel]]] = {}
 
 _ACTION = "_cable_action"

@@ -223,12 +223,12 @@ def _is_core_layer(path: Any) -> bool:
     try:
         backend = import_string(path)
     except (ImportError, AttributeError):
-        return False  # Channels reports the wrong path
+        return False  # Channels itself reports that the path cannot be imported
     return isinstance(backend, type) and issubclass(backend, RedisChannelLayer)
 
 
 def _all_timeouts_are_longer(hosts: Any) -> bool:
-    """Return whether the timeout of every host is longer than the core layer waits for a message."""
+    """Return whether the timeout of every host is longer than `RedisChannelLayer` waits for a message."""
     from channels_redis.core import RedisChannelLayer
     from channels_redis.utils import decode_hosts
 

@@ -1,4 +1,4 @@
-"""Middleware that reads which page a request comes from, so that a broadcast can exclude that page's connection."""
+"""Middleware that reads the session id of the page that sent a request, so that broadcasts can exclude that page."""
 
 from __future__ import annotations
 

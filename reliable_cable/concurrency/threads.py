@@ -32,8 +32,8 @@ A = TypeVar("A")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: How many threads of this process run store methods that read the database. As many others run those that write it,
-#: so that a write that is waiting for the database's lock delays no read.
+#: How many threads of this process run store methods that read the database. The same number of other
+#: threads run methods that write to it, so that a write that is waiting for the database's lock delays no read.
 STORE_THREADS = 2
 
 #: How long, in seconds, a thread waits for a job before it ends and closes its database connections. PostgreSQL waits 5

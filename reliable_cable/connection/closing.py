@@ -40,7 +40,7 @@ class Closing:
         session: what becomes of the session.
         notified: which clients are sent a `disconnect` frame.
         reconnect: whether the client is to reconnect, unless the caller of `close` decides that.
-        abort: whether the socket is dropped at once. Otherwise queued frames and commands end first.
+        abort: whether the socket is dropped at once. Otherwise the queued frames are sent first.
     """
 
     session: SessionFate

@@ -255,7 +255,7 @@ class Commands(CommandQueue):
         *,
         retried: bool = False,
     ) -> Reply | None:
-        """Run a handler after its check.
+        """Run a handler after its check. If one of them raises, apply the reply of `handle_error`.
 
         Args:
             channel: the channel whose handler it is.

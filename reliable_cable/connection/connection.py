@@ -34,7 +34,7 @@ logger = logging.getLogger("reliable_cable")
 MAX_BAD_FRAMES: Final = 20
 #: The most bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
-#: How long, in seconds, queued commands and frames may take before a socket is closed.
+#: How long, in seconds, queued frames may take before a socket is closed, and queued commands while draining.
 CLOSE_TIMEOUT: Final = 2.0
 
 
@@ -226,7 +226,7 @@ class Connection:
     # -- closing ------------------------------------------------------------------------------------------------------
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
-        """Close the connection. Closing it again can only make the end harder: forget the session, or abort.
+        """Close the connection. A further call can only be stricter: it forgets the session, or aborts the socket.
 
         Args:
             reason: decides everything else (see `closing.CLOSINGS`).

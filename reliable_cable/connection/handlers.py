@@ -50,7 +50,7 @@ async def run_recorded(
     *,
     retried: bool = False,
 ) -> tuple[Reply, bool]:
-    """Run a handler after its check.
+    """Run the check of a handler, and then the handler unless the check returned False.
 
     Args:
         channel: the channel.

@@ -47,7 +47,7 @@ def _do_nothing() -> None:
 
 
 def _unknown() -> None:
-    """Take the place of `unsent` where the server cannot tell."""
+    """Return None: the server does not know how many bytes are unsent."""
 
 
 @coroutine

@@ -67,7 +67,7 @@ class SubscriptionPresence:
     # -- the member ---------------------------------------------------------------------------------------------------
 
     async def apply(self, reply: Reply) -> None:
-        """Make the joins and leaves that a handler recorded."""
+        """Perform the joins and leaves that a handler recorded."""
         for op in reply.presence:
             if isinstance(op, PresenceJoin):
                 await self.join(op.id, op.info)

@@ -141,7 +141,7 @@ class Replay:
         return pages
 
     def _named_position(self, subscribed: SubscribedStream, request: HistoryRequest) -> StreamPosition | None:
-        """Return the position that the client named for a stream, or that its session had."""
+        """Return the position that the client named for a stream, or else the one that was recorded in its session."""
         name = subscribed.stream.name
         if self._subscription.left_at is None:
             return requested_position(request, (stream_alias(name, self._subscription.identifier), name))

@@ -20,10 +20,10 @@ from .streams import SubscribedStream, SubscriptionStreams
 
 @dataclass(slots=True, eq=False, repr=False)
 class Subscription(SubscriptionStreams):
-    """What one identifier of one connection receives."""
+    """The subscription of one connection to one identifier."""
 
     _presence: SubscriptionPresence | None = None
-    #: Sends missed entries; exists while there are any.
+    #: Handles the replay requests; None while there are none.
     _replay: Replay | None = None
     #: Closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None

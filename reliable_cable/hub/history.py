@@ -73,7 +73,7 @@ class HistoryReader:
 
     def __init__(self, store: StreamStore) -> None:
         self._store = store
-        #: The last page of each stream, one for followers and one for clients that return; the oldest page first.
+        #: The last page of each stream, by name and `following`; the oldest page first.
         self._pages: dict[tuple[str, bool], _CachedPage] = {}
         self._reads: dict[tuple[str, int, bool], asyncio.Task[StreamPage]] = {}
         self._size = 0

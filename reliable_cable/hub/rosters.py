@@ -138,7 +138,7 @@ class Rosters:
         info, roster = await self.snapshot(stream)
         if info.incarnation != incarnation:
             return None
-        # The client may have any of the ids that have left since then, and any of those that are present.
+        # The client's list may contain any id that has left since then, and any id that is present.
         return compare(dict.fromkeys(left, False), info.records or {}), roster
 
     async def _read(self, roster: Roster, *, records: bool = True) -> PresenceInfo:

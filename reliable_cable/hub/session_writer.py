@@ -39,7 +39,7 @@ UNUSED_ID: Final = "-"
 
 
 class LiveSession(Protocol):
-    """A connection whose session can be restored."""
+    """A connection whose session can be restored, as the session records know it."""
 
     @property
     def sid(self) -> str:

@@ -70,7 +70,7 @@ class HubStream:
     #: Messages to be written, and the serial of the last kept message before them.
     _queue: deque[Entry | Transient] = field(default_factory=deque)
     _fanned_out: int = 0
-    #: Continues to write: at the end of this iteration of the event loop, after a pause, or as a task.
+    #: The callback or task that writes the next messages; None if there is neither.
     _sending: asyncio.Handle | asyncio.Task[None] | None = None
 
     # -- subscribers ------------------------------------------------------------------------------------------------

@@ -124,8 +124,8 @@ class CableWebSocketProtocol(Protocol):
             self._pause()
         self._pause = self._resume = None
         super().connection_lost(exc)
-        # The transport in the scope and the parser are parts of reference cycles. Only a garbage collection would free
-        # them.
+        # The transport in the scope and the parser are parts of reference cycles. Without this, only a garbage
+        # collection would free them.
         if hasattr(self, "scope"):
             self.scope["extensions"].pop(FRAMES_EXTENSION, None)
         self.conn.parser.close()

@@ -100,7 +100,7 @@ class StoreClock:
         """Return the store's time at a past moment, by the newest measurement.
 
         Args:
-            moment: the mark that `moment` returned then.
+            moment: the mark that `moment()` returned at that time.
         """
         if not self.remote:
             return self._store.clock() - (self._monotonic() - moment)
@@ -140,7 +140,7 @@ class StoreClock:
                     await self.ameasure()
 
     async def keep(self) -> None:
-        """Measure every `INTERVAL` seconds until cancelled."""
+        """Measure the store's clock every `INTERVAL` seconds, until cancelled."""
         if not self.remote:
             return
         self._keep_count += 1

@@ -57,7 +57,7 @@ class MemoryPresenceStore(PresenceStore):
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
         #: The leaves to forget, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        #: The time of the last `expire` after which sessions remained.
+        #: When `expire` was last called and left at least one session.
         self._expired_at: float | None = None
         #: The time before which `expire` removes nothing, after an outage.
         self._grace_end = 0.0

@@ -82,7 +82,7 @@ class LineageTracker:
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
     def reopen_all(self, connection: Any, *, moved: bool = False) -> None:
-        """Make all connections of a connection's generation reopen before their next use.
+        """Make every connection that is as old as this one reopen before its next use.
 
         Call this when the server has refused a command.
 
