@@ -33,6 +33,9 @@ logger = logging.getLogger("reliable_cable")
 #: reached. The client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
 
+#: The least time, in seconds, to open the streams of a `subscribe`, however long it was queued or its handler took.
+MIN_OPEN_TIME: Final = 1.0
+
 #: Commands that only answer their client. They are skipped after the connection has ended.
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 
@@ -156,7 +159,9 @@ class Commands(CommandQueue):
             return
         joins: list[Any] = []
         if not reply.rejected:
-            await subscription.apply_streams(reply, request, until=until)
+            # A slow handler must not make an opening fail that the store would answer.
+            least = asyncio.get_running_loop().time() + MIN_OPEN_TIME
+            await subscription.apply_streams(reply, request, until=max(until, least))
             joins += [join for join in reply.presence if not isinstance(join, PresenceLeave)]
             if command.presence is not None and await subscription.presence.authorizes(command.presence):
                 joins.append(command.presence)

@@ -160,7 +160,9 @@ class Subscription(SubscriptionStreams):
         """Close all streams and stop the replay. The member, if any, stays in presence."""
         self.cancel_deadline()
         if self._replay is not None:
+            # A task that is cancelled before its first step does not call `replayed`.
             self._replay.cancel()
+            self._replay = None
         for subscribed in self.streams.values():
             self._unsubscribe(subscribed)
 

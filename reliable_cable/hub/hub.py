@@ -201,11 +201,12 @@ class Hub:
                     if not stream.users:
                         raise  # all callers were cancelled
             stream.opening = None
+            if not stream.users:
+                # All callers gave up meanwhile.
+                self._remove(stream)
         except BaseException:
             # The next caller opens the stream anew, after this one was closed.
-            if self._streams.get(stream.name) is stream:
-                del self._streams[stream.name]
-                self._close(stream.name)
+            self._remove(stream)
             raise
 
     async def _listen(self, name: str) -> StreamPosition:
@@ -217,7 +218,12 @@ class Hub:
 
     def _release(self, stream: HubStream) -> None:
         stream.users -= 1
-        if stream.users == 0 and self._streams.get(stream.name) is stream:
+        # A stream that is still being opened is removed by its opening, which cannot be undone before.
+        if stream.users == 0 and stream.opening is None:
+            self._remove(stream)
+
+    def _remove(self, stream: HubStream) -> None:
+        if self._streams.get(stream.name) is stream:
             del self._streams[stream.name]
             self._close(stream.name)
 

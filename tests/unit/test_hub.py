@@ -169,6 +169,28 @@ async def test_opening_a_stream_fails_in_time_while_the_store_hangs(monkeypatch:
     assert offsets(log) == [1], "the next subscriber did not open the stream again"
 
 
+async def test_an_opening_that_its_callers_gave_up_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness()
+    presence, proceed = harness.hub.presence, asyncio.Event()
+    subscribe = presence.rosters.subscribe
+
+    async def slow(stream: str) -> None:
+        await proceed.wait()
+        await subscribe(stream)
+
+    monkeypatch.setattr(presence.rosters, "subscribe", slow)
+
+    async def send(message: dict[str, Any]) -> None: ...
+
+    subscriber = LoneSubscriber(Outbox(send, limit=1, overflow=lambda: None), "I", "s", ())
+    with pytest.raises(StoreError, match="in time"):
+        await harness.hub.subscribe("s", subscriber, until=0)
+    proceed.set()
+    while harness.hub._streams or harness.hub._closing:  # noqa: ASYNC110 - the condition is a private state
+        await asyncio.sleep(0)
+    assert not presence._served
+
+
 async def test_an_opening_that_fails_for_nobody_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))

@@ -29,6 +29,7 @@ class Room(Channel, abstract=True):
     async def subscribed(self) -> None:
         if self.params.get("stop"):
             next(iter(()))
+        await asyncio.sleep(self.params.get("seconds", 0))
         self.stream_from("room")
 
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the name in the protocol
@@ -219,9 +220,12 @@ class TestFailingStores:
             await abroadcast("room", 1)
             assert await received(client) == [1]
 
-    async def test_subscribes_that_arrive_together_share_the_time_to_open_their_streams(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_a_slow_handler_makes_no_opening_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(commands_module, "SUBSCRIBE_TIMEOUT", 0.01)
+        async with Client() as client:
+            await client.subscribe(identifier("Room", seconds=0.05))
+
+    async def test_subscribes_sent_together_share_their_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # The client gives up each subscribe 10 seconds after it was sent.
         async def hang(name: str) -> None:
             await asyncio.Event().wait()
