@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -132,14 +131,13 @@ class Commands(CommandQueue):
         while candidate is not None:
             subscription = Subscription(self.connection, identifier, candidate)
             try:
-                # The two clocks need not have the same origin.
-                await self._try_to_subscribe(subscription, command, loop.time() + until - time.monotonic())
+                await self._try_to_subscribe(subscription, command, until)
                 return
             except Exception as error:
                 subscription.end()
                 if not is_outage(error):
                     raise
-                if time.monotonic() + RETRY_DELAY > until:
+                if loop.time() + RETRY_DELAY > until:
                     await self._give_up(candidate, error)
                     return
                 logger.debug("The subscription %s could not be made; trying again: %s", identifier, error)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from abc import ABC, abstractmethod
 from collections import deque
 from contextvars import copy_context
@@ -72,7 +71,7 @@ class CommandQueue(ABC):
 
         Args:
             command: the command.
-            arrived: for a `subscribe`, the time of its arrival, by the monotonic clock.
+            arrived: for a `subscribe`, the time of its arrival, by the clock of the event loop.
         """
 
     def add(self, command: commands.Command, size: int) -> bool:
@@ -92,7 +91,7 @@ class CommandQueue(ABC):
         if isinstance(command, commands.Subscribe):
             if command.identifier in backlog.subscribing:
                 return True  # repeated while the first one is being handled
-            arrived = backlog.subscribing[command.identifier] = time.monotonic()
+            arrived = backlog.subscribing[command.identifier] = asyncio.get_running_loop().time()
         elif isinstance(command, commands.Unsubscribe):
             backlog.subscribing.pop(command.identifier, None)
         backlog.commands.append((command, size, arrived))
