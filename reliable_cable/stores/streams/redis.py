@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
@@ -267,8 +267,3 @@ def _uncertain(why: str) -> BroadcastUncertain:
 def _common_limits() -> tuple[int, float, int]:
     """Return the limits that are the same for all streams, as arguments of a script."""
     return int(IDLE_STREAM_TTL), YOUNG_TIME, YOUNG_SIZE
-
-
-def _entry(item: Any) -> Entry:
-    id_, fields = item
-    return Entry(int(id_.partition(b"-")[0]), fields[1].decode(), fields[5].decode())
