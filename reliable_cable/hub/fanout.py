@@ -106,16 +106,13 @@ class EncodedBatch:
         frames: the frame of each message.
     """
 
-    __slots__ = ("_batch", "_block", "_singly", "cost")
+    __slots__ = ("_batch", "_block", "_frames", "_singly", "cost")
 
     def __init__(self, batch: Batch, frames: Sequence[Frame]) -> None:
         self._batch = batch
-        serials = count(batch.first - 1)
-        #: Each message with its frame and, for a kept one, the serial of the message before it.
-        self._singly = [
-            (next(serials) if isinstance(item, Entry) else _TRANSIENT, item, frame)
-            for item, frame in zip(batch.items, frames, strict=True)
-        ]
+        self._frames = frames
+        #: The messages one by one. Most batches are written whole, so this is made when a subscriber needs it.
+        self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
         block = b"".join([frame.wire for frame in frames])
         #: All frames in one piece; None if that is too long for one write.
         self._block = block if len(frames) == 1 or len(block) <= POLICY.block_size else None
@@ -144,7 +141,7 @@ class EncodedBatch:
                 subscriber.outbox.failed()
 
     def _send_singly(self, subscriber: Subscriber) -> None:
-        for before, item, frame in self._singly:
+        for before, item, frame in self._singly or self._separate():
             if before == _TRANSIENT:
                 self._send_transient(subscriber, item.exclude, frame)
             elif subscriber.at == before:
@@ -152,6 +149,15 @@ class EncodedBatch:
                     subscriber.at = before + 1
                 elif isinstance(item, Entry):
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
+
+    def _separate(self) -> Sequence[tuple[int, Entry | Transient, Frame]]:
+        """Return each message with its frame and, for a kept one, the serial of the message before it."""
+        serials = count(self._batch.first - 1)
+        self._singly = [
+            (next(serials) if isinstance(item, Entry) else _TRANSIENT, item, frame)
+            for item, frame in zip(self._batch.items, self._frames, strict=True)
+        ]
+        return self._singly
 
     @staticmethod
     def _send_transient(subscriber: Subscriber, exclude: str, frame: Frame) -> None:
