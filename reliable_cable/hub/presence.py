@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from django.dispatch import Signal
 
+from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.exceptions import StoreError
@@ -23,9 +24,6 @@ logger = logging.getLogger("reliable_cable")
 
 #: How many rounds are made within the time to live of a member, so that two of them may fail.
 ROUNDS_PER_TTL: Final = 3
-
-#: The longest time, in seconds, between two rounds while the store is failing.
-RETRY_DELAY: Final = 1.0
 
 #: How many rounds follow after the last member was released: those of one time to live, and two more because clocks may
 #: differ.
@@ -220,7 +218,7 @@ class PresenceService:
     def _delay(self) -> float:
         """How long, in seconds, to wait before the next round."""
         interval = self.store.settings.presence_ttl / ROUNDS_PER_TTL
-        return min(interval, RETRY_DELAY) if self._failing else interval
+        return min(interval, BACKGROUND_RETRY_DELAY) if self._failing else interval
 
     async def _make_rounds(self) -> None:
         try:

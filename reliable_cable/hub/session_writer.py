@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
+from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.exceptions import StoreError
 from reliable_cable.stores.clock import StoreClock
@@ -21,9 +22,6 @@ logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to collect changed sessions before they are written together.
 SAVE_DELAY: Final = 0.05
-
-#: How long, in seconds, to wait before the next attempt while the store fails.
-RETRY_DELAY: Final = 1.0
 
 #: How long, in seconds, `flush` waits for a write.
 FLUSH_TIMEOUT: Final = 2.0
@@ -69,7 +67,7 @@ class _Pending:
 class SessionWriter:
     """Writes the records of sessions, one batch after another, on one event loop.
 
-    While the store fails, everything stays pending and is retried every `RETRY_DELAY` seconds.
+    While the store fails, everything stays pending and is retried every `BACKGROUND_RETRY_DELAY` seconds.
 
     Args:
         store: the session store.
@@ -137,48 +135,51 @@ class SessionWriter:
         if session.sid not in self.live or (self._failing and session.sid not in self._attempted):
             # The store has no older record of this session, so no restore can bring back an older state.
             return True
-        try:
-            async with asyncio.timeout(SAVE_TIMEOUT):
-                while (saved := await self._next_write()) is None:
-                    pass
-                return saved
-        except TimeoutError:
-            return False
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SAVE_TIMEOUT
+        saved = None
+        while saved is None:
+            result = self._next_write()
+            await asyncio.wait([result], timeout=until - loop.time())
+            saved = result.result() if result.done() else False
+        return saved
 
     async def flush(self) -> None:
         """Write everything pending now, and wait for one attempt. Return at once while the store is failing."""
         if self._failing:
             self._start()
             return
-        try:
-            async with asyncio.timeout(FLUSH_TIMEOUT):
-                await self._next_write()
-        except TimeoutError:
+        result = self._next_write()
+        await asyncio.wait([result], timeout=FLUSH_TIMEOUT)
+        if not result.done():
             self.report_failure("written", TimeoutError("the store does not respond"))
 
-    async def _next_write(self) -> bool | None:
+    def _next_write(self) -> asyncio.Future[bool | None]:
+        """Return the future result of the next write, for `asyncio.wait`: several callers share it."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         self._start(urgent=not self._failing)
-        return await asyncio.shield(self._next)
+        return self._next
 
     async def stop(self) -> None:
         """Attempt once to write everything pending, then stop retrying."""
         if self._has_work:
             self._urgent.set()
-            await self._next_write()
+            await asyncio.wait([self._next_write()])
         await cancel(self._task)
         self._task = None
 
     def report_failure(self, action: str, error: Exception) -> None:
-        """Log that the store has begun to fail, and check every `RETRY_DELAY` seconds whether it works again.
+        """Log that the store has begun to fail, and check regularly whether it works again.
 
         Args:
             action: what could not be done with session records: "written", for example.
             error: the error of the store.
         """
         if not self._failing:
-            logger.warning("Session records cannot be %s; retrying every %g s: %s", action, RETRY_DELAY, error)
+            logger.warning(
+                "Session records cannot be %s; retrying every %g s: %s", action, BACKGROUND_RETRY_DELAY, error
+            )
         self._failing = True
         self._start()
 
@@ -189,7 +190,7 @@ class SessionWriter:
         return bool(self._pending or self._deletions or self._next)
 
     def _start(self, *, urgent: bool = False) -> None:
-        """Start a write after `SAVE_DELAY`, after `RETRY_DELAY` while the store is failing, or at once if urgent."""
+        """Start a write: after `SAVE_DELAY`, more slowly while the store is failing, or at once if it is urgent."""
         if urgent:
             self._urgent.set()
         if self._task is None:
@@ -199,7 +200,7 @@ class SessionWriter:
         try:
             while self._has_work or self._failing:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(RETRY_DELAY if self._failing else SAVE_DELAY):
+                    async with asyncio.timeout(BACKGROUND_RETRY_DELAY if self._failing else SAVE_DELAY):
                         await self._urgent.wait()
                 self._urgent.clear()
                 await self._write()

@@ -17,6 +17,7 @@ from typing import Final
 
 from django.db import connections
 
+from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.exceptions import StoreError
 
 from .base import Store
@@ -25,8 +26,6 @@ logger = logging.getLogger("reliable_cable")
 
 #: How often, in seconds, to measure while the clock is in use.
 INTERVAL: Final = 10.0
-#: How long, in seconds, to wait after a measurement that failed.
-RETRY_DELAY: Final = 1.0
 #: How long, in seconds, a measurement counts as exact.
 MAX_AGE: Final = 30.0
 #: How much, in seconds, to subtract from the time while there is no recent measurement. A time that is too early may
@@ -151,7 +150,7 @@ class StoreClock:
                     await self.ameasure()
                 except Exception as error:
                     logger.debug("The time of the store could not be read; this is retried: %s", error)
-                    delay = RETRY_DELAY
+                    delay = BACKGROUND_RETRY_DELAY
                 await asyncio.sleep(delay)
         finally:
             self._keep_count -= 1
@@ -194,7 +193,7 @@ def _measure_while_used(reference: weakref.ref[StoreClock]) -> None:
             clock.measure()
         except Exception as error:
             logger.debug("The time of the store could not be read; this is retried: %s", error)
-            delay = RETRY_DELAY
+            delay = BACKGROUND_RETRY_DELAY
         finally:
             # Keep no database connection open between two measurements.
             connections.close_all()

@@ -11,9 +11,10 @@ from unittest import mock
 
 import pytest
 
+from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub.presence import LAST_ROUNDS, RETRY_DELAY, PresenceService
+from reliable_cable.hub.presence import LAST_ROUNDS, PresenceService
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 
@@ -153,7 +154,7 @@ class TestAStoreThatFails:
             await rounds.next()
             await rounds.next()
         await rounds.next()
-        assert rounds.slept == [TTL / 3, RETRY_DELAY, RETRY_DELAY, TTL / 3]
+        assert rounds.slept == [TTL / 3, BACKGROUND_RETRY_DELAY, BACKGROUND_RETRY_DELAY, TTL / 3]
 
     async def test_rounds_continue_until_released_members_have_left(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock

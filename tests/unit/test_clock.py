@@ -163,7 +163,7 @@ class TestThread:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(clock, "INTERVAL", 0.001)
-        monkeypatch.setattr(clock, "RETRY_DELAY", 0.001)
+        monkeypatch.setattr(clock, "BACKGROUND_RETRY_DELAY", 0.001)
         world.down = True
         world.store_clock.now()
         wait_until(lambda: world.requests > 2)
@@ -211,7 +211,7 @@ class TestEventLoop:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(clock, "INTERVAL", 0.001)
-        monkeypatch.setattr(clock, "RETRY_DELAY", 0.001)
+        monkeypatch.setattr(clock, "BACKGROUND_RETRY_DELAY", 0.001)
         world.down = True
         keeping = asyncio.create_task(world.store_clock.keep())
         await until(lambda: world.requests > 2)

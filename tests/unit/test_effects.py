@@ -108,7 +108,7 @@ async def test_a_client_whose_session_cannot_be_saved_is_disconnected_and_sees_n
 async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
     outage: Outage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_writer, "RETRY_DELAY", 0.001)
+    monkeypatch.setattr(session_writer, "BACKGROUND_RETRY_DELAY", 0.001)
     async with Client() as client:
         await client.subscribe(COUNTER)
         await client.perform(COUNTER, "increase")

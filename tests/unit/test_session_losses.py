@@ -18,7 +18,7 @@ from .sessions import Session, Store, ann, number, until_kept
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_losses, "CHECK_DELAY", 0.001)
     monkeypatch.setattr(session_writer, "SAVE_DELAY", 0.001)
-    monkeypatch.setattr(session_writer, "RETRY_DELAY", 0.002)
+    monkeypatch.setattr(session_writer, "BACKGROUND_RETRY_DELAY", 0.002)
 
 
 async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:

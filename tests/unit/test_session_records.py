@@ -17,7 +17,7 @@ from .sessions import Session, Store, ann, number, until_kept
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_writer, "SAVE_DELAY", 0.001)
-    monkeypatch.setattr(session_writer, "RETRY_DELAY", 0.002)
+    monkeypatch.setattr(session_writer, "BACKGROUND_RETRY_DELAY", 0.002)
 
 
 class TestWriting:
@@ -120,7 +120,7 @@ class TestFailingStore:
     async def test_does_not_block_clients_that_return_or_leave(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(session_records, "LOAD_TIMEOUT", 0.001)
         monkeypatch.setattr(session_writer, "FLUSH_TIMEOUT", 0.001)
-        monkeypatch.setattr(session_writer, "RETRY_DELAY", 60)
+        monkeypatch.setattr(session_writer, "BACKGROUND_RETRY_DELAY", 60)
         records = SessionRecords(store := Store())
         records.add(session := Session("a"))
         store.open.clear()
