@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -68,12 +69,13 @@ class MemorySocket(Transport):
         """Whether there is a frame to read."""
         return bool(self._unread)
 
-    def read(self, count: int) -> list[tuple[Any, Any]]:
-        """Return up to `count` frames, decoded, each with its stamp."""
+    def read(self, count: float, size: float = math.inf) -> list[tuple[Any, Any]]:
+        """Return up to `count` frames, decoded, each with its stamp, and no more once they have `size` characters."""
         taken: list[tuple[Any, Any]] = []
-        while self._unread and count > len(taken):
+        while self._unread and count > len(taken) and size > 0:
             text, stamp = self._unread.popleft()
             self._size -= len(text)
+            size -= len(text)
             taken.append((json.loads(text), stamp))
         if self._size <= self._low and self.full:
             self._room.set()
@@ -86,7 +88,7 @@ class MemorySocket(Transport):
             raise OSError("the socket is closed")
         if "text" in message:
             self._take(message["text"])
-        else:
+        elif message["type"] == "websocket.close":
             self.close_code = message["code"]
 
     def _write(self, data: bytes) -> None:

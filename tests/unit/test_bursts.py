@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import pytest
@@ -20,7 +21,8 @@ from reliable_cable.connection import outbox
 from reliable_cable.connection.connection import Connection
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer, get_hub
-from reliable_cable.servers.base import FRAMES_EXTENSION, Transport
+from reliable_cable.servers.base import FRAMES_EXTENSION
+from tests.support.memory_socket import MemorySocket
 
 from .wire import BASE, EXTENDED, identifier
 
@@ -61,8 +63,8 @@ def configured(settings: Any, **options: Any) -> None:
     }
 
 
-class SlowClient(Transport):
-    """A client's connection whose buffer takes `HIGH` characters. The client reads when a test calls `read`.
+class SlowClient(MemorySocket):
+    """A client's connection whose buffer takes `HIGH` characters. The client reads when a test calls `read_characters`.
 
     Args:
         frames: whether the server takes encoded frames. If not, its `send` waits while the buffer is full.
@@ -70,63 +72,19 @@ class SlowClient(Transport):
     """
 
     def __init__(self, *, frames: bool, protocol: str = EXTENDED) -> None:
-        super().__init__(self.asgi_send)
-        self.frames, self.protocol = frames, protocol
+        super().__init__(frames=frames, high=HIGH, low=LOW)
+        self.protocol = protocol
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self.ended = asyncio.Event()
+        self.dropped = asyncio.Event()
         self.log: list[Any] = []
-        self._buffer: list[str] = []
-        self._size = 0
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._pause: Callable[[], None] = lambda: None
-        self._resume: Callable[[], None] = lambda: None
-        if frames:
-            self.write = self._write
-
-    def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        if self.frames:
-            self._pause, self._resume = pause, resume
 
     def abort(self) -> None:
-        self.ended.set()
+        super().abort()
+        self.dropped.set()
 
-    @property
-    def aborted(self) -> bool:
-        """Whether the server has dropped the connection."""
-        return self.ended.is_set()
-
-    async def asgi_send(self, message: dict[str, Any]) -> None:
-        if not self.frames:
-            await self._writable.wait()
-        if "text" in message:
-            self._take(message["text"])
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            size, head = data[1], 2
-            if size == 126:
-                size, head = int.from_bytes(data[2:4], "big"), 4
-            self._take(data[head : head + size].decode())
-            data = data[head + size :]
-
-    def _take(self, text: str) -> None:
-        self._buffer.append(text)
-        self._size += len(text)
-        if self._size > HIGH and self._writable.is_set():
-            self._writable.clear()
-            self._pause()
-
-    def read(self, size: int) -> None:
+    def read_characters(self, size: float) -> None:
         """Let the client read at most this many characters, but at least one frame."""
-        while self._buffer and size > 0:
-            text = self._buffer.pop(0)
-            size -= len(text)
-            self._size -= len(text)
-            self.log.append(json.loads(text))
-        if self._size <= LOW and not self._writable.is_set():
-            self._writable.set()
-            self._resume()
+        self.log += [frame for frame, _ in self.read(math.inf, size)]
 
     @property
     def connection(self) -> Connection:
@@ -169,16 +127,16 @@ class SlowClient(Transport):
         """Let the client read until nothing more is sent."""
         for _ in range(2000):
             count = len(self.log)
-            self.read(10**9)
+            self.read_characters(math.inf)
             await self.run_until_idle()
-            if len(self.log) == count and not self._buffer:
+            if len(self.log) == count and not self.readable:
                 return
         raise AssertionError("frames are sent without end")
 
     async def __aenter__(self) -> SlowClient:
         offered = {FRAMES_EXTENSION: self}
         scope = {"type": "websocket", "subprotocols": [self.protocol], "headers": [], "extensions": offered}
-        self._task = asyncio.ensure_future(CableConsumer.as_asgi()(scope, self.incoming.get, self.asgi_send))
+        self._task = asyncio.ensure_future(CableConsumer.as_asgi()(scope, self.incoming.get, self.send))
         self.incoming.put_nowait({"type": "websocket.connect"})
         await self.run_until_idle()
         return self
@@ -258,7 +216,7 @@ async def test_a_client_that_reads_nothing_is_disconnected_in_time(
     async with SlowClient(frames=frames) as client:
         await client.subscribe(ONE)
         await publish_many("a", 100, 500)
-        await asyncio.wait_for(client.ended.wait(), 5)
+        await asyncio.wait_for(client.dropped.wait(), 5)
     assert "too_slow" in caplog.text
 
 
@@ -270,7 +228,7 @@ async def test_a_client_that_reads_slowly_stays_connected(frames: bool) -> None:
         await client.run_until_idle()
         checks = 0
         while 29 not in client.numbers(ONE, "a"):
-            client.read(LIMIT)
+            client.read_characters(LIMIT)
             await client.run_until_idle()
             assert not client.aborted
             outbox = client.connection.outbox
@@ -386,7 +344,7 @@ def test_however_fast_a_client_reads_it_gets_each_message_once_and_in_order_or_i
                         await publish(stream, counts[stream], length)
                         counts[stream] += 1
                 elif action == "read":
-                    client.read(arguments[0])
+                    client.read_characters(arguments[0])
                 elif action == "iterate":
                     await asyncio.sleep(0)
                 else:  # as if an action started another stream

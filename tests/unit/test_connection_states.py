@@ -10,8 +10,6 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck
-from hypothesis import settings as configure
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -19,7 +17,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from reliable_cable.channel import registry
@@ -37,6 +34,7 @@ from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.sessions.memory import MemorySessionStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 from tests.support.memory_socket import MemorySocket
+from tests.support.random_walk import run_random_walks
 from tests.support.virtual_loop import VirtualLoop
 
 from .closing_model import ANN, EVERYTHING, MEANINGS, Client, Peer, Room
@@ -375,15 +373,7 @@ def test_each_reason_to_close_means_the_same_in_every_state(
                 caplog.clear()
                 machines.clear()
 
-    run_state_machine_as_test(
-        Machine,
-        settings=configure(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-        ),
-    )
+    run_random_walks(Machine, walks=EXAMPLES, steps=STEPS)
 
 
 def test_a_connection_that_is_forgotten_while_it_is_being_restored_leaves_no_record(machines: list[Lives]) -> None:

@@ -13,13 +13,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck
-from hypothesis import settings as configure
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from reliable_cable.channel import registry
@@ -29,6 +26,7 @@ from reliable_cable.connection.subscription import Subscription
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import fanout
 from reliable_cable.stores.streams.base import Advanced
+from tests.support.random_walk import run_random_walks
 
 from .delivery_client import Client
 from .delivery_model import (
@@ -283,15 +281,7 @@ def test_each_client_receives_each_message_once_in_order_or_is_told_of_a_loss(
                 caplog.clear()
 
     Machine.frames = frames
-    run_state_machine_as_test(
-        Machine,
-        settings=configure(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-        ),
-    )
+    run_random_walks(Machine, walks=EXAMPLES, steps=STEPS)
 
 
 EXAMPLES, STEPS = 100, 40

@@ -1,0 +1,21 @@
+"""Random walks through a state machine of hypothesis."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+
+def run_random_walks(machine: type[RuleBasedStateMachine], *, walks: int, steps: int) -> None:
+    """Run random walks, and check what the machine checks.
+
+    Args:
+        machine: the state machine.
+        walks: the number of walks.
+        steps: the most steps of a walk.
+    """
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    run_state_machine_as_test(
+        machine,
+        settings=settings(max_examples=walks, stateful_step_count=steps, deadline=None, suppress_health_check=slow),
+    )
