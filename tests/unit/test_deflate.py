@@ -24,10 +24,10 @@ from reliable_cable.servers.base import Transport
 from reliable_cable.servers.deflate import CompressingWebSocketProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
 from reliable_cable.stores.streams.base import Transient
+from tests.support.asyncio_transport import AsyncioTransport
 from tests.support.deflate import read
 from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness
-from tests.unit.test_servers import AsyncioTransport
 
 LONG = json.dumps({"text": "again and again " * 100})
 

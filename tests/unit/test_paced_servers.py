@@ -21,6 +21,7 @@ from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 from reliable_cable.servers.paced_daphne import PacedFactory, PacedServer
 from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol
+from tests.support.asyncio_transport import AsyncioTransport
 
 from .wire import until
 
@@ -58,40 +59,6 @@ def iteration_counter() -> Iterator[IterationCounter]:
 
 
 # -- uvicorn -----------------------------------------------------------------------------------------------------------
-
-
-class AsyncioTransport:
-    """The used part of an asyncio transport."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.reading = True
-        self.closing = self.aborted = False
-        self.protocol: Any = None
-
-    def get_extra_info(self, name: str) -> None:
-        return None
-
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
-
-    def set_protocol(self, protocol: Any) -> None:
-        self.protocol = protocol
-
-    def close(self) -> None:
-        self.closing = True
-
-    def abort(self) -> None:
-        self.closing = self.aborted = True
 
 
 class Uvicorn:

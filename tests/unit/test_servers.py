@@ -22,6 +22,7 @@ from reliable_cable.servers import transport_for
 from reliable_cable.servers.base import Transport
 from reliable_cable.servers.daphne import DaphneTransport
 from reliable_cable.servers.uvicorn import CableWebSocketProtocol, UvicornTransport
+from tests.support.asyncio_transport import AsyncioTransport
 
 
 class TwistedTransport:
@@ -284,27 +285,6 @@ def test_shared_frames_are_not_used_with_tls() -> None:
 
 
 # -- frames through uvicorn --------------------------------------------------------------------------------------------
-
-
-class AsyncioTransport:
-    """The used part of an asyncio transport."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.closing = False
-
-    def get_extra_info(self, name: str) -> None:
-        return None
-
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def pause_reading(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 async def test_the_uvicorn_protocol_offers_frames_in_the_scope() -> None:
