@@ -31,9 +31,8 @@ MAX_AGE: Final = 30.0
 #: How much, in seconds, to subtract from the time while there is no recent measurement. A time that is too early may
 #: give a client a message twice. A time that is too late may make it miss one.
 MARGIN: Final = 5.0
-#: The longest round trip, in seconds, of a measurement that always replaces the last one. A slower measurement replaces
-#: it only if the two disagree.
-MAX_GOOD_ROUND_TRIP: Final = 0.25
+#: How many seconds two clocks may drift apart in one second. NTP changes the speed of a clock by at most that much.
+MAX_DRIFT: Final = 0.0005
 #: How long, in seconds, `ready` waits for a measurement.
 READY_TIMEOUT: Final = 2.0
 #: How long, in seconds, the measuring thread lives without use of the clock.
@@ -44,10 +43,10 @@ class StoreClock:
     """Returns the time by a store's clock without a request to the store each time.
 
     It measures the offset between the store's clock and this process's monotonic clock. While a measurement is at most
-    `MAX_AGE` seconds old, the time is never ahead of the store's clock, and behind it by at most the round trip of the
-    measurement. After that, the time is estimated from the last measurement, and `MARGIN` is subtracted. Before the
-    first measurement, the estimate comes from this host's clock. If the store uses this host's clock, nothing is
-    measured.
+    `MAX_AGE` seconds old, the time is never ahead of the store's clock. It is behind by at most the round trip of the
+    measurement, and by less if an earlier measurement was faster. After that, the time is estimated from the last
+    measurement, and `MARGIN` is subtracted. Before the first measurement, the estimate comes from this host's clock. If
+    the store uses this host's clock, nothing is measured.
 
     In a process with an event loop, `keep` measures. In other processes, such as WSGI servers and task workers, the
     first use starts a thread that measures. It ends after `IDLE_TIME` seconds without use.
@@ -166,11 +165,13 @@ class StoreClock:
     def _record(self, sent_at: float, store_time: float) -> None:
         # The store read its clock at some moment between the request and the response.
         received_at = self._monotonic()
-        earliest, latest = store_time - received_at, store_time - sent_at
-        offset = earliest
-        slow = received_at - sent_at > MAX_GOOD_ROUND_TRIP
-        if self._measured is not None and slow and earliest <= self._measured[0] <= latest:
-            offset = self._measured[0]
+        offset, latest = store_time - received_at, store_time - sent_at
+        if self._measured is not None:
+            # The last measurement may have been faster, and so its offset closer to the true one.
+            last, measured_at = self._measured
+            last -= MAX_DRIFT * (sent_at - measured_at)
+            if last <= latest:
+                offset = max(offset, last)
         self._measured = offset, sent_at
 
     def _measure_soon(self) -> None:

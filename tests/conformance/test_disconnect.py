@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from typing import Any
 
 import pytest
 
+from reliable_cable.stores.sessions.base import CLOCK_MARGIN
 from tests.conformance.conftest import Connect, Pair, suspend
 from tests.conformance.test_takeover import check_works, resume, subscribe
-from tests.support.client import BASE, EXTENDED, Client, identify, unique
+from tests.support.client import BASE, EXTENDED, PATIENCE, Client, identify, unique
 from tests.support.server import OtherProcess, Server
-
-#: How far, in seconds, clocks may differ (`CLOCK_MARGIN` in `stores/sessions/base.py`), plus a little.
-MARGIN = 1.05
 
 
 async def expect_disconnect(client: Client, *, reconnect: bool) -> None:
@@ -25,8 +24,13 @@ async def expect_disconnect(client: Client, *, reconnect: bool) -> None:
 
 
 async def connect_afterwards(server: Server, **options: Any) -> Client:
-    """Connect so late that, even if clocks differ, the authentication is later than all earlier disconnects."""
-    await asyncio.sleep(MARGIN)
+    """Connect so late that the server surely authenticates the client after all earlier disconnects."""
+    # Of the store's clock, which is the clock of this host, the server knows a time that is a little early.
+    certain = time.time() + CLOCK_MARGIN + 0.05
+    deadline = time.monotonic() + PATIENCE
+    while await server.call("session_time") <= certain:
+        assert time.monotonic() < deadline, "the server's time of the session store is wrong"
+        await asyncio.sleep(0.05)
     client = Client(server.url, **options)
     await client.open()
     client.welcome = await client.expect({"type": "welcome"})

@@ -13,7 +13,7 @@ import pytest
 from reliable_cable import StoreError
 from reliable_cable.stores import clock
 from reliable_cable.stores.base import Store
-from reliable_cable.stores.clock import IDLE_TIME, MARGIN, MAX_AGE, MAX_GOOD_ROUND_TRIP, StoreClock
+from reliable_cable.stores.clock import IDLE_TIME, MARGIN, MAX_AGE, MAX_DRIFT, StoreClock
 from tests.stores.conftest import until, wait_until
 
 #: How many seconds the clocks of the store and of this host are ahead of the true time.
@@ -113,12 +113,29 @@ class TestTime:
             world.store_clock.measure()
             assert world.store_clock.now() == pytest.approx(world.store_time)
 
-    def test_a_slow_response_does_not_replace_a_good_measurement(self, world: World) -> None:
+    @pytest.mark.parametrize("round_trip", [0.1, 4.0])
+    def test_a_slower_measurement_does_not_make_the_time_less_exact(self, world: World, round_trip: float) -> None:
         world.store_clock.measure()
-        world.request_time, world.response_time = 0.0, 4.0
-        assert world.response_time > MAX_GOOD_ROUND_TRIP
+        world.response_time = round_trip
+        world.store_clock.measure()
+        assert world.store_clock.now() == pytest.approx(world.store_time, abs=MAX_DRIFT * round_trip)
+        assert world.store_clock.now() <= world.store_time
+
+    def test_a_faster_measurement_makes_the_time_more_exact(self, world: World) -> None:
+        world.response_time = 4.0
+        world.store_clock.measure()
+        world.response_time = 0.0
         world.store_clock.measure()
         assert world.store_clock.now() == pytest.approx(world.store_time)
+
+    def test_slow_measurements_follow_a_clock_that_is_slower_than_this_hosts(self, world: World) -> None:
+        world.store_clock.measure()
+        world.response_time = 0.1
+        for _ in range(1000):
+            world.true_time += MAX_AGE / 2
+            world.ahead -= MAX_DRIFT * MAX_AGE / 2
+            world.store_clock.measure()
+            assert world.store_time - 0.11 <= world.store_clock.now() <= world.store_time + 1e-6
 
     def test_a_slow_response_replaces_a_measurement_that_it_contradicts(self, world: World) -> None:
         world.store_clock.measure()

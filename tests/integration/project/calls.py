@@ -20,6 +20,7 @@ from django.db import transaction
 import reliable_cable
 from reliable_cable import StreamPosition
 from reliable_cable.signals import presence_joined, presence_left
+from reliable_cable.stores.engine import get_engine
 from reliable_cable.templatetags.reliable_cable import cable_meta_tags
 from tests.integration.project.gates import gates
 
@@ -165,6 +166,11 @@ def page_time() -> int:
     return int(cable_meta_tags().rpartition('content="')[2].partition('"')[0])
 
 
+def session_time() -> float:
+    """Return the time by the clock of the session store, as this process has measured it."""
+    return get_engine().session_clock.now()
+
+
 def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = True) -> None:
     """Close the connections of a user, inside a transaction that is committed or rolled back."""
     try:
@@ -195,6 +201,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "position": reliable_cable.position,
     "presence_signals": presence_signals,
     "serve_wsgi": serve_wsgi,
+    "session_time": session_time,
     "wait_at_gate": wait_at_gate,
     "who_is_there": who_is_there,
 }
