@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from django.db import InternalError, NotSupportedError, ProgrammingError, connections
-from django.db.models import CharField, FloatField, Func, Value
+from django.db.models import BooleanField, CharField, ExpressionWrapper, FloatField, Func, Q, Value
 from django.db.models.expressions import Combinable, Expression
 
 from .database import Database
@@ -36,9 +36,10 @@ class _Lineage(Func):
     identifier.
     """
 
+    # PostgreSQL evaluates such a subquery once for each statement, not once for each row.
     template = (
-        "(SELECT system_identifier FROM pg_control_system())::text || '.' || "
-        "SUBSTR(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+        "(SELECT system_identifier::text || '.' || SUBSTR(pg_walfile_name(pg_current_wal_lsn()), 1, 8) "
+        "FROM pg_control_system())"
     )
     output_field = CharField()
 
@@ -109,24 +110,35 @@ class DatabaseServer:
         """Return an expression that selects the lineage of the server's data, or `""` if that is unknown."""
         return _Lineage() if self._reports_lineage else Value("", output_field=CharField())
 
+    def is_foreign(self, lineage: str) -> Combinable:
+        """Return a condition: whether rows belong to another lineage than the server's data.
+
+        Args:
+            lineage: the name of the column that contains the lineage of a row, or `""` if that is unknown.
+        """
+        if not self._reports_lineage:
+            return Value(False)
+        return ExpressionWrapper(~Q(**{f"{lineage}__in": ["", _Lineage()]}), output_field=BooleanField())
+
     def prepare(self) -> None:
         """Find out once whether the server reports its lineage.
 
-        Do not call this inside a transaction that must not fail, because the query fails on some servers.
+        This runs outside the caller's transaction, because the query fails on some servers.
 
         Raises:
             DatabaseError: the server could not be reached. The next call tries again.
         """
-        if self._reports_lineage is not None:
-            return
+        if self._reports_lineage is None:
+            self._reports_lineage = self._is_postgresql and self._database.outside(self._may_query_lineage)
+
+    def _may_query_lineage(self) -> bool:
+        def query() -> None:
+            with connections[self._database.alias].cursor() as cursor:
+                cursor.execute(f"SELECT {_Lineage.template}")
+
         try:
-            if self._is_postgresql:
-                self._database.write(self._query_lineage)
-            self._reports_lineage = self._is_postgresql
+            self._database.write(query)
         except (ProgrammingError, NotSupportedError, InternalError):
             # Some managed services lack these functions, or do not permit them.
-            self._reports_lineage = False
-
-    def _query_lineage(self) -> None:
-        with connections[self._database.alias].cursor() as cursor:
-            cursor.execute(f"SELECT {_Lineage.template}")
+            return False
+        return True

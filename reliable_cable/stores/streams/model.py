@@ -10,6 +10,7 @@ from functools import partial
 
 from django.db import connections
 from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models.expressions import Combinable
 
 from reliable_cable import models
 from reliable_cable.concurrency.on_commit import call_after_commit, is_manual, report_failure
@@ -170,8 +171,9 @@ class ModelStreamStore(ModelStore, StreamStore):
         alive = self._entries(OuterRef("pk")).filter(created__gt=self._server.ago(policy.history_ttl))
         oldest = Subquery(alive.order_by("created", "offset").values("offset")[:1])
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
-            row = self._database.rows(models.Stream).filter(name=stream, tail__gt=0).annotate(oldest=oldest).first()
-            if row is None:
+            streams = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
+            row = streams.annotate(oldest=oldest, ended=self._ended()).first()
+            if row is None or row.ended:
                 return StreamPage("", 0, 1)
             low = row.low
             if not following:
@@ -203,16 +205,25 @@ class ModelStreamStore(ModelStore, StreamStore):
                 first=Subquery(later.values("offset")[:1]),
                 created=Subquery(later.values("created")[:1]),
                 now=self._server.now(),
+                ended=self._ended(),
             ).first()
         if row is None:
             return 0
-        if row.low > 1 and row.trimmed_at >= since:
+        if row.ended or (row.low > 1 and row.trimmed_at >= since):
             return None
         if row.first is None:
             return row.tail
         if row.created <= row.now - policy.history_ttl or row.first <= row.tail - policy.history_size:
             return None
         return int(row.first) - 1
+
+    def _ended(self) -> Combinable:
+        """Return a condition: whether the epoch of a stream began in another lineage of the database.
+
+        A copy of the database may have brought the epoch back. Readers ignore the stream, and the next append ends it.
+        """
+        self._server.prepare()
+        return self._server.is_foreign("lineage")
 
     def _entries(self, stream: int | OuterRef) -> QuerySet[models.StreamEntry]:
         return self._database.rows(models.StreamEntry).filter(stream=stream)
@@ -277,7 +288,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         names = list(streams)
-        rows = self._database.rows(models.Stream).filter(tail__gt=0)
+        rows = self._database.rows(models.Stream).filter(tail__gt=0).alias(ended=self._ended()).filter(ended=False)
         return {
             name: StreamPosition(epoch, tail)
             for start in range(0, len(names), NAMES_PER_QUERY)

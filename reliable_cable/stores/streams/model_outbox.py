@@ -81,7 +81,12 @@ class Numbering:
         with_outbox: list[str] = []
         ended: list[str] = []
         now = 0.0
-        for stream in locked.annotate(waits=Exists(outbox), now=self._server.now(), present=self._server.lineage()):
+        for stream in locked.annotate(
+            waits=Exists(outbox),
+            now=self._server.now(),
+            present=self._server.lineage(),
+            ended=self._server.is_foreign("lineage"),
+        ):
             streams[stream.name] = stream
             now = max(now, stream.now)
             if stream.waits:
@@ -89,7 +94,7 @@ class Numbering:
             if stream.tail == 0:
                 # An epoch begins with its first entry: a restored database may have the row without the entries.
                 stream.epoch = secrets.token_hex(8)
-            elif stream.present and stream.lineage not in ("", stream.present):
+            elif stream.ended:
                 ended.append(stream.name)
             stream.lineage = stream.present or stream.lineage
         if len(streams) < len(names):
