@@ -76,6 +76,25 @@ class TestLostAnswers:
         assert append(store, "1") == [1]
         assert kept(store) == [(1, "1")]
 
+    def test_a_retry_begins_another_epoch_if_that_of_the_first_attempt_is_lost(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # For example, Redis fails over to a replica without the entry. Others may have got offsets after it.
+        store, other = make_store(), make_store()
+        run, epochs = store.client._attempt, list[str]()
+
+        def losing(calls: Any) -> list[Any]:
+            replies = run(calls)
+            epochs.append(other.position("a").epoch)
+            if len(epochs) == 1:
+                other.forget("a")
+                raise RedisUnavailable("the answer was lost", sent=True)
+            return list(replies)
+
+        monkeypatch.setattr(store.client, "_attempt", losing)
+        assert append(store, "1") == [1]
+        assert len(set(epochs)) == 2
+
     def test_a_first_attempt_after_its_retry_does_nothing(self, make_store: MakeStore) -> None:
         # If Redis hung for longer than the timeout, it executes both attempts in any order.
         store = make_store()

@@ -15,7 +15,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
-from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisRefused, RedisUnavailable
+from reliable_cable.stores.redis.client import LINEAGE, NEW_TOKEN, Argument, Call, RedisRefused, RedisUnavailable
 from reliable_cable.stores.redis.doctor import find_problems
 from reliable_cable.stores.redis.keys import stream_tag
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
@@ -93,14 +93,13 @@ class RedisStreamStore(RedisStore, StreamStore):
         self.require_history(names)
         numbers = {name: number for number, name in enumerate(names, 1)}
         keys = [key for name in names for key in self.keys(name)]
-        # The prefix of new epochs, and the id of this append.
-        ids = (secrets.token_hex(8), base64.b64encode(secrets.token_bytes(9)).decode())
+        append_id = base64.b64encode(secrets.token_bytes(9)).decode()
         rest: list[Argument] = [*_common_limits(), len(names)]
         for name in names:
             rest += [name, self.channel(name), *self._limits(name)]
         for name, message in items:
             rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
-        return lambda elapsed: Call("append", keys, [LINEAGE, self.script_time(), *ids, elapsed, *rest])
+        return lambda elapsed: Call("append", keys, [LINEAGE, NEW_TOKEN, self.script_time(), append_id, elapsed, *rest])
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to every process, without keeping it."""
