@@ -30,7 +30,7 @@ async def retry(
 ) -> T:
     """Await a call. Repeat it while it fails.
 
-    Only the first failure is logged as a warning. It has a traceback unless the error is an outage.
+    The first failure is logged as a warning, and later ones at level debug, with a traceback unless it is an outage.
 
     Args:
         call: the call.

@@ -114,8 +114,8 @@ class Database:
     """Runs the reads and writes of stores in one of Django's databases.
 
     Args:
-        settings: uses the database alias `database`. If `handler_threads` is 0, everything runs in the calling thread
-            and in its transaction, so that tests in transactions work.
+        settings: the settings; `database` and `handler_threads` are used. If `handler_threads` is 0, everything runs in
+            the calling thread and in its transaction, so that tests in transactions work.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -274,7 +274,7 @@ class Database:
     # -- retrying -----------------------------------------------------------------------------------------------------
 
     def _retry(self, call: Callable[[], T], retry_time: float) -> T:
-        """Run a call, and retry it after conflicts. What counts for a `StoreError` is its cause."""
+        """Run a call, and retry it after conflicts. A `StoreError` is a conflict if its cause is one."""
         connection = connections[self.alias]
         deadline = time.monotonic() + retry_time
         may_reconnect = True

@@ -21,7 +21,7 @@ from .scripts import script_text
 
 #: How long, in seconds, to use a connection before it is reopened, so that its address is resolved again.
 MAX_CONNECTION_AGE: Final = 60.0
-#: How often, in seconds, refused commands may make all connections reopen, at most.
+#: The shortest time, in seconds, after which refused commands may make all connections reopen again.
 REOPEN_INTERVAL: Final = 0.5
 #: How long, in seconds, to keep the record after its last use. This is longer than all data that are bound to it.
 RECORD_TTL: Final = 60 * 86400
@@ -47,7 +47,7 @@ class LineageTracker:
         self.key = key
         #: The server and the lineage that the newest connection leads to. None: no connection was opened so far.
         self.identity: Identity | None = None
-        #: The number of the present generation. Connections of earlier generations are reopened before their next use.
+        #: The number of the current generation. Connections of earlier generations are reopened before their next use.
         self._generation = 0
         self._reopened_at = -REOPEN_INTERVAL
         #: All lineages that this process has seen.
@@ -128,7 +128,7 @@ class LineageTracker:
     def _has_returned(self, lineage: str, generation: int) -> bool:
         """Return whether this process has seen this lineage before, and another one after it.
 
-        If so, other messages may have got the same offsets in the other lineage.
+        If so, other messages may have received the same offsets in the other lineage.
         """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""

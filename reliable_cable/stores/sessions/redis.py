@@ -18,7 +18,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     """Stores session records in the Redis of `settings.redis_url`.
 
     Args:
-        settings: uses `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl`.
+        settings: the settings; `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl` are used.
         clock: replaces Redis's clock for revocations in tests. Records always expire by Redis's clock.
     """
 
