@@ -118,7 +118,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
         problem = f"{key} is {alias!r}, an SQLite database in memory. Each thread would use a database of its own."
         hint = f"Set DATABASES[{alias!r}]['NAME'] to the path of a file."
     elif vendor and not router.allow_migrate_model(alias, apps.get_model("reliable_cable", "Session")):
-        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS forbid to create the tables of reliable_cable there."
+        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS do not allow the tables of reliable_cable there."
         hint = f"Return True from allow_migrate() of your router for {alias!r} and the app 'reliable_cable'."
     if problem:
         return [Error(problem, hint=hint or None, id="reliable_cable.E004")]

@@ -230,7 +230,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             except StopConsumer:
                 return
             except Exception:
-                logger.exception("A channel layer message failed.")
+                logger.exception("A message of the channel layer could not be handled.")
 
 
 def _install_drain(transport: Transport) -> None:

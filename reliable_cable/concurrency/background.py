@@ -124,10 +124,7 @@ class BackgroundWorker(Generic[T]):
             return queue.changed.wait_for(lambda: queue.empty, timeout)
 
     def finish(self) -> None:
-        """Wait up to `exit_timeout` seconds for the queue to become empty, then report the items that are left.
-
-        They are passed to `on_abandoned`.
-        """
+        """Wait up to `exit_timeout` seconds for the queue to become empty. Pass leftover items to `on_abandoned`."""
         if not self.flush(self._exit_timeout):
             queue = self._queue
             with queue.changed:

@@ -192,7 +192,7 @@ class Commands(CommandQueue):
         try:
             await subscription.presence.leave()
         except Exception:
-            logger.exception("Presence could not be left. The member leaves when its time to live is over.")
+            logger.exception("A member could not be removed from presence. It leaves when it expires.")
         await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
 
     # -- actions ------------------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ class Connection:
         """
         if not self.resumable or await self.hub.sessions.save(self):
             return True
-        logger.warning("A session could not be saved. Its client is disconnected, and subscribes anew.")
+        logger.warning("A session could not be saved. Its client is disconnected, and subscribes again.")
         self.close(DisconnectReason.REMOTE, reconnect=True)
         return False
 

@@ -160,7 +160,7 @@ class Outbox:
             self.overflow()
         except Exception:
             # The fan-out must continue with the other subscribers.
-            logger.exception("A slow client could not be dropped.")
+            logger.exception("A slow client could not be disconnected.")
 
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames, in one write if the server offers `write`."""

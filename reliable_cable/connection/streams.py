@@ -79,7 +79,7 @@ class SubscriptionStreams:
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
     #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
     restorable: bool = True
-    #: When the client left the session that was restored, until it has received what it missed.
+    #: When the client left the restored session; None after it has received what it missed.
     left_at: float | None = None
 
     @property

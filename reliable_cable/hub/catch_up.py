@@ -90,7 +90,7 @@ class CatchUp:
                 page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)
             if _agree(subscriber.cursor, page, asked) and page.epoch == stream.position.epoch:
                 return page
-        logger.warning("A subscriber of the stream %r could not catch up. It is told of a loss.", stream.name)
+        logger.warning("A subscriber of the stream %r could not catch up. Its client is told of a loss.", stream.name)
         return None
 
     async def _write(self, stream: HubStream, subscriber: Subscriber, step: Step) -> None:

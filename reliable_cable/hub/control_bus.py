@@ -121,7 +121,7 @@ class ControlBus:
                 self._supersede(takeover)
         except Exception:
             # A server of another version may have sent it.
-            logger.exception("A control message failed: %.200s", data)
+            logger.exception("A control message could not be handled: %.200s", data)
 
     def _revoke(self, revocation: Revocation) -> None:
         key = condition_key(revocation.condition)

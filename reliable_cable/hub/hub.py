@@ -78,7 +78,7 @@ class Hub:
             for problem in await self.engine.streams.aproblems():
                 logger.warning("%s", problem)
         except StoreError:
-            logger.warning("The stream store could not be checked. `manage.py cable_doctor` does so, too.")
+            logger.warning("The stream store could not be checked. Run `manage.py cable_doctor` to check it.")
 
     # -- streams ------------------------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class PresenceService:
     # -- members ------------------------------------------------------------------------------------------------------
 
     async def join(self, stream: str, session: str, id_: str, info: Any) -> None:
-        """Join a member, or update it, and keep it present. If the store fails, the next round joins it again.
+        """Add or update a member, and keep it present. If the store fails, the next round adds it.
 
         Args:
             stream: the stream's name.

@@ -41,7 +41,7 @@ class LossDetector:
     have the former one.
 
     Args:
-        writer: has the live sessions, and writes lost records again.
+        writer: knows the live sessions, and writes lost records again.
     """
 
     def __init__(self, writer: SessionWriter) -> None:

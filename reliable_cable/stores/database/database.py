@@ -206,7 +206,7 @@ class Database:
         return submit_store(partial(_with_short_wait, call)).result()
 
     def delete_soon(self, call: Callable[[], object]) -> None:
-        """Run a call that deletes old rows in a store thread soon.
+        """Schedule a call that deletes old rows, in a store thread.
 
         If it fails, or the process ends first, the rows stay until another call deletes them.
         """

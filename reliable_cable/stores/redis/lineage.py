@@ -21,7 +21,7 @@ from .scripts import script_text
 
 #: How long, in seconds, to use a connection before it is reopened, so that its address is resolved again.
 MAX_CONNECTION_AGE: Final = 60.0
-#: The shortest time, in seconds, after which refused commands may make all connections reopen again.
+#: The shortest time, in seconds, between two reopenings of all connections because of refused commands.
 REOPEN_INTERVAL: Final = 0.5
 #: How long, in seconds, to keep the record after its last use. This is longer than all data that are bound to it.
 RECORD_TTL: Final = 60 * 86400
@@ -104,7 +104,7 @@ class LineageTracker:
             info |= parse_info(_checked(reply))
         if info.get("role") in ("slave", "replica"):
             raise redis.ConnectionError(
-                "the server is a replica, which takes no broadcasts: let REDIS_URL lead to the primary"
+                "the server is a replica, which accepts no broadcasts: let REDIS_URL lead to the primary"
             )
         try:
             run_id = info["run_id"]

@@ -60,10 +60,7 @@ class RedisStore(Store):
         return stream_channel(self.settings.key_prefix, stream)
 
     def script_time(self) -> str:
-        """Return the time argument of a Lua script: the time of a test's clock, or `""` for the time of Redis's clock.
-
-        
-        """
+        """Return the time argument of a Lua script: the time of a test's clock, or `""` for that of Redis's clock."""
         return "" if self._clock is None else f"{self._clock():.6f}"
 
     async def atime(self) -> float:
