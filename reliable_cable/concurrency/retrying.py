@@ -30,7 +30,7 @@ async def retry(
 ) -> T:
     """Await a call. Repeat it while it fails.
 
-    The first failure is logged as a warning, and later ones at level debug, with a traceback unless it is an outage.
+    The first failure is logged as a warning, and later ones at the level debug. Outages are logged without a traceback.
 
     Args:
         call: the call.

@@ -32,7 +32,7 @@ logger = logging.getLogger("reliable_cable")
 #: reached. The client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
 
-#: How long, in seconds, the streams of a `subscribe` may always take to open, even if its handler took very long.
+#: How long, in seconds, the streams of a `subscribe` may take to open even after `SUBSCRIBE_TIMEOUT` has passed.
 MIN_OPEN_TIME: Final = 1.0
 
 #: Commands that matter only to their own client. They are skipped after the connection has ended.

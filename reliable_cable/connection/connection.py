@@ -1,6 +1,6 @@
 """The server side of a WebSocket connection: its session ids, its state, how it reads frames, and how it is closed.
 
-See See Architecture: The life of a connection. `lifecycle.py` opens and ends a connection; `commands.py` handles its
+See Architecture: The life of a connection. `lifecycle.py` opens and ends a connection; `commands.py` handles its
 commands.
 """
 
@@ -253,7 +253,7 @@ class Connection:
             self.hub.tasks.spawn(self._finish())
 
     async def drain(self, delay: float) -> None:
-        """Close the connection before the server stops: after `delay` seconds, and after the queued commands."""
+        """Close the connection because the server will stop: after `delay` seconds, and after the queued commands."""
         await asyncio.sleep(delay)
         if not self.closed:
             await self.commands.finished(CLOSE_TIMEOUT)

@@ -26,7 +26,7 @@ STALL_TIME = 10.0
 #: take a slow client longer.
 BLIND_STALL_TIME = 60.0
 
-#: The queue of an outbox that has nothing queued. It is shared, and never filled.
+#: The queue of each outbox that has nothing queued. All of them share this deque, which is never filled.
 _EMPTY: deque[str] = deque(maxlen=0)
 
 
@@ -260,7 +260,7 @@ class Outbox:
                 self.ready = None
                 await self.send({"type": "websocket.close", "code": code})
         except Exception:
-            # The time is over, or the server raised an error because the socket is closed.
+            # The timeout has passed, or the server raised an error because the socket is closed.
             return False
         else:
             return True

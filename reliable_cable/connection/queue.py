@@ -116,7 +116,7 @@ class CommandQueue(ABC):
             await asyncio.wait([self._task], timeout=timeout)
 
     def is_wanted(self, identifier: str, arrived: float) -> bool:
-        """Return whether the `subscribe` that arrived at this time is still the one to be answered."""
+        """Return whether the `subscribe` that arrived at this time still has to be answered."""
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     async def _run(self, backlog: _Backlog) -> None:

@@ -84,7 +84,7 @@ class SubscriptionStreams:
 
     @property
     def presence_stream(self) -> str | None:
-        """The stream of its presence: the one that was marked, or the first one."""
+        """The presence stream: the one that a handler has marked, or else the first one."""
         marked = next((name for name, each in self.streams.items() if each.start.presence), None)
         return marked or next(iter(self.streams), None)
 

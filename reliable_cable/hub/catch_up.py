@@ -20,7 +20,7 @@ logger = logging.getLogger("reliable_cable")
 #: How many characters of entries are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
 
-#: How long, in seconds, to wait after each repair in a row after which the stream still does not match the page.
+#: The delays, in seconds, after the repairs of a stream that does not match a page. There is one repair for each delay.
 RETRY_DELAYS: Final = (0.0, 0.05, 0.2, 0.5)
 
 
@@ -53,7 +53,7 @@ class CatchUp:
         Raises:
             StoreError: the store cannot be read.
         """
-        # One subscriber of a connection reads at a time, so that a client with many subscriptions has one page in
+        # One subscriber of a connection reads at a time. So a client with many subscriptions has only one page in
         # memory.
         async with subscriber.outbox.reading:
             await subscriber.outbox.drained()
@@ -84,7 +84,7 @@ class CatchUp:
                 page = None
             if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
-            # Messages that are taken while the page is being read need not be in it.
+            # Messages that the hub takes while the page is being read need not be in it.
             asked = stream.position
             if page is None:
                 page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)

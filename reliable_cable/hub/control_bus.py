@@ -84,7 +84,7 @@ class ControlBus:
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Receive control messages, the kept ones too, until `release`. Call this for each connection."""
+        """Receive control messages until `release`, the kept ones first. Call this for each connection."""
         self._users += 1
         if self._observing is None:
             loop = asyncio.get_running_loop()
@@ -134,7 +134,7 @@ class ControlBus:
                 _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect)
 
     def close_if_revoked(self, connection: HubConnection) -> bool:
-        """Close a connection if it was revoked since it was authenticated. Return whether it was."""
+        """Close a connection if it was revoked since it was authenticated. Return whether it was closed."""
         for key in condition_keys(connection.identity):
             revocation = self._revocations.get(key)
             if revocation is not None and _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect):
@@ -219,7 +219,6 @@ def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) 
     """
     if not is_revoked(connection.authenticated, [at]):
         return False
-    # If the clocks are wrong by a little, the client may have been authenticated after the revocation. Let it
-    # reconnect.
+    # Clocks are not exact: the client may have been authenticated after the revocation. So let it reconnect.
     connection.close(DisconnectReason.REMOTE, reconnect=reconnect or connection.authenticated > at)
     return True

@@ -88,7 +88,7 @@ class Batch:
         self.excluded = frozenset(item.exclude for item in items if item.exclude)
 
     def encode(self, group: SubscriberGroup) -> EncodedBatch:
-        """Return the batch as the frames for a group."""
+        """Return the batch, encoded as frames for a group."""
         frames = [
             group.encode(self.epoch, item.offset, item.data)
             if isinstance(item, Entry)
@@ -132,7 +132,7 @@ class EncodedBatch:
                 continue
             write = subscriber.outbox.ready
             if write is None or block is None:
-                self._send_singly(subscriber)  # a full socket may take only some of the messages
+                self._send_singly(subscriber)  # a full socket may accept only some of the messages
                 continue
             subscriber.at = last if has_kept else at
             try:

@@ -138,7 +138,7 @@ class Hub:
         elif isinstance(event, Advanced):
             self.repairs.request(stream)
             if stream.observer is not None:
-                self.sessions.suspect()  # the store may have been away, and have lost data
+                self.sessions.suspect()  # the store may have been down, and may have lost data
         else:
             self._take(stream, stream.position, event)
 

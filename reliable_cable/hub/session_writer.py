@@ -99,13 +99,13 @@ class SessionWriter:
         return sid in self._pending
 
     def changed(self, session: LiveSession) -> None:
-        """Soon write the record of a session, if the session is live."""
+        """Schedule a write of a session's record, if the session is live."""
         if session.sid in self.live:
             self._pending[session.sid] = _Pending(partial(self._record_of, session))
             self._start()
 
     def keep(self, sid: str, record: SessionRecord) -> None:
-        """Soon write the record of a session that has no connection, unless the record expires before that."""
+        """Schedule a write of a record that belongs to no live session. It is not written after it has expired."""
         self._pending[sid] = _Pending(lambda: record, time.monotonic() + self.store.settings.sessions_ttl)
         self._start()
 

@@ -64,7 +64,7 @@ class HubStream:
     repair: asyncio.Task[None] | None = None
     #: Whether the repair reads the store once more.
     repair_again: bool = False
-    #: Announced messages for which others before them are missing.
+    #: Early messages: they were announced although messages before them are missing.
     _early: list[Published | Transient] = field(default_factory=list)
     _early_size: int = 0
     #: Messages to be written, and the serial of the last kept message before them.

@@ -27,7 +27,7 @@ GroupKey = tuple[str, str | None, type[Frame]]
 
 
 class SubscriberState(Enum):
-    """What a subscriber is sent, and from where."""
+    """The stages of delivery to a subscriber."""
 
     #: Its stream is being opened.
     OPENING = "opening"

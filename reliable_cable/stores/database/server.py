@@ -111,7 +111,7 @@ class DatabaseServer:
         return _Lineage() if self._reports_lineage else Value("", output_field=CharField())
 
     def is_foreign(self, lineage: str) -> Combinable:
-        """Return a condition: whether rows belong to another lineage than the server's data.
+        """Return the condition that a row belongs to a lineage other than that of the server's data.
 
         Args:
             lineage: the name of the column that contains the lineage of a row, or `""` if that is unknown.

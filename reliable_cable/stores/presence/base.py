@@ -105,7 +105,7 @@ class PresenceStore(Store):
 
     @property
     def outage(self) -> float:
-        """How long, in seconds, `expire` may go uncalled by any process before the store assumes an outage."""
+        """How long, in seconds, the store waits for a call of `expire` by any process before it assumes an outage."""
         return self.settings.presence_ttl * OUTAGE_SHARE
 
     @property
@@ -134,8 +134,8 @@ class PresenceStore(Store):
         """Add sessions to streams, or refresh them, in this order; return the events that this caused.
 
         If the store has lost its data, the joins of members with `joined` are announced, so that all rosters become
-        complete again, but they are not returned, because nobody really joined. If the leave of such a member was
-        announced before, its join is a real one, and is returned.
+        complete again, but they are not returned, because no member has really joined. If the leave of such a member
+        was announced before, its join is a real one, and is returned.
         """
 
     @abstractmethod

@@ -219,7 +219,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         return int(row.first) - 1
 
     def _ended(self) -> Combinable:
-        """Return a condition: whether the epoch of a stream began in another lineage of the database.
+        """Return the condition that the epoch of a stream began in another lineage of the database.
 
         A copy of the database may have brought the epoch back. Readers ignore the stream, and the next append ends it.
         """

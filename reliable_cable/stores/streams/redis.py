@@ -27,7 +27,7 @@ logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
-#: How long, in seconds, to wait before such a retry.
+#: How long, in seconds, to wait before an append is retried.
 RETRY_DELAY: Final = 0.05
 
 #: The most keys that one call reads.
