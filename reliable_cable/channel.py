@@ -314,7 +314,7 @@ class Channel:
 
     @classmethod
     def action_names(cls) -> list[str]:
-        """Return the names of all actions, in order."""
+        """Return the names of all actions, in alphabetical order."""
         return sorted(cls._actions)
 
     def begin(self) -> Mapping[str, Any]:

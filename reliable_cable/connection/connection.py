@@ -35,7 +35,8 @@ logger = logging.getLogger("reliable_cable")
 MAX_BAD_FRAMES: Final = 20
 #: The most bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
-#: How long, in seconds, closing a socket waits for queued frames. Draining first waits as long for queued commands.
+#: How long, in seconds, to wait for queued frames before a socket is closed. Before that, draining waits for queued
+#: commands, for the same time.
 CLOSE_TIMEOUT: Final = 2.0
 
 

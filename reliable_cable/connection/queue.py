@@ -36,8 +36,9 @@ class _Backlog:
     size: int = 0
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
-    #: Whether the task waits for more commands after the last one, and the future on which it is waiting.
+    #: Whether the task waits for more commands after the last one.
     lingers: bool = True
+    #: What the task is waiting for; None while it handles commands.
     parked: asyncio.Future[None] | None = None
 
     def wake(self) -> None:

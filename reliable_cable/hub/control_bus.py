@@ -93,7 +93,7 @@ class ControlBus:
             self._clocks = [loop.create_task(clock.keep(), name="cable-clock") for clock in clocks]
 
     def release(self) -> None:
-        """Stop receiving after the last connection has ended."""
+        """Stop receiving control messages after the last connection has ended."""
         self._users -= 1
         if self._users == 0 and self._observing is not None:
             for clock in self._clocks:

@@ -23,7 +23,8 @@ from .scripts import script_text
 MAX_CONNECTION_AGE: Final = 60.0
 #: The shortest time, in seconds, between two reopenings of all connections because of refused commands.
 REOPEN_INTERVAL: Final = 0.5
-#: How long, in seconds, to keep the record after its last use. This is longer than all data that are bound to it.
+#: How long, in seconds, to keep the record after its last use. This is longer than the TTL of all data that are bound
+#: to it.
 RECORD_TTL: Final = 60 * 86400
 #: The `master_replid2` of a server that was never promoted.
 ZERO_REPLID: Final = "0" * 40

@@ -217,7 +217,7 @@ class PubSub:
         if state is None or self._channels.get(channel) is not state:
             return
         if state.confirmed.done():
-            # The channel was subscribed to before. Messages of the time between may be missing.
+            # The channel was subscribed to before. Messages that were published in between may be missing.
             self._deliver(state, None)
         else:
             state.confirmed.set_result(None)
