@@ -1,4 +1,4 @@
-"""Reliable real-time streams for Django Channels: no gap, no repeat, in order, across dropped connections."""
+"""Reliable real-time streams for Django Channels: each message arrives once and in order, after reconnects too."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .validation import BatchOptions, check_stream_name, encode_json
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The channel classes of each name that clients use. More than one is an error, which a system check reports.
+#: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
 
 _ACTION = "_cable_action"
@@ -101,14 +101,14 @@ class ChannelPresence:
 
     def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the protocol's name
         """Join as the member `str(id)`. `info` describes the member, and can be any JSON value."""
-        # A lone surrogate cannot be sent to clients.
+        # Lone surrogates are replaced, because they cannot be sent to clients.
         text = str(id).encode(errors="replace").decode()
         if id is None or not text:
             raise ChannelError(f"{type(self._channel).__name__}: presence.join() needs an id, and got {id!r}.")
         self._channel.reply.presence.append(PresenceJoin(text, json.loads(_encode(info, self._channel))))
 
     def leave(self) -> None:
-        """Leave. Nothing happens if the subscription has not joined."""
+        """End the membership. Nothing happens if the subscription has not joined."""
         self._channel.reply.presence.append(PresenceLeave())
 
 
@@ -174,10 +174,10 @@ class Channel:
         """Handle a restored session. The subscription has its streams and state again; `reject()` ends it."""
 
     def before_subscribe(self) -> Any:
-        """Check before `subscribed` and `resubscribed`; return False to reject."""
+        """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription."""
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Check before an action; return False to ignore the call."""
+        """Decide whether an action may be called. Return False to ignore the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. Its traceback was logged, and its reply was dropped.
@@ -314,7 +314,7 @@ class Channel:
 
     @classmethod
     def action_names(cls) -> list[str]:
-        """Return the names of all actions, in order."""
+        """Return the names of all actions, in alphabetical order."""
         return sorted(cls._actions)
 
     def begin(self) -> Mapping[str, Any]:

@@ -118,7 +118,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
         problem = f"{key} is {alias!r}, an SQLite database in memory. Each thread would use a database of its own."
         hint = f"Set DATABASES[{alias!r}]['NAME'] to the path of a file."
     elif vendor and not router.allow_migrate_model(alias, apps.get_model("reliable_cable", "Session")):
-        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS forbid to create the tables of reliable_cable there."
+        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS do not allow the tables of reliable_cable there."
         hint = f"Return True from allow_migrate() of your router for {alias!r} and the app 'reliable_cable'."
     if problem:
         return [Error(problem, hint=hint or None, id="reliable_cable.E004")]
@@ -161,7 +161,7 @@ def check_journal_mode(*, databases: Sequence[str] | None = None, **kwargs: Any)
 
 @register(TAG)
 def check_runserver(**kwargs: Any) -> list[CheckMessage]:
-    """Report a `runserver` without WebSockets (W002), in development only: with `DEBUG`."""
+    """Report a `runserver` that serves no WebSockets (W002). This is checked only if `DEBUG` is on."""
     if not django_settings.DEBUG:
         return []
     served_by = get_commands().get("runserver")
@@ -178,7 +178,7 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_public_streams(**kwargs: Any) -> list[CheckMessage]:
-    """Report public streams without `DEBUG` (W003)."""
+    """Report public streams if `DEBUG` is off (W003)."""
     settings = _valid_settings()
     if settings is None or not settings.public_streams or django_settings.DEBUG:
         return []
@@ -240,7 +240,7 @@ def _all_timeouts_are_longer(hosts: Any) -> bool:
 
 
 def _socket_timeout(host: Mapping[str, Any]) -> float | None:
-    """Return the `socket_timeout` of a host, in seconds; None: no limit; 0: it is not set."""
+    """Return the `socket_timeout` of a host in seconds, None if it has no limit, or 0 if it is not set."""
     in_url = parse_qs(urlsplit(str(host.get("address", ""))).query).get("socket_timeout")
     timeout: float | None = float(in_url[-1]) if in_url else host.get("socket_timeout", 0)
     return timeout
@@ -254,7 +254,7 @@ def _valid_settings() -> CableSettings | None:
 
 
 def _database() -> str | None:
-    """Return the alias of the database that stores streams or sessions; None without one, or with invalid settings."""
+    """Return the alias of the database that stores streams or sessions; None if none does or settings are invalid."""
     settings = _valid_settings()
     if settings is None:
         return None

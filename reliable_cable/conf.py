@@ -25,7 +25,7 @@ ENGINE_PARTS = ("streams", "presence", "sessions")
 
 @dataclass(frozen=True, slots=True)
 class StreamPolicy:
-    """How much of a stream's history is kept.
+    """How much of a stream's history is kept, and how safely.
 
     Args:
         history_size: the number of messages to keep. A stream with 0 is transient.
@@ -172,7 +172,7 @@ class CableSettings:
         return StreamPolicy(self.history_size, self.history_ttl)
 
     def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return the policy of a pattern of `STREAMS`. Options that it does not have are those of all streams."""
+        """Return the policy of a pattern of `STREAMS`. Options that the pattern lacks are those of all streams."""
         options = self.streams[pattern]
         return StreamPolicy(
             options.get("history_size", self.history_size),

@@ -41,7 +41,7 @@ _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.W
 
 
 def get_hub() -> Hub:
-    """Return the hub of the running event loop. It is made anew after a change of settings."""
+    """Return the hub of the running event loop. After a change of settings, this is a new one."""
     loop = asyncio.get_running_loop()
     engine: Engine = get_engine()
     settings: CableSettings = get_settings()
@@ -66,18 +66,18 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
-    #: The channel layer to receive messages from. None: no channel layer.
+    #: The alias of the channel layer to receive messages from; None: receive none.
     channel_layer_alias: str | None = None
 
     scope: dict[str, Any]
     user: Any = None
-    #: The connection, after the client was welcomed.
+    #: The connection; None until the client has been welcomed.
     session: Connection | None = None
 
     #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
     _rejected = False
-    #: Set when the client was welcomed. Messages of the channel layer are handled afterwards.
+    #: Set when the client has been welcomed. Messages of the channel layer are handled only after that.
     _connected: asyncio.Event | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -133,7 +133,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                     return
         finally:
             if commands is not None:
-                # A server that stops cancels this task. What a restore needs is kept all the same.
+                # A server that stops cancels this task. The session must be saved nevertheless.
                 await asyncio.shield(commands.connection.hub.tasks.spawn(self._end(commands, code)))
                 self.session = None
             if layer_task is not None:
@@ -212,12 +212,12 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self._connected = asyncio.Event()
         self.channel_name = await self.channel_layer.new_channel()
         task = asyncio.get_running_loop().create_task(self._receive_from_layer())
-        # Layers clean up after a receiver that is cancelled: it must have begun.
+        # A layer cleans up when its receiver is cancelled, but only if the receiver has begun.
         await asyncio.sleep(0)
         return task
 
     async def _receive_from_layer(self) -> None:
-        assert self._connected is not None  # noqa: S101 - for the type checker; made before this began
+        assert self._connected is not None  # noqa: S101 - for the type checker: it was set before this task began
         receive = partial(self.channel_layer.receive, self.channel_name)
         while True:
             message = await retry(receive, "The channel layer cannot be read", delay=BACKGROUND_RETRY_DELAY)
@@ -230,7 +230,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             except StopConsumer:
                 return
             except Exception:
-                logger.exception("A channel layer message failed.")
+                logger.exception("A message of the channel layer could not be handled.")
 
 
 def _install_drain(transport: Transport) -> None:

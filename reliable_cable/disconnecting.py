@@ -26,7 +26,7 @@ from .stores.streams.base import Message
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, the exit of the interpreter waits for disconnects that could not be stored before.
+#: How long, in seconds, the exit of the interpreter waits for disconnects that are being retried.
 EXIT_TIMEOUT: Final = 5.0
 
 
@@ -34,8 +34,8 @@ EXIT_TIMEOUT: Final = 5.0
 def disconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
     """Close every connection that has all the given identifiers, on every server process: `disconnect(user=user)`.
 
-    The sessions of matching clients that are not connected at present become void, too. Clients can connect again: to
-    prevent that, reject them in `connect`.
+    The sessions of matching clients that are not connected now become void, too. All of these clients can connect
+    again; to prevent this, reject them in `connect`.
 
     Inside transactions, the connections are closed after all of them have committed. If a store fails then, the
     disconnect is retried in the background until it succeeds.

@@ -129,17 +129,17 @@ atexit.register(end_threads, EXIT_TIME)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, as `run_sensitive` does."""
+    """Run a sync channel handler in one of `HANDLER_THREADS` threads. If that is 0, use `run_sensitive`."""
     return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 
 async def run_store(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync store method that reads. It has its own threads, so that a slow channel handler delays no delivery."""
+    """Run a sync store method that reads. Reads have their own threads, so that slow handlers delay no delivery."""
     return await _run("read", _store_threads(), _with_kept_connections, call, *args)
 
 
 async def run_store_write(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync store method that writes. It has its own threads, so that waiting for a write lock delays no read."""
+    """Run a sync store method that writes. Writes have their own threads, so that waiting for a lock delays no read."""
     return await _run("write", _store_threads(), _with_kept_connections, call, *args)
 
 
@@ -241,7 +241,7 @@ def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
 
 
 async def run_sensitive(call: Callable[..., T], *args: Any) -> T:
-    """Run sync code in the thread of Django's ORM calls, so that it is inside of transactions that are open there."""
+    """Run sync code in the thread of Django's ORM calls, so that it takes part in transactions that are open there."""
     result: T = await SyncToAsync(_with_fresh_connections, thread_sensitive=True)(call, *args)
     return result
 
@@ -279,8 +279,8 @@ class BatchedCalls(Generic[A, T]):
 
     Args:
         function: called with one argument. If it raises an error, the caller that passed this argument receives it.
-        size: the most calls in one hop.
-        parallel: the most hops at the same time, for each event loop.
+        size: the most calls in one thread hop.
+        parallel: the most thread hops at the same time, for each event loop.
     """
 
     def __init__(self, function: Callable[[A], T], *, size: int, parallel: int) -> None:

@@ -1,6 +1,6 @@
-"""What the commands of a connection do: they run handlers of channels, and apply the replies.
+"""Handles the commands of a connection: runs handlers of channels, and applies their replies.
 
-Architecture: The way of a command.
+See Architecture: The way of a command.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ logger = logging.getLogger("reliable_cable")
 #: reached. The client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
 
-#: The least time, in seconds, to open the streams of a `subscribe`, however long it was queued or its handler took.
+#: How long, in seconds, the streams of a `subscribe` may take to open even after `SUBSCRIBE_TIMEOUT` has passed.
 MIN_OPEN_TIME: Final = 1.0
 
-#: Commands that only answer their client. They are skipped after the connection has ended.
+#: Commands that matter only to their own client. They are skipped after the connection has ended.
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 
 
@@ -64,7 +64,7 @@ class Commands(CommandQueue):
             return
         subscription = self.subscriptions.get(command.identifier)
         if subscription is None:
-            # A command may arrive after the client's own `unsubscribe`. Only this one must be answered.
+            # A command may arrive after the client's own `unsubscribe`. Only `presence` needs an answer then.
             if isinstance(command, commands.Presence):
                 self._push(messages.presence_event(command.identifier, messages.presence_error()))
             return
@@ -121,8 +121,7 @@ class Commands(CommandQueue):
     async def _subscribe_with_retries(self, command: commands.Subscribe, channel: Channel, arrived: float) -> None:
         """Subscribe. Retry while a database or store cannot be reached.
 
-        Meanwhile nothing is answered: for the client a rejection is final, and so is the end of the connection before
-        an answer.
+        The client gets no answer during the retries, because a rejection would be final.
         """
         identifier = command.identifier
         loop = asyncio.get_running_loop()
@@ -157,7 +156,7 @@ class Commands(CommandQueue):
             return
         joins: list[Any] = []
         if not reply.rejected:
-            # A slow handler must not make an opening fail that the store would answer.
+            # After a slow handler, the store must still have time to open the streams.
             least = asyncio.get_running_loop().time() + MIN_OPEN_TIME
             await subscription.apply_streams(reply, request, until=max(until, least))
             joins += [join for join in reply.presence if not isinstance(join, PresenceLeave)]
@@ -169,7 +168,7 @@ class Commands(CommandQueue):
             return
         self.subscriptions[subscription.identifier] = subscription
         if self.connection.closed:
-            return  # the end of the connection waits for this, and ends the subscription
+            return  # `end_connection` waits for this command, and then ends the subscription
         subscription.confirm()
         subscription.catch_up(request, joins)
         self.connection.changed()
@@ -188,12 +187,12 @@ class Commands(CommandQueue):
     async def _unsubscribe(self, subscription: Subscription) -> None:
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
-        # Save first: otherwise a restore could bring the subscription back after others saw it leave.
+        # Save first: otherwise a restore could bring the subscription back after others saw the member leave.
         await self.connection.save()
         try:
             await subscription.presence.leave()
         except Exception:
-            logger.exception("Presence could not be left. The member leaves when its time to live is over.")
+            logger.exception("A member could not be removed from presence. It leaves when it expires.")
         await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
 
     # -- actions ------------------------------------------------------------------------------------------------------
@@ -261,12 +260,12 @@ class Commands(CommandQueue):
         """Run a handler after its check. If one of them raises, apply the reply of `handle_error`.
 
         Args:
-            channel: the channel whose handler it is.
+            channel: the channel that the handler belongs to.
             name: the name of the handler, for the log and for `handle_error`.
             handler: the handler.
             check: called first. If it returns False, the handler is not called.
-            retried: whether the caller retries after an outage. Its error is then raised, without a call of
-                `handle_error`.
+            retried: whether the caller retries after an outage. The outage's error is then raised, and `handle_error`
+                is not called.
 
         Returns:
             The reply; `REFUSED` if the check returned False; None if the handler or the check raised.

@@ -1,4 +1,4 @@
-"""Runs handlers of channels, in a thread if they are sync, and drops the reply of one that raises."""
+"""Runs handlers of channels, in a thread if they are sync. The reply of a handler that raises is dropped."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ REFUSED = Reply(rejected=True)
 
 
 def _cancelled(error: BaseException) -> bool:
-    """Return whether this task was cancelled, not something that a handler awaited."""
+    """Return whether this task was cancelled. If not, something that a handler awaited was cancelled."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 async def invoke(call: Callable[..., Any], base: type = Channel) -> Any:
-    """Run a handler, sync or async. One that is not overridden costs nothing.
+    """Run a sync or async handler. Do nothing if no subclass has overridden it.
 
     Args:
         call: the handler, a method of an object, or a partial call of it.
@@ -57,7 +57,8 @@ async def run_recorded(
         name: the name of the handler, for the log and for `handle_error`.
         handler: the handler, which takes no arguments.
         check: called first. If it returns False, the handler is not called and the reply is `REFUSED`.
-        retried: whether the caller retries after an outage. Its error is then raised, without a call of `handle_error`.
+        retried: whether the caller retries after an outage. The outage's error is then raised, and `handle_error` is
+            not called.
 
     Returns:
         The reply, and whether the handler or the check raised. If so, the reply is that of `handle_error`.

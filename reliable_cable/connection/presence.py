@@ -1,4 +1,4 @@
-"""The presence of one subscription: its own membership, and its client's list of the members."""
+"""The presence of one subscription: its member, and its client's list of all members."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger("reliable_cable")
 
 
 def member_key(sid: str, identifier: str) -> str:
-    """Return the key of the member that a session's subscription is."""
+    """Return the key under which a subscription of a session is a member."""
     return f"{sid}:{hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest()}"
 
 
@@ -47,11 +47,11 @@ class SubscriptionPresence:
         #: The id and info of the member; None while the subscription is not a member.
         self.member: tuple[str, Any] | None = None
         self._key = member_key(subscription.connection.sid, subscription.identifier)
-        #: Joins that are made after the history has been sent.
+        #: Joins to make after the history has been sent.
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None
-        #: The roster that the client's list belongs to, once the client has asked who is present.
+        #: The roster that the client's list belongs to; None before the client has requested the members.
         self._roster: Roster | None = None
         #: The incarnation that the client's list is based on, from a restore until the list has been corrected.
         self._restored_incarnation: str | None = None
@@ -75,7 +75,7 @@ class SubscriptionPresence:
                 await self.leave()
 
     async def authorizes(self, claim: PresenceClaim) -> bool:
-        """Return whether the channel allows the client's own join.
+        """Return whether the channel allows a join that the client requests.
 
         Raises:
             Exception: `authorize_presence` failed because of an outage.
@@ -103,7 +103,7 @@ class SubscriptionPresence:
         self._connection.changed()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
-        """Add joins that `join_pending` makes."""
+        """Add joins, which `join_pending` will make."""
         self._pending_joins += joins
 
     async def join_pending(self) -> None:
@@ -126,10 +126,10 @@ class SubscriptionPresence:
             await self._service.leave(stream, self._key)
 
     async def move(self, former: str) -> None:
-        """Move the member from its former stream to the present presence stream.
+        """Move the member from the former presence stream to the current one.
 
         Args:
-            former: the name of the stream that was the presence stream before.
+            former: the name of the former presence stream.
         """
         if self.member is not None:
             member, self.member = self.member, None
@@ -137,7 +137,7 @@ class SubscriptionPresence:
             await self.join(*member)
 
     def release(self) -> None:
-        """Let the member expire because the connection has ended. A restored session can take it over before."""
+        """Let the member expire, because the connection has ended. A restored session can take it over before that."""
         if self.member is not None and self._subscription.presence_stream is not None:
             self._service.release(self._subscription.presence_stream, self._key)
 
@@ -180,8 +180,8 @@ class SubscriptionPresence:
         away = max(self._connection.hub.engine.session_clock.now() - left_at, 0)
         resumed = await self._service.rosters.resume(stream, self._restored_incarnation, away)
         if resumed is None:
-            # The data were lost, and with them who has left. The record keeps the former incarnation, so the next
-            # restore leaves this subscription out, and the client asks for a new list.
+            # The presence data were lost, so it is unknown which members have left. The record keeps the former
+            # incarnation, so the next restore leaves this subscription out, and the client requests a new list.
             self._roster = None
             self._connection.close(DisconnectReason.SERVER_RESTART)
             return
@@ -209,6 +209,6 @@ class SubscriptionPresence:
         """Restore what `record` returned in the former session."""
         self.member = tuple(data["member"]) if data["member"] is not None else None
         self._restored_incarnation = data["watching"]
-        # Without a member in the record, nobody has to leave. A member that joined just before its server died is
-        # missing in the record, and leaves when it expires.
+        # Without a member in the record, there is none to remove. A member that joined just before its server died may
+        # be missing in the record. It leaves when it expires.
         self._former_key = data["key"] if self.member is not None else None

@@ -1,7 +1,7 @@
 """The command queue of a connection.
 
-Commands are handled one after another, in a task of their own. So the end of the connection is noticed while a handler
-takes its time.
+Commands are handled one after another, in a separate task. So the end of the connection is noticed even while a handler
+is running.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger("reliable_cable")
 #: The most commands that may be queued.
 MAX_QUEUED_COMMANDS: Final = 1024
 
-#: Commands after which more are likely to come.
+#: Commands that clients often send several times in a row.
 _REPEATED = (commands.Perform, commands.Whisper)
 
 
@@ -36,8 +36,9 @@ class _Backlog:
     size: int = 0
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
-    #: Whether the task waits for more commands after the last one, and what it is waiting for.
+    #: Whether the task waits for more commands after the last one.
     lingers: bool = True
+    #: What the task is waiting for; None while it handles commands.
     parked: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -49,12 +50,12 @@ class _Backlog:
 class CommandQueue(ABC):
     """The commands of one connection. A subclass handles them.
 
-    The task lingers until the next ping. So a client that sends one message after another costs one task for each ping,
-    not one for each message, and an idle client has none.
+    The task lingers until the next ping. So a client that sends many messages costs one task for each ping interval,
+    not one for each message. An idle client has no task.
 
     Args:
         tasks: the background tasks of the event loop.
-        max_size: how many characters the frames of the queued commands may have.
+        max_size: the most characters that the frames of all queued commands may have together.
     """
 
     __slots__ = ("_backlog", "_max_size", "_task", "_tasks")
@@ -116,7 +117,7 @@ class CommandQueue(ABC):
             await asyncio.wait([self._task], timeout=timeout)
 
     def is_wanted(self, identifier: str, arrived: float) -> bool:
-        """Return whether the `subscribe` that arrived at this time is still the one to be answered."""
+        """Return whether the `subscribe` that arrived at this time still has to be answered."""
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     async def _run(self, backlog: _Backlog) -> None:

@@ -1,6 +1,6 @@
-"""Restoring a session: a client that reconnects gets its subscriptions back, with their streams, state and presence.
+"""Restores sessions: a client that reconnects gets its subscriptions back, with their streams, state and presence.
 
-Protocol: Restore.
+See Protocol: Restore.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ logger = logging.getLogger("reliable_cable")
 #: The most ids by which a session is known. A broadcast "to others" excludes all of them.
 MAX_SIDS: Final = 8
 
-#: How long, in seconds, to retry `resubscribed` while a database or store cannot be reached. The client has no welcome
-#: yet, and considers the connection stale after two ping intervals.
+#: How long, in seconds, to retry `resubscribed` while a database or store cannot be reached. Meanwhile the client gets
+#: no welcome, and it considers the connection stale after two ping intervals.
 RESTORE_TIMEOUT: Final = 4.0
 
 
@@ -37,10 +37,10 @@ class Restored:
     """The result of a restore.
 
     Attributes:
-        sid: the session that continues.
-        identifiers: the restored subscriptions.
+        sid: the id of the former session.
+        identifiers: the identifiers of the restored subscriptions.
         transmissions: frames to be sent after the welcome.
-        elsewhere: whether another process may still have the connection of the session.
+        elsewhere: whether another process may still have the former connection.
     """
 
     sid: str
@@ -54,16 +54,16 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
 
     Args:
         commands: the commands of the new connection, which has been authenticated.
-        sid: the session that the client names.
+        sid: the id of the session that the client names.
 
     Returns:
-        None if there is no such session that belongs to this user.
+        None if no session of this user has that id.
     """
     connection = commands.connection
     hub = connection.hub
     old = hub.connections.find(sid)
     if old is not None and not old.resumable:
-        old = None  # it was closed or superseded: the store knows the session
+        old = None  # it was closed or superseded, so the store has its last record
     try:
         record = old.record() if old is not None else await hub.sessions.load(sid, connection.identity)
     except Exception:
@@ -73,12 +73,13 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     if record is None or record.identity != connection.identity:
         return None
     if old is not None:
-        # The connection here may continue session `sid`. Control messages for it are meant for the new one, too.
+        # The old connection may have a newer session id. Control messages for that id must reach the new connection,
+        # too.
         record = replace(record, data={**record.data, "sids": [old.sid, *record.data["sids"]]})
         old.close(DisconnectReason.SUPERSEDED)
-    # A client that does not receive the welcome returns with the same session id. So the record stays until it expires.
-    # It says that a connection has the session, and names it: the announcement of this takeover may arrive late, and
-    # must not close the connection of the client that has returned.
+    # A client that does not receive the welcome returns with the same session id, so the former record stays until it
+    # expires. It contains the id of this connection. By this id, a takeover that is announced late is recognised as an
+    # old one, and does not close the connection of the client that has returned.
     sids = [connection.sid, *record.data["sids"]][:MAX_SIDS]
     former = replace(record, data={**record.data, "alive": True, "sids": sids})
     if old is not None:
@@ -89,14 +90,14 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         await _restore_all(commands, restored, record.data)
         restored.elsewhere = bool(record.data["alive"]) and old is None and connection.resumable
     except Exception:
-        # Another version may have written it. The client subscribes afresh, with its positions.
+        # A server of another version may have written the record. The client subscribes again, with its own positions.
         logger.exception("A session record could not be read.")
         for subscription in commands.subscriptions.values():
             subscription.end()
         commands.subscriptions.clear()
         connection.sids = (connection.sid,)
         return None
-    # A connection that was closed meanwhile may have to be forgotten.
+    # If the connection was closed meanwhile, its session may have to be forgotten.
     if connection.resumable:
         await hub.sessions.take_over(connection, sid, former)
     await hub.pacer.wait()
@@ -113,13 +114,13 @@ async def _restore_all(commands: Commands, restored: Restored, data: Mapping[str
         if find_channel(parse_identifier(item["identifier"])[0]) is None:
             continue  # the channel was removed while the client was away
         if item["watching"] is not None and incarnations.get(_presence_stream(item)) != item["watching"]:
-            continue  # the presence data were lost: the client subscribes, and asks for the members, afresh
+            continue  # the presence data were lost: the client subscribes again, and requests the members
         if await _restore_one(commands, restored, item, item["left_at"] or data["left_at"], until):
             restored.identifiers.append(item["identifier"])
 
 
 async def _incarnations(commands: Commands, items: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
-    """Return the present incarnation of the presence data of each stream whose members the client was told."""
+    """Return the current incarnation of each stream whose members the client was sent."""
     streams = {_presence_stream(item): () for item in items if item["watching"] is not None and item["streams"]}
     return (await commands.connection.hub.engine.presence.arefresh(streams)).incarnations if streams else {}
 
@@ -137,10 +138,10 @@ async def _restore_one(
 
     Args:
         commands: the commands of the new connection.
-        restored: takes the transmissions.
+        restored: receives the transmissions.
         item: the record of the subscription.
         left_at: when the client left, by the session store's clock.
-        until: until when to retry while a database or store cannot be reached, by the clock of the event loop.
+        until: when to stop retrying if a database or store cannot be reached, by the clock of the event loop.
     """
     identifier = item["identifier"]
     loop = asyncio.get_running_loop()

@@ -18,10 +18,10 @@ from .connection import Connection
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class SubscribedStream(Subscriber):
-    """A subscriber, with its stream and the reason why it was started.
+    """A subscriber, with its stream and the options with which a handler started it.
 
     Args:
-        start: what the handler asked for.
+        start: the stream's name and options.
     """
 
     start: StreamStart
@@ -51,7 +51,7 @@ class SubscribedStream(Subscriber):
             self.cursor = self.first = position
 
     def start_at_end(self) -> None:
-        """Skip entries that cannot be replayed: catch up from the stream's present position.
+        """Skip entries that cannot be replayed: catch up from the stream's current position.
 
         `first` stays: if the client does not receive the notice of the loss, the next restore has to send it again.
         """
@@ -79,12 +79,12 @@ class SubscriptionStreams:
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
     #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
     restorable: bool = True
-    #: When the client left the session that was restored, until it has received what it missed.
+    #: When the client left the restored session; None after it has received what it missed.
     left_at: float | None = None
 
     @property
     def presence_stream(self) -> str | None:
-        """The stream of its presence: the one that was marked, or the first one."""
+        """The presence stream: the one that a handler has marked, or else the first one."""
         marked = next((name for name, each in self.streams.items() if each.start.presence), None)
         return marked or next(iter(self.streams), None)
 
@@ -94,7 +94,7 @@ class SubscriptionStreams:
         return next((name for name, each in self.streams.items() if each.start.whisper), None)
 
     def mark_confirmed(self) -> None:
-        """Send the client messages that make sense only if it knows the subscription, such as presence events."""
+        """Allow messages that the client understands only if it knows the subscription, such as presence events."""
         self.known = True
         for subscribed in self.streams.values():
             subscribed.confirmed = True

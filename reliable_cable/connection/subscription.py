@@ -23,14 +23,14 @@ class Subscription(SubscriptionStreams):
     """The subscription of one connection to one identifier."""
 
     _presence: SubscriptionPresence | None = None
-    #: Handles the replay requests; None while there are none.
+    #: Handles the requests for a replay; None while there are none.
     _replay: Replay | None = None
     #: Closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None
 
     @property
     def presence(self) -> SubscriptionPresence:
-        """Its presence. The object is made when it is first needed."""
+        """The presence of this subscription. The object is created when it is first needed."""
         if self._presence is None:
             self._presence = SubscriptionPresence(self)
         return self._presence
@@ -48,7 +48,7 @@ class Subscription(SubscriptionStreams):
             until: when to give up opening a stream, by the clock of the event loop.
 
         Raises:
-            StoreError: a stream could not be opened. Those before it are open.
+            StoreError: a stream could not be opened. The streams before it are open.
         """
         if not reply.streams:
             return
@@ -111,16 +111,16 @@ class Subscription(SubscriptionStreams):
     def catch_up(
         self, request: HistoryRequest | None = None, joins: Sequence[PresenceClaim | PresenceJoin] = ()
     ) -> None:
-        """Send what is missing, acknowledge the history request, join presence, then go live.
+        """Send the missing messages, acknowledge the history request, join presence, then go live.
 
         Args:
             request: a history request of the client.
-            joins: who joins before the subscription is live.
+            joins: the joins to make before the streams go live.
         """
         if request is not None:
             self.cancel_deadline()
         elif self.deadline is not None:
-            return  # restored: the client's own request for history brings everything up to date
+            return  # after a restore, the client's own request for history sends everything
         if joins:
             self.presence.join_later(joins)
         if self._replay is None:
@@ -145,7 +145,7 @@ class Subscription(SubscriptionStreams):
         self._replay = None
 
     def fell_behind(self) -> None:
-        """The socket of a live subscriber takes no more: catch up."""
+        """Catch up, because the socket of a live subscriber is full."""
         self.catch_up()
 
     def cancel_deadline(self) -> None:
@@ -167,7 +167,10 @@ class Subscription(SubscriptionStreams):
             self._unsubscribe(subscribed)
 
     def release(self) -> None:
-        """End because the connection has ended. The member leaves presence if it does not return in time."""
+        """End the subscription, because its connection has ended.
+
+        The member leaves presence unless the client returns in time.
+        """
         self.end()
         if self._presence is not None:
             self._presence.release()
@@ -204,7 +207,7 @@ class Subscription(SubscriptionStreams):
         """Start the streams of a session record. They go live when the client has requested its history.
 
         Args:
-            data: what `record` returned in the session that was left.
+            data: what `record` returned in the former session.
             left_at: when the client left, by the session store's clock.
             until: when to give up opening a stream, by the clock of the event loop.
 

@@ -13,14 +13,14 @@ from .session_writer import LiveSession
 
 
 class HubConnection(LiveSession, Pinged, Protocol):
-    """A connection as the hub knows it (see `connection.connection.Connection`)."""
+    """The part of a connection that the hub uses (see `connection.connection.Connection`)."""
 
     #: Whether its session can be restored.
     resumable: bool
 
     @property
     def identity(self) -> Identity:
-        """Whom the connection belongs to."""
+        """The values that identify the connection's owner, as texts."""
 
     @property
     def authenticated(self) -> float:
@@ -38,7 +38,7 @@ class Connections:
 
     def __init__(self) -> None:
         self._by_sid: dict[str, HubConnection] = {}
-        #: The connection that has or continues a session, by each present and former session id.
+        #: The connections by each of their session ids, former ones included.
         self._by_any_sid: dict[str, HubConnection] = {}
         self._all_closed = asyncio.Event()
 

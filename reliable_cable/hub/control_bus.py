@@ -1,4 +1,4 @@
-"""The control bus: what the server processes tell each other, namely which connections to close.
+"""The control bus, over which the server processes tell each other which connections to close.
 
 Control messages are kept messages of a reserved stream. Every hub that has connections observes that stream. So the bus
 works with every stream store, and a process that was cut off reads the messages that it missed.
@@ -33,11 +33,11 @@ from .stream import HubStream, StreamObserver
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, takeovers are collected, to be announced together.
+#: How long, in seconds, to collect takeovers before they are announced together.
 ANNOUNCE_DELAY: Final = 0.02
 #: The most takeovers in one message.
 MAX_TAKEOVERS: Final = 500
-#: Over how many seconds connections are closed that have to be authenticated again.
+#: The time, in seconds, over which connections are closed whose clients must be authenticated again.
 REAUTHENTICATION_TIME: Final = 10.0
 
 
@@ -76,7 +76,7 @@ class ControlBus:
         #: The latest revocations, by condition, for connections that are still being accepted.
         self._revocations: OrderedDict[str, Revocation] = OrderedDict()
         self._takeovers: list[Takeover] = []
-        #: The connections whose takeover has not been received back from the stream.
+        #: The session ids of connections whose own takeover message has not come back from the stream.
         self._unconfirmed: set[str] = set()
         self._announcing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -84,7 +84,7 @@ class ControlBus:
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Receive control messages, the kept ones too, until `release`. Call this for each connection."""
+        """Receive control messages until `release`, the kept ones first. Call this for each connection."""
         self._users += 1
         if self._observing is None:
             loop = asyncio.get_running_loop()
@@ -93,7 +93,7 @@ class ControlBus:
             self._clocks = [loop.create_task(clock.keep(), name="cable-clock") for clock in clocks]
 
     def release(self) -> None:
-        """Stop receiving after the last connection has ended."""
+        """Stop receiving control messages after the last connection has ended."""
         self._users -= 1
         if self._users == 0 and self._observing is not None:
             for clock in self._clocks:
@@ -112,7 +112,7 @@ class ControlBus:
         return await retry(observe, "Control messages cannot be read", delay=BACKGROUND_RETRY_DELAY)
 
     def receive(self, data: str) -> None:
-        """Take a control message."""
+        """Handle a control message."""
         try:
             revocation, takeovers = control.decode(data)
             if revocation is not None:
@@ -121,7 +121,7 @@ class ControlBus:
                 self._supersede(takeover)
         except Exception:
             # A server of another version may have sent it.
-            logger.exception("A control message failed: %.200s", data)
+            logger.exception("A control message could not be handled: %.200s", data)
 
     def _revoke(self, revocation: Revocation) -> None:
         key = condition_key(revocation.condition)
@@ -134,7 +134,7 @@ class ControlBus:
                 _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect)
 
     def close_if_revoked(self, connection: HubConnection) -> bool:
-        """Close a connection if it was revoked since it was authenticated. Return whether it was."""
+        """Close a connection if it was revoked since it was authenticated. Return whether it was closed."""
         for key in condition_keys(connection.identity):
             revocation = self._revocations.get(key)
             if revocation is not None and _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect):
@@ -144,8 +144,8 @@ class ControlBus:
     def _supersede(self, takeover: Takeover) -> None:
         self._unconfirmed.discard(takeover.successor)
         found = self._connections.find(takeover.sid)
-        # Not if the found connection continues the successor's session, nor if it took the session over later: then its
-        # own announcement follows.
+        # The connection stays open if it continues the successor's session, or if it took the session over later: its
+        # own announcement then follows.
         if found is not None and takeover.successor not in found.sids and found.sid not in self._unconfirmed:
             found.close(DisconnectReason.SUPERSEDED)
 
@@ -181,7 +181,7 @@ class ControlBus:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
-        """Control messages are missing for good: check every connection in the session store."""
+        """Handle a loss of control messages: check in the session store whether each connection was revoked."""
         logger.warning("Control messages were lost. All connections are checked for revocations.")
         if self._checking is None:
             self._checking = self._tasks.spawn(self._check())
@@ -202,7 +202,7 @@ class ControlBus:
             logger.warning("Revocations may have been lost. All clients reconnect, to be authenticated again.")
 
     async def _read_revocations(self) -> tuple[bool, list[tuple[HubConnection, float]]]:
-        """Return whether no revocation was lost, and when each connection was revoked."""
+        """Return whether it is certain that no revocation was lost, and when each connection was revoked."""
         sure = self._records.enabled and await self._records.refresh()
         connections = self._connections.all()
         times = await self._engine.sessions.arevoked([each.identity for each in connections])
@@ -219,6 +219,6 @@ def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) 
     """
     if not is_revoked(connection.authenticated, [at]):
         return False
-    # A client that was authenticated afterwards, within the error of the clocks, may have every right: let it retry.
+    # Clocks are not exact: the client may have been authenticated after the revocation. So let it reconnect.
     connection.close(DisconnectReason.REMOTE, reconnect=reconnect or connection.authenticated > at)
     return True

@@ -41,7 +41,7 @@ class LossDetector:
     have the former one.
 
     Args:
-        writer: has the live sessions, and writes lost records again.
+        writer: knows the live sessions, and writes lost records again.
     """
 
     def __init__(self, writer: SessionWriter) -> None:
@@ -51,7 +51,7 @@ class LossDetector:
         self._witness = ""
         self._next_witness = ""
         self._lost_at = -math.inf
-        #: Set when the next check must not wait any longer.
+        #: Set when the next check must begin at once.
         self._due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -75,7 +75,7 @@ class LossDetector:
             self._due.set()
 
     async def refresh(self) -> bool:
-        """Extend the time to live of the records of all live sessions, and write those again that are missing.
+        """Extend the time to live of the records of all live sessions, and write missing records again.
 
         Returns:
             Whether the store is known to have lost nothing in the last `LOSS_MEMORY` seconds.

@@ -14,7 +14,7 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 from .session_losses import LossDetector
 from .session_writer import LiveSession, SessionWriter, make_record
 
-#: How long, in seconds, a returning client waits until its record is loaded. It then subscribes again instead.
+#: How long, in seconds, a returning client waits for its record. After that, it subscribes again instead.
 LOAD_TIMEOUT: Final = 2.0
 
 #: The most records that are loaded at once.
@@ -24,7 +24,7 @@ LOAD_SIZE: Final = 200
 class SessionRecords(SessionWriter):
     """Keeps the stored records of live sessions up to date, for restores on any server.
 
-    Used on one event loop. With `SESSIONS_TTL` 0, nothing is stored.
+    It must be used on one event loop only. If `SESSIONS_TTL` is 0, nothing is stored.
 
     Args:
         store: the session store.
@@ -36,7 +36,7 @@ class SessionRecords(SessionWriter):
         self.enabled = store.settings.sessions_ttl > 0
         self._losses = LossDetector(self)
         self._loads = BackgroundTasks()
-        #: The load that has not begun, and the sessions whose records it will return.
+        #: The next load, which has not begun, and the sessions whose records it will return.
         self._batch: asyncio.Task[list[SessionRecord | None]] | None = None
         self._wanted: list[tuple[str, Identity]] = []
 
@@ -123,7 +123,7 @@ class SessionRecords(SessionWriter):
     # -- refreshing ---------------------------------------------------------------------------------------------------
 
     async def refresh(self) -> bool:
-        """Refresh the records of all live sessions, and write those again that the store has lost.
+        """Refresh the records of all live sessions, and write lost records again.
 
         Returns:
             Whether the store is known to have lost nothing within the last minute.

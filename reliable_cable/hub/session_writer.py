@@ -37,7 +37,7 @@ UNUSED_ID: Final = "-"
 
 
 class LiveSession(Protocol):
-    """A connection whose session can be restored, as the session records know it."""
+    """The part of a connection that the session records use."""
 
     @property
     def sid(self) -> str:
@@ -48,7 +48,7 @@ class LiveSession(Protocol):
         """The session's id and the ids of the former sessions that it continues."""
 
     def record(self) -> SessionRecord:
-        """Return the session's present record."""
+        """Return the session's current record."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,13 +99,13 @@ class SessionWriter:
         return sid in self._pending
 
     def changed(self, session: LiveSession) -> None:
-        """Write the record of a session soon, if the session is live."""
+        """Schedule a write of a session's record, if the session is live."""
         if session.sid in self.live:
             self._pending[session.sid] = _Pending(partial(self._record_of, session))
             self._start()
 
     def keep(self, sid: str, record: SessionRecord) -> None:
-        """Write a record that has no live session soon, unless its time to live ends before it could be written."""
+        """Schedule a write of a record that belongs to no live session. It is not written after it has expired."""
         self._pending[sid] = _Pending(lambda: record, time.monotonic() + self.store.settings.sessions_ttl)
         self._start()
 
@@ -253,7 +253,7 @@ class SessionWriter:
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:
-    """Return a session's present record. If that fails, log the error and return None: only this session is lost."""
+    """Return a session's current record. If that fails, log the error and return None: only this session is lost."""
     try:
         return session.record()
     except Exception:

@@ -54,7 +54,7 @@ class DisconnectReason(StrEnum):
     SERVER_RESTART = "server_restart"
     NO_PONG = "no_pong"
     TOO_SLOW = "too_slow"
-    #: The client is connected anew. No frame has this reason.
+    #: The client has a new connection. No frame has this reason.
     SUPERSEDED = "superseded"
 
 

@@ -1,4 +1,4 @@
-"""Control messages: what the server processes of a project tell each other over the control stream."""
+"""The messages that the server processes of a project send to each other over the control bus."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
 
 @pytest.fixture
 def made_stores() -> list[StreamStore]:
-    """The stores that `make_store` has made."""
+    """The stores that `make_store` has created."""
     return []
 
 
@@ -166,7 +166,7 @@ def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:
     """Wait until other threads have made a condition true."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.005)
 
 
@@ -174,7 +174,7 @@ async def until(condition: Callable[[], object], timeout: float = 10) -> None:  
     """Wait until other tasks and threads have made a condition true."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         await asyncio.sleep(0.005)
 
 

@@ -1,4 +1,4 @@
-"""The world of the delivery model: a hub, its store, two clients, and what always holds."""
+"""The world of the delivery model: a hub, its store, two clients, and the invariants."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class DeliveryWorld(RuleBasedStateMachine):
         self.tasks: list[asyncio.Task[None]] = []
         self.openings: dict[Commands, asyncio.Task[None]] = {}
         self.transients = 0
-        #: Whether a client has seen something wrong. Nothing else is checked then.
+        #: Whether a client has found an error. After that, nothing else is checked.
         self.failed = False
 
     @initialize(size=st.sampled_from([3, 6, 1000]), start=st.sampled_from([0, 20, 20]))
@@ -214,7 +214,7 @@ class DeliveryWorld(RuleBasedStateMachine):
             self.loop.finish()
 
     def _settle(self) -> None:
-        """Run until nothing happens any more. All clients read everything."""
+        """Run until nothing more happens, while all clients read everything."""
         for _ in range(12):
             for client in self.clients:
                 for name, sub in client.subscribed.items():

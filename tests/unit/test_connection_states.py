@@ -340,7 +340,7 @@ EXAMPLES, STEPS = 200, 30
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lives]]:
-    """Tell the machine that runs of each call of `close`, also of those that the code makes by itself."""
+    """Report each call of `close` to the running machine, including the calls that the code makes by itself."""
     # Handlers would wait for a thread now and then, if another test has left a database connection.
     monkeypatch.setattr(threads, "_connected", set())
     close = Connection.close

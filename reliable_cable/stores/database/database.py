@@ -114,8 +114,8 @@ class Database:
     """Runs the reads and writes of stores in one of Django's databases.
 
     Args:
-        settings: uses the database alias `database`. If `handler_threads` is 0, everything runs in the calling thread
-            and in its transaction, so that tests in transactions work.
+        settings: the settings; `database` and `handler_threads` are used. If `handler_threads` is 0, everything runs in
+            the calling thread and in its transaction, so that tests in transactions work.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -206,7 +206,7 @@ class Database:
         return submit_store(partial(_with_short_wait, call)).result()
 
     def delete_soon(self, call: Callable[[], object]) -> None:
-        """Run a call that deletes old rows in a store thread soon.
+        """Schedule a call that deletes old rows, in a store thread.
 
         If it fails, or the process ends first, the rows stay until another call deletes them.
         """
@@ -274,7 +274,7 @@ class Database:
     # -- retrying -----------------------------------------------------------------------------------------------------
 
     def _retry(self, call: Callable[[], T], retry_time: float) -> T:
-        """Run a call, and retry it after conflicts. What counts for a `StoreError` is its cause."""
+        """Run a call, and retry it after conflicts. A `StoreError` is a conflict if its cause is one."""
         connection = connections[self.alias]
         deadline = time.monotonic() + retry_time
         may_reconnect = True

@@ -31,7 +31,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     refreshed, until a process calls `expire`.
 
     Args:
-        settings: uses `redis_url`, `redis_options`, `key_prefix`, `presence_ttl` and `sessions_ttl`.
+        settings: the settings; `redis_url`, `redis_options`, `key_prefix`, `presence_ttl` and `sessions_ttl` are used.
         clock: replaces Redis's clock in tests, in seconds since 1970.
     """
 

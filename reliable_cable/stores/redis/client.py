@@ -55,7 +55,7 @@ CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 #: The most calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
-#: Errors of a server that accepts no commands or no writes at present, and has executed nothing: a replica, a server
+#: Errors of a server that currently accepts no commands or no writes, and has executed nothing: a replica, a server
 #: that is loading its data, or a primary that has lost its replicas. If a script fails with such an error, the code is
 #: in the text of the error.
 UNAVAILABLE_ERRORS: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
@@ -117,10 +117,10 @@ class RedisClient:
     """Runs calls, from sync code in any thread (`run`) and from any event loop (`arun`).
 
     Args:
-        settings: uses `redis_url`, `redis_options` and `key_prefix`.
+        settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
 
     Raises:
-        ImproperlyConfigured: connections do not accept an option.
+        ImproperlyConfigured: `redis_options` has an option that connections do not accept.
     """
 
     def __init__(self, settings: CableSettings) -> None:

@@ -27,7 +27,7 @@ logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
-#: How long, in seconds, to wait before such a retry.
+#: How long, in seconds, to wait before an append is retried.
 RETRY_DELAY: Final = 0.05
 
 #: The most keys that one call reads.
@@ -41,7 +41,8 @@ class RedisStreamStore(RedisStore, StreamStore):
     redis/lineage.py): after a restart or a failover of Redis, new epochs begin, and subscribers are told.
 
     Args:
-        settings: uses `redis_url`, `redis_options`, `key_prefix`, and the history settings of the streams.
+        settings: the settings; `redis_url`, `redis_options`, `key_prefix` and the history settings of the streams are
+            used.
         clock: replaces Redis's clock in tests, in seconds since 1970.
     """
 
@@ -85,7 +86,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     append = sync_twin(aappend)
 
     def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
-        """Return a function that makes the call of an attempt to append messages.
+        """Return a function that builds the call for one attempt to append messages.
 
         Its argument is the time, in seconds, since the first attempt, or `""` if no earlier one may have succeeded.
         """

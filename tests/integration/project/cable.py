@@ -91,7 +91,7 @@ class QueryChannel(Channel):
     """Streams to users that a database query finds."""
 
     def subscribed(self) -> None:
-        """Query the user, and stream."""
+        """Start the stream if a query finds the user, and reject otherwise."""
         if get_user_model().objects.filter(pk=self.user.pk).exists():
             return self.stream_from(self.params["stream"])
         self.reject()
@@ -105,7 +105,7 @@ class AsyncQueryChannel(Channel):
     """Like `QueryChannel`, with an async query."""
 
     async def subscribed(self) -> None:
-        """Query the user, and stream."""
+        """Start the stream if a query finds the user, and reject otherwise."""
         if await get_user_model().objects.filter(pk=self.user.pk).aexists():
             return self.stream_from(self.params["stream"])
         self.reject()
@@ -115,7 +115,7 @@ class GreetingChannel(Channel):
     """Transmits messages in `subscribed`."""
 
     def subscribed(self) -> None:
-        """Transmit twice, and stream."""
+        """Transmit two messages, and start the stream."""
         self.transmit({"greeting": 1})
         self.stream_from(self.params["stream"])
         self.transmit({"greeting": 2})
@@ -217,7 +217,7 @@ class AuditedChannel(Channel):
         broadcast(self.params["audit"], {"event": event, "id": self.params.get("id"), "count": self.count})
 
     def subscribed(self) -> None:
-        """Broadcast the event, and stream."""
+        """Broadcast the event, and start the streams."""
         self._tell("subscribed")
         for stream in self.params.get("streams", ()):
             self.stream_from(stream)
@@ -269,7 +269,7 @@ class LobbyChannel(Channel):
     """Has presence on the second of two streams, which only a handler can join."""
 
     def subscribed(self) -> None:
-        """Stream, and join with the member of the params."""
+        """Start the streams, and join as the member that the params name."""
         self.stream_from(self.params["news"])
         self.stream_from(self.params["lobby"], presence=True)
         self.presence.join(self.params["id"], {"via": "handler"})
