@@ -162,7 +162,7 @@ def store(make_store: MakeStore) -> Any:
     return make_store()
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 30) -> None:
     """Wait until other threads have made a condition true."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -170,7 +170,7 @@ def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:
         time.sleep(0.005)
 
 
-async def until(condition: Callable[[], object], timeout: float = 10) -> None:  # noqa: ASYNC109 - says what failed
+async def until(condition: Callable[[], object], timeout: float = 30) -> None:  # noqa: ASYNC109 - says what failed
     """Wait until other tasks and threads have made a condition true."""
     deadline = time.monotonic() + timeout
     while not condition():
