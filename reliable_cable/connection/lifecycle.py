@@ -65,7 +65,7 @@ async def end_connection(commands: Commands) -> None:
     if connection.resumable:
         await hub.sessions.drop(connection)
     hub.connections.remove(connection)
-    hub.control.release()
+    hub.control.release(connection)
     for subscription in commands.subscriptions.values():
         await commands.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
     _break_cycles(commands)

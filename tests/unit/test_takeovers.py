@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from reliable_cable import StoreError
+from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.consumer import get_hub
 from reliable_cable.hub import control_bus
 from reliable_cable.stores.engine import get_engine
@@ -125,4 +126,50 @@ async def test_takeovers_are_announced_together_and_retried_until_that_succeeds(
         await run_event_loop()
         assert json.loads(attempts[0].data) == {"supersede": [[f"sid{n}", client.sid] for n in range(3)]}
         assert attempts[0] == attempts[1], "the retry had another idempotency key"
+        assert not hub.control._unconfirmed
+
+
+async def test_a_takeover_that_cannot_be_announced_does_not_protect_from_later_ones(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(items: Sequence[tuple[str, Message]]) -> Any:
+        raise ValueError("unexpected")
+
+    async with Client() as client:
+        hub = get_hub()
+        await run_event_loop()
+        with monkeypatch.context() as patch:
+            patch.setattr(get_engine().streams, "aappend", fail)
+            hub.control.announce_takeover("former", connection_of(client))
+            await until(lambda: "could not be announced" in caplog.text)
+        await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
+        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
+async def test_a_takeover_whose_announcement_was_lost_does_not_protect_from_later_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def lose(items: Sequence[tuple[str, Message]]) -> None:
+        lost.set()
+
+    lost = asyncio.Event()
+    await send_control_message({"other": 1})
+    async with Client() as client:
+        hub = get_hub()
+        await run_event_loop()
+        with monkeypatch.context() as patch:
+            patch.setattr(get_engine().streams, "aappend", lose)
+            hub.control.announce_takeover("former", connection_of(client))
+            await lost.wait()
+        await get_engine().streams.aforget(CONTROL_STREAM)
+        await run_event_loop()
+        await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
+        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
+async def test_nothing_is_kept_of_a_connection_that_ends_before_its_takeover_is_announced() -> None:
+    async with Client():  # keeps the control bus in use
+        hub = get_hub()
+        async with Client() as client:
+            hub.control.announce_takeover("former", connection_of(client))
         assert not hub.control._unconfirmed
