@@ -32,7 +32,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     restored = await restore(commands, sid) if sid and connection.resumable else None
     # Nothing is awaited from here to the welcome: a revocation or a takeover that arrives finds the connection.
     hub.connections.add(connection)
-    if hub.control.close_if_revoked(connection):
+    if connection.ending or hub.control.close_if_revoked(connection):
         return
     if restored is not None and restored.elsewhere:
         hub.control.announce_takeover(restored.sid, connection)
