@@ -22,7 +22,7 @@ from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
 from .connection import Connection
-from .handlers import REFUSED, run_error_handler, run_recorded
+from .handlers import REFUSED, cancelled, invoke, run_error_handler
 from .queue import CommandQueue
 from .subscription import Subscription
 
@@ -270,12 +270,24 @@ class Commands(CommandQueue):
         Returns:
             The reply; `REFUSED` if the check returned False; None if the handler or the check raised.
         """
-        reply, failed = await run_recorded(channel, name, handler, check, retried=retried)
-        if failed:
-            if not reply.changed or await self.connection.save():
-                self.transmit(channel.identifier, reply)
-            return None
-        return reply
+        saved = channel.begin()
+        try:
+            if check is not None and await invoke(check) is False:
+                channel.undo(saved)
+                return REFUSED
+            await invoke(handler)
+            return channel.take_reply(saved)
+        except (Exception, asyncio.CancelledError) as cause:
+            if cancelled(cause):
+                raise
+            channel.undo(saved)
+            if retried and is_outage(cause):
+                raise
+            logger.exception("%s: %s failed.", type(channel).__name__, name)
+            reply = await run_error_handler(channel, cause, name)
+        if not reply.changed or await self.connection.save():
+            self.transmit(channel.identifier, reply)
+        return None
 
     def transmit(self, identifier: str, reply: Reply) -> None:
         """Send the transmissions of a reply."""

@@ -62,6 +62,9 @@ class Subscribed(Protocol):
     def record(self) -> dict[str, Any]:
         """Return what a restore needs, as JSON values."""
 
+    def notice_read(self) -> None:
+        """Take note that the client has read all notices of losses."""
+
 
 @dataclass(slots=True, eq=False, repr=False)
 class Connection:
@@ -100,6 +103,11 @@ class Connection:
     #: When the next ping is due. Only the heartbeat uses this.
     ping_due: int = 0
     _last_pong: float | None = None
+    #: How many pings were sent, and how many were answered.
+    _pings: int = 0
+    _pongs: int = 0
+    #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
+    _notice_ping: int = 0
     _bad_frames: int = 0
 
     def __post_init__(self, subprotocol: Subprotocol) -> None:
@@ -190,7 +198,7 @@ class Connection:
             self.bad_frame(error)
             return
         if isinstance(command, protocol_commands.Pong):
-            self._last_pong = time.monotonic()
+            self._ponged()
         elif isinstance(command, protocol_commands.Ping):
             self.outbox.push(messages.pong())
         elif not self.commands.add(command, len(text)):
@@ -221,8 +229,21 @@ class Connection:
         if self.ending:
             return False
         self.commands.rest()
+        self._pings += 1
         self.outbox.push(frame)
         return True
+
+    def _ponged(self) -> None:
+        self._last_pong = time.monotonic()
+        self._pongs += 1
+        if self._pongs == self._notice_ping:
+            for subscription in self.subscriptions.values():
+                subscription.notice_read()
+            self.changed()
+
+    def notice_sent(self) -> None:
+        """Call `notice_read` of all subscriptions when the client has answered a ping that is sent after this call."""
+        self._notice_ping = self._pings + 1
 
     # -- closing ------------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     # From here to the welcome there is no `await`, so no revocation or takeover can arrive before the connection is
     # added.
     hub.connections.add(connection)
-    if hub.control.close_if_revoked(connection):
+    if connection.ending or hub.control.close_if_revoked(connection):
         return
     if restored is not None and restored.elsewhere:
         hub.control.announce_takeover(restored.sid, connection)
@@ -66,7 +66,7 @@ async def end_connection(commands: Commands) -> None:
     if connection.resumable:
         await hub.sessions.drop(connection)
     hub.connections.remove(connection)
-    hub.control.release()
+    hub.control.release(connection)
     for subscription in commands.subscriptions.values():
         await commands.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
     _break_cycles(commands)

@@ -152,7 +152,8 @@ class Outbox:
 
     def can_hold(self, size: int) -> bool:
         """Return whether `size` more characters may be held."""
-        return self.held + size <= self.limit // 4
+        held = self.held + size
+        return held <= self.limit // 4 and self._size + held <= self.limit
 
     def _give_up(self) -> None:
         self.abandon()

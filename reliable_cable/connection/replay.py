@@ -20,7 +20,7 @@ from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
 
 from .stream_ids import stream_alias
-from .streams import SubscribedStream, SubscriptionStreams
+from .streams import LOST, SubscribedStream, SubscriptionStreams
 
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
@@ -108,9 +108,14 @@ class Replay:
             logger.exception("The history of %s could not be read.", subscription.identifier)
         if not complete:
             for subscribed in subscription.streams.values():
+                if request.since is not None and self._named_position(subscribed, request) is None:
+                    subscribed.first = LOST
                 subscribed.start_at_end()
         subscription.restorable = True
-        subscription.acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
+        if complete:
+            subscription.acknowledge(MessageType.CONFIRM_HISTORY)
+        else:
+            subscription.reject_history()
 
     def _streams_with_history(self) -> Sequence[SubscribedStream]:
         policy = self._subscription.connection.hub.settings.policy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from reliable_cable.channel import Channel
 from reliable_cable.hub.stream import HubStream
@@ -14,6 +15,9 @@ from reliable_cable.reply import StreamStart
 from reliable_cable.stores.streams.base import NOWHERE
 
 from .connection import Connection
+
+#: The `first` position of a stream whose messages were lost. No stream has this epoch, so a restore rejects it.
+LOST: Final = StreamPosition("lost", 0)
 
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
@@ -27,6 +31,8 @@ class SubscribedStream(Subscriber):
     start: StreamStart
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
+    #: The next value of `first`, from a notice of a loss until the client has read the notice.
+    after_notice: StreamPosition | None = None
     #: The stream; set when it is open.
     stream: HubStream = field(init=False)
 
@@ -106,6 +112,20 @@ class SubscriptionStreams:
     def messages_lost(self) -> None:
         """Tell the client of a loss, in the way that it understands (see Protocol: History)."""
         if self.connection.extended:
-            self.acknowledge(MessageType.REJECT_HISTORY)
+            self.reject_history()
         else:
             self.connection.close(DisconnectReason.SERVER_RESTART)
+
+    def reject_history(self) -> None:
+        """Send the notice of a loss. When the client has read it, a restore begins after the loss."""
+        self.acknowledge(MessageType.REJECT_HISTORY)
+        for subscribed in self.streams.values():
+            if subscribed.state is not SubscriberState.OPENING:
+                subscribed.after_notice = subscribed.stream.position_of(subscribed)
+        self.connection.notice_sent()
+
+    def notice_read(self) -> None:
+        """Take note that the client has read the notice of a loss."""
+        for subscribed in self.streams.values():
+            if subscribed.after_notice is not None:
+                subscribed.first, subscribed.after_notice = subscribed.after_notice, None

@@ -54,13 +54,20 @@ class Connections:
         return self._by_any_sid.get(sid)
 
     def add(self, connection: HubConnection) -> None:
-        """Add a connection. It supersedes the connection that had its session before."""
+        """Add a connection. It supersedes the connection that had its session before.
+
+        If both were restored at the same time, the one that was authenticated later stays: its client opened it after
+        it had given up the other one.
+        """
+        self._by_sid[connection.sid] = connection
         for sid in connection.sids:
             other = self._by_any_sid.get(sid)
             if other is not None and other is not connection:
+                if other.authenticated > connection.authenticated:
+                    connection.close(DisconnectReason.SUPERSEDED)
+                    return
                 other.close(DisconnectReason.SUPERSEDED)
             self._by_any_sid[sid] = connection
-        self._by_sid[connection.sid] = connection
 
     def remove(self, connection: HubConnection) -> None:
         """Remove a connection that has ended."""

@@ -11,7 +11,7 @@ import logging
 import random
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -92,14 +92,14 @@ class ControlBus:
             clocks = (self._engine.session_clock, self._engine.stream_clock)
             self._clocks = [loop.create_task(clock.keep(), name="cable-clock") for clock in clocks]
 
-    def release(self) -> None:
-        """Stop receiving control messages after the last connection has ended."""
+    def release(self, connection: HubConnection) -> None:
+        """Stop receiving after the last connection has ended. Call this for each connection that has ended."""
+        self._unconfirmed.discard(connection.sid)
         self._users -= 1
         if self._users == 0 and self._observing is not None:
             for clock in self._clocks:
                 clock.cancel()
             observing, self._observing = self._observing, None
-            self._unconfirmed.clear()
             if observing.done():
                 self._stop_observing(observing.result())
             else:
@@ -163,11 +163,12 @@ class ControlBus:
             await asyncio.sleep(ANNOUNCE_DELAY)
             while self._takeovers:
                 batch, self._takeovers = self._takeovers[:MAX_TAKEOVERS], self._takeovers[MAX_TAKEOVERS:]
-                await self._append(Message(control.encode_takeovers(batch), idempotency_key=secrets.token_hex(8)))
+                await self._append(batch)
         finally:
             self._announcing = None
 
-    async def _append(self, message: Message) -> None:
+    async def _append(self, takeovers: Sequence[Takeover]) -> None:
+        message = Message(control.encode_takeovers(takeovers), idempotency_key=secrets.token_hex(8))
         append = partial(self._engine.streams.aappend, [(CONTROL_STREAM, message)])
         errors = (BroadcastError, StoreError)
         until = asyncio.get_running_loop().time() + self._engine.sessions.settings.sessions_ttl
@@ -175,14 +176,17 @@ class ControlBus:
             await retry(
                 append, "Takeovers cannot be announced", delay=BACKGROUND_RETRY_DELAY, errors=errors, until=until
             )
-        except errors as error:
-            logger.error("Takeovers of sessions could not be announced: %s", error)
+        except Exception:
+            logger.exception("%d takeovers of sessions could not be announced.", len(takeovers))
+            self._unconfirmed.difference_update(takeover.successor for takeover in takeovers)
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
         """Handle a loss of control messages: check in the session store whether each connection was revoked."""
         logger.warning("Control messages were lost. All connections are checked for revocations.")
+        # The lost messages may include announcements of this process.
+        self._unconfirmed.clear()
         if self._checking is None:
             self._checking = self._tasks.spawn(self._check())
 

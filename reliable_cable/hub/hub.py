@@ -232,10 +232,11 @@ class Hub:
 
     async def _stop_listening(self, name: str) -> None:
         try:
-            await self.presence.close(name)
-            await self._listener.unsubscribe(name)
-        except Exception:
-            logger.exception("The stream %r could not be closed.", name)
+            for close in (self.presence.close, self._listener.unsubscribe):
+                try:
+                    await close(name)
+                except Exception:
+                    logger.exception("The stream %r could not be closed.", name)
         finally:
             if self._closing.get(name) is asyncio.current_task():
                 del self._closing[name]

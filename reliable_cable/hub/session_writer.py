@@ -58,10 +58,12 @@ class _Pending:
     Args:
         make: returns the record when it is about to be written; None if there is none to write.
         deadline: when the record will have expired, by the monotonic clock.
+        written: called when the store has the record; None if nothing is to be called.
     """
 
     make: Callable[[], SessionRecord | None]
     deadline: float = math.inf
+    written: Callable[[], object] | None = None
 
 
 class SessionWriter:
@@ -104,9 +106,16 @@ class SessionWriter:
             self._pending[session.sid] = _Pending(partial(self._record_of, session))
             self._start()
 
-    def keep(self, sid: str, record: SessionRecord) -> None:
-        """Schedule a write of a record that belongs to no live session. It is not written after it has expired."""
-        self._pending[sid] = _Pending(lambda: record, time.monotonic() + self.store.settings.sessions_ttl)
+    def keep(self, sid: str, record: SessionRecord, written: Callable[[], object] | None = None) -> None:
+        """Schedule a write of a record that belongs to no live session. It is not written after it has expired.
+
+        Args:
+            sid: the id of the session.
+            record: the record.
+            written: called when the store has the record.
+        """
+        deadline = time.monotonic() + self.store.settings.sessions_ttl
+        self._pending[sid] = _Pending(lambda: record, deadline, written)
         self._start()
 
     def discard(self, session: LiveSession) -> None:
@@ -224,6 +233,10 @@ class SessionWriter:
             # A retry would fail, too. A client whose session has no record subscribes again.
             logger.exception("%d session records could not be written.", len(pending))
             saved = False
+        if saved:
+            for item in pending.values():
+                if item.written is not None:
+                    item.written()
         if saved is not None:
             # A record that was replaced during the write is still pending.
             self._pending = {sid: item for sid, item in self._pending.items() if pending.get(sid) is not item}

@@ -109,9 +109,15 @@ class HubStream:
     def stop_live(self, subscriber: Subscriber) -> None:
         """Stop live delivery to a subscriber. It then catches up after the last message that it received."""
         if subscriber.state is SubscriberState.LIVE and self.position is not None:
-            # Messages that the stream has taken may still be queued.
-            missing = self.serial - subscriber.at
-            subscriber.catch_up_from(StreamPosition(self.position.epoch, self.position.offset - missing))
+            subscriber.catch_up_from(self.position_of(subscriber))
+
+    def position_of(self, subscriber: Subscriber) -> StreamPosition:
+        """Return the position of the last message that was written to a subscriber."""
+        if subscriber.state is not SubscriberState.LIVE or self.position is None:
+            return subscriber.cursor
+        # Messages that the stream has taken may still be queued.
+        missing = self.serial - subscriber.at
+        return StreamPosition(self.position.epoch, self.position.offset - missing)
 
     # -- messages ---------------------------------------------------------------------------------------------------
 

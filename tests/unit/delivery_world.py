@@ -197,8 +197,7 @@ class DeliveryWorld(RuleBasedStateMachine):
                     assert not subscribed._held
         assert box.held == held
         assert box._size == sum(map(len, box._queue))
-        # Frames can still be held while the queue is almost full.
-        assert box._size + held <= LIMIT + LIMIT // 4
+        assert box._size + held <= LIMIT
 
     @staticmethod
     def _subscriptions(commands: Commands) -> Mapping[str, Subscription]:

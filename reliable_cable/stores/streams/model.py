@@ -86,7 +86,7 @@ class ModelStreamStore(ModelStore, StreamStore):
             return []
         names = sorted({name for name, _ in items})
         self.require_history(names)
-        return self._database.outside(partial(self._append, names, items))
+        return self._database.outside(partial(self._append, names, items), BroadcastError)
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages if the open transaction on database `using` commits.
@@ -246,7 +246,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self._server.now()
             )
 
-        self._database.outside(partial(self._database.write_broadcast, insert))
+        self._database.outside(partial(self._database.write_broadcast, insert), BroadcastError)
         self._announce([Transient(stream, message.data, message.exclude)])
         now = self.clock()
         if abs(now - self._transients_deleted_at) > TRANSIENT_DELETE_INTERVAL:
