@@ -20,7 +20,6 @@ from reliable_cable.presence import presence_for
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
 from reliable_cable.stores.presence.redis import EXPIRE_SIZE, RedisPresenceStore
-from reliable_cable.stores.redis.client import RedisUnavailable
 from reliable_cable.stores.redis.keys import lineage_key
 from tests.support.redis import RedisServer, find_binaries
 
@@ -76,26 +75,6 @@ def store(make_store: MakeStore) -> RedisPresenceStore:
 def keys(server: RedisServer, prefix: str) -> list[str]:
     """Return the keys of a test, except the key of the lineage record."""
     return sorted(set(server.cli("KEYS", f"{prefix}:*")) - {lineage_key(prefix)})
-
-
-def test_a_retried_join_begins_another_incarnation_if_that_of_the_first_attempt_is_lost(
-    make_store: MakeStore, redis_server: RedisServer, key_prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # For example, Redis fails over to a replica without the member.
-    store, other = make_store(), make_store()
-    run, incarnations = store.client._attempt, list[str]()
-
-    def losing(calls: Any) -> list[Any]:
-        replies = run(calls)
-        incarnations.append(other.info("s").incarnation)
-        if len(incarnations) == 1:
-            redis_server.cli("DEL", *keys(redis_server, key_prefix))
-            raise RedisUnavailable("the answer was lost", sent=True)
-        return list(replies)
-
-    monkeypatch.setattr(store.client, "_attempt", losing)
-    assert store.join("s", "phone", "1") == [joined("1")]
-    assert len(set(incarnations)) == 2
 
 
 class TestSeveralProcesses:
