@@ -199,11 +199,11 @@ class Replay:
         for subscribed in streams.values():
             subscribed.resume()
 
-    async def _send_page(self, subscribed: SubscribedStream, page: StreamPage | None = None) -> bool:
+    def _send_page(self, subscribed: SubscribedStream, page: StreamPage | None = None) -> Awaitable[bool]:
         catch_up = self._subscription.connection.hub.catch_up
-        return await self._retry(partial(catch_up.send_page, subscribed.stream, subscribed, page))
+        return self._retry(partial(catch_up.send_page, subscribed.stream, subscribed, page))
 
-    async def _retry(self, read: Callable[[], Awaitable[T]]) -> T:
+    def _retry(self, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
         """Repeat a read until the store answers. Live messages that arrive meanwhile are read afterwards, too."""
         problem = f"A stream of {self._subscription.identifier} could not be read"
-        return await retry(read, problem, delay=RETRY_DELAY, errors=StoreError)
+        return retry(read, problem, delay=RETRY_DELAY, errors=StoreError)

@@ -148,9 +148,10 @@ async def _restore_one(
     while (channel := commands.make_channel(identifier)) is not None:
         subscription = Subscription(commands.connection, identifier, channel)
         channel.load_state(item["state"])
-        retried = loop.time() + RETRY_DELAY < until
+        retry_at = loop.time() + RETRY_DELAY
+        retried = retry_at < until
         try:
-            await subscription.restore(item, left_at, until=max(until, loop.time() + RETRY_DELAY))
+            await subscription.restore(item, left_at, until=max(until, retry_at))
             reply = await commands.call(
                 channel, "resubscribed", channel.resubscribed, channel.before_subscribe, retried=retried
             )

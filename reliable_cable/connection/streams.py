@@ -39,7 +39,7 @@ class SubscribedStream(Subscriber):
     @property
     def is_behind(self) -> bool:
         """Whether it needs entries from the store before it can go live."""
-        return self.state is SubscriberState.CATCHING_UP and self.stream.is_behind(self)
+        return self.state is SubscriberState.CATCHING_UP and self.cursor != self.stream.position
 
     def resume(self) -> None:
         """Start live delivery, if it is caught up."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from reliable_cable.concurrency.tasks import BackgroundTasks, cancel, mark_retrieved
+from reliable_cable.concurrency.tasks import BackgroundTasks, cancel
 from reliable_cable.exceptions import StoreError
 from reliable_cable.identity import Identity
 from reliable_cable.stores.clock import StoreClock
@@ -16,9 +16,6 @@ from .session_writer import LiveSession, SessionWriter, make_record
 
 #: How long, in seconds, a returning client waits for its record. After that, it subscribes again instead.
 LOAD_TIMEOUT: Final = 2.0
-
-#: The most records that are loaded at once.
-LOAD_SIZE: Final = 200
 
 
 class SessionRecords(SessionWriter):
@@ -36,9 +33,8 @@ class SessionRecords(SessionWriter):
         self.enabled = store.settings.sessions_ttl > 0
         self._losses = LossDetector(self)
         self._loads = BackgroundTasks()
-        #: The next load, which has not begun, and the sessions whose records it will return.
-        self._batch: asyncio.Task[list[SessionRecord | None]] | None = None
-        self._wanted: list[tuple[str, Identity]] = []
+        #: The sessions that the next load will return, and a future for the record of each.
+        self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
 
     # -- live sessions ------------------------------------------------------------------------------------------------
 
@@ -91,21 +87,24 @@ class SessionRecords(SessionWriter):
 
     async def _load(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Load a record together with all others that are requested in the same iteration of the event loop."""
-        if self._batch is None or len(self._wanted) == LOAD_SIZE:
-            self._wanted = []
-            self._batch = self._loads.spawn(self._load_batch(self._wanted))
-            self._batch.add_done_callback(mark_retrieved)
-        batch, index = self._batch, len(self._wanted)
-        self._wanted.append((sid, identity))
-        records = await asyncio.shield(batch)
-        return records[index]
+        if not self._wanted:
+            self._loads.spawn(self._load_wanted())
+        result: asyncio.Future[SessionRecord | None] = asyncio.get_running_loop().create_future()
+        self._wanted.append((sid, identity, result))
+        return await result
 
-    async def _load_batch(self, wanted: list[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        if wanted is self._wanted:
-            self._batch = None
-        if len(wanted) == 1:
-            return [await self.store.aload(*wanted[0])]
-        return await self.store.aload_many(wanted)
+    async def _load_wanted(self) -> None:
+        wanted, self._wanted = self._wanted, []
+        try:
+            records = await self.store.aload_many([(sid, identity) for sid, identity, _ in wanted])
+        except Exception as error:
+            for *_, result in wanted:
+                if not result.done():
+                    result.set_exception(error)
+            return
+        for (*_, result), record in zip(wanted, records, strict=True):
+            if not result.done():  # its caller may have been cancelled
+                result.set_result(record)
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
         """Add a restored session, and write its record together with that of the session it continues.

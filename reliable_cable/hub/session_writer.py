@@ -51,7 +51,7 @@ class LiveSession(Protocol):
         """Return the session's current record."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Pending:
     """A record to be written.
 
@@ -221,8 +221,8 @@ class SessionWriter:
         await self._clock.ready()
         result, self._next = self._next, None
         now = time.monotonic()
-        self._pending = {sid: item for sid, item in self._pending.items() if item.deadline > now}
-        pending, deletions = self._pending.copy(), self._deletions.copy()
+        pending = {sid: item for sid, item in self._pending.items() if item.deadline > now}
+        self._pending, deletions = pending.copy(), self._deletions.copy()
         saved: bool | None = True
         try:
             await self._write_all(list(pending.items()), deletions)

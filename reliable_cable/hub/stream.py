@@ -97,14 +97,9 @@ class HubStream:
         if not group.subscribers:
             del self.groups[group_key(subscriber)]
 
-    def is_behind(self, subscriber: Subscriber) -> bool:
-        """Return whether a subscriber needs entries from the store before it can go live."""
-        return subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor != self.position
-
     def go_live(self, subscriber: Subscriber) -> None:
         """Mark a caught-up subscriber live, so that it receives each new message."""
-        if subscriber.state is SubscriberState.CATCHING_UP:
-            subscriber.go_live(self.serial)
+        subscriber.go_live(self.serial)
 
     def stop_live(self, subscriber: Subscriber) -> None:
         """Stop live delivery to a subscriber. It then catches up after the last message that it received."""
