@@ -1,6 +1,6 @@
 """What `subscribed` started, and the comparison with what it starts when a session is restored.
 
-Protocol: Restore.
+See Protocol: Restore.
 """
 
 from __future__ import annotations
