@@ -161,7 +161,11 @@ class Channel:
     # -- handlers, for subclasses to override --------------------------------------------------------------------------
 
     def subscribed(self) -> Any:
-        """Handle a new subscription: start streams, join presence, or `reject()`.
+        """Handle a new or restored subscription: start streams, join presence, or `reject()`.
+
+        A restore calls this again, with the saved state, before the client is welcomed. A stream that this started last
+        time and does not start now is stopped. Streams that stay keep their positions, and what actions started or
+        stopped stays so. A member that is already present causes no event.
 
         If this fails because a database or store cannot be reached, it is called again on a new channel object, for up
         to 8 seconds. Then the client is disconnected, so that it reconnects and subscribes again.
@@ -171,7 +175,11 @@ class Channel:
         """Handle the end of the subscription, once: the client unsubscribed, or its connection ended."""
 
     def resubscribed(self) -> Any:
-        """Handle a restored session. The subscription has its streams and state again; `reject()` ends it."""
+        """Handle a restored subscription in place of `subscribed`. `reject()` makes the client subscribe anew.
+
+        Only a channel that defines this keeps all its streams and its member without a call of `subscribed`. It has to
+        check itself whether the client still has the rights to them.
+        """
 
     def before_subscribe(self) -> Any:
         """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription."""

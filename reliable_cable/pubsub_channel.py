@@ -37,10 +37,6 @@ class PubSubChannel(Channel):
             return self.reject()
         self.stream_from(str(stream), whisper=whisper, presence=True)
 
-    async def resubscribed(self) -> None:
-        """Check the name again: a setting or a secret may have changed while the client was away."""
-        await self.subscribed()
-
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
         """Allow every subscriber of the stream to join its presence."""
         return True

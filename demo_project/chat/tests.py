@@ -188,12 +188,10 @@ class ChannelsTest(TestCase):
                 self.assertTrue(channel.reply.rejected)
                 self.assertEqual(channel.reply.streams, [])
 
-    def test_a_former_member_is_not_restored(self) -> None:
-        channel = room_channel(self.alice, room_id=self.private.pk)
-        channel.resubscribed()
-        self.assertFalse(channel.reply.rejected)
+    def test_a_former_member_is_rejected(self) -> None:
         self.private.members.remove(self.alice)
-        channel.resubscribed()
+        channel = room_channel(self.alice, room_id=self.private.pk)
+        channel.subscribed()
         self.assertTrue(channel.reply.rejected)
 
     def test_topics_of_news_must_be_letters(self) -> None:

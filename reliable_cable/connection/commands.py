@@ -24,6 +24,7 @@ from reliable_cable.stores.streams.base import Message
 from .connection import Connection
 from .handlers import REFUSED, cancelled, invoke, run_error_handler
 from .queue import CommandQueue
+from .started import Started
 from .subscription import Subscription
 
 logger = logging.getLogger("reliable_cable")
@@ -156,6 +157,7 @@ class Commands(CommandQueue):
             return
         joins: list[Any] = []
         if not reply.rejected:
+            subscription.started = Started.by(reply)
             # After a slow handler, the store must still have time to open the streams.
             least = asyncio.get_running_loop().time() + MIN_OPEN_TIME
             await subscription.apply_streams(reply, request, until=max(until, least))

@@ -33,6 +33,13 @@ def blank_record(sid: str, identifier: str) -> dict[str, Any]:
     return {"member": None, "watching": None, "key": member_key(sid, identifier)}
 
 
+def recorded_presence_stream(record: Mapping[str, Any]) -> str:
+    """Return the presence stream in the record of a subscription; empty if it has no streams."""
+    names = [stream["name"] for stream in record["streams"] if stream["presence"]]
+    names += [stream["name"] for stream in record["streams"]]
+    return names[0] if names else ""
+
+
 class SubscriptionPresence:
     """The member that a subscription joined as, and its client's list of all members.
 
@@ -40,7 +47,16 @@ class SubscriptionPresence:
         subscription: the subscription.
     """
 
-    __slots__ = ("_former_key", "_key", "_pending_joins", "_restored_incarnation", "_roster", "_subscription", "member")
+    __slots__ = (
+        "_former_key",
+        "_former_stream",
+        "_key",
+        "_pending_joins",
+        "_restored_incarnation",
+        "_roster",
+        "_subscription",
+        "member",
+    )
 
     def __init__(self, subscription: SubscriptionStreams) -> None:
         self._subscription = subscription
@@ -51,6 +67,8 @@ class SubscriptionPresence:
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None
+        #: The stream of that former member.
+        self._former_stream = ""
         #: The roster that the client's list belongs to; None before the client has requested the members.
         self._roster: Roster | None = None
         #: The incarnation that the client's list is based on, from a restore until the list has been corrected.
@@ -165,14 +183,14 @@ class SubscriptionPresence:
         Args:
             left_at: when the client left the former session, by the session store's clock.
         """
-        stream = self._subscription.presence_stream
-        if stream is None:
-            return
         if self.member is not None:
             await self.join(*self.member)
         if self._former_key is not None and self._former_key != self._key:
-            await self._service.leave(stream, self._former_key)
+            await self._service.leave(self._former_stream, self._former_key)
         self._former_key = None
+        stream = self._subscription.presence_stream
+        if stream is None:
+            return
         # The client must receive the events that arrive while the store is being read.
         self._subscription.mark_confirmed()
         if self._restored_incarnation is None:
@@ -199,16 +217,25 @@ class SubscriptionPresence:
 
     def record(self) -> dict[str, Any]:
         """Return what a restore needs, as JSON values."""
+        member = self.member
+        if self._pending_joins:
+            member = self._pending_joins[-1].id, self._pending_joins[-1].info
         return {
-            "member": list(self.member) if self.member is not None else None,
+            "member": list(member) if member is not None else None,
             "watching": self._roster.incarnation if self._roster is not None else self._restored_incarnation,
             "key": self._former_key or self._key,
         }
 
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Restore what `record` returned in the former session."""
-        self.member = tuple(data["member"]) if data["member"] is not None else None
-        self._restored_incarnation = data["watching"]
+    def restore(self, record: Mapping[str, Any], member: tuple[str, Any] | None) -> None:
+        """Restore the presence of the former session.
+
+        Args:
+            record: the record of the subscription.
+            member: the member that the subscription has from now on.
+        """
+        self.member = member
+        self._restored_incarnation = record["watching"]
         # Without a member in the record, there is none to remove. A member that joined just before its server died may
         # be missing in the record. It leaves when it expires.
-        self._former_key = data["key"] if self.member is not None else None
+        self._former_key = record["key"] if record["member"] is not None else None
+        self._former_stream = recorded_presence_stream(record)

@@ -15,6 +15,7 @@ from reliable_cable.reply import PresenceJoin, Reply, StreamStart
 
 from .presence import SubscriptionPresence, blank_record
 from .replay import Replay
+from .started import Started
 from .streams import SubscribedStream, SubscriptionStreams
 
 
@@ -27,6 +28,8 @@ class Subscription(SubscriptionStreams):
     _replay: Replay | None = None
     #: Closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None
+    #: What the last call of `subscribed` started. None: it was restored from a record that does not say this.
+    started: Started | None = None
 
     @property
     def presence(self) -> SubscriptionPresence:
@@ -199,27 +202,42 @@ class Subscription(SubscriptionStreams):
                 for name, subscribed in self.streams.items()
                 if subscribed.state is not SubscriberState.OPENING
             ],
+            "subscribed": self.started.dump() if self.started is not None else None,
             "left_at": self.left_at,
             **presence,
         }
 
-    async def restore(self, data: Mapping[str, Any], left_at: float, *, until: float | None = None) -> None:
-        """Start the streams of a session record. They go live when the client has requested its history.
+    async def restore(
+        self,
+        record: Mapping[str, Any],
+        streams: Sequence[Mapping[str, Any]],
+        member: tuple[str, Any] | None,
+        left_at: float,
+        *,
+        until: float | None = None,
+    ) -> None:
+        """Start the streams of a restored subscription. They go live when the client has requested its history.
 
         Args:
-            data: what `record` returned in the former session.
+            record: what `record` returned in the former session.
+            streams: the streams in the form of that record. Streams without an `id` are new.
+            member: the member of the subscription.
             left_at: when the client left, by the session store's clock.
             until: when to give up opening a stream, by the clock of the event loop.
 
         Raises:
             StoreError: a stream could not be opened.
         """
-        for item in data["streams"]:
-            name = item["name"]
-            self.connection.stream_ids.take(name, self.identifier, item["id"])
-            await self._start(StreamStart(name, item["whisper"], item["presence"]), item["id"], until)
-            self.streams[name].first = StreamPosition(*item["first"])
+        for item in streams:
+            name, stream_id = item["name"], item.get("id")
+            if stream_id is None:
+                stream_id = self.connection.stream_ids.claim(name, self.identifier, None)
+            else:
+                self.connection.stream_ids.take(name, self.identifier, stream_id)
+            await self._start(StreamStart(name, item["whisper"], item["presence"]), stream_id, until)
+            if "first" in item:
+                self.streams[name].first = StreamPosition(*item["first"])
         self._mark_presence()
-        if data["member"] is not None or data["watching"] is not None:
-            self.presence.restore(data)
+        if member is not None or record["member"] is not None or record["watching"] is not None:
+            self.presence.restore(record, member)
         self.left_at = left_at

@@ -193,6 +193,32 @@ const scenarios = {
     cable.disconnect()
   },
 
+  async 'extended loses the rights that were taken away, and keeps its state'() {
+    const cable = extended()
+    const [kept, lost, opened] = [unique('rights'), unique('rights'), unique('rights')]
+    for (const stream of [kept, lost]) await call('allow', [stream])
+    const member = await subscribe(cable, 'RightsChannel', { streams: [kept, lost] })
+    const removed = await subscribe(cable, 'RightsChannel', { streams: [lost], id: 'removed' })
+    let reason
+    removed.on('close', error => (reason = error))
+    await member.perform('start', { stream: opened })
+    await member.perform('increment')
+    await eventually(() => member.messages.length === 2, 'the answers')
+    await call('forbid', [lost])
+    cut(cable)
+    await eventually(() => cable.state !== 'connected', 'the cut')
+    for (const stream of [lost, kept, opened]) await broadcast(stream, { stream })
+    await eventually(() => reason !== undefined, 'the rejection')
+    equal([reason?.name, removed.state], ['SubscriptionRejectedError', 'closed'], 'the channel of the lost right')
+    await eventually(() => member.messages.length === 4, 'what the other channel may still read')
+    equal(new Set(member.messages.slice(2).map(message => message.stream)), new Set([kept, opened]), 'its streams')
+    await member.perform('increment')
+    await eventually(() => member.messages.length === 5, 'the answer')
+    equal(member.messages.at(-1), { count: 2 }, 'its state')
+    equal(removed.messages, [], 'what the other channel received')
+    cable.disconnect()
+  },
+
   async 'extended recovers by its positions where the session is gone'() {
     const cable = extended({ protocolOptions: { disableSessionRecovery: true } })
     const stream = unique('large:')

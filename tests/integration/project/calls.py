@@ -14,6 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from django.core.wsgi import get_wsgi_application
 from django.db import transaction
 
@@ -161,6 +162,16 @@ def who_is_there(stream: str) -> dict[str, Any]:
     return dict(reliable_cable.presence_for(stream).info().records or {})
 
 
+def allow(stream: str) -> None:
+    """Let clients of `RightsChannel` read a stream."""
+    Group.objects.create(name=stream)
+
+
+def forbid(stream: str) -> None:
+    """Take away what `allow` gave."""
+    Group.objects.filter(name=stream).delete()
+
+
 def page_time() -> int:
     """Render the meta tags of a page, and return the time that they contain."""
     return int(cable_meta_tags().rpartition('content="')[2].partition('"')[0])
@@ -184,6 +195,7 @@ def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = Tr
 
 
 CALLS: Mapping[str, Callable[..., Any]] = {
+    "allow": allow,
     "broadcast": reliable_cable.broadcast,
     "broadcast_batch": broadcast_batch,
     "broadcast_in_transaction": broadcast_in_transaction,
@@ -194,6 +206,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "enqueue": enqueue,
     "enqueue_django": enqueue_django,
     "flood": flood,
+    "forbid": forbid,
     "forget": reliable_cable.forget,
     "group_send": group_send,
     "open_gate": open_gate,
