@@ -37,6 +37,9 @@ from .stores.engine import Engine, get_engine
 
 logger = logging.getLogger("reliable_cable")
 
+#: The context manager in which handlers run if `around_command` is not overridden.
+_UNCHANGED = nullcontext()
+
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -117,7 +120,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         thread's database connections. Around async handlers, it runs in the event loop, and so does an async manager
         around all handlers. There, use it for context variables only.
         """
-        return nullcontext()
+        return _UNCHANGED
 
     def reject_connection(self) -> None:
         """Refuse the connection. The client is sent the reason `unauthorized`, and does not reconnect."""
