@@ -26,6 +26,9 @@ registry: dict[str, list[type[Channel]]] = {}
 
 _ACTION = "_cable_action"
 
+#: The hooks that `Channel` itself does not have.
+_OPTIONAL_HOOKS = frozenset({"authorize_presence"})
+
 
 def duplicate_channels() -> list[tuple[str, list[str]]]:
     """Return the names that more than one channel class has, with the dotted paths of these classes."""
@@ -50,7 +53,8 @@ def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F
     """Allow clients to call a method of a channel.
 
     Args:
-        method: the method, sync or async. It takes the dict of data that the client sends, or no argument.
+        method: the method, sync or async. It takes the dict of data that the client sends, or no argument. It cannot
+            have the name of an attribute or a hook of `Channel`: then the class cannot be made.
         name: the name that clients use. The default is the method's name.
     """
 
@@ -147,7 +151,10 @@ class Channel:
         for attribute in dir(cls):
             method = inspect.getattr_static(cls, attribute, None)
             public = getattr(method, _ACTION, None)
-            if callable(method) and public is not None:
+            if isinstance(method, state):
+                _check_attribute(cls, attribute, "a state")
+            elif callable(method) and public is not None:
+                _check_attribute(cls, attribute, f"the action {public!r}")
                 actions[public] = (attribute, len(inspect.signature(method).parameters) > 1)
         cls._actions = actions
         if abstract:
@@ -368,6 +375,15 @@ class Channel:
         self._state = {
             name: value for name, value in values.items() if isinstance(inspect.getattr_static(self, name, None), state)
         } or None
+
+
+def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
+    """Raise `ChannelError` if what a class declares replaces an attribute or a hook of `Channel`."""
+    if hasattr(Channel, name) or name in _OPTIONAL_HOOKS:
+        raise ChannelError(
+            f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "
+            f"can still call an action {name!r} if it is marked with @action(name={name!r})."
+        )
 
 
 def _target_name(target: Any) -> str:

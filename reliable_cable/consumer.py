@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 import weakref
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
@@ -15,12 +18,13 @@ from channels.consumer import AsyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
 
+from .concurrency.contexts import run_in_context
 from .concurrency.outages import is_outage
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
 from .connection.connection import Connection
-from .connection.handlers import invoke
+from .connection.handlers import invoke, invoke_isolated
 from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of
@@ -32,6 +36,9 @@ from .servers.drain import Drain
 from .stores.engine import Engine, get_engine
 
 logger = logging.getLogger("reliable_cable")
+
+#: The context manager in which handlers run if `around_command` is not overridden.
+_UNCHANGED = nullcontext()
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -77,12 +84,18 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
     _rejected = False
-    #: Set when the client has been welcomed. Messages of the channel layer are handled only after that.
-    _connected: asyncio.Event | None = None
+    #: Gets the connection's context when the client has been welcomed. Messages of the channel layer are handled only
+    #: after that.
+    _connected: asyncio.Future[Context] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         identifier_names.update(cls.identified_by)
+        if inspect.isgeneratorfunction(cls.around_command) or inspect.isasyncgenfunction(cls.around_command):
+            raise TypeError(
+                f"{cls.__qualname__}.around_command is a generator; decorate it with @contextmanager, or with "
+                "@asynccontextmanager if it is async."
+            )
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
@@ -95,6 +108,19 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         Args:
             code: the WebSocket close code.
         """
+
+    def around_command(self) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
+        """Return the context manager in which handlers run, to set a tenant or a language for them.
+
+        Decorate a generator method with `contextmanager` or `asynccontextmanager`. It is used once for each call of a
+        handler with its check: those of channels, `authorize_presence`, `handle_error`, `disconnect`, and handlers of
+        the channel layer. `connect` runs without it, and may set the attributes that it needs.
+
+        Around sync handlers, a sync manager runs in the thread of the handler, so it can set and undo something on the
+        thread's database connections. Around async handlers, it runs in the event loop, and so does an async manager
+        around all handlers. There, use it for context variables only.
+        """
+        return _UNCHANGED
 
     def reject_connection(self) -> None:
         """Refuse the connection. The client is sent the reason `unauthorized`, and does not reconnect."""
@@ -121,7 +147,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 return
             connection = self.session = commands.connection
             if self._connected is not None:
-                self._connected.set()
+                self._connected.set_result(copy_context())
             while True:
                 # Keep no message in memory while the connection is idle.
                 del message
@@ -191,7 +217,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     async def _end(self, commands: Commands, code: int) -> None:
         await end_connection(commands)
-        await invoke(partial(self.disconnect, code), CableConsumer)
+        await invoke_isolated(self, partial(self.disconnect, code), base=CableConsumer)
 
     def _session_to_restore(self, query: dict[str, list[str]]) -> str | None:
         for name, value in self.scope.get("headers", ()):
@@ -209,7 +235,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             raise ValueError(
                 f"{type(self).__name__}.channel_layer_alias: there is no {self.channel_layer_alias!r} layer."
             )
-        self._connected = asyncio.Event()
+        self._connected = asyncio.get_running_loop().create_future()
         self.channel_name = await self.channel_layer.new_channel()
         task = asyncio.get_running_loop().create_task(self._receive_from_layer())
         # A layer cleans up when its receiver is cancelled, but only if the receiver has begun.
@@ -221,16 +247,19 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         receive = partial(self.channel_layer.receive, self.channel_name)
         while True:
             message = await retry(receive, "The channel layer cannot be read", delay=BACKGROUND_RETRY_DELAY)
-            await self._connected.wait()
+            context = await self._connected
             try:
-                handler = getattr(self, get_handler_name(message), None)
-                if handler is None:
-                    raise ValueError(f"No handler for message type {message['type']}")
-                await handler(message)
+                await run_in_context(context, invoke_isolated(self, partial(self._handle_layer_message, message)))
             except StopConsumer:
                 return
             except Exception:
                 logger.exception("A message of the channel layer could not be handled.")
+
+    async def _handle_layer_message(self, message: dict[str, Any]) -> None:
+        handler = getattr(self, get_handler_name(message), None)
+        if handler is None:
+            raise ValueError(f"No handler for message type {message['type']}")
+        await handler(message)
 
 
 def _install_drain(transport: Transport) -> None:

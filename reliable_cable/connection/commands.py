@@ -22,7 +22,7 @@ from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
 from .connection import Connection
-from .handlers import REFUSED, cancelled, invoke, run_error_handler
+from .handlers import REFUSED, cancelled, invoke_isolated, run_error_handler
 from .queue import CommandQueue
 from .started import Started
 from .subscription import Subscription
@@ -274,10 +274,10 @@ class Commands(CommandQueue):
         """
         saved = channel.begin()
         try:
-            if check is not None and await invoke(check) is False:
+            outcome: object = await invoke_isolated(channel.connection, handler, check)
+            if outcome is REFUSED:
                 channel.undo(saved)
                 return REFUSED
-            await invoke(handler)
             return channel.take_reply(saved)
         except (Exception, asyncio.CancelledError) as cause:
             if cancelled(cause):

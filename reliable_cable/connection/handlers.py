@@ -1,15 +1,21 @@
-"""Runs handlers of channels, in a thread if they are sync."""
+"""Runs handlers, in a thread if they are sync.
+
+Each call of a handler has its own copy of the connection's context.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
+from functools import lru_cache, partial
 from typing import Any
 
 from reliable_cable.channel import Channel
+from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.reply import Reply
 
@@ -25,20 +31,99 @@ def cancelled(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-async def invoke(call: Callable[..., Any], base: type = Channel) -> Any:
-    """Run a sync or async handler. Do nothing if no subclass has overridden it.
+def _function(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function of a handler, which is a method or a partial call of one."""
+    target = handler.func if isinstance(handler, partial) else handler
+    function: Callable[..., Any] = getattr(target, "__func__", target)
+    return function
+
+
+def _is_async(handler: Callable[..., Any]) -> bool:
+    return _is_coroutine_function(_function(handler))
+
+
+#: `inspect.iscoroutinefunction` is slow, and each command needs it.
+_is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)
+
+
+def _overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
+    """Return the handlers that are not the ones of `base`, which do nothing."""
+    overridden = []
+    for handler in handlers:
+        if handler is not None:
+            function = _function(handler)
+            if function is not getattr(base, getattr(function, "__name__", ""), None):
+                overridden.append(handler)
+    return overridden
+
+
+async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
+    """Run a handler, in a thread if it is sync. One that is not overridden costs nothing.
 
     Args:
-        call: the handler, a method of an object, or a partial call of it.
+        handler: the handler, a method of an object, or a partial call of it.
         base: the class that declares the handler.
     """
-    target = call.func if isinstance(call, partial) else call
-    if getattr(target, "__func__", None) is getattr(base, getattr(target, "__name__", ""), None):
+    calls = _overridden(base, handler)
+    return await _run(nullcontext, calls) if calls else None
+
+
+async def invoke_isolated(
+    consumer: Any, handler: Callable[[], Any], check: Callable[[], Any] | None = None, base: type = Channel
+) -> Any:
+    """Run a handler after its check, in a copy of the connection's context and inside of `around_command`.
+
+    If both are sync, both run in the same thread hop. Handlers and checks that are not overridden cost nothing.
+
+    Args:
+        consumer: the consumer of the connection.
+        handler: the handler, a method of an object, or a partial call of it.
+        check: called first. If it returns False, the handler is not called.
+        base: the class that declares the handler and the check.
+
+    Returns:
+        The result of the handler, or `REFUSED` if the check returned False.
+    """
+    calls = _overridden(base, check, handler)
+    if not calls:
         return None
-    if inspect.iscoroutinefunction(call):
-        refresh_connections()
-        return await call()
-    return await run_handler(call)
+    # The tasks of a connection have its context: only `connect` changes it.
+    result = await run_in_context(copy_context(), _run(consumer.around_command, calls))
+    return REFUSED if result is False and calls[-1] is check else result
+
+
+async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) -> Any:
+    """Run a check, if any, and then its handler.
+
+    Args:
+        around: returns the context manager in which they run, sync or async.
+        calls: the check, if any, and the handler.
+    """
+    asynchronous = _is_async(calls[-1])
+    if len(calls) > 1 and _is_async(calls[0]) is not asynchronous:
+        if await _run(around, calls[:1]) is False:
+            return REFUSED
+        calls = calls[1:]
+    manager = around()
+    if not hasattr(manager, "__enter__"):
+        async with manager:
+            return await _run(nullcontext, calls)
+    if not asynchronous:
+        return await run_handler(_run_in_thread, manager, calls)
+    refresh_connections()
+    with manager:
+        for check in calls[:-1]:
+            if await check() is False:
+                return REFUSED
+        return await calls[-1]()
+
+
+def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callable[[], Any]]) -> Any:
+    with manager:
+        for check in calls[:-1]:
+            if check() is False:
+                return REFUSED
+        return calls[-1]()
 
 
 async def run_error_handler(channel: Channel, cause: BaseException, name: str) -> Reply:
@@ -52,7 +137,7 @@ async def run_error_handler(channel: Channel, cause: BaseException, name: str) -
     error = cause if isinstance(cause, Exception) else RuntimeError("something that the handler awaited was cancelled")
     saved = channel.begin()
     try:
-        await invoke(partial(channel.handle_error, error, name))
+        await invoke_isolated(channel.connection, partial(channel.handle_error, error, name))
         return channel.take_reply(saved)
     except (Exception, asyncio.CancelledError) as failure:
         if cancelled(failure):

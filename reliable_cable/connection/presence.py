@@ -17,7 +17,7 @@ from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import PresenceJoin, Reply
 
 from .connection import Connection
-from .handlers import invoke
+from .handlers import invoke_isolated
 from .streams import SubscriptionStreams
 
 logger = logging.getLogger("reliable_cable")
@@ -104,7 +104,7 @@ class SubscriptionPresence:
             logger.warning("A join was refused: %s has no authorize_presence().", type(channel).__name__)
             return False
         try:
-            return bool(await invoke(partial(authorize, claim.id, claim.info)))
+            return bool(await invoke_isolated(channel.connection, partial(authorize, claim.id, claim.info)))
         except Exception as error:
             if is_outage(error):
                 raise

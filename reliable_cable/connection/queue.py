@@ -10,7 +10,6 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -121,7 +120,6 @@ class CommandQueue(ABC):
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     async def _run(self, backlog: _Backlog) -> None:
-        context = copy_context()
         try:
             while backlog.commands:
                 command, size, arrived = backlog.commands.popleft()
@@ -132,13 +130,7 @@ class CommandQueue(ABC):
                     logger.exception("The command %s failed.", type(command).__name__)
                 if isinstance(command, commands.Subscribe) and self.is_wanted(command.identifier, arrived):
                     del backlog.subscribing[command.identifier]
-                if (
-                    backlog.lingers
-                    and not backlog.commands
-                    and isinstance(command, _REPEATED)
-                    # A context variable that a handler has set, such as a language, must not reach later commands.
-                    and copy_context() == context
-                ):
+                if backlog.lingers and not backlog.commands and isinstance(command, _REPEATED):
                     backlog.parked = asyncio.get_running_loop().create_future()
                     await backlog.parked
                     backlog.parked = None

@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from django.dispatch import Signal
 
+from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.concurrency.threads import run_handler
@@ -247,7 +249,8 @@ class PresenceService:
     async def _send_signals(self) -> None:
         try:
             while self._signals:
-                await run_handler(self._send_signal, self._signals.popleft())
+                # This task has the context of some connection, which is not that of the event.
+                await run_in_context(Context(), run_handler(self._send_signal, self._signals.popleft()))
         finally:
             self._sending = None
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.db import connection
+from django.utils import translation
 
 from reliable_cable import Channel, action, broadcast, state
 from tests.integration.project import receivers
@@ -313,3 +315,37 @@ class FillChannel(Channel):
         text = base64.b64encode(bytes(data["size"] * 3 // 4)).decode()
         for number in range(data["count"]):
             self.transmit({"n": number, "fill": text})
+
+
+class ContextChannel(Channel):
+    """Transmits the language and the tenant with which its handlers run."""
+
+    #: The tenant of the database connection in the check of the last action.
+    checked: str | None = None
+
+    def before_action(self, action: str, data: Mapping[str, Any]) -> None:
+        """Read the tenant of this thread's database connection."""
+        self.checked = getattr(connection, "tenant", None)
+
+    @action
+    def tell(self) -> None:
+        """Transmit the language, and the tenants of the check and of this handler."""
+        tenants = [self.checked, getattr(connection, "tenant", None)]
+        self.transmit({"language": translation.get_language(), "tenants": tenants})
+
+    @action
+    async def atell(self) -> None:
+        """Transmit the language."""
+        self.transmit({"language": translation.get_language()})
+
+    @action
+    def switch(self, data: dict[str, Any]) -> None:
+        """Wait at a gate, and switch to another language without switching back."""
+        gates[data["gate"]].enter()
+        translation.activate(data["language"])
+
+    @action
+    async def aswitch(self, data: dict[str, Any]) -> None:
+        """Like `switch`, in the event loop."""
+        await asyncio.to_thread(gates[data["gate"]].enter)
+        translation.activate(data["language"])
