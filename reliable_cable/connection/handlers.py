@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 from reliable_cable.channel import Channel
@@ -31,29 +31,14 @@ def cancelled(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-def _function(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function of a handler, which is a method or a partial call of one."""
-    target = handler.func if isinstance(handler, partial) else handler
-    function: Callable[..., Any] = getattr(target, "__func__", target)
-    return function
-
-
-def _is_async(handler: Callable[..., Any]) -> bool:
-    return _is_coroutine_function(_function(handler))
-
-
-#: `inspect.iscoroutinefunction` is slow, and each command needs it.
-_is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)
-
-
-def _overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
+def _overridden(base: type, *calls: Callable[[], Any] | None) -> list[Callable[[], Any]]:
     """Return the handlers that are not the ones of `base`, which do nothing."""
     overridden = []
-    for handler in handlers:
-        if handler is not None:
-            function = _function(handler)
-            if function is not getattr(base, getattr(function, "__name__", ""), None):
-                overridden.append(handler)
+    for call in calls:
+        target = call.func if isinstance(call, partial) else call
+        function = getattr(target, "__func__", None)
+        if call is not None and (function is None or function is not getattr(base, function.__name__, None)):
+            overridden.append(call)
     return overridden
 
 
@@ -99,8 +84,8 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
         around: returns the context manager in which they run, sync or async.
         calls: the check, if any, and the handler.
     """
-    asynchronous = _is_async(calls[-1])
-    if len(calls) > 1 and _is_async(calls[0]) is not asynchronous:
+    asynchronous = inspect.iscoroutinefunction(calls[-1])
+    if len(calls) > 1 and inspect.iscoroutinefunction(calls[0]) is not asynchronous:
         if await _run(around, calls[:1]) is False:
             return REFUSED
         calls = calls[1:]

@@ -20,6 +20,7 @@ from reliable_cable.connection.commands import Commands
 from reliable_cable.connection.connection import Connection
 from reliable_cable.connection.lifecycle import end_connection, open_connection
 from reliable_cable.connection.subscription import Subscription
+from reliable_cable.consumer import CableConsumer
 from reliable_cable.hub.hub import Hub
 from reliable_cable.hub.subscriber import NOT_LIVE, SubscriberState
 from reliable_cable.protocol.constants import Subprotocol
@@ -94,7 +95,7 @@ class DeliveryWorld(RuleBasedStateMachine):
         client.socket = MemorySocket(frames=self.frames, stamp=self._marks)
         connection = Connection(
             self.hub,
-            None,
+            CableConsumer(),
             subprotocol=Subprotocol.EXTENDED_JSON,
             identity={"user": client.name},
             authenticated_at=self.hub.engine.session_clock.moment(),
