@@ -79,8 +79,8 @@ class Subscription(SubscriptionStreams):
         except BaseException:
             self._stop(start.name)
             raise
-        if self.connection.closed:
-            # The connection ended while the stream was being opened, and closed all other subscribers.
+        if self.connection.closed or self.revoked:
+            # The other subscribers were closed while the stream was being opened.
             hub.unsubscribe(subscribed.stream, subscribed)
         subscribed.confirmed = self.known
         subscribed.first = subscribed.cursor
@@ -200,6 +200,7 @@ class Subscription(SubscriptionStreams):
                 if subscribed.state is not SubscriberState.OPENING
             ],
             "left_at": self.left_at,
+            "authorized": self.authorized,
             **presence,
         }
 
@@ -223,3 +224,4 @@ class Subscription(SubscriptionStreams):
         if data["member"] is not None or data["watching"] is not None:
             self.presence.restore(data)
         self.left_at = left_at
+        self.recorded_authorized = data.get("authorized", 0.0)

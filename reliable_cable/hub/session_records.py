@@ -11,6 +11,7 @@ from reliable_cable.identity import Identity
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 
+from .revocations import without_revoked
 from .session_losses import LossDetector
 from .session_writer import LiveSession, SessionWriter, make_record
 
@@ -72,7 +73,7 @@ class SessionRecords(SessionWriter):
     # -- restoring ----------------------------------------------------------------------------------------------------
 
     async def load(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Return the newest record of a session that belongs to this identity.
+        """Return the newest record of a session that belongs to this identity, without revoked subscriptions.
 
         None means that there is no such record, or that the store did not respond in time. The client then subscribes
         again, with its own positions.
@@ -104,8 +105,11 @@ class SessionRecords(SessionWriter):
         if wanted is self._wanted:
             self._batch = None
         if len(wanted) == 1:
-            return [await self.store.aload(*wanted[0])]
-        return await self.store.aload_many(wanted)
+            records = [await self.store.aload(*wanted[0])]
+        else:
+            records = await self.store.aload_many(wanted)
+        # Revocations are read after the records, so that a revocation during the reads is found.
+        return await without_revoked(self.store, records)
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
         """Add a restored session, and write its record together with that of the session it continues.
