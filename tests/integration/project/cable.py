@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 
 from reliable_cable import Channel, action, broadcast, state
 from tests.integration.project import receivers
@@ -241,6 +242,34 @@ class AuditedChannel(Channel):
         """Increment the counter in the state, and transmit it."""
         self.count += 1
         self.transmit({"count": self.count})
+
+
+class RightsChannel(Channel):
+    """Streams from those streams of its params that the database allows (see `calls.allow`)."""
+
+    count = state(default=0)
+
+    def subscribed(self) -> None:
+        """Start the streams, and join; or reject if no stream is allowed."""
+        allowed = set(Group.objects.filter(name__in=self.params["streams"]).values_list("name", flat=True))
+        if not allowed:
+            return self.reject()
+        for stream in self.params["streams"]:
+            if stream in allowed:
+                self.stream_from(stream)
+        self.presence.join(self.params.get("id", "member"))
+
+    @action
+    def increment(self) -> None:
+        """Increment the counter in the state, and transmit it."""
+        self.count += 1
+        self.transmit({"count": self.count})
+
+    @action
+    def start(self, data: dict[str, Any]) -> None:
+        """Start another stream."""
+        self.stream_from(data["stream"])
+        self.transmit({"started": data["stream"]})
 
 
 class RoomChannel(Channel):
