@@ -1,30 +1,20 @@
-"""`revoke`: its arguments, and what happens to subscriptions at every stage."""
+"""`revoke`: what happens to subscriptions at every stage. Its arguments: test_disconnecting.py."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
-from unittest import mock
 
 import pytest
-from django.db import transaction
 
 from reliable_cable import (
     Channel,
-    InvalidIdentifier,
-    InvalidOption,
-    InvalidStreamName,
-    StoreError,
     abroadcast,
     action,
     arevoke,
-    revoke,
 )
 from reliable_cable.channel import registry
-from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.consumer import get_hub
 from reliable_cable.identity import STREAM
 from reliable_cable.presence import presence_for
@@ -87,12 +77,6 @@ async def _rooms(settings: Any) -> AsyncIterator[None]:
     del registry["Room"], registry["Lounge"]
 
 
-def control_messages() -> list[dict[str, Any]]:
-    """Return the control messages about revocations."""
-    page = get_engine().streams.read(CONTROL_STREAM, after=0, limit=100)
-    return [message for message in (json.loads(entry.data) for entry in page.entries) if "revoke" in message]
-
-
 def revocation(identifier: str, reason: str = "revoked") -> dict[str, Any]:
     """Return the frame that tells a client of a revocation."""
     return {"identifier": identifier, "message": {"type": "revoked", "reason": reason}}
@@ -114,69 +98,6 @@ async def resume(client: Client, identifier: str) -> None:
     """Request the history of a restored subscription."""
     await client.send("history", identifier)
     assert (await client.receive())["type"] == "confirm_history"
-
-
-@pytest.mark.django_db(transaction=True)
-class TestArguments:
-    def test_a_channel_or_a_stream_is_stored_with_the_identifiers(self) -> None:
-        with transaction.atomic():
-            revoke(user="ann", channel=Room, reason="left")
-            revoke(stream="a")
-            assert control_messages() == []
-        first, second = control_messages()
-        assert (first["revoke"], first["subscriptions"]) == ({"user": "str:ann"}, {"@channel": "Room"})
-        assert (second["revoke"], second["subscriptions"]) == ({}, {"@stream": "a"})
-        assert (first["reason"], second["reason"]) == ("left", "revoked")
-        ann, bob = {"user": "str:ann", "@channel": "Room"}, {"user": "str:bob", "@stream": "a"}
-        assert get_engine().sessions.revoked([ann, bob]) == [first["at"], second["at"]]
-
-    async def test_the_async_twin_does_the_same(self) -> None:
-        await arevoke(user="ann", stream="a")
-        assert [message["subscriptions"] for message in control_messages()] == [{"@stream": "a"}]
-
-    def test_servers_of_the_previous_release_reconnect_the_clients(self) -> None:
-        # They know these keys only, and take the message for a disconnect.
-        revoke(user="ann", stream="a")
-        (message,) = control_messages()
-        assert message["revoke"] == {"user": "str:ann"}
-        assert message["reconnect"] is True
-
-    @pytest.mark.parametrize(
-        ("options", "error", "text"),
-        [
-            ({}, InvalidOption, "either a channel or a stream"),
-            ({"user": "ann"}, InvalidOption, "either a channel or a stream"),
-            ({"channel": Room, "stream": "a"}, InvalidOption, "either a channel or a stream"),
-            ({"channel": "Room"}, InvalidOption, "must be a channel class"),
-            ({"stream": ""}, InvalidStreamName, "0 characters"),
-            ({"stream": "a", "user": None}, InvalidIdentifier, "identifies nobody"),
-            ({"stream": "a", "nothing": 1}, InvalidIdentifier, "no connection is identified by 'nothing'"),
-            ({"stream": "a", "reason": None}, InvalidOption, "a reason that is a text"),
-            ({"stream": "a", "reason": "\ud800"}, InvalidOption, "a reason that is a text"),
-            ({"stream": "a", "using": "nowhere"}, InvalidOption, "nowhere"),
-        ],
-    )
-    def test_wrong_arguments_raise_at_once(self, options: dict[str, Any], error: type[Exception], text: str) -> None:
-        with transaction.atomic(), pytest.raises(error, match=text):
-            revoke(**options)
-        assert control_messages() == []
-
-    def test_a_rollback_cancels_the_call(self) -> None:
-        with transaction.atomic():
-            revoke(stream="a")
-            transaction.set_rollback(True)
-        assert control_messages() == []
-
-    def test_a_call_that_fails_after_the_commit_is_retried(self, caplog: pytest.LogCaptureFixture) -> None:
-        sessions = get_engine().sessions
-        with mock.patch.object(sessions, "revoke", side_effect=[StoreError("Redis is down"), 1_000_000.0]):
-            with transaction.atomic():
-                revoke(stream="a")
-            deadline = time.monotonic() + 10
-            while not control_messages() and time.monotonic() < deadline:
-                time.sleep(0.01)
-        assert [message["at"] for message in control_messages()] == [1_000_000.0]
-        assert "The subscriptions of {'@stream': 'a'} are not closed yet; trying again: Redis is down" in caplog.text
 
 
 class TestConnectedClients:
