@@ -79,8 +79,8 @@ class Subscription(SubscriptionStreams):
         except BaseException:
             self._stop(start.name)
             raise
-        if self.connection.closed or self.revoked:
-            # The other subscribers were closed while the stream was being opened.
+        if self.connection.closed:
+            # The connection ended while the stream was being opened, and closed all other subscribers.
             hub.unsubscribe(subscribed.stream, subscribed)
         subscribed.confirmed = self.known
         subscribed.first = subscribed.cursor

@@ -201,7 +201,7 @@ class TestConnectedClients:
         monkeypatch.setattr(streams, "aread", delayed)
         async with ann() as client:
             await client.subscribe(room("a"), history={"since": 1, "streams": {}})
-            await reading.wait()
+            await until(reading.is_set)
             await arevoke(stream="a")
             await run_event_loop()
             gate.set()
@@ -229,6 +229,8 @@ class TestRunningHandlers:
             await until(lambda: "open_later" in Room.events)
             await arevoke(stream="a")
             assert await client.receive() == revocation(room("a"))
+            await abroadcast("a", {"to": "a"})
+            await run_event_loop()
             Room.gate.set()
             await until(lambda: "unsubscribed" in Room.events)
             await abroadcast("b", {"to": "b"})
@@ -263,6 +265,19 @@ class TestRunningHandlers:
             Room.gate.set()
             assert await client.receive() == {"type": "reject_subscription", "identifier": room("a")}
             assert Room.events == ["subscribed", "subscribed"]
+
+    async def test_pending_commands_are_answered_before_the_close(self) -> None:
+        # A client closes a channel for good if the connection ends while its `subscribe` is unanswered.
+        async with ann() as client:
+            await client.subscribe(room("a"))
+            Room.gate.clear()
+            await client.send("subscribe", room("b"))
+            await until(lambda: Room.events == ["subscribed", "subscribed"])
+            await arevoke(stream="a")
+            assert await client.receive() == revocation(room("a"))
+            Room.gate.set()
+            assert await client.receive() == {"type": "confirm_subscription", "identifier": room("b")}
+            await expect_close(client)
 
     async def test_a_handler_that_outlasts_the_close_does_not_keep_the_member(
         self, monkeypatch: pytest.MonkeyPatch
@@ -348,7 +363,7 @@ class TestSessions:
             monkeypatch.setattr(sessions, "arevoked", delayed)
             client = ann(sid=sid)
             connecting = asyncio.ensure_future(client.communicator.connect())
-            await loaded.wait()
+            await until(loaded.is_set)
             await arevoke(stream="a")
             await run_event_loop()
             gate.set()
