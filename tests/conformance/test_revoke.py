@@ -27,7 +27,9 @@ async def allowed(pair: Pair) -> str:
 
 async def subscribe(client: Client, stream: str, id_: str = "member") -> str:
     """Subscribe to a stream, and wait until the client is live."""
-    identifier = await client.subscribe(identify("RightsChannel", streams=[stream], id=id_))
+    identifier = identify("RightsChannel", streams=[stream], id=id_)
+    await client.send("subscribe", identifier)
+    await client.until({"type": "confirm_subscription", "identifier": identifier})
     await client.perform(identifier, "increment")
     await client.until({"identifier": identifier, "message": {"count": 1}})
     return identifier
@@ -49,8 +51,8 @@ async def test_a_user_loses_a_subscription_on_every_process_and_is_rejected_afte
     members = [await connect_to(server, cookie=mine) for server in pair]
     base = await connect_to(pair[0], cookie=mine, protocols=[BASE])
     others = [await connect_to(server, cookie=other, protocols=[EXTENDED]) for server in pair]
-    identifiers = [await subscribe(client, stream) for client in (*members, base, *others)]
     kept = [await client.subscribe(identify("StreamChannel", streams=[news])) for client in (*members, base)]
+    identifiers = [await subscribe(client, stream) for client in (*members, base, *others)]
     await pair[1].call("forbid", stream)
     options = {"channel": "RightsChannel"} if scope == "channel" else {"stream": stream}
     await pair[1].call("revoke", username=name, reason=REASON, **options)
