@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
+from reliable_cable.protocol.control import SubscriptionRevocation
 from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
@@ -35,6 +36,11 @@ SUBSCRIBE_TIMEOUT: Final = 8.0
 
 #: How long, in seconds, the streams of a `subscribe` may take to open even after `SUBSCRIBE_TIMEOUT` has passed.
 MIN_OPEN_TIME: Final = 1.0
+
+
+class _RevokedError(Exception):
+    """A subscription was revoked while it was being made."""
+
 
 #: Commands that matter only to their own client. They are skipped after the connection has ended.
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
@@ -122,7 +128,8 @@ class Commands(CommandQueue):
     async def _subscribe_with_retries(self, command: commands.Subscribe, channel: Channel, arrived: float) -> None:
         """Subscribe. Retry while a database or store cannot be reached.
 
-        The client gets no answer during the retries, because a rejection would be final.
+        Retry also if the subscription is revoked meanwhile, because the handler may have decided before that. The
+        client gets no answer during the retries, because a rejection would be final.
         """
         identifier = command.identifier
         loop = asyncio.get_running_loop()
@@ -135,7 +142,7 @@ class Commands(CommandQueue):
                 return
             except Exception as error:
                 subscription.end()
-                if not is_outage(error):
+                if not is_outage(error) and not isinstance(error, _RevokedError):
                     raise
                 if loop.time() + RETRY_DELAY > until:
                     await self._give_up(candidate, error)
@@ -151,6 +158,7 @@ class Commands(CommandQueue):
         channel = subscription.channel
         request = command.history if self.connection.extended else None
         subscription.restorable = request is None
+        subscription.authorized_at = self.connection.hub.engine.session_clock.moment()
         reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe, retried=True)
         if reply is None:
             self._reject(subscription)
@@ -164,6 +172,8 @@ class Commands(CommandQueue):
             joins += [join for join in reply.presence if not isinstance(join, PresenceLeave)]
             if command.presence is not None and await subscription.presence.authorizes(command.presence):
                 joins.append(command.presence)
+            if self._revocation(subscription, subscription.authorized) is not None:
+                raise _RevokedError("it was revoked while it was being made")
         self.transmit(subscription.identifier, reply)
         if reply.rejected:
             self._reject(subscription)
@@ -197,6 +207,31 @@ class Commands(CommandQueue):
             logger.exception("A member could not be removed from presence. It leaves when it expires.")
         await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
 
+    # -- revoking -----------------------------------------------------------------------------------------------------
+
+    def revoke(self, identifiers: Collection[str], reason: str) -> None:
+        """End subscriptions at once, and send the client the reason. Their members leave after the running handler."""
+        for identifier in identifiers:
+            subscription = self.subscriptions.pop(identifier)
+            subscription.revoked = True
+            subscription.end()
+            self._push(messages.revoked(identifier, reason))
+            self.call_next(partial(self._unsubscribe, subscription))
+        self.connection.changed()
+
+    def end_if_revoked(self, identifier: str) -> bool:
+        """End a restored subscription if it was revoked meanwhile. Return whether it was ended."""
+        subscription = self.subscriptions[identifier]
+        if self._revocation(subscription, subscription.authorized) is None:
+            return False
+        del self.subscriptions[identifier]
+        subscription.end()
+        return True
+
+    def _revocation(self, subscription: Subscription, authorized: float) -> SubscriptionRevocation | None:
+        connection = self.connection
+        return connection.hub.control.recent.find(connection.identity, subscription.scopes(), authorized)
+
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def _perform(self, subscription: Subscription, command: commands.Perform) -> None:
@@ -212,19 +247,27 @@ class Commands(CommandQueue):
         attribute, takes_data = method
         data = dict(command.data)
         handler = partial(getattr(channel, attribute), *((data,) if takes_data else ()))
+        began = self.connection.hub.engine.session_clock.moment()
         reply = await self.call(channel, str(name), handler, partial(channel.before_action, str(name), data))
         if reply is not None and reply is not REFUSED:
-            await self._apply(subscription, reply)
+            await self._apply(subscription, reply, began)
 
-    async def _apply(self, subscription: Subscription, reply: Reply) -> None:
-        """Apply the reply of an action."""
+    async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
+        """Apply the reply of an action, which began at a moment of `Engine.session_clock`."""
         try:
             await subscription.apply_streams(reply)
         except Exception:
             logger.exception("A stream of %s could not be opened.", subscription.identifier)
             subscription.catch_up()
+        if reply.streams and not subscription.revoked:
+            # A stream may have been revoked before the handler started it, but after the handler had decided to.
+            revocation = self._revocation(subscription, self.connection.hub.engine.session_clock.at(began))
+            if revocation is not None:
+                self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
         # A restore, on any server, must bring back every change whose effect the client has seen.
         if (reply.streams or reply.changed) and not await self.connection.save():
+            return
+        if subscription.revoked:
             return
         self.transmit(subscription.identifier, reply)
         if reply.rejected:

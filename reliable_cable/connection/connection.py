@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -58,6 +58,13 @@ class Subscribed(Protocol):
 
     #: Whether a session record may contain the subscription.
     restorable: bool
+
+    @property
+    def authorized(self) -> float:
+        """When the channel began to decide about the subscription, by the session store's clock."""
+
+    def scopes(self) -> Sequence[Identity]:
+        """Return what the condition of a revocation can name of the subscription."""
 
     def record(self) -> dict[str, Any]:
         """Return what a restore needs, as JSON values."""
@@ -247,6 +254,28 @@ class Connection:
 
     # -- closing ------------------------------------------------------------------------------------------------------
 
+    def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
+        """End subscriptions, and send the client the reason.
+
+        An extended client ignores a `reject_subscription` that it did not ask for. So it has to reconnect, and then
+        subscribes again. So does a base client if it may have subscribed after the revocation, because clocks are not
+        exact.
+
+        Args:
+            identifiers: the identifiers of the subscriptions.
+            reason: the reason.
+            at: the time of the revocation, by the session store's clock.
+        """
+        if self.closed:
+            return  # the session store has the revocation, which a restore applies
+        uncertain = any(self.subscriptions[identifier].authorized > at for identifier in identifiers)
+        self.commands.revoke(identifiers, reason)
+        if self.extended or uncertain:
+            self.hub.tasks.spawn(self.drain(0))
+        else:
+            for identifier in identifiers:
+                self.reject(identifier)
+
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         """Close the connection. A further call can only be stricter: it forgets the session, or aborts the socket.
 
@@ -275,7 +304,7 @@ class Connection:
             self.hub.tasks.spawn(self._finish())
 
     async def drain(self, delay: float) -> None:
-        """Close the connection because the server will stop: after `delay` seconds, and after the queued commands."""
+        """Close the connection after `delay` seconds and after the queued commands. The client is to reconnect."""
         await asyncio.sleep(delay)
         if not self.closed:
             await self.commands.finished(CLOSE_TIMEOUT)

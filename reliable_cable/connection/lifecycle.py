@@ -35,6 +35,8 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     hub.connections.add(connection)
     if connection.ending or hub.control.close_if_revoked(connection):
         return
+    if restored is not None:
+        restored.identifiers = [each for each in restored.identifiers if not commands.end_if_revoked(each)]
     if restored is not None and restored.elsewhere:
         hub.control.announce_takeover(restored.sid, connection)
     if restored is None and connection.resumable:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +24,17 @@ MAX_QUEUED_COMMANDS: Final = 1024
 
 #: Commands that clients often send several times in a row.
 _REPEATED = (commands.Perform, commands.Whisper)
+
+
+@dataclass(frozen=True, slots=True)
+class Internal(commands.Command):
+    """A call that the server queues between two commands of the client. It is not dropped when the connection closes.
+
+    Args:
+        call: what to call.
+    """
+
+    call: Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +86,10 @@ class CommandQueue(ABC):
             arrived: for a `subscribe`, the time of its arrival, by the clock of the event loop.
         """
 
+    @abstractmethod
+    def revoke(self, identifiers: Collection[str], reason: str) -> None:
+        """End subscriptions, and send the client the reason."""
+
     def add(self, command: commands.Command, size: int) -> bool:
         """Queue a command. Return False if the queue is full.
 
@@ -81,12 +97,7 @@ class CommandQueue(ABC):
             command: the command.
             size: the size of its frame, in characters.
         """
-        backlog = self._backlog
-        if backlog is None:
-            backlog = self._backlog = _Backlog()
-            self._task = self._tasks.spawn(self._run(backlog))
-        else:
-            backlog.wake()
+        backlog = self._start()
         arrived = 0.0
         if isinstance(command, commands.Subscribe):
             if command.identifier in backlog.subscribing:
@@ -98,10 +109,23 @@ class CommandQueue(ABC):
         backlog.size += size
         return len(backlog.commands) <= MAX_QUEUED_COMMANDS and backlog.size <= self._max_size
 
+    def call_next(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Call a coroutine function after the command that is being handled, even if the connection is closed."""
+        self._start().commands.appendleft((Internal("", call), 0, 0.0))
+
+    def _start(self) -> _Backlog:
+        """Return the backlog, with a task that handles what is added to it in this iteration of the event loop."""
+        if self._backlog is None:
+            self._backlog = _Backlog()
+            self._task = self._tasks.spawn(self._run(self._backlog))
+        else:
+            self._backlog.wake()
+        return self._backlog
+
     def clear(self) -> None:
-        """Drop the queued commands."""
+        """Drop the queued commands of the client."""
         if self._backlog is not None:
-            self._backlog.commands.clear()
+            self._backlog.commands = deque(each for each in self._backlog.commands if isinstance(each[0], Internal))
 
     def rest(self) -> None:
         """Let the task end if it has nothing to do."""
@@ -125,7 +149,10 @@ class CommandQueue(ABC):
                 command, size, arrived = backlog.commands.popleft()
                 backlog.size -= size
                 try:
-                    await self.execute(command, arrived)
+                    if isinstance(command, Internal):
+                        await command.call()
+                    else:
+                        await self.execute(command, arrived)
                 except Exception:
                     logger.exception("The command %s failed.", type(command).__name__)
                 if isinstance(command, commands.Subscribe) and self.is_wanted(command.identifier, arrived):

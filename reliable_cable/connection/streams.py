@@ -8,6 +8,7 @@ from typing import Final
 from reliable_cable.channel import Channel
 from reliable_cable.hub.stream import HubStream
 from reliable_cable.hub.subscriber import Subscriber, SubscriberState
+from reliable_cable.identity import Identity, subscription_scopes
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import StreamPosition
@@ -87,6 +88,12 @@ class SubscriptionStreams:
     restorable: bool = True
     #: When the client left the restored session; None after it has received what it missed.
     left_at: float | None = None
+    #: When `subscribed` was called, by the monotonic clock of `Engine.session_clock`.
+    authorized_at: float = 0.0
+    #: The time of `authorized` in the session that was restored; None: it was not restored.
+    recorded_authorized: float | None = None
+    #: Whether it was ended by a revocation, perhaps while a handler was running.
+    revoked: bool = False
 
     @property
     def presence_stream(self) -> str | None:
@@ -98,6 +105,17 @@ class SubscriptionStreams:
     def whisper_stream(self) -> str | None:
         """The stream to which the client's whispers are sent."""
         return next((name for name, each in self.streams.items() if each.start.whisper), None)
+
+    @property
+    def authorized(self) -> float:
+        """When the channel began to decide about the subscription, by the session store's clock."""
+        if self.recorded_authorized is not None:
+            return self.recorded_authorized
+        return self.connection.hub.engine.session_clock.at(self.authorized_at)
+
+    def scopes(self) -> list[Identity]:
+        """Return what the condition of a revocation can name of the subscription."""
+        return subscription_scopes(type(self.channel).name, self.streams)
 
     def mark_confirmed(self) -> None:
         """Allow messages that the client understands only if it knows the subscription, such as presence events."""

@@ -204,6 +204,7 @@ class Subscription(SubscriptionStreams):
             ],
             "subscribed": self.started.dump() if self.started is not None else None,
             "left_at": self.left_at,
+            "authorized": self.authorized,
             **presence,
         }
 
@@ -241,3 +242,4 @@ class Subscription(SubscriptionStreams):
         if member is not None or record["member"] is not None or record["watching"] is not None:
             self.presence.restore(record, member)
         self.left_at = left_at
+        self.recorded_authorized = record.get("authorized", 0.0)

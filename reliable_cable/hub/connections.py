@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from reliable_cable.identity import Identity
 from reliable_cable.protocol.constants import DisconnectReason
 
 from .heartbeat import Pinged
+from .revocations import RevocableSubscription
 from .session_writer import LiveSession
 
 
@@ -23,11 +25,18 @@ class HubConnection(LiveSession, Pinged, Protocol):
         """The values that identify the connection's owner, as texts."""
 
     @property
+    def subscriptions(self) -> Mapping[str, RevocableSubscription]:
+        """The subscriptions, by identifier."""
+
+    @property
     def authenticated(self) -> float:
         """When the client was authenticated, by the session store's clock."""
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         """Close the connection."""
+
+    def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
+        """End the subscriptions with these identifiers, which were revoked at this time, and send the reason."""
 
     async def drain(self, delay: float) -> None:
         """Close the connection before the server stops."""

@@ -1,4 +1,5 @@
-"""The control bus, over which the server processes tell each other which connections to close.
+"""The control bus, over which the server processes tell each other which connections to close and which
+subscriptions to end.
 
 Control messages are kept messages of a reserved stream. Every hub that has connections observes that stream. So the bus
 works with every stream store, and a process that was cut off reads the messages that it missed.
@@ -21,13 +22,14 @@ from reliable_cable.conf import CONTROL_POLICY, CONTROL_STREAM
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.identity import condition_key, condition_keys, matches
 from reliable_cable.protocol import control
-from reliable_cable.protocol.constants import DisconnectReason
-from reliable_cable.protocol.control import Revocation, Takeover
+from reliable_cable.protocol.constants import REVOKED, DisconnectReason
+from reliable_cable.protocol.control import Revocation, SubscriptionRevocation, Takeover
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.sessions.base import is_revoked
 from reliable_cable.stores.streams.base import Message
 
 from .connections import Connections, HubConnection
+from .revocations import RecentRevocations, concerns, last_revoked
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 
@@ -75,6 +77,8 @@ class ControlBus:
         self._clocks: list[asyncio.Task[None]] = []
         #: The latest revocations, by condition, for connections that are still being accepted.
         self._revocations: OrderedDict[str, Revocation] = OrderedDict()
+        #: The latest revocations of subscriptions, for subscriptions that are still being made.
+        self.recent = RecentRevocations()
         self._takeovers: list[Takeover] = []
         #: The session ids of connections whose own takeover message has not come back from the stream.
         self._unconfirmed: set[str] = set()
@@ -115,7 +119,9 @@ class ControlBus:
         """Handle a control message."""
         try:
             revocation, takeovers = control.decode(data)
-            if revocation is not None:
+            if isinstance(revocation, SubscriptionRevocation):
+                self._revoke_subscriptions(revocation)
+            elif revocation is not None:
                 self._revoke(revocation)
             for takeover in takeovers:
                 self._supersede(takeover)
@@ -140,6 +146,18 @@ class ControlBus:
             if revocation is not None and _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect):
                 return True
         return False
+
+    def _revoke_subscriptions(self, revocation: SubscriptionRevocation) -> None:
+        self.recent.add(revocation)
+        for connection in self._connections.all():
+            if matches(revocation.condition, connection.identity):
+                revoked = [
+                    identifier
+                    for identifier, subscription in connection.subscriptions.items()
+                    if concerns(revocation, subscription.scopes(), subscription.authorized)
+                ]
+                if revoked:
+                    connection.revoke(revoked, revocation.reason, revocation.at)
 
     def _supersede(self, takeover: Takeover) -> None:
         self._unconfirmed.discard(takeover.successor)
@@ -183,7 +201,7 @@ class ControlBus:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
-        """Handle a loss of control messages: check in the session store whether each connection was revoked."""
+        """Handle a loss of control messages: ask the session store which connections and subscriptions were revoked."""
         logger.warning("Control messages were lost. All connections are checked for revocations.")
         # The lost messages may include announcements of this process.
         self._unconfirmed.clear()
@@ -195,6 +213,7 @@ class ControlBus:
             sure, revoked_at = await retry(
                 self._read_revocations, "Revocations cannot be read", delay=BACKGROUND_RETRY_DELAY
             )
+            await retry(self._check_subscriptions, "Revocations cannot be read", delay=BACKGROUND_RETRY_DELAY)
         finally:
             self._checking = None
         for connection, at in revoked_at:
@@ -211,6 +230,24 @@ class ControlBus:
         connections = self._connections.all()
         times = await self._engine.sessions.arevoked([each.identity for each in connections])
         return sure, list(zip(connections, times, strict=True))
+
+    async def _check_subscriptions(self) -> None:
+        """End the subscriptions that the session store knows to be revoked. It does not know the reasons."""
+        checked = [
+            (connection, identifier, subscription)
+            for connection in self._connections.all()
+            for identifier, subscription in connection.subscriptions.items()
+        ]
+        times = await last_revoked(
+            self._engine.sessions, [(connection.identity, each.scopes()) for connection, _, each in checked]
+        )
+        for (connection, identifier, subscription), at in zip(checked, times, strict=True):
+            if (
+                connection.subscriptions.get(identifier) is subscription
+                and at
+                and is_revoked(subscription.authorized, [at])
+            ):
+                connection.revoke([identifier], REVOKED, at)
 
 
 def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) -> bool:

@@ -11,6 +11,7 @@ from reliable_cable.identity import Identity
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 
+from .revocations import without_revoked
 from .session_losses import LossDetector
 from .session_writer import LiveSession, SessionWriter, make_record
 
@@ -68,7 +69,7 @@ class SessionRecords(SessionWriter):
     # -- restoring ----------------------------------------------------------------------------------------------------
 
     async def load(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Return the newest record of a session that belongs to this identity.
+        """Return the newest record of a session that belongs to this identity, without revoked subscriptions.
 
         None means that there is no such record, or that the store did not respond in time. The client then subscribes
         again, with its own positions.
@@ -97,6 +98,8 @@ class SessionRecords(SessionWriter):
         wanted, self._wanted = self._wanted, []
         try:
             records = await self.store.aload_many([(sid, identity) for sid, identity, _ in wanted])
+            # Revocations are read after the records, so that a revocation during the reads is found.
+            records = await without_revoked(self.store, records)
         except Exception as error:
             for *_, result in wanted:
                 if not result.done():

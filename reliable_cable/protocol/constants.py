@@ -58,6 +58,9 @@ class DisconnectReason(StrEnum):
     SUPERSEDED = "superseded"
 
 
+#: The `type` of the message that tells a client that a subscription was revoked. It is also the default reason.
+REVOKED: Final = "revoked"
+
 #: The close code. Every server can send it, and every client reconnects after it.
 CLOSE_NORMAL: Final = 1000
 

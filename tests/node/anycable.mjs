@@ -219,6 +219,55 @@ const scenarios = {
     cable.disconnect()
   },
 
+  async 'extended is told of a revocation, and rejected when it subscribes again'() {
+    const cable = extended()
+    const [kept, lost] = [unique('revoked'), unique('revoked')]
+    for (const stream of [kept, lost]) await call('allow', [stream])
+    const member = await subscribe(cable, 'RightsChannel', { streams: [kept] })
+    const removed = await subscribe(cable, 'RightsChannel', { streams: [lost] })
+    let error
+    removed.on('close', event => (error = event))
+    await call('forbid', [lost])
+    await call('revoke', [], { stream: lost, reason: 'You were removed.' })
+    await eventually(() => error !== undefined, 'the rejection')
+    equal([error?.name, removed.state], ['SubscriptionRejectedError', 'closed'], 'the channel of the lost right')
+    for (const stream of [lost, kept]) await broadcast(stream, { stream })
+    await eventually(() => member.messages.length === 1, 'what may be read')
+    equal(removed.messages, [{ type: 'revoked', reason: 'You were removed.' }], 'what the removed channel received')
+    equal(member.connects.slice(1), [{ reconnect: true, restored: true }], 'the other channel was restored')
+    cable.disconnect()
+  },
+
+  async 'extended subscribes again after a revocation, if it may, and misses nothing'() {
+    const cable = extended()
+    const stream = unique('revoked')
+    await call('allow', [stream])
+    const channel = await subscribe(cable, 'RightsChannel', { streams: [stream] })
+    await broadcast(stream, { n: 1 })
+    await eventually(() => channel.messages.length === 1, 'a message')
+    await call('revoke', [], { stream, reason: 'Decide again.' })
+    await broadcast(stream, { n: 2 })
+    await eventually(() => channel.messages.length === 3, 'the missed message')
+    equal(channel.messages, [{ n: 1 }, { type: 'revoked', reason: 'Decide again.' }, { n: 2 }], 'the messages')
+    equal(channel.connects.slice(1), [{ reconnect: true, restored: false }], 'how it connected again')
+    cable.disconnect()
+  },
+
+  async 'base is told of a revocation'() {
+    const cable = open()
+    const [kept, lost] = [unique('revoked'), unique('revoked')]
+    for (const stream of [kept, lost]) await call('allow', [stream])
+    const member = await subscribe(cable, 'RightsChannel', { streams: [kept] })
+    const removed = await subscribe(cable, 'RightsChannel', { streams: [lost] })
+    await call('revoke', [], { stream: lost, reason: 'You were removed.' })
+    await eventually(() => removed.messages.length === 1, 'the reason')
+    for (const stream of [lost, kept]) await broadcast(stream, { stream })
+    await eventually(() => member.messages.length === 1, 'what may be read')
+    equal(removed.messages, [{ type: 'revoked', reason: 'You were removed.' }], 'what the removed channel received')
+    equal(member.connects.length, 1, 'the connection stays')
+    cable.disconnect()
+  },
+
   async 'extended recovers by its positions where the session is gone'() {
     const cable = extended({ protocolOptions: { disableSessionRecovery: true } })
     const stream = unique('large:')

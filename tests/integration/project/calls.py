@@ -20,6 +20,7 @@ from django.db import transaction
 
 import reliable_cable
 from reliable_cable import StreamPosition
+from reliable_cable.channel import find_channel
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.templatetags.reliable_cable import cable_meta_tags
@@ -194,6 +195,13 @@ def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = Tr
         pass
 
 
+def revoke(*, username: str = "", channel: str = "", **options: Any) -> None:
+    """Revoke subscriptions: of a user or of everybody, to a channel or to the stream that the options name."""
+    if username:
+        options["user"] = get_user_model().objects.get(username=username)
+    reliable_cable.revoke(channel=find_channel(channel), **options)
+
+
 CALLS: Mapping[str, Callable[..., Any]] = {
     "allow": allow,
     "broadcast": reliable_cable.broadcast,
@@ -213,6 +221,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "page_time": page_time,
     "position": reliable_cable.position,
     "presence_signals": presence_signals,
+    "revoke": revoke,
     "serve_wsgi": serve_wsgi,
     "session_time": session_time,
     "wait_at_gate": wait_at_gate,
