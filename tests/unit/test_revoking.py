@@ -108,9 +108,9 @@ class TestConnectedClients:
             await arevoke(user="ann", stream="a", reason="removed from the room")
             assert await client.receive() == revocation(room("a"), "removed from the room")
             await expect_close(client)
-        Room.allowed = False
         async with ann(sid=client.sid) as returned:
             assert returned.welcome["restored_ids"] == [room("b")]
+            Room.allowed = False
             await returned.send("subscribe", room("a"))
             assert await returned.receive() == {"type": "reject_subscription", "identifier": room("a")}
             await resume(returned, room("b"))
