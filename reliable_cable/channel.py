@@ -24,6 +24,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
 
+#: The names of all channel classes, also of those that are declared with `abstract=True`.
+_names: set[str] = set()
+
 _ACTION = "_cable_action"
 
 #: The hooks that `Channel` itself does not have.
@@ -43,6 +46,15 @@ def find_channel(name: str) -> type[Channel] | None:
     """Return the channel class that clients call `name`, or None if there is none."""
     classes = registry.get(name)
     return classes[0] if classes else None
+
+
+def channel_prefix(stream: str) -> str:
+    """Return how the names of a channel's streams begin, such as `ChatChannel:`, if the stream is one of a channel.
+
+    Return `""` for other streams.
+    """
+    prefixes = (f"{name}:" for name in _names)
+    return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
 
 
 @overload
@@ -157,6 +169,7 @@ class Channel:
                 _check_attribute(cls, attribute, f"the action {public!r}")
                 actions[public] = (attribute, len(inspect.signature(method).parameters) > 1)
         cls._actions = actions
+        _names.add(cls.name)
         if abstract:
             return
         classes = registry.setdefault(cls.name, [])

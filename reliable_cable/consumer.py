@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from contextvars import Context, copy_context
 from functools import partial
@@ -18,6 +18,7 @@ from channels.consumer import AsyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
 
+from . import origins
 from .concurrency.contexts import run_in_context
 from .concurrency.outages import is_outage
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
@@ -73,6 +74,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
+    #: The origins of the pages that may connect: a list such as `["https://example.com", "https://*.example.com"]`, or
+    #: `"*"` for all. None: the site's own, see `reliable_cable.origins.is_allowed`.
+    allowed_origins: Sequence[str] | None = None
     #: The alias of the channel layer to receive messages from; None: receive none.
     channel_layer_alias: str | None = None
 
@@ -87,6 +91,10 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     #: Gets the connection's context when the client has been welcomed. Messages of the channel layer are handled only
     #: after that.
     _connected: asyncio.Future[Context] | None = None
+
+    def __init__(self, *, allowed_origins: Sequence[str] | None = None) -> None:
+        if allowed_origins is not None:
+            self.allowed_origins = allowed_origins
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -128,6 +136,19 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     # -- ASGI ---------------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def as_asgi(cls, **initkwargs: Any) -> Any:
+        """Return the ASGI application.
+
+        Args:
+            allowed_origins: replaces the attribute of the class.
+
+        Raises:
+            ImproperlyConfigured: `allowed_origins` is not valid.
+        """
+        origins.check_allowed_origins(cls.__name__, initkwargs.get("allowed_origins", cls.allowed_origins))
+        return super().as_asgi(**initkwargs)
+
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection."""
         # The authentication middleware has just run.
@@ -137,6 +158,10 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self.user = scope.get("user")
         message = await receive()
         if message["type"] != "websocket.connect":
+            return
+        if not origins.is_allowed(scope, self.allowed_origins):
+            origins.log_refusal(scope)
+            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return
         layer_task = await self._join_channel_layer()
         commands: Commands | None = None

@@ -31,7 +31,7 @@ BOXES = (
     ("classes", "A Channel class", "Params in, messages out: a class for each kind of subscription."),
     ("extended", "The extended protocol", "With one more option, no message is lost when a connection breaks."),
     ("signed", "A signed stream", "No channel class at all: the page holds a name that the server has signed."),
-    ("public", "A public stream", "For what everybody may read. Off, unless PUBLIC_STREAMS is on."),
+    ("public", "A public stream", "For what everybody may read: only streams that PUBLIC_STREAMS names."),
 )
 
 
