@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from urllib.parse import parse_qs
 
 from channels.consumer import AsyncConsumer, get_handler_name
@@ -61,6 +61,10 @@ def get_hub() -> Hub:
     return hub
 
 
+#: The reasons for which `connect` can refuse a client. Clients do not reconnect by themselves after them.
+REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
+
+
 class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     """A Channels consumer that speaks the extended Action Cable protocol. Subclass it to authenticate connections.
 
@@ -87,7 +91,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
-    _rejected = False
+    #: Why `connect` has refused the connection; None: it has not.
+    _rejection: DisconnectReason | None = None
     #: Gets the connection's context when the client has been welcomed. Messages of the channel layer are handled only
     #: after that.
     _connected: asyncio.Future[Context] | None = None
@@ -130,9 +135,22 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         """
         return _UNCHANGED
 
-    def reject_connection(self) -> None:
-        """Refuse the connection. The client is sent the reason `unauthorized`, and does not reconnect."""
-        self._rejected = True
+    def reject_connection(self, reason: str = DisconnectReason.UNAUTHORIZED) -> None:
+        """Refuse the connection. Call this in `connect`. The client is sent the reason, and does not reconnect.
+
+        Args:
+            reason: `"unauthorized"`, or `"token_expired"`. After the latter, the function `tokenRefresher` of an npm
+                client gets a new token, and the client connects once more.
+
+        Raises:
+            ValueError: the reason is another one.
+        """
+        if reason not in REJECTION_REASONS:
+            allowed = " or ".join(repr(str(each)) for each in REJECTION_REASONS)
+            raise ValueError(
+                f"{type(self).__name__}.reject_connection: the reason is {reason!r}; it must be {allowed}."
+            )
+        self._rejection = DisconnectReason(reason)
 
     # -- ASGI ---------------------------------------------------------------------------------------------------------
 
@@ -216,8 +234,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         await send({"type": "websocket.accept", "subprotocol": str(subprotocol)})
-        if self._rejected:
-            text = messages.disconnect(DisconnectReason.UNAUTHORIZED, reconnect=False)
+        if self._rejection is not None:
+            text = messages.disconnect(self._rejection, reconnect=False)
             await send({"type": "websocket.send", "text": text})
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None

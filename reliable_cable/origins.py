@@ -128,7 +128,7 @@ def _is_own(origin: Origin, scope: Mapping[str, Any]) -> bool:
     if origin.scheme not in _DEFAULT_PORTS:
         return False
     request = _as_request(scope)
-    # Anybody in the network can forge a page without TLS. It must not use a connection with the cookies of the site.
+    # An attacker in the network can forge a page without TLS. Such a page must not use a connection with TLS.
     if origin.scheme == "http" and request.is_secure():
         return False
     hosts = settings.ALLOWED_HOSTS or (_LOCAL_HOSTS if settings.DEBUG else ())

@@ -1,5 +1,6 @@
 // Scenarios of the unmodified @anycable/core, with the extended and the base protocol.
 import { createCable } from '@anycable/core'
+import { createCable as createWebCable } from '@anycable/web'
 import WebSocket from 'ws'
 import { broadcast, call, equal, eventually, ORIGIN, range, runAll, sign, unique, url } from './harness.mjs'
 
@@ -381,6 +382,26 @@ const scenarios = {
     equal(numbers(atAnn), [2], 'what came to who was left out')
     ann.disconnect()
     bob.disconnect()
+  },
+
+  async 'web refreshes an expired token'() {
+    for (const protocol of [EXTENDED, 'actioncable-v1-json']) {
+      const reasons = []
+      const cable = createWebCable(url, {
+        protocol,
+        websocketImplementation: WebSocket,
+        websocketOptions: { origin: ORIGIN },
+        monitor: false,
+        logLevel: 'error',
+        auth: { token: 'expired', param: 'token' },
+        tokenRefresher: async transport => transport.setToken('fresh', 'token')
+      })
+      cable.on('close', event => reasons.push(event?.reason))
+      const channel = cable.subscribeTo('EchoChannel', {})
+      await eventually(() => cable.state === 'connected' && channel.state === 'connected', () => cable.state)
+      equal(reasons, ['token_expired'], 'the reasons')
+      cable.disconnect()
+    }
   },
 
   async 'extended pongs'() {

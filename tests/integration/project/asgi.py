@@ -25,7 +25,7 @@ application = ProtocolTypeRouter(
                 [
                     path("cable", ProjectConsumer.as_asgi()),
                     path("tenants", TenantConsumer.as_asgi()),
-                    # Channels' own check of the origin, as projects have it that began with an older version.
+                    # With Channels' own check of the origin, which older projects have.
                     path("layered", AllowedHostsOriginValidator(LayeredConsumer.as_asgi())),
                 ]
             )

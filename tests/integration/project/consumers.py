@@ -17,8 +17,10 @@ class ProjectConsumer(CableConsumer):
     """A consumer that is identified by the user of the session."""
 
     def connect(self) -> None:
-        """Reject the user `outcast`."""
-        if self.user.is_authenticated and self.user.username == "outcast":
+        """Reject the user `outcast`, and the token `expired`."""
+        if b"token=expired" in self.scope["query_string"]:
+            self.reject_connection(reason="token_expired")
+        elif self.user.is_authenticated and self.user.username == "outcast":
             self.reject_connection()
 
 
