@@ -202,18 +202,24 @@ class RedisServer:
 
     def wait_for_replicas(self, count: int = 1) -> None:
         """Wait until the replicas have all data that was written before."""
-        if self.cli("WAIT", count, round(PATIENCE * 1000)) < count:
-            raise RuntimeError(f"fewer than {count} replicas have all data of {self.url}")
+        with self._connect() as client:
+            # WAIT waits for the last write of its own connection.
+            client.set("replicated", 1)
+            client.delete("replicated")
+            if client.wait(count, round(PATIENCE * 1000)) < count:
+                raise RuntimeError(f"fewer than {count} replicas have all data of {self.url}")
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def cli(self, *args: Any) -> Any:
         """Run a command on a new connection. Return the answer with decoded texts."""
-        client = redis.Redis(
+        with self._connect() as client:
+            return client.execute_command(*args)
+
+    def _connect(self) -> redis.Redis:
+        return redis.Redis(
             port=self.port, decode_responses=True, socket_connect_timeout=1, socket_timeout=PATIENCE, retry=NO_RETRY
         )
-        with client:
-            return client.execute_command(*args)  # type: ignore[no-untyped-call]
 
     def pause(self, seconds: float) -> None:
         """Delay all answers for some time (`CLIENT PAUSE`), including that to the next call of this method."""
