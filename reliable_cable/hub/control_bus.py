@@ -11,16 +11,15 @@ import asyncio
 import logging
 import random
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from reliable_cable.concurrency.tasks import BackgroundTasks
-from reliable_cable.conf import CONTROL_POLICY, CONTROL_STREAM
+from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.exceptions import BroadcastError, StoreError
-from reliable_cable.identity import condition_key, condition_keys, matches
+from reliable_cable.identity import condition_keys, matches
 from reliable_cable.protocol import control
 from reliable_cable.protocol.constants import REVOKED, DisconnectReason
 from reliable_cable.protocol.control import Revocation, SubscriptionRevocation, Takeover
@@ -29,7 +28,7 @@ from reliable_cable.stores.sessions.base import is_revoked
 from reliable_cable.stores.streams.base import Message
 
 from .connections import Connections, HubConnection
-from .revocations import RecentRevocations, concerns, last_revoked
+from .revocations import LatestByCondition, RecentRevocations, concerns, last_revoked
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 
@@ -76,7 +75,7 @@ class ControlBus:
         self._observing: asyncio.Task[HubStream] | None = None
         self._clocks: list[asyncio.Task[None]] = []
         #: The latest revocations, by condition, for connections that are still being accepted.
-        self._revocations: OrderedDict[str, Revocation] = OrderedDict()
+        self._revocations: LatestByCondition[Revocation] = LatestByCondition()
         #: The latest revocations of subscriptions, for subscriptions that are still being made.
         self.recent = RecentRevocations()
         self._takeovers: list[Takeover] = []
@@ -130,11 +129,7 @@ class ControlBus:
             logger.exception("A control message could not be handled: %.200s", data)
 
     def _revoke(self, revocation: Revocation) -> None:
-        key = condition_key(revocation.condition)
-        self._revocations[key] = revocation
-        self._revocations.move_to_end(key)
-        if len(self._revocations) > CONTROL_POLICY.history_size:
-            self._revocations.popitem(last=False)
+        self._revocations.put(revocation.condition, revocation)
         for connection in self._connections.all():
             if matches(revocation.condition, connection.identity):
                 _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect)

@@ -1,4 +1,4 @@
-"""Revocations of subscriptions: which subscriptions, and which recorded subscriptions of sessions, they concern."""
+"""Finds the subscriptions, and the recorded subscriptions of sessions, that revocations concern."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from reliable_cable.conf import CONTROL_POLICY
 from reliable_cable.exceptions import ProtocolError
@@ -14,6 +14,8 @@ from reliable_cable.identity import Identity, condition_key, matches, subscripti
 from reliable_cable.protocol.commands import parse_identifier
 from reliable_cable.protocol.control import SubscriptionRevocation
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore, is_revoked
+
+R = TypeVar("R")
 
 #: The most identities that the session store is asked about at once.
 BATCH_SIZE: Final = 500
@@ -41,21 +43,29 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
     return any(matches(revocation.scope, scope) for scope in scopes) and is_revoked(authorized, [revocation.at])
 
 
+class LatestByCondition(OrderedDict[str, R]):
+    """The latest revocations, by the keys of their conditions: at most as many as the control stream keeps messages."""
+
+    def put(self, condition: Identity, revocation: R) -> None:
+        """Add a revocation. It replaces an earlier one with the same condition."""
+        key = condition_key(condition)
+        self[key] = revocation
+        self.move_to_end(key)
+        if len(self) > CONTROL_POLICY.history_size:
+            self.popitem(last=False)
+
+
 class RecentRevocations:
     """The latest revocations of subscriptions, for subscriptions that are still being made."""
 
     def __init__(self) -> None:
-        self._by_condition: OrderedDict[str, SubscriptionRevocation] = OrderedDict()
+        self._by_condition: LatestByCondition[SubscriptionRevocation] = LatestByCondition()
         self._latest_at = 0.0
 
     def add(self, revocation: SubscriptionRevocation) -> None:
         """Add a revocation. It replaces an earlier one with the same condition and scope."""
-        key = condition_key({**revocation.condition, **revocation.scope})
-        self._by_condition[key] = revocation
-        self._by_condition.move_to_end(key)
+        self._by_condition.put({**revocation.condition, **revocation.scope}, revocation)
         self._latest_at = max(self._latest_at, revocation.at)
-        if len(self._by_condition) > CONTROL_POLICY.history_size:
-            self._by_condition.popitem(last=False)
 
     def find(self, identity: Identity, scopes: Sequence[Identity], authorized: float) -> SubscriptionRevocation | None:
         """Return a revocation that concerns a subscription of a connection with this identity, or None."""
