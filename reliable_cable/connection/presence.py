@@ -18,7 +18,7 @@ from reliable_cable.reply import PresenceJoin, Reply
 
 from .connection import Connection
 from .handlers import invoke_isolated
-from .streams import SubscriptionStreams
+from .streams import SubscriptionStreams, choose_presence_stream
 
 logger = logging.getLogger("reliable_cable")
 
@@ -35,9 +35,7 @@ def blank_record(sid: str, identifier: str) -> dict[str, Any]:
 
 def recorded_presence_stream(record: Mapping[str, Any]) -> str:
     """Return the presence stream in the record of a subscription; empty if it has no streams."""
-    names = [stream["name"] for stream in record["streams"] if stream["presence"]]
-    names += [stream["name"] for stream in record["streams"]]
-    return names[0] if names else ""
+    return choose_presence_stream((stream["name"], stream["presence"]) for stream in record["streams"]) or ""
 
 
 class SubscriptionPresence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +20,17 @@ from .connection import Connection
 
 #: The `first` position of a stream whose messages were lost. No stream has this epoch, so a restore rejects it.
 LOST: Final = StreamPosition("lost", 0)
+
+
+def choose_presence_stream(streams: Iterable[tuple[str, bool]]) -> str | None:
+    """Return the presence stream among streams: the first one that a handler has marked, or else the first one.
+
+    Args:
+        streams: the name of each stream, and whether it is marked.
+    """
+    # `min` returns the first of equal items.
+    name, _ = min(streams, key=lambda stream: not stream[1], default=(None, False))
+    return name
 
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
@@ -97,9 +109,8 @@ class SubscriptionStreams:
 
     @property
     def presence_stream(self) -> str | None:
-        """The presence stream: the one that a handler has marked, or else the first one."""
-        marked = next((name for name, each in self.streams.items() if each.start.presence), None)
-        return marked or next(iter(self.streams), None)
+        """The presence stream; None if there are no streams."""
+        return choose_presence_stream((name, each.start.presence) for name, each in self.streams.items())
 
     @property
     def whisper_stream(self) -> str | None:
