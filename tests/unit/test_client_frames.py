@@ -17,7 +17,7 @@ from reliable_cable.protocol.constants import SESSION_HEADER
 from reliable_cable.signing import signed_stream_name
 from reliable_cable.stores.engine import get_engine
 
-from .wire import BASE, Client, connection_of, identifier, run_event_loop
+from .wire import BASE, Client, connection_of, identifier, leave_session, run_event_loop
 
 
 class Room(Channel, abstract=True):
@@ -258,20 +258,13 @@ class TestSignedStreams:
 
 
 class TestRestore:
-    async def session(self, *identifiers: str) -> str:
-        """Return the session of a client that subscribed and has disconnected."""
-        async with Client() as client:
-            for each in identifiers:
-                await client.subscribe(each)
-        return client.sid
-
     async def test_the_session_id_may_be_in_a_header(self) -> None:
-        sid = await self.session(ROOM)
+        sid = await leave_session(Client(), ROOM)
         async with Client(scope={"headers": [(b"host", b"testserver"), (SESSION_HEADER, sid.encode())]}) as client:
             assert client.welcome["restored_ids"] == [ROOM]
 
     async def test_a_session_that_cannot_be_loaded_is_not_restored(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sid = await self.session(ROOM)
+        sid = await leave_session(Client(), ROOM)
 
         async def fail(*args: Any) -> None:
             raise StoreError("the store is gone")
@@ -293,13 +286,13 @@ class TestRestore:
             assert connection_of(returned).subscriptions == {}
 
     async def test_a_subscription_to_a_removed_channel_is_not_restored(self) -> None:
-        sid = await self.session(ROOM, PLAIN)
+        sid = await leave_session(Client(), ROOM, PLAIN)
         del registry["Room"]
         async with Client(sid) as client:
             assert client.welcome["restored_ids"] == [PLAIN]
 
     async def test_a_subscription_whose_handler_fails_is_not_restored(self) -> None:
-        sid = await self.session(identifier("Room", fails=1), PLAIN)
+        sid = await leave_session(Client(), identifier("Room", fails=1), PLAIN)
         async with Client(sid) as client:
             assert client.welcome["restored_ids"] == [PLAIN]
 

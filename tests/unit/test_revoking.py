@@ -22,7 +22,17 @@ from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.sessions.base import CLOCK_MARGIN
 
 from .test_control_bus import StoreTime, ann
-from .wire import BASE, EXTENDED, Client, connection_of, identifier, run_event_loop, send_control_message, until
+from .wire import (
+    BASE,
+    EXTENDED,
+    Client,
+    connection_of,
+    identifier,
+    leave_session,
+    run_event_loop,
+    send_control_message,
+    until,
+)
 
 
 class Room(Channel, abstract=True):
@@ -298,22 +308,15 @@ class TestRunningHandlers:
 
 
 class TestSessions:
-    async def leave(self, *identifiers: str) -> str:
-        """Return the id of a session whose client has left."""
-        async with ann() as client:
-            for each in identifiers:
-                await client.subscribe(each)
-        return client.sid
-
     async def test_a_client_that_is_away_loses_the_subscription(self) -> None:
-        sid = await self.leave(room("a"), room("b"), room("a", "b"))
+        sid = await leave_session(ann(), room("a"), room("b"), room("a", "b"))
         await arevoke(user="ann", stream="a")
         async with ann(sid=sid) as client:
             assert client.welcome["restored_ids"] == [room("b")]
 
     @pytest.mark.parametrize("options", [{"user": "bob", "stream": "a"}, {"channel": Lounge}, {"stream": "b"}])
     async def test_other_subscriptions_of_a_client_that_is_away_stay(self, options: dict[str, Any]) -> None:
-        sid = await self.leave(room("a"))
+        sid = await leave_session(ann(), room("a"))
         await arevoke(**options)
         async with ann(sid=sid) as client:
             assert client.welcome["restored_ids"] == [room("a")]
@@ -322,13 +325,13 @@ class TestSessions:
         store_time = StoreTime(monkeypatch)
         await arevoke(stream="a")
         store_time.now += CLOCK_MARGIN + 0.1
-        sid = await self.leave(room("a"))
+        sid = await leave_session(ann(), room("a"))
         async with ann(sid=sid) as client:
             assert client.welcome["restored_ids"] == [room("a")]
 
     async def test_a_restored_subscription_is_as_old_as_before(self, monkeypatch: pytest.MonkeyPatch) -> None:
         store_time = StoreTime(monkeypatch)
-        sid = await self.leave(room("a"))
+        sid = await leave_session(ann(), room("a"))
         made_at, store_time.now = store_time.now, store_time.now + 100
         async with ann(sid=sid) as client:
             assert connection_of(client).subscriptions[room("a")].authorized == pytest.approx(made_at, abs=5)
@@ -337,7 +340,7 @@ class TestSessions:
             assert await client.receive() == revocation(room("a"))
 
     async def test_a_record_of_the_previous_release_loses_the_subscription(self) -> None:
-        sid = await self.leave(room("a"), room("b"))
+        sid = await leave_session(ann(), room("a"), room("b"))
         sessions = get_engine().sessions
         record = await sessions.aload(sid, {"user": "str:ann"})
         assert record is not None
@@ -349,7 +352,7 @@ class TestSessions:
             assert client.welcome["restored_ids"] == [room("b")]
 
     async def test_a_revocation_during_the_restore_takes_effect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sid = await self.leave(room("a"), room("b"))
+        sid = await leave_session(ann(), room("a"), room("b"))
         sessions, loaded, gate = get_engine().sessions, asyncio.Event(), asyncio.Event()
         revoked = sessions.arevoked
 

@@ -48,10 +48,15 @@ def _memory(settings: Any) -> Iterator[None]:
     del registry["Room"]
 
 
+async def check_is_superseded(client: Client) -> None:
+    """Check that a takeover by another process closes a connection."""
+    await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
+    assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
 async def test_a_connection_whose_session_was_restored_elsewhere_is_closed_without_a_disconnect_message() -> None:
     async with Client() as client:
-        await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
-        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+        await check_is_superseded(client)
 
 
 async def test_the_superseded_connection_is_also_found_by_a_former_session_id() -> None:
@@ -200,8 +205,7 @@ async def test_a_takeover_that_cannot_be_announced_does_not_protect_from_later_o
             patch.setattr(get_engine().streams, "aappend", fail)
             hub.control.announce_takeover("former", connection_of(client))
             await until(lambda: "could not be announced" in caplog.text)
-        await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
-        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+        await check_is_superseded(client)
 
 
 async def test_a_takeover_whose_announcement_was_lost_does_not_protect_from_later_ones(
@@ -221,8 +225,7 @@ async def test_a_takeover_whose_announcement_was_lost_does_not_protect_from_late
             await lost.wait()
         await get_engine().streams.aforget(CONTROL_STREAM)
         await run_event_loop()
-        await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
-        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+        await check_is_superseded(client)
 
 
 async def test_nothing_is_kept_of_a_connection_that_ends_before_its_takeover_is_announced() -> None:
