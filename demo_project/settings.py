@@ -119,7 +119,7 @@ CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 
-#: Whether everybody may be everybody: the login page shows the password, and alice is a superuser.
+#: Whether visitors may log in as any user: the login page shows the password, and alice is a superuser.
 DEMO_OPEN_ACCOUNTS = DEBUG
 #: The password of the demo's users. If debugging is off, it must not be a known one.
 DEMO_PASSWORD = os.environ.get("DEMO_PASSWORD", "reliable" if DEBUG else "")

@@ -195,7 +195,7 @@ class Channel:
         """Handle the end of the subscription, once: the client unsubscribed, or its connection ended."""
 
     def resubscribed(self) -> Any:
-        """Handle a restored subscription in place of `subscribed`. `reject()` makes the client subscribe anew.
+        """Handle a restored subscription in place of `subscribed`. `reject()` makes the client subscribe again.
 
         Only a channel that defines this keeps all its streams and its member without a call of `subscribed`. It has to
         check itself whether the client still has the rights to them.

@@ -25,11 +25,11 @@ logger = logging.getLogger("reliable_cable")
 
 #: The value of `allowed_origins` that allows every origin.
 EVERY_ORIGIN: Final = "*"
-#: How long, in seconds, no further refusal is logged after one was.
+#: How long, in seconds, to log no further refusal after one has been logged.
 LOG_INTERVAL: Final = 60.0
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
-#: Some clients that are no browsers send the scheme of the WebSocket.
+#: Some clients other than browsers send the scheme of the WebSocket URL.
 _WEB_SCHEMES: Final = {"ws": "http", "wss": "https"}
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 #: The hosts that Django allows if `DEBUG` is on and `ALLOWED_HOSTS` is empty.
@@ -104,7 +104,7 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None) -> bool:
         return True
     headers = _origin_headers(scope)
     if not headers:
-        return True  # This is no browser, so no page of another site can make it send somebody's cookies.
+        return True  # The client is not a browser, so no page of another site can make it send a user's cookies.
     origin = Origin.parse(headers[0]) if len(headers) == 1 else None
     if origin is None:
         return False

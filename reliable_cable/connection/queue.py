@@ -114,7 +114,7 @@ class CommandQueue(ABC):
         self._start().commands.appendleft((Internal("", call), 0, 0.0))
 
     def _start(self) -> _Backlog:
-        """Return the backlog, with a task that handles what is added to it in this iteration of the event loop."""
+        """Return the backlog. Its task handles commands that are added in this iteration of the event loop."""
         if self._backlog is None:
             self._backlog = _Backlog()
             self._task = self._tasks.spawn(self._run(self._backlog))

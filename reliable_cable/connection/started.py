@@ -33,7 +33,7 @@ class Started:
 
     @classmethod
     def load(cls, record: Mapping[str, Any]) -> Started | None:
-        """Return what the record of a subscription says; None if a release wrote it that did not store this."""
+        """Return what a record contains; None if an earlier release wrote it, which did not store this."""
         data = record.get("subscribed")
         if data is None:
             return None

@@ -28,7 +28,7 @@ class Subscription(SubscriptionStreams):
     _replay: Replay | None = None
     #: Closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None
-    #: What the last call of `subscribed` started. None: it was restored from a record that does not say this.
+    #: What the last call of `subscribed` started. None: it was restored from a record without this.
     started: Started | None = None
 
     @property

@@ -130,7 +130,7 @@ FORMER = {
     "streams.redis": ["RedisStreamStore"],
 }
 
-#: The present names of those that were renamed.
+#: The current names of those that were renamed.
 RENAMED = {"OUTAGE_PART": "OUTAGE_SHARE"}
 
 

@@ -165,7 +165,7 @@ class TestRights:
             assert client.welcome["restored_ids"] == []
 
     async def test_slow_handlers_do_not_delay_the_welcome_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Otherwise the client would give up the connection, and return for ever.
+        # Otherwise the client would give up the connection and reconnect, again and again.
         async with Client() as former:
             await former.subscribe(ROOM)
             await former.subscribe(OTHER)
