@@ -135,11 +135,20 @@ class TestHotTail:
         assert (tail, [offset for offset, _ in entries]) == (100, [96, 97, 98, 99, 100])
 
 
+class TestBothStores:
+    def test_forget_all_ends_the_epochs_of_all_streams(self, store: DurableStreamStore) -> None:
+        former = store.append([("a", Message("1")), ("b", Message("1"))])
+        assert store.forget_all() >= 2
+        later = store.append([("a", Message("2")), ("b", Message("2"))])
+        assert all(new.epoch != old.epoch for new, old in zip(later, former, strict=True))
+
+
 class TestLosingRedis:
     def test_while_redis_is_down_messages_are_read_from_the_tables(
         self, redis: RedisServer, store: DurableStreamStore
     ) -> None:
         (position,) = store.append([("a", Message("1"))])
+        assert store._pusher.flush(30)
         redis.kill()
         page = store.read("a", after=0, limit=10, known=position)
         assert [entry.data for entry in page.entries] == ["1"]
@@ -148,6 +157,7 @@ class TestLosingRedis:
         self, redis: RedisServer, store: DurableStreamStore
     ) -> None:
         (position,) = await store.aappend([("a", Message("1"))])
+        assert store._pusher.flush(30)
         redis.kill()
         page = await store.aread("a", after=0, limit=10, known=position)
         assert [entry.data for entry in page.entries] == ["1"]

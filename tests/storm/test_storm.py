@@ -30,6 +30,7 @@ ENGINES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 @pytest.mark.node
 @pytest.mark.timeout(300)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.protocol.constants import SESSION_HEADER
+from reliable_cable.servers.base import Transport
+from reliable_cable.servers.drain import Drain
 from reliable_cable.signing import signed_stream_name
 from reliable_cable.stores.engine import get_engine
 
@@ -317,6 +320,39 @@ class TestConnecting:
         await asyncio.wait_for(draining, 10)
         connected, _ = await Client().communicator.connect()
         assert not connected
+
+    async def test_a_client_is_refused_if_the_hub_drains_while_it_connects(self) -> None:
+        class Slow(CableConsumer):
+            async def connect(self) -> None:
+                await get_hub().drain(0)
+
+        connected, _ = await Client(consumer=Slow).communicator.connect()
+        assert not connected
+
+    async def test_the_first_connection_installs_the_drain_if_the_server_can_be_drained(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Drainable(Transport):
+            drainable = True
+
+        monkeypatch.setattr("reliable_cable.consumer.transport_for", lambda scope, send: Drainable(send))
+        former = signal.signal(signal.SIGTERM, lambda number, frame: None)
+        try:
+            async with Client():
+                installed = signal.getsignal(signal.SIGTERM)
+                async with Client():
+                    assert signal.getsignal(signal.SIGTERM) == installed
+        finally:
+            replaced = signal.signal(signal.SIGTERM, former)
+        assert getattr(replaced, "__func__", None) is Drain._handle
+
+    async def test_a_channel_layer_that_is_not_configured_is_an_error(self, settings: Any) -> None:
+        class Layered(CableConsumer):
+            channel_layer_alias = "default"
+
+        settings.CHANNEL_LAYERS = {}
+        with pytest.raises(ValueError, match="there is no 'default' layer"):
+            await Client(consumer=Layered).communicator.connect()
 
     async def test_an_error_in_connect_is_raised_to_the_server(self) -> None:
         class Broken(CableConsumer):
