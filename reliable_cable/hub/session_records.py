@@ -14,7 +14,7 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 from .session_losses import LossDetector
 from .session_writer import LiveSession, SessionWriter, make_record
 
-#: How long, in seconds, a returning client waits for its record. After that, it subscribes again instead.
+#: How long, in seconds, a load of session records may take. The returning clients then subscribe again instead.
 LOAD_TIMEOUT: Final = 2.0
 
 
@@ -75,11 +75,10 @@ class SessionRecords(SessionWriter):
         """
         if not self.enabled:
             return None
+        if self.is_pending(sid):
+            await self.flush()
         try:
-            async with asyncio.timeout(LOAD_TIMEOUT):
-                if self.is_pending(sid):
-                    await self.flush()
-                record = await self._load(sid, identity)
+            record = await self._load(sid, identity)
         except (StoreError, TimeoutError) as error:
             self.report_failure("loaded", error)
             return None
@@ -96,7 +95,8 @@ class SessionRecords(SessionWriter):
     async def _load_wanted(self) -> None:
         wanted, self._wanted = self._wanted, []
         try:
-            records = await self.store.aload_many([(sid, identity) for sid, identity, _ in wanted])
+            async with asyncio.timeout(LOAD_TIMEOUT):
+                records = await self.store.aload_many([(sid, identity) for sid, identity, _ in wanted])
         except Exception as error:
             for *_, result in wanted:
                 if not result.done():
