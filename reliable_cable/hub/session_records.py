@@ -15,7 +15,7 @@ from .revocations import without_revoked
 from .session_losses import LossDetector
 from .session_writer import LiveSession, SessionWriter, make_record
 
-#: How long, in seconds, a returning client waits for its record. After that, it subscribes again instead.
+#: How long, in seconds, a load of session records may take. The returning clients then subscribe again instead.
 LOAD_TIMEOUT: Final = 2.0
 
 
@@ -77,10 +77,10 @@ class SessionRecords(SessionWriter):
         if not self.enabled:
             return None
         try:
-            async with asyncio.timeout(LOAD_TIMEOUT):
-                if self.is_pending(sid):
+            if self.is_pending(sid):
+                async with asyncio.timeout(LOAD_TIMEOUT):
                     await self.flush()
-                record = await self._load(sid, identity)
+            record = await self._load(sid, identity)
         except (StoreError, TimeoutError) as error:
             self.report_failure("loaded", error)
             return None
@@ -97,9 +97,10 @@ class SessionRecords(SessionWriter):
     async def _load_wanted(self) -> None:
         wanted, self._wanted = self._wanted, []
         try:
-            records = await self.store.aload_many([(sid, identity) for sid, identity, _ in wanted])
-            # Revocations are read after the records, so that a revocation during the reads is found.
-            records = await without_revoked(self.store, records)
+            async with asyncio.timeout(LOAD_TIMEOUT):
+                records = await self.store.aload_many([(sid, identity) for sid, identity, _ in wanted])
+                # Revocations are read after the records, so that a revocation during the reads is found.
+                records = await without_revoked(self.store, records)
         except Exception as error:
             for *_, result in wanted:
                 if not result.done():
