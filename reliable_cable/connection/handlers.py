@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from reliable_cable.channel import Channel
@@ -31,14 +31,23 @@ def cancelled(error: BaseException) -> bool:
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-def _overridden(base: type, *calls: Callable[[], Any] | None) -> list[Callable[[], Any]]:
+#: `inspect.iscoroutinefunction` is slow, and each command needs it.
+_is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)
+
+
+def _is_async(handler: Callable[..., Any]) -> bool:
+    target = handler.func if isinstance(handler, partial) else handler
+    return _is_coroutine_function(getattr(target, "__func__", target))
+
+
+def _overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
     """Return the handlers that are not the ones of `base`, which do nothing."""
     overridden = []
-    for call in calls:
-        target = call.func if isinstance(call, partial) else call
+    for handler in handlers:
+        target = handler.func if isinstance(handler, partial) else handler
         function = getattr(target, "__func__", None)
-        if call is not None and (function is None or function is not getattr(base, function.__name__, None)):
-            overridden.append(call)
+        if handler is not None and (function is None or function is not getattr(base, function.__name__, None)):
+            overridden.append(handler)
     return overridden
 
 
@@ -84,8 +93,8 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
         around: returns the context manager in which they run, sync or async.
         calls: the check, if any, and the handler.
     """
-    asynchronous = inspect.iscoroutinefunction(calls[-1])
-    if len(calls) > 1 and inspect.iscoroutinefunction(calls[0]) is not asynchronous:
+    asynchronous = _is_async(calls[-1])
+    if len(calls) > 1 and _is_async(calls[0]) is not asynchronous:
         if await _run(around, calls[:1]) is False:
             return REFUSED
         calls = calls[1:]
