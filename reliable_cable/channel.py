@@ -13,6 +13,7 @@ from django.db.models import Model
 from .broadcasting import Batch
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
+from .identity import row_name
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
@@ -265,6 +266,9 @@ class Channel:
     def broadcasting_for(cls, target: Any) -> str:
         """Return the name of a target's stream on this channel: `ChatChannel:chat.room:1` for a model instance.
 
+        Instances of a proxy model have the name of the model that it stands for. A child of multi-table inheritance has
+        another name than its parent.
+
         Args:
             target: a saved model instance, a string, a number, or a list or tuple of these.
         """
@@ -366,7 +370,7 @@ def _target_name(target: Any) -> str:
     if isinstance(target, Model):
         if target.pk is None:
             raise ChannelError(f"{target!r} is not saved. It has no primary key, and so no stream.")
-        return f"{target._meta.label_lower}:{target.pk}"
+        return row_name(target)
     if isinstance(target, list | tuple) and target:
         return ":".join(_target_name(part) for part in target)
     if isinstance(target, str | int) and not isinstance(target, bool) and target != "":

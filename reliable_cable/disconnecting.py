@@ -19,7 +19,7 @@ from .concurrency.on_commit import adefer_to_commit, call_after_commit, check_ho
 from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
 from .exceptions import BroadcastError, InvalidIdentifier, StoreError
-from .identity import Identity, identifier_names, identify
+from .identity import Identity, identifier_names, identify, reason_against
 from .protocol.control import Revocation, encode_revocation
 from .stores.engine import get_engine
 from .stores.streams.base import Message
@@ -48,7 +48,8 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `adisconnect`.
-        InvalidIdentifier: there are no identifiers, no connection has one of that name, or a value identifies nobody.
+        InvalidIdentifier: there are no identifiers, no connection has one of that name, or no connection can have the
+            value, for example because it is a primary key in place of a user.
         InvalidOption: `using` names no database.
         StoreError: no connection was closed. Clients that were not connected may have lost their sessions.
         BroadcastError: as for `StoreError`. The subclass `BroadcastUncertain` leaves open whether any connection was
@@ -168,8 +169,9 @@ def _condition(identifiers: dict[str, Any]) -> dict[str, str]:
         raise InvalidIdentifier("disconnect() needs at least one identifier: disconnect(user=user).")
     check_names(identifiers)
     for name, value in identifiers.items():
-        if not identify(value) or getattr(value, "pk", value) is None:
-            raise InvalidIdentifier(f"disconnect({name}={value!r}): the value identifies nobody, or is not saved.")
+        reason = reason_against(name, value)
+        if reason:
+            raise InvalidIdentifier(f"disconnect({name}=…) got a value of the type {type(value).__name__}: {reason}.")
     return {name: identify(value) for name, value in identifiers.items()}
 
 

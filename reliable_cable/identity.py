@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, Final
+from uuid import UUID
 
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 
 #: The identifiers of a connection by name, such as `{"user": "auth.user:1"}`. The text of an anonymous user is empty.
 #: An identity with only some of the names is a condition, which connections can match.
@@ -18,13 +19,40 @@ Identity = Mapping[str, str]
 identifier_names: set[str] = {"user"}
 
 
+#: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.
+_PRIMARY_KEYS: Final = (int, UUID)
+
+
+def row_name(instance: Any) -> str:
+    """Return the name of a saved model instance: `auth.user:1`. The instances of a proxy model have the same name."""
+    return f"{instance._meta.concrete_model._meta.label_lower}:{instance.pk}"
+
+
 def identify(value: Any) -> str:
     """Return the text of an identifier's value. It is `""` for None and for anonymous users."""
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""
     if isinstance(value, Model) or (hasattr(value, "_meta") and hasattr(value, "pk")):
-        return f"{value._meta.label_lower}:{value.pk}"
+        return row_name(value)
     return f"{type(value).__name__}:{value}"
+
+
+def reason_against(name: str, value: Any) -> str:
+    """Return why no connection can have this value as an identifier, or `""` if one can.
+
+    Args:
+        name: the name of the identifier.
+        value: its value.
+    """
+    if isinstance(value, type | QuerySet):
+        return "a class or a queryset is not one value"
+    if value == "" or not identify(value) or getattr(value, "pk", value) is None:
+        return "the value identifies nobody, or is not saved"
+    if name == "user" and isinstance(value, _PRIMARY_KEYS):
+        return "a primary key matches no connection; give the user object"
+    if str(value) == object.__repr__(value):
+        return f"the type {type(value).__name__} has no text of its own; define its `__str__`"
+    return ""
 
 
 def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:

@@ -97,7 +97,10 @@ def check_stream_name(stream: object) -> str:
         InvalidStreamName: it is not a string of 1 to 255 characters, or contains a control character or a surrogate.
     """
     if not isinstance(stream, str):
-        raise InvalidStreamName(f"The stream {stream!r} is of the type {type(stream).__name__}; it must be a string.")
+        raise InvalidStreamName(
+            f"The stream {stream!r:.200} is of the type {type(stream).__name__}; it must be a string, such as the "
+            "result of `ChatChannel.broadcasting_for(target)`."
+        )
     if not 0 < len(stream) <= MAX_NAME_LENGTH:
         raise InvalidStreamName(
             f"The stream {stream[:40]!r} has {len(stream)} characters; 1 to {MAX_NAME_LENGTH} are allowed."

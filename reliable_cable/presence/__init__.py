@@ -5,6 +5,7 @@ from __future__ import annotations
 from reliable_cable.concurrency.threads import sync_only
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.presence.base import PresenceInfo, PresenceStore
+from reliable_cable.validation import check_stream_name
 
 
 class StreamPresence:
@@ -44,5 +45,8 @@ def presence_for(stream: str) -> StreamPresence:
 
     With the embedded engine, the members are those that are connected to this process. With Redis, they are those that
     are connected to any process.
+
+    Raises:
+        InvalidStreamName: the name is not valid. For a target of a channel, use `ChatChannel.broadcasting_for(target)`.
     """
-    return StreamPresence(stream, get_engine().presence)
+    return StreamPresence(check_stream_name(stream), get_engine().presence)
