@@ -17,7 +17,7 @@ from .identity import row_name
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import BatchOptions, check_stream_name, encode_json
+from .validation import BatchOptions, encode_json, qualify_stream
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -224,8 +224,7 @@ class Channel:
         Raises:
             InvalidStreamName: the name is not valid.
         """
-        check_stream_name(stream)
-        self.reply.streams.append(StreamStart(stream, whisper, presence))
+        self.reply.streams.append(StreamStart(self._qualify(stream), whisper, presence))
 
     def stream_for(self, target: Any, *, whisper: bool = False, presence: bool = False) -> None:
         """Send the broadcasts of a target on this channel to the client. See `broadcasting_for` for targets."""
@@ -233,11 +232,14 @@ class Channel:
 
     def stop_stream_from(self, stream: str) -> None:
         """Stop sending the broadcasts of a stream. Nothing happens if the subscription does not have the stream."""
-        self.reply.streams.append(StreamStop(stream))
+        self.reply.streams.append(StreamStop(self._qualify(stream)))
 
     def stop_stream_for(self, target: Any) -> None:
         """Stop sending the broadcasts of a target on this channel."""
         self.stop_stream_from(self.broadcasting_for(target))
+
+    def _qualify(self, stream: str) -> str:
+        return qualify_stream(stream, getattr(self.connection, "namespace", ""))
 
     def stop_all_streams(self) -> None:
         """Stop sending the broadcasts of all streams."""

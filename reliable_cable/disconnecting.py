@@ -19,7 +19,8 @@ from .concurrency.on_commit import adefer_to_commit, call_after_commit, check_ho
 from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
 from .exceptions import BroadcastError, InvalidIdentifier, StoreError
-from .identity import Identity, identifier_names, identify, reason_against
+from .identity import Identity, identifier_names, identify, in_namespace, reason_against
+from .namespaces import current_namespace
 from .protocol.control import Revocation, encode_revocation
 from .stores.engine import get_engine
 from .stores.streams.base import Message
@@ -99,14 +100,14 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
 
 
 class _Disconnect:
-    """One call of `disconnect` and its retries.
+    """One call of `disconnect` in the current namespace, and its retries.
 
     All attempts use the time of the first one that reached the session store. So a retry does not close connections
     that were opened after that time.
     """
 
     def __init__(self, condition: Identity, *, reconnect: bool) -> None:
-        self.condition = condition
+        self.condition = in_namespace(condition, current_namespace())
         self._reconnect = reconnect
         self._engine = get_engine()
         self._at: float | None = None

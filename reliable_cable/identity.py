@@ -19,6 +19,9 @@ Identity = Mapping[str, str]
 identifier_names: set[str] = {"user"}
 
 
+#: The entry of an identity that has the namespace. No identifier can have this name.
+_NAMESPACE: Final = "@namespace"
+
 #: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.
 _PRIMARY_KEYS: Final = (int, UUID)
 
@@ -65,9 +68,16 @@ def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
     return {name: identify(getattr(owner, name, None)) for name in names}
 
 
+def in_namespace(identity: Identity, namespace: str) -> dict[str, str]:
+    """Return an identity or a condition that belongs to a namespace. It is the same without a namespace."""
+    return {**identity, _NAMESPACE: namespace} if namespace else dict(identity)
+
+
 def matches(condition: Identity, identity: Identity) -> bool:
-    """Return whether an identity has all the identifiers of a condition."""
-    return all(identity.get(name) == text for name, text in condition.items())
+    """Return whether an identity has all the identifiers of a condition, and the same namespace."""
+    return condition.get(_NAMESPACE) == identity.get(_NAMESPACE) and all(
+        identity.get(name) == text for name, text in condition.items()
+    )
 
 
 def canonical(identity: Identity) -> str:
@@ -82,5 +92,10 @@ def condition_key(condition: Identity) -> str:
 
 def condition_keys(identity: Identity) -> list[str]:
     """Return the keys of all conditions that an identity matches. Empty identifiers match no condition."""
-    pairs = [(name, text) for name, text in sorted(identity.items()) if text]
-    return [condition_key(dict(some)) for size in range(1, len(pairs) + 1) for some in combinations(pairs, size)]
+    namespace = identity.get(_NAMESPACE, "")
+    pairs = [(name, text) for name, text in sorted(identity.items()) if text and name != _NAMESPACE]
+    return [
+        condition_key(in_namespace(dict(some), namespace))
+        for size in range(1, len(pairs) + 1)
+        for some in combinations(pairs, size)
+    ]

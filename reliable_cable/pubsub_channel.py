@@ -7,6 +7,7 @@ from typing import Any
 from .channel import Channel
 from .conf import get_settings
 from .exceptions import InvalidStreamName
+from .namespaces import split_namespace
 from .signing import verify_stream_name
 from .validation import check_stream_name
 
@@ -26,7 +27,7 @@ class PubSubChannel(Channel):
         settings = get_settings()
         signed = self.params.get("signed_stream_name")
         if signed is not None:
-            stream = verify_stream_name(signed) if isinstance(signed, str) else None
+            stream = self._verify(signed)
             whisper = settings.signed_streams_whisper
         else:
             stream = self.params.get("stream_name") if settings.public_streams else None
@@ -36,6 +37,12 @@ class PubSubChannel(Channel):
         except InvalidStreamName:
             return self.reject()
         self.stream_from(str(stream), whisper=whisper, presence=True)
+
+    def _verify(self, signed: Any) -> str | None:
+        """Return the name in a signed name; None if the signature or the namespace is wrong."""
+        name = verify_stream_name(signed) if isinstance(signed, str) else None
+        namespace, stream = split_namespace(name or "")
+        return stream if namespace == getattr(self.connection, "namespace", "") else None
 
     async def resubscribed(self) -> None:
         """Check the name again: a setting or a secret may have changed while the client was away."""

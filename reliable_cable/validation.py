@@ -14,6 +14,7 @@ from .concurrency.on_commit import check_using
 from .conf import get_settings
 from .exceptions import InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from .middleware import current_socket_id
+from .namespaces import current_namespace, qualify
 from .protocol.payloads import is_falsy
 from .stores.sessions.base import is_session_id
 from .stores.streams.base import Message
@@ -113,6 +114,31 @@ def check_stream_name(stream: object) -> str:
     return stream
 
 
+def resolve_stream(stream: object) -> str:
+    """Return the name of a stream in the current namespace.
+
+    Raises:
+        InvalidStreamName: see `check_stream_name`.
+        BroadcastError: see `current_namespace`.
+    """
+    return qualify_stream(stream, current_namespace())
+
+
+def qualify_stream(stream: object, namespace: str) -> str:
+    """Return the name of a stream with its namespace.
+
+    Raises:
+        InvalidStreamName: see `check_stream_name`. The namespace counts as a part of the name.
+    """
+    name = qualify(namespace, check_stream_name(stream))
+    if len(name) > MAX_NAME_LENGTH:
+        raise InvalidStreamName(
+            f"The stream {stream!r:.40} has {len(name)} characters with its namespace {namespace!r}; "
+            f"{MAX_NAME_LENGTH} are allowed."
+        )
+    return name
+
+
 def _unstorable_character(text: str) -> str:
     """Return the first control character or surrogate in a text, or `""` if it has none."""
     if text.isprintable():
@@ -121,14 +147,15 @@ def _unstorable_character(text: str) -> str:
 
 
 def _prepare(stream: str, data: Any, *, transient: bool, exclude: str, idempotency_key: str | None) -> Outgoing:
-    kept = not transient and get_settings().policy(check_stream_name(stream)).history_size > 0
+    name = resolve_stream(stream)
+    kept = not transient and get_settings().policy(name).history_size > 0
     key = ""
     if idempotency_key is not None:
         key = _check_key(idempotency_key)
         if not kept:
             reason = "A transient broadcast is not kept" if transient else f"The stream {stream!r} keeps no history"
             raise InvalidOption(f"{reason}, so an idempotency_key cannot be used.")
-    return Outgoing(stream, Message(_encode(stream, data), exclude, key), kept)
+    return Outgoing(name, Message(_encode(stream, data), exclude, key), kept)
 
 
 def _check_key(key: object) -> str:
