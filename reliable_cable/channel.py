@@ -8,24 +8,28 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
-from django.db.models import Model
-
 from .broadcasting import Batch
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
-from .identity import row_name
+from .namespaces import namespace_of, qualify
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import BatchOptions, encode_json, qualify_stream
+from .validation import BatchOptions, encode_json, qualify_stream, target_name
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The channel classes of each name that clients use. More than one is an error, which a system check reports.
+#: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
 
+#: The names of all channel classes, also of those that are declared with `abstract=True`.
+_names: set[str] = set()
+
 _ACTION = "_cable_action"
+
+#: The hooks that `Channel` itself does not have.
+_OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 
 def duplicate_channels() -> list[tuple[str, list[str]]]:
@@ -43,6 +47,15 @@ def find_channel(name: str) -> type[Channel] | None:
     return classes[0] if classes else None
 
 
+def channel_prefix(stream: str) -> str:
+    """Return how the names of a channel's streams begin, such as `ChatChannel:`, if the stream is one of a channel.
+
+    Return `""` for other streams.
+    """
+    prefixes = (f"{name}:" for name in _names)
+    return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
+
+
 @overload
 def action(method: F, /) -> F: ...
 @overload
@@ -51,7 +64,8 @@ def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F
     """Allow clients to call a method of a channel.
 
     Args:
-        method: the method, sync or async. It takes the dict of data that the client sends, or no argument.
+        method: the method, sync or async. It takes the dict of data that the client sends, or no argument. It cannot
+            have the name of an attribute or a hook of `Channel`: then the class cannot be made.
         name: the name that clients use. The default is the method's name.
     """
 
@@ -102,14 +116,14 @@ class ChannelPresence:
 
     def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the protocol's name
         """Join as the member `str(id)`. `info` describes the member, and can be any JSON value."""
-        # A lone surrogate cannot be sent to clients.
+        # Lone surrogates are replaced, because they cannot be sent to clients.
         text = str(id).encode(errors="replace").decode()
         if id is None or not text:
             raise ChannelError(f"{type(self._channel).__name__}: presence.join() needs an id, and got {id!r}.")
         self._channel.reply.presence.append(PresenceJoin(text, json.loads(_encode(info, self._channel))))
 
     def leave(self) -> None:
-        """Leave. Nothing happens if the subscription has not joined."""
+        """End the membership. Nothing happens if the subscription has not joined."""
         self._channel.reply.presence.append(PresenceLeave())
 
 
@@ -148,9 +162,13 @@ class Channel:
         for attribute in dir(cls):
             method = inspect.getattr_static(cls, attribute, None)
             public = getattr(method, _ACTION, None)
-            if callable(method) and public is not None:
+            if isinstance(method, state):
+                _check_attribute(cls, attribute, "a state")
+            elif callable(method) and public is not None:
+                _check_attribute(cls, attribute, f"the action {public!r}")
                 actions[public] = (attribute, len(inspect.signature(method).parameters) > 1)
         cls._actions = actions
+        _names.add(cls.name)
         if abstract:
             return
         classes = registry.setdefault(cls.name, [])
@@ -162,7 +180,11 @@ class Channel:
     # -- handlers, for subclasses to override --------------------------------------------------------------------------
 
     def subscribed(self) -> Any:
-        """Handle a new subscription: start streams, join presence, or `reject()`.
+        """Handle a new or restored subscription: start streams, join presence, or `reject()`.
+
+        A restore calls this again, with the saved state, before the client is welcomed. A stream that this started last
+        time and does not start now is stopped. Streams that stay keep their positions, and what actions started or
+        stopped stays so. A member that is already present causes no event.
 
         If this fails because a database or store cannot be reached, it is called again on a new channel object, for up
         to 8 seconds. Then the client is disconnected, so that it reconnects and subscribes again.
@@ -172,13 +194,17 @@ class Channel:
         """Handle the end of the subscription, once: the client unsubscribed, or its connection ended."""
 
     def resubscribed(self) -> Any:
-        """Handle a restored session. The subscription has its streams and state again; `reject()` ends it."""
+        """Handle a restored subscription in place of `subscribed`. `reject()` makes the client subscribe again.
+
+        Only a channel that defines this keeps all its streams and its member without a call of `subscribed`. It has to
+        check itself whether the client still has the rights to them.
+        """
 
     def before_subscribe(self) -> Any:
-        """Check before `subscribed` and `resubscribed`; return False to reject."""
+        """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription."""
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Check before an action; return False to ignore the call."""
+        """Decide whether an action may be called. Return False to ignore the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. Its traceback was logged, and its reply was dropped.
@@ -224,7 +250,8 @@ class Channel:
         Raises:
             InvalidStreamName: the name is not valid.
         """
-        self.reply.streams.append(StreamStart(self._qualify(stream), whisper, presence))
+        name = qualify_stream(stream, namespace_of(self.connection))
+        self.reply.streams.append(StreamStart(name, whisper, presence))
 
     def stream_for(self, target: Any, *, whisper: bool = False, presence: bool = False) -> None:
         """Send the broadcasts of a target on this channel to the client. See `broadcasting_for` for targets."""
@@ -232,14 +259,11 @@ class Channel:
 
     def stop_stream_from(self, stream: str) -> None:
         """Stop sending the broadcasts of a stream. Nothing happens if the subscription does not have the stream."""
-        self.reply.streams.append(StreamStop(self._qualify(stream)))
+        self.reply.streams.append(StreamStop(qualify(namespace_of(self.connection), stream)))
 
     def stop_stream_for(self, target: Any) -> None:
         """Stop sending the broadcasts of a target on this channel."""
         self.stop_stream_from(self.broadcasting_for(target))
-
-    def _qualify(self, stream: str) -> str:
-        return qualify_stream(stream, getattr(self.connection, "namespace", ""))
 
     def stop_all_streams(self) -> None:
         """Stop sending the broadcasts of all streams."""
@@ -268,13 +292,13 @@ class Channel:
     def broadcasting_for(cls, target: Any) -> str:
         """Return the name of a target's stream on this channel: `ChatChannel:chat.room:1` for a model instance.
 
-        Instances of a proxy model have the name of the model that it stands for. A child of multi-table inheritance has
-        another name than its parent.
+        An instance of a proxy model has the name of the model. A child of multi-table inheritance has another name than
+        its parent.
 
         Args:
             target: a saved model instance, a string, a number, or a list or tuple of these.
         """
-        return f"{cls.name}:{_target_name(target)}"
+        return f"{cls.name}:{target_name(target)}"
 
     @classmethod
     @sync_only("abroadcast_to")
@@ -320,7 +344,7 @@ class Channel:
 
     @classmethod
     def action_names(cls) -> list[str]:
-        """Return the names of all actions, in order."""
+        """Return the names of all actions, in alphabetical order."""
         return sorted(cls._actions)
 
     def begin(self) -> Mapping[str, Any]:
@@ -368,18 +392,13 @@ class Channel:
         } or None
 
 
-def _target_name(target: Any) -> str:
-    if isinstance(target, Model):
-        if target.pk is None:
-            raise ChannelError(f"{target!r} is not saved. It has no primary key, and so no stream.")
-        return row_name(target)
-    if isinstance(target, list | tuple) and target:
-        return ":".join(_target_name(part) for part in target)
-    if isinstance(target, str | int) and not isinstance(target, bool) and target != "":
-        return str(target)
-    raise ChannelError(
-        f"{target!r} names no stream; give a saved model instance, a string, a number, or a list of these."
-    )
+def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
+    """Raise `ChannelError` if what a class declares replaces an attribute or a hook of `Channel`."""
+    if hasattr(Channel, name) or name in _OPTIONAL_HOOKS:
+        raise ChannelError(
+            f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "
+            f"can still call an action {name!r} if it is marked with @action(name={name!r})."
+        )
 
 
 def _encode(value: Any, channel: Channel) -> str:

@@ -18,8 +18,12 @@ Identity = Mapping[str, str]
 #: Every name in `identified_by` of the consumer classes that were defined in this process.
 identifier_names: set[str] = {"user"}
 
-
-#: The entry of an identity that has the namespace. No identifier can have this name.
+# No identifier can have the name of one of these entries.
+#: The entry of a condition that names the channel of subscriptions.
+CHANNEL: Final = "@channel"
+#: The entry of a condition that names a stream of subscriptions.
+STREAM: Final = "@stream"
+#: The entry of an identity or a condition that has the namespace.
 _NAMESPACE: Final = "@namespace"
 
 #: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.
@@ -71,6 +75,16 @@ def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
 def in_namespace(identity: Identity, namespace: str) -> dict[str, str]:
     """Return an identity or a condition that belongs to a namespace. It is the same without a namespace."""
     return {**identity, _NAMESPACE: namespace} if namespace else dict(identity)
+
+
+def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
+    """Return what a condition can name of a subscription: its channel, or one of its streams.
+
+    Args:
+        channel: the name of the channel.
+        streams: the names of the streams, with their namespace.
+    """
+    return [{CHANNEL: channel}, *({STREAM: stream} for stream in streams)]
 
 
 def matches(condition: Identity, identity: Identity) -> bool:

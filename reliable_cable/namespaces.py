@@ -35,6 +35,11 @@ def split_namespace(name: str) -> tuple[str, str]:
     return namespace, bare
 
 
+def namespace_of(connection: object) -> str:
+    """Return the namespace of the connection of a channel."""
+    return getattr(connection, "namespace", "")
+
+
 def current_namespace() -> str:
     """Return the namespace of the running code, or `""` if it has none.
 

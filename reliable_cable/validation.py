@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db.models import Model
 
 from .concurrency.on_commit import check_using
 from .conf import get_settings
-from .exceptions import InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
+from .exceptions import ChannelError, InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
+from .identity import row_name
 from .middleware import current_socket_id
 from .namespaces import current_namespace, qualify
 from .protocol.payloads import is_falsy
@@ -137,6 +139,25 @@ def qualify_stream(stream: object, namespace: str) -> str:
             f"{MAX_NAME_LENGTH} are allowed."
         )
     return name
+
+
+def target_name(target: Any) -> str:
+    """Return the part of a stream's name that names a target of a channel (see `Channel.broadcasting_for`).
+
+    Raises:
+        ChannelError: the value names no stream.
+    """
+    if isinstance(target, Model):
+        if target.pk is None:
+            raise ChannelError(f"{target!r} is not saved. It has no primary key, and so no stream.")
+        return row_name(target)
+    if isinstance(target, list | tuple) and target:
+        return ":".join(target_name(part) for part in target)
+    if isinstance(target, str | int) and not isinstance(target, bool) and target != "":
+        return str(target)
+    raise ChannelError(
+        f"{target!r} names no stream; give a saved model instance, a string, a number, or a list of these."
+    )
 
 
 def _unstorable_character(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Control messages: what the server processes of a project tell each other over the control stream."""
+"""The messages that the server processes of a project send to each other over the control bus."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from .constants import REVOKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,23 @@ class Revocation:
     condition: Mapping[str, str]
     at: float
     reconnect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionRevocation:
+    """End subscriptions that were made before a certain time.
+
+    Attributes:
+        condition: the identifiers that the connections have in common. If it is empty, all connections are meant.
+        scope: names the channel or a stream of the subscriptions, see `identity.subscription_scopes`.
+        at: the time, in seconds since 1970 by the session store's clock.
+        reason: the reason that the clients are sent.
+    """
+
+    condition: Mapping[str, str]
+    scope: Mapping[str, str]
+    at: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +60,43 @@ def encode_revocation(revocation: Revocation) -> str:
     return json.dumps({"revoke": dict(revocation.condition), "at": revocation.at, "reconnect": revocation.reconnect})
 
 
+def encode_subscription_revocation(revocation: SubscriptionRevocation) -> str:
+    """Return a control message with one revocation of subscriptions, as JSON text.
+
+    Servers of releases that do not know the key `subscriptions` take the message for a `Revocation`. They close all
+    connections that match the condition, whose clients then subscribe again.
+    """
+    return json.dumps(
+        {
+            "revoke": dict(revocation.condition),
+            "at": revocation.at,
+            "reconnect": True,
+            "subscriptions": dict(revocation.scope),
+            "reason": revocation.reason,
+        }
+    )
+
+
 def encode_takeovers(takeovers: Sequence[Takeover]) -> str:
     """Return a control message with several takeovers, as JSON text."""
     return json.dumps({"supersede": [(takeover.sid, takeover.successor) for takeover in takeovers]})
 
 
-def decode(text: str) -> tuple[Revocation | None, Sequence[Takeover]]:
+def decode(text: str) -> tuple[Revocation | SubscriptionRevocation | None, Sequence[Takeover]]:
     """Return the contents of a control message.
 
     Raises:
         ValueError, KeyError, TypeError: it is not a control message of this version.
     """
     message: dict[str, Any] = json.loads(text)
-    revocation = None
-    if "revoke" in message:
+    revocation: Revocation | SubscriptionRevocation | None = None
+    if "subscriptions" in message:
+        revocation = SubscriptionRevocation(
+            dict(message["revoke"]),
+            dict(message["subscriptions"]),
+            float(message["at"]),
+            str(message.get("reason", REVOKED)),
+        )
+    elif "revoke" in message:
         revocation = Revocation(dict(message["revoke"]), float(message["at"]), bool(message["reconnect"]))
     return revocation, [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]

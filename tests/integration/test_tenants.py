@@ -65,5 +65,10 @@ def test_a_logout_closes_the_connections_of_its_tenant(seen: dict[str, Any]) -> 
     assert seen["logout of another tenant"] == {"type": "pong"}
 
 
+def test_a_revocation_ends_subscriptions_of_its_tenant(seen: dict[str, Any]) -> None:
+    assert seen["revocation"] == {"type": "revoked", "reason": "revoked"}
+    assert seen["revocation of another tenant"] == {"type": "pong"}
+
+
 def test_a_host_name_without_a_tenant_is_refused(seen: dict[str, Any]) -> None:
     assert seen["unknown host"][0] is False

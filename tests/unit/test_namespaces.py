@@ -26,6 +26,7 @@ from reliable_cable import (
     aforget,
     ahistory,
     aposition,
+    arevoke,
     broadcast,
     checks,
     presence_for,
@@ -38,7 +39,7 @@ from reliable_cable.namespaces import current_namespace
 from reliable_cable.signals import broadcast_failed, presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
 from tests.unit.test_control_bus import expect_disconnect
-from tests.unit.wire import Client, identifier, until
+from tests.unit.wire import Client, identifier, leave_session, until
 
 #: The tenant of the running code, as a middleware of the project would set it.
 tenant: ContextVar[Any] = ContextVar("tenant", default="")
@@ -212,6 +213,21 @@ class TestPubSub:
                 await abroadcast("news", "for a")
             assert (await client.receive())["message"] == "for a"
 
+    async def test_the_patterns_of_public_streams_match_the_name_without_the_tenant(self, settings: Any) -> None:
+        settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "PUBLIC_STREAMS": ["news:*"]}
+        async with client_of("a") as client:
+            await client.subscribe(identifier("$pubsub", stream_name="news:1"))
+            await client.send("subscribe", identifier("$pubsub", stream_name="news"))
+            assert (await client.receive())["type"] == "reject_subscription"
+            with within("a"):
+                await abroadcast("news:1", "for a")
+            assert (await client.receive())["message"] == "for a"
+
+    async def test_no_stream_of_a_channel_is_public_in_a_tenant(self) -> None:
+        async with client_of("a") as client:
+            await client.send("subscribe", identifier("$pubsub", stream_name=Room.broadcasting_for("lobby")))
+            assert (await client.receive())["type"] == "reject_subscription"
+
     @pytest.mark.parametrize("name", ["b", ""])
     async def test_a_signed_name_is_rejected_in_another_tenant(self, name: str) -> None:
         with within("a"):
@@ -266,6 +282,30 @@ class TestConnections:
             await adisconnect(user="ann")
         await expect_disconnect(clients.pop(name), reconnect=False)
         assert [await client.quiet() for client in clients.values()] == [True] * 2
+
+    @pytest.mark.parametrize("name", ["a", "b", ""])
+    @pytest.mark.parametrize("identifiers", [{"user": "ann"}, {}], ids=["user", "everybody"])
+    @pytest.mark.parametrize("scope", [{"stream": "Room:lobby"}, {"channel": Room}], ids=["stream", "channel"])
+    async def test_a_revocation_ends_subscriptions_of_its_tenant(
+        self, clients: dict[str, Client], scope: Any, identifiers: Any, name: str
+    ) -> None:
+        with within(name):
+            await arevoke(**scope, **identifiers)
+        assert (await clients.pop(name).receive())["message"]["type"] == "revoked"
+        assert [await client.quiet() for client in clients.values()] == [True] * 2
+
+    @pytest.mark.parametrize("name", ["a", "b", ""])
+    @pytest.mark.parametrize("identifiers", [{"user": "ann"}, {}], ids=["user", "everybody"])
+    @pytest.mark.parametrize("scope", [{"stream": "Room:lobby"}, {"channel": Room}], ids=["stream", "channel"])
+    async def test_a_revocation_ends_subscriptions_of_clients_of_its_tenant_that_are_away(
+        self, scope: Any, identifiers: Any, name: str
+    ) -> None:
+        sids = {each: await leave_session(client_of(each), ROOM) for each in ("a", "b", "")}
+        with within(name):
+            await arevoke(**scope, **identifiers)
+        for each, sid in sids.items():
+            async with client_of(each, sid=sid) as client:
+                assert client.welcome["restored_ids"] == ([] if each == name else [ROOM])
 
     @pytest.mark.django_db(transaction=True)
     @pytest.mark.parametrize("name", ["a", "b", ""])

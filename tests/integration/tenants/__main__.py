@@ -19,14 +19,13 @@ from django.core.management import call_command  # noqa: E402
 from django.test import Client as HttpClient  # noqa: E402
 from django_tenants.utils import tenant_context  # noqa: E402
 
-from reliable_cable import CableConsumer  # noqa: E402
-from tests.integration.tenants.documented import TenantMiddleware  # noqa: E402
+from tests.integration.tenants.documented import TenantConsumer, TenantMiddleware  # noqa: E402
 from tests.integration.tenants.models import Customer, Domain  # noqa: E402
 from tests.unit.wire import Client, identifier  # noqa: E402
 
 TENANTS = ("a", "b")
 IDENTIFIER = identifier("TenantChannel")
-CONSUMER: Any = SimpleNamespace(as_asgi=lambda: TenantMiddleware(CableConsumer.as_asgi()))
+CONSUMER: Any = SimpleNamespace(as_asgi=lambda: TenantMiddleware(TenantConsumer.as_asgi()))
 
 
 def prepare() -> dict[str, HttpClient]:
@@ -76,6 +75,11 @@ async def observe(http: dict[str, HttpClient]) -> dict[str, Any]:
     seen["logout"] = await receive(clients[0])
     await clients[1].send_text('{"command":"ping"}')
     seen["logout of another tenant"] = await receive(clients[1])
+    await asyncio.to_thread(http["a"].post, "/revoke")
+    await clients[1].send_text('{"command":"ping"}')
+    seen["revocation of another tenant"] = await receive(clients[1])
+    await asyncio.to_thread(http["b"].post, "/revoke")
+    seen["revocation"] = (await receive(clients[1]))["message"]
     seen["unknown host"] = await connect(http["a"], "c").communicator.connect()
     return seen
 

@@ -6,7 +6,7 @@ from django.contrib.auth import get_user_model, logout
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 
-from reliable_cable import presence_for
+from reliable_cable import presence_for, revoke
 from tests.integration.tenants.cable import TenantChannel
 
 
@@ -22,10 +22,21 @@ def members(request: HttpRequest) -> HttpResponse:
     return JsonResponse(presence_for(stream).info().records or {})
 
 
+def end(request: HttpRequest) -> HttpResponse:
+    """End all subscriptions to the stream of user 1 of the tenant."""
+    revoke(stream=TenantChannel.broadcasting_for(get_user_model().objects.get(pk=1)))
+    return HttpResponse()
+
+
 def sign_out(request: HttpRequest) -> HttpResponse:
     """Log the user out."""
     logout(request)
     return HttpResponse()
 
 
-urlpatterns = [path("say", say), path("members", members), path("sign-out", sign_out)]
+urlpatterns = [
+    path("say", say),
+    path("members", members),
+    path("revoke", end),
+    path("sign-out", sign_out),
+]
