@@ -42,7 +42,6 @@ class StreamPolicy:
 CONTROL_STREAM: Final = "\x01control"
 CONTROL_POLICY: Final = StreamPolicy(history_size=1000, history_ttl=300)
 
-
 #: Stands between the namespace and the name of a stream. Neither of them can contain it.
 NAMESPACE_SEPARATOR: Final = "\x1f"
 

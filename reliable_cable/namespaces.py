@@ -36,7 +36,7 @@ def split_namespace(name: str) -> tuple[str, str]:
 
 
 def namespace_of(connection: object) -> str:
-    """Return the namespace of the connection of a channel."""
+    """Return the namespace of the connection of a channel, or `""` if it has none."""
     return getattr(connection, "namespace", "")
 
 
