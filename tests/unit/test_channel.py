@@ -167,6 +167,11 @@ class TestReply:
             StreamStop(None),
         ]
 
+    def test_stopping_a_stream_that_cannot_exist_is_no_error(self) -> None:
+        channel = Channel(None)
+        channel.stop_stream_from("")
+        assert channel.reply.streams == [StreamStop("")]
+
     def test_transmissions_are_recorded_as_json(self) -> None:
         channel = Channel(None)
         channel.transmit({"é": [1, None]})
