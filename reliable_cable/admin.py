@@ -13,7 +13,9 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
 from .broadcasting import forget
+from .conf import NAMESPACE_SEPARATOR, get_settings
 from .models import OutboxEntry, Stream, StreamEntry, TransientEntry
+from .namespaces import current_namespace, qualify, split_namespace
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Model]
@@ -22,6 +24,19 @@ else:
 
 
 class _ReadOnly(_ModelAdmin):
+    #: The field with the name of the stream.
+    name_field = "name"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
+        """Return the rows of the streams in the namespace of the request."""
+        rows = super().get_queryset(request)
+        if get_settings().namespace is None:
+            return rows
+        namespace = current_namespace()
+        if namespace:
+            return rows.filter(**{f"{self.name_field}__startswith": qualify(namespace, "")})
+        return rows.exclude(**{f"{self.name_field}__contains": NAMESPACE_SEPARATOR})
+
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Return False, because messages must be broadcast."""
         return False
@@ -48,7 +63,7 @@ class StreamAdmin(_ReadOnly):
         """Delete the messages of the streams and end their epochs. Subscribers are told."""
         names = list(queryset.values_list("name", flat=True))
         for name in names:
-            forget(name)
+            forget(split_namespace(name)[1])
         self.message_user(request, f"Streams forgotten: {len(names)}.")
 
     def has_forget_permission(self, request: HttpRequest) -> bool:
@@ -60,6 +75,7 @@ class StreamAdmin(_ReadOnly):
 class StreamEntryAdmin(_ReadOnly):
     """Shows the numbered messages of streams."""
 
+    name_field = "stream__name"
     list_display = ("stream", "offset", "created")
     list_select_related = ("stream",)
     search_fields = ("=stream__name",)

@@ -20,7 +20,7 @@ from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamPage
 from .stores.engine import get_engine
 from .stores.streams.base import StreamStore
-from .validation import BatchItem, BatchOptions, check_stream_name, prepare_batch
+from .validation import BatchItem, BatchOptions, prepare_batch, resolve_stream
 
 logger = logging.getLogger("reliable_cable")
 
@@ -154,12 +154,12 @@ def position(stream: str) -> StreamPosition:
         InvalidStreamName: the name is not valid.
         StoreError: the store could not be read.
     """
-    return get_engine().streams.position(check_stream_name(stream))
+    return get_engine().streams.position(resolve_stream(stream))
 
 
 async def aposition(stream: str) -> StreamPosition:
     """Async twin of `position`."""
-    return await get_engine().streams.aposition(check_stream_name(stream))
+    return await get_engine().streams.aposition(resolve_stream(stream))
 
 
 @sync_only("ahistory")
@@ -176,12 +176,12 @@ def history(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEnt
         InvalidStreamName: the name is not valid.
         StoreError: the store could not be read.
     """
-    return _decode(get_engine().streams.read(check_stream_name(stream), after=after, limit=limit))
+    return _decode(get_engine().streams.read(resolve_stream(stream), after=after, limit=limit))
 
 
 async def ahistory(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEntry]:
     """Async twin of `history`."""
-    return _decode(await get_engine().streams.aread(check_stream_name(stream), after=after, limit=limit))
+    return _decode(await get_engine().streams.aread(resolve_stream(stream), after=after, limit=limit))
 
 
 def _decode(page: StreamPage) -> list[HistoryEntry]:
@@ -205,31 +205,31 @@ def forget(stream: str, *, using: str | None = None) -> None:
         BroadcastError: autocommit is off on a database, so there is no way to wait for its commit.
         StoreError: the store could not be changed.
     """
-    store, forget_on_commit = _prepare_forget(stream, using)
+    store, name, forget_on_commit = _prepare_forget(stream, using)
     if not on_commit.defer_to_commit(forget_on_commit, using):
-        store.forget(stream)
+        store.forget(name)
 
 
 async def aforget(stream: str, *, using: str | None = None) -> None:
     """Async twin of `forget`. It recognises the same transactions as `abroadcast`."""
-    store, forget_on_commit = _prepare_forget(stream, using)
+    store, name, forget_on_commit = _prepare_forget(stream, using)
     if not await on_commit.adefer_to_commit(forget_on_commit, using):
-        await store.aforget(stream)
+        await store.aforget(name)
 
 
-def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, on_commit.Schedule]:
-    """Check the arguments. Return the store, and the call that schedules `store.forget` for after the commit."""
+def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, on_commit.Schedule]:
+    """Check the arguments. Return the store, the name of the stream, and the call that schedules `store.forget`."""
     on_commit.check_using(using)
-    check_stream_name(stream)
+    name = resolve_stream(stream)
     store = get_engine().streams
 
     def forget_on_commit(databases: Sequence[str]) -> None:
         on_commit.check_hooks(databases, "call it after the commit")
         on_commit.call_after_commit(
-            partial(store.forget, stream), databases, failed=partial(on_commit.report_failure, type(store), [stream])
+            partial(store.forget, name), databases, failed=partial(on_commit.report_failure, type(store), [name])
         )
 
-    return store, forget_on_commit
+    return store, name, forget_on_commit
 
 
 class Batch:

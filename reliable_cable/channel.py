@@ -8,15 +8,14 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
-from django.db.models import Model
-
 from .broadcasting import Batch
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
+from .namespaces import namespace_of, qualify
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import BatchOptions, check_stream_name, encode_json
+from .validation import BatchOptions, encode_json, qualify_stream, target_name
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -251,8 +250,8 @@ class Channel:
         Raises:
             InvalidStreamName: the name is not valid.
         """
-        check_stream_name(stream)
-        self.reply.streams.append(StreamStart(stream, whisper, presence))
+        name = qualify_stream(stream, namespace_of(self.connection))
+        self.reply.streams.append(StreamStart(name, whisper, presence))
 
     def stream_for(self, target: Any, *, whisper: bool = False, presence: bool = False) -> None:
         """Send the broadcasts of a target on this channel to the client. See `broadcasting_for` for targets."""
@@ -260,7 +259,7 @@ class Channel:
 
     def stop_stream_from(self, stream: str) -> None:
         """Stop sending the broadcasts of a stream. Nothing happens if the subscription does not have the stream."""
-        self.reply.streams.append(StreamStop(stream))
+        self.reply.streams.append(StreamStop(qualify(namespace_of(self.connection), stream)))
 
     def stop_stream_for(self, target: Any) -> None:
         """Stop sending the broadcasts of a target on this channel."""
@@ -293,10 +292,13 @@ class Channel:
     def broadcasting_for(cls, target: Any) -> str:
         """Return the name of a target's stream on this channel: `ChatChannel:chat.room:1` for a model instance.
 
+        An instance of a proxy model has the name of the model. A child of multi-table inheritance has another name than
+        its parent.
+
         Args:
             target: a saved model instance, a string, a number, or a list or tuple of these.
         """
-        return f"{cls.name}:{_target_name(target)}"
+        return f"{cls.name}:{target_name(target)}"
 
     @classmethod
     @sync_only("abroadcast_to")
@@ -397,20 +399,6 @@ def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
             f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "
             f"can still call an action {name!r} if it is marked with @action(name={name!r})."
         )
-
-
-def _target_name(target: Any) -> str:
-    if isinstance(target, Model):
-        if target.pk is None:
-            raise ChannelError(f"{target!r} is not saved. It has no primary key, and so no stream.")
-        return f"{target._meta.label_lower}:{target.pk}"
-    if isinstance(target, list | tuple) and target:
-        return ":".join(_target_name(part) for part in target)
-    if isinstance(target, str | int) and not isinstance(target, bool) and target != "":
-        return str(target)
-    raise ChannelError(
-        f"{target!r} names no stream; give a saved model instance, a string, a number, or a list of these."
-    )
 
 
 def _encode(value: Any, channel: Channel) -> str:

@@ -32,6 +32,7 @@ from django.db import connections, router
 from django.utils.module_loading import import_string
 
 from .conf import NAME, CableSettings, get_settings
+from .namespaces import find_callable
 from .stores.engine import engine_classes, get_engine
 
 TAG = "reliable_cable"
@@ -59,7 +60,9 @@ WSGI_RUNSERVERS = ("django.core", "django.contrib.staticfiles")
 def check_settings(**kwargs: Any) -> list[CheckMessage]:
     """Report invalid settings (E001)."""
     try:
-        get_settings()
+        namespace = get_settings().namespace
+        if namespace is not None:
+            find_callable(namespace)
     except ImproperlyConfigured as error:
         return [Error(str(error), id="reliable_cable.E001")]
     return []

@@ -42,6 +42,9 @@ class StreamPolicy:
 CONTROL_STREAM: Final = "\x01control"
 CONTROL_POLICY: Final = StreamPolicy(history_size=1000, history_ttl=300)
 
+#: Stands between the namespace and the name of a stream. Neither of them can contain it.
+NAMESPACE_SEPARATOR: Final = "\x1f"
+
 
 def derived_secret(secret_key: str | bytes) -> str:
     """Return the application secret that is derived from a `SECRET_KEY`. It is the default of `SECRET`."""
@@ -85,6 +88,11 @@ def _instance(kind: type, allowed: str, *, not_empty: bool = False) -> Check:
 def _check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
     if value is not None and not (isinstance(value, str) and value.startswith(REDIS_SCHEMES)):
         raise _error(key, value, f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}")
+
+
+def _check_namespace(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and "." in value):
+        raise _error(key, value, "None or the dotted path of a callable")
 
 
 def _check_engine(key: str | tuple[str, ...], value: Any) -> None:
@@ -166,13 +174,18 @@ class CableSettings:
     broadcast_key: str = _setting("", _TEXT)
     api_key: str = _setting("", _TEXT)
     key_prefix: str = _setting("cable", _TEXT)
+    namespace: str | None = _setting(None, _check_namespace)
     database: str = _setting("default", _instance(str, "the alias of a database", not_empty=True))
     handler_threads: int = _setting(8, _number(0, whole=True))
 
     def policy(self, stream: str) -> StreamPolicy:
-        """Return the policy of a stream. The first pattern of `STREAMS` that matches the stream's name decides."""
+        """Return the policy of a stream. The first pattern of `STREAMS` that matches the stream's name decides.
+
+        Patterns match the name without its namespace.
+        """
         if stream == CONTROL_STREAM:
             return CONTROL_POLICY
+        stream = stream.rpartition(NAMESPACE_SEPARATOR)[2]
         for pattern in self.streams:
             if fnmatchcase(stream, pattern):
                 return self.policy_of(pattern)

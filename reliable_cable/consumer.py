@@ -28,7 +28,8 @@ from .connection.connection import Connection
 from .connection.handlers import invoke, invoke_isolated
 from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
-from .identity import identifier_names, identity_of
+from .identity import identifier_names, identity_of, in_namespace
+from .namespaces import enter_namespace
 from .protocol import constants, messages
 from .protocol.constants import DisconnectReason
 from .servers import transport_for
@@ -86,6 +87,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     scope: dict[str, Any]
     user: Any = None
+    #: The namespace that the setting `NAMESPACE` gives the connection, or `""`.
+    namespace: str = ""
     #: The connection; None until the client has been welcomed.
     session: Connection | None = None
 
@@ -172,6 +175,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         # The authentication middleware has just run.
         self._authenticated = get_hub().engine.session_clock.moment()
         self.scope = scope
+        self.namespace = enter_namespace(scope)
         self.base_send = send
         self.user = scope.get("user")
         message = await receive()
@@ -245,7 +249,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             hub,
             self,
             subprotocol=subprotocol,
-            identity=identity_of(self, self.identified_by),
+            identity=in_namespace(identity_of(self, self.identified_by), self.namespace),
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             transport=transport,

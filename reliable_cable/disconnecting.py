@@ -19,7 +19,8 @@ from .concurrency.on_commit import adefer_to_commit, call_after_commit, check_ho
 from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
 from .exceptions import BroadcastError, InvalidIdentifier, InvalidOption, StoreError
-from .identity import CHANNEL, STREAM, Identity, identifier_names, identify
+from .identity import CHANNEL, STREAM, Identity, identifier_names, identify, in_namespace, reason_against
+from .namespaces import current_namespace
 from .protocol.constants import REVOKED
 from .protocol.control import (
     Revocation,
@@ -29,7 +30,7 @@ from .protocol.control import (
 )
 from .stores.engine import get_engine
 from .stores.streams.base import Message
-from .validation import check_stream_name, encode_json
+from .validation import encode_json, resolve_stream
 
 logger = logging.getLogger("reliable_cable")
 
@@ -55,7 +56,8 @@ def disconnect(*, reconnect: bool = False, using: str | None = None, **identifie
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `adisconnect`.
-        InvalidIdentifier: there are no identifiers, no connection has one of that name, or a value identifies nobody.
+        InvalidIdentifier: there are no identifiers, no connection has one of that name, or no connection can have the
+            value, for example because it is a primary key in place of a user.
         InvalidOption: `using` names no database.
         StoreError: no connection was closed. Clients that were not connected may have lost their sessions.
         BroadcastError: as for `StoreError`. The subclass `BroadcastUncertain` leaves open whether any connection was
@@ -116,7 +118,7 @@ def revoke(
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `arevoke`.
-        InvalidIdentifier: no connection has an identifier of that name, or a value identifies nobody.
+        InvalidIdentifier: no connection has an identifier of that name, or no connection can have the value.
         InvalidOption: there is neither a channel nor a stream, or there are both, or an option has a wrong type.
         InvalidStreamName: the name of the stream is not valid.
         StoreError: no subscription was ended. Sessions may already have lost subscriptions.
@@ -155,7 +157,7 @@ def _prepare_revoke(
     if (channel is None) == (stream is None):
         raise InvalidOption("revoke() needs either a channel or a stream: revoke(user=user, channel=ChatChannel).")
     if stream is not None:
-        scope = {STREAM: check_stream_name(stream)}
+        scope = {STREAM: resolve_stream(stream)}
     elif isinstance(channel, type) and isinstance(getattr(channel, "name", None), str):
         scope = {CHANNEL: channel.name}
     else:
@@ -176,8 +178,8 @@ def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
 def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> None:
     """Close the connections of a user who logged out, and let the user's other devices reconnect.
 
-    This is the receiver of `user_logged_out`. It raises nothing, because users must be able to log out while a store
-    fails. After a failure, the disconnect is retried.
+    This is the receiver of `user_logged_out`. It raises no errors of stores, because users must be able to log out
+    while a store fails. After a failure, the disconnect is retried.
     """
     text = identify(user)
     if text:
@@ -190,14 +192,14 @@ def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> No
 
 
 class _Disconnect:
-    """One call of `disconnect` and its retries.
+    """One call of `disconnect` in the current namespace, and its retries.
 
     All attempts use the time of the first one that reached the session store. So a retry does not close connections
     that were opened after that time.
     """
 
     def __init__(self, condition: Identity, *, reconnect: bool) -> None:
-        self.condition = condition
+        self.condition = in_namespace(condition, current_namespace())
         self._reconnect = reconnect
         self._engine = get_engine()
         self._at: float | None = None
@@ -250,6 +252,7 @@ class _Revoke(_Disconnect):
 
     def _encode(self, at: float) -> str:
         scope = {name: text for name, text in self.condition.items() if name in (CHANNEL, STREAM)}
+        # These include the namespace, which is an entry of the identities of connections.
         connections = {name: text for name, text in self.condition.items() if name not in scope}
         return encode_subscription_revocation(SubscriptionRevocation(connections, scope, at, self._reason))
 
@@ -283,8 +286,9 @@ _pending: BackgroundWorker[_Disconnect] = BackgroundWorker(
 def _condition(function: str, identifiers: dict[str, Any]) -> dict[str, str]:
     check_names(identifiers)
     for name, value in identifiers.items():
-        if not identify(value) or getattr(value, "pk", value) is None:
-            raise InvalidIdentifier(f"{function}({name}={value!r}): the value identifies nobody, or is not saved.")
+        reason = reason_against(name, value)
+        if reason:
+            raise InvalidIdentifier(f"{function}({name}=…) got a value of the type {type(value).__name__}: {reason}.")
     return {name: identify(value) for name, value in identifiers.items()}
 
 

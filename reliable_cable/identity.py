@@ -7,8 +7,9 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any, Final
+from uuid import UUID
 
-from django.db.models import Model
+from django.db.models import Model, QuerySet
 
 #: The identifiers of a connection by name, such as `{"user": "auth.user:1"}`. The text of an anonymous user is empty.
 #: An identity with only some of the names is a condition, which connections can match.
@@ -17,10 +18,21 @@ Identity = Mapping[str, str]
 #: Every name in `identified_by` of the consumer classes that were defined in this process.
 identifier_names: set[str] = {"user"}
 
-#: The entry of a condition that names the channel of subscriptions. No identifier can have this name.
+# No identifier can have the name of one of these entries.
+#: The entry of a condition that names the channel of subscriptions.
 CHANNEL: Final = "@channel"
 #: The entry of a condition that names a stream of subscriptions.
 STREAM: Final = "@stream"
+#: The entry of an identity or a condition that has the namespace.
+_NAMESPACE: Final = "@namespace"
+
+#: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.
+_PRIMARY_KEYS: Final = (int, UUID)
+
+
+def row_name(instance: Any) -> str:
+    """Return the name of a saved model instance: `auth.user:1`. The instances of a proxy model have the same name."""
+    return f"{instance._meta.concrete_model._meta.label_lower}:{instance.pk}"
 
 
 def identify(value: Any) -> str:
@@ -28,8 +40,26 @@ def identify(value: Any) -> str:
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""
     if isinstance(value, Model) or (hasattr(value, "_meta") and hasattr(value, "pk")):
-        return f"{value._meta.label_lower}:{value.pk}"
+        return row_name(value)
     return f"{type(value).__name__}:{value}"
+
+
+def reason_against(name: str, value: Any) -> str:
+    """Return why no connection can have this value as an identifier, or `""` if one can.
+
+    Args:
+        name: the name of the identifier.
+        value: its value.
+    """
+    if isinstance(value, type | QuerySet):
+        return "a class or a queryset is not one value"
+    if value == "" or not identify(value) or getattr(value, "pk", value) is None:
+        return "the value identifies nobody, or is not saved"
+    if name == "user" and isinstance(value, _PRIMARY_KEYS):
+        return "a primary key matches no connection; give the user object"
+    if str(value) == object.__repr__(value):
+        return f"the type {type(value).__name__} has no text of its own; define its `__str__`"
+    return ""
 
 
 def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
@@ -42,19 +72,26 @@ def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
     return {name: identify(getattr(owner, name, None)) for name in names}
 
 
+def in_namespace(identity: Identity, namespace: str) -> dict[str, str]:
+    """Return an identity or a condition that belongs to a namespace. It is the same without a namespace."""
+    return {**identity, _NAMESPACE: namespace} if namespace else dict(identity)
+
+
 def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
     """Return what a condition can name of a subscription: its channel, or one of its streams.
 
     Args:
         channel: the name of the channel.
-        streams: the names of the streams.
+        streams: the names of the streams, with their namespace.
     """
     return [{CHANNEL: channel}, *({STREAM: stream} for stream in streams)]
 
 
 def matches(condition: Identity, identity: Identity) -> bool:
-    """Return whether an identity has all the identifiers of a condition."""
-    return all(identity.get(name) == text for name, text in condition.items())
+    """Return whether an identity has all the identifiers of a condition, and the same namespace."""
+    return condition.get(_NAMESPACE) == identity.get(_NAMESPACE) and all(
+        identity.get(name) == text for name, text in condition.items()
+    )
 
 
 def canonical(identity: Identity) -> str:
@@ -69,5 +106,10 @@ def condition_key(condition: Identity) -> str:
 
 def condition_keys(identity: Identity) -> list[str]:
     """Return the keys of all conditions that an identity matches. Empty identifiers match no condition."""
-    pairs = [(name, text) for name, text in sorted(identity.items()) if text]
-    return [condition_key(dict(some)) for size in range(1, len(pairs) + 1) for some in combinations(pairs, size)]
+    namespace = identity.get(_NAMESPACE, "")
+    pairs = [(name, text) for name, text in sorted(identity.items()) if text and name != _NAMESPACE]
+    return [
+        condition_key(in_namespace(dict(some), namespace))
+        for size in range(1, len(pairs) + 1)
+        for some in combinations(pairs, size)
+    ]

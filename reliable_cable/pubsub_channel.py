@@ -8,6 +8,7 @@ from typing import Any
 from .channel import Channel, channel_prefix
 from .conf import get_settings
 from .exceptions import InvalidStreamName
+from .namespaces import namespace_of, split_namespace
 from .signing import verify_stream_name
 from .validation import check_stream_name
 
@@ -25,10 +26,7 @@ class PubSubChannel(Channel):
     async def subscribed(self) -> None:
         """Stream from the stream that the params name, or reject the subscription."""
         signed = self.params.get("signed_stream_name")
-        if signed is not None:
-            stream = verify_stream_name(signed) if isinstance(signed, str) else None
-        else:
-            stream = self.params.get("stream_name")
+        stream = self.params.get("stream_name") if signed is None else self._verify(signed)
         try:
             name = check_stream_name(stream)
         except InvalidStreamName:
@@ -37,6 +35,12 @@ class PubSubChannel(Channel):
             return self.reject()
         whisper = signed is None or get_settings().signed_streams_whisper
         self.stream_from(name, whisper=whisper, presence=True)
+
+    def _verify(self, signed: Any) -> str | None:
+        """Return the name in a signed name; None if the signature or the namespace is wrong."""
+        name = verify_stream_name(signed) if isinstance(signed, str) else None
+        namespace, stream = split_namespace(name or "")
+        return stream if namespace == namespace_of(self.connection) else None
 
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
         """Allow every subscriber of the stream to join its presence."""

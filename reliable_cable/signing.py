@@ -13,6 +13,7 @@ from django.conf import settings as django_settings
 
 from .conf import derived_secret, get_settings
 from .exceptions import InvalidStreamName
+from .namespaces import current_namespace, qualify
 
 _SEPARATOR = "--"
 
@@ -21,6 +22,7 @@ def signed_stream_name(name: str) -> str:
     """Return a stream's name with a signature. A client that has it may subscribe to the stream.
 
     The signature does not expire, and anybody can use it. So put it only into pages for users who may read the stream.
+    It holds for connections of the current namespace.
 
     Raises:
         InvalidStreamName: the name is not a string, is empty, or cannot be encoded as UTF-8.
@@ -28,7 +30,7 @@ def signed_stream_name(name: str) -> str:
     if not isinstance(name, str) or not name:
         raise InvalidStreamName(f"The stream's name is {name!r}; it must be a non-empty string.")
     try:
-        text = json.dumps(name, ensure_ascii=False).encode()
+        text = json.dumps(qualify(current_namespace(), name), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InvalidStreamName(f"The stream's name {name!r} contains surrogates, which are not allowed.") from None
     encoded = base64.b64encode(text).decode()
@@ -36,7 +38,7 @@ def signed_stream_name(name: str) -> str:
 
 
 def verify_stream_name(signed: str) -> str | None:
-    """Return the stream's name without the signature, or None if the signature is wrong.
+    """Return the stream's name, with its namespace and without the signature, or None if the signature is wrong.
 
     If the streams secret is derived from `SECRET_KEY`, signatures made with one of `SECRET_KEY_FALLBACKS` are accepted,
     too.

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from django.core.serializers.json import DjangoJSONEncoder
+from django.db.models import Model
 
 from .concurrency.on_commit import check_using
 from .conf import get_settings
-from .exceptions import InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
+from .exceptions import ChannelError, InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
+from .identity import row_name
 from .middleware import current_socket_id
+from .namespaces import current_namespace, qualify
 from .protocol.payloads import is_falsy
 from .stores.sessions.base import is_session_id
 from .stores.streams.base import Message
@@ -97,7 +100,10 @@ def check_stream_name(stream: object) -> str:
         InvalidStreamName: it is not a string of 1 to 255 characters, or contains a control character or a surrogate.
     """
     if not isinstance(stream, str):
-        raise InvalidStreamName(f"The stream {stream!r} is of the type {type(stream).__name__}; it must be a string.")
+        raise InvalidStreamName(
+            f"The stream {stream!r:.200} is of the type {type(stream).__name__}; it must be a string, such as the "
+            "result of `ChatChannel.broadcasting_for(target)`."
+        )
     if not 0 < len(stream) <= MAX_NAME_LENGTH:
         raise InvalidStreamName(
             f"The stream {stream[:40]!r} has {len(stream)} characters; 1 to {MAX_NAME_LENGTH} are allowed."
@@ -110,6 +116,50 @@ def check_stream_name(stream: object) -> str:
     return stream
 
 
+def resolve_stream(stream: object) -> str:
+    """Return the name of a stream in the current namespace.
+
+    Raises:
+        InvalidStreamName: see `check_stream_name`.
+        BroadcastError: see `current_namespace`.
+    """
+    return qualify_stream(stream, current_namespace())
+
+
+def qualify_stream(stream: object, namespace: str) -> str:
+    """Return the name of a stream with its namespace.
+
+    Raises:
+        InvalidStreamName: see `check_stream_name`. The namespace counts as a part of the name.
+    """
+    name = qualify(namespace, check_stream_name(stream))
+    if len(name) > MAX_NAME_LENGTH:
+        raise InvalidStreamName(
+            f"The stream {stream!r:.40} has {len(name)} characters with its namespace {namespace!r}; "
+            f"{MAX_NAME_LENGTH} are allowed."
+        )
+    return name
+
+
+def target_name(target: Any) -> str:
+    """Return the part of a stream's name that names a target of a channel (see `Channel.broadcasting_for`).
+
+    Raises:
+        ChannelError: the value names no stream.
+    """
+    if isinstance(target, Model):
+        if target.pk is None:
+            raise ChannelError(f"{target!r} is not saved. It has no primary key, and so no stream.")
+        return row_name(target)
+    if isinstance(target, list | tuple) and target:
+        return ":".join(target_name(part) for part in target)
+    if isinstance(target, str | int) and not isinstance(target, bool) and target != "":
+        return str(target)
+    raise ChannelError(
+        f"{target!r} names no stream; give a saved model instance, a string, a number, or a list of these."
+    )
+
+
 def _unstorable_character(text: str) -> str:
     """Return the first control character or surrogate in a text, or `""` if it has none."""
     if text.isprintable():
@@ -118,14 +168,15 @@ def _unstorable_character(text: str) -> str:
 
 
 def _prepare(stream: str, data: Any, *, transient: bool, exclude: str, idempotency_key: str | None) -> Outgoing:
-    kept = not transient and get_settings().policy(check_stream_name(stream)).history_size > 0
+    name = resolve_stream(stream)
+    kept = not transient and get_settings().policy(name).history_size > 0
     key = ""
     if idempotency_key is not None:
         key = _check_key(idempotency_key)
         if not kept:
             reason = "A transient broadcast is not kept" if transient else f"The stream {stream!r} keeps no history"
             raise InvalidOption(f"{reason}, so an idempotency_key cannot be used.")
-    return Outgoing(stream, Message(_encode(stream, data), exclude, key), kept)
+    return Outgoing(name, Message(_encode(stream, data), exclude, key), kept)
 
 
 def _check_key(key: object) -> str:

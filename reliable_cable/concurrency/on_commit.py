@@ -15,6 +15,7 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from reliable_cable.exceptions import BroadcastError, CableError, InvalidOption
+from reliable_cable.namespaces import split_namespace
 from reliable_cable.signals import broadcast_failed
 
 from .threads import has_own_thread
@@ -148,4 +149,5 @@ def report_failure(store: type, streams: Iterable[str], error: Exception) -> Non
         "A broadcast to %s failed after the commit: %s", ", ".join(map(repr, names)), error, exc_info=traceback
     )
     for name in names:
-        broadcast_failed.send_robust(store, stream=name, error=error)
+        namespace, stream = split_namespace(name)
+        broadcast_failed.send_robust(store, stream=stream, namespace=namespace, error=error)

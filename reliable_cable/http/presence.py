@@ -11,7 +11,6 @@ from django.views.decorators.http import require_safe
 from reliable_cable.exceptions import InvalidStreamName, StoreError
 from reliable_cable.presence import presence_for
 from reliable_cable.protocol import messages
-from reliable_cable.validation import check_stream_name
 
 from .endpoints import Refusal, endpoint
 
@@ -23,7 +22,7 @@ logger = logging.getLogger("reliable_cable")
 def users(request: HttpRequest, stream: str) -> HttpResponse:
     """Return the members of a stream in the format of the protocol's `info` message."""
     try:
-        info = presence_for(check_stream_name(stream)).info()
+        info = presence_for(stream).info()
     except InvalidStreamName as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
     except StoreError as error:

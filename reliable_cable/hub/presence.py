@@ -17,6 +17,7 @@ from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.exceptions import StoreError
+from reliable_cable.namespaces import split_namespace, use_namespace
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
 
@@ -255,7 +256,11 @@ class PresenceService:
             self._sending = None
 
     def _send_signal(self, event: PresenceEvent) -> None:
-        _signal(event).send_robust(type(self.store), stream=event.stream, id=event.id, info=event.info)
+        namespace, stream = split_namespace(event.stream)
+        with use_namespace(namespace):
+            _signal(event).send_robust(
+                type(self.store), stream=stream, namespace=namespace, id=event.id, info=event.info
+            )
 
 
 def _signal(event: PresenceEvent) -> Signal:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from reliable_cable.concurrency.threads import sync_only
+from reliable_cable.namespaces import split_namespace
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.presence.base import PresenceInfo, PresenceStore
+from reliable_cable.validation import resolve_stream
 
 
 class StreamPresence:
@@ -14,29 +16,31 @@ class StreamPresence:
     raise `AsyncContextError`.
     """
 
-    __slots__ = ("_store", "stream")
+    __slots__ = ("_name", "_store", "stream")
 
-    def __init__(self, stream: str, store: PresenceStore) -> None:
-        self.stream = stream
+    def __init__(self, name: str, store: PresenceStore) -> None:
+        self._name = name
         self._store = store
+        #: The name of the stream, without its namespace.
+        self.stream = split_namespace(name)[1]
 
     @sync_only("ainfo")
     def info(self, *, records: bool = True) -> PresenceInfo:
         """Return the members and their number. With `records=False`, return the number only."""
-        return self._store.info(self.stream, records=records, overdue=False)
+        return self._store.info(self._name, records=records, overdue=False)
 
     @sync_only("atotal")
     def total(self) -> int:
         """Return the number of members. A member has one id, and may have several connections."""
-        return self._store.info(self.stream, records=False, overdue=False).total
+        return self._store.info(self._name, records=False, overdue=False).total
 
     async def ainfo(self, *, records: bool = True) -> PresenceInfo:
         """Async twin of `info`."""
-        return await self._store.ainfo(self.stream, records=records, overdue=False)
+        return await self._store.ainfo(self._name, records=records, overdue=False)
 
     async def atotal(self) -> int:
         """Async twin of `total`."""
-        return (await self._store.ainfo(self.stream, records=False, overdue=False)).total
+        return (await self._store.ainfo(self._name, records=False, overdue=False)).total
 
 
 def presence_for(stream: str) -> StreamPresence:
@@ -44,5 +48,8 @@ def presence_for(stream: str) -> StreamPresence:
 
     With the engines "memory" and "database", the members are those that are connected to this process. With "redis",
     they are those that are connected to any process.
+
+    Raises:
+        InvalidStreamName: the name is not valid. For a target of a channel, use `ChatChannel.broadcasting_for(target)`.
     """
-    return StreamPresence(stream, get_engine().presence)
+    return StreamPresence(resolve_stream(stream), get_engine().presence)

@@ -15,7 +15,7 @@ class Revocation:
     """Close connections that were authenticated before a certain time.
 
     Attributes:
-        condition: the identifiers that the connections have in common.
+        condition: the identifiers that the connections have in common, and their namespace.
         at: the time, in seconds since 1970 by the session store's clock.
         reconnect: whether the clients are to reconnect.
     """
@@ -30,7 +30,8 @@ class SubscriptionRevocation:
     """End subscriptions that were made before a certain time.
 
     Attributes:
-        condition: the identifiers that the connections have in common. If it is empty, all connections are meant.
+        condition: the identifiers that the connections have in common, and their namespace. Without identifiers, all
+            connections of the namespace are meant.
         scope: names the channel or a stream of the subscriptions, see `identity.subscription_scopes`.
         at: the time, in seconds since 1970 by the session store's clock.
         reason: the reason that the clients are sent.

@@ -12,8 +12,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from django.contrib.auth import get_user_model
 from django.test import override_settings
 
+from reliable_cable import InvalidStreamName
 from reliable_cable.conf import get_settings
 from reliable_cable.hub.presence import LAST_ROUNDS, PresenceService
 from reliable_cable.presence import presence_for
@@ -225,6 +227,12 @@ class TestSignals:
                 await asyncio.wait([service._sending])
         assert got == ["0", "1", "2", "3"]
         assert caplog.text.count("too slow") == 6
+
+
+@pytest.mark.parametrize("stream", [get_user_model()(pk=1), 1, None, "", "a\nb"])
+def test_presence_for_refuses_what_is_not_the_name_of_a_stream(stream: Any) -> None:
+    with pytest.raises(InvalidStreamName):
+        presence_for(stream)
 
 
 async def test_presence_for_returns_the_members_and_their_number() -> None:

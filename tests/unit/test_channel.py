@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.test.utils import isolate_apps
 
 from reliable_cable import Channel, ChannelError, InvalidStreamName, action, state
 from reliable_cable.channel import duplicate_channels, find_channel, registry
@@ -166,6 +167,11 @@ class TestReply:
             StreamStop(None),
         ]
 
+    def test_stopping_a_stream_that_cannot_exist_is_no_error(self) -> None:
+        channel = Channel(None)
+        channel.stop_stream_from("")
+        assert channel.reply.streams == [StreamStop("")]
+
     def test_transmissions_are_recorded_as_json(self) -> None:
         channel = Channel(None)
         channel.transmit({"é": [1, None]})
@@ -248,6 +254,25 @@ class TestBroadcastingFor:
         assert ChatChannel.broadcasting_for(User(pk=7)) == "ChatChannel:auth.user:7"
         assert ChatChannel.broadcasting_for("lobby") == "ChatChannel:lobby"
         assert ChatChannel.broadcasting_for([User(pk=7), "x", 3]) == "ChatChannel:auth.user:7:x:3"
+
+    @isolate_apps("tests")
+    def test_instances_of_a_proxy_model_have_the_stream_of_the_model(self) -> None:
+        class Staff(User):
+            class Meta:
+                app_label = "tests"
+                proxy = True
+
+        assert Channel.broadcasting_for(Staff(pk=7)) == Channel.broadcasting_for(User(pk=7)) == "Channel:auth.user:7"
+        assert Channel.broadcasting_for([Staff(pk=7), "x"]) == Channel.broadcasting_for([User(pk=7), "x"])
+
+    @isolate_apps("tests")
+    def test_a_child_of_multi_table_inheritance_has_another_stream_than_its_parent(self) -> None:
+        class Member(User):
+            class Meta:
+                app_label = "tests"
+
+        assert Channel.broadcasting_for(Member(pk=7)) == "Channel:tests.member:7"
+        assert Channel.broadcasting_for(User(pk=7)) == "Channel:auth.user:7"
 
     @pytest.mark.parametrize("target", [User(), None, "", [], True, object()])
     def test_targets_that_identify_no_stream_are_refused(self, target: Any) -> None:

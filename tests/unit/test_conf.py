@@ -48,6 +48,7 @@ VALID: dict[str, list[Any]] = {
     "BROADCAST_KEY": ["k"],
     "API_KEY": ["k"],
     "KEY_PREFIX": ["cable"],
+    "NAMESPACE": [None, "project.tenants.namespace"],
     "DATABASE": ["default"],
     "HANDLER_THREADS": [0, 8],
 }
@@ -91,6 +92,7 @@ INVALID: dict[str, list[Any]] = {
     "BROADCAST_KEY": NOT_TEXT,
     "API_KEY": NOT_TEXT,
     "KEY_PREFIX": NOT_TEXT,
+    "NAMESPACE": ["", "namespace", 1, len],
     "DATABASE": [*NOT_TEXT, "nowhere"],
     "HANDLER_THREADS": NOT_INTEGERS,
 }

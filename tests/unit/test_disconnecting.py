@@ -8,13 +8,15 @@ import sys
 from types import ModuleType
 from typing import Any
 from unittest import mock
+from uuid import uuid4
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.auth.signals import user_logged_out
 from django.db import transaction
 from django.test import Client, RequestFactory
+from django.test.utils import isolate_apps
 from django.utils.functional import SimpleLazyObject
 
 from reliable_cable import (
@@ -75,8 +77,24 @@ class TestDisconnect:
 
     def test_accepts_every_kind_of_value_that_connect_can_set(self, user: Any) -> None:
         disconnect(user=SimpleLazyObject(lambda: user))
-        disconnect(user=5)
-        assert [message["revoke"]["user"] for message in control_messages()] == [f"auth.user:{user.pk}", "int:5"]
+        disconnect(user="ann")
+        assert [message["revoke"]["user"] for message in control_messages()] == [f"auth.user:{user.pk}", "str:ann"]
+
+    @isolate_apps("tests")
+    def test_an_instance_of_a_proxy_model_names_the_same_user(self, user: Any) -> None:
+        class Staff(type(user)):  # type: ignore[misc]
+            class Meta:
+                app_label = "tests"
+                proxy = True
+
+        disconnect(user=Staff.objects.get(pk=user.pk))
+        assert control_messages() == [{"revoke": {"user": f"auth.user:{user.pk}"}, "reconnect": False}]
+
+    @pytest.mark.parametrize("value", [1, True, uuid4(), "", object(), User, User.objects.all()])
+    def test_rejects_values_that_no_connection_has(self, value: Any) -> None:
+        with pytest.raises(InvalidIdentifier, match=r"disconnect\(user="):
+            disconnect(user=value)
+        assert control_messages() == []
 
     def test_requires_an_identifier(self) -> None:
         with pytest.raises(InvalidIdentifier, match=r"at least one identifier: disconnect\(user=user\)"):
@@ -88,7 +106,7 @@ class TestDisconnect:
             identified_by = ("user", "tenant")
 
         try:
-            disconnect(tenant=1, user=2)
+            disconnect(tenant=1, user="ann")
             with pytest.raises(InvalidIdentifier, match=r"no connection is identified by 'team'.* 'tenant', 'user'"):
                 disconnect(tenant=1, team=2)
             assert len(control_messages()) == 1
@@ -174,6 +192,7 @@ class TestRevoke:
             ({"channel": "Room"}, InvalidOption, "must be a channel class"),
             ({"stream": ""}, InvalidStreamName, "0 characters"),
             ({"stream": "a", "user": None}, InvalidIdentifier, "identifies nobody"),
+            ({"stream": "a", "user": 1}, InvalidIdentifier, r"revoke\(user=…\) .* give the user object"),
             ({"stream": "a", "nothing": 1}, InvalidIdentifier, "no connection is identified by 'nothing'"),
             ({"stream": "a", "reason": None}, InvalidOption, "a reason that is a text"),
             ({"stream": "a", "reason": "\ud800"}, InvalidOption, "a reason that is a text"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
+from django.test.utils import isolate_apps
 from django.utils.functional import SimpleLazyObject
 
 from reliable_cable.identity import condition_key, condition_keys, identify, identity_of, matches
@@ -26,6 +27,23 @@ from reliable_cable.identity import condition_key, condition_keys, identify, ide
 )
 def test_the_text_of_a_value_has_its_type_or_model(value: Any, text: str) -> None:
     assert identify(value) == text
+
+
+@isolate_apps("tests")
+def test_instances_of_a_proxy_model_have_the_text_of_the_model() -> None:
+    class Staff(get_user_model()):  # type: ignore[misc]
+        class Meta:
+            app_label = "tests"
+            proxy = True
+
+    assert identify(Staff(pk=1)) == "auth.user:1"
+    assert identify(SimpleLazyObject(lambda: Staff(pk=1))) == "auth.user:1"
+
+
+@pytest.mark.django_db
+def test_an_instance_with_deferred_fields_has_the_text_of_the_row() -> None:
+    user = get_user_model().objects.create_user("ann")
+    assert identify(get_user_model().objects.only("pk").get()) == identify(user)
 
 
 def test_a_missing_attribute_is_an_empty_text() -> None:

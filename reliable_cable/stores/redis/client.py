@@ -139,6 +139,8 @@ class RedisClient:
             self._pool.connection_class(**self._pool.connection_kwargs)
         except (TypeError, ValueError) as error:
             raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {error}.") from error
+        #: The number of the database.
+        self.database = int(self._pool.connection_kwargs.get("db") or 0)
         self._async_pools: dict[asyncio.AbstractEventLoop, redis.asyncio.ConnectionPool] = {}
         self._lock = threading.Lock()
         #: The pub/sub connection of each event loop (see pubsub.py).

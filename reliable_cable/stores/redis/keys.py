@@ -7,7 +7,11 @@ stream's name, because the name may contain braces.
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
+from typing import Final
+
+_DATABASE: Final = re.compile(r":stream@\d+:")
 
 
 @lru_cache(maxsize=4096)
@@ -17,9 +21,17 @@ def stream_tag(prefix: str, stream: str) -> str:
     return f"{prefix}:{{{digest}}}"
 
 
-def stream_channel(prefix: str, stream: str) -> str:
-    """Return the pub/sub channel on which a stream's messages and presence events are announced."""
-    return f"{prefix}:stream:{stream}"
+def stream_channel(prefix: str, database: int, stream: str) -> str:
+    """Return the pub/sub channel on which a stream's messages and presence events are announced.
+
+    It has the number of the database, because the pub/sub channels of a server are common to all its databases.
+    """
+    return f"{prefix}:stream@{database}:{stream}"
+
+
+def former_channel(channel: str) -> str:
+    """Return the name that the previous release gave to a channel: without the number of the database."""
+    return _DATABASE.sub(":stream:", channel, count=1)
 
 
 def session_key(prefix: str, sid: str) -> str:

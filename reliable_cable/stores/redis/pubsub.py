@@ -15,7 +15,7 @@ from reliable_cable.stores.base import Listener
 
 from .client import CONNECTION_ERRORS, RedisClient
 from .exchange import cancellable
-from .keys import stream_channel
+from .keys import former_channel, stream_channel
 
 logger = logging.getLogger("reliable_cable")
 
@@ -33,8 +33,10 @@ FENCE_TIMEOUT: Final = 5.0
 #: The shortest and the longest delay, in seconds, before a retry to connect.
 MIN_RETRY_DELAY: Final = 0.05
 MAX_RETRY_DELAY: Final = 1.0
-#: The most channels that one command names.
+#: The most channels that one command names, not counting their former names.
 CHANNELS_PER_COMMAND: Final = 500
+#: The end of a copy that a script publishes under the former name of a channel (see lua/prelude.lua).
+COPY_MARK: Final = b" "
 
 
 class _Channel:
@@ -52,11 +54,16 @@ class PubSub:
 
     It is connected while it has channels. `pubsub_of` returns one, and all its methods must be called on one event
     loop.
+
+    For one release, it also subscribes to the former name of each channel, on which processes of the previous release
+    publish.
     """
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._channels: dict[str, _Channel] = {}
+        #: The names of the channels, by their former names.
+        self._names: dict[str, str] = {}
         self._connection: Any = None
         #: The subscriptions that this connection has not confirmed, by channel, in the order of the commands.
         self._unconfirmed: dict[str, deque[_Channel]] = {}
@@ -81,6 +88,7 @@ class PubSub:
         state = self._channels.get(channel)
         if state is None:
             state = self._channels[channel] = _Channel()
+            self._names[former_channel(channel)] = channel
             state.callbacks[deliver] = None
             if self._task is None:
                 self._task = asyncio.create_task(self._keep_connected(), name="cable-pubsub")
@@ -102,6 +110,7 @@ class PubSub:
         if state.callbacks:
             return
         del self._channels[channel]
+        del self._names[former_channel(channel)]
         if not state.confirmed.done():
             state.confirmed.set_result(None)
         if self._channels:
@@ -144,8 +153,11 @@ class PubSub:
             channels = [channel for channel in channels if channel in self._channels]
             for channel in channels:
                 self._unconfirmed.setdefault(channel, deque()).append(self._channels[channel])
+        # The former name comes first, so that it is subscribed to when Redis confirms the channel. One command names
+        # both, because the scripts compare the numbers of their subscribers.
+        names = [name for channel in channels for name in (former_channel(channel), channel)]
         try:
-            await cancellable(connection.send_command(command, *channels, check_health=False))
+            await cancellable(connection.send_command(command, *names, check_health=False))
         except CONNECTION_ERRORS:
             pass  # `_serve` gets the same error, and reconnects
 
@@ -196,15 +208,20 @@ class PubSub:
         # Before the first subscription, the reply to PING is not a list.
         kind = reply[0] if isinstance(reply, list) else b"pong"
         if kind == b"message":
-            state = self._channels.get(reply[1].decode())
-            if state is not None:
-                self._deliver(state, reply[2])
+            self._receive(reply[1].decode(), reply[2])
         elif kind == b"subscribe":
             self._confirm(reply[1].decode())
         elif kind == b"pong":
             passed = self._fences.get(reply[1] if isinstance(reply, list) else reply)
             if passed is not None and not passed.done():
                 passed.set_result(None)
+
+    def _receive(self, name: str, message: bytes) -> None:
+        state = self._channels.get(name)
+        if state is None and not message.endswith(COPY_MARK):
+            state = self._channels.get(self._names.get(name, ""))
+        if state is not None:
+            self._deliver(state, message)
 
     def _confirm(self, channel: str) -> None:
         if self._failing:
@@ -259,7 +276,7 @@ class ChannelListener(Listener):
     """
 
     def __init__(self, client: RedisClient) -> None:
-        self._prefix = client.settings.key_prefix
+        self._client = client
         self._pubsub = pubsub_of(client)
         self._callbacks: dict[str, Deliver] = {}
 
@@ -267,18 +284,21 @@ class ChannelListener(Listener):
         """Start to announce the events of a stream."""
         if stream not in self._callbacks:
             callback = self._callbacks[stream] = partial(self._receive, stream)
-            await self._pubsub.subscribe(stream_channel(self._prefix, stream), callback)
+            await self._pubsub.subscribe(self._channel(stream), callback)
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""
         callback = self._callbacks.pop(stream, None)
         if callback is not None:
-            await self._pubsub.unsubscribe(stream_channel(self._prefix, stream), callback)
+            await self._pubsub.unsubscribe(self._channel(stream), callback)
 
     async def close(self) -> None:
         """Unsubscribe from all streams."""
         for stream in list(self._callbacks):
             await self.unsubscribe(stream)
+
+    def _channel(self, stream: str) -> str:
+        return stream_channel(self._client.settings.key_prefix, self._client.database, stream)
 
     @abstractmethod
     def _receive(self, stream: str, message: bytes | None) -> None:

@@ -57,7 +57,7 @@ class RedisStore(Store):
 
     def channel(self, stream: str) -> str:
         """Return the pub/sub channel of a stream."""
-        return stream_channel(self.settings.key_prefix, stream)
+        return stream_channel(self.settings.key_prefix, self.client.database, stream)
 
     def script_time(self) -> str:
         """Return the time argument of a Lua script: the time of a test's clock, or `""` for that of Redis's clock."""

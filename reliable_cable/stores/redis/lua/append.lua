@@ -112,7 +112,7 @@ local function add(stream, data, exclude, key, mark)
     redis.call('HSET', stream.keys, key, offset)
     stream.own[key], stream.keyed = offset, true
   end
-  redis.call('PUBLISH', stream.channel, 'm' .. stream.epoch .. ' ' .. offset .. ' ' .. exclude .. '\n' .. data)
+  publish(stream.channel, 'm' .. stream.epoch .. ' ' .. offset .. ' ' .. exclude .. '\n' .. data)
   return offset
 end
 

@@ -33,6 +33,23 @@ local function text(number)
   return string.format('%.6f', number)
 end
 
+-- For each channel, its former name if a process of the previous release subscribes to that, or else false.
+local former = {}
+
+-- Publish a message on a channel. For one release, also publish a copy under the name that the previous release gave to
+-- the channel, if a process of that release subscribes to it. Processes of this release subscribe to both names (see
+-- pubsub.py), and drop the copies. A copy ends with a space, which has no meaning after the JSON of a message.
+local function publish(channel, message)
+  redis.call('PUBLISH', channel, message)
+  if former[channel] == nil then
+    local name = string.gsub(channel, ':stream@%d+:', ':stream:', 1)
+    local counts = redis.pcall('PUBSUB', 'NUMSUB', channel, name)
+    -- An ACL may forbid PUBSUB. In that case, the copy is published.
+    former[channel] = (counts.err or counts[4] > counts[2]) and name
+  end
+  if former[channel] then redis.call('PUBLISH', former[channel], message .. ' ') end
+end
+
 -- About how many bytes of memory an entry takes besides its data.
 local ENTRY_SIZE = 100
 

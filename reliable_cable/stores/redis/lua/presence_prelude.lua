@@ -45,7 +45,7 @@ end
 
 -- Announce a join ('j') or a leave ('l'), and return the event.
 local function announce(kind, id, info)
-  redis.call('PUBLISH', channel, kind .. '{"id":' .. id .. ',"info":' .. info .. '}')
+  publish(channel, kind .. '{"id":' .. id .. ',"info":' .. info .. '}')
   return { kind, id, info }
 end
 

@@ -23,7 +23,7 @@ for at = 8, #ARGV, 3 do
     bytes = add_entry(KEYS[2], offset, data, text(now), exclude, '', '', bytes)
     tail = offset
   end
-  redis.call('PUBLISH', channel, 'm' .. epoch .. ' ' .. offset .. ' ' .. exclude .. '\n' .. data)
+  publish(channel, 'm' .. epoch .. ' ' .. offset .. ' ' .. exclude .. '\n' .. data)
 end
 if not before or math.floor(tail / 16) > math.floor(before / 16) then
   local low = tail - redis.call('XLEN', KEYS[2]) + 1

@@ -4,4 +4,4 @@
 
 require_lineage()
 require_primary()
-redis.call('PUBLISH', ARGV[2], ARGV[3])
+publish(ARGV[2], ARGV[3])

@@ -1,0 +1,1 @@
+"""A project with django-tenants, on PostgreSQL. The code of docs/tenants.md is a part of it."""
