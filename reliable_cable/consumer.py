@@ -24,6 +24,7 @@ from .connection.handlers import invoke
 from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of
+from .logins import Login, find_login
 from .protocol import constants, messages
 from .protocol.constants import DisconnectReason
 from .servers import transport_for
@@ -109,6 +110,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self.scope = scope
         self.base_send = send
         self.user = scope.get("user")
+        login = find_login(scope)
         message = await receive()
         if message["type"] != "websocket.connect":
             return
@@ -116,7 +118,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         commands: Commands | None = None
         code = 1006
         try:
-            commands = await self._accept(send)
+            commands = await self._accept(send, login)
             if commands is None:
                 return
             connection = self.session = commands.connection
@@ -139,7 +141,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if layer_task is not None:
                 layer_task.cancel()
 
-    async def _accept(self, send: Send) -> Commands | None:
+    async def _accept(self, send: Send, login: Login | None) -> Commands | None:
         subprotocol = constants.negotiate(self.scope.get("subprotocols") or ())
         transport = transport_for(self.scope, send)
         hub = get_hub()
@@ -180,6 +182,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             transport=transport,
+            # Not if `connect` has authenticated another user by itself.
+            login=login if login is not None and login.is_of(self.user) else None,
         )
         commands = Commands(connection)
         try:

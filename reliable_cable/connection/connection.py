@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
+from reliable_cable.logins import Login
 from reliable_cable.protocol import commands as protocol_commands
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
@@ -71,6 +72,7 @@ class Connection:
         subprotocol: the subprotocol that was negotiated.
         identity: whom the connection belongs to.
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
+        login: the Django login of the client; None: it was authenticated in another way, or not at all.
         ping_interval: in seconds.
         transport: the socket, as the server offers it.
     """
@@ -83,6 +85,7 @@ class Connection:
     authenticated_at: float
     ping_interval: float
     transport: Transport
+    login: Login | None = None
     state: ConnectionState = ConnectionState.OPENING
     #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
     sids: tuple[str, ...] = field(default_factory=lambda: (secrets.token_urlsafe(18),))

@@ -48,6 +48,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     if not connection.ending:
         connection.state = ConnectionState.OPEN
     hub.heartbeat.add(connection)
+    hub.logins.add(connection)
 
 
 async def end_connection(commands: Commands) -> None:
@@ -58,6 +59,7 @@ async def end_connection(commands: Commands) -> None:
     connection.state = ConnectionState.CLOSED
     connection.outbox.abandon()
     hub.heartbeat.remove(connection)
+    hub.logins.remove(connection)
     # First without waiting: a handler may take its time.
     _release_subscriptions(commands)
     await commands.finished()

@@ -9,10 +9,11 @@ from reliable_cable.identity import Identity
 from reliable_cable.protocol.constants import DisconnectReason
 
 from .heartbeat import Pinged
+from .login_checks import LoggedIn
 from .session_writer import LiveSession
 
 
-class HubConnection(LiveSession, Pinged, Protocol):
+class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
     """A connection as the hub knows it (see `connection.connection.Connection`)."""
 
     #: Whether its session can be restored.
@@ -25,9 +26,6 @@ class HubConnection(LiveSession, Pinged, Protocol):
     @property
     def authenticated(self) -> float:
         """When the client was authenticated, by the session store's clock."""
-
-    def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
-        """Close the connection."""
 
     async def drain(self, delay: float) -> None:
         """Close the connection before the server stops."""

@@ -1,4 +1,4 @@
-"""The control bus: what the server processes tell each other, namely which connections to close.
+"""The control bus: what the server processes tell each other, namely which connections to close or to check.
 
 Control messages are kept messages of a reserved stream. Every hub that has connections observes that stream. So the bus
 works with every stream store, and a process that was cut off reads the messages that it missed.
@@ -28,6 +28,7 @@ from reliable_cable.stores.sessions.base import is_revoked
 from reliable_cable.stores.streams.base import Message
 
 from .connections import Connections, HubConnection
+from .login_checks import LoginChecks
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 
@@ -50,6 +51,7 @@ class ControlBus:
         engine: the stores.
         connections: the connections of this event loop.
         records: the session records of this event loop.
+        logins: checks the logins of the connections.
         tasks: the background tasks of this event loop.
         observe: opens a stream for an observer.
         stop_observing: closes it.
@@ -60,6 +62,7 @@ class ControlBus:
         engine: Engine,
         connections: Connections,
         records: SessionRecords,
+        logins: LoginChecks,
         tasks: BackgroundTasks,
         observe: Callable[[str, StreamObserver], Awaitable[HubStream]],
         stop_observing: Callable[[HubStream], None],
@@ -67,6 +70,7 @@ class ControlBus:
         self._engine = engine
         self._connections = connections
         self._records = records
+        self._logins = logins
         self._tasks = tasks
         self._observe = observe
         self._stop_observing = stop_observing
@@ -114,11 +118,13 @@ class ControlBus:
     def receive(self, data: str) -> None:
         """Take a control message."""
         try:
-            revocation, takeovers = control.decode(data)
+            revocation, takeovers, login_change = control.decode(data)
             if revocation is not None:
                 self._revoke(revocation)
             for takeover in takeovers:
                 self._supersede(takeover)
+            if login_change is not None:
+                self._logins.handle(login_change)
         except Exception:
             # A server of another version may have sent it.
             logger.exception("A control message failed: %.200s", data)

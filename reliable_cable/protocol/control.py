@@ -36,6 +36,19 @@ class Takeover:
     successor: str
 
 
+@dataclass(frozen=True, slots=True)
+class LoginChange:
+    """A Django login has ended, or may have ended. It names a user or a session.
+
+    Attributes:
+        user: check all logins of the user with this primary key.
+        session: the login of the session with this digest has ended.
+    """
+
+    user: str = ""
+    session: str = ""
+
+
 def encode_revocation(revocation: Revocation) -> str:
     """Return a control message with one revocation, as JSON text."""
     return json.dumps({"revoke": dict(revocation.condition), "at": revocation.at, "reconnect": revocation.reconnect})
@@ -46,7 +59,12 @@ def encode_takeovers(takeovers: Sequence[Takeover]) -> str:
     return json.dumps({"supersede": [(takeover.sid, takeover.successor) for takeover in takeovers]})
 
 
-def decode(text: str) -> tuple[Revocation | None, Sequence[Takeover]]:
+def encode_login_change(change: LoginChange) -> str:
+    """Return a control message with one change of a login, as JSON text."""
+    return json.dumps({"login": {"user": change.user, "session": change.session}})
+
+
+def decode(text: str) -> tuple[Revocation | None, Sequence[Takeover], LoginChange | None]:
     """Return the contents of a control message.
 
     Raises:
@@ -56,4 +74,6 @@ def decode(text: str) -> tuple[Revocation | None, Sequence[Takeover]]:
     revocation = None
     if "revoke" in message:
         revocation = Revocation(dict(message["revoke"]), float(message["at"]), bool(message["reconnect"]))
-    return revocation, [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]
+    takeovers = [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]
+    login = message.get("login")
+    return revocation, takeovers, None if login is None else LoginChange(str(login["user"]), str(login["session"]))
