@@ -6,7 +6,6 @@ import os
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
@@ -18,8 +17,6 @@ from demo_project.chat.consumers import AppConsumer  # noqa: E402
 application = ProtocolTypeRouter(
     {
         "http": django_application,
-        "websocket": AllowedHostsOriginValidator(
-            AuthMiddlewareStack(URLRouter([path("cable", AppConsumer.as_asgi())])),
-        ),
+        "websocket": AuthMiddlewareStack(URLRouter([path("cable", AppConsumer.as_asgi())])),
     }
 )

@@ -4,7 +4,8 @@ These environment variables change that:
 
 | variable | meaning |
 |---|---|
-| `DEBUG` | `0` turns debugging off; `SECRET_KEY` is then required |
+| `DEBUG` | `0` turns debugging off; `SECRET_KEY` is then required, and `DEMO_PASSWORD` for `manage.py demo` |
+| `DEMO_PASSWORD` | the password of the demo's users; default if debugging is on: `reliable` |
 | `ALLOWED_HOSTS`, `CSRF_TRUSTED_ORIGINS` | additional values, separated by commas |
 | `DATABASE_URL` | `postgres://user:password@host:port/name`; default: SQLite |
 | `DEMO_DATABASE` | the path of the SQLite file |
@@ -109,7 +110,7 @@ RELIABLE_CABLE: dict[str, Any] = {
         "assistant:*": {"history_size": 2000, "history_ttl": 3600},
     },
     # The page "Coming from Action Cable" shows a public stream.
-    "PUBLIC_STREAMS": True,
+    "PUBLIC_STREAMS": ["news:*"],
 }
 if url := os.environ.get("REDIS_URL"):
     RELIABLE_CABLE["REDIS_URL"] = url
@@ -117,6 +118,11 @@ if url := os.environ.get("REDIS_URL"):
 CELERY_BROKER_URL = os.environ.get("CELERY_BROKER_URL")
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+
+#: Whether visitors may log in as any user: the login page shows the password, and alice is a superuser.
+DEMO_OPEN_ACCOUNTS = DEBUG
+#: The password of the demo's users. If debugging is off, it must not be a known one.
+DEMO_PASSWORD = os.environ.get("DEMO_PASSWORD", "reliable" if DEBUG else "")
 
 #: The dotted path of the class that writes the assistant's answers, a `demo_project.chat.generators.Generator`.
 DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"

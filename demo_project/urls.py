@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
 from django.urls import path
 
 from demo_project.chat import views
-from demo_project.chat.accounts import DEMO_USERS, PASSWORD
+from demo_project.chat.accounts import DEMO_USERS
+
+#: What the login page shows, so that a visitor can log in as any user with one click.
+OPEN_ACCOUNTS = {"demo_users": DEMO_USERS, "demo_password": settings.DEMO_PASSWORD}
 
 urlpatterns = [
     path("", views.rooms, name="rooms"),
@@ -21,7 +25,7 @@ urlpatterns = [
     path(
         "login/",
         auth_views.LoginView.as_view(
-            extra_context={"demo_users": DEMO_USERS, "demo_password": PASSWORD}, redirect_authenticated_user=True
+            extra_context=OPEN_ACCOUNTS if settings.DEMO_OPEN_ACCOUNTS else None, redirect_authenticated_user=True
         ),
         name="login",
     ),

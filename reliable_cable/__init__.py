@@ -1,4 +1,4 @@
-"""Reliable real-time streams for Django Channels: no gap, no repeat, in order, across dropped connections."""
+"""Reliable real-time streams for Django Channels: each message arrives once and in order, after reconnects too."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .channel import state as state
     from .consumer import CableConsumer as CableConsumer
     from .disconnecting import adisconnect as adisconnect
+    from .disconnecting import arevoke as arevoke
     from .disconnecting import disconnect as disconnect
+    from .disconnecting import revoke as revoke
     from .exceptions import AsyncContextError as AsyncContextError
     from .exceptions import BroadcastError as BroadcastError
     from .exceptions import BroadcastUncertain as BroadcastUncertain
@@ -56,7 +58,7 @@ _NAMES = {
     ],
     "channel": ["Channel", "action", "state"],
     "consumer": ["CableConsumer"],
-    "disconnecting": ["adisconnect", "disconnect"],
+    "disconnecting": ["adisconnect", "arevoke", "disconnect", "revoke"],
     "exceptions": [
         "AsyncContextError",
         "BroadcastError",

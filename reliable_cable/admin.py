@@ -67,7 +67,7 @@ class StreamEntryAdmin(_ReadOnly):
 
 @admin.register(OutboxEntry, TransientEntry)
 class UnnumberedAdmin(_ReadOnly):
-    """Shows the messages of the outbox, and messages without a position."""
+    """Shows the messages of the outbox, which get their offsets later, and transient messages."""
 
     list_display = ("name", "id")
     search_fields = ("=name",)

@@ -1,4 +1,4 @@
-"""A faster replacement of Channels' `AuthMiddlewareStack`: it adds the session and the user to a WebSocket's scope."""
+"""A faster replacement for Channels' `AuthMiddlewareStack`: it adds the session and the user to a WebSocket's scope."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Application = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
-#: The most users that are looked up in one thread hop.
+#: The most users to look up in one thread hop.
 BATCH_SIZE: Final = 50
-#: The most hops at the same time. Each uses one database connection.
+#: The most thread hops at the same time. Each uses one database connection.
 PARALLEL: Final = 2
 
 
@@ -74,7 +74,7 @@ async def get_user(session: SessionBase) -> Any:
     """Return the user of a session, or an `AnonymousUser`."""
     user = await _users(session) if session.session_key else None
     if user is None:
-        # Imported late, because this module has models and the apps may not be ready when `auth` is imported.
+        # Imported late, because that module has models, and the apps may not be ready when `auth` is imported.
         from django.contrib.auth.models import AnonymousUser
 
         return AnonymousUser()

@@ -292,7 +292,7 @@ class Batch:
 
     @contextmanager
     def _tolerate_errors_after_append(self) -> Iterator[None]:
-        """Log a `BroadcastError` if messages were stored: a caller that gets an error would send them again."""
+        """Log a `BroadcastError` instead of raising it if messages were stored: the caller would send these again."""
         try:
             yield
         except BroadcastError:

@@ -21,10 +21,16 @@ from .validation import BatchOptions, check_stream_name, encode_json
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: The channel classes of each name that clients use. More than one is an error, which a system check reports.
+#: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
 
+#: The names of all channel classes, also of those that are declared with `abstract=True`.
+_names: set[str] = set()
+
 _ACTION = "_cable_action"
+
+#: The hooks that `Channel` itself does not have.
+_OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 
 def duplicate_channels() -> list[tuple[str, list[str]]]:
@@ -42,6 +48,15 @@ def find_channel(name: str) -> type[Channel] | None:
     return classes[0] if classes else None
 
 
+def channel_prefix(stream: str) -> str:
+    """Return how the names of a channel's streams begin, such as `ChatChannel:`, if the stream is one of a channel.
+
+    Return `""` for other streams.
+    """
+    prefixes = (f"{name}:" for name in _names)
+    return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
+
+
 @overload
 def action(method: F, /) -> F: ...
 @overload
@@ -50,7 +65,8 @@ def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F
     """Allow clients to call a method of a channel.
 
     Args:
-        method: the method, sync or async. It takes the dict of data that the client sends, or no argument.
+        method: the method, sync or async. It takes the dict of data that the client sends, or no argument. It cannot
+            have the name of an attribute or a hook of `Channel`: then the class cannot be made.
         name: the name that clients use. The default is the method's name.
     """
 
@@ -101,14 +117,14 @@ class ChannelPresence:
 
     def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the protocol's name
         """Join as the member `str(id)`. `info` describes the member, and can be any JSON value."""
-        # A lone surrogate cannot be sent to clients.
+        # Lone surrogates are replaced, because they cannot be sent to clients.
         text = str(id).encode(errors="replace").decode()
         if id is None or not text:
             raise ChannelError(f"{type(self._channel).__name__}: presence.join() needs an id, and got {id!r}.")
         self._channel.reply.presence.append(PresenceJoin(text, json.loads(_encode(info, self._channel))))
 
     def leave(self) -> None:
-        """Leave. Nothing happens if the subscription has not joined."""
+        """End the membership. Nothing happens if the subscription has not joined."""
         self._channel.reply.presence.append(PresenceLeave())
 
 
@@ -147,9 +163,13 @@ class Channel:
         for attribute in dir(cls):
             method = inspect.getattr_static(cls, attribute, None)
             public = getattr(method, _ACTION, None)
-            if callable(method) and public is not None:
+            if isinstance(method, state):
+                _check_attribute(cls, attribute, "a state")
+            elif callable(method) and public is not None:
+                _check_attribute(cls, attribute, f"the action {public!r}")
                 actions[public] = (attribute, len(inspect.signature(method).parameters) > 1)
         cls._actions = actions
+        _names.add(cls.name)
         if abstract:
             return
         classes = registry.setdefault(cls.name, [])
@@ -161,7 +181,11 @@ class Channel:
     # -- handlers, for subclasses to override --------------------------------------------------------------------------
 
     def subscribed(self) -> Any:
-        """Handle a new subscription: start streams, join presence, or `reject()`.
+        """Handle a new or restored subscription: start streams, join presence, or `reject()`.
+
+        A restore calls this again, with the saved state, before the client is welcomed. A stream that this started last
+        time and does not start now is stopped. Streams that stay keep their positions, and what actions started or
+        stopped stays so. A member that is already present causes no event.
 
         If this fails because a database or store cannot be reached, it is called again on a new channel object, for up
         to 8 seconds. Then the client is disconnected, so that it reconnects and subscribes again.
@@ -171,13 +195,17 @@ class Channel:
         """Handle the end of the subscription, once: the client unsubscribed, or its connection ended."""
 
     def resubscribed(self) -> Any:
-        """Handle a restored session. The subscription has its streams and state again; `reject()` ends it."""
+        """Handle a restored subscription in place of `subscribed`. `reject()` makes the client subscribe again.
+
+        Only a channel that defines this keeps all its streams and its member without a call of `subscribed`. It has to
+        check itself whether the client still has the rights to them.
+        """
 
     def before_subscribe(self) -> Any:
-        """Check before `subscribed` and `resubscribed`; return False to reject."""
+        """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription."""
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Check before an action; return False to ignore the call."""
+        """Decide whether an action may be called. Return False to ignore the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. Its traceback was logged, and its reply was dropped.
@@ -314,7 +342,7 @@ class Channel:
 
     @classmethod
     def action_names(cls) -> list[str]:
-        """Return the names of all actions, in order."""
+        """Return the names of all actions, in alphabetical order."""
         return sorted(cls._actions)
 
     def begin(self) -> Mapping[str, Any]:
@@ -360,6 +388,15 @@ class Channel:
         self._state = {
             name: value for name, value in values.items() if isinstance(inspect.getattr_static(self, name, None), state)
         } or None
+
+
+def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
+    """Raise `ChannelError` if what a class declares replaces an attribute or a hook of `Channel`."""
+    if hasattr(Channel, name) or name in _OPTIONAL_HOOKS:
+        raise ChannelError(
+            f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "
+            f"can still call an action {name!r} if it is marked with @action(name={name!r})."
+        )
 
 
 def _target_name(target: Any) -> str:

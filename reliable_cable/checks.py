@@ -6,9 +6,10 @@
 | `reliable_cable.E002` | Several channel classes have the same name. |
 | `reliable_cable.E003` | The engine cannot be imported, or does not support what the settings require. |
 | `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
+| `reliable_cable.E005` | All streams are public. This is checked only by `check --deploy`. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
-| `reliable_cable.W003` | Streams are public although `DEBUG` is off. |
+| `reliable_cable.W003` | All streams are public although `DEBUG` is off. |
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
 
 If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
@@ -39,6 +40,15 @@ SQLITE_HINT = (
     "Set 'OPTIONS': {'transaction_mode': 'IMMEDIATE', 'init_command': 'PRAGMA journal_mode=WAL;'} in "
     "DATABASES[%(alias)r]. Transactions then wait for each other when they begin, and readers do not wait at all. "
     "Broadcasts outside of transactions do not need this."
+)
+
+PUBLIC_STREAMS_PROBLEM = (
+    f"{NAME}['PUBLIC_STREAMS'] opens all streams except those of channels: every client that can connect can read "
+    "them, send whispers to them, and join their presence under any id."
+)
+PUBLIC_STREAMS_HINT = (
+    "List the patterns of the public streams, such as ['news:*'], and give signed names of the others to clients "
+    "(`signed_stream_name`)."
 )
 
 #: The apps whose `runserver` serves WSGI only.
@@ -118,7 +128,7 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
         problem = f"{key} is {alias!r}, an SQLite database in memory. Each thread would use a database of its own."
         hint = f"Set DATABASES[{alias!r}]['NAME'] to the path of a file."
     elif vendor and not router.allow_migrate_model(alias, apps.get_model("reliable_cable", "Session")):
-        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS forbid to create the tables of reliable_cable there."
+        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS do not allow the tables of reliable_cable there."
         hint = f"Return True from allow_migrate() of your router for {alias!r} and the app 'reliable_cable'."
     if problem:
         return [Error(problem, hint=hint or None, id="reliable_cable.E004")]
@@ -161,7 +171,7 @@ def check_journal_mode(*, databases: Sequence[str] | None = None, **kwargs: Any)
 
 @register(TAG)
 def check_runserver(**kwargs: Any) -> list[CheckMessage]:
-    """Report a `runserver` without WebSockets (W002), in development only: with `DEBUG`."""
+    """Report a `runserver` that serves no WebSockets (W002). This is checked only if `DEBUG` is on."""
     if not django_settings.DEBUG:
         return []
     served_by = get_commands().get("runserver")
@@ -178,17 +188,23 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_public_streams(**kwargs: Any) -> list[CheckMessage]:
-    """Report public streams without `DEBUG` (W003)."""
-    settings = _valid_settings()
-    if settings is None or not settings.public_streams or django_settings.DEBUG:
+    """Report that all streams are public if `DEBUG` is off (W003)."""
+    if django_settings.DEBUG or not _all_streams_are_public():
         return []
-    return [
-        Warning(
-            f"{NAME}['PUBLIC_STREAMS'] is on: every client that can connect can read every stream by its name.",
-            hint="Turn it off, and give signed stream names to clients instead (`signed_stream_name`).",
-            id="reliable_cable.W003",
-        )
-    ]
+    return [Warning(PUBLIC_STREAMS_PROBLEM, hint=PUBLIC_STREAMS_HINT, id="reliable_cable.W003")]
+
+
+@register(TAG, deploy=True)
+def check_public_streams_of_deployments(**kwargs: Any) -> list[CheckMessage]:
+    """Report that all streams are public (E005)."""
+    if not _all_streams_are_public():
+        return []
+    return [Error(PUBLIC_STREAMS_PROBLEM, hint=PUBLIC_STREAMS_HINT, id="reliable_cable.E005")]
+
+
+def _all_streams_are_public() -> bool:
+    settings = _valid_settings()
+    return settings is not None and any(not pattern.strip("*") for pattern in settings.public_streams)
 
 
 @register(TAG)
@@ -240,7 +256,7 @@ def _all_timeouts_are_longer(hosts: Any) -> bool:
 
 
 def _socket_timeout(host: Mapping[str, Any]) -> float | None:
-    """Return the `socket_timeout` of a host, in seconds; None: no limit; 0: it is not set."""
+    """Return the `socket_timeout` of a host in seconds, None if it has no limit, or 0 if it is not set."""
     in_url = parse_qs(urlsplit(str(host.get("address", ""))).query).get("socket_timeout")
     timeout: float | None = float(in_url[-1]) if in_url else host.get("socket_timeout", 0)
     return timeout
@@ -254,7 +270,7 @@ def _valid_settings() -> CableSettings | None:
 
 
 def _database() -> str | None:
-    """Return the alias of the database that stores streams or sessions; None without one, or with invalid settings."""
+    """Return the alias of the database that stores streams or sessions; None if none does or settings are invalid."""
     settings = _valid_settings()
     if settings is None:
         return None

@@ -25,7 +25,7 @@ ENGINE_PARTS = ("streams", "presence", "sessions")
 
 @dataclass(frozen=True, slots=True)
 class StreamPolicy:
-    """How much of a stream's history is kept.
+    """How much of a stream's history is kept, and how safely.
 
     Args:
         history_size: the number of messages to keep. A stream with 0 is transient.
@@ -123,6 +123,12 @@ def _check_streams(key: str | tuple[str, ...], value: Any) -> None:
             STREAM_OPTIONS[name](("STREAMS", pattern, name), option)
 
 
+def _check_public_streams(key: str | tuple[str, ...], value: Any) -> None:
+    patterns = isinstance(value, list | tuple) and all(isinstance(pattern, str) and pattern for pattern in value)
+    if not patterns and not isinstance(value, bool):
+        raise _error(key, value, "a list of patterns such as 'news:*', or True or False")
+
+
 _TEXT = _instance(str, "a non-empty string", not_empty=True)
 _SWITCH = _instance(bool, "True or False")
 
@@ -147,7 +153,8 @@ class CableSettings:
     presence_ttl: float = _setting(15, _number(0, exclusive=True))
     secret: str = _setting("", _TEXT)
     streams_secret: str = _setting("", _TEXT)
-    public_streams: bool = _setting(False, _SWITCH)
+    #: Patterns. `True` is read as `"*"`, and `False` as no patterns.
+    public_streams: tuple[str, ...] = _setting((), _check_public_streams)
     signed_streams_whisper: bool = _setting(False, _SWITCH)
     reauthenticate_interval: float | None = _setting(60, _number(0, optional=True))
     ping_interval: float = _setting(3, _number(0, exclusive=True))
@@ -173,7 +180,7 @@ class CableSettings:
         return StreamPolicy(self.history_size, self.history_ttl)
 
     def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return the policy of a pattern of `STREAMS`. Options that it does not have are those of all streams."""
+        """Return the policy of a pattern of `STREAMS`. Options that the pattern lacks are those of all streams."""
         options = self.streams[pattern]
         return StreamPolicy(
             options.get("history_size", self.history_size),
@@ -208,6 +215,8 @@ def read_settings(values: Any) -> CableSettings:
     if "secret" not in given:
         given["secret"] = derived_secret(django_settings.SECRET_KEY)
     given.setdefault("streams_secret", given["secret"])
+    if isinstance(public := given.get("public_streams"), bool):
+        given["public_streams"] = ("*",) if public else ()
     settings = CableSettings(**{key: _frozen(value) for key, value in given.items()})
     for pattern in settings.streams:
         policy = settings.policy_of(pattern)
@@ -217,10 +226,10 @@ def read_settings(values: Any) -> CableSettings:
 
 
 def _frozen(value: Any) -> Any:
-    """Return a read-only copy of a dict and of all dicts in it. Return any other value unchanged."""
+    """Return a read-only copy of a dict or list, and of all dicts and lists in it. Return any other value unchanged."""
     if isinstance(value, Mapping):
         return MappingProxyType({key: _frozen(inner) for key, inner in value.items()})
-    return value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 _current: CableSettings | None = None

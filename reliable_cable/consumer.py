@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from contextvars import Context, copy_context
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 from urllib.parse import parse_qs
 
 from channels.consumer import AsyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
 
+from . import origins
+from .concurrency.contexts import run_in_context
 from .concurrency.outages import is_outage
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
 from .connection.connection import Connection
-from .connection.handlers import invoke
+from .connection.handlers import invoke, invoke_isolated
 from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of
@@ -34,6 +39,9 @@ from .stores.engine import Engine, get_engine
 
 logger = logging.getLogger("reliable_cable")
 
+#: The context manager in which handlers run if `around_command` is not overridden.
+_UNCHANGED = nullcontext()
+
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -42,7 +50,7 @@ _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.W
 
 
 def get_hub() -> Hub:
-    """Return the hub of the running event loop. It is made anew after a change of settings."""
+    """Return the hub of the running event loop. After a change of settings, this is a new one."""
     loop = asyncio.get_running_loop()
     engine: Engine = get_engine()
     settings: CableSettings = get_settings()
@@ -52,6 +60,10 @@ def get_hub() -> Hub:
             del _hubs[other]
         hub = _hubs[loop] = Hub(engine, settings)
     return hub
+
+
+#: The reasons for which `connect` can refuse a client. Clients do not reconnect by themselves after them.
+REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
 
 
 class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
@@ -67,23 +79,37 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
-    #: The channel layer to receive messages from. None: no channel layer.
+    #: The origins of the pages that may connect: a list such as `["https://example.com", "https://*.example.com"]`, or
+    #: `"*"` for all. None: the site's own, see `reliable_cable.origins.is_allowed`.
+    allowed_origins: Sequence[str] | None = None
+    #: The alias of the channel layer to receive messages from; None: receive none.
     channel_layer_alias: str | None = None
 
     scope: dict[str, Any]
     user: Any = None
-    #: The connection, after the client was welcomed.
+    #: The connection; None until the client has been welcomed.
     session: Connection | None = None
 
     #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
-    _rejected = False
-    #: Set when the client was welcomed. Messages of the channel layer are handled afterwards.
-    _connected: asyncio.Event | None = None
+    #: Why `connect` has refused the connection; None: it has not.
+    _rejection: DisconnectReason | None = None
+    #: Gets the connection's context when the client has been welcomed. Messages of the channel layer are handled only
+    #: after that.
+    _connected: asyncio.Future[Context] | None = None
+
+    def __init__(self, *, allowed_origins: Sequence[str] | None = None) -> None:
+        if allowed_origins is not None:
+            self.allowed_origins = allowed_origins
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         identifier_names.update(cls.identified_by)
+        if inspect.isgeneratorfunction(cls.around_command) or inspect.isasyncgenfunction(cls.around_command):
+            raise TypeError(
+                f"{cls.__qualname__}.around_command is a generator; decorate it with @contextmanager, or with "
+                "@asynccontextmanager if it is async."
+            )
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
@@ -97,11 +123,50 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             code: the WebSocket close code.
         """
 
-    def reject_connection(self) -> None:
-        """Refuse the connection. The client is sent the reason `unauthorized`, and does not reconnect."""
-        self._rejected = True
+    def around_command(self) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
+        """Return the context manager in which handlers run, to set a tenant or a language for them.
+
+        Decorate a generator method with `contextmanager` or `asynccontextmanager`. It is used once for each call of a
+        handler with its check: those of channels, `authorize_presence`, `handle_error`, `disconnect`, handlers of the
+        channel layer, and checks of logins. `connect` runs without it, and may set the attributes that it needs.
+
+        Around sync handlers, a sync manager runs in the thread of the handler, so it can set and undo something on the
+        thread's database connections. Around async handlers, it runs in the event loop, and so does an async manager
+        around all handlers. There, use it for context variables only.
+        """
+        return _UNCHANGED
+
+    def reject_connection(self, reason: str = DisconnectReason.UNAUTHORIZED) -> None:
+        """Refuse the connection. Call this in `connect`. The client is sent the reason, and does not reconnect.
+
+        Args:
+            reason: `"unauthorized"`, or `"token_expired"`. After the latter, the function `tokenRefresher` of an npm
+                client gets a new token, and the client connects once more.
+
+        Raises:
+            ValueError: the reason is another one.
+        """
+        if reason not in REJECTION_REASONS:
+            allowed = " or ".join(repr(str(each)) for each in REJECTION_REASONS)
+            raise ValueError(
+                f"{type(self).__name__}.reject_connection: the reason is {reason!r}; it must be {allowed}."
+            )
+        self._rejection = DisconnectReason(reason)
 
     # -- ASGI ---------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def as_asgi(cls, **initkwargs: Any) -> Any:
+        """Return the ASGI application.
+
+        Args:
+            allowed_origins: replaces the attribute of the class.
+
+        Raises:
+            ImproperlyConfigured: `allowed_origins` is not valid.
+        """
+        origins.check_allowed_origins(cls.__name__, initkwargs.get("allowed_origins", cls.allowed_origins))
+        return super().as_asgi(**initkwargs)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -114,6 +179,10 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         message = await receive()
         if message["type"] != "websocket.connect":
             return
+        if not origins.is_allowed(scope, self.allowed_origins):
+            origins.log_refusal(scope)
+            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
+            return
         layer_task = await self._join_channel_layer()
         commands: Commands | None = None
         code = 1006
@@ -123,7 +192,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 return
             connection = self.session = commands.connection
             if self._connected is not None:
-                self._connected.set()
+                self._connected.set_result(copy_context())
             while True:
                 # Keep no message in memory while the connection is idle.
                 del message
@@ -135,7 +204,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                     return
         finally:
             if commands is not None:
-                # A server that stops cancels this task. What a restore needs is kept all the same.
+                # A server that stops cancels this task. The session must be saved nevertheless.
                 await asyncio.shield(commands.connection.hub.tasks.spawn(self._end(commands, code)))
                 self.session = None
             if layer_task is not None:
@@ -167,8 +236,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         await send({"type": "websocket.accept", "subprotocol": str(subprotocol)})
-        if self._rejected:
-            text = messages.disconnect(DisconnectReason.UNAUTHORIZED, reconnect=False)
+        if self._rejection is not None:
+            text = messages.disconnect(self._rejection, reconnect=False)
             await send({"type": "websocket.send", "text": text})
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
@@ -195,7 +264,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     async def _end(self, commands: Commands, code: int) -> None:
         await end_connection(commands)
-        await invoke(partial(self.disconnect, code), CableConsumer)
+        await invoke_isolated(self, partial(self.disconnect, code), base=CableConsumer)
 
     def _session_to_restore(self, query: dict[str, list[str]]) -> str | None:
         for name, value in self.scope.get("headers", ()):
@@ -213,28 +282,31 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             raise ValueError(
                 f"{type(self).__name__}.channel_layer_alias: there is no {self.channel_layer_alias!r} layer."
             )
-        self._connected = asyncio.Event()
+        self._connected = asyncio.get_running_loop().create_future()
         self.channel_name = await self.channel_layer.new_channel()
         task = asyncio.get_running_loop().create_task(self._receive_from_layer())
-        # Layers clean up after a receiver that is cancelled: it must have begun.
+        # A layer cleans up when its receiver is cancelled, but only if the receiver has begun.
         await asyncio.sleep(0)
         return task
 
     async def _receive_from_layer(self) -> None:
-        assert self._connected is not None  # noqa: S101 - for the type checker; made before this began
+        assert self._connected is not None  # noqa: S101 - for the type checker: it was set before this task began
         receive = partial(self.channel_layer.receive, self.channel_name)
         while True:
             message = await retry(receive, "The channel layer cannot be read", delay=BACKGROUND_RETRY_DELAY)
-            await self._connected.wait()
+            context = await self._connected
             try:
-                handler = getattr(self, get_handler_name(message), None)
-                if handler is None:
-                    raise ValueError(f"No handler for message type {message['type']}")
-                await handler(message)
+                await run_in_context(context, invoke_isolated(self, partial(self._handle_layer_message, message)))
             except StopConsumer:
                 return
             except Exception:
-                logger.exception("A channel layer message failed.")
+                logger.exception("A message of the channel layer could not be handled.")
+
+    async def _handle_layer_message(self, message: dict[str, Any]) -> None:
+        handler = getattr(self, get_handler_name(message), None)
+        if handler is None:
+            raise ValueError(f"No handler for message type {message['type']}")
+        await handler(message)
 
 
 def _install_drain(transport: Transport) -> None:

@@ -1,7 +1,7 @@
-"""Disconnects from anywhere: views, signals, tasks, the shell.
+"""Disconnects and revocations from anywhere: views, signals, tasks, the shell.
 
-This module uses the stores only. The hubs of the server processes receive the disconnects from there, and close their
-connections.
+This module uses the stores only. The hubs of the server processes receive the calls from there, and close their
+connections or end subscriptions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Collection, Sequence
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from django.conf import settings as django_settings
 
@@ -18,15 +18,22 @@ from .concurrency.background import BackgroundWorker
 from .concurrency.on_commit import adefer_to_commit, call_after_commit, check_hooks, check_using, defer_to_commit
 from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
-from .exceptions import BroadcastError, InvalidIdentifier, StoreError
-from .identity import Identity, identifier_names, identify
-from .protocol.control import Revocation, encode_revocation
+from .exceptions import BroadcastError, InvalidIdentifier, InvalidOption, StoreError
+from .identity import CHANNEL, STREAM, Identity, identifier_names, identify
+from .protocol.constants import REVOKED
+from .protocol.control import (
+    Revocation,
+    SubscriptionRevocation,
+    encode_revocation,
+    encode_subscription_revocation,
+)
 from .stores.engine import get_engine
 from .stores.streams.base import Message
+from .validation import check_stream_name, encode_json
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, the exit of the interpreter waits for disconnects that could not be stored before.
+#: How long, in seconds, the exit of the interpreter waits for disconnects that are being retried.
 EXIT_TIMEOUT: Final = 5.0
 
 
@@ -34,8 +41,8 @@ EXIT_TIMEOUT: Final = 5.0
 def disconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
     """Close every connection that has all the given identifiers, on every server process: `disconnect(user=user)`.
 
-    The sessions of matching clients that are not connected at present become void, too. Clients can connect again: to
-    prevent that, reject them in `connect`.
+    The sessions of matching clients that are not connected now become void, too. All of these clients can connect
+    again; to prevent this, reject them in `connect`.
 
     Inside transactions, the connections are closed after all of them have committed. If a store fails then, the
     disconnect is retried in the background until it succeeds.
@@ -68,7 +75,92 @@ async def adisconnect(*, reconnect: bool = False, using: str | None = None, **id
 
 def _prepare(identifiers: dict[str, Any], reconnect: bool, using: str | None) -> _Disconnect:
     check_using(using)
-    return _Disconnect(_condition(identifiers), reconnect=reconnect)
+    if not identifiers:
+        raise InvalidIdentifier("disconnect() needs at least one identifier: disconnect(user=user).")
+    return _Disconnect(_condition("disconnect", identifiers), reconnect=reconnect)
+
+
+class NamedChannel(Protocol):
+    """A channel class (see `channel.Channel`)."""
+
+    @property
+    def name(self) -> str:
+        """The name that clients use for the channel."""
+
+
+@sync_only("arevoke")
+def revoke(
+    *,
+    channel: NamedChannel | None = None,
+    stream: str | None = None,
+    reason: str = REVOKED,
+    using: str | None = None,
+    **identifiers: Any,
+) -> None:
+    """End subscriptions, on every server process: `revoke(user=user, channel=ChatChannel)`.
+
+    The subscriptions are those to a channel, or those that receive a stream. Without identifiers, they are those of all
+    connections. They end at once, and each client is sent the reason. A client of the extended protocol then has to
+    reconnect. It subscribes again, and the channel's `subscribed` decides. Sessions of clients that are not connected
+    now are restored without these subscriptions. A subscription whose `subscribed` is called after this call stays.
+
+    Inside transactions, this happens after all of them have committed. If a store fails then, it is retried in the
+    background until it succeeds.
+
+    Args:
+        channel: the channel class. Give either a channel or a stream.
+        stream: the name of a stream. `ChatChannel.broadcasting_for(room)` returns the one of a target.
+        reason: a text that the clients are sent: `{"type": "revoked", "reason": reason}`.
+        using: wait for a transaction on this database only.
+        identifiers: the identifiers of the connections, as for `disconnect`.
+
+    Raises:
+        AsyncContextError: an event loop runs in this thread. Use `arevoke`.
+        InvalidIdentifier: no connection has an identifier of that name, or a value identifies nobody.
+        InvalidOption: there is neither a channel nor a stream, or there are both, or an option has a wrong type.
+        InvalidStreamName: the name of the stream is not valid.
+        StoreError: no subscription was ended. Sessions may already have lost subscriptions.
+        BroadcastError: as for `StoreError`. The subclass `BroadcastUncertain` leaves open whether any subscription was
+            ended. Calling this function again is safe.
+    """
+    call = _prepare_revoke(channel, stream, reason, identifiers, using)
+    if not defer_to_commit(call.store_on_commit, using):
+        call.store()
+
+
+async def arevoke(
+    *,
+    channel: NamedChannel | None = None,
+    stream: str | None = None,
+    reason: str = REVOKED,
+    using: str | None = None,
+    **identifiers: Any,
+) -> None:
+    """Async twin of `revoke`. It recognises the same transactions as `abroadcast`."""
+    call = _prepare_revoke(channel, stream, reason, identifiers, using)
+    if not await adefer_to_commit(call.store_on_commit, using):
+        await call.astore()
+
+
+def _prepare_revoke(
+    channel: NamedChannel | None, stream: str | None, reason: str, identifiers: dict[str, Any], using: str | None
+) -> _Revoke:
+    check_using(using)
+    try:
+        encode_json(reason)
+    except ValueError:
+        reason = ""
+    if not isinstance(reason, str) or not reason:
+        raise InvalidOption("revoke() needs a reason that is a text, without surrogates.")
+    if (channel is None) == (stream is None):
+        raise InvalidOption("revoke() needs either a channel or a stream: revoke(user=user, channel=ChatChannel).")
+    if stream is not None:
+        scope = {STREAM: check_stream_name(stream)}
+    elif isinstance(channel, type) and isinstance(getattr(channel, "name", None), str):
+        scope = {CHANNEL: channel.name}
+    else:
+        raise InvalidOption(f"revoke(channel={channel!r}): the channel must be a channel class.")
+    return _Revoke({**_condition("revoke", identifiers), **scope}, reason)
 
 
 def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
@@ -123,7 +215,10 @@ class _Disconnect:
         await self._engine.streams.aappend([self._announcement(self._at)])
 
     def _announcement(self, at: float) -> tuple[str, Message]:
-        return CONTROL_STREAM, Message(encode_revocation(Revocation(self.condition, at, self._reconnect)))
+        return CONTROL_STREAM, Message(self._encode(at))
+
+    def _encode(self, at: float) -> str:
+        return encode_revocation(Revocation(self.condition, at, self._reconnect))
 
     def store_on_commit(self, databases: Sequence[str]) -> None:
         """Call `store` after the commit of the transactions on these databases."""
@@ -136,8 +231,30 @@ class _Disconnect:
         Args:
             error: the error of the first attempt.
         """
-        logger.warning("The connections of %s are not closed yet; trying again: %s", dict(self.condition), error)
+        logger.warning("The %s are not closed yet; trying again: %s", self, error)
         _pending.put([self])
+
+    def __str__(self) -> str:
+        return f"connections of {dict(self.condition)}"
+
+
+class _Revoke(_Disconnect):
+    """One call of `revoke` and its retries.
+
+    Its condition names the channel or the stream, too, so that the session store needs nothing more to remember it.
+    """
+
+    def __init__(self, condition: Identity, reason: str) -> None:
+        super().__init__(condition, reconnect=True)
+        self._reason = reason
+
+    def _encode(self, at: float) -> str:
+        scope = {name: text for name, text in self.condition.items() if name in (CHANNEL, STREAM)}
+        connections = {name: text for name, text in self.condition.items() if name not in scope}
+        return encode_subscription_revocation(SubscriptionRevocation(connections, scope, at, self._reason))
+
+    def __str__(self) -> str:
+        return f"subscriptions of {dict(self.condition)}"
 
 
 def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
@@ -148,28 +265,26 @@ def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
         except (BroadcastError, StoreError):
             return [*calls[number + 1 :], call]
         except Exception:
-            logger.exception("The connections of %s could not be closed.", dict(call.condition))
+            logger.exception("The %s could not be closed.", call)
     return ()
 
 
 def _give_up(calls: Sequence[_Disconnect]) -> None:
     for call in calls:
-        logger.error("The connections of %s were not closed, because the process exits.", dict(call.condition))
+        logger.error("The %s were not closed, because the process exits.", call)
 
 
-#: Disconnects that failed after a commit or at a logout, where no error may be raised.
+#: Disconnects and revocations that failed after a commit or at a logout, where no error may be raised.
 _pending: BackgroundWorker[_Disconnect] = BackgroundWorker(
     "cable-disconnects", _store_all, exit_timeout=EXIT_TIMEOUT, on_abandoned=_give_up
 )
 
 
-def _condition(identifiers: dict[str, Any]) -> dict[str, str]:
-    if not identifiers:
-        raise InvalidIdentifier("disconnect() needs at least one identifier: disconnect(user=user).")
+def _condition(function: str, identifiers: dict[str, Any]) -> dict[str, str]:
     check_names(identifiers)
     for name, value in identifiers.items():
         if not identify(value) or getattr(value, "pk", value) is None:
-            raise InvalidIdentifier(f"disconnect({name}={value!r}): the value identifies nobody, or is not saved.")
+            raise InvalidIdentifier(f"{function}({name}={value!r}): the value identifies nobody, or is not saved.")
     return {name: identify(value) for name, value in identifiers.items()}
 
 
@@ -184,7 +299,7 @@ def check_names(names: Collection[str]) -> None:
     for name in names:
         if name not in identifier_names:
             raise InvalidIdentifier(
-                f"Nothing was disconnected: no connection is identified by {name!r}. The names in `identified_by` of "
+                f"Nothing was done: no connection is identified by {name!r}. The names in `identified_by` of "
                 f"the consumers in this process are {', '.join(map(repr, sorted(identifier_names)))}."
             )
 

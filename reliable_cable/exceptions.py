@@ -41,7 +41,7 @@ class InvalidOption(BroadcastError, ValueError):
 
 
 class InvalidIdentifier(CableError, ValueError):
-    """A remote disconnect has no identifier, one that no connection has, or one whose value identifies nobody."""
+    """A call of `disconnect` has no identifier, an unknown one, or one whose value identifies nobody."""
 
 
 class ChannelError(CableError):

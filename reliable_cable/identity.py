@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from itertools import combinations
-from typing import Any
+from typing import Any, Final
 
 from django.db.models import Model
 
@@ -16,6 +16,11 @@ Identity = Mapping[str, str]
 
 #: Every name in `identified_by` of the consumer classes that were defined in this process.
 identifier_names: set[str] = {"user"}
+
+#: The entry of a condition that names the channel of subscriptions. No identifier can have this name.
+CHANNEL: Final = "@channel"
+#: The entry of a condition that names a stream of subscriptions.
+STREAM: Final = "@stream"
 
 
 def identify(value: Any) -> str:
@@ -35,6 +40,16 @@ def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
         names: its attributes that identify the connection.
     """
     return {name: identify(getattr(owner, name, None)) for name in names}
+
+
+def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
+    """Return what a condition can name of a subscription: its channel, or one of its streams.
+
+    Args:
+        channel: the name of the channel.
+        streams: the names of the streams.
+    """
+    return [{CHANNEL: channel}, *({STREAM: stream} for stream in streams)]
 
 
 def matches(condition: Identity, identity: Identity) -> bool:

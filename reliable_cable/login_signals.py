@@ -21,7 +21,7 @@ from django.db.models.signals import post_delete, post_save
 
 from .concurrency.on_commit import call_after_commit, defer_to_commit
 from .conf import CONTROL_STREAM
-from .logins import session_digest, user_id
+from .logins import SESSION, USER, session_digest, user_id
 from .protocol.control import LoginChange, encode_login_change
 from .stores.engine import get_engine
 from .stores.streams.base import Message
@@ -50,7 +50,7 @@ def end_replaced_session(sender: object, request: Any = None, **kwargs: Any) -> 
     # `login()` flushes the session of another user. It has no key then until it is saved. If it has a key, it is still
     # the same session, or it was a session without a user.
     if former and request.session.session_key is None:
-        _announce(LoginChange(session=session_digest(former)))
+        _announce(LoginChange({SESSION: session_digest(former)}))
 
 
 def check_saved_user(
@@ -61,12 +61,12 @@ def check_saved_user(
     Other changes cause no message, because projects may save a user at each request.
     """
     if not created and _may_end_logins(instance, update_fields):
-        _announce(LoginChange(user=user_id(instance)))
+        _announce(LoginChange({USER: user_id(instance)}))
 
 
 def check_deleted_user(sender: object, instance: Any, **kwargs: Any) -> None:
     """Check the logins of a user who was deleted."""
-    _announce(LoginChange(user=user_id(instance)))
+    _announce(LoginChange({USER: user_id(instance)}))
 
 
 def _may_end_logins(user: Any, saved: Collection[str] | None) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
@@ -15,7 +15,14 @@ from django.core.cache import caches
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
+from .identity import Identity
+
 T = TypeVar("T")
+
+#: The entry of a condition that names a user by the primary key.
+USER: Final = "user"
+#: The entry of a condition that names a session by the digest of its key.
+SESSION: Final = "session"
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +42,11 @@ class Login:
     auth_hash: str
     #: When to check the login, by the clock of the event loop. Belongs to `hub.login_checks`.
     due: float = 0.0
+
+    @property
+    def identity(self) -> Identity:
+        """What the condition of a change can name: the user and the session."""
+        return {USER: self.user_id, SESSION: session_digest(self.session_key)}
 
     def is_of(self, user: Any) -> bool:
         """Return whether this is a login of a certain user."""

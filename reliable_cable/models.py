@@ -105,7 +105,7 @@ class Revocation(models.Model):
 
     #: The key of the condition (see `identity.condition_key`).
     condition = models.CharField(max_length=64, primary_key=True)
-    #: In seconds since 1970.
+    #: The time of the revocation, in seconds since 1970.
     at = models.FloatField(db_index=True)
 
     def __str__(self) -> str:

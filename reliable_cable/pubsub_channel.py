@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
-from .channel import Channel
+from .channel import Channel, channel_prefix
 from .conf import get_settings
 from .exceptions import InvalidStreamName
 from .signing import verify_stream_name
@@ -14,8 +15,8 @@ from .validation import check_stream_name
 class PubSubChannel(Channel):
     """A subscription to the stream that its params name.
 
-    `signed_stream_name` is a name with a signature. `stream_name` is a name without one. It is used only if
-    `PUBLIC_STREAMS` is on and there is no `signed_stream_name`.
+    `signed_stream_name` is a name with a signature. `stream_name` is a name without one. It is used only if the stream
+    is public and there is no `signed_stream_name`.
     """
 
     name = "$pubsub"
@@ -23,24 +24,30 @@ class PubSubChannel(Channel):
     # The handlers are async because they neither block nor query a database. Sync handlers would run in a thread.
     async def subscribed(self) -> None:
         """Stream from the stream that the params name, or reject the subscription."""
-        settings = get_settings()
         signed = self.params.get("signed_stream_name")
         if signed is not None:
             stream = verify_stream_name(signed) if isinstance(signed, str) else None
-            whisper = settings.signed_streams_whisper
         else:
-            stream = self.params.get("stream_name") if settings.public_streams else None
-            whisper = True
+            stream = self.params.get("stream_name")
         try:
-            check_stream_name(stream)
+            name = check_stream_name(stream)
         except InvalidStreamName:
             return self.reject()
-        self.stream_from(str(stream), whisper=whisper, presence=True)
-
-    async def resubscribed(self) -> None:
-        """Check the name again: a setting or a secret may have changed while the client was away."""
-        await self.subscribed()
+        if signed is None and not is_public(name):
+            return self.reject()
+        whisper = signed is None or get_settings().signed_streams_whisper
+        self.stream_from(name, whisper=whisper, presence=True)
 
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
         """Allow every subscriber of the stream to join its presence."""
         return True
+
+
+def is_public(stream: str) -> bool:
+    """Return whether clients may subscribe to a stream by its name, without a signature.
+
+    A pattern of `PUBLIC_STREAMS` has to match the name. For the stream of a channel, such as `ChatChannel:chat.room:1`,
+    the pattern has to begin with `ChatChannel:`, too. So `"*"` opens no stream of a channel.
+    """
+    prefix = channel_prefix(stream)
+    return any(fnmatchcase(stream, pattern) and pattern.startswith(prefix) for pattern in get_settings().public_streams)

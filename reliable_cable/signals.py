@@ -1,9 +1,10 @@
 """Signals for application code. Errors that a receiver raises are logged.
 
-Receivers of the presence signals run in a thread of the handler pool, one event after another. Each event is sent once,
-in one process: the process whose client joined or left, or the one that removed a member whose client had disappeared.
-An event is not sent if that process dies or if the response of the store is lost, so use `presence_for` to read the
-members. After Redis has lost its latest data, `presence_left` may be sent twice.
+Receivers of the presence signals run in a thread of the handler pool, one event after another. Each event is sent in
+one process: the process whose client joined or left, or the one that removed a member whose client had disappeared. An
+event is not sent if that process dies, if the response of the store is lost, or if too many events wait for slow
+receivers. After Redis has lost its latest data, `presence_left` may be sent twice. So use `presence_for` to read the
+members.
 """
 
 from __future__ import annotations

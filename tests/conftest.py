@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from django.db import connections
 
@@ -18,6 +19,12 @@ __all__ = ["key_prefix", "redis_pool", "redis_server", "redis_url"]
 
 #: Whether to fail tests whose server program is missing, instead of skipping them. `.ci/run` sets this.
 REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
+
+# CI repeats the same examples of property tests, so that the result of a commit does not depend on chance. Elsewhere,
+# each run tries others.
+hypothesis.settings.register_profile("cable-ci", derandomize=True)
+if REQUIRE:
+    hypothesis.settings.load_profile("cable-ci")
 
 
 @pytest.hookimpl(tryfirst=True)

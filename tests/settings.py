@@ -62,3 +62,5 @@ DATABASES = {
 DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"
 DEMO_TOKEN_DELAY = 0.0
 CELERY_BROKER_URL = None
+DEMO_OPEN_ACCOUNTS = True
+DEMO_PASSWORD = "reliable"

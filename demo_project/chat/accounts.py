@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
 from django.db import transaction
 
 from .models import Room
 
 DEMO_USERS = ("alice", "bob", "carol", "dave")
-PASSWORD = "reliable"  # noqa: S105 - shown on the login page
 
 #: For each room's slug: its name, its topic and its members. Rooms without members are open to all users.
 ROOMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -20,14 +21,20 @@ ROOMS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 @transaction.atomic
 def create_demo_data() -> None:
-    """Create the demo's users and rooms unless they exist. Alice becomes a superuser."""
+    """Create the demo's users and rooms unless they exist. Users that exist get the password of the settings.
+
+    Raises:
+        ImproperlyConfigured: the settings have no password.
+    """
+    if not settings.DEMO_PASSWORD:
+        raise ImproperlyConfigured("DEMO_PASSWORD is not set; it must be the password of the demo's users.")
     users = {}
     for name in DEMO_USERS:
-        user, created = User.objects.get_or_create(username=name, defaults={"first_name": name.title()})
-        if created:
-            user.is_staff = user.is_superuser = name == "alice"
-            user.set_password(PASSWORD)
-            user.save()
+        user, _ = User.objects.get_or_create(username=name, defaults={"first_name": name.title()})
+        user.is_staff = user.is_superuser = settings.DEMO_OPEN_ACCOUNTS and name == "alice"
+        if not user.check_password(settings.DEMO_PASSWORD):
+            user.set_password(settings.DEMO_PASSWORD)
+        user.save()
         users[name] = user
     for slug, (title, topic, members) in ROOMS.items():
         room, created = Room.objects.get_or_create(

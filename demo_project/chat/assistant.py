@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 #: How often, in seconds, a running answer is saved.
 SAVE_INTERVAL = 0.5
-#: After how many seconds without a save the task of an answer is considered dead.
+#: How long, in seconds, a running answer may go without a save before its task counts as dead.
 DEAD_AFTER = 10.0
 #: The longest time, in seconds, that an answer may take.
 TIME_LIMIT = 120.0

@@ -28,11 +28,6 @@ class ChatChannel(Channel):
         self.stream_for(room, presence=True, whisper=True)
         self.presence.join(self.user.pk, info={"name": self.user.username})
 
-    def resubscribed(self) -> None:
-        """Reject the restored subscription if the user may no longer enter the room."""
-        if self.room() is None:
-            self.reject()
-
     @action
     def speak(self, data: dict[str, Any]) -> None:
         """Send a message to the room.

@@ -50,14 +50,14 @@ class ScriptedGenerator:
         ),
         (
             r"cut|lost|lose|reconnect|offline|train",
-            "When a connection breaks, nothing is sent into the void: the stream goes on being kept. The page "
-            "reconnects, names its session and its positions, and is sent what it missed, in order, before anything "
-            "new. You can try it now: cut the connection while this answer is being written.",
+            "When a connection breaks, nothing is lost, because the stream keeps its messages. The page reconnects, "
+            "names its session and its positions, and is sent what it missed, in order, before anything new. You can "
+            "try it now: cut the connection while this answer is being written.",
         ),
         (
             r"presence|who|member",
-            "Presence is kept by expiry. Each connection renews its members every few seconds; whoever is not renewed "
-            "leaves, with one event, even if the server that held the connection was killed.",
+            "Presence is kept by expiry. Each connection renews its members every few seconds; a member that is not "
+            "renewed leaves, with one event, even if the server that held the connection was killed.",
         ),
         (
             r"token|stream|answer|model|llm",

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from channels.db import database_sync_to_async
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.test import TestCase, TransactionTestCase, override_settings
 from django.utils import timezone
@@ -22,7 +24,7 @@ from reliable_cable import ahistory, history
 from reliable_cable.reply import PresenceJoin, StreamStart
 
 from . import assistant
-from .accounts import PASSWORD, create_demo_data
+from .accounts import create_demo_data
 from .cable import AssistantChannel, ChatChannel, NewsChannel, post_message
 from .generators import ScriptedGenerator
 from .models import Answer, Message, Room
@@ -57,7 +59,28 @@ class DemoDataTest(TestCase):
         create_demo_data()
         create_demo_data()
         self.assertEqual(Room.objects.count(), 3)
-        self.assertTrue(self.client.login(username="carol", password=PASSWORD))
+        self.assertTrue(self.client.login(username="carol", password=settings.DEMO_PASSWORD))
+
+    def test_alice_is_a_superuser_only_where_accounts_are_open(self) -> None:
+        create_demo_data()
+        self.assertEqual([user.username for user in User.objects.filter(is_superuser=True)], ["alice"])
+        with override_settings(DEMO_OPEN_ACCOUNTS=False):
+            create_demo_data()
+        self.assertFalse(User.objects.filter(is_superuser=True).exists())
+        self.assertFalse(User.objects.filter(is_staff=True).exists())
+
+    def test_users_that_exist_get_the_password_of_the_settings(self) -> None:
+        create_demo_data()
+        former, current = settings.DEMO_PASSWORD, settings.DEMO_PASSWORD + "2"
+        with override_settings(DEMO_PASSWORD=current):
+            create_demo_data()
+        self.assertFalse(self.client.login(username="carol", password=former))
+        self.assertTrue(self.client.login(username="carol", password=current))
+
+    def test_no_user_is_created_without_a_password(self) -> None:
+        with override_settings(DEMO_PASSWORD=""), self.assertRaisesMessage(ImproperlyConfigured, "DEMO_PASSWORD"):
+            create_demo_data()
+        self.assertFalse(User.objects.exists())
 
     def test_the_migrations_are_complete(self) -> None:
         call_command("makemigrations", "--check", "--dry-run", verbosity=0)
@@ -87,7 +110,7 @@ class PagesTest(TestCase):
         self.client.logout()
         page = self.client.get("/login/")
         self.assertContains(page, "login-bob")
-        self.assertContains(page, PASSWORD)
+        self.assertContains(page, settings.DEMO_PASSWORD)
 
     def test_a_private_room_is_hidden_from_other_users(self) -> None:
         self.assertNotContains(self.client.get("/"), "alice-and-bob")
@@ -188,12 +211,10 @@ class ChannelsTest(TestCase):
                 self.assertTrue(channel.reply.rejected)
                 self.assertEqual(channel.reply.streams, [])
 
-    def test_a_former_member_is_not_restored(self) -> None:
-        channel = room_channel(self.alice, room_id=self.private.pk)
-        channel.resubscribed()
-        self.assertFalse(channel.reply.rejected)
+    def test_a_former_member_is_rejected(self) -> None:
         self.private.members.remove(self.alice)
-        channel.resubscribed()
+        channel = room_channel(self.alice, room_id=self.private.pk)
+        channel.subscribed()
         self.assertTrue(channel.reply.rejected)
 
     def test_topics_of_news_must_be_letters(self) -> None:

@@ -20,7 +20,7 @@ from .cable import NewsChannel
 from .models import Answer, Message, Room
 from .robot import MAX_LINES, talk
 
-#: The number of messages on a newly rendered page of a room.
+#: The number of messages that the page of a room shows at first.
 PAGE_SIZE = 50
 #: The most messages in one response to a page that has lost its position in the stream.
 CATCH_UP_SIZE = 200
@@ -29,9 +29,9 @@ CATCH_UP_SIZE = 200
 BOXES = (
     ("consumer", "createConsumer", "Rails' own way, from @anycable/web: change the import, keep the code."),
     ("classes", "A Channel class", "Params in, messages out: a class for each kind of subscription."),
-    ("extended", "The extended protocol", "One option more, and nothing is lost any more across a broken connection."),
+    ("extended", "The extended protocol", "With one more option, no message is lost when a connection breaks."),
     ("signed", "A signed stream", "No channel class at all: the page holds a name that the server has signed."),
-    ("public", "A public stream", "For what everybody may read. Off, unless PUBLIC_STREAMS is on."),
+    ("public", "A public stream", "For what everybody may read: only streams that PUBLIC_STREAMS names."),
 )
 
 

@@ -30,7 +30,7 @@ class _Queue(Generic[T]):
     """The queue of one process, and the thread that handles its items."""
 
     def __init__(self, name: str) -> None:
-        #: Guards the other attributes. It is notified after each batch.
+        #: Guards the other attributes, and is notified after each batch.
         self.changed = threading.Condition()
         self.items: deque[T] = deque()
         #: The total size of `items`, in bytes.
@@ -80,7 +80,8 @@ class BackgroundWorker(Generic[T]):
         self._max_bytes = max_bytes
         self._size_of = size_of
         self._on_abandoned = on_abandoned
-        # By process id. In a forked child, the parent's thread does not run, and its locks may never be released.
+        # The queues by process id. In a forked child, the parent's thread does not run, and its locks may never be
+        # released.
         self._queues: dict[int, _Queue[T]] = {}
         _workers.add(self)
 
@@ -123,7 +124,7 @@ class BackgroundWorker(Generic[T]):
             return queue.changed.wait_for(lambda: queue.empty, timeout)
 
     def finish(self) -> None:
-        """Wait up to `exit_timeout` seconds for the queue to become empty, and pass what is left to `on_abandoned`."""
+        """Wait up to `exit_timeout` seconds for the queue to become empty. Pass leftover items to `on_abandoned`."""
         if not self.flush(self._exit_timeout):
             queue = self._queue
             with queue.changed:

@@ -55,7 +55,7 @@ class DaemonExecutor(Executor):
         self._lock = threading.Lock()
         self._jobs: deque[_Job] = deque()
         self._idle: list[_Inbox] = []
-        #: How many threads take jobs.
+        #: The number of threads that take jobs.
         self._active = 0
         #: All threads that are alive, including those that no longer take jobs.
         self._threads: set[threading.Thread] = set()

@@ -30,7 +30,7 @@ def is_manual(connection: BaseDatabaseWrapper) -> bool:
 
     Django runs no `on_commit` hooks in this mode.
     """
-    # A connection that was not opened yet will be opened with the mode of the settings.
+    # A connection that is not open will be opened with the mode that the settings give.
     autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit
     return not (connection.in_atomic_block or autocommit)
 
@@ -107,7 +107,7 @@ def check_hooks(databases: Iterable[str], remedy: str = "pass immediate=True to 
 def call_after_commit(
     call: Callable[[], object], databases: Sequence[str], *, failed: Callable[[Exception], object]
 ) -> None:
-    """Run a call after the open transactions on all these databases have committed; never, if one is rolled back.
+    """Run a call after the open transactions on all these databases have committed, unless one is rolled back.
 
     Args:
         call: a function without arguments.

@@ -1,4 +1,4 @@
-"""Distinguishes outages of a database or store from other errors. The same call may succeed after the outage."""
+"""Distinguishes outages of a database or store from other errors. A call that failed in an outage may succeed later."""
 
 from __future__ import annotations
 

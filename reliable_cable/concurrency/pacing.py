@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-#: How many connections one pacer lets start, restore or read history in one iteration of the event loop.
+#: How many handshakes, restores or history reads a pacer allows in one iteration of the event loop.
 PER_ITERATION: Final = 20
 
 
@@ -27,7 +27,7 @@ class Pacer:
         #: How many callers have proceeded in this iteration.
         self._used = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        #: Wake the queued callers. Each returns False if its caller was cancelled, which uses up no place.
+        #: Functions that wake the queued callers. They return False for a caller that was cancelled.
         self._waiting: deque[Callable[[], bool]] = deque()
 
     async def wait(self) -> None:

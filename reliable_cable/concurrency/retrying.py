@@ -30,7 +30,7 @@ async def retry(
 ) -> T:
     """Await a call. Repeat it while it fails.
 
-    Only the first failure is logged as a warning. It has a traceback unless the error is an outage.
+    The first failure is logged as a warning, and later ones at the level debug. Outages are logged without a traceback.
 
     Args:
         call: the call.

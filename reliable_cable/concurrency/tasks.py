@@ -8,7 +8,7 @@ from typing import Any
 
 
 def mark_retrieved(task: asyncio.Task[Any]) -> None:
-    """Mark the error of a shared task as retrieved: all callers that waited for it may have been cancelled."""
+    """Mark the error of a shared task as retrieved, so that asyncio does not log it if all callers were cancelled."""
     if not task.cancelled():
         task.exception()
 
@@ -23,7 +23,7 @@ async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
 
 
 class BackgroundTasks:
-    """Starts tasks and keeps references to them: the event loop itself keeps only weak ones."""
+    """Starts tasks and keeps references to them, because the event loop itself keeps only weak references."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -129,17 +130,17 @@ atexit.register(end_threads, EXIT_TIME)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, as `run_sensitive` does."""
+    """Run a sync channel handler in one of `HANDLER_THREADS` threads. If that is 0, use `run_sensitive`."""
     return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 
 async def run_store(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync store method that reads. It has its own threads, so that a slow channel handler delays no delivery."""
+    """Run a sync store method that reads. Reads have their own threads, so that slow handlers delay no delivery."""
     return await _run("read", _store_threads(), _with_kept_connections, call, *args)
 
 
 async def run_store_write(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync store method that writes. It has its own threads, so that waiting for a write lock delays no read."""
+    """Run a sync store method that writes. Writes have their own threads, so that waiting for a lock delays no read."""
     return await _run("write", _store_threads(), _with_kept_connections, call, *args)
 
 
@@ -241,7 +242,7 @@ def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
 
 
 async def run_sensitive(call: Callable[..., T], *args: Any) -> T:
-    """Run sync code in the thread of Django's ORM calls, so that it is inside of transactions that are open there."""
+    """Run sync code in the thread of Django's ORM calls, so that it takes part in transactions that are open there."""
     result: T = await SyncToAsync(_with_fresh_connections, thread_sensitive=True)(call, *args)
     return result
 
@@ -265,29 +266,30 @@ async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[
 
 
 @dataclass(slots=True)
-class _Pending(Generic[A, T]):
+class _Pending(Generic[T]):
     """The pending calls of one event loop, and the tasks that run them."""
 
-    calls: deque[tuple[A, asyncio.Future[T]]] = field(default_factory=deque)
+    calls: deque[tuple[partial[T], asyncio.Future[T]]] = field(default_factory=deque)
     workers: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class BatchedCalls(Generic[A, T]):
     """Runs a sync function for many async callers, with many calls in one thread hop.
 
-    Calls that are made while others run are collected, and run together in the next hop.
+    Calls that are made while others run are collected, and run together in the next hop. Each runs in a copy of its
+    caller's context.
 
     Args:
         function: called with one argument. If it raises an error, the caller that passed this argument receives it.
-        size: the most calls in one hop.
-        parallel: the most hops at the same time, for each event loop.
+        size: the most calls in one thread hop.
+        parallel: the most thread hops at the same time, for each event loop.
     """
 
     def __init__(self, function: Callable[[A], T], *, size: int, parallel: int) -> None:
         self._function = function
         self._size = size
         self._parallel = parallel
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pending[A, T]] = weakref.WeakKeyDictionary()
+        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pending[T]] = weakref.WeakKeyDictionary()
 
     async def __call__(self, argument: A) -> T:
         """Call the function and return its result."""
@@ -296,18 +298,19 @@ class BatchedCalls(Generic[A, T]):
         if pending is None:
             pending = self._loops[loop] = _Pending()
         future: asyncio.Future[T] = loop.create_future()
-        pending.calls.append((argument, future))
+        # The task that makes the hop belongs to another caller.
+        pending.calls.append((partial(copy_context().run, _guarded, self._function, argument), future))
         if len(pending.workers) < self._parallel:
             worker = loop.create_task(self._work(pending))
             pending.workers.add(worker)
             worker.add_done_callback(pending.workers.discard)
         return await future
 
-    async def _work(self, pending: _Pending[A, T]) -> None:
+    async def _work(self, pending: _Pending[T]) -> None:
         while pending.calls:
             calls = [pending.calls.popleft() for _ in range(min(self._size, len(pending.calls)))]
             try:
-                outcomes = await run_handler(self._run, [argument for argument, _ in calls])
+                outcomes = await run_handler(self._run, [call for call, _ in calls])
             except Exception as error:
                 outcomes = [(None, error)] * len(calls)
             for (_, future), (result, cause) in zip(calls, outcomes, strict=True):
@@ -318,11 +321,11 @@ class BatchedCalls(Generic[A, T]):
                 else:
                     future.set_result(cast(T, result))
 
-    def _run(self, arguments: list[A]) -> list[tuple[T | None, Exception | None]]:
+    def _run(self, calls: list[partial[T]]) -> list[tuple[T | None, Exception | None]]:
         outcomes: list[tuple[T | None, Exception | None]] = []
-        for argument in arguments:
+        for call in calls:
             try:
-                outcomes.append((_guarded(self._function, argument), None))
+                outcomes.append((call(), None))
             except Exception as error:
                 outcomes.append((None, error))
         return outcomes

@@ -1,6 +1,6 @@
-"""How a connection is closed, by reason.
+"""The table that says how a connection is closed for each reason.
 
-Architecture: The life of a connection.
+See Architecture: The life of a connection.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class SessionFate(Enum):
     KEPT = "kept"
     #: Another connection has taken it over.
     HANDED_OVER = "handed over"
-    #: Nobody may restore it.
+    #: No client may restore it.
     FORGOTTEN = "forgotten"
 
 
 class Notified(Enum):
-    """Which clients are sent a `disconnect` frame. It makes an extended client forget its session."""
+    """Which clients are sent a `disconnect` frame. The frame makes an extended client forget its session."""
 
     ALL = "all"
     BASE = "base"
@@ -34,7 +34,7 @@ class Notified(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What closing for a certain reason means.
+    """How a connection is closed for one reason.
 
     Attributes:
         session: what becomes of the session.

@@ -1,13 +1,13 @@
-"""What the commands of a connection do: they run handlers of channels, and apply the replies.
+"""Handles the commands of a connection: runs handlers of channels, and applies their replies.
 
-Architecture: The way of a command.
+See Architecture: The way of a command.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final
 
@@ -17,13 +17,15 @@ from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
+from reliable_cable.protocol.control import SubscriptionRevocation
 from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
 from .connection import Connection
-from .handlers import REFUSED, run_error_handler, run_recorded
+from .handlers import REFUSED, cancelled, invoke_isolated, run_error_handler
 from .queue import CommandQueue
+from .started import Started
 from .subscription import Subscription
 
 logger = logging.getLogger("reliable_cable")
@@ -32,10 +34,15 @@ logger = logging.getLogger("reliable_cable")
 #: reached. The client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
 
-#: The least time, in seconds, to open the streams of a `subscribe`, however long it was queued or its handler took.
+#: How long, in seconds, the streams of a `subscribe` may take to open even after `SUBSCRIBE_TIMEOUT` has passed.
 MIN_OPEN_TIME: Final = 1.0
 
-#: Commands that only answer their client. They are skipped after the connection has ended.
+
+class _RevokedError(Exception):
+    """A subscription was revoked while it was being made."""
+
+
+#: Commands that matter only to their own client. They are skipped after the connection has ended.
 _ANSWERED = (commands.Subscribe, commands.History, commands.Presence)
 
 
@@ -64,7 +71,7 @@ class Commands(CommandQueue):
             return
         subscription = self.subscriptions.get(command.identifier)
         if subscription is None:
-            # A command may arrive after the client's own `unsubscribe`. Only this one must be answered.
+            # A command may arrive after the client's own `unsubscribe`. Only `presence` needs an answer then.
             if isinstance(command, commands.Presence):
                 self._push(messages.presence_event(command.identifier, messages.presence_error()))
             return
@@ -121,8 +128,8 @@ class Commands(CommandQueue):
     async def _subscribe_with_retries(self, command: commands.Subscribe, channel: Channel, arrived: float) -> None:
         """Subscribe. Retry while a database or store cannot be reached.
 
-        Meanwhile nothing is answered: for the client a rejection is final, and so is the end of the connection before
-        an answer.
+        Retry also if the subscription is revoked meanwhile, because the handler may have decided before that. The
+        client gets no answer during the retries, because a rejection would be final.
         """
         identifier = command.identifier
         loop = asyncio.get_running_loop()
@@ -135,7 +142,7 @@ class Commands(CommandQueue):
                 return
             except Exception as error:
                 subscription.end()
-                if not is_outage(error):
+                if not is_outage(error) and not isinstance(error, _RevokedError):
                     raise
                 if loop.time() + RETRY_DELAY > until:
                     await self._give_up(candidate, error)
@@ -151,25 +158,29 @@ class Commands(CommandQueue):
         channel = subscription.channel
         request = command.history if self.connection.extended else None
         subscription.restorable = request is None
+        subscription.authorized_at = self.connection.hub.engine.session_clock.moment()
         reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe, retried=True)
         if reply is None:
             self._reject(subscription)
             return
         joins: list[Any] = []
         if not reply.rejected:
-            # A slow handler must not make an opening fail that the store would answer.
+            subscription.started = Started.by(reply)
+            # After a slow handler, the store must still have time to open the streams.
             least = asyncio.get_running_loop().time() + MIN_OPEN_TIME
             await subscription.apply_streams(reply, request, until=max(until, least))
             joins += [join for join in reply.presence if not isinstance(join, PresenceLeave)]
             if command.presence is not None and await subscription.presence.authorizes(command.presence):
                 joins.append(command.presence)
+            if self._revocation(subscription, subscription.authorized) is not None:
+                raise _RevokedError("it was revoked while it was being made")
         self.transmit(subscription.identifier, reply)
         if reply.rejected:
             self._reject(subscription)
             return
         self.subscriptions[subscription.identifier] = subscription
         if self.connection.closed:
-            return  # the end of the connection waits for this, and ends the subscription
+            return  # `end_connection` waits for this command, and then ends the subscription
         subscription.confirm()
         subscription.catch_up(request, joins)
         self.connection.changed()
@@ -188,13 +199,38 @@ class Commands(CommandQueue):
     async def _unsubscribe(self, subscription: Subscription) -> None:
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
-        # Save first: otherwise a restore could bring the subscription back after others saw it leave.
+        # Save first: otherwise a restore could bring the subscription back after others saw the member leave.
         await self.connection.save()
         try:
             await subscription.presence.leave()
         except Exception:
-            logger.exception("Presence could not be left. The member leaves when its time to live is over.")
+            logger.exception("A member could not be removed from presence. It leaves when it expires.")
         await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
+
+    # -- revoking -----------------------------------------------------------------------------------------------------
+
+    def revoke(self, identifiers: Collection[str], reason: str) -> None:
+        """End subscriptions at once, and send the client the reason. Their members leave after the running handler."""
+        for identifier in identifiers:
+            subscription = self.subscriptions.pop(identifier)
+            subscription.revoked = True
+            subscription.end()
+            self._push(messages.revoked(identifier, reason))
+            self.call_next(partial(self._unsubscribe, subscription))
+        self.connection.changed()
+
+    def end_if_revoked(self, identifier: str) -> bool:
+        """End a restored subscription if it was revoked meanwhile. Return whether it was ended."""
+        subscription = self.subscriptions[identifier]
+        if self._revocation(subscription, subscription.authorized) is None:
+            return False
+        del self.subscriptions[identifier]
+        subscription.end()
+        return True
+
+    def _revocation(self, subscription: Subscription, authorized: float) -> SubscriptionRevocation | None:
+        connection = self.connection
+        return connection.hub.control.recent.find(connection.identity, subscription.scopes(), authorized)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -211,19 +247,27 @@ class Commands(CommandQueue):
         attribute, takes_data = method
         data = dict(command.data)
         handler = partial(getattr(channel, attribute), *((data,) if takes_data else ()))
+        began = self.connection.hub.engine.session_clock.moment()
         reply = await self.call(channel, str(name), handler, partial(channel.before_action, str(name), data))
         if reply is not None and reply is not REFUSED:
-            await self._apply(subscription, reply)
+            await self._apply(subscription, reply, began)
 
-    async def _apply(self, subscription: Subscription, reply: Reply) -> None:
-        """Apply the reply of an action."""
+    async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
+        """Apply the reply of an action, which began at a moment of `Engine.session_clock`."""
         try:
             await subscription.apply_streams(reply)
         except Exception:
             logger.exception("A stream of %s could not be opened.", subscription.identifier)
             subscription.catch_up()
+        if reply.streams and not subscription.revoked:
+            # A stream may have been revoked before the handler started it, but after the handler had decided to.
+            revocation = self._revocation(subscription, self.connection.hub.engine.session_clock.at(began))
+            if revocation is not None:
+                self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
         # A restore, on any server, must bring back every change whose effect the client has seen.
         if (reply.streams or reply.changed) and not await self.connection.save():
+            return
+        if subscription.revoked:
             return
         self.transmit(subscription.identifier, reply)
         if reply.rejected:
@@ -261,22 +305,34 @@ class Commands(CommandQueue):
         """Run a handler after its check. If one of them raises, apply the reply of `handle_error`.
 
         Args:
-            channel: the channel whose handler it is.
+            channel: the channel that the handler belongs to.
             name: the name of the handler, for the log and for `handle_error`.
             handler: the handler.
             check: called first. If it returns False, the handler is not called.
-            retried: whether the caller retries after an outage. Its error is then raised, without a call of
-                `handle_error`.
+            retried: whether the caller retries after an outage. The outage's error is then raised, and `handle_error`
+                is not called.
 
         Returns:
             The reply; `REFUSED` if the check returned False; None if the handler or the check raised.
         """
-        reply, failed = await run_recorded(channel, name, handler, check, retried=retried)
-        if failed:
-            if not reply.changed or await self.connection.save():
-                self.transmit(channel.identifier, reply)
-            return None
-        return reply
+        saved = channel.begin()
+        try:
+            outcome: object = await invoke_isolated(channel.connection, handler, check)
+            if outcome is REFUSED:
+                channel.undo(saved)
+                return REFUSED
+            return channel.take_reply(saved)
+        except (Exception, asyncio.CancelledError) as cause:
+            if cancelled(cause):
+                raise
+            channel.undo(saved)
+            if retried and is_outage(cause):
+                raise
+            logger.exception("%s: %s failed.", type(channel).__name__, name)
+            reply = await run_error_handler(channel, cause, name)
+        if not reply.changed or await self.connection.save():
+            self.transmit(channel.identifier, reply)
+        return None
 
     def transmit(self, identifier: str, reply: Reply) -> None:
         """Send the transmissions of a reply."""

@@ -1,6 +1,7 @@
-"""A connection: its session ids, its state, what it reads, and how it is closed.
+"""The server side of a WebSocket connection: its session ids, its state, how it reads frames, and how it is closed.
 
-Architecture: The life of a connection. `lifecycle.py` opens and ends it; `commands.py` handles what it reads.
+See Architecture: The life of a connection. `lifecycle.py` opens and ends a connection; `commands.py` handles its
+commands.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import Context, copy_context
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
+from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
@@ -25,22 +28,26 @@ from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .closing import CLOSINGS, Notified, SessionFate
+from .handlers import invoke_isolated
 from .outbox import Outbox
 from .queue import CommandQueue
 from .stream_ids import StreamIds
 
 logger = logging.getLogger("reliable_cable")
 
+T = TypeVar("T")
+
 #: How many frames may violate the protocol before the client is disconnected.
 MAX_BAD_FRAMES: Final = 20
 #: The most bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
-#: How long, in seconds, queued frames may take before a socket is closed, and queued commands while draining.
+#: How long, in seconds, to wait for queued frames before a socket is closed. Before that, draining waits for queued
+#: commands, for the same time.
 CLOSE_TIMEOUT: Final = 2.0
 
 
 class ConnectionState(Enum):
-    """How far a connection has come."""
+    """The stages of a connection."""
 
     #: The client has not been welcomed.
     OPENING = "opening"
@@ -53,13 +60,23 @@ class ConnectionState(Enum):
 
 
 class Subscribed(Protocol):
-    """A subscription, as far as its connection knows it (see `subscription.Subscription`)."""
+    """The part of a subscription that its connection uses (see `subscription.Subscription`)."""
 
-    #: Whether a session record may contain it.
+    #: Whether a session record may contain the subscription.
     restorable: bool
+
+    @property
+    def authorized(self) -> float:
+        """When the channel began to decide about the subscription, by the session store's clock."""
+
+    def scopes(self) -> Sequence[Identity]:
+        """Return what the condition of a revocation can name of the subscription."""
 
     def record(self) -> dict[str, Any]:
         """Return what a restore needs, as JSON values."""
+
+    def notice_read(self) -> None:
+        """Take note that the client has read all notices of losses."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -70,11 +87,11 @@ class Connection:
         hub: the hub of this event loop.
         consumer: the consumer, which channels see as `self.connection`.
         subprotocol: the subprotocol that was negotiated.
-        identity: whom the connection belongs to.
+        identity: the values that identify the connection's owner, as texts.
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
+        ping_interval: the time between two pings, in seconds.
+        transport: writes to the socket and aborts it.
         login: the Django login of the client; None: it was authenticated in another way, or not at all.
-        ping_interval: in seconds.
-        transport: the socket, as the server offers it.
     """
 
     hub: Hub
@@ -86,6 +103,8 @@ class Connection:
     ping_interval: float
     transport: Transport
     login: Login | None = None
+    #: The context of the handlers, which is the one in which the connection is made.
+    context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
     #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
     sids: tuple[str, ...] = field(default_factory=lambda: (secrets.token_urlsafe(18),))
@@ -98,9 +117,14 @@ class Connection:
     #: Handles the commands; set while the connection is open.
     commands: CommandQueue = field(init=False)
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
-    #: Belongs to the heartbeat.
+    #: When the next ping is due. Only the heartbeat uses this.
     ping_due: int = 0
     _last_pong: float | None = None
+    #: How many pings were sent, and how many were answered.
+    _pings: int = 0
+    _pongs: int = 0
+    #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
+    _notice_ping: int = 0
     _bad_frames: int = 0
 
     def __post_init__(self, subprotocol: Subprotocol) -> None:
@@ -147,13 +171,13 @@ class Connection:
                 "sids": list(self.sids[1:]),
                 "alive": not self.closed,
                 "left_at": self.hub.engine.session_clock.now(),
-                # The client subscribes afresh to the others, with its own request for history.
+                # The client subscribes to the others again, with its own request for history.
                 "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
             },
         )
 
     def changed(self) -> None:
-        """Have the session record written soon."""
+        """Schedule a write of the session record, because something in it has changed."""
         if self.resumable:
             self.hub.sessions.changed(self)
 
@@ -161,20 +185,26 @@ class Connection:
         """Save the session record before the client sees the effect of a change.
 
         Returns:
-            Whether the client may see the effect. If False, the change could not be saved, and the client is
-            disconnected and forgets its session. Otherwise a restore on another server would bring back the older
-            state.
+            Whether the client may see the effect. If False, the change could not be saved. The client is then
+            disconnected and forgets its session, because a restore on another server would bring back the older state.
         """
         if not self.resumable or await self.hub.sessions.save(self):
             return True
-        logger.warning("A session could not be saved. Its client is disconnected, and subscribes anew.")
+        logger.warning("A session could not be saved. Its client is disconnected, and subscribes again.")
         self.close(DisconnectReason.REMOTE, reconnect=True)
         return False
+
+    # -- handlers -----------------------------------------------------------------------------------------------------
+
+    async def run_isolated(self, call: Callable[[], T]) -> T:
+        """Run sync code as a sync handler is run: in a thread, in the connection's context, and in `around_command`."""
+        result: T = await run_in_context(self.context, invoke_isolated(self.consumer, call))
+        return result
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def receive(self, text: str | None) -> None:
-        """Take a frame; None is a binary one. Commands are queued, so this returns at once."""
+        """Handle a frame that the client sent; None: a binary frame. Commands are queued, so this returns at once."""
         if self.state is not ConnectionState.OPEN:
             return
         try:
@@ -192,48 +222,83 @@ class Connection:
             self.bad_frame(error)
             return
         if isinstance(command, protocol_commands.Pong):
-            self._last_pong = time.monotonic()
+            self._ponged()
         elif isinstance(command, protocol_commands.Ping):
             self.outbox.push(messages.pong())
         elif not self.commands.add(command, len(text)):
             self.close(DisconnectReason.INVALID_REQUEST)
 
     def bad_frame(self, error: ProtocolError) -> None:
-        """Count a violation of the protocol. A client that commits many is disconnected."""
+        """Count a violation of the protocol. After more than `MAX_BAD_FRAMES` of them, disconnect the client."""
         self._bad_frames += 1
         logger.warning("A frame was refused: %s.", error)
         if self._bad_frames > MAX_BAD_FRAMES:
             self.close(DisconnectReason.INVALID_REQUEST)
 
     def reject(self, identifier: str) -> None:
-        """Answer that a subscription was rejected."""
+        """Tell the client that a subscription was rejected."""
         self.outbox.push(messages.acknowledgement(MessageType.REJECT_SUBSCRIPTION, identifier))
 
     def ping(self, frame: str) -> bool:
-        """Send a ping, or close the connection of a client that answers none.
+        """Send a ping, or close the connection if the client no longer answers pings.
 
         Returns:
             False if the connection needs no more pings.
         """
         timeout = self.hub.settings.pong_timeout
-        # Only clients that have sent a pong before are expected to.
+        # A client that has never sent a pong is not expected to send one.
         if timeout is not None and self._last_pong is not None and time.monotonic() - self._last_pong > timeout:
             self.close(DisconnectReason.NO_PONG)
             return False
         if self.ending:
             return False
         self.commands.rest()
+        self._pings += 1
         self.outbox.push(frame)
         return True
 
+    def _ponged(self) -> None:
+        self._last_pong = time.monotonic()
+        self._pongs += 1
+        if self._pongs == self._notice_ping:
+            for subscription in self.subscriptions.values():
+                subscription.notice_read()
+            self.changed()
+
+    def notice_sent(self) -> None:
+        """Call `notice_read` of all subscriptions when the client has answered a ping that is sent after this call."""
+        self._notice_ping = self._pings + 1
+
     # -- closing ------------------------------------------------------------------------------------------------------
+
+    def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
+        """End subscriptions, and send the client the reason.
+
+        An extended client ignores a `reject_subscription` that it did not ask for. So it has to reconnect, and then
+        subscribes again. So does a base client if it may have subscribed after the revocation, because clocks are not
+        exact.
+
+        Args:
+            identifiers: the identifiers of the subscriptions.
+            reason: the reason.
+            at: the time of the revocation, by the session store's clock.
+        """
+        if self.closed:
+            return  # the session store has the revocation, which a restore applies
+        uncertain = any(self.subscriptions[identifier].authorized > at for identifier in identifiers)
+        self.commands.revoke(identifiers, reason)
+        if self.extended or uncertain:
+            self.hub.tasks.spawn(self.drain(0))
+        else:
+            for identifier in identifiers:
+                self.reject(identifier)
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         """Close the connection. A further call can only be stricter: it forgets the session, or aborts the socket.
 
         Args:
             reason: decides everything else (see `closing.CLOSINGS`).
-            reconnect: whether the client is to reconnect. None: as the reason says.
+            reconnect: whether the client is to reconnect. None: the reason decides.
         """
         closing = CLOSINGS[reason]
         if closing.session is SessionFate.FORGOTTEN and self.resumable:
@@ -256,7 +321,7 @@ class Connection:
             self.hub.tasks.spawn(self._finish())
 
     async def drain(self, delay: float) -> None:
-        """Close the connection before the server stops: after `delay` seconds, and after the queued commands."""
+        """Close the connection after `delay` seconds and after the queued commands. The client is to reconnect."""
         await asyncio.sleep(delay)
         if not self.closed:
             await self.commands.finished(CLOSE_TIMEOUT)

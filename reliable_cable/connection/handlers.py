@@ -1,16 +1,21 @@
-"""Runs handlers of channels, in a thread if they are sync, and drops the reply of one that raises."""
+"""Runs handlers, in a thread if they are sync.
+
+Each call of a handler has its own copy of the connection's context.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 from reliable_cable.channel import Channel
-from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.reply import Reply
 
@@ -20,82 +25,107 @@ logger = logging.getLogger("reliable_cable")
 REFUSED = Reply(rejected=True)
 
 
-def _cancelled(error: BaseException) -> bool:
-    """Return whether this task was cancelled, not something that a handler awaited."""
+def cancelled(error: BaseException) -> bool:
+    """Return whether this task was cancelled. If not, something that a handler awaited was cancelled."""
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
-async def invoke(call: Callable[..., Any], base: type = Channel) -> Any:
-    """Run a handler, sync or async. One that is not overridden costs nothing.
+def _overridden(base: type, *calls: Callable[[], Any] | None) -> list[Callable[[], Any]]:
+    """Return the handlers that are not the ones of `base`, which do nothing."""
+    overridden = []
+    for call in calls:
+        target = call.func if isinstance(call, partial) else call
+        function = getattr(target, "__func__", None)
+        if call is not None and (function is None or function is not getattr(base, function.__name__, None)):
+            overridden.append(call)
+    return overridden
+
+
+async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
+    """Run a handler, in a thread if it is sync. One that is not overridden costs nothing.
 
     Args:
-        call: the handler, a method of an object, or a partial call of it.
+        handler: the handler, a method of an object, or a partial call of it.
         base: the class that declares the handler.
     """
-    target = call.func if isinstance(call, partial) else call
-    if getattr(target, "__func__", None) is getattr(base, getattr(target, "__name__", ""), None):
-        return None
-    if inspect.iscoroutinefunction(call):
-        refresh_connections()
-        return await call()
-    return await run_handler(call)
+    calls = _overridden(base, handler)
+    return await _run(nullcontext, calls) if calls else None
 
 
-async def run_recorded(
-    channel: Channel,
-    name: str,
-    handler: Callable[[], Any],
-    check: Callable[[], Any] | None,
-    *,
-    retried: bool = False,
-) -> tuple[Reply, bool]:
-    """Run the check of a handler, and then the handler unless the check returned False.
+async def invoke_isolated(
+    consumer: Any, handler: Callable[[], Any], check: Callable[[], Any] | None = None, base: type = Channel
+) -> Any:
+    """Run a handler after its check, in a copy of the connection's context and inside of `around_command`.
+
+    If both are sync, both run in the same thread hop. Handlers and checks that are not overridden cost nothing.
 
     Args:
-        channel: the channel.
-        name: the name of the handler, for the log and for `handle_error`.
-        handler: the handler, which takes no arguments.
-        check: called first. If it returns False, the handler is not called and the reply is `REFUSED`.
-        retried: whether the caller retries after an outage. Its error is then raised, without a call of `handle_error`.
+        consumer: the consumer of the connection.
+        handler: the handler, a method of an object, or a partial call of it.
+        check: called first. If it returns False, the handler is not called.
+        base: the class that declares the handler and the check.
 
     Returns:
-        The reply, and whether the handler or the check raised. If so, the reply is that of `handle_error`.
+        The result of the handler, or `REFUSED` if the check returned False.
     """
-    saved = channel.begin()
-    try:
-        if check is not None and await invoke(check) is False:
-            channel.undo(saved)
-            return REFUSED, False
-        await invoke(handler)
-        return channel.take_reply(saved), False
-    except (Exception, asyncio.CancelledError) as cause:
-        if _cancelled(cause):
-            raise
-        channel.undo(saved)
-        if retried and is_outage(cause):
-            raise
-        error = (
-            cause if isinstance(cause, Exception) else RuntimeError("something that the handler awaited was cancelled")
-        )
-        logger.exception("%s: %s failed.", type(channel).__name__, name)
-        return await run_error_handler(channel, error, name), True
+    calls = _overridden(base, check, handler)
+    if not calls:
+        return None
+    # The tasks of a connection have its context: only `connect` changes it.
+    result = await run_in_context(copy_context(), _run(consumer.around_command, calls))
+    return REFUSED if result is False and calls[-1] is check else result
 
 
-async def run_error_handler(channel: Channel, error: Exception, name: str) -> Reply:
+async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) -> Any:
+    """Run a check, if any, and then its handler.
+
+    Args:
+        around: returns the context manager in which they run, sync or async.
+        calls: the check, if any, and the handler.
+    """
+    asynchronous = inspect.iscoroutinefunction(calls[-1])
+    if len(calls) > 1 and inspect.iscoroutinefunction(calls[0]) is not asynchronous:
+        if await _run(around, calls[:1]) is False:
+            return REFUSED
+        calls = calls[1:]
+    manager = around()
+    if not hasattr(manager, "__enter__"):
+        async with manager:
+            return await _run(nullcontext, calls)
+    if not asynchronous:
+        return await run_handler(_run_in_thread, manager, calls)
+    refresh_connections()
+    with manager:
+        for check in calls[:-1]:
+            if await check() is False:
+                return REFUSED
+        return await calls[-1]()
+
+
+def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callable[[], Any]]) -> Any:
+    with manager:
+        for check in calls[:-1]:
+            if check() is False:
+                return REFUSED
+        return calls[-1]()
+
+
+async def run_error_handler(channel: Channel, cause: BaseException, name: str) -> Reply:
     """Run `handle_error` of a channel. Return the reply that it recorded.
 
     Args:
         channel: the channel whose handler raised.
-        error: the error that the handler raised.
+        cause: the error that the handler raised.
         name: the name of the handler.
     """
+    error = cause if isinstance(cause, Exception) else RuntimeError("something that the handler awaited was cancelled")
     saved = channel.begin()
     try:
-        await invoke(partial(channel.handle_error, error, name))
+        await invoke_isolated(channel.connection, partial(channel.handle_error, error, name))
         return channel.take_reply(saved)
-    except (Exception, asyncio.CancelledError) as cause:
-        if _cancelled(cause):
+    except (Exception, asyncio.CancelledError) as failure:
+        if cancelled(failure):
             raise
         logger.exception("%s.handle_error failed.", type(channel).__name__)
         channel.undo(saved)

@@ -1,6 +1,6 @@
-"""How a connection begins and ends.
+"""Opens and ends connections.
 
-Architecture: The life of a connection.
+See Architecture: The life of a connection.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ HISTORY_TIMEOUT: Final = 10.0
 
 
 async def open_connection(commands: Commands, sid: str | None) -> None:
-    """Welcome a client, after restoring a session if it may have that.
+    """Restore the session that a client names, if the client may have it, and welcome the client.
 
     Args:
         commands: the commands of a new connection, whose handshake the server has accepted.
-        sid: the session that the client names, if any.
+        sid: the id of the session that the client names; None: it names none.
     """
     connection, hub = commands.connection, commands.connection.hub
     hub.control.acquire()
     connection.transport.attach(connection.outbox.pause, connection.outbox.resume)
     restored = await restore(commands, sid) if sid and connection.resumable else None
-    # Nothing is awaited from here to the welcome: a revocation or a takeover that arrives finds the connection.
+    # From here to the welcome there is no `await`, so no revocation or takeover can arrive before the connection is
+    # added.
     hub.connections.add(connection)
-    if hub.control.close_if_revoked(connection):
+    if connection.ending or hub.control.close_if_revoked(connection):
         return
+    if restored is not None:
+        restored.identifiers = [each for each in restored.identifiers if not commands.end_if_revoked(each)]
     if restored is not None and restored.elsewhere:
         hub.control.announce_takeover(restored.sid, connection)
     if restored is None and connection.resumable:
@@ -52,7 +55,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
 
 
 async def end_connection(commands: Commands) -> None:
-    """Release everything after the socket was closed, and keep what a restore needs."""
+    """End a connection whose socket was closed: save its session for a restore, and release everything else."""
     connection, hub = commands.connection, commands.connection.hub
     if connection.closed:
         return
@@ -60,14 +63,14 @@ async def end_connection(commands: Commands) -> None:
     connection.outbox.abandon()
     hub.heartbeat.remove(connection)
     hub.logins.remove(connection)
-    # First without waiting: a handler may take its time.
+    # The subscriptions end before the commands are awaited, because a handler may take long.
     _release_subscriptions(commands)
     await commands.finished()
     _release_subscriptions(commands)
     if connection.resumable:
         await hub.sessions.drop(connection)
     hub.connections.remove(connection)
-    hub.control.release()
+    hub.control.release(connection)
     for subscription in commands.subscriptions.values():
         await commands.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
     _break_cycles(commands)

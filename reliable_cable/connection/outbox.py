@@ -1,6 +1,6 @@
-"""The outbox of a connection: writes frames at once while the socket takes them, and queues them otherwise.
+"""The outbox of a connection: it writes frames at once while the socket accepts them, and queues them otherwise.
 
-Protocol: Slow clients.
+See Protocol: Slow clients.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ logger = logging.getLogger("reliable_cable")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: How long, in seconds, a full socket may take nothing before its client counts as too slow.
+#: How long, in seconds, a full socket may accept nothing before its client counts as too slow.
 STALL_TIME = 10.0
-#: The same where the server cannot tell how much the kernel has buffered. That may be several megabytes, for which a
-#: slow client needs more time.
+#: The same for servers that cannot tell how much the kernel has buffered. The kernel may have several megabytes, which
+#: take a slow client longer.
 BLIND_STALL_TIME = 60.0
 
-#: The queue of an outbox that has nothing queued. It is shared, and never filled.
+#: The queue of each outbox that has nothing queued. All of them share this deque, which is never filled.
 _EMPTY: deque[str] = deque(maxlen=0)
 
 
 def wire(text: str, form: type[Frame] = Frame) -> bytes:
-    """Return the bytes of a WebSocket frame. Those of a `Frame` are made once for all clients.
+    """Return a message as the bytes of a WebSocket frame. A `Frame` is encoded once for all clients.
 
     Args:
-        text: the text of the message. A `Frame` of another form is made again.
-        form: the form in which the client takes frames.
+        text: the text of the message. A `Frame` of another class is encoded again.
+        form: the class of frames that the client can read.
     """
     if isinstance(text, Frame) and type(text) in (Frame, form):
         return text.wire
@@ -79,16 +79,16 @@ class Outbox:
     finishes it, and further frames are queued. Frames are also queued while the server's buffer is full (`pause`).
 
     The queue is limited. Messages that can be read from the store later may fill half of it, and messages that
-    subscribers hold a quarter. The rest is for frames that can only be sent.
+    subscribers hold until they are live may fill a quarter. The rest is left for frames that cannot be read again.
 
     Args:
         send: the ASGI `send`.
-        limit: the most characters that may be queued. Beyond it, `overflow` is called once.
-        overflow: called when the client is too slow: too much is queued, or the socket took nothing for `STALL_TIME`
-            (`BLIND_STALL_TIME`) while something waited for it (`drained`).
-        write: writes the bytes of a frame without waiting, where the server offers that (see `servers.base.Transport`).
-        form: the form in which the client takes such frames.
-        unsent: returns how many bytes were written but not taken by the client; None if that is not known.
+        limit: the most characters that may be queued. Beyond this limit, `overflow` is called once.
+        overflow: called when the client is too slow: too much is queued, or the socket accepted nothing for
+            `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
+        write: writes the bytes of a frame without waiting; None if the server cannot (see `servers.base.Transport`).
+        form: the class of frames that the client can read.
+        unsent: returns how many written bytes the client has not acknowledged; None if that is unknown.
     """
 
     send: Send
@@ -98,9 +98,9 @@ class Outbox:
     write: Callable[[bytes], None] | None = None
     form: type[Frame] = Frame
     unsent: Callable[[], int | None] = _unknown
-    #: Writes a frame at once; None while that is not possible. Use `push` then.
+    #: Writes a frame at once; None while that is impossible, so that `push` must be used.
     ready: Callable[[bytes], None] | None = field(init=False)
-    #: How many characters the subscribers of this connection hold until they are live.
+    #: The size, in characters, of the messages that subscribers of this connection hold until they are live.
     held: int = 0
     #: Whether sending has ended.
     closed: bool = False
@@ -108,7 +108,7 @@ class Outbox:
     _size: int = 0
     _paused: bool = False
     _blocked: bool = False
-    #: Checks whether a full socket takes anything, and whether it has since the last check.
+    #: The timer of the next check whether a full socket accepts anything, and the results of the last check.
     _watch: asyncio.TimerHandle | None = None
     _moved: bool = False
     _unsent_then: int | None = None
@@ -120,14 +120,14 @@ class Outbox:
         self.ready = self.write
 
     def push(self, text: str, *, kept: bool = False) -> bool:
-        """Send a frame, or queue it while the socket takes none.
+        """Send a frame, or queue it while the socket accepts none.
 
         Args:
             text: the text of the frame.
             kept: whether the message can be read from the store later.
 
         Returns:
-            False if the frame was not taken because it is kept and much is queued already.
+            False if the frame was dropped, because much is queued and the message can be read from the store later.
         """
         if self.ready is not None:
             try:
@@ -152,18 +152,19 @@ class Outbox:
 
     def can_hold(self, size: int) -> bool:
         """Return whether `size` more characters may be held."""
-        return self.held + size <= self.limit // 4
+        held = self.held + size
+        return held <= self.limit // 4 and self._size + held <= self.limit
 
     def _give_up(self) -> None:
         self.abandon()
         try:
             self.overflow()
         except Exception:
-            # The fan-out goes on to the other subscribers.
-            logger.exception("A slow client could not be dropped.")
+            # The fan-out must continue with the other subscribers.
+            logger.exception("A slow client could not be disconnected.")
 
     def push_all(self, frames: Sequence[str]) -> None:
-        """Send several frames, in one write where the server takes frames."""
+        """Send several frames, in one write if the server offers `write`."""
         if self.ready is None or len(frames) < 2:
             for frame in frames:
                 self.push(frame)
@@ -210,7 +211,7 @@ class Outbox:
         self.abandon()
 
     async def drained(self) -> None:
-        """Wait until no frame is queued. A client that takes nothing meanwhile is too slow, and is dropped."""
+        """Wait until no frame is queued. A client that accepts nothing for too long meanwhile is disconnected."""
         while self._blocked and not self.closed:
             if self._watch is None:
                 self._watch_socket()
@@ -235,18 +236,18 @@ class Outbox:
         if not self._blocked:
             return
         unsent, then = self.unsent(), self._unsent_then
-        # The number may have grown by a ping that the server itself sent.
+        # A ping that the server itself has sent may have increased the number.
         if self._moved or (unsent is not None and then is not None and unsent < then):
             self._watch_socket()
         else:
             self._give_up()
 
     async def close(self, code: int, *, timeout: float) -> bool:  # noqa: ASYNC109 - bounds the whole call
-        """Send the queued frames, for at most `timeout` seconds, then close the connection.
+        """Send the queued frames, then close the connection.
 
         Args:
             code: the WebSocket close code.
-            timeout: in seconds.
+            timeout: how long, in seconds, sending and closing may take together.
 
         Returns:
             False if the connection could not be closed in time, and has to be aborted.
@@ -260,7 +261,7 @@ class Outbox:
                 self.ready = None
                 await self.send({"type": "websocket.close", "code": code})
         except Exception:
-            # Timed out, or an error of a server whose socket is closed.
+            # The timeout has passed, or the server raised an error because the socket is closed.
             return False
         else:
             return True

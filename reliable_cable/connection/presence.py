@@ -1,4 +1,4 @@
-"""The presence of one subscription: its own membership, and its client's list of the members."""
+"""The presence of one subscription: its member, and its client's list of all members."""
 
 from __future__ import annotations
 
@@ -17,20 +17,25 @@ from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import PresenceJoin, Reply
 
 from .connection import Connection
-from .handlers import invoke
-from .streams import SubscriptionStreams
+from .handlers import invoke_isolated
+from .streams import SubscriptionStreams, choose_presence_stream
 
 logger = logging.getLogger("reliable_cable")
 
 
 def member_key(sid: str, identifier: str) -> str:
-    """Return the key of the member that a session's subscription is."""
+    """Return the key under which a subscription of a session is a member."""
     return f"{sid}:{hashlib.blake2b(identifier.encode(), digest_size=8).hexdigest()}"
 
 
 def blank_record(sid: str, identifier: str) -> dict[str, Any]:
     """Return the presence record of a subscription that never used presence."""
     return {"member": None, "watching": None, "key": member_key(sid, identifier)}
+
+
+def recorded_presence_stream(record: Mapping[str, Any]) -> str:
+    """Return the presence stream in the record of a subscription; empty if it has no streams."""
+    return choose_presence_stream((stream["name"], stream["presence"]) for stream in record["streams"]) or ""
 
 
 class SubscriptionPresence:
@@ -40,18 +45,29 @@ class SubscriptionPresence:
         subscription: the subscription.
     """
 
-    __slots__ = ("_former_key", "_key", "_pending_joins", "_restored_incarnation", "_roster", "_subscription", "member")
+    __slots__ = (
+        "_former_key",
+        "_former_stream",
+        "_key",
+        "_pending_joins",
+        "_restored_incarnation",
+        "_roster",
+        "_subscription",
+        "member",
+    )
 
     def __init__(self, subscription: SubscriptionStreams) -> None:
         self._subscription = subscription
         #: The id and info of the member; None while the subscription is not a member.
         self.member: tuple[str, Any] | None = None
         self._key = member_key(subscription.connection.sid, subscription.identifier)
-        #: Joins that are made after the history has been sent.
+        #: Joins to make after the history has been sent.
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None
-        #: The roster that the client's list belongs to, once the client has asked who is present.
+        #: The stream of that former member.
+        self._former_stream = ""
+        #: The roster that the client's list belongs to; None before the client has requested the members.
         self._roster: Roster | None = None
         #: The incarnation that the client's list is based on, from a restore until the list has been corrected.
         self._restored_incarnation: str | None = None
@@ -75,7 +91,7 @@ class SubscriptionPresence:
                 await self.leave()
 
     async def authorizes(self, claim: PresenceClaim) -> bool:
-        """Return whether the channel allows the client's own join.
+        """Return whether the channel allows a join that the client requests.
 
         Raises:
             Exception: `authorize_presence` failed because of an outage.
@@ -86,7 +102,7 @@ class SubscriptionPresence:
             logger.warning("A join was refused: %s has no authorize_presence().", type(channel).__name__)
             return False
         try:
-            return bool(await invoke(partial(authorize, claim.id, claim.info)))
+            return bool(await invoke_isolated(channel.connection, partial(authorize, claim.id, claim.info)))
         except Exception as error:
             if is_outage(error):
                 raise
@@ -103,7 +119,7 @@ class SubscriptionPresence:
         self._connection.changed()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
-        """Add joins that `join_pending` makes."""
+        """Add joins, which `join_pending` will make."""
         self._pending_joins += joins
 
     async def join_pending(self) -> None:
@@ -126,10 +142,10 @@ class SubscriptionPresence:
             await self._service.leave(stream, self._key)
 
     async def move(self, former: str) -> None:
-        """Move the member from its former stream to the present presence stream.
+        """Move the member from the former presence stream to the current one.
 
         Args:
-            former: the name of the stream that was the presence stream before.
+            former: the name of the former presence stream.
         """
         if self.member is not None:
             member, self.member = self.member, None
@@ -137,7 +153,7 @@ class SubscriptionPresence:
             await self.join(*member)
 
     def release(self) -> None:
-        """Let the member expire because the connection has ended. A restored session can take it over before."""
+        """Let the member expire, because the connection has ended. A restored session can take it over before that."""
         if self.member is not None and self._subscription.presence_stream is not None:
             self._service.release(self._subscription.presence_stream, self._key)
 
@@ -165,14 +181,14 @@ class SubscriptionPresence:
         Args:
             left_at: when the client left the former session, by the session store's clock.
         """
-        stream = self._subscription.presence_stream
-        if stream is None:
-            return
         if self.member is not None:
             await self.join(*self.member)
         if self._former_key is not None and self._former_key != self._key:
-            await self._service.leave(stream, self._former_key)
+            await self._service.leave(self._former_stream, self._former_key)
         self._former_key = None
+        stream = self._subscription.presence_stream
+        if stream is None:
+            return
         # The client must receive the events that arrive while the store is being read.
         self._subscription.mark_confirmed()
         if self._restored_incarnation is None:
@@ -180,8 +196,8 @@ class SubscriptionPresence:
         away = max(self._connection.hub.engine.session_clock.now() - left_at, 0)
         resumed = await self._service.rosters.resume(stream, self._restored_incarnation, away)
         if resumed is None:
-            # The data were lost, and with them who has left. The record keeps the former incarnation, so the next
-            # restore leaves this subscription out, and the client asks for a new list.
+            # The presence data were lost, so it is unknown which members have left. The record keeps the former
+            # incarnation, so the next restore leaves this subscription out, and the client requests a new list.
             self._roster = None
             self._connection.close(DisconnectReason.SERVER_RESTART)
             return
@@ -199,16 +215,25 @@ class SubscriptionPresence:
 
     def record(self) -> dict[str, Any]:
         """Return what a restore needs, as JSON values."""
+        member = self.member
+        if self._pending_joins:
+            member = self._pending_joins[-1].id, self._pending_joins[-1].info
         return {
-            "member": list(self.member) if self.member is not None else None,
+            "member": list(member) if member is not None else None,
             "watching": self._roster.incarnation if self._roster is not None else self._restored_incarnation,
             "key": self._former_key or self._key,
         }
 
-    def restore(self, data: Mapping[str, Any]) -> None:
-        """Restore what `record` returned in the former session."""
-        self.member = tuple(data["member"]) if data["member"] is not None else None
-        self._restored_incarnation = data["watching"]
-        # Without a member in the record, nobody has to leave. A member that joined just before its server died is
-        # missing in the record, and leaves when it expires.
-        self._former_key = data["key"] if self.member is not None else None
+    def restore(self, record: Mapping[str, Any], member: tuple[str, Any] | None) -> None:
+        """Restore the presence of the former session.
+
+        Args:
+            record: the record of the subscription.
+            member: the member that the subscription has from now on.
+        """
+        self.member = member
+        self._restored_incarnation = record["watching"]
+        # Without a member in the record, there is none to remove. A member that joined just before its server died may
+        # be missing in the record. It leaves when it expires.
+        self._former_key = record["key"] if record["member"] is not None else None
+        self._former_stream = recorded_presence_stream(record)

@@ -1,7 +1,7 @@
 """The command queue of a connection.
 
-Commands are handled one after another, in a task of their own. So the end of the connection is noticed while a handler
-takes its time.
+Commands are handled one after another, in a separate task. So the end of the connection is noticed even while a handler
+is running.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from contextvars import copy_context
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,8 +22,19 @@ logger = logging.getLogger("reliable_cable")
 #: The most commands that may be queued.
 MAX_QUEUED_COMMANDS: Final = 1024
 
-#: Commands after which more are likely to come.
+#: Commands that clients often send several times in a row.
 _REPEATED = (commands.Perform, commands.Whisper)
+
+
+@dataclass(frozen=True, slots=True)
+class Internal(commands.Command):
+    """A call that the server queues between two commands of the client. It is not dropped when the connection closes.
+
+    Args:
+        call: what to call.
+    """
+
+    call: Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -36,8 +47,9 @@ class _Backlog:
     size: int = 0
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
-    #: Whether the task waits for more commands after the last one, and what it is waiting for.
+    #: Whether the task waits for more commands after the last one.
     lingers: bool = True
+    #: What the task is waiting for; None while it handles commands.
     parked: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -49,12 +61,12 @@ class _Backlog:
 class CommandQueue(ABC):
     """The commands of one connection. A subclass handles them.
 
-    The task lingers until the next ping. So a client that sends one message after another costs one task for each ping,
-    not one for each message, and an idle client has none.
+    The task lingers until the next ping. So a client that sends many messages costs one task for each ping interval,
+    not one for each message. An idle client has no task.
 
     Args:
         tasks: the background tasks of the event loop.
-        max_size: how many characters the frames of the queued commands may have.
+        max_size: the most characters that the frames of all queued commands may have together.
     """
 
     __slots__ = ("_backlog", "_max_size", "_task", "_tasks")
@@ -74,6 +86,10 @@ class CommandQueue(ABC):
             arrived: for a `subscribe`, the time of its arrival, by the clock of the event loop.
         """
 
+    @abstractmethod
+    def revoke(self, identifiers: Collection[str], reason: str) -> None:
+        """End subscriptions, and send the client the reason."""
+
     def add(self, command: commands.Command, size: int) -> bool:
         """Queue a command. Return False if the queue is full.
 
@@ -81,12 +97,7 @@ class CommandQueue(ABC):
             command: the command.
             size: the size of its frame, in characters.
         """
-        backlog = self._backlog
-        if backlog is None:
-            backlog = self._backlog = _Backlog()
-            self._task = self._tasks.spawn(self._run(backlog))
-        else:
-            backlog.wake()
+        backlog = self._start()
         arrived = 0.0
         if isinstance(command, commands.Subscribe):
             if command.identifier in backlog.subscribing:
@@ -98,10 +109,23 @@ class CommandQueue(ABC):
         backlog.size += size
         return len(backlog.commands) <= MAX_QUEUED_COMMANDS and backlog.size <= self._max_size
 
+    def call_next(self, call: Callable[[], Awaitable[None]]) -> None:
+        """Call a coroutine function after the command that is being handled, even if the connection is closed."""
+        self._start().commands.appendleft((Internal("", call), 0, 0.0))
+
+    def _start(self) -> _Backlog:
+        """Return the backlog. Its task handles commands that are added in this iteration of the event loop."""
+        if self._backlog is None:
+            self._backlog = _Backlog()
+            self._task = self._tasks.spawn(self._run(self._backlog))
+        else:
+            self._backlog.wake()
+        return self._backlog
+
     def clear(self) -> None:
-        """Drop the queued commands."""
+        """Drop the queued commands of the client."""
         if self._backlog is not None:
-            self._backlog.commands.clear()
+            self._backlog.commands = deque(each for each in self._backlog.commands if isinstance(each[0], Internal))
 
     def rest(self) -> None:
         """Let the task end if it has nothing to do."""
@@ -116,28 +140,24 @@ class CommandQueue(ABC):
             await asyncio.wait([self._task], timeout=timeout)
 
     def is_wanted(self, identifier: str, arrived: float) -> bool:
-        """Return whether the `subscribe` that arrived at this time is still the one to be answered."""
+        """Return whether the `subscribe` that arrived at this time still has to be answered."""
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     async def _run(self, backlog: _Backlog) -> None:
-        context = copy_context()
         try:
             while backlog.commands:
                 command, size, arrived = backlog.commands.popleft()
                 backlog.size -= size
                 try:
-                    await self.execute(command, arrived)
+                    if isinstance(command, Internal):
+                        await command.call()
+                    else:
+                        await self.execute(command, arrived)
                 except Exception:
                     logger.exception("The command %s failed.", type(command).__name__)
                 if isinstance(command, commands.Subscribe) and self.is_wanted(command.identifier, arrived):
                     del backlog.subscribing[command.identifier]
-                if (
-                    backlog.lingers
-                    and not backlog.commands
-                    and isinstance(command, _REPEATED)
-                    # A context variable that a handler has set, such as a language, must not reach later commands.
-                    and copy_context() == context
-                ):
+                if backlog.lingers and not backlog.commands and isinstance(command, _REPEATED):
                     backlog.parked = asyncio.get_running_loop().create_future()
                     await backlog.parked
                     backlog.parked = None

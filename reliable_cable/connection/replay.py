@@ -1,6 +1,6 @@
-"""Replay: sends a subscription the entries that it missed, then marks its streams live.
+"""Sends a subscription the entries that it missed, then marks its streams live.
 
-Architecture: Delivery to a subscriber. Protocol: History.
+See Architecture: Delivery to a subscriber, and Protocol: History.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
 
 from .stream_ids import stream_alias
-from .streams import SubscribedStream, SubscriptionStreams
+from .streams import LOST, SubscribedStream, SubscriptionStreams
 
 T = TypeVar("T")
 logger = logging.getLogger("reliable_cable")
@@ -29,13 +29,13 @@ logger = logging.getLogger("reliable_cable")
 class Replay:
     """Handles the requests of one subscription, one after another, in a task that ends with the last one.
 
-    A request is a client's request for history, or None: the subscription started streams, joined presence or fell
-    behind. Each one ends with all streams live.
+    A request is a client's `HistoryRequest`, or None if the subscription started streams, joined presence or fell
+    behind. After each request, all streams are live.
 
     Args:
         subscription: the subscription.
-        before_live: called after the history was sent, before the streams go live.
-        ended: called when all requests were handled, or could not be.
+        before_live: called after the history has been sent, before the streams go live.
+        ended: called when all requests have been handled, or one has failed.
     """
 
     __slots__ = ("_before_live", "_ended", "_requests", "_subscription", "_task")
@@ -57,7 +57,7 @@ class Replay:
         if request is not None:
             self._suspend()
         elif self._requests and self._requests[-1] is None:
-            return  # the queued one will do
+            return  # the queued request has the same effect
         self._requests.append(request)
 
     def cancel(self) -> None:
@@ -70,7 +70,7 @@ class Replay:
             while self._requests:
                 await self._handle(self._requests.popleft())
         except Exception:
-            # Live messages would leave a gap from here on: the client has to reconnect.
+            # Live messages would now leave a gap, so the client has to reconnect.
             logger.exception("The history of %s could not be sent.", subscription.identifier)
             subscription.connection.close(DisconnectReason.SERVER_RESTART)
         finally:
@@ -95,7 +95,7 @@ class Replay:
     # -- a request for history ----------------------------------------------------------------------------------------
 
     async def _send_history(self, request: HistoryRequest) -> None:
-        """Send the entries that the client asks for, and answer whether they are complete."""
+        """Send the entries that the client requests, and tell it whether they are complete."""
         subscription = self._subscription
         streams = self._streams_with_history()
         complete = False
@@ -108,9 +108,14 @@ class Replay:
             logger.exception("The history of %s could not be read.", subscription.identifier)
         if not complete:
             for subscribed in subscription.streams.values():
+                if request.since is not None and self._named_position(subscribed, request) is None:
+                    subscribed.first = LOST
                 subscribed.start_at_end()
         subscription.restorable = True
-        subscription.acknowledge(MessageType.CONFIRM_HISTORY if complete else MessageType.REJECT_HISTORY)
+        if complete:
+            subscription.acknowledge(MessageType.CONFIRM_HISTORY)
+        else:
+            subscription.reject_history()
 
     def _streams_with_history(self) -> Sequence[SubscribedStream]:
         policy = self._subscription.connection.hub.settings.policy
@@ -121,7 +126,7 @@ class Replay:
         ]
 
     async def _find_starts(self, request: HistoryRequest) -> dict[SubscribedStream, StreamPage] | None:
-        """Set the cursor of each stream to the position where the client is.
+        """Set the cursor of each stream to the client's position.
 
         Returns:
             The first page of each stream; None if the entries after one of the positions are not all kept.
@@ -194,11 +199,11 @@ class Replay:
         for subscribed in streams.values():
             subscribed.resume()
 
-    async def _send_page(self, subscribed: SubscribedStream, page: StreamPage | None = None) -> bool:
+    def _send_page(self, subscribed: SubscribedStream, page: StreamPage | None = None) -> Awaitable[bool]:
         catch_up = self._subscription.connection.hub.catch_up
-        return await self._retry(partial(catch_up.send_page, subscribed.stream, subscribed, page))
+        return self._retry(partial(catch_up.send_page, subscribed.stream, subscribed, page))
 
-    async def _retry(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Read until the store can be read. Nothing is lost meanwhile: live messages are read afterwards, too."""
+    def _retry(self, read: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+        """Repeat a read until the store answers. Live messages that arrive meanwhile are read afterwards, too."""
         problem = f"A stream of {self._subscription.identifier} could not be read"
-        return await retry(read, problem, delay=RETRY_DELAY, errors=StoreError)
+        return retry(read, problem, delay=RETRY_DELAY, errors=StoreError)

@@ -1,6 +1,6 @@
-"""Restoring a session: a client that reconnects gets its subscriptions back, with their streams, state and presence.
+"""Restores sessions: a client that reconnects gets its subscriptions back, with their streams, state and presence.
 
-Protocol: Restore.
+See Protocol: Restore.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from reliable_cable.channel import find_channel
+from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import parse_identifier
 from reliable_cable.protocol.constants import DisconnectReason
-from reliable_cable.reply import PresenceJoin
+from reliable_cable.reply import Reply
 
 from .commands import Commands
+from .presence import recorded_presence_stream
+from .started import Started, compare_member, compare_streams, member_after
 from .subscription import Subscription
 
 logger = logging.getLogger("reliable_cable")
@@ -27,8 +29,8 @@ logger = logging.getLogger("reliable_cable")
 #: The most ids by which a session is known. A broadcast "to others" excludes all of them.
 MAX_SIDS: Final = 8
 
-#: How long, in seconds, to retry `resubscribed` while a database or store cannot be reached. The client has no welcome
-#: yet, and considers the connection stale after two ping intervals.
+#: How long, in seconds, a restore may run handlers, and retry them while a database or store cannot be reached.
+#: Meanwhile the client gets no welcome, and it considers the connection stale after two ping intervals.
 RESTORE_TIMEOUT: Final = 4.0
 
 
@@ -37,10 +39,10 @@ class Restored:
     """The result of a restore.
 
     Attributes:
-        sid: the session that continues.
-        identifiers: the restored subscriptions.
+        sid: the id of the former session.
+        identifiers: the identifiers of the restored subscriptions.
         transmissions: frames to be sent after the welcome.
-        elsewhere: whether another process may still have the connection of the session.
+        elsewhere: whether another process may still have the former connection.
     """
 
     sid: str
@@ -54,16 +56,16 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
 
     Args:
         commands: the commands of the new connection, which has been authenticated.
-        sid: the session that the client names.
+        sid: the id of the session that the client names.
 
     Returns:
-        None if there is no such session that belongs to this user.
+        None if no session of this user has that id.
     """
     connection = commands.connection
     hub = connection.hub
     old = hub.connections.find(sid)
     if old is not None and not old.resumable:
-        old = None  # it was closed or superseded: the store knows the session
+        old = None  # it was closed or superseded, so the store has its last record
     try:
         record = old.record() if old is not None else await hub.sessions.load(sid, connection.identity)
     except Exception:
@@ -73,12 +75,13 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     if record is None or record.identity != connection.identity:
         return None
     if old is not None:
-        # The connection here may continue session `sid`. Control messages for it are meant for the new one, too.
+        # The old connection may have a newer session id. Control messages for that id must reach the new connection,
+        # too.
         record = replace(record, data={**record.data, "sids": [old.sid, *record.data["sids"]]})
         old.close(DisconnectReason.SUPERSEDED)
-    # A client that does not receive the welcome returns with the same session id. So the record stays until it expires.
-    # It says that a connection has the session, and names it: the announcement of this takeover may arrive late, and
-    # must not close the connection of the client that has returned.
+    # A client that does not receive the welcome returns with the same session id, so the former record stays until it
+    # expires. It contains the id of this connection. By this id, a takeover that is announced late is recognised as an
+    # old one, and does not close the connection of the client that has returned.
     sids = [connection.sid, *record.data["sids"]][:MAX_SIDS]
     former = replace(record, data={**record.data, "alive": True, "sids": sids})
     if old is not None:
@@ -89,14 +92,14 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         await _restore_all(commands, restored, record.data)
         restored.elsewhere = bool(record.data["alive"]) and old is None and connection.resumable
     except Exception:
-        # Another version may have written it. The client subscribes afresh, with its positions.
+        # A server of another version may have written the record. The client subscribes again, with its own positions.
         logger.exception("A session record could not be read.")
         for subscription in commands.subscriptions.values():
             subscription.end()
         commands.subscriptions.clear()
         connection.sids = (connection.sid,)
         return None
-    # A connection that was closed meanwhile may have to be forgotten.
+    # If the connection was closed meanwhile, its session may have to be forgotten.
     if connection.resumable:
         await hub.sessions.take_over(connection, sid, former)
     await hub.pacer.wait()
@@ -104,30 +107,50 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
 
 
 async def _restore_all(commands: Commands, restored: Restored, data: Mapping[str, Any]) -> None:
-    connection = commands.connection
+    connection, items = commands.connection, data["subscriptions"]
     former_sids = tuple(dict.fromkeys((restored.sid, *data["sids"])))
     connection.sids = (connection.sid, *former_sids[: MAX_SIDS - 1])
-    until = asyncio.get_running_loop().time() + RESTORE_TIMEOUT
-    incarnations = await _incarnations(commands, data["subscriptions"])
-    for item in data["subscriptions"]:
+    loop = asyncio.get_running_loop()
+    until = loop.time() + RESTORE_TIMEOUT
+    incarnations = await _incarnations(commands, items)
+    _take_stream_ids(commands, items)
+    for item in items:
         if find_channel(parse_identifier(item["identifier"])[0]) is None:
             continue  # the channel was removed while the client was away
-        if item["watching"] is not None and incarnations.get(_presence_stream(item)) != item["watching"]:
-            continue  # the presence data were lost: the client subscribes, and asks for the members, afresh
+        if item["watching"] is not None and incarnations.get(recorded_presence_stream(item)) != item["watching"]:
+            continue  # the presence data were lost: the client subscribes again, and requests the members
+        if loop.time() > until:
+            logger.warning(
+                "Restoring a session took longer than %g s; the client has to subscribe again from %r on.",
+                RESTORE_TIMEOUT,
+                item["identifier"],
+            )
+            break
         if await _restore_one(commands, restored, item, item["left_at"] or data["left_at"], until):
             restored.identifiers.append(item["identifier"])
+    _release_stream_ids(commands, items)
+
+
+def _take_stream_ids(commands: Commands, items: Iterable[Mapping[str, Any]]) -> None:
+    """Take all stream ids of the former session first: a stream that is new in one subscription must not get them."""
+    for item in items:
+        for stream in item["streams"]:
+            commands.connection.stream_ids.take(stream["name"], item["identifier"], stream["id"])
+
+
+def _release_stream_ids(commands: Commands, items: Iterable[Mapping[str, Any]]) -> None:
+    """Release the stream ids of streams and subscriptions that were not restored."""
+    for item in items:
+        subscription = commands.subscriptions.get(item["identifier"])
+        for stream in item["streams"]:
+            if subscription is None or stream["name"] not in subscription.streams:
+                commands.connection.stream_ids.release(stream["name"], item["identifier"])
 
 
 async def _incarnations(commands: Commands, items: Iterable[Mapping[str, Any]]) -> Mapping[str, str]:
-    """Return the present incarnation of the presence data of each stream whose members the client was told."""
-    streams = {_presence_stream(item): () for item in items if item["watching"] is not None and item["streams"]}
+    """Return the current incarnation of each stream whose members the client was sent."""
+    streams = {recorded_presence_stream(item): () for item in items if item["watching"] is not None and item["streams"]}
     return (await commands.connection.hub.engine.presence.arefresh(streams)).incarnations if streams else {}
-
-
-def _presence_stream(item: Mapping[str, Any]) -> str:
-    names = [stream["name"] for stream in item["streams"] if stream["presence"]]
-    names += [stream["name"] for stream in item["streams"]]
-    return names[0] if names else ""
 
 
 async def _restore_one(
@@ -137,10 +160,10 @@ async def _restore_one(
 
     Args:
         commands: the commands of the new connection.
-        restored: takes the transmissions.
+        restored: receives the transmissions.
         item: the record of the subscription.
         left_at: when the client left, by the session store's clock.
-        until: until when to retry while a database or store cannot be reached, by the clock of the event loop.
+        until: when to stop retrying if a database or store cannot be reached, by the clock of the event loop.
     """
     identifier = item["identifier"]
     loop = asyncio.get_running_loop()
@@ -149,16 +172,10 @@ async def _restore_one(
         channel.load_state(item["state"])
         retried = loop.time() + RETRY_DELAY < until
         try:
-            await subscription.restore(item, left_at, until=max(until, loop.time() + RETRY_DELAY))
-            reply = await commands.call(
-                channel, "resubscribed", channel.resubscribed, channel.before_subscribe, retried=retried
+            reply = await _authorize(commands, channel, retried=retried)
+            opened = reply is not None and await _open(
+                subscription, item, reply, left_at, max(until, loop.time() + RETRY_DELAY)
             )
-            if reply is not None and not reply.rejected:
-                await subscription.apply_streams(reply)
-                for operation in reply.presence:
-                    subscription.presence.member = (
-                        (operation.id, operation.info) if isinstance(operation, PresenceJoin) else None
-                    )
         except Exception as error:
             subscription.end()
             if retried and is_outage(error):
@@ -166,10 +183,39 @@ async def _restore_one(
                 continue
             logger.exception("The subscription %s could not be restored.", identifier)
             return False
-        if reply is None or reply.rejected:
+        if reply is None or not opened:
             subscription.end()
             return False
         restored.transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
         commands.subscriptions[identifier] = subscription
         return True
     return False
+
+
+async def _authorize(commands: Commands, channel: Channel, *, retried: bool) -> Reply | None:
+    """Run the handler that decides about a restore. Return its reply, or None if it rejects the subscription."""
+    name = "resubscribed" if _has_resubscribed(channel) else "subscribed"
+    reply = await commands.call(channel, name, getattr(channel, name), channel.before_subscribe, retried=retried)
+    return None if reply is None or reply.rejected else reply
+
+
+def _has_resubscribed(channel: Channel) -> bool:
+    return type(channel).resubscribed is not Channel.resubscribed
+
+
+async def _open(
+    subscription: Subscription, item: Mapping[str, Any], reply: Reply, left_at: float, until: float
+) -> bool:
+    """Open the streams of a subscription. Return False if the client has to subscribe again."""
+    if _has_resubscribed(subscription.channel):
+        subscription.started = Started.load(item)
+        await subscription.restore(item, item["streams"], member_after(item, reply), left_at, until=until)
+        await subscription.apply_streams(reply)
+    else:
+        streams = compare_streams(item, reply)
+        if streams is None:
+            return False
+        subscription.started = Started.by(reply)
+        await subscription.restore(item, streams, compare_member(item, reply), left_at, until=until)
+    # A client's list of members cannot be corrected to that of another stream.
+    return item["watching"] is None or subscription.presence_stream == recorded_presence_stream(item)

@@ -1,6 +1,6 @@
-"""Stream ids: the names under which a client knows its streams. It keeps one position for each of them.
+"""Stream ids: the names under which a client knows its streams. The client keeps one position for each stream id.
 
-Protocol: Stream ids.
+See Protocol: Stream ids.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from reliable_cable.protocol.positions import HistoryRequest
 
 
 def stream_alias(stream: str, identifier: str) -> str:
-    """Return the stream id that the second and further identifiers of a connection get on a stream."""
+    """Return the stream id for an identifier of a connection that has another identifier on the same stream."""
     digest = hashlib.blake2b(f"{stream}\0{identifier}".encode(), digest_size=9).hexdigest()
     return f"{stream}#{digest}"
 
@@ -51,6 +51,6 @@ class StreamIds:
             self._owners[stream] = identifier
 
     def release(self, stream: str, identifier: str) -> None:
-        """Let the next identifier have the name of the stream."""
+        """Allow another identifier to use the name of the stream as its stream id."""
         if self._owners.get(stream) == identifier:
             del self._owners[stream]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from reliable_cable.channel import Channel
 from reliable_cable.hub.stream import HubStream
 from reliable_cable.hub.subscriber import Subscriber, SubscriberState
+from reliable_cable.identity import Identity, subscription_scopes
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import StreamPosition
@@ -15,25 +18,41 @@ from reliable_cable.stores.streams.base import NOWHERE
 
 from .connection import Connection
 
+#: The `first` position of a stream whose messages were lost. No stream has this epoch, so a restore rejects it.
+LOST: Final = StreamPosition("lost", 0)
+
+
+def choose_presence_stream(streams: Iterable[tuple[str, bool]]) -> str | None:
+    """Return the presence stream among streams: the first one that a handler has marked, or else the first one.
+
+    Args:
+        streams: the name of each stream, and whether it is marked.
+    """
+    # `min` returns the first of equal items.
+    name, _ = min(streams, key=lambda stream: not stream[1], default=(None, False))
+    return name
+
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
 class SubscribedStream(Subscriber):
-    """A subscriber, with its stream and the reason why it was started.
+    """A subscriber, with its stream and the options with which a handler started it.
 
     Args:
-        start: what the handler asked for.
+        start: the stream's name and options.
     """
 
     start: StreamStart
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
+    #: The next value of `first`, from a notice of a loss until the client has read the notice.
+    after_notice: StreamPosition | None = None
     #: The stream; set when it is open.
     stream: HubStream = field(init=False)
 
     @property
     def is_behind(self) -> bool:
         """Whether it needs entries from the store before it can go live."""
-        return self.state is SubscriberState.CATCHING_UP and self.stream.is_behind(self)
+        return self.state is SubscriberState.CATCHING_UP and self.cursor != self.stream.position
 
     def resume(self) -> None:
         """Start live delivery, if it is caught up."""
@@ -51,7 +70,7 @@ class SubscribedStream(Subscriber):
             self.cursor = self.first = position
 
     def start_at_end(self) -> None:
-        """Skip entries that cannot be replayed: catch up from the stream's present position.
+        """Skip entries that cannot be replayed: catch up from the stream's current position.
 
         `first` stays: if the client does not receive the notice of the loss, the next restore has to send it again.
         """
@@ -79,22 +98,38 @@ class SubscriptionStreams:
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
     #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
     restorable: bool = True
-    #: When the client left the session that was restored, until it has received what it missed.
+    #: When the client left the restored session; None after it has received what it missed.
     left_at: float | None = None
+    #: When `subscribed` was called, by the monotonic clock of `Engine.session_clock`.
+    authorized_at: float = 0.0
+    #: The time of `authorized` in the session that was restored; None: it was not restored.
+    recorded_authorized: float | None = None
+    #: Whether it was ended by a revocation, perhaps while a handler was running.
+    revoked: bool = False
 
     @property
     def presence_stream(self) -> str | None:
-        """The stream of its presence: the one that was marked, or the first one."""
-        marked = next((name for name, each in self.streams.items() if each.start.presence), None)
-        return marked or next(iter(self.streams), None)
+        """The presence stream; None if there are no streams."""
+        return choose_presence_stream((name, each.start.presence) for name, each in self.streams.items())
 
     @property
     def whisper_stream(self) -> str | None:
         """The stream to which the client's whispers are sent."""
         return next((name for name, each in self.streams.items() if each.start.whisper), None)
 
+    @property
+    def authorized(self) -> float:
+        """When the channel began to decide about the subscription, by the session store's clock."""
+        if self.recorded_authorized is not None:
+            return self.recorded_authorized
+        return self.connection.hub.engine.session_clock.at(self.authorized_at)
+
+    def scopes(self) -> list[Identity]:
+        """Return what the condition of a revocation can name of the subscription."""
+        return subscription_scopes(type(self.channel).name, self.streams)
+
     def mark_confirmed(self) -> None:
-        """Send the client messages that make sense only if it knows the subscription, such as presence events."""
+        """Allow messages that the client understands only if it knows the subscription, such as presence events."""
         self.known = True
         for subscribed in self.streams.values():
             subscribed.confirmed = True
@@ -106,6 +141,20 @@ class SubscriptionStreams:
     def messages_lost(self) -> None:
         """Tell the client of a loss, in the way that it understands (see Protocol: History)."""
         if self.connection.extended:
-            self.acknowledge(MessageType.REJECT_HISTORY)
+            self.reject_history()
         else:
             self.connection.close(DisconnectReason.SERVER_RESTART)
+
+    def reject_history(self) -> None:
+        """Send the notice of a loss. When the client has read it, a restore begins after the loss."""
+        self.acknowledge(MessageType.REJECT_HISTORY)
+        for subscribed in self.streams.values():
+            if subscribed.state is not SubscriberState.OPENING:
+                subscribed.after_notice = subscribed.stream.position_of(subscribed)
+        self.connection.notice_sent()
+
+    def notice_read(self) -> None:
+        """Take note that the client has read the notice of a loss."""
+        for subscribed in self.streams.values():
+            if subscribed.after_notice is not None:
+                subscribed.first, subscribed.after_notice = subscribed.after_notice, None

@@ -15,6 +15,7 @@ from reliable_cable.reply import PresenceJoin, Reply, StreamStart
 
 from .presence import SubscriptionPresence, blank_record
 from .replay import Replay
+from .started import Started
 from .streams import SubscribedStream, SubscriptionStreams
 
 
@@ -23,14 +24,16 @@ class Subscription(SubscriptionStreams):
     """The subscription of one connection to one identifier."""
 
     _presence: SubscriptionPresence | None = None
-    #: Handles the replay requests; None while there are none.
+    #: Handles the requests for a replay; None while there are none.
     _replay: Replay | None = None
     #: Closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None
+    #: What the last call of `subscribed` started. None: it was restored from a record without this.
+    started: Started | None = None
 
     @property
     def presence(self) -> SubscriptionPresence:
-        """Its presence. The object is made when it is first needed."""
+        """The presence of this subscription. The object is created when it is first needed."""
         if self._presence is None:
             self._presence = SubscriptionPresence(self)
         return self._presence
@@ -48,7 +51,7 @@ class Subscription(SubscriptionStreams):
             until: when to give up opening a stream, by the clock of the event loop.
 
         Raises:
-            StoreError: a stream could not be opened. Those before it are open.
+            StoreError: a stream could not be opened. The streams before it are open.
         """
         if not reply.streams:
             return
@@ -111,16 +114,16 @@ class Subscription(SubscriptionStreams):
     def catch_up(
         self, request: HistoryRequest | None = None, joins: Sequence[PresenceClaim | PresenceJoin] = ()
     ) -> None:
-        """Send what is missing, acknowledge the history request, join presence, then go live.
+        """Send the missing messages, acknowledge the history request, join presence, then go live.
 
         Args:
             request: a history request of the client.
-            joins: who joins before the subscription is live.
+            joins: the joins to make before the streams go live.
         """
         if request is not None:
             self.cancel_deadline()
         elif self.deadline is not None:
-            return  # restored: the client's own request for history brings everything up to date
+            return  # after a restore, the client's own request for history sends everything
         if joins:
             self.presence.join_later(joins)
         if self._replay is None:
@@ -145,7 +148,7 @@ class Subscription(SubscriptionStreams):
         self._replay = None
 
     def fell_behind(self) -> None:
-        """The socket of a live subscriber takes no more: catch up."""
+        """Catch up, because the socket of a live subscriber is full."""
         self.catch_up()
 
     def cancel_deadline(self) -> None:
@@ -167,7 +170,10 @@ class Subscription(SubscriptionStreams):
             self._unsubscribe(subscribed)
 
     def release(self) -> None:
-        """End because the connection has ended. The member leaves presence if it does not return in time."""
+        """End the subscription, because its connection has ended.
+
+        The member leaves presence unless the client returns in time.
+        """
         self.end()
         if self._presence is not None:
             self._presence.release()
@@ -196,27 +202,44 @@ class Subscription(SubscriptionStreams):
                 for name, subscribed in self.streams.items()
                 if subscribed.state is not SubscriberState.OPENING
             ],
+            "subscribed": self.started.dump() if self.started is not None else None,
             "left_at": self.left_at,
+            "authorized": self.authorized,
             **presence,
         }
 
-    async def restore(self, data: Mapping[str, Any], left_at: float, *, until: float | None = None) -> None:
-        """Start the streams of a session record. They go live when the client has requested its history.
+    async def restore(
+        self,
+        record: Mapping[str, Any],
+        streams: Sequence[Mapping[str, Any]],
+        member: tuple[str, Any] | None,
+        left_at: float,
+        *,
+        until: float | None = None,
+    ) -> None:
+        """Start the streams of a restored subscription. They go live when the client has requested its history.
 
         Args:
-            data: what `record` returned in the session that was left.
+            record: what `record` returned in the former session.
+            streams: the streams in the form of that record. Streams without an `id` are new.
+            member: the member of the subscription.
             left_at: when the client left, by the session store's clock.
             until: when to give up opening a stream, by the clock of the event loop.
 
         Raises:
             StoreError: a stream could not be opened.
         """
-        for item in data["streams"]:
-            name = item["name"]
-            self.connection.stream_ids.take(name, self.identifier, item["id"])
-            await self._start(StreamStart(name, item["whisper"], item["presence"]), item["id"], until)
-            self.streams[name].first = StreamPosition(*item["first"])
+        for item in streams:
+            name, stream_id = item["name"], item.get("id")
+            if stream_id is None:
+                stream_id = self.connection.stream_ids.claim(name, self.identifier, None)
+            else:
+                self.connection.stream_ids.take(name, self.identifier, stream_id)
+            await self._start(StreamStart(name, item["whisper"], item["presence"]), stream_id, until)
+            if "first" in item:
+                self.streams[name].first = StreamPosition(*item["first"])
         self._mark_presence()
-        if data["member"] is not None or data["watching"] is not None:
-            self.presence.restore(data)
+        if member is not None or record["member"] is not None or record["watching"] is not None:
+            self.presence.restore(record, member)
         self.left_at = left_at
+        self.recorded_authorized = record.get("authorized", 0.0)

@@ -28,7 +28,7 @@ from .endpoints import Refusal, endpoint, read_body
 
 logger = logging.getLogger("reliable_cable")
 
-#: The most messages in one array. They are stored at once, and no other message can be stored meanwhile.
+#: The most messages in one array. They are stored together, and other messages have to wait meanwhile.
 MAX_MESSAGES = 1000
 
 FORMAT = '{"stream": "<name>", "data": "<JSON text>", "meta": {"exclude_socket": "<session id>", "transient": true}}'
@@ -40,7 +40,7 @@ META: Mapping[str, type] = {"exclude_socket": str, "transient": bool, "idempoten
 @require_POST
 @endpoint("broadcast-cable", "broadcast_key")
 def broadcast(request: HttpRequest) -> HttpResponse:
-    """Broadcast the messages in the body, or run its command. The status 201 means that this was done."""
+    """Broadcast the messages in the body, or run its command. The response has the status 201 after a success."""
     return _handle(request)
 
 

@@ -40,12 +40,12 @@ def run_command(command: Mapping[str, Any]) -> None:
     try:
         disconnect_identity(condition, reconnect=bool(reconnect))
     except BroadcastUncertain as error:
-        logger.exception("It is not known whether connections were closed, as a posted command asked.")
+        logger.exception("It is not known whether a posted command closed any connections.")
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE, "Whether any connection was closed is unknown. Post it again.", stored=None
         ) from error
     except (BroadcastError, StoreError) as error:
-        logger.exception("Connections could not be closed, as a posted command asked.")
+        logger.exception("A posted command could not close connections.")
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE, "No connection was closed: the store failed. Try again.", stored=False
         ) from error

@@ -19,7 +19,7 @@ from reliable_cable.signing import accepted_keys
 
 View = Callable[..., HttpResponse]
 
-#: How many times the size of one payload a body may have. It may be a batch, and JSON text in JSON is longer.
+#: How many times larger than one payload a body may be: it may be a batch, and JSON text inside JSON is longer.
 BODY_FACTOR = 8
 
 
@@ -76,7 +76,7 @@ def _check_key(request: HttpRequest, purpose: str, setting: str) -> None:
     # Servers decode headers as Latin-1, whatever their encoding is.
     given = token.strip().encode("latin-1", "replace")
     accepted = accepted_keys(purpose, getattr(get_settings(), setting))
-    # Every key is compared, so that the response time does not tell which one was right.
+    # Every key is compared, so that the response time does not reveal which one was right.
     if not sum(hmac.compare_digest(given, key.encode()) for key in accepted) or scheme.lower() != "bearer":
         raise Refusal(
             HTTPStatus.UNAUTHORIZED,

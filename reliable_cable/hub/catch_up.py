@@ -20,12 +20,12 @@ logger = logging.getLogger("reliable_cable")
 #: How many characters of entries are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
 
-#: How long, in seconds, to wait after each repair in a row that did not bring a stream to the position of a page.
+#: The delays, in seconds, after the repairs of a stream that does not match a page. There is one repair for each delay.
 RETRY_DELAYS: Final = (0.0, 0.05, 0.2, 0.5)
 
 
 class CatchUp:
-    """Lets subscribers catch up.
+    """Sends pages of entries to subscribers that are catching up.
 
     Args:
         history: reads entries.
@@ -36,24 +36,25 @@ class CatchUp:
     def __init__(self, history: HistoryReader, repairs: Repairs, max_pending_size: int) -> None:
         self._history = history
         self._repairs = repairs
-        # A long history must not make its own client too slow.
+        # A long history must not fill the queue so far that its client is disconnected as too slow.
         self._write_size = min(WRITE_SIZE, max_pending_size // 2)
 
     async def send_page(self, stream: HubStream, subscriber: Subscriber, page: StreamPage | None = None) -> bool:
-        """Send one page of entries after the subscriber's cursor, and wait until the socket has taken them.
+        """Send one page of entries after the subscriber's cursor, and wait until the socket has accepted them.
 
         Args:
             stream: the stream of the subscriber.
             subscriber: a subscriber that is catching up.
-            page: the page, if it was read after the cursor already.
+            page: the page after the cursor; None: read it.
 
         Returns:
-            False if entries are missing for good. The cursor then is the position of the stream.
+            False if entries are lost. The cursor is then moved to the position of the stream.
 
         Raises:
             StoreError: the store cannot be read.
         """
-        # One subscriber of a connection at a time, so that a client with many cannot have many pages in memory.
+        # One subscriber of a connection reads at a time. So a client with many subscriptions has only one page in
+        # memory.
         async with subscriber.outbox.reading:
             await subscriber.outbox.drained()
             if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
@@ -73,8 +74,8 @@ class CatchUp:
     ) -> StreamPage | None:
         """Return a page that continues at the cursor; None if there is none after several attempts.
 
-        The hub and the page may disagree: the hub may not have noticed a new epoch yet, or messages that this client
-        received on another server. Then the stream is repaired first.
+        The hub may not have noticed a new epoch, or messages that this client has received on another server. The
+        stream is then repaired first.
         """
         for delay in (None, *RETRY_DELAYS):
             if delay is not None:
@@ -83,17 +84,17 @@ class CatchUp:
                 page = None
             if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
-            # Messages that are taken while the page is being read need not be in it.
+            # Messages that the hub takes while the page is being read need not be in it.
             asked = stream.position
             if page is None:
                 page = await self._history.read(stream.name, subscriber.cursor, asked, following=True)
             if _agree(subscriber.cursor, page, asked) and page.epoch == stream.position.epoch:
                 return page
-        logger.warning("A subscriber of the stream %r could not catch up. It is told of a loss.", stream.name)
+        logger.warning("A subscriber of the stream %r could not catch up. Its client is told of a loss.", stream.name)
         return None
 
     async def _write(self, stream: HubStream, subscriber: Subscriber, step: Step) -> None:
-        """Write the entries of a step in pieces, as the socket takes them. The cursor follows."""
+        """Write the entries of a step in pieces. After each one, move the cursor and wait for the socket."""
         epoch = step.position.epoch
         group = stream.group(subscriber)
         piece: list[Frame] = []

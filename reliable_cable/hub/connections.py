@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from reliable_cable.identity import Identity
@@ -10,22 +11,30 @@ from reliable_cable.protocol.constants import DisconnectReason
 
 from .heartbeat import Pinged
 from .login_checks import LoggedIn
+from .revocations import RevocableSubscription
 from .session_writer import LiveSession
 
 
 class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
-    """A connection as the hub knows it (see `connection.connection.Connection`)."""
+    """The part of a connection that the hub uses (see `connection.connection.Connection`)."""
 
     #: Whether its session can be restored.
     resumable: bool
 
     @property
     def identity(self) -> Identity:
-        """Whom the connection belongs to."""
+        """The values that identify the connection's owner, as texts."""
+
+    @property
+    def subscriptions(self) -> Mapping[str, RevocableSubscription]:
+        """The subscriptions, by identifier."""
 
     @property
     def authenticated(self) -> float:
         """When the client was authenticated, by the session store's clock."""
+
+    def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
+        """End the subscriptions with these identifiers, which were revoked at this time, and send the reason."""
 
     async def drain(self, delay: float) -> None:
         """Close the connection before the server stops."""
@@ -36,7 +45,7 @@ class Connections:
 
     def __init__(self) -> None:
         self._by_sid: dict[str, HubConnection] = {}
-        #: The connection that has or continues a session, by each present and former session id.
+        #: The connections by each of their session ids, former ones included.
         self._by_any_sid: dict[str, HubConnection] = {}
         self._all_closed = asyncio.Event()
 
@@ -52,13 +61,20 @@ class Connections:
         return self._by_any_sid.get(sid)
 
     def add(self, connection: HubConnection) -> None:
-        """Add a connection. It supersedes the connection that had its session before."""
+        """Add a connection. It supersedes the connection that had its session before.
+
+        If both were restored at the same time, the one that was authenticated later stays: its client opened it after
+        it had given up the other one.
+        """
+        self._by_sid[connection.sid] = connection
         for sid in connection.sids:
             other = self._by_any_sid.get(sid)
             if other is not None and other is not connection:
+                if other.authenticated > connection.authenticated:
+                    connection.close(DisconnectReason.SUPERSEDED)
+                    return
                 other.close(DisconnectReason.SUPERSEDED)
             self._by_any_sid[sid] = connection
-        self._by_sid[connection.sid] = connection
 
     def remove(self, connection: HubConnection) -> None:
         """Remove a connection that has ended."""

@@ -1,4 +1,5 @@
-"""The control bus: what the server processes tell each other, namely which connections to close or to check.
+"""The control bus, over which the server processes tell each other which connections to close, which subscriptions to
+end and which logins to check.
 
 Control messages are kept messages of a reserved stream. Every hub that has connections observes that stream. So the bus
 works with every stream store, and a process that was cut off reads the messages that it missed.
@@ -10,35 +11,35 @@ import asyncio
 import logging
 import random
 import secrets
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from reliable_cable.concurrency.tasks import BackgroundTasks
-from reliable_cable.conf import CONTROL_POLICY, CONTROL_STREAM
+from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.exceptions import BroadcastError, StoreError
-from reliable_cable.identity import condition_key, condition_keys, matches
+from reliable_cable.identity import condition_keys, matches
 from reliable_cable.protocol import control
-from reliable_cable.protocol.constants import DisconnectReason
-from reliable_cable.protocol.control import Revocation, Takeover
+from reliable_cable.protocol.constants import REVOKED, DisconnectReason
+from reliable_cable.protocol.control import LoginChange, Revocation, SubscriptionRevocation, Takeover
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.sessions.base import is_revoked
 from reliable_cable.stores.streams.base import Message
 
 from .connections import Connections, HubConnection
 from .login_checks import LoginChecks
+from .revocations import LatestByCondition, RecentRevocations, concerns, last_revoked
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, takeovers are collected, to be announced together.
+#: How long, in seconds, to collect takeovers before they are announced together.
 ANNOUNCE_DELAY: Final = 0.02
 #: The most takeovers in one message.
 MAX_TAKEOVERS: Final = 500
-#: Over how many seconds connections are closed that have to be authenticated again.
+#: The time, in seconds, over which connections are closed whose clients must be authenticated again.
 REAUTHENTICATION_TIME: Final = 10.0
 
 
@@ -78,9 +79,11 @@ class ControlBus:
         self._observing: asyncio.Task[HubStream] | None = None
         self._clocks: list[asyncio.Task[None]] = []
         #: The latest revocations, by condition, for connections that are still being accepted.
-        self._revocations: OrderedDict[str, Revocation] = OrderedDict()
+        self._revocations: LatestByCondition[Revocation] = LatestByCondition()
+        #: The latest revocations of subscriptions, for subscriptions that are still being made.
+        self.recent = RecentRevocations()
         self._takeovers: list[Takeover] = []
-        #: The connections whose takeover has not been received back from the stream.
+        #: The session ids of connections whose own takeover message has not come back from the stream.
         self._unconfirmed: set[str] = set()
         self._announcing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
@@ -88,7 +91,7 @@ class ControlBus:
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def acquire(self) -> None:
-        """Receive control messages, the kept ones too, until `release`. Call this for each connection."""
+        """Receive control messages until `release`, the kept ones first. Call this for each connection."""
         self._users += 1
         if self._observing is None:
             loop = asyncio.get_running_loop()
@@ -96,14 +99,14 @@ class ControlBus:
             clocks = (self._engine.session_clock, self._engine.stream_clock)
             self._clocks = [loop.create_task(clock.keep(), name="cable-clock") for clock in clocks]
 
-    def release(self) -> None:
-        """Stop receiving after the last connection has ended."""
+    def release(self, connection: HubConnection) -> None:
+        """Stop receiving after the last connection has ended. Call this for each connection that has ended."""
+        self._unconfirmed.discard(connection.sid)
         self._users -= 1
         if self._users == 0 and self._observing is not None:
             for clock in self._clocks:
                 clock.cancel()
             observing, self._observing = self._observing, None
-            self._unconfirmed.clear()
             if observing.done():
                 self._stop_observing(observing.result())
             else:
@@ -116,42 +119,53 @@ class ControlBus:
         return await retry(observe, "Control messages cannot be read", delay=BACKGROUND_RETRY_DELAY)
 
     def receive(self, data: str) -> None:
-        """Take a control message."""
+        """Handle a control message."""
         try:
-            revocation, takeovers, login_change = control.decode(data)
-            if revocation is not None:
-                self._revoke(revocation)
-            for takeover in takeovers:
-                self._supersede(takeover)
-            if login_change is not None:
-                self._logins.handle(login_change)
+            for message in control.decode(data):
+                match message:
+                    case Revocation():
+                        self._revoke(message)
+                    case SubscriptionRevocation():
+                        self._revoke_subscriptions(message)
+                    case Takeover():
+                        self._supersede(message)
+                    case LoginChange():
+                        self._logins.handle(message)
         except Exception:
             # A server of another version may have sent it.
-            logger.exception("A control message failed: %.200s", data)
+            logger.exception("A control message could not be handled: %.200s", data)
 
     def _revoke(self, revocation: Revocation) -> None:
-        key = condition_key(revocation.condition)
-        self._revocations[key] = revocation
-        self._revocations.move_to_end(key)
-        if len(self._revocations) > CONTROL_POLICY.history_size:
-            self._revocations.popitem(last=False)
+        self._revocations.put(revocation.condition, revocation)
         for connection in self._connections.all():
             if matches(revocation.condition, connection.identity):
                 _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect)
 
     def close_if_revoked(self, connection: HubConnection) -> bool:
-        """Close a connection if it was revoked since it was authenticated. Return whether it was."""
+        """Close a connection if it was revoked since it was authenticated. Return whether it was closed."""
         for key in condition_keys(connection.identity):
             revocation = self._revocations.get(key)
             if revocation is not None and _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect):
                 return True
         return False
 
+    def _revoke_subscriptions(self, revocation: SubscriptionRevocation) -> None:
+        self.recent.add(revocation)
+        for connection in self._connections.all():
+            if matches(revocation.condition, connection.identity):
+                revoked = [
+                    identifier
+                    for identifier, subscription in connection.subscriptions.items()
+                    if concerns(revocation, subscription.scopes(), subscription.authorized)
+                ]
+                if revoked:
+                    connection.revoke(revoked, revocation.reason, revocation.at)
+
     def _supersede(self, takeover: Takeover) -> None:
         self._unconfirmed.discard(takeover.successor)
         found = self._connections.find(takeover.sid)
-        # Not if the found connection continues the successor's session, nor if it took the session over later: then its
-        # own announcement follows.
+        # The connection stays open if it continues the successor's session, or if it took the session over later: its
+        # own announcement then follows.
         if found is not None and takeover.successor not in found.sids and found.sid not in self._unconfirmed:
             found.close(DisconnectReason.SUPERSEDED)
 
@@ -169,11 +183,12 @@ class ControlBus:
             await asyncio.sleep(ANNOUNCE_DELAY)
             while self._takeovers:
                 batch, self._takeovers = self._takeovers[:MAX_TAKEOVERS], self._takeovers[MAX_TAKEOVERS:]
-                await self._append(Message(control.encode_takeovers(batch), idempotency_key=secrets.token_hex(8)))
+                await self._append(batch)
         finally:
             self._announcing = None
 
-    async def _append(self, message: Message) -> None:
+    async def _append(self, takeovers: Sequence[Takeover]) -> None:
+        message = Message(control.encode_takeovers(takeovers), idempotency_key=secrets.token_hex(8))
         append = partial(self._engine.streams.aappend, [(CONTROL_STREAM, message)])
         errors = (BroadcastError, StoreError)
         until = asyncio.get_running_loop().time() + self._engine.sessions.settings.sessions_ttl
@@ -181,14 +196,18 @@ class ControlBus:
             await retry(
                 append, "Takeovers cannot be announced", delay=BACKGROUND_RETRY_DELAY, errors=errors, until=until
             )
-        except errors as error:
-            logger.error("Takeovers of sessions could not be announced: %s", error)
+        except Exception:
+            logger.exception("%d takeovers of sessions could not be announced.", len(takeovers))
+            self._unconfirmed.difference_update(takeover.successor for takeover in takeovers)
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def messages_lost(self) -> None:
-        """Control messages are missing for good: check every connection in the session store."""
-        logger.warning("Control messages were lost. All connections are checked for revocations.")
+        """Handle a loss of control messages: ask the session store which connections and subscriptions were revoked."""
+        logger.warning("Control messages were lost. All connections are checked for revocations and for their logins.")
+        # The lost messages may include announcements of this process.
+        self._unconfirmed.clear()
+        self._logins.check_all()
         if self._checking is None:
             self._checking = self._tasks.spawn(self._check())
 
@@ -197,6 +216,7 @@ class ControlBus:
             sure, revoked_at = await retry(
                 self._read_revocations, "Revocations cannot be read", delay=BACKGROUND_RETRY_DELAY
             )
+            await retry(self._check_subscriptions, "Revocations cannot be read", delay=BACKGROUND_RETRY_DELAY)
         finally:
             self._checking = None
         for connection, at in revoked_at:
@@ -208,11 +228,29 @@ class ControlBus:
             logger.warning("Revocations may have been lost. All clients reconnect, to be authenticated again.")
 
     async def _read_revocations(self) -> tuple[bool, list[tuple[HubConnection, float]]]:
-        """Return whether no revocation was lost, and when each connection was revoked."""
+        """Return whether it is certain that no revocation was lost, and when each connection was revoked."""
         sure = self._records.enabled and await self._records.refresh()
         connections = self._connections.all()
         times = await self._engine.sessions.arevoked([each.identity for each in connections])
         return sure, list(zip(connections, times, strict=True))
+
+    async def _check_subscriptions(self) -> None:
+        """End the subscriptions that the session store knows to be revoked. It does not know the reasons."""
+        checked = [
+            (connection, identifier, subscription)
+            for connection in self._connections.all()
+            for identifier, subscription in connection.subscriptions.items()
+        ]
+        times = await last_revoked(
+            self._engine.sessions, [(connection.identity, each.scopes()) for connection, _, each in checked]
+        )
+        for (connection, identifier, subscription), at in zip(checked, times, strict=True):
+            if (
+                connection.subscriptions.get(identifier) is subscription
+                and at
+                and is_revoked(subscription.authorized, [at])
+            ):
+                connection.revoke([identifier], REVOKED, at)
 
 
 def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) -> bool:
@@ -225,6 +263,6 @@ def _close_if_revoked(connection: HubConnection, at: float, *, reconnect: bool) 
     """
     if not is_revoked(connection.authenticated, [at]):
         return False
-    # A client that was authenticated afterwards, within the error of the clocks, may have every right: let it retry.
+    # Clocks are not exact: the client may have been authenticated after the revocation. So let it reconnect.
     connection.close(DisconnectReason.REMOTE, reconnect=reconnect or connection.authenticated > at)
     return True

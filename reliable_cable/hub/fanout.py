@@ -1,6 +1,6 @@
 """Fan-out: writes messages of a stream to the subscribers of a group, encoded once for the group.
 
-Architecture: Fan-out.
+See Architecture: Fan-out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .subscriber import NOT_LIVE, Subscriber, SubscriberGroup
 
 @dataclass(frozen=True, slots=True)
 class FanoutPolicy:
-    """How much is written at once, and when the event loop is left to others.
+    """Limits how much is written at once, so that other tasks of the event loop can run in between.
 
     Attributes:
         budget: how much may be written in one iteration of the event loop. A write costs 1, and 1 more for each
@@ -43,14 +43,14 @@ class FanoutPolicy:
     longest_pause: float = 0.02
 
     def cost(self, size: int) -> int:
-        """Return what one write of `size` bytes costs of the budget."""
+        """Return how much of the budget one write of `size` bytes costs."""
         return 1 + size // self.unit
 
     def pause(self, duration: float, queued: int) -> float:
         """Return how long, in seconds, a stream pauses after a batch.
 
-        A stream that keeps the event loop busy leaves it to others for as long. Meanwhile more messages arrive, and are
-        written together.
+        A stream that has kept the event loop busy pauses for the same time, so that other tasks can run. The messages
+        that arrive meanwhile are written together.
 
         Args:
             duration: how long, in seconds, the batch took.
@@ -63,7 +63,7 @@ class FanoutPolicy:
 
 POLICY = FanoutPolicy()
 
-#: Takes the place of a serial for messages without a position. No subscriber is ever at it.
+#: Stands for the serial of a message without a position. It differs from every value of `Subscriber.at`.
 _TRANSIENT: Final = -2
 
 
@@ -88,7 +88,7 @@ class Batch:
         self.excluded = frozenset(item.exclude for item in items if item.exclude)
 
     def encode(self, group: SubscriberGroup) -> EncodedBatch:
-        """Return the batch as the frames for a group."""
+        """Return the batch, encoded as frames for a group."""
         frames = [
             group.encode(self.epoch, item.offset, item.data)
             if isinstance(item, Entry)
@@ -116,7 +116,7 @@ class EncodedBatch:
         block = b"".join([frame.wire for frame in frames])
         #: All frames in one piece; None if that is too long for one write.
         self._block = block if len(frames) == 1 or len(block) <= POLICY.block_size else None
-        #: What it costs of the fan-out budget for each subscriber.
+        #: How much of the fan-out budget one subscriber costs.
         self.cost = POLICY.cost(sum(map(len, frames)))
 
     def send(self, subscribers: Iterable[Subscriber]) -> None:
@@ -126,13 +126,13 @@ class EncodedBatch:
         block = self._block
         for subscriber in subscribers:
             at = subscriber.at
-            # A subscriber that went live a moment ago has the first of these messages from the store.
+            # A subscriber that has just gone live already has the first of these messages from the store.
             if (at != before and (has_kept or at < 0)) or (excluded and not excluded.isdisjoint(subscriber.sids)):
                 self._send_singly(subscriber)
                 continue
             write = subscriber.outbox.ready
             if write is None or block is None:
-                self._send_singly(subscriber)  # a full socket may take only some of the messages
+                self._send_singly(subscriber)  # a full socket may accept only some of the messages
                 continue
             subscriber.at = last if has_kept else at
             try:

@@ -15,7 +15,7 @@ from reliable_cable.protocol.frames import Frame
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, a ping may be late.
+#: The length of a tick, in seconds. Pings may be late by one tick.
 TICK: Final = 0.1
 
 
@@ -23,15 +23,15 @@ class Pinged(Protocol):
     """A connection that is pinged."""
 
     ping_interval: float
-    #: The tick of its next ping. Belongs to the heartbeat.
+    #: The tick of its next ping. Only the heartbeat uses this.
     ping_due: int
 
     def ping(self, frame: str) -> bool:
-        """Send a ping. Return False if the connection needs no more of them."""
+        """Send a ping. Return False if the connection needs no more pings."""
 
 
 class Heartbeat:
-    """Pings connections, each at its own interval. Used from one event loop.
+    """Pings connections, each at its own interval. It must be used on one event loop only.
 
     Args:
         clock: returns the time for pings, in seconds since 1970.
@@ -51,7 +51,7 @@ class Heartbeat:
             self._tick = int(loop.time() / TICK)
             self._wait(loop)
         first = connection.ping_interval * random.uniform(0.5, 1.5)  # noqa: S311 - spreads pings, no secret
-        # Late by a part of a tick, never early.
+        # The ping may be late by a part of a tick, but is never early.
         self._schedule(connection, math.ceil((loop.time() + first) / TICK))
 
     def remove(self, connection: Pinged) -> None:
@@ -73,7 +73,7 @@ class Heartbeat:
         self._timer = loop.call_at((self._tick + 1) * TICK, self._beat, loop)
 
     def _beat(self, loop: asyncio.AbstractEventLoop) -> None:
-        # A busy event loop misses ticks.
+        # If the event loop was busy, several ticks may have passed.
         now = max(int(loop.time() / TICK), self._tick + 1)
         frame = Frame(messages.ping(self._clock()))
         for tick in range(self._tick + 1, now + 1):

@@ -1,7 +1,7 @@
 """Shared reads of history: many subscribers that need the same entries cost one read and one encoding.
 
 After a restart, all clients of a stream miss the same messages. Entries never change within an epoch, so a page that
-was read for one subscriber is right for all. The exception is a page that ends before the position of the hub: it does
+was read for one subscriber is valid for all. The exception is a page that ends before the position of the hub: it does
 not show the end of the stream.
 """
 
@@ -88,7 +88,7 @@ class HistoryReader:
         Args:
             stream: the name of the stream.
             start: the position.
-            hub: the position of the hub in the stream. The page reaches it, unless it was read just now.
+            hub: the position of the hub in the stream. A cached page is returned only if it reaches this position.
             following: whether the subscriber was never away (see `StreamStore.read`).
 
         Raises:

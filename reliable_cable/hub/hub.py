@@ -1,7 +1,7 @@
 """The hub: everything that the connections of one event loop share.
 
-It takes the events of the stream store, sends each stream's messages to its subscribers in order, and starts repairs of
-gaps.
+It receives the events of the stream store, sends each stream's messages to its subscribers in order, and starts repairs
+of gaps.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Hub:
 
     Args:
         engine: the stores.
-        settings: the settings in force when the hub was made.
+        settings: the settings when the hub is created.
     """
 
     def __init__(self, engine: Engine, settings: CableSettings) -> None:
@@ -80,12 +80,12 @@ class Hub:
             for problem in await self.engine.streams.aproblems():
                 logger.warning("%s", problem)
         except StoreError:
-            logger.warning("The stream store could not be checked. `manage.py cable_doctor` does so, too.")
+            logger.warning("The stream store could not be checked. Run `manage.py cable_doctor` to check it.")
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
     async def subscribe(self, name: str, subscriber: Subscriber, *, until: float | None = None) -> HubStream:
-        """Open a stream and add a subscriber, which catches up from the stream's present position.
+        """Open a stream and add a subscriber, which catches up from the stream's current position.
 
         Args:
             name: the name of the stream.
@@ -129,18 +129,18 @@ class Hub:
     # -- events -------------------------------------------------------------------------------------------------------
 
     def deliver(self, event: StreamEvent) -> None:
-        """Take an event from the listener of the stream store."""
+        """Handle an event from the listener of the stream store."""
         stream = self._streams.get(event.stream)
         if stream is None:
             return
         if isinstance(event, Transient):
             stream.send_transient(event)
         elif stream.position is None:
-            pass  # it is being opened: its position is read after this
+            pass  # the stream is being opened, and its position is read after this
         elif isinstance(event, Advanced):
             self.repairs.request(stream)
             if stream.observer is not None:
-                self.sessions.suspect()  # the store may have been away, and have lost data
+                self.sessions.suspect()  # the store may have been down, and may have lost data
         else:
             self._take(stream, stream.position, event)
 
@@ -151,7 +151,7 @@ class Hub:
             return
         if verdict is Verdict.GAP:
             stream.keep_early(event)
-        # After a repeat, too: a store that has lost messages uses their offsets again.
+        # A repeat may need a repair, too: a store that has lost messages uses their offsets again.
         self.repairs.request(stream)
 
     def _send_presence(self, name: str, message: str) -> None:
@@ -207,7 +207,7 @@ class Hub:
                 # All callers gave up meanwhile.
                 self._remove(stream)
         except BaseException:
-            # The next caller opens the stream anew, after this one was closed.
+            # The next caller opens the stream again, after it has been closed.
             self._remove(stream)
             raise
 
@@ -220,7 +220,7 @@ class Hub:
 
     def _release(self, stream: HubStream) -> None:
         stream.users -= 1
-        # A stream that is still being opened is removed by its opening, which cannot be undone before.
+        # A stream that is still being opened is removed by `_start`, because opening cannot be undone halfway.
         if stream.users == 0 and stream.opening is None:
             self._remove(stream)
 
@@ -234,10 +234,11 @@ class Hub:
 
     async def _stop_listening(self, name: str) -> None:
         try:
-            await self.presence.close(name)
-            await self._listener.unsubscribe(name)
-        except Exception:
-            logger.exception("The stream %r could not be closed.", name)
+            for close in (self.presence.close, self._listener.unsubscribe):
+                try:
+                    await close(name)
+                except Exception:
+                    logger.exception("The stream %r could not be closed.", name)
         finally:
             if self._closing.get(name) is asyncio.current_task():
                 del self._closing[name]
@@ -248,7 +249,8 @@ class Hub:
         """Refuse new connections, close all connections, and wait until they have ended.
 
         Args:
-            duration: over how many seconds the connections are closed, so that not all clients reconnect at once.
+            duration: the time, in seconds, over which the connections are closed, so that not all clients reconnect at
+                once.
         """
         self.draining = True
         connections = self.connections.all()
@@ -259,9 +261,9 @@ class Hub:
         await self.connections.wait_closed()
 
     async def aclose(self) -> None:
-        """Close all streams, and release the stores of this event loop. Connections must have ended before.
+        """Close all streams, and release the stores of this event loop. All connections must have ended before.
 
-        Their last tasks are waited for, for `CLOSE_TIMEOUT` seconds at the most.
+        This waits for the last tasks of the connections, up to `CLOSE_TIMEOUT` seconds.
         """
         pending = [*self.tasks.pending, *self._closing.values()]
         if pending:

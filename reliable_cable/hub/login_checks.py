@@ -7,20 +7,22 @@ import logging
 import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, TypeVar
 
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
-from reliable_cable.concurrency.threads import run_handler
-from reliable_cable.logins import Login, check_logins, session_digest
+from reliable_cable.identity import condition_keys, matches
+from reliable_cable.logins import SESSION, Login, check_logins
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.protocol.control import LoginChange
 
+from .revocations import LatestByCondition
+
 logger = logging.getLogger("reliable_cable")
 
-#: Returns for each login whether it is valid, or the error that prevented its check.
-LookUp = Callable[[Sequence[Login]], Awaitable[Sequence[bool | Exception]]]
+T = TypeVar("T")
 
 #: In how many rounds the logins of an interval are checked.
 ROUNDS: Final = 20
@@ -29,10 +31,8 @@ BATCH_SIZE: Final = 100
 #: The shortest time between two checks of a login, as a part of the longest. Logins that were due at the same time, for
 #: example after an outage, are spread by it.
 SPREAD: Final = 0.8
-
-
-async def _check_in_thread(logins: Sequence[Login]) -> Sequence[bool | Exception]:
-    return await run_handler(check_logins, logins)
+#: How long, in seconds, a change of a login concerns connections that are being accepted. Regular checks do the rest.
+ACCEPT_TIME: Final = 10.0
 
 
 class LoggedIn(Protocol):
@@ -42,29 +42,45 @@ class LoggedIn(Protocol):
     def login(self) -> Login | None:
         """The login. None: the connection was authenticated in another way, or not at all."""
 
+    async def run_isolated(self, call: Callable[[], T]) -> T:
+        """Run sync code as a sync handler of the connection is run."""
+
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         """Close the connection."""
+
+
+async def _look_up_as_handler(connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
+    return await connection.run_isolated(partial(check_logins, logins))
+
+
+#: Looks logins up as a handler of the connection would. Returns for each login whether it is valid, or the error that
+#: prevented its check.
+LookUp = Callable[[LoggedIn, Sequence[Login]], Awaitable[Sequence[bool | Exception]]]
 
 
 class LoginChecks:
     """Checks the logins of the connections of one event loop.
 
     The first check of a login is made at a random time within the interval. Due logins are looked up together, in
-    batches, in a handler thread. If a look-up fails, no connection ends, and the look-up is repeated.
+    batches, as a handler of one of their connections would. That may be a connection of another tenant. So a login that
+    seems to be invalid is looked up once more, as a handler of its own connection would, before the connection ends. If
+    a look-up fails, no connection ends, and the look-up is repeated.
 
     Args:
         interval: the longest time, in seconds, between two checks of a login. None or 0: logins are checked only after
             an announced change (`handle`).
-        look_up: checks a batch of logins.
+        look_up: looks a batch of logins up.
     """
 
-    def __init__(self, interval: float | None, look_up: LookUp = _check_in_thread) -> None:
+    def __init__(self, interval: float | None, look_up: LookUp = _look_up_as_handler) -> None:
         self._look_up = look_up
         self._tick = interval / ROUNDS if interval else None
         #: The longest time until a login is due. The check is up to one tick late.
         self._period = interval - interval / ROUNDS if interval else math.inf
         #: The connections that have a login, with the login.
         self._logins: dict[LoggedIn, Login] = {}
+        #: When the latest changes were announced, by condition, for connections that are still being accepted.
+        self._changes: LatestByCondition[float] = LatestByCondition()
         self._announced = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._failing = False
@@ -75,6 +91,8 @@ class LoginChecks:
             return
         self._logins[connection] = connection.login
         self._postpone(connection.login, least=0.0)
+        if self._changes and self._has_just_changed(connection.login):
+            self._check_soon(connection.login)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="cable-logins")
 
@@ -87,12 +105,27 @@ class LoginChecks:
 
     def handle(self, change: LoginChange) -> None:
         """End the connections of a session that was replaced, or check all logins of a user now."""
+        self._changes.put(change.condition, asyncio.get_running_loop().time())
         for connection, login in list(self._logins.items()):
-            if change.session and session_digest(login.session_key) == change.session:
+            if not matches(change.condition, login.identity):
+                continue
+            if SESSION in change.condition:
                 _end(connection)
-            elif change.user and login.user_id == change.user:
-                login.due = 0.0
-                self._announced.set()
+            else:
+                self._check_soon(login)
+
+    def check_all(self) -> None:
+        """Check all logins now, because changes may not have been announced to this process."""
+        for login in self._logins.values():
+            self._check_soon(login)
+
+    def _has_just_changed(self, login: Login) -> bool:
+        since = asyncio.get_running_loop().time() - ACCEPT_TIME
+        return any(self._changes.get(key, -math.inf) >= since for key in condition_keys(login.identity))
+
+    def _check_soon(self, login: Login) -> None:
+        login.due = 0.0
+        self._announced.set()
 
     async def stop(self) -> None:
         """Stop all checks."""
@@ -130,22 +163,30 @@ class LoginChecks:
         Returns:
             An error if some of the logins could not be checked. They stay due.
         """
+        if not batch:
+            return None
         logins = [self._logins[connection] for connection in batch]
         for login in logins:
             # Before the look-up: a change that is announced meanwhile makes the login due again.
             self._postpone(login, least=SPREAD)
-        try:
-            verdicts = await self._look_up(logins)
-        except Exception as error:
-            verdicts = [error] * len(logins)
+        # Not always the same one: its `around_command` may fail.
+        chosen = random.choice(batch)  # noqa: S311 - no secret
         failure = None
-        for connection, login, verdict in zip(batch, logins, verdicts, strict=True):
+        for connection, login, verdict in zip(batch, logins, await self._attempt(chosen, logins), strict=True):
+            if verdict is False and connection is not chosen:
+                (verdict,) = await self._attempt(connection, [login])
             if isinstance(verdict, Exception):
                 failure = verdict
                 login.due = 0.0
             elif not verdict:
                 _end(connection)
         return failure
+
+    async def _attempt(self, connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
+        try:
+            return await self._look_up(connection, logins)
+        except Exception as error:
+            return [error] * len(logins)
 
     def _postpone(self, login: Login, *, least: float) -> None:
         shortest = self._period * least if least else 0.0

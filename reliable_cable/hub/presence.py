@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from django.dispatch import Signal
 
+from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.concurrency.threads import run_handler
@@ -22,10 +24,10 @@ from .rosters import Rosters
 
 logger = logging.getLogger("reliable_cable")
 
-#: How many rounds are made within the time to live of a member, so that two of them may fail.
+#: How many rounds run within the time to live of a member. Two of them may fail.
 ROUNDS_PER_TTL: Final = 3
 
-#: How many rounds follow after the last member was released: those of one time to live, and two more because clocks may
+#: How many rounds run after the last member was released: those of one time to live, and two more because clocks may
 #: differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
@@ -56,12 +58,12 @@ class PresenceService:
     """Keeps the members of live connections present, removes expired members, and sends the presence signals.
 
     It works in rounds, on one event loop. Each round refreshes the members of this process, joins those again that the
-    store does not have, and removes the expired members of all processes. Rounds are made while this process has
-    members or serves streams, and until the members that it released have expired.
+    store does not have, and removes the expired members of all processes. Rounds run while this process has members or
+    serves streams, and until the members that it released have expired.
 
     Args:
         store: the presence store.
-        send: takes a stream and a presence message for all clients of the stream in this process.
+        send: called with a stream and a presence message, which it sends to the stream's clients in this process.
         sleep: called with the number of seconds to wait between two rounds.
     """
 
@@ -90,7 +92,7 @@ class PresenceService:
 
     @property
     def running(self) -> bool:
-        """Whether rounds are being made."""
+        """Whether rounds are running."""
         return self._rounds is not None
 
     async def stop(self) -> None:
@@ -115,14 +117,14 @@ class PresenceService:
             self._start_rounds()
 
     async def close(self, stream: str) -> None:
-        """Stop serving a stream that has no clients in this process any longer."""
+        """Stop serving a stream that no longer has clients in this process."""
         self._served.discard(stream)
         await self.rosters.unsubscribe(stream)
 
     # -- members ------------------------------------------------------------------------------------------------------
 
     async def join(self, stream: str, session: str, id_: str, info: Any) -> None:
-        """Join a member, or update it, and keep it present. If the store fails, the next round joins it again.
+        """Add or update a member, and keep it present. If the store fails, the next round adds it.
 
         Args:
             stream: the stream's name.
@@ -153,7 +155,7 @@ class PresenceService:
         self._queue_signals(await self.store.aleave(stream, session))
 
     def release(self, stream: str, session: str) -> None:
-        """Stop keeping a member present. It leaves when it expires, unless it leaves or is taken over before."""
+        """Stop keeping a member present. It expires unless it is removed or taken over before that."""
         if self._members.pop((stream, session), None) is not None:
             self._start_rounds()
 
@@ -183,7 +185,7 @@ class PresenceService:
         log("Presence could not be refreshed; retrying every %.1f s.", self._delay, exc_info=error)
 
     async def _rejoin(self, unknown: Iterable[tuple[str, str]]) -> None:
-        """Join the members again that the store does not have, or may not have."""
+        """Join again the members that the store does not have, or may not have."""
         keys = dict.fromkeys([*unknown, *(key for key, local in self._members.items() if local.pending)])
         missing = [self._members[key] for key in keys if key in self._members]
         for start in range(0, len(missing), REJOIN_SIZE):
@@ -198,7 +200,7 @@ class PresenceService:
                 local.member = replace(local.member, joined=True)
                 local.pending = False
             for local in batch:
-                # The store may have got a later call for this member first. Repeat that call.
+                # The store may have received a later call for this member first. Repeat that call.
                 current = self._members.get(local.key)
                 if current is None and local.key in self._left_during_joins:
                     self._queue_signals(await self.store.aleave(*local.key))
@@ -247,7 +249,8 @@ class PresenceService:
     async def _send_signals(self) -> None:
         try:
             while self._signals:
-                await run_handler(self._send_signal, self._signals.popleft())
+                # This task has the context of some connection, which is not that of the event.
+                await run_in_context(Context(), run_handler(self._send_signal, self._signals.popleft()))
         finally:
             self._sending = None
 

@@ -1,7 +1,7 @@
 """Repairs streams of the hub: reads messages that were announced out of order, or not at all, from the store.
 
-Only a read of the store decides that messages are lost or that a stream has a new epoch. It is judged against the
-position at which the read began, since live messages may overtake it.
+Only a read of the store decides that messages are lost or that a stream has a new epoch. A read is judged against the
+position at which it began, since live messages may overtake it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .stream import HubStream
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, to wait after each read in a row that changed nothing. After the last one, the repair ends.
+#: How long, in seconds, to wait after each read in a row that changed nothing. After the last wait, the repair ends.
 IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -32,7 +32,7 @@ class Repairs:
     Args:
         store: the stream store.
         listener: the store's listener for this event loop.
-        data_lost: called when messages of a stream are missing for good: the store may have lost other data, too.
+        data_lost: called when a stream has lost messages, because the store may have lost other data, too.
     """
 
     def __init__(self, store: StreamStore, listener: StreamListener, data_lost: Callable[[], None]) -> None:
@@ -107,7 +107,7 @@ class Repairs:
             return
         position = stream.position
         if position is not None and advance(position, page).lost:
-            # Events that were announced before the read's answer are delivered first: they may be the missing messages.
+            # Wait for the events that were announced before the end of the read: they may be the missing messages.
             await self._listener.fence()
             stream.take_early()
             if stream.position != position:

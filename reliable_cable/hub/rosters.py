@@ -1,6 +1,6 @@
-"""What the clients of this process were told about the members of each stream, and how it is corrected after a loss.
+"""Records what the clients of this process were told about the members of each stream, and corrects it after a loss.
 
-Clients follow join and leave events. Where events may have been missed, or the store has lost data, the roster of the
+Clients follow join and leave events. If events may have been missed, or the store has lost data, the roster of the
 stream is compared with the store, and the difference is sent as events (see Protocol: Presence).
 """
 
@@ -31,7 +31,7 @@ MAX_REPAIRS: Final = 8
 
 @dataclass(slots=True, eq=False)
 class Roster:
-    """What the clients of this process were told about one stream.
+    """What the clients of this process were told about the members of one stream.
 
     Args:
         stream: the stream's name.
@@ -52,11 +52,11 @@ class Roster:
 
 
 class Rosters:
-    """The rosters of all streams for which a client of this process asked who is present.
+    """The rosters of all streams whose members a client of this process has requested.
 
     Args:
         store: the presence store.
-        send: takes a stream and a presence message for all clients of the stream in this process.
+        send: called with a stream and a presence message, which it sends to the stream's clients in this process.
     """
 
     def __init__(self, store: PresenceStore, send: Callable[[str, str], None]) -> None:
@@ -93,14 +93,14 @@ class Rosters:
     # -- snapshots ----------------------------------------------------------------------------------------------------
 
     async def snapshot(self, stream: str, *, records: bool = True) -> tuple[PresenceInfo, Roster]:
-        """Return who is present, for one client, and the roster that its list belongs to from now on.
+        """Return the members for one client, and the roster to which the client's list belongs from now on.
 
         The caller must send the snapshot to the client before it awaits anything. Events that arrived during the read
         are part of the snapshot; later ones follow it.
 
         Args:
             stream: the stream's name.
-            records: False returns only the total.
+            records: whether to return the members; False: return their number only.
 
         Raises:
             StoreError: the store could not be read.
@@ -119,7 +119,7 @@ class Rosters:
         return info, roster
 
     async def resume(self, stream: str, incarnation: str, away: float) -> tuple[Difference, Roster] | None:
-        """Return what corrects the list of a client that was away, and the roster that the list then belongs to.
+        """Return the events that correct the list of a client that was away, and the roster of its list from now on.
 
         The caller must send the difference to the client before it awaits anything.
 
@@ -142,10 +142,10 @@ class Rosters:
         return compare(dict.fromkeys(left, False), info.records or {}), roster
 
     async def _read(self, roster: Roster, *, records: bool = True) -> PresenceInfo:
-        """Read who is present, and apply the events that arrive during the read.
+        """Read the members, and apply the events that arrive during the read.
 
-        The store may have been read before or after such an event. In both cases the events that follow it lead to the
-        present state, so the event is right for its id.
+        The store may have been read before or after such an event. In both cases, the last event of an id describes the
+        current state of that id.
         """
         events: dict[str, PresenceEvent] = {}
         roster.reads.append(events)
@@ -191,7 +191,7 @@ class Rosters:
         """Repair the rosters of streams whose presence data were lost.
 
         Args:
-            incarnations: the present incarnation of each stream's data.
+            incarnations: the current incarnation of each stream's data.
         """
         for stream, incarnation in incarnations.items():
             roster = self._rosters.get(stream)
@@ -223,7 +223,7 @@ class Rosters:
             roster.repair = None
 
     def _correct(self, roster: Roster, info: PresenceInfo) -> None:
-        """Send the difference between what the clients were told and who is present."""
+        """Send the events that correct the clients' lists."""
         difference = compare(roster.told.ids, info.records or {})
         for id_, value in difference.joins.items():
             self._send_event(PresenceEvent(roster.stream, "join", id_, value))

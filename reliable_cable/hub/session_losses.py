@@ -8,6 +8,7 @@ import logging
 import math
 import secrets
 import time
+from functools import partial
 from typing import Final
 
 from reliable_cable.concurrency.tasks import cancel
@@ -41,17 +42,17 @@ class LossDetector:
     have the former one.
 
     Args:
-        writer: has the live sessions, and writes lost records again.
+        writer: knows the live sessions, and writes lost records again.
     """
 
     def __init__(self, writer: SessionWriter) -> None:
         self._writer = writer
         self._store = writer.store
-        #: The ids of the newest witness that was written and of the newest one that was passed to the writer.
+        #: The id of the newest witness that the store has, and that of the newest one that was passed to the writer.
         self._witness = ""
         self._next_witness = ""
         self._lost_at = -math.inf
-        #: Set when the next check must not wait any longer.
+        #: Set when the next check must begin at once.
         self._due = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -75,7 +76,7 @@ class LossDetector:
             self._due.set()
 
     async def refresh(self) -> bool:
-        """Extend the time to live of the records of all live sessions, and write those again that are missing.
+        """Extend the time to live of the records of all live sessions, and write missing records again.
 
         Returns:
             Whether the store is known to have lost nothing in the last `LOSS_MEMORY` seconds.
@@ -83,8 +84,6 @@ class LossDetector:
         Raises:
             StoreError: the store could not be reached.
         """
-        if not self._writer.is_pending(self._next_witness):
-            self._witness = self._next_witness
         witness = self._witness
         sids = [sid for sid in self._writer.live if not self._writer.is_pending(sid)]
         missing = await self._store.atouch([*sids, witness] if witness else sids)
@@ -127,4 +126,8 @@ class LossDetector:
     def _renew_witness(self) -> None:
         if self._store.may_lose_data and not self._writer.is_pending(self._next_witness):
             self._next_witness = WITNESS_PREFIX + secrets.token_hex(8)
-            self._writer.keep(self._next_witness, SessionRecord({}, 0))
+            written = partial(self._witness_written, self._next_witness)
+            self._writer.keep(self._next_witness, SessionRecord({}, 0), written)
+
+    def _witness_written(self, witness: str) -> None:
+        self._witness = witness

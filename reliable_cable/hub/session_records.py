@@ -5,26 +5,24 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from reliable_cable.concurrency.tasks import BackgroundTasks, cancel, mark_retrieved
+from reliable_cable.concurrency.tasks import BackgroundTasks, cancel
 from reliable_cable.exceptions import StoreError
 from reliable_cable.identity import Identity
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 
+from .revocations import without_revoked
 from .session_losses import LossDetector
 from .session_writer import LiveSession, SessionWriter, make_record
 
-#: How long, in seconds, a returning client waits until its record is loaded. It then subscribes again instead.
+#: How long, in seconds, a returning client waits for its record. After that, it subscribes again instead.
 LOAD_TIMEOUT: Final = 2.0
-
-#: The most records that are loaded at once.
-LOAD_SIZE: Final = 200
 
 
 class SessionRecords(SessionWriter):
     """Keeps the stored records of live sessions up to date, for restores on any server.
 
-    Used on one event loop. With `SESSIONS_TTL` 0, nothing is stored.
+    It must be used on one event loop only. If `SESSIONS_TTL` is 0, nothing is stored.
 
     Args:
         store: the session store.
@@ -36,9 +34,8 @@ class SessionRecords(SessionWriter):
         self.enabled = store.settings.sessions_ttl > 0
         self._losses = LossDetector(self)
         self._loads = BackgroundTasks()
-        #: The load that has not begun, and the sessions whose records it will return.
-        self._batch: asyncio.Task[list[SessionRecord | None]] | None = None
-        self._wanted: list[tuple[str, Identity]] = []
+        #: The sessions that the next load will return, and a future for the record of each.
+        self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
 
     # -- live sessions ------------------------------------------------------------------------------------------------
 
@@ -72,7 +69,7 @@ class SessionRecords(SessionWriter):
     # -- restoring ----------------------------------------------------------------------------------------------------
 
     async def load(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Return the newest record of a session that belongs to this identity.
+        """Return the newest record of a session that belongs to this identity, without revoked subscriptions.
 
         None means that there is no such record, or that the store did not respond in time. The client then subscribes
         again, with its own positions.
@@ -91,21 +88,26 @@ class SessionRecords(SessionWriter):
 
     async def _load(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Load a record together with all others that are requested in the same iteration of the event loop."""
-        if self._batch is None or len(self._wanted) == LOAD_SIZE:
-            self._wanted = []
-            self._batch = self._loads.spawn(self._load_batch(self._wanted))
-            self._batch.add_done_callback(mark_retrieved)
-        batch, index = self._batch, len(self._wanted)
-        self._wanted.append((sid, identity))
-        records = await asyncio.shield(batch)
-        return records[index]
+        if not self._wanted:
+            self._loads.spawn(self._load_wanted())
+        result: asyncio.Future[SessionRecord | None] = asyncio.get_running_loop().create_future()
+        self._wanted.append((sid, identity, result))
+        return await result
 
-    async def _load_batch(self, wanted: list[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        if wanted is self._wanted:
-            self._batch = None
-        if len(wanted) == 1:
-            return [await self.store.aload(*wanted[0])]
-        return await self.store.aload_many(wanted)
+    async def _load_wanted(self) -> None:
+        wanted, self._wanted = self._wanted, []
+        try:
+            records = await self.store.aload_many([(sid, identity) for sid, identity, _ in wanted])
+            # Revocations are read after the records, so that a revocation during the reads is found.
+            records = await without_revoked(self.store, records)
+        except Exception as error:
+            for *_, result in wanted:
+                if not result.done():
+                    result.set_exception(error)
+            return
+        for (*_, result), record in zip(wanted, records, strict=True):
+            if not result.done():  # its caller may have been cancelled
+                result.set_result(record)
 
     async def take_over(self, session: LiveSession, sid: str, record: SessionRecord) -> None:
         """Add a restored session, and write its record together with that of the session it continues.
@@ -123,7 +125,7 @@ class SessionRecords(SessionWriter):
     # -- refreshing ---------------------------------------------------------------------------------------------------
 
     async def refresh(self) -> bool:
-        """Refresh the records of all live sessions, and write those again that the store has lost.
+        """Refresh the records of all live sessions, and write lost records again.
 
         Returns:
             Whether the store is known to have lost nothing within the last minute.

@@ -37,7 +37,7 @@ UNUSED_ID: Final = "-"
 
 
 class LiveSession(Protocol):
-    """A connection whose session can be restored, as the session records know it."""
+    """The part of a connection that the session records use."""
 
     @property
     def sid(self) -> str:
@@ -48,20 +48,22 @@ class LiveSession(Protocol):
         """The session's id and the ids of the former sessions that it continues."""
 
     def record(self) -> SessionRecord:
-        """Return the session's present record."""
+        """Return the session's current record."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Pending:
     """A record to be written.
 
     Args:
         make: returns the record when it is about to be written; None if there is none to write.
         deadline: when the record will have expired, by the monotonic clock.
+        written: called when the store has the record; None if nothing is to be called.
     """
 
     make: Callable[[], SessionRecord | None]
     deadline: float = math.inf
+    written: Callable[[], object] | None = None
 
 
 class SessionWriter:
@@ -99,14 +101,21 @@ class SessionWriter:
         return sid in self._pending
 
     def changed(self, session: LiveSession) -> None:
-        """Write the record of a session soon, if the session is live."""
+        """Schedule a write of a session's record, if the session is live."""
         if session.sid in self.live:
             self._pending[session.sid] = _Pending(partial(self._record_of, session))
             self._start()
 
-    def keep(self, sid: str, record: SessionRecord) -> None:
-        """Write a record that has no live session soon, unless its time to live ends before it could be written."""
-        self._pending[sid] = _Pending(lambda: record, time.monotonic() + self.store.settings.sessions_ttl)
+    def keep(self, sid: str, record: SessionRecord, written: Callable[[], object] | None = None) -> None:
+        """Schedule a write of a record that belongs to no live session. It is not written after it has expired.
+
+        Args:
+            sid: the id of the session.
+            record: the record.
+            written: called when the store has the record.
+        """
+        deadline = time.monotonic() + self.store.settings.sessions_ttl
+        self._pending[sid] = _Pending(lambda: record, deadline, written)
         self._start()
 
     def discard(self, session: LiveSession) -> None:
@@ -212,8 +221,8 @@ class SessionWriter:
         await self._clock.ready()
         result, self._next = self._next, None
         now = time.monotonic()
-        self._pending = {sid: item for sid, item in self._pending.items() if item.deadline > now}
-        pending, deletions = self._pending.copy(), self._deletions.copy()
+        pending = {sid: item for sid, item in self._pending.items() if item.deadline > now}
+        self._pending, deletions = pending.copy(), self._deletions.copy()
         saved: bool | None = True
         try:
             await self._write_all(list(pending.items()), deletions)
@@ -224,6 +233,10 @@ class SessionWriter:
             # A retry would fail, too. A client whose session has no record subscribes again.
             logger.exception("%d session records could not be written.", len(pending))
             saved = False
+        if saved:
+            for item in pending.values():
+                if item.written is not None:
+                    item.written()
         if saved is not None:
             # A record that was replaced during the write is still pending.
             self._pending = {sid: item for sid, item in self._pending.items() if pending.get(sid) is not item}
@@ -253,7 +266,7 @@ class SessionWriter:
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:
-    """Return a session's present record. If that fails, log the error and return None: only this session is lost."""
+    """Return a session's current record. If that fails, log the error and return None: only this session is lost."""
     try:
         return session.record()
     except Exception:

@@ -24,7 +24,7 @@ logger = logging.getLogger("reliable_cable")
 #: How many former epochs a stream remembers.
 MAX_FORMER_EPOCHS: Final = 8
 
-#: The most characters of early messages that a stream keeps while those before them are read.
+#: The most characters of early messages: those that a stream keeps while missing messages before them are being read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
 
@@ -32,10 +32,10 @@ class StreamObserver(Protocol):
     """Receives the messages of a stream inside this process."""
 
     def receive(self, data: str) -> None:
-        """Take a kept message."""
+        """Handle a kept message."""
 
     def messages_lost(self) -> None:
-        """Messages are missing for good."""
+        """Handle a loss of messages."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -64,7 +64,7 @@ class HubStream:
     repair: asyncio.Task[None] | None = None
     #: Whether the repair reads the store once more.
     repair_again: bool = False
-    #: Announced messages for which others before them are missing.
+    #: Early messages: they were announced although messages before them are missing.
     _early: list[Published | Transient] = field(default_factory=list)
     _early_size: int = 0
     #: Messages to be written, and the serial of the last kept message before them.
@@ -84,7 +84,7 @@ class HubStream:
         return group
 
     def add(self, subscriber: Subscriber) -> None:
-        """Add a subscriber, which catches up from the stream's present position."""
+        """Add a subscriber, which catches up from the stream's current position."""
         if self.position is not None:
             subscriber.catch_up_from(self.position)
         self.group(subscriber).subscribers[subscriber] = None
@@ -97,21 +97,22 @@ class HubStream:
         if not group.subscribers:
             del self.groups[group_key(subscriber)]
 
-    def is_behind(self, subscriber: Subscriber) -> bool:
-        """Return whether a subscriber needs entries from the store before it can go live."""
-        return subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor != self.position
-
     def go_live(self, subscriber: Subscriber) -> None:
         """Mark a caught-up subscriber live, so that it receives each new message."""
-        if subscriber.state is SubscriberState.CATCHING_UP:
-            subscriber.go_live(self.serial)
+        subscriber.go_live(self.serial)
 
     def stop_live(self, subscriber: Subscriber) -> None:
         """Stop live delivery to a subscriber. It then catches up after the last message that it received."""
         if subscriber.state is SubscriberState.LIVE and self.position is not None:
-            # Messages that the stream has taken may still be queued.
-            missing = self.serial - subscriber.at
-            subscriber.catch_up_from(StreamPosition(self.position.epoch, self.position.offset - missing))
+            subscriber.catch_up_from(self.position_of(subscriber))
+
+    def position_of(self, subscriber: Subscriber) -> StreamPosition:
+        """Return the position of the last message that was written to a subscriber."""
+        if subscriber.state is not SubscriberState.LIVE or self.position is None:
+            return subscriber.cursor
+        # Messages that the stream has taken may still be queued.
+        missing = self.serial - subscriber.at
+        return StreamPosition(self.position.epoch, self.position.offset - missing)
 
     # -- messages ---------------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class HubStream:
             self._send(event)
 
     def send_presence(self, message: str) -> None:
-        """Send a join or leave to every subscriber that shows presence."""
+        """Send a join or leave event to every subscriber that receives presence events."""
         for group in self.groups.values():
             frame = group.encode_presence(message)
             for subscriber in group.subscribers:
@@ -181,12 +182,12 @@ class HubStream:
                     subscriber.cursor = position
 
     def start_over(self, position: StreamPosition) -> None:
-        """Continue at another position. Live subscribers have lost messages, and are told."""
+        """Continue at another position. Live subscribers have lost messages, and their clients are told."""
         if self.position is not None and self.position.epoch not in ("", position.epoch):
             self.former_epochs = (*self.former_epochs, self.position.epoch)[-MAX_FORMER_EPOCHS:]
         self.position = position
         self.serial += 1
-        # A batch of the former messages that is being written now skips them too: they stand before the new serial.
+        # Live subscribers get the new serial, so a batch of former messages that is being written now skips them.
         self._queue.clear()
         self._fanned_out = self.serial
         live = [
@@ -251,7 +252,7 @@ class HubStream:
             self._sending = loop.call_later(pause, self._continue, loop) if pause else None
 
     def _next_batch(self) -> fanout.Batch:
-        """Take the messages off the queue that are written together."""
+        """Take the next messages off the queue, as many as are written together."""
         items = [self._queue.popleft()]
         size = len(items[0].data)
         while self._queue and len(items) < fanout.POLICY.batch_messages:

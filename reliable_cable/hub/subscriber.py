@@ -1,6 +1,6 @@
 """A subscriber: one subscription on one stream, and how far it has received the stream.
 
-Architecture: Delivery to a subscriber.
+See Architecture: Delivery to a subscriber.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NOT_LIVE: Final = -1
 #: How many messages without a position are kept for a subscriber that is catching up.
 MAX_HELD: Final = 100
 
-#: What the subscribers of a group share: the identifier, the stream id, and the form in which they take frames.
+#: What the subscribers of a group share: the identifier, the stream id, and the class of frames that they can read.
 GroupKey = tuple[str, str | None, type[Frame]]
 
 
 class SubscriberState(Enum):
-    """What a subscriber is sent, and from where."""
+    """The stages of delivery to a subscriber."""
 
     #: Its stream is being opened.
     OPENING = "opening"
@@ -51,7 +51,7 @@ class SubscriberOutbox(Protocol):
         """The lock that is held while entries are read for this connection and written to it."""
 
     def push(self, text: str, *, kept: bool = False) -> bool:
-        """Send a frame. Return False if it was not taken because it can be read from the store later."""
+        """Send a frame. Return False if it was dropped because it can be read from the store later."""
 
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames."""
@@ -70,10 +70,10 @@ class SubscriberOwner(Protocol):
     """The subscription that a subscriber belongs to."""
 
     def fell_behind(self) -> None:
-        """The socket takes no more: catch up when it does."""
+        """Catch up when the socket, which is full, accepts frames again."""
 
     def messages_lost(self) -> None:
-        """Messages to a live subscriber are missing for good: tell the client."""
+        """Tell the client that a live subscriber has lost messages."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -112,7 +112,7 @@ class Subscriber:
         self.state = SubscriberState.CATCHING_UP
 
     def fall_behind(self, cursor: StreamPosition) -> None:
-        """Stop live delivery because the socket takes no more."""
+        """Stop live delivery because the socket is full."""
         self.catch_up_from(cursor)
         self.owner.fell_behind()
 
@@ -154,12 +154,12 @@ def group_key(subscriber: Subscriber) -> GroupKey:
 
 @dataclass(slots=True, eq=False, repr=False)
 class SubscriberGroup:
-    """The subscribers of a stream for whom a message is the same frame.
+    """The subscribers of a stream that are sent a message as the same frame.
 
     Args:
         identifier: the identifier of their subscriptions.
         stream_id: the stream id that their clients know; None for base clients.
-        form: the form in which they take frames.
+        form: the class of frames that they can read.
     """
 
     identifier: str

@@ -42,7 +42,7 @@ class StreamPresence:
 def presence_for(stream: str) -> StreamPresence:
     """Return the presence of a stream: `presence_for("chat:1").total()`.
 
-    With the embedded engine, the members are those that are connected to this process. With Redis, they are those that
-    are connected to any process.
+    With the engines "memory" and "database", the members are those that are connected to this process. With "redis",
+    they are those that are connected to any process.
     """
     return StreamPresence(stream, get_engine().presence)

@@ -1,5 +1,27 @@
-"""The former path of `PresenceStore`, for settings that have this path in `ENGINE`."""
+"""The former path of the interface of presence stores, for settings and engines that name it."""
 
-from reliable_cable.stores.presence.base import PresenceStore
+from reliable_cable.stores.presence.base import (
+    OUTAGE_SHARE,
+    UNHEARD_TIME,
+    Member,
+    PresenceEvent,
+    PresenceInfo,
+    PresenceListener,
+    PresenceMissed,
+    PresenceStore,
+    Refreshed,
+)
 
-__all__ = ["PresenceStore"]
+OUTAGE_PART = OUTAGE_SHARE
+
+__all__ = [
+    "OUTAGE_PART",
+    "UNHEARD_TIME",
+    "Member",
+    "PresenceEvent",
+    "PresenceInfo",
+    "PresenceListener",
+    "PresenceMissed",
+    "PresenceStore",
+    "Refreshed",
+]

@@ -1,5 +1,5 @@
 """The former path of `MemoryPresenceStore`, for settings that have this path in `ENGINE`."""
 
-from reliable_cable.stores.presence.memory import MemoryPresenceStore
+from reliable_cable.stores.presence.memory import MemoryPresenceListener, MemoryPresenceStore
 
-__all__ = ["MemoryPresenceStore"]
+__all__ = ["MemoryPresenceListener", "MemoryPresenceStore"]

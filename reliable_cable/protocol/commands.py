@@ -171,7 +171,7 @@ def parse_identifier(identifier: str) -> tuple[str, dict[str, Any]]:
     params = _load_object(identifier, "the identifier")
     channel = params.pop("channel", None)
     if not isinstance(channel, str) or not channel:
-        raise ProtocolError("the identifier has no 'channel': a non-empty string")
+        raise ProtocolError("the identifier has no 'channel' that is a non-empty string")
     return channel, params
 
 
@@ -244,7 +244,7 @@ def _parse_history(value: Any) -> HistoryRequest:
 def _parse_claim(value: Any) -> PresenceClaim:
     claim = _parse_optional_claim(value)
     if claim is None:
-        raise ProtocolError("the presence has no 'id': a non-empty string or a number")
+        raise ProtocolError("the presence has no 'id' that is a non-empty string or a number")
     return claim
 
 

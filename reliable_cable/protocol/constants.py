@@ -54,9 +54,12 @@ class DisconnectReason(StrEnum):
     SERVER_RESTART = "server_restart"
     NO_PONG = "no_pong"
     TOO_SLOW = "too_slow"
-    #: The client is connected anew. No frame has this reason.
+    #: The client has a new connection. No frame has this reason.
     SUPERSEDED = "superseded"
 
+
+#: The `type` of the message that tells a client that a subscription was revoked. It is also the default reason.
+REVOKED: Final = "revoked"
 
 #: The close code. Every server can send it, and every client reconnects after it.
 CLOSE_NORMAL: Final = 1000

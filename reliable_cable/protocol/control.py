@@ -1,4 +1,4 @@
-"""Control messages: what the server processes of a project tell each other over the control stream."""
+"""The messages that the server processes of a project send to each other over the control bus."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from .constants import REVOKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,23 @@ class Revocation:
 
 
 @dataclass(frozen=True, slots=True)
+class SubscriptionRevocation:
+    """End subscriptions that were made before a certain time.
+
+    Attributes:
+        condition: the identifiers that the connections have in common. If it is empty, all connections are meant.
+        scope: names the channel or a stream of the subscriptions, see `identity.subscription_scopes`.
+        at: the time, in seconds since 1970 by the session store's clock.
+        reason: the reason that the clients are sent.
+    """
+
+    condition: Mapping[str, str]
+    scope: Mapping[str, str]
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Takeover:
     """A client has reconnected: close its former connection.
 
@@ -38,20 +57,39 @@ class Takeover:
 
 @dataclass(frozen=True, slots=True)
 class LoginChange:
-    """A Django login has ended, or may have ended. It names a user or a session.
+    """A Django login has ended, or may have ended.
 
     Attributes:
-        user: check all logins of the user with this primary key.
-        session: the login of the session with this digest has ended.
+        condition: names the logins, see `logins.Login.identity`. The login of a session that it names has ended. The
+            logins of a user whom it names are to be checked.
     """
 
-    user: str = ""
-    session: str = ""
+    condition: Mapping[str, str]
+
+
+ControlMessage = Revocation | SubscriptionRevocation | Takeover | LoginChange
 
 
 def encode_revocation(revocation: Revocation) -> str:
     """Return a control message with one revocation, as JSON text."""
     return json.dumps({"revoke": dict(revocation.condition), "at": revocation.at, "reconnect": revocation.reconnect})
+
+
+def encode_subscription_revocation(revocation: SubscriptionRevocation) -> str:
+    """Return a control message with one revocation of subscriptions, as JSON text.
+
+    Servers of releases that do not know the key `subscriptions` take the message for a `Revocation`. They close all
+    connections that match the condition, whose clients then subscribe again.
+    """
+    return json.dumps(
+        {
+            "revoke": dict(revocation.condition),
+            "at": revocation.at,
+            "reconnect": True,
+            "subscriptions": dict(revocation.scope),
+            "reason": revocation.reason,
+        }
+    )
 
 
 def encode_takeovers(takeovers: Sequence[Takeover]) -> str:
@@ -61,19 +99,22 @@ def encode_takeovers(takeovers: Sequence[Takeover]) -> str:
 
 def encode_login_change(change: LoginChange) -> str:
     """Return a control message with one change of a login, as JSON text."""
-    return json.dumps({"login": {"user": change.user, "session": change.session}})
+    return json.dumps({"login": dict(change.condition)})
 
 
-def decode(text: str) -> tuple[Revocation | None, Sequence[Takeover], LoginChange | None]:
-    """Return the contents of a control message.
+def decode(text: str) -> Sequence[ControlMessage]:
+    """Return the contents of a control message: several takeovers, or one of the others.
 
     Raises:
         ValueError, KeyError, TypeError: it is not a control message of this version.
     """
     message: dict[str, Any] = json.loads(text)
-    revocation = None
+    if "subscriptions" in message:
+        reason = str(message.get("reason", REVOKED))
+        scope = dict(message["subscriptions"])
+        return [SubscriptionRevocation(dict(message["revoke"]), scope, float(message["at"]), reason)]
     if "revoke" in message:
-        revocation = Revocation(dict(message["revoke"]), float(message["at"]), bool(message["reconnect"]))
-    takeovers = [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]
-    login = message.get("login")
-    return revocation, takeovers, None if login is None else LoginChange(str(login["user"]), str(login["session"]))
+        return [Revocation(dict(message["revoke"]), float(message["at"]), bool(message["reconnect"]))]
+    if "login" in message:
+        return [LoginChange(dict(message["login"]))]
+    return [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]

@@ -13,7 +13,7 @@ _COMPRESSED = 0x40  # RSV1
 #: The size of the compression window, as a power of two: 4 KiB. With 15, a short message takes 15 times as long and
 #: becomes no smaller; a message of 256 KB becomes smaller by a tenth.
 WINDOW_BITS = 12
-#: zlib's compression level. With 6, a message of 256 KB blocks the event loop for 3 ms in place of 2 ms, and becomes
+#: zlib's compression level. With 6, a message of 256 KB blocks the event loop for 3 ms instead of 2 ms, and becomes
 #: smaller by a tenth.
 LEVEL = 3
 #: zlib's memory level.

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .constants import DisconnectReason, MessageType
+from .constants import REVOKED, DisconnectReason, MessageType
 
 #: Shared, because `json.dumps` creates a new encoder for each call with options.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -57,6 +57,11 @@ def transmission(identifier: str, data: str) -> str:
         data: the message as JSON text.
     """
     return f'{{"identifier":{dumps(identifier)},"message":{data}}}'
+
+
+def revoked(identifier: str, reason: str) -> str:
+    """Return the transmission that tells a client that a subscription was revoked, see Protocol: Revocations."""
+    return transmission(identifier, dumps({"type": REVOKED, "reason": reason}))
 
 
 def broadcast_encoder(identifier: str, stream_id: str, epoch: str) -> Callable[[int, str], str]:

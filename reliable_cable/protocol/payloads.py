@@ -1,4 +1,4 @@
-"""Which payloads can be sent: clients drop a message that is falsy in JavaScript, without an error."""
+"""Tells which payloads cannot be sent: clients drop a message that is falsy in JavaScript, without an error."""
 
 from __future__ import annotations
 

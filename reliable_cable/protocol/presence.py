@@ -1,4 +1,4 @@
-"""The comparison of what clients were told about the members of a stream with who is present.
+"""Compares what clients were told about the members of a stream with the members that are present.
 
 A client asks once for the members of a stream, and then follows join and leave events. If events may have been missed,
 the comparison says which ones to send. They may repeat what a client has (see Protocol: Presence).
@@ -36,7 +36,7 @@ class ToldMembers:
     def snapshot(self, present: Set[str]) -> None:
         """Record that one client, which had no list before, was sent the ids of all members."""
         first, self._has_snapshot = not self._has_snapshot, True
-        # Ids that are in both keep their value. A first client is all clients.
+        # Ids that are in both keep their value. The first client is the only one so far.
         for id_ in self.ids.keys() ^ present:
             self.ids[id_] = first and id_ in present
 

@@ -139,7 +139,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
         if entry.offset != last + 1:
             if sent or lost:
                 break
-            # The next message was deleted. If it were waited for, the subscriber would never receive anything again.
+            # The next message was deleted. A subscriber that waited for it would never receive anything again.
             lost = True
         sent.append(entry)
         last = entry.offset

@@ -65,7 +65,7 @@ class Transport:
         return None
 
     def abort(self) -> None:
-        """Drop the connection at once and discard its buffer. An unknown server can only be asked to close it."""
+        """Drop the connection at once and discard its buffer. This base class can only ask the server to close it."""
         if self._closing is None:
             self._closing = asyncio.get_running_loop().create_task(self._close())
 

@@ -63,7 +63,7 @@ class DaphneTransport(Transport):
         transport.registerProducer(_BufferObserver(pause, resume), True)
 
     def unsent(self) -> int | None:
-        """Return how many bytes the buffers of the transport and the kernel have."""
+        """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
         transport = self._protocol.transport
         if not isinstance(transport, tcp.Connection) or not transport.connected:
             return None

@@ -39,7 +39,7 @@ class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # h
         try:
             super().data_received(data)
         except Exception:
-            # A transport does the same when its protocol raises an error.
+            # asyncio does the same when a protocol raises an error.
             self.transport.abort()
             raise
 

@@ -54,7 +54,7 @@ class UvicornTransport(Transport):
         self._protocol.transport.abort()
 
     def unsent(self) -> int | None:
-        """Return how many bytes the buffers of the transport and the kernel have."""
+        """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
         transport = self._protocol.transport
         socket = transport.get_extra_info("socket")
         pending = None if socket is None or transport.is_closing() else unacknowledged_bytes(socket.fileno())
@@ -119,7 +119,7 @@ class CableWebSocketProtocol(Protocol):
             self._resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the application that nothing can be written any more, and break reference cycles."""
+        """Tell the application that nothing more can be written, and break reference cycles."""
         if self._pause is not None:
             self._pause()
         self._pause = self._resume = None

@@ -1,5 +1,12 @@
-"""The former path of `SessionStore`, for settings that have this path in `ENGINE`."""
+"""The former path of the interface of session stores, for settings and engines that name it."""
 
-from reliable_cable.stores.sessions.base import SessionStore
+from reliable_cable.stores.sessions.base import (
+    CLOCK_MARGIN,
+    MAX_SID_LENGTH,
+    SessionRecord,
+    SessionStore,
+    is_revoked,
+    is_session_id,
+)
 
-__all__ = ["SessionStore"]
+__all__ = ["CLOCK_MARGIN", "MAX_SID_LENGTH", "SessionRecord", "SessionStore", "is_revoked", "is_session_id"]

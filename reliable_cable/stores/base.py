@@ -1,4 +1,4 @@
-"""The methods that every store and every listener has, whether it stores streams, presence or sessions."""
+"""The base classes of all stores and listeners, for streams, presence and sessions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ T = TypeVar("T")
 def async_twin(
     method: Callable[Concatenate[Any, P], T], *, writes: bool = False
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Return the async twin of a sync method of a store, which runs it in `_run`, or `_run_write` if it writes."""
+    """Return the async twin of a store's sync method.
+
+    It runs the method by `_run`, or by `_run_write` if that writes.
+    """
 
     @wraps(method, updated=())  # the twin of an abstract method is not abstract
     async def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        # A subclass may have another method of this name.
+        # A subclass may override the sync method.
         call = partial(getattr(self, method.__name__), *args, **kwargs)
         result: T = await (self._run_write(call) if writes else self._run(call))
         return result
@@ -70,7 +73,7 @@ class Store(ABC):
         self.clock = clock
 
     def time(self) -> float:
-        """Return the present time by the store's clock, in seconds since 1970.
+        """Return the current time by the store's clock, in seconds since 1970.
 
         Raises:
             StoreError: the store could not be reached.
@@ -82,7 +85,7 @@ class Store(ABC):
     def clocks(self) -> Mapping[str, Callable[[], float]]:
         """Return the clocks of the store's servers, by the names of the servers.
 
-        Each clock is a function that asks its server for the present time, in seconds since 1970. The mapping is empty
+        Each clock is a function that asks its server for the current time, in seconds since 1970. The mapping is empty
         if the store uses this host's clock.
         """
         return {}

@@ -1,4 +1,4 @@
-"""The present time by the clock of a store, which all hosts share.
+"""The current time by the clock of a store, which all hosts share.
 
 Use this clock for times that one process writes and another one compares, because the clocks of hosts differ.
 """
@@ -35,7 +35,7 @@ MARGIN: Final = 5.0
 MAX_DRIFT: Final = 0.0005
 #: How long, in seconds, `ready` waits for a measurement.
 READY_TIMEOUT: Final = 2.0
-#: How long, in seconds, the measuring thread lives without use of the clock.
+#: How long, in seconds, the measuring thread keeps running while the clock is not used.
 IDLE_TIME: Final = 600.0
 
 
@@ -81,17 +81,17 @@ class StoreClock:
 
     @cached_property
     def remote(self) -> bool:
-        """Whether the store uses another clock than that of this host."""
+        """Whether the store uses a clock other than this host's."""
         return bool(self._store.clocks())
 
     # -- telling the time ---------------------------------------------------------------------------------------------
 
     def now(self) -> float:
-        """Return the present time, in seconds since 1970."""
+        """Return the current time, in seconds since 1970."""
         return self.at(self._monotonic()) if self.remote else self._store.clock()
 
     def moment(self) -> float:
-        """Return a mark of the present moment. Pass it to `at` later to get its time."""
+        """Return a mark of the current moment, for a later call of `at`."""
         return self._monotonic()
 
     def at(self, moment: float) -> float:

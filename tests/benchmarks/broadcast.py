@@ -43,7 +43,7 @@ def _bare_script(store: RedisStreamStore, url: str) -> Callable[[], Any]:
     assert store.client.lineage.identity is not None
     call = store._append_attempts([("bench-bare", Message('{"n":1,"text":"' + "x" * 200 + '"}'))])("")
     keys = [*call.keys, store.client.lineage.key]
-    args: list[Any] = [store.client.lineage.identity.lineage, *call.args[1:]]
+    args: list[Any] = [store.client.lineage.identity.lineage, "0" * 16, *call.args[2:]]
     return lambda: script(keys=keys, args=args)
 
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import sys
 import tracemalloc
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.core.management import call_command
 
-from reliable_cable.concurrency.threads import end_threads
+from reliable_cable.concurrency.threads import end_threads, run_handler
 from reliable_cable.hub.login_checks import BATCH_SIZE, ROUNDS, LoginChecks
 from reliable_cable.logins import Login, find_login
 from reliable_cable.protocol.constants import DisconnectReason
+
+T = TypeVar("T")
 
 CONNECTIONS = 1000
 ENGINES = ("db", "cached_db", "cache", "file", "signed_cookies")
@@ -28,6 +31,9 @@ INTERVAL = 5.0
 class _Connection:
     def __init__(self, login: Login) -> None:
         self.login = login
+
+    async def run_isolated(self, call: Callable[[], T]) -> T:
+        return await run_handler(call)
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         raise AssertionError("a valid login was taken for an invalid one")

@@ -7,6 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Server, ServerPool
 
 __all__ = ["beside", "kind", "server", "strict"]
+
+FOLDER = Path(__file__).parent
 
 Connect = Callable[..., Awaitable[Client]]
 Pair = tuple[Server, Server]
@@ -50,16 +53,20 @@ SLOW_COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect slow tests on all combinations that are not in `SLOW_COMBINATIONS`."""
-    left_out = [item for item in items if item.get_closest_marker("slow") and not _is_chosen(item)]
+    """Mark tests on all combinations that are not in `SLOW_COMBINATIONS`, and deselect slow tests there."""
+    others = [item for item in items if item.path.parent == FOLDER and not _is_chosen(item)]
+    for item in others:
+        item.add_marker("other_combination")
+    left_out = {item for item in others if item.get_closest_marker("slow")}
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=list(left_out))
         items[:] = [item for item in items if item not in left_out]
 
 
 def _is_chosen(item: pytest.Item) -> bool:
-    params = item.callspec.params  # type: ignore[attr-defined]  # parametrised functions have it
-    return (params["kind"], params["engine"]) in SLOW_COMBINATIONS
+    callspec = getattr(item, "callspec", None)  # only parametrized tests have it
+    params = {} if callspec is None else callspec.params
+    return not {"kind", "engine"} <= params.keys() or (params["kind"], params["engine"]) in SLOW_COMBINATIONS
 
 
 @pytest.fixture(scope="session", params=ENGINES)

@@ -66,6 +66,17 @@ async def test_a_connection_that_the_application_refuses_gets_unauthorized(serve
         await client.close()
 
 
+async def test_a_client_whose_token_has_expired_is_told_so(server: Server) -> None:
+    client = Client(server.url, query="token=expired")
+    await client.open()
+    try:
+        assert await client.next() == {"type": "disconnect", "reason": "token_expired", "reconnect": False}
+        assert await client.closed() == 1000
+        assert len(client.log) == 1, "the disconnect frame must be the only one"
+    finally:
+        await client.close()
+
+
 async def test_pings_carry_the_time_and_the_first_ping_is_jittered(strict: Server) -> None:
     spread = 0.0
     async with asyncio.timeout(20):

@@ -195,6 +195,87 @@ async def test_a_subscription_whose_resubscribed_rejects_or_raises_is_not_restor
     await client.subscribe(rejected)
 
 
+async def test_a_subscription_that_would_be_rejected_now_is_not_restored(connect: Connect, server: Server) -> None:
+    stream = unique("rights")
+    await server.call("allow", stream)
+    former = await connect()
+    identifier = await former.subscribe(identify("RightsChannel", streams=[stream]))
+    await former.expect({"type": "presence"})
+    kept = await former.subscribe(identify("EchoChannel"))
+    await former.cut()
+    await server.call("forbid", stream)
+    client = await connect(sid=former.sid)
+    assert client.welcome["restored_ids"] == [kept]
+    await client.send("history", identifier)
+    await server.call("broadcast", stream, {"n": 1})
+    await client.nothing()
+    await client.send("subscribe", identifier)
+    await client.expect({"type": "reject_subscription", "identifier": identifier})
+
+
+async def test_a_restored_subscription_has_the_streams_that_are_allowed_now(connect: Connect, server: Server) -> None:
+    kept, lost, new, opened = (unique("rights") for _ in range(4))
+    for stream in (kept, lost):
+        await server.call("allow", stream)
+    former = await connect()
+    identifier = await former.subscribe(identify("RightsChannel", streams=[kept, lost, new]))
+    await former.expect({"type": "presence"})
+    await former.perform(identifier, "start", stream=opened)
+    await former.expect({"message": {"started": opened}})
+    await former.perform(identifier, "increment")
+    await former.expect({"message": {"count": 1}})
+    await server.call("broadcast", kept, {"n": 1})
+    last = await former.expect({"message": {"n": 1}})
+    await former.cut()
+    await server.call("forbid", lost)
+    await server.call("allow", new)
+    for stream in (kept, lost, new, opened):
+        await server.call("broadcast", stream, {"stream": stream, "n": 2})
+    client = await connect(sid=former.sid)
+    assert client.welcome["restored_ids"] == [identifier]
+    await client.send("history", identifier, history=history_after(last))
+    missed = await client.until({"type": "confirm_history", "identifier": identifier})
+    assert {frame["message"]["stream"] for frame in missed[:-1]} == {kept, opened}
+    for stream in (lost, new, opened):
+        await server.call("broadcast", stream, {"stream": stream, "n": 3})
+    assert {frame["message"]["stream"] for frame in [await client.next(), await client.next()]} == {new, opened}
+    await client.perform(identifier, "increment")
+    await client.expect({"message": {"count": 2}})
+    await client.nothing()
+
+
+async def test_transmissions_of_subscribed_follow_the_welcome(connect: Connect) -> None:
+    former = await connect()
+    await former.send("subscribe", identifier := identify("GreetingChannel", stream=unique("restored")))
+    await former.until({"type": "confirm_subscription"})
+    await former.cut()
+    client = await connect(sid=former.sid)
+    assert client.welcome["restored_ids"] == [identifier]
+    assert await client.messages(identifier, 2) == [{"greeting": 1}, {"greeting": 2}]
+    await client.send("history", identifier)
+    await client.expect({"type": "confirm_history"})
+
+
+async def test_a_member_that_subscribed_joins_again_is_announced_once(connect: Connect, server: Server) -> None:
+    stream = unique("rights")
+    await server.call("allow", stream)
+    watcher = await connect()
+    watching = await watcher.subscribe(identify("RightsChannel", streams=[stream], id="watcher"))
+    await watcher.expect({"type": "presence", "message": {"type": "join", "id": "watcher"}})
+    former = await connect()
+    identifier = await former.subscribe(identify("RightsChannel", streams=[stream], id="ann"))
+    await watcher.expect({"type": "presence", "message": {"type": "join", "id": "ann"}})
+    await former.cut()
+    client = await connect(sid=former.sid)
+    await client.send("history", identifier)
+    await client.expect({"type": "confirm_history"})
+    await server.call("broadcast", stream, {"n": 1})
+    await client.expect({"message": {"n": 1}})
+    assert sorted(await server.call("who_is_there", stream)) == ["ann", "watcher"]
+    await watcher.perform(watching, "increment")
+    assert [frame["message"] for frame in await watcher.until({"message": {"count": 1}})] == [{"n": 1}, {"count": 1}]
+
+
 async def test_the_session_of_another_user_is_not_restored(connect: Connect, server: Server) -> None:
     alice, mallory = await server.sign_in("alice"), await server.sign_in("mallory")
     stream = unique("private")

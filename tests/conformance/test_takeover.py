@@ -104,6 +104,31 @@ async def test_streams_that_an_action_started_and_stopped_survive_a_kill(pair: P
     await client.nothing()
 
 
+async def test_another_process_restores_no_right_that_was_taken_away(pair: Pair, connect_to: Connect) -> None:
+    first, second = pair
+    kept, lost, opened = (unique("rights") for _ in range(3))
+    for stream in (kept, lost):
+        await first.call("allow", stream)
+    former = await connect_to(first)
+    both = await former.subscribe(identify("RightsChannel", streams=[kept, lost]))
+    await former.until({"type": "presence"})
+    one = await former.subscribe(identify("RightsChannel", streams=[lost], id="one"))
+    await former.perform(both, "start", stream=opened)
+    await former.until({"message": {"started": opened}})
+    await first.call("forbid", lost)
+    first.kill()
+    client = await connect_to(second, sid=former.sid)
+    assert client.welcome["restored_ids"] == [both]
+    await client.send("history", both)
+    await client.expect({"type": "confirm_history"})
+    await client.send("subscribe", one)
+    await client.until({"type": "reject_subscription", "identifier": one})
+    for stream in (lost, opened, kept):
+        await second.call("broadcast", stream, {"n": 1})
+    received = {(await client.next())["stream_id"] for _ in range(2)}
+    assert received == {kept, opened}
+
+
 async def test_an_ended_subscription_is_not_restored(pair: Pair, connect_to: Connect) -> None:
     first, second = pair
     former = await connect_to(first)

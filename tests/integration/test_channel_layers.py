@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -102,14 +103,19 @@ async def idle(client: Client) -> None:
     assert len(await client.ping(count, timeout=PATIENCE * 2)) >= count
 
 
-@pytest.mark.parametrize(
-    ("backend", "host"),
-    [(CORE, {}), (CORE, {"socket_timeout": 30}), (CORE, {"socket_timeout": None}), (PUBSUB, {})],
-    ids=["core", "core, 30 s", "core, no limit", "pubsub"],
-)
 async def test_a_layer_works_after_an_idle_time_unless_the_system_check_warned(
-    servers: ServerPool, redis: RedisServer, backend: str, host: dict[str, Any]
+    servers: ServerPool, redis: RedisServer
 ) -> None:
+    # The idle times are long, so the layers are tested at the same time.
+    async with asyncio.TaskGroup() as tests:
+        tests.create_task(check_idle_layer(servers, redis, CORE))
+        tests.create_task(check_idle_layer(servers, redis, CORE, socket_timeout=30))
+        tests.create_task(check_idle_layer(servers, redis, CORE, socket_timeout=None))
+        tests.create_task(check_idle_layer(servers, redis, PUBSUB))
+
+
+async def check_idle_layer(servers: ServerPool, redis: RedisServer, backend: str, **host: Any) -> None:
+    """Check that a layer works after an idle time, or that the system check warns about it."""
     configured = layers(backend, redis, **host)
     fails = backend == CORE and not host and int(version("redis").split(".")[0]) >= 8
     with make_server(servers, "uvicorn", configured) as server, OtherProcess(server) as beside:

@@ -12,7 +12,7 @@ from websockets.frames import Frame, Opcode
 
 from reliable_cable.protocol.frames import WINDOW_BITS
 from tests.support.client import Client, identify, unique
-from tests.support.deflate import NotingFactory
+from tests.support.deflate import DeflateOffer
 from tests.support.server import Server, ServerPool
 
 #: Payloads. A compressing server compresses all of them except the last, which is too short.
@@ -38,13 +38,13 @@ async def connect() -> AsyncIterator[Connect]:
     """Open a connection to a server, with options of `Client`."""
     async with AsyncExitStack() as stack:
 
-        async def connect(server: Server, *extensions: NotingFactory, **options: Any) -> Client:
+        async def connect(server: Server, *extensions: DeflateOffer, **options: Any) -> Client:
             return await stack.enter_async_context(Client(server.url, extensions=extensions, **options))
 
         yield connect
 
 
-def agreed(factory: NotingFactory) -> bool:
+def agreed(factory: DeflateOffer) -> bool:
     """Return whether the server negotiated the window of shared frames, and no context takeover."""
     if factory.agreed is None:
         return False
@@ -66,7 +66,7 @@ async def all_receive(server: Server, clients: list[Client]) -> None:
 
 
 async def test_each_client_receives_what_it_negotiated(compressing: Server, connect: Connect) -> None:
-    factories = [NotingFactory(), NotingFactory(server_max_window_bits=9), NotingFactory(server_max_window_bits=15)]
+    factories = [DeflateOffer(), DeflateOffer(server_max_window_bits=9), DeflateOffer(server_max_window_bits=15)]
     clients = [await connect(compressing, factory) for factory in factories] + [await connect(compressing)]
     assert [agreed(factory) for factory in factories] == [True, False, True]
     await all_receive(compressing, clients)
@@ -80,7 +80,7 @@ async def test_missed_messages_are_compressed_and_a_reconnect_may_negotiate_anew
 ) -> None:
     stream = unique("missed")
     identifier = identify("StreamChannel", streams=[stream])
-    client = await connect(compressing, NotingFactory())
+    client = await connect(compressing, DeflateOffer())
     await client.subscribe(identifier)
     await compressing.call("broadcast", stream, "first")
     first = await client.expect({"message": "first"})
@@ -88,7 +88,7 @@ async def test_missed_messages_are_compressed_and_a_reconnect_may_negotiate_anew
     for payload in PAYLOADS:
         await compressing.call("broadcast", stream, payload)
     history = {"streams": {first["stream_id"]: {"epoch": first["epoch"], "offset": first["offset"]}}}
-    for extensions in ([], [NotingFactory()]):
+    for extensions in ([], [DeflateOffer()]):
         again = await connect(compressing, *extensions, sid=client.sid)
         assert again.welcome["restored"]
         await again.send("history", identifier, history=history)
@@ -102,7 +102,7 @@ async def test_missed_messages_are_compressed_and_a_reconnect_may_negotiate_anew
 
 
 async def test_commands_may_be_compressed(compressing: Server, connect: Connect) -> None:
-    factory = NotingFactory()
+    factory = DeflateOffer()
     client = await connect(compressing, factory)
     identifier = await client.subscribe(identify("EchoChannel"))
     for text in ("again and again " * 500, "short"):
@@ -116,7 +116,7 @@ async def test_a_small_message_that_would_decompress_to_a_large_one_is_refused(
     compressing: Server, connect: Connect, size: int, fragments: int
 ) -> None:
     """The server closes the connection at four times MAX_MESSAGE_SIZE (256 KiB), before it uses the memory."""
-    client = await connect(compressing, NotingFactory())
+    client = await connect(compressing, DeflateOffer())
     other = await connect(compressing)
     before = compressing.rss
     compressor = zlib.compressobj(9, zlib.DEFLATED, -WINDOW_BITS)
@@ -137,7 +137,7 @@ async def test_a_small_message_that_would_decompress_to_a_large_one_is_refused(
 
 async def test_servers_without_shared_compression_keep_their_own(server: Server, connect: Connect) -> None:
     """uvicorn's own protocol compresses for each client, and daphne does not compress."""
-    factory = NotingFactory()
+    factory = DeflateOffer()
     clients = [await connect(server, factory), await connect(server)]
     assert (factory.agreed is not None) == (server.kind == "uvicorn")
     await all_receive(server, clients)

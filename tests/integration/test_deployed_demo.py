@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from demo_project.chat.accounts import PASSWORD
 from tests.node import require_node
 from tests.support.client import Client, identify, unique
 from tests.support.nginx import DEPLOY, DeployedServer, Nginx, procfile
@@ -22,6 +21,8 @@ from tests.support.postgres import find_postgres, running_postgres
 from tests.support.recovering import RecoveringClient
 from tests.support.redis import RedisServer
 from tests.support.server import PATIENCE, ROOT, Kind, environment
+
+PASSWORD = "a password of this deployment"
 
 pytestmark = [pytest.mark.nginx, pytest.mark.node, pytest.mark.postgres, pytest.mark.redis]
 
@@ -88,6 +89,7 @@ class Deployment:
             "DJANGO_SETTINGS_MODULE": "demo_project.settings",
             "DEBUG": "0",
             "SECRET_KEY": "a secret",
+            "DEMO_PASSWORD": PASSWORD,
             "DATABASE_URL": f"postgres://postgres@{socket.replace('/', '%2F')}/postgres",
             "REDIS_URL": redis.url,
             "CELERY_BROKER_URL": redis.url.removesuffix("0") + "1",  # as in compose.yaml
@@ -146,6 +148,18 @@ def test_other_origins_are_refused_behind_the_proxy(deployment: Deployment) -> N
         assert browser.get("/cable", headers=headers | key).status_code == 403
 
 
+def test_nobody_can_log_in_with_a_known_password_or_as_an_administrator(deployment: Deployment) -> None:
+    with httpx.Client(base_url=deployment.nginx.base, trust_env=False) as browser:
+        page = browser.get("/login/")
+        assert PASSWORD not in page.text
+        assert "login-alice" not in page.text
+        form = {"csrfmiddlewaretoken": browser.cookies["csrftoken"], "username": "alice", "password": "reliable"}
+        headers = {"Origin": deployment.nginx.base}
+        assert "do not match" in browser.post("/login/", data=form, headers=headers).text
+    with signed_in(deployment.nginx.base, "alice") as browser:
+        assert browser.get("/admin/").headers["Location"].startswith("/admin/login/")
+
+
 def cookie_of(deployment: Deployment, username: str) -> str:
     """Log a user in, and return the header `Cookie`."""
     with signed_in(deployment.nginx.base, username) as browser:
@@ -177,6 +191,19 @@ async def test_both_servers_know_the_members_of_a_room_and_restore_sessions(depl
             await bob.perform(room, "speak", text="here again", client_id=unique("message"))
             await alice.wait_for_messages(room, 2)
             assert names(alice, room) == {"alice", "bob"}
+
+
+async def test_only_news_can_be_read_without_a_signature(deployment: Deployment) -> None:
+    """Carol may not enter the room of Alice and Bob, and each conversation with the assistant belongs to one user."""
+    async with Client(deployment.nginx.url, cookie=cookie_of(deployment, "carol")) as carol:
+        room = identify("ChatChannel", room_id=3)
+        await carol.send("subscribe", room)
+        await carol.expect({"type": "reject_subscription", "identifier": room})
+        for stream in ("ChatChannel:chat.room:3", "ChatChannel:chat.room:1", "assistant:1", "assistant:2"):
+            stolen = identify("$pubsub", stream_name=stream)
+            await carol.send("subscribe", stolen, history={"since": 0}, presence={"id": "1", "info": {}})
+            await carol.expect({"type": "reject_subscription", "identifier": stolen})
+        await carol.subscribe(identify("$pubsub", stream_name="news:public"))
 
 
 async def test_an_answer_continues_while_all_servers_are_killed(deployment: Deployment) -> None:

@@ -1,5 +1,5 @@
 // Scenarios of the unmodified @rails/actioncable, with the parts of a browser that it needs.
-import { broadcast, equal, eventually, PageWebSocket, range, runAll, unique, url } from './harness.mjs'
+import { broadcast, call, equal, eventually, PageWebSocket, range, runAll, unique, url } from './harness.mjs'
 
 globalThis.addEventListener ??= () => {}
 globalThis.removeEventListener ??= () => {}
@@ -45,6 +45,20 @@ const scenarios = {
     const consumer = ActionCable.createConsumer(url)
     const seen = await subscribe(consumer, 'RejectingChannel', { stream: unique('rejected') })
     equal([seen.rejected, seen.connected.length], [true, 0], 'rejected')
+    consumer.disconnect()
+  },
+
+  async 'is rejected when its subscription is revoked, and stays connected'() {
+    const consumer = ActionCable.createConsumer(url)
+    const [kept, lost] = [unique('revoked'), unique('revoked')]
+    const member = await subscribe(consumer, 'StreamChannel', { streams: [kept] })
+    const removed = await subscribe(consumer, 'StreamChannel', { streams: [lost] })
+    await call('revoke', [], { stream: lost, reason: 'You were removed.' })
+    await eventually(() => removed.rejected, 'the rejection')
+    for (const stream of [lost, kept]) await broadcast(stream, { stream })
+    await eventually(() => member.messages.length === 1, 'what may be read')
+    equal(removed.messages, [{ type: 'revoked', reason: 'You were removed.' }], 'what the removed one received')
+    equal(member.connected.length, 1, 'the connection stays')
     consumer.disconnect()
   },
 

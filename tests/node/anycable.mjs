@@ -1,5 +1,6 @@
 // Scenarios of the unmodified @anycable/core, with the extended and the base protocol.
 import { createCable } from '@anycable/core'
+import { createCable as createWebCable } from '@anycable/web'
 import WebSocket from 'ws'
 import { broadcast, call, equal, eventually, ORIGIN, range, runAll, sign, unique, url } from './harness.mjs'
 
@@ -193,6 +194,81 @@ const scenarios = {
     cable.disconnect()
   },
 
+  async 'extended loses the rights that were taken away, and keeps its state'() {
+    const cable = extended()
+    const [kept, lost, opened] = [unique('rights'), unique('rights'), unique('rights')]
+    for (const stream of [kept, lost]) await call('allow', [stream])
+    const member = await subscribe(cable, 'RightsChannel', { streams: [kept, lost] })
+    const removed = await subscribe(cable, 'RightsChannel', { streams: [lost], id: 'removed' })
+    let reason
+    removed.on('close', error => (reason = error))
+    await member.perform('start', { stream: opened })
+    await member.perform('increment')
+    await eventually(() => member.messages.length === 2, 'the answers')
+    await call('forbid', [lost])
+    cut(cable)
+    await eventually(() => cable.state !== 'connected', 'the cut')
+    for (const stream of [lost, kept, opened]) await broadcast(stream, { stream })
+    await eventually(() => reason !== undefined, 'the rejection')
+    equal([reason?.name, removed.state], ['SubscriptionRejectedError', 'closed'], 'the channel of the lost right')
+    await eventually(() => member.messages.length === 4, 'what the other channel may still read')
+    equal(new Set(member.messages.slice(2).map(message => message.stream)), new Set([kept, opened]), 'its streams')
+    await member.perform('increment')
+    await eventually(() => member.messages.length === 5, 'the answer')
+    equal(member.messages.at(-1), { count: 2 }, 'its state')
+    equal(removed.messages, [], 'what the other channel received')
+    cable.disconnect()
+  },
+
+  async 'extended is told of a revocation, and rejected when it subscribes again'() {
+    const cable = extended()
+    const [kept, lost] = [unique('revoked'), unique('revoked')]
+    for (const stream of [kept, lost]) await call('allow', [stream])
+    const member = await subscribe(cable, 'RightsChannel', { streams: [kept] })
+    const removed = await subscribe(cable, 'RightsChannel', { streams: [lost] })
+    let error
+    removed.on('close', event => (error = event))
+    await call('forbid', [lost])
+    await call('revoke', [], { stream: lost, reason: 'You were removed.' })
+    await eventually(() => error !== undefined, 'the rejection')
+    equal([error?.name, removed.state], ['SubscriptionRejectedError', 'closed'], 'the channel of the lost right')
+    for (const stream of [lost, kept]) await broadcast(stream, { stream })
+    await eventually(() => member.messages.length === 1, 'what may be read')
+    equal(removed.messages, [{ type: 'revoked', reason: 'You were removed.' }], 'what the removed channel received')
+    equal(member.connects.slice(1), [{ reconnect: true, restored: true }], 'the other channel was restored')
+    cable.disconnect()
+  },
+
+  async 'extended subscribes again after a revocation, if it may, and misses nothing'() {
+    const cable = extended()
+    const stream = unique('revoked')
+    await call('allow', [stream])
+    const channel = await subscribe(cable, 'RightsChannel', { streams: [stream] })
+    await broadcast(stream, { n: 1 })
+    await eventually(() => channel.messages.length === 1, 'a message')
+    await call('revoke', [], { stream, reason: 'Decide again.' })
+    await broadcast(stream, { n: 2 })
+    await eventually(() => channel.messages.length === 3, 'the missed message')
+    equal(channel.messages, [{ n: 1 }, { type: 'revoked', reason: 'Decide again.' }, { n: 2 }], 'the messages')
+    equal(channel.connects.slice(1), [{ reconnect: true, restored: false }], 'how it connected again')
+    cable.disconnect()
+  },
+
+  async 'base is told of a revocation'() {
+    const cable = open()
+    const [kept, lost] = [unique('revoked'), unique('revoked')]
+    for (const stream of [kept, lost]) await call('allow', [stream])
+    const member = await subscribe(cable, 'RightsChannel', { streams: [kept] })
+    const removed = await subscribe(cable, 'RightsChannel', { streams: [lost] })
+    await call('revoke', [], { stream: lost, reason: 'You were removed.' })
+    await eventually(() => removed.messages.length === 1, 'the reason')
+    for (const stream of [lost, kept]) await broadcast(stream, { stream })
+    await eventually(() => member.messages.length === 1, 'what may be read')
+    equal(removed.messages, [{ type: 'revoked', reason: 'You were removed.' }], 'what the removed channel received')
+    equal(member.connects.length, 1, 'the connection stays')
+    cable.disconnect()
+  },
+
   async 'extended recovers by its positions where the session is gone'() {
     const cable = extended({ protocolOptions: { disableSessionRecovery: true } })
     const stream = unique('large:')
@@ -306,6 +382,26 @@ const scenarios = {
     equal(numbers(atAnn), [2], 'what came to who was left out')
     ann.disconnect()
     bob.disconnect()
+  },
+
+  async 'web refreshes an expired token'() {
+    for (const protocol of [EXTENDED, 'actioncable-v1-json']) {
+      const reasons = []
+      const cable = createWebCable(url, {
+        protocol,
+        websocketImplementation: WebSocket,
+        websocketOptions: { origin: ORIGIN },
+        monitor: false,
+        logLevel: 'error',
+        auth: { token: 'expired', param: 'token' },
+        tokenRefresher: async transport => transport.setToken('fresh', 'token')
+      })
+      cable.on('close', event => reasons.push(event?.reason))
+      const channel = cable.subscribeTo('EchoChannel', {})
+      await eventually(() => cable.state === 'connected' && channel.state === 'connected', () => cable.state)
+      equal(reasons, ['token_expired'], 'the reasons')
+      cable.disconnect()
+    }
   },
 
   async 'extended pongs'() {

@@ -76,7 +76,7 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
 
 @pytest.fixture
 def made_stores() -> list[StreamStore]:
-    """The stores that `make_store` has made."""
+    """The stores that `make_store` has created."""
     return []
 
 
@@ -162,19 +162,19 @@ def store(make_store: MakeStore) -> Any:
     return make_store()
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 10) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 30) -> None:
     """Wait until other threads have made a condition true."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.005)
 
 
-async def until(condition: Callable[[], object], timeout: float = 10) -> None:  # noqa: ASYNC109 - says what failed
+async def until(condition: Callable[[], object], timeout: float = 30) -> None:  # noqa: ASYNC109 - says what failed
     """Wait until other tasks and threads have made a condition true."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         await asyncio.sleep(0.005)
 
 

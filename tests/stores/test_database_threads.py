@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from django.db.backends.signals import connection_created
 
 from reliable_cable import Channel
 from reliable_cable.concurrency import threads
-from reliable_cable.concurrency.threads import run_handler, run_store
+from reliable_cable.concurrency.threads import BatchedCalls, run_handler, run_store
 from reliable_cable.connection.handlers import invoke
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.model_polling import Poll
@@ -208,3 +209,20 @@ def with_closed_connections(call: Callable[[str], Any], alias: str) -> Any:
         return call(alias)
     finally:
         connections.close_all()
+
+
+async def test_batched_calls_run_in_copies_of_the_contexts_of_their_callers() -> None:
+    tenant: ContextVar[str] = ContextVar("tenant")
+
+    def read_and_change(value: str) -> str:
+        before = tenant.get()
+        tenant.set("changed")
+        return before
+
+    batched = BatchedCalls(read_and_change, size=10, parallel=1)
+
+    async def call(value: str) -> tuple[str, str]:
+        tenant.set(value)
+        return await batched(value), tenant.get()
+
+    assert await asyncio.gather(*(call(value) for value in "abc")) == [(value, value) for value in "abc"]

@@ -106,6 +106,19 @@ class TestHotTail:
         (again,) = store.append([("a", Message("4"))])
         assert store.read("a", after=0, limit=10, known=StreamPosition(first.epoch, 1)).epoch == again.epoch
 
+    async def test_an_async_read_uses_the_hot_tail_too(self, store: DurableStreamStore) -> None:
+        (position,) = await store.aappend([("a", Message("1"))])
+        assert store._pusher.flush(30)
+        with mock.patch.object(ModelStreamStore, "aread", side_effect=AssertionError("the models were asked")):
+            page = await store.aread("a", after=0, limit=10, known=position)
+        assert [entry.data for entry in page.entries] == ["1"]
+
+    async def test_a_stream_that_is_not_durable_is_read_from_redis(self, store: DurableStreamStore) -> None:
+        await store.aappend([("b", Message("1"))])
+        for page in (await store.aread("b", after=0, limit=10), store.read("b", after=0, limit=10)):
+            assert [entry.data for entry in page.entries] == ["1"]
+        assert (await store._model.aposition("b")).offset == 0
+
     @pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2], [2, 1, 3, 2], [1, 3, 2], [3, 3, 1]])
     def test_pushes_in_any_order_leave_no_hole(self, store: DurableStreamStore, order: list[int]) -> None:
         for offset in order:
@@ -123,6 +136,22 @@ class TestHotTail:
 
 
 class TestLosingRedis:
+    def test_while_redis_is_down_messages_are_read_from_the_tables(
+        self, redis: RedisServer, store: DurableStreamStore
+    ) -> None:
+        (position,) = store.append([("a", Message("1"))])
+        redis.kill()
+        page = store.read("a", after=0, limit=10, known=position)
+        assert [entry.data for entry in page.entries] == ["1"]
+
+    async def test_while_redis_is_down_messages_are_read_from_the_tables_asynchronously(
+        self, redis: RedisServer, store: DurableStreamStore
+    ) -> None:
+        (position,) = await store.aappend([("a", Message("1"))])
+        redis.kill()
+        page = await store.aread("a", after=0, limit=10, known=position)
+        assert [entry.data for entry in page.entries] == ["1"]
+
     def test_an_emptied_redis_loses_no_message(self, redis: RedisServer, store: DurableStreamStore) -> None:
         (before,) = store.append([("a", Message("1"))])
         redis.flushall()
@@ -220,6 +249,22 @@ class TestListening:
         assert listener._interval() == durable_streams.SLOW_POLL_INTERVAL
         await listener.close()
         assert listener._interval() == 0.01
+
+    async def test_a_fence_waits_for_announced_messages_and_a_doubted_stream_is_announced(
+        self, make: MakeStore
+    ) -> None:
+        store, other = make(), make()
+        announced: list[StreamEvent] = []
+        listener = store.listen(announced.append)
+        await listener.subscribe("a")
+        await other.aappend([("a", Message("1"))])
+        assert other._pusher.flush(30)
+        await listener.fence()
+        assert [event.stream for event in announced] == ["a"]
+        announced.clear()
+        listener.doubt("a")
+        await until(lambda: Advanced("a") in announced)
+        await listener.close()
 
     async def test_polls_find_messages_of_other_processes_while_redis_is_down(
         self, redis: RedisServer, make: MakeStore

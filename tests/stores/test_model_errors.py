@@ -16,6 +16,7 @@ from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.stores.database import database
+from reliable_cable.stores.sessions.model import ModelSessionStore
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.model_outbox import Numbering
@@ -25,6 +26,9 @@ from tests.stores.test_streams import append, kept, on_commit
 model_stores = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 postgres_only = pytest.mark.parametrize("alias", [POSTGRES], indirect=True)
 sqlite_only = pytest.mark.parametrize("alias", [SQLITE], indirect=True)
+
+#: What a caller can do whose own transaction has the lock that a call needs.
+REMEDY = r"wait for its commit \(leave out immediate=True and using, or make the call afterwards\)"
 
 
 def sqlite_busy() -> sqlite3.Error:
@@ -91,7 +95,7 @@ class TestLockedSQLite:
         monkeypatch.setattr(database, "WRITE_RETRY_TIME", 0.2)
         with lock_of_another(alias):
             for call in (lambda: append(store, "1"), lambda: store.publish_transient("a", Message("1"))):
-                with pytest.raises(BroadcastError, match=r"locked.*wait for the commit") as caught:
+                with pytest.raises(BroadcastError, match=rf"locked.*{REMEDY}") as caught:
                     call()
                 assert not isinstance(caught.value, BroadcastUncertain)
         assert append(store, "2") == [1]
@@ -116,9 +120,22 @@ class TestLockedSQLite:
     def test_a_caller_that_holds_the_lock_gets_an_error_at_once(self, store: ModelStreamStore, alias: str) -> None:
         with (
             transaction.atomic(using=alias),
-            pytest.raises(BroadcastError, match=r"locked by the caller's own transaction.*Leave out immediate=True"),
+            pytest.raises(BroadcastError, match=rf"locked by the caller's own transaction.*{REMEDY}"),
         ):
             append(store, "1")
+
+    def test_a_forget_or_a_revocation_in_a_transaction_with_the_lock_gets_an_error_at_once(
+        self, store: ModelStreamStore, alias: str
+    ) -> None:
+        append(store, "1")
+        sessions = ModelSessionStore(store.settings)
+        for call in (lambda: store.forget("a"), store.forget_all, lambda: sessions.revoke({"user": "u:1"})):
+            with (
+                transaction.atomic(using=alias),
+                pytest.raises(StoreError, match=rf"^Nothing was stored.*locked by the caller's own.*{REMEDY}"),
+            ):
+                call()
+        assert kept(store) == [(1, "1")]
 
     @pytest.mark.usefixtures("short_timeout")
     def test_a_caller_that_holds_the_lock_in_deferred_mode_gets_an_error_after_the_timeout(
@@ -129,7 +146,7 @@ class TestLockedSQLite:
             transaction.atomic(using=alias),
         ):
             on_commit(store, "1")  # takes the write lock
-            with pytest.raises(BroadcastError, match=r"own transaction.*immediate=True"):
+            with pytest.raises(BroadcastError, match=rf"own transaction.*{REMEDY}"):
                 append(store, "2")
         assert kept(store) == [(1, "1")]
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -149,6 +150,23 @@ class TestSignals:
             ("join", type(store), "s", "1", {"name": "Ann"}, False),
             ("leave", type(store), "s", "1", {"name": "Ann"}, False),
         ]
+
+    async def test_receivers_run_neither_in_the_context_of_a_connection_nor_in_that_of_other_receivers(
+        self, service: PresenceService
+    ) -> None:
+        tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+        got: list[str] = []
+
+        def on_join(**kwargs: Any) -> None:
+            got.append(tenant.get())
+            tenant.set("set by a receiver")
+
+        tenant.set("set by a connection")
+        with receiving(presence_joined, on_join):
+            for number in range(2):
+                await service.join("s", f"phone{number}", str(number), None)
+            await service.stop()
+        assert got == ["nobody", "nobody"]
 
     async def test_pending_signals_are_sent_before_stop_returns(self, service: PresenceService, rounds: Rounds) -> None:
         got: list[str] = []

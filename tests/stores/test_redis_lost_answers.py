@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 
+from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastUncertain
+from reliable_cable.stores.presence.redis import RedisPresenceStore
 from reliable_cable.stores.redis.client import Call, RedisUnavailable
+from reliable_cable.stores.redis.keys import lineage_key
 from reliable_cable.stores.streams import redis as redis_streams
 from reliable_cable.stores.streams.base import YOUNG_TIME, Message
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import Clock, MakeStore
 from tests.stores.test_redis_streams import alias
 from tests.stores.test_streams import append, kept
+from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.redis
 
@@ -76,6 +80,25 @@ class TestLostAnswers:
         assert append(store, "1") == [1]
         assert kept(store) == [(1, "1")]
 
+    def test_a_retry_begins_another_epoch_if_that_of_the_first_attempt_is_lost(
+        self, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # For example, Redis fails over to a replica without the entry. Others may have got offsets after it.
+        store, other = make_store(), make_store()
+        run, epochs = store.client._attempt, list[str]()
+
+        def losing(calls: Any) -> list[Any]:
+            replies = run(calls)
+            epochs.append(other.position("a").epoch)
+            if len(epochs) == 1:
+                other.forget("a")
+                raise RedisUnavailable("the answer was lost", sent=True)
+            return list(replies)
+
+        monkeypatch.setattr(store.client, "_attempt", losing)
+        assert append(store, "1") == [1]
+        assert len(set(epochs)) == 2
+
     def test_a_first_attempt_after_its_retry_does_nothing(self, make_store: MakeStore) -> None:
         # If Redis hung for longer than the timeout, it executes both attempts in any order.
         store = make_store()
@@ -122,8 +145,8 @@ class TestLostAnswers:
             tries.append(1)
             answers = run(calls)
             if len(tries) == 1:
-                for number in range(others):
-                    append(other, str(number))
+                if others:
+                    append(other, *map(str, range(others)))
                 clock.advance(step)
                 raise RedisUnavailable("the answer was lost", sent=True)
             return list(answers)
@@ -185,3 +208,26 @@ class TestLostAnswers:
             await store.aclose()
 
         asyncio.run(scenario())
+
+
+def test_a_retried_join_begins_another_incarnation_if_that_of_the_first_attempt_is_lost(
+    redis_server: RedisServer, key_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = (
+        RedisPresenceStore(CableSettings(redis_url=redis_server.url, key_prefix=key_prefix)) for _ in range(2)
+    )
+    run, incarnations = store.client._attempt, list[str]()
+
+    def losing(calls: Any) -> list[Any]:
+        replies = run(calls)
+        incarnations.append(other.info("s").incarnation)
+        if len(incarnations) == 1:
+            redis_server.cli("DEL", *set(redis_server.cli("KEYS", f"{key_prefix}:*")) - {lineage_key(key_prefix)})
+            raise RedisUnavailable("the answer was lost", sent=True)
+        return list(replies)
+
+    monkeypatch.setattr(store.client, "_attempt", losing)
+    assert [event.type for event in store.join("s", "phone", "1")] == ["join"]
+    store.close()
+    other.close()
+    assert len(set(incarnations)) == 2

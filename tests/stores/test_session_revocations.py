@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
 from reliable_cable.conf import get_settings
-from reliable_cable.identity import condition_key
+from reliable_cable.hub.revocations import without_revoked
+from reliable_cable.identity import CHANNEL, STREAM, condition_key
 from reliable_cable.models import Revocation
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.redis.keys import revocation_key
@@ -91,6 +93,26 @@ class TestEveryStore:
         store.prune()
         store.touch(["a"])
         assert store.load("a", ann) is None
+
+    async def test_revoked_subscriptions_are_left_out_of_records(self, store: SessionStore, clock: Clock) -> None:
+        def item(stream: str, made_after: float = 0.0) -> dict[str, Any]:
+            identifier = f'{{"channel":"Chat","stream":"{stream}"}}'
+            return {"identifier": identifier, "streams": [{"name": stream}], "authorized": THEN + made_after}
+
+        items = [item("chat:1"), item("chat:2"), item("chat:1", CLOCK_MARGIN), item("chat:1", CLOCK_MARGIN + 0.1)]
+        record = SessionRecord(ann, THEN, {"subscriptions": items, "left_at": THEN})
+        await store.asave({"a": record})
+        assert await without_revoked(store, [None, await store.aload("a", ann), BOB]) == [None, record, BOB]
+        await store.arevoke({**bob, CHANNEL: "Chat"})
+        await store.arevoke({**ann, CHANNEL: "News"})
+        await store.arevoke({STREAM: "chat:1"})
+        (left,) = await without_revoked(store, [await store.aload("a", ann)])
+        assert left == SessionRecord(ann, THEN, {"subscriptions": [items[1], items[3]], "left_at": THEN})
+        clock.advance(10)
+        await store.arevoke({**ann, CHANNEL: "Chat"})
+        assert await without_revoked(store, [left]) == [
+            SessionRecord(ann, THEN, {"subscriptions": [], "left_at": THEN})
+        ]
 
     async def test_the_async_twins_revoke_as_well(self, store: SessionStore) -> None:
         await store.asave({"a": ANN, "b": BOB})

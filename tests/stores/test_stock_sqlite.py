@@ -38,7 +38,8 @@ def path(tmp_path: Path) -> str:
 
 
 def run(path: str, writers: int, count: int, **options: Any) -> subprocess.Popen[str]:
-    options = {"poll": True, "sessions": False, "history_size": 10_000, "young_time": 20.0, **options}
+    """Start a process that broadcasts (tests/stores/stock.py)."""
+    options = {"poll": False, "sessions": False, "history_size": 10_000, "young_time": 20.0, **options}
     options.update(path=path, writers=writers, count=count)
     command = [sys.executable, "-m", "tests.stores.stock", json.dumps(options)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -46,23 +47,26 @@ def run(path: str, writers: int, count: int, **options: Any) -> subprocess.Popen
 
 def refused(*processes: subprocess.Popen[str]) -> list[str]:
     """Return the errors of all broadcasts."""
-    return [error for process in processes for error in json.loads(process.communicate(timeout=110)[0])]
+    return [error for process in processes for error in json.loads(process.communicate()[0])]
 
 
 def stored(path: str) -> tuple[list[Any], list[int]]:
-    """Return all stored payloads and their offsets."""
+    """Return the payloads and the offsets of all stored messages of the stream `a`."""
     database = sqlite3.connect(path)
     try:
-        rows = database.execute("SELECT data, offset FROM reliable_cable_streamentry ORDER BY offset").fetchall()
+        rows = database.execute(
+            "SELECT data, offset FROM reliable_cable_streamentry entry JOIN reliable_cable_stream stream "
+            "ON stream.id = entry.stream_id WHERE stream.name = 'a' ORDER BY offset"
+        ).fetchall()
     finally:
         database.close()
     return [json.loads(data) for data, _ in rows], [offset for _, offset in rows]
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["alone", "with polls and session writes"])
-def test_broadcasts_of_many_writers_do_not_fail(path: str, busy: bool) -> None:
+def test_broadcasts_of_many_writers_do_not_fail(path: str) -> None:
+    # tests/integration/test_stock_sqlite.py does the same while clients of a server reconnect.
     writers, count = (6, 5, 5), 20
-    started = [run(path, number, count, poll=busy, sessions=busy) for number in writers]
+    started = [run(path, number, count) for number in writers]
     assert refused(*started) == []
     assert [process.returncode for process in started] == [0] * PROCESSES
     payloads, offsets = stored(path)
@@ -74,7 +78,7 @@ def test_broadcasts_of_many_writers_do_not_fail(path: str, busy: bool) -> None:
 
 
 def test_a_loop_of_broadcasts_does_not_fail_because_of_its_own_trims(path: str) -> None:
-    assert refused(run(path, 1, 300, history_size=10, young_time=0.0)) == []
+    assert refused(run(path, 1, 300, poll=True, history_size=10, young_time=0.0)) == []
     payloads, offsets = stored(path)
     assert [number for _, _, number in payloads][-10:] == list(range(290, 300))
     assert offsets[-1] == 300

@@ -21,7 +21,7 @@ from .truth import Position, Result, Sent
 
 #: How long, in seconds, a call may take. An append is retried for 8 s.
 CALL_TIMEOUT = 40.0
-#: After how many seconds to repeat a call whose result is unknown.
+#: How long, in seconds, to wait before a call whose result is unknown is repeated.
 REPEAT = 0.2
 #: How long, in seconds, to repeat a call whose result is unknown, or a broadcast that must be stored.
 REPEAT_FOR = 60.0

@@ -76,7 +76,7 @@ class Faults:
         return {name: make for name, make in kinds.items() if not only or name in only}
 
     async def run(self, seconds: float) -> None:
-        """Begin a fault in regular intervals for some time, and wait until all faults are over."""
+        """Begin faults at regular intervals for some time, and wait until all faults are over."""
         end = now() + seconds
         while (left := end - now()) > 0:
             self._make_one()

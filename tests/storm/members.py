@@ -17,7 +17,7 @@ from .plan import PATIENCE, PRESENCE_TTL, REDIS_LOSSES, ROOM, ROOM_IDENTIFIER, F
 from .presence import Change, judge_changes, judge_last, judge_lists, reorder
 from .verdict import Finding
 
-#: How many seconds pass between two joins or leaves.
+#: The time, in seconds, between two joins or leaves.
 INTERVAL = 0.5
 #: How far apart, in seconds, two changes of one member may be if their signals are sent in the wrong order.
 SIGNAL_DISORDER = 0.1

@@ -92,8 +92,8 @@ class Plan:
         redis: the name of the server program, such as "valkey 8.1"; empty for the first that is found.
         clients: the number of clients in Python.
         npm_clients: the number of unmodified clients, in Node.
-        every: seconds between two faults.
-        pause: seconds between two broadcasts of one broadcaster, on average.
+        every: the time between two faults, in seconds.
+        pause: the average time between two broadcasts of one broadcaster, in seconds.
         only: the kinds of faults to make; empty for all kinds that the engine can have.
         clocks: whether the clocks of some processes are wrong (`wrong_clocks`).
     """

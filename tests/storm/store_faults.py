@@ -16,13 +16,14 @@ from .stage import Stage
 
 #: The name under which `Busy` knows the database.
 DATABASE = "database"
-#: How many seconds of writes a failover loses: the least and the most.
+#: The shortest and the longest time, in seconds, whose writes a failover loses.
 TAIL = (0.5, 2.0)
-#: How many seconds Redis is suspended: the least and the most. The most is longer than the timeouts of connections.
+#: The shortest and the longest time, in seconds, for which Redis is suspended. The longest one exceeds the timeouts of
+#: connections.
 HANG = (0.5, 9.0)
-#: How many seconds pass between the broadcasts of a transaction and its commit.
+#: The time, in seconds, between the broadcasts of a transaction and its commit.
 HOLD = 0.4
-#: How many seconds pass between a copy of an SQLite file and its restore: the least and the most.
+#: The shortest and the longest time, in seconds, between the copy of an SQLite file and its restore.
 AGE = (1.5, 4.0)
 #: How long, in seconds, restarted servers may take until clients have reconnected and positions are known.
 RECONNECT_TIME = 2.0

@@ -26,7 +26,7 @@ from .stage import Stage
 from .truth import Delivery, Event, Sent, Truth
 from .verdict import Finding, judge_log, judge_store
 
-#: One of how many clients never asks the server to restore its session, and recovers by its positions instead.
+#: One in this many clients never asks the server to restore its session. It recovers by its positions instead.
 RECOVERING = 4
 #: How many messages to broadcast to each stream in a round after the faults.
 CLOSING = 3

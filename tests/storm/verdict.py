@@ -133,7 +133,7 @@ def _judge_places(truth: Truth, places: Mapping[str, set[Position]]) -> list[Fin
 
 
 def _judge_committed(truth: Truth, places: Mapping[str, set[Position]], logs: Mapping[str, Log]) -> Iterator[Finding]:
-    """Find committed broadcasts that no client got, although some clients were not told of a loss afterwards."""
+    """Find committed broadcasts that no client received, although some clients were not told of a loss afterwards."""
     told = [_last_signal(log) for log in logs.values()]
     for one in truth.sent:
         if one.result is Result.COMMITTED and one.id not in places:

@@ -15,10 +15,10 @@ def find_faketime() -> Path | None:
 
 
 def wrong_clock(seconds: float) -> dict[str, str]:
-    """Return the environment of a process whose wall clock is ahead. Its other clocks are right.
+    """Return the environment of a process whose wall clock is ahead. Its other clocks are correct.
 
     Args:
-        seconds: how far the wall clock is ahead.
+        seconds: how far, in seconds, the wall clock is ahead.
 
     Raises:
         RuntimeError: libfaketime is not installed.

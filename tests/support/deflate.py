@@ -12,7 +12,7 @@ from websockets.typing import ExtensionParameter
 from reliable_cable.protocol.frames import WINDOW_BITS
 
 
-class NotingDeflate(PerMessageDeflate):
+class RecordingDeflate(PerMessageDeflate):
     """Records for each text frame whether it is compressed."""
 
     def __init__(self, *args: bool | int) -> None:
@@ -26,17 +26,17 @@ class NotingDeflate(PerMessageDeflate):
         return super().decode(frame, max_size=max_size)
 
 
-class NotingFactory(ClientPerMessageDeflateFactory):
+class DeflateOffer(ClientPerMessageDeflateFactory):
     """Offers permessage-deflate; `agreed` is the extension that was negotiated."""
 
-    agreed: NotingDeflate | None = None
+    agreed: RecordingDeflate | None = None
 
     def process_response_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[object]
-    ) -> NotingDeflate:
+    ) -> RecordingDeflate:
         """Process the answer of the server."""
         found = super().process_response_params(params, accepted_extensions)  # type: ignore[arg-type]
-        self.agreed = NotingDeflate(
+        self.agreed = RecordingDeflate(
             found.remote_no_context_takeover,
             found.local_no_context_takeover,
             found.remote_max_window_bits,
@@ -47,7 +47,7 @@ class NotingFactory(ClientPerMessageDeflateFactory):
 
 def read(data: bytes) -> list[tuple[bool, str]]:
     """Decode the frames of a server. Return for each whether it is compressed, and its text."""
-    extension = NotingDeflate(True, True, WINDOW_BITS, WINDOW_BITS)
+    extension = RecordingDeflate(True, True, WINDOW_BITS, WINDOW_BITS)
     stream = StreamReader()
     stream.feed_data(data)
     texts: list[str] = []

@@ -132,7 +132,7 @@ class RedisPair(Pair):
 
 
 class PostgresPair(Pair):
-    """Two PostgreSQL servers; the standby is copied anew from each new primary.
+    """Two PostgreSQL servers; after each failover, the standby is copied from the new primary.
 
     Args:
         binaries: the directory with `initdb` and `pg_ctl`.

@@ -26,7 +26,7 @@ from tests.support.client import PATIENCE, Client, Frame
 
 #: The longest pause, in seconds, between two attempts to connect.
 RETRY = 0.1
-#: After how many seconds an unanswered subscribe is sent again.
+#: How long, in seconds, to wait for an answer before a subscribe is sent again.
 REPEAT = 5.0
 
 

@@ -177,7 +177,7 @@ class RedisServer:
         if not self._launch({**self.options, "appendonly": "no"}):
             raise RuntimeError(f"{self.binary.name} did not start:\n{self.log}")
         self.cli("CONFIG", "SET", "appendonly", self.options["appendonly"])
-        self._wait_for(lambda: not self._writing_anew(), "did not write its append-only file")
+        self._wait_for(lambda: not self._is_rewriting_log(), "did not write its append-only file")
 
     def restart_empty(self) -> None:
         """Kill the process, and start it without data."""
@@ -202,18 +202,24 @@ class RedisServer:
 
     def wait_for_replicas(self, count: int = 1) -> None:
         """Wait until the replicas have all data that was written before."""
-        if self.cli("WAIT", count, round(PATIENCE * 1000)) < count:
-            raise RuntimeError(f"fewer than {count} replicas have what was written to {self.url}")
+        with self._connect() as client:
+            # WAIT waits for the last write of its own connection.
+            client.set("replicated", 1)
+            client.delete("replicated")
+            if client.wait(count, round(PATIENCE * 1000)) < count:
+                raise RuntimeError(f"fewer than {count} replicas have all data of {self.url}")
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def cli(self, *args: Any) -> Any:
         """Run a command on a new connection. Return the answer with decoded texts."""
-        client = redis.Redis(
+        with self._connect() as client:
+            return client.execute_command(*args)
+
+    def _connect(self) -> redis.Redis:
+        return redis.Redis(
             port=self.port, decode_responses=True, socket_connect_timeout=1, socket_timeout=PATIENCE, retry=NO_RETRY
         )
-        with client:
-            return client.execute_command(*args)  # type: ignore[no-untyped-call]
 
     def pause(self, seconds: float) -> None:
         """Delay all answers for some time (`CLIENT PAUSE`), including that to the next call of this method."""
@@ -265,7 +271,7 @@ class RedisServer:
             return False
         return True
 
-    def _writing_anew(self) -> bool:
+    def _is_rewriting_log(self) -> bool:
         """Return whether the append-only file is still being written."""
         known = self.cli("INFO", "persistence")
         return bool(known["aof_rewrite_in_progress"] or known["aof_rewrite_scheduled"])

@@ -56,16 +56,18 @@ class LoneSubscriber(Subscriber):
 
     def resume(self) -> None:
         """Start live delivery if the subscriber is not live."""
-        self.stream.go_live(self)
+        if self.state is SubscriberState.CATCHING_UP:
+            self.stream.go_live(self)
 
     def suspend(self) -> None:
         """Stop live delivery."""
-        self.stream.stop_live(self)
+        if self.state is SubscriberState.LIVE:
+            self.stream.stop_live(self)
 
     @property
     def is_behind(self) -> bool:
         """Whether it needs entries from the store."""
-        return self.stream.is_behind(self)
+        return self.state is SubscriberState.CATCHING_UP and self.cursor != self.stream.position
 
     @property
     def closed(self) -> bool:

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class _InstantSelector(selectors.DefaultSelector):
-    """Never waits. The time that it would wait is added to `now`."""
+    """A selector that never waits. It adds the time for which it would have waited to `now`."""
 
     now = 1000.0
 

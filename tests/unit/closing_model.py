@@ -47,7 +47,7 @@ MEANINGS = {
 
 
 class Room(Channel, abstract=True):
-    """Subscribing takes until `gate` is open if the client asks for that."""
+    """A channel whose `subscribed` and `resubscribed` wait for `gate` if the client asks for that."""
 
     gate: ClassVar[asyncio.Event]
     begun: ClassVar[list[str]]
@@ -64,17 +64,17 @@ class Room(Channel, abstract=True):
 
 
 class Client:
-    """A client, which has at most one connection that it listens to: the latest."""
+    """A client. It reads from its latest connection only."""
 
     def __init__(self) -> None:
-        #: The session id that it was told last.
+        #: The latest session id that the server has sent to it.
         self.sid = ""
-        #: Its connections, the latest last.
+        #: Its connections, in the order in which they were opened.
         self.peers: list[Peer] = []
 
     @property
     def can_restore(self) -> bool:
-        """Whether it has a session id. It makes one attempt to restore its session at a time."""
+        """Whether it can try to restore its session: it has a session id, and no other connection is being opened."""
         return bool(self.sid) and all(peer.opening is None or peer.opening.done() for peer in self.peers)
 
     @property
@@ -129,12 +129,13 @@ class Peer:
         return {"type": "disconnect", "reason": reason.value, "reconnect": asked}
 
     def record_close(self, reason: DisconnectReason, reconnect: bool | None, now: float) -> None:
-        """Take a call of `close` into the model."""
+        """Record a call of `close` in the model."""
         meaning = MEANINGS[reason.value]
         self.closed_at = self.closed_at or now
         self.closes.append((meaning, reason, reconnect))
         self.aborted = self.aborted or meaning.aborted
-        # What another connection has taken over cannot be forgotten here, and what is forgotten cannot be taken over.
+        # A session that another connection has taken over cannot be forgotten here, and a forgotten one cannot be taken
+        # over.
         if self.fate == "kept":
             self.fate = meaning.session
             if self.fate == "forgotten":

@@ -34,7 +34,7 @@ class Client:
         self.name = name
         self.commands: Commands | None = None
         self.socket: MemorySocket | None = None
-        #: Its session id; "" before the welcome. The one that it had before is kept for another attempt.
+        #: Its session id; "" before the welcome. The former session id is kept for another attempt to restore it.
         self.sid = ""
         self.last_sid = ""
         #: The session ids by which a broadcast can exclude it, and all that it ever had.
@@ -42,7 +42,7 @@ class Client:
         self.sids: set[str] = set()
         self.positions: dict[str, tuple[str, int]] = {}
         self.subscribed = {name: Subscribed() for name in IDENTIFIERS}
-        #: Whether it requests the history of restored subscriptions by itself.
+        #: Whether it requests the history of restored subscriptions at once.
         self.prompt = True
         #: Whether it reads each frame at once.
         self.reads = True
@@ -197,7 +197,7 @@ class Client:
     def _begins(
         self, name: str, requests: Iterable[Request], stream: str, index: int, stream_id: str
     ) -> Request | None:
-        """Return the request that this message is the first response to, if there is one."""
+        """Return the request to which this message is the first response; None if there is none."""
         history = self.world[stream]
         message = history.messages[index]
         for request in requests:

@@ -33,6 +33,8 @@ class UnreliableStore(MemoryStreamStore):
         self.announced_during_fence: list[StreamEvent] = []
         #: The streams for which `doubt` of the listener was called.
         self.doubted: list[str] = []
+        #: The streams to which the listener is subscribed.
+        self.subscribed: set[str] = set()
         self.reads = 0
         #: Called after each read, before the page is returned.
         self.after_read: Callable[[], object] = lambda: None
@@ -68,10 +70,10 @@ class SilentListener(StreamListener):
         self._store = store
 
     async def subscribe(self, stream: str) -> None:
-        pass
+        self._store.subscribed.add(stream)
 
     async def unsubscribe(self, stream: str) -> None:
-        pass
+        self._store.subscribed.remove(stream)
 
     async def close(self) -> None:
         pass

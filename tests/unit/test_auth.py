@@ -262,9 +262,9 @@ class TestCost:
         hops: list[int] = []
         run = auth._users._run
 
-        def counted(sessions: list[SessionBase]) -> Any:
-            hops.append(len(sessions))
-            return run(sessions)
+        def counted(calls: list[Any]) -> Any:
+            hops.append(len(calls))
+            return run(calls)
 
         monkeypatch.setattr(auth._users, "_run", counted)
         cookie = await in_thread(self._session, user)

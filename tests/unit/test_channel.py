@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,6 +92,64 @@ class TestActions:
 
         assert Child.action_names() == ["shout", "speak"]
         assert Parent.action_names() == ["speak"]
+
+    def test_an_inherited_action_can_be_overridden(self) -> None:
+        class Parent(Channel, abstract=True):
+            @action(name="say")
+            def speak(self) -> None: ...
+
+        class Child(Parent, abstract=True):
+            @action(name="say")
+            def speak(self) -> None: ...
+
+        class Silent(Parent, abstract=True):
+            def speak(self) -> None: ...
+
+        assert Child.find_action("say") == ("speak", False)
+        assert Silent.action_names() == []
+
+    def test_an_action_may_have_the_name_of_an_attribute_for_clients(self) -> None:
+        class C(Channel, abstract=True):
+            @action(name="name")
+            def rename(self) -> None: ...
+
+        assert C.find_action("name") == ("rename", False)
+        assert C.name == "C"
+
+    @pytest.mark.parametrize(
+        "attribute",
+        [name for name in dir(Channel) if not name.startswith("__")] + ["__init__", "authorize_presence"],
+    )
+    @pytest.mark.parametrize("declare", [action, action(name="other")], ids=["action", "renamed action"])
+    def test_an_action_cannot_replace_an_attribute_or_a_hook_of_channel(
+        self, attribute: str, declare: Callable[[Any], Any]
+    ) -> None:
+        def method(self: Channel, data: dict[str, Any]) -> None: ...
+
+        method.__name__ = attribute
+        method = declare(method)
+        public = "other" if declare is not action else attribute
+        with pytest.raises(
+            ChannelError, match=f"^Chat: the action '{public}' replaces the attribute or hook '{attribute}'"
+        ):
+            type("Chat", (Channel,), {attribute: method, "__qualname__": "Chat"})
+        assert find_channel("Chat") is None
+
+    def test_an_action_of_a_mixin_cannot_replace_an_attribute_either(self) -> None:
+        class Mixin:
+            @action
+            def user(self) -> None: ...
+
+        with pytest.raises(ChannelError, match="Mixed: the action 'user'"):
+
+            class Mixed(Mixin, Channel):
+                pass
+
+    def test_a_state_cannot_replace_an_attribute_of_channel(self) -> None:
+        with pytest.raises(ChannelError, match="C: a state replaces the attribute or hook 'params'"):
+
+            class C(Channel):
+                params: Any = state(default={})
 
 
 class TestReply:

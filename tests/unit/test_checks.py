@@ -13,7 +13,8 @@ from channels_redis.core import RedisChannelLayer
 from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Tags, run_checks
 from django.core.checks.registry import registry as checks_registry
-from django.core.management import get_commands
+from django.core.management import call_command, get_commands
+from django.core.management.base import SystemCheckError
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
@@ -307,17 +308,27 @@ class TestRunserver:
 
 
 class TestPublicStreams:
-    def test_public_streams_are_reported_without_debug(self) -> None:
-        with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=True):
+    EVERY_STREAM = pytest.mark.parametrize("value", [True, ["*"], ["news:*", "**"]])
+
+    @EVERY_STREAM
+    def test_a_setting_that_opens_every_stream_is_reported_without_debug(self, value: Any) -> None:
+        with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=value):
             assert ids(checks.check_public_streams()) == ["W003"]
-
-    def test_public_streams_are_not_reported_with_debug(self) -> None:
-        with override_settings(DEBUG=True), configured(PUBLIC_STREAMS=True):
+        with override_settings(DEBUG=True), configured(PUBLIC_STREAMS=value):
             assert checks.check_public_streams() == []
 
-    def test_settings_without_public_streams_are_not_reported(self) -> None:
-        with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=False):
+    @EVERY_STREAM
+    def test_a_setting_that_opens_every_stream_is_an_error_in_a_deployment(self, value: Any) -> None:
+        with configured(PUBLIC_STREAMS=value):
+            with pytest.raises(SystemCheckError, match="E005"):
+                call_command("check", "--deploy", "--tag", checks.TAG)
+            call_command("check", "--tag", checks.TAG)
+
+    @pytest.mark.parametrize("value", [False, [], ["news:*"], ["ChatChannel:*"]])
+    def test_patterns_that_name_streams_are_not_reported(self, value: Any) -> None:
+        with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=value):
             assert checks.check_public_streams() == []
+            assert checks.check_public_streams_of_deployments() == []
 
 
 def test_the_table_of_ids_is_complete() -> None:

@@ -36,7 +36,7 @@ VALID: dict[str, list[Any]] = {
     "PRESENCE_TTL": [0.5, 15],
     "SECRET": ["s"],
     "STREAMS_SECRET": ["s"],
-    "PUBLIC_STREAMS": [True, False],
+    "PUBLIC_STREAMS": [(), ("news:*", "status")],
     "SIGNED_STREAMS_WHISPER": [True, False],
     "PING_INTERVAL": [0.5, 3],
     "REAUTHENTICATE_INTERVAL": [None, 0, 0.5, 60],
@@ -80,7 +80,7 @@ INVALID: dict[str, list[Any]] = {
     "PRESENCE_TTL": [*NOT_NUMBERS, 0],
     "SECRET": NOT_TEXT,
     "STREAMS_SECRET": NOT_TEXT,
-    "PUBLIC_STREAMS": NOT_BOOLEANS,
+    "PUBLIC_STREAMS": [*NOT_BOOLEANS, "news:*", {"news:*": True}, [""], [1], [None], ["news:*", b"x"], {"news:*"}],
     "SIGNED_STREAMS_WHISPER": NOT_BOOLEANS,
     "PING_INTERVAL": [*NOT_NUMBERS, 0],
     "REAUTHENTICATE_INTERVAL": [value for value in NOT_NUMBERS if value is not None],
@@ -166,6 +166,14 @@ class TestDatabase:
         assert read_settings({"DATABASE": "other"}).database == "other"
         with pytest.raises(ImproperlyConfigured, match=r"'DATABASE'.*'default'.*'main', 'other'"):
             read_settings({})
+
+
+class TestPublicStreams:
+    @pytest.mark.parametrize(
+        ("value", "patterns"), [(True, ("*",)), (False, ()), ([], ()), (["news:*", "status"], ("news:*", "status"))]
+    )
+    def test_the_value_is_read_as_patterns(self, value: Any, patterns: tuple[str, ...]) -> None:
+        assert read_settings({"PUBLIC_STREAMS": value}).public_streams == patterns
 
 
 class TestStreams:

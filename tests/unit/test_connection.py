@@ -356,16 +356,6 @@ class TestConsumer:
         connected, _ = await Client(protocol="graphql-ws").communicator.connect()
         assert not connected
 
-    async def test_a_rejected_connection_is_sent_the_reason_unauthorized(self) -> None:
-        class Guarded(CableConsumer):
-            def connect(self) -> None:
-                self.reject_connection()
-
-        client = Client(consumer=Guarded)
-        await client.communicator.connect()
-        assert await client.receive() == {"type": "disconnect", "reason": "unauthorized", "reconnect": False}
-        assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
-
     async def test_channels_have_the_identifiers_that_connect_has_set(self) -> None:
         seen: list[Any] = []
 

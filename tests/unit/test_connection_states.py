@@ -27,6 +27,7 @@ from reliable_cable.connection.closing import CLOSINGS
 from reliable_cable.connection.commands import Commands
 from reliable_cable.connection.connection import CLOSE_TIMEOUT, Connection, ConnectionState
 from reliable_cable.connection.lifecycle import end_connection, open_connection
+from reliable_cable.consumer import CableConsumer
 from reliable_cable.hub.hub import Hub
 from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, Subprotocol
 from reliable_cable.stores.engine import Engine
@@ -100,7 +101,7 @@ class Lives(RuleBasedStateMachine):
         socket = MemorySocket(frames=frames)
         connection = Connection(
             self.hub,
-            None,
+            CableConsumer(),
             subprotocol=Subprotocol.EXTENDED_JSON if extended else Subprotocol.BASE_JSON,
             identity=ANN,
             authenticated_at=self.hub.engine.session_clock.moment(),
@@ -340,7 +341,7 @@ EXAMPLES, STEPS = 200, 30
 
 @pytest.fixture
 def machines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Lives]]:
-    """Tell the machine that runs of each call of `close`, also of those that the code makes by itself."""
+    """Report each call of `close` to the running machine, including the calls that the code makes by itself."""
     # Handlers would wait for a thread now and then, if another test has left a database connection.
     monkeypatch.setattr(threads, "_connected", set())
     close = Connection.close

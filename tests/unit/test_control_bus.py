@@ -156,7 +156,7 @@ class TestRemoteDisconnect:
             await former.subscribe(COUNTER)
         loaded, gate = asyncio.Event(), asyncio.Event()
         sessions = get_engine().sessions
-        load = sessions.aload
+        load = sessions.aload_many
 
         async def delayed(*args: Any) -> Any:
             record = await load(*args)
@@ -164,7 +164,7 @@ class TestRemoteDisconnect:
             await gate.wait()
             return record
 
-        monkeypatch.setattr(sessions, "aload", delayed)
+        monkeypatch.setattr(sessions, "aload_many", delayed)
         async with Client(scope={"user": "bob"}):
             client = ann(sid=former.sid)
             await client.communicator.connect()

@@ -66,6 +66,12 @@ def test_containers_have_enough_time_to_drain() -> None:
     assert seconds(COMPOSE, "stop_grace_period") > 2 * DRAIN_LIMIT
 
 
+def test_compose_publishes_ports_on_the_loopback_only() -> None:
+    ports = re.findall(r"^    ports:\n((?:      - .*\n)+)", COMPOSE, re.MULTILINE)
+    assert ports
+    assert [line for group in ports for line in group.splitlines() if not line.startswith("      - 127.0.0.1:")] == []
+
+
 def test_the_demo_needs_a_secret_key_in_production() -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("DEBUG", "SECRET_KEY")}
     environment |= {"DJANGO_SETTINGS_MODULE": "demo_project.settings"}

@@ -1,4 +1,4 @@
-"""`disconnect()`: its arguments, the time at which it takes effect, and the disconnect after a logout."""
+"""`disconnect()` and `revoke()`: arguments, the time at which they take effect, and the disconnect after a logout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ from django.db import transaction
 from django.test import Client, RequestFactory
 from django.utils.functional import SimpleLazyObject
 
-from reliable_cable import BroadcastError, CableConsumer, InvalidIdentifier, StoreError, adisconnect, disconnect
+from reliable_cable import (
+    BroadcastError,
+    CableConsumer,
+    Channel,
+    InvalidIdentifier,
+    InvalidOption,
+    InvalidStreamName,
+    StoreError,
+    adisconnect,
+    arevoke,
+    disconnect,
+    revoke,
+)
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.identity import identifier_names
 from reliable_cable.stores.engine import get_engine
@@ -121,6 +133,71 @@ class TestDisconnect:
         with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastError("down")):
             with pytest.raises(BroadcastError):
                 disconnect(user="ann")
+
+
+class Room(Channel, abstract=True):
+    pass
+
+
+class TestRevoke:
+    def test_a_channel_or_a_stream_is_stored_with_the_identifiers(self) -> None:
+        with transaction.atomic():
+            revoke(user="ann", channel=Room, reason="left")
+            revoke(stream="a")
+            assert control_messages() == []
+        first, second = control_messages()
+        assert (first["revoke"], first["subscriptions"]) == ({"user": "str:ann"}, {"@channel": "Room"})
+        assert (second["revoke"], second["subscriptions"]) == ({}, {"@stream": "a"})
+        assert (first["reason"], second["reason"]) == ("left", "revoked")
+        ann, bob = {"user": "str:ann", "@channel": "Room"}, {"user": "str:bob", "@stream": "a"}
+        assert revoked(ann)
+        assert revoked(bob)
+        assert not revoked({"user": "str:bob", "@channel": "Room"})
+
+    async def test_the_async_twin_does_the_same(self) -> None:
+        await arevoke(user="ann", stream="a")
+        assert [message["subscriptions"] for message in control_messages()] == [{"@stream": "a"}]
+
+    def test_servers_of_the_previous_release_reconnect_the_clients(self) -> None:
+        # They know these keys only, and take the message for a disconnect.
+        revoke(user="ann", stream="a")
+        (message,) = control_messages()
+        assert message["revoke"] == {"user": "str:ann"}
+        assert message["reconnect"] is True
+
+    @pytest.mark.parametrize(
+        ("options", "error", "text"),
+        [
+            ({}, InvalidOption, "either a channel or a stream"),
+            ({"user": "ann"}, InvalidOption, "either a channel or a stream"),
+            ({"channel": Room, "stream": "a"}, InvalidOption, "either a channel or a stream"),
+            ({"channel": "Room"}, InvalidOption, "must be a channel class"),
+            ({"stream": ""}, InvalidStreamName, "0 characters"),
+            ({"stream": "a", "user": None}, InvalidIdentifier, "identifies nobody"),
+            ({"stream": "a", "nothing": 1}, InvalidIdentifier, "no connection is identified by 'nothing'"),
+            ({"stream": "a", "reason": None}, InvalidOption, "a reason that is a text"),
+            ({"stream": "a", "reason": "\ud800"}, InvalidOption, "a reason that is a text"),
+            ({"stream": "a", "using": "nowhere"}, InvalidOption, "nowhere"),
+        ],
+    )
+    def test_wrong_arguments_raise_at_once(self, options: dict[str, Any], error: type[Exception], text: str) -> None:
+        with transaction.atomic(), pytest.raises(error, match=text):
+            revoke(**options)
+        assert control_messages() == []
+
+    def test_a_rollback_cancels_the_call(self) -> None:
+        with transaction.atomic():
+            revoke(stream="a")
+            transaction.set_rollback(True)
+        assert control_messages() == []
+
+    def test_a_call_that_fails_after_the_commit_is_retried(self, caplog: pytest.LogCaptureFixture) -> None:
+        sessions = get_engine().sessions
+        with mock.patch.object(sessions, "revoke", side_effect=[StoreError("Redis is down"), 1_000_000.0]):
+            with transaction.atomic():
+                revoke(stream="a")
+            wait_until(control_messages)
+        assert "The subscriptions of {'@stream': 'a'} are not closed yet; trying again: Redis is down" in caplog.text
 
 
 class TestTransactions:

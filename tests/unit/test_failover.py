@@ -58,10 +58,9 @@ async def test_redis_loses_its_newest_writes(redis_pair: RedisPair) -> None:
     async with client(redis_pair) as before:
         await before.set("key", "kept")
         await asyncio.to_thread(redis_pair.primary.wait_for_replicas)
-        moving = asyncio.create_task(redis_pair.move(losing=2))
-        await asyncio.sleep(0)  # the failover has begun
+        redis_pair.relay.stall()
         await before.set("key", "lost")
-        await moving
+        await redis_pair.move(losing=0.1)
         async with client(redis_pair) as after:
             assert await after.get("key") == "kept"
 
@@ -86,10 +85,9 @@ async def test_postgresql_keeps_or_loses_its_newest_writes() -> None:
         await asyncio.to_thread(run, "SELECT pg_switch_wal()")
         caught_up = "SELECT replay_lsn >= pg_current_wal_lsn() FROM pg_stat_replication"
         await asyncio.to_thread(wait_until, lambda: run(caught_up) == [(True,)], 30)
-        moving = asyncio.create_task(pair.move(losing=2))
-        await asyncio.sleep(0)  # the failover has begun
+        pair.relay.stall()
         await asyncio.to_thread(run, "INSERT INTO numbers VALUES (3)")
-        await moving
+        await pair.move(losing=0.1)
         assert await asyncio.to_thread(run, "SELECT number FROM numbers ORDER BY number") == [(1,), (2,)]
 
 

@@ -247,18 +247,6 @@ async def test_transient_messages_follow_a_replay_and_their_number_is_bounded() 
     assert log[-1]["message"] == "live"
 
 
-async def test_a_stream_without_subscribers_is_closed() -> None:
-    harness = Harness()
-    subscriber, log = await harness.subscriber()
-    subscriber.leave(harness.hub)
-    await harness.publish()
-    assert log == []
-    subscriber, log = await harness.subscriber()
-    await harness.publish()
-    assert offsets(log) == [2]
-    subscriber.leave(harness.hub)
-
-
 async def subscriber_at_start(harness: Harness, outbox: Outbox, sids: tuple[str, ...] = ()) -> LoneSubscriber:
     """Return a subscriber whose cursor is before the first message of the stream."""
     subscriber = LoneSubscriber(outbox, "I", "s", sids, lambda: None)

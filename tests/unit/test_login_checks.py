@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import pytest
 from django.db import OperationalError
 
-from reliable_cable.hub.login_checks import BATCH_SIZE, LoginChecks
+from reliable_cable.hub.login_checks import ACCEPT_TIME, BATCH_SIZE, LoggedIn, LoginChecks
 from reliable_cable.logins import Login, session_digest
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.protocol.control import LoginChange
 from tests.support.virtual_loop import VirtualLoop
+
+T = TypeVar("T")
 
 INTERVAL = 60.0
 
@@ -22,9 +25,13 @@ INTERVAL = 60.0
 class Connection:
     """A connection of a user. It has the session `session-<user>`."""
 
-    def __init__(self, user: str, *, logged_in: bool = True) -> None:
+    def __init__(self, user: str, *, logged_in: bool = True, tenant: str = "") -> None:
+        self.tenant = tenant
         self.login = Login(f"session-{user}", user, "backend", "hash") if logged_in else None
         self.closed: list[tuple[DisconnectReason, bool | None]] = []
+
+    async def run_isolated(self, call: Callable[[], T]) -> T:
+        return call()
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         self.closed.append((reason, reconnect))
@@ -38,6 +45,10 @@ class Rig:
         #: The users whose logins are not valid, and those who cannot be looked up.
         self.invalid: set[str] = set()
         self.unknown: set[str] = set()
+        #: The tenants of the users.
+        self.tenants: dict[str, str] = {}
+        #: The tenants in which nothing can be looked up.
+        self.broken: set[str] = set()
         #: The error that every look-up raises.
         self.error: Exception | None = None
         #: How long a look-up takes.
@@ -46,25 +57,29 @@ class Rig:
         self.looked_up: list[tuple[float, list[str]]] = []
         self.checks = loop.call(lambda: LoginChecks(interval, self._look_up))
 
-    async def _look_up(self, logins: Sequence[Login]) -> Sequence[bool | Exception]:
+    async def _look_up(self, connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
+        assert isinstance(connection, Connection)
         users = [login.user_id for login in logins]
         self.looked_up.append((self.loop.time(), users))
-        invalid = set(self.invalid)
+        invalid = self.invalid | {user for user in users if self.tenants[user] != connection.tenant}
         await asyncio.sleep(self.duration)
         if self.error is not None:
             raise self.error
+        if connection.tenant in self.broken:
+            raise LookupError(connection.tenant)
         return [LookupError(user) if user in self.unknown else user not in invalid for user in users]
 
-    def connect(self, *users: str, **options: bool) -> list[Connection]:
+    def connect(self, *users: str, **options: Any) -> list[Connection]:
         """Add a connection for each user."""
         connections = [Connection(user, **options) for user in users]
+        self.tenants |= dict.fromkeys(users, options.get("tenant", ""))
         for connection in connections:
             self.loop.call(lambda connection=connection: self.checks.add(connection))  # type: ignore[misc]
         return connections
 
     def announce(self, **change: str) -> None:
         """Announce the change of a login."""
-        self.loop.call(lambda: self.checks.handle(LoginChange(**change)))
+        self.loop.call(lambda: self.checks.handle(LoginChange(change)))
 
     def times(self, user: str) -> list[float]:
         """Return when the login of a user was looked up."""
@@ -172,6 +187,29 @@ def test_a_login_that_cannot_be_checked_does_not_affect_the_others(rig: Rig) -> 
     assert ann.closed
 
 
+def test_only_the_tenant_of_a_connection_decides_that_its_login_is_not_valid(rig: Rig) -> None:
+    ours = rig.connect(*(f"a{number}" for number in range(50)), tenant="a")
+    theirs = rig.connect(*(f"b{number}" for number in range(50)), tenant="b")
+    rig.invalid |= {"a0", "b0"}
+    rig.loop.run_for(INTERVAL)
+    assert [connection.login.user_id for connection in ours + theirs if connection.login and connection.closed] == [
+        "a0",
+        "b0",
+    ]
+
+
+def test_a_connection_in_whose_context_nothing_can_be_looked_up_does_not_keep_the_others_open(
+    loop: VirtualLoop,
+) -> None:
+    rig = Rig(loop)
+    broken, ann = rig.connect("broken", tenant="broken")[0], rig.connect("ann")[0]
+    rig.invalid.add("ann")
+    rig.broken.add("broken")
+    rig.loop.run_for(2 * INTERVAL)
+    assert ann.closed
+    assert broken.closed == []
+
+
 class TestAnnouncedChanges:
     @pytest.mark.parametrize("interval", [INTERVAL, 0, None])
     def test_all_logins_of_the_user_are_checked_at_once(self, loop: VirtualLoop, interval: float | None) -> None:
@@ -209,6 +247,26 @@ class TestAnnouncedChanges:
         assert ann.closed == other.closed == [(DisconnectReason.REMOTE, True)]
         assert bob.closed == []
         assert rig.looked_up == []
+
+    @pytest.mark.parametrize("change", [{"user": "ann"}, {"session": session_digest("session-ann")}])
+    def test_a_connection_that_was_being_accepted_is_checked_at_once(self, rig: Rig, change: dict[str, str]) -> None:
+        rig.announce(**change)
+        rig.connect("ann", "bob")
+        rig.loop.iterate(5)
+        assert [users for _, users in rig.looked_up] == [["ann"]]
+
+    def test_a_connection_that_comes_later_is_not(self, rig: Rig) -> None:
+        rig.announce(user="ann")
+        rig.loop.run_for(ACCEPT_TIME + 1)
+        rig.connect("ann")
+        rig.loop.iterate(5)
+        assert rig.looked_up == []
+
+    def test_all_logins_are_checked_if_changes_may_have_been_lost(self, rig: Rig) -> None:
+        rig.connect("ann", "bob")
+        rig.loop.call(rig.checks.check_all)
+        rig.loop.iterate(5)
+        assert [users for _, users in rig.looked_up] == [["ann", "bob"]]
 
 
 @pytest.mark.parametrize("interval", [0, None])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from importlib import import_module
 from typing import Any, ClassVar
@@ -24,6 +26,7 @@ from django.utils import timezone
 
 from reliable_cable import CableConsumer
 from reliable_cable.auth import CableAuthMiddlewareStack
+from reliable_cable.consumer import get_hub
 from reliable_cable.logins import Login, check_logins, find_login
 
 from .wire import Client, connection_of
@@ -224,6 +227,66 @@ def test_a_batch_is_one_query_for_sessions_and_one_for_users(engine: str, alias:
     with CaptureQueriesContext(connections[alias]) as captured:
         assert check_logins(logins) == [True] * 30
     assert len(captured) == queries
+
+
+current_tenant: ContextVar[str] = ContextVar("current_tenant", default="")
+
+
+class TenantBackend(ModelBackend):
+    """A backend that finds only the user with the name of the current tenant."""
+
+    def get_user(self, user_id: Any) -> Any:
+        user = super().get_user(user_id)
+        return user if user is not None and user.get_username() == current_tenant.get() else None
+
+
+class TenantConsumer(CableConsumer):
+    """A consumer whose handlers run in a tenant."""
+
+    @contextmanager
+    def around_command(self) -> Iterator[None]:
+        token = current_tenant.set(self.scope["tenant"])
+        yield
+        current_tenant.reset(token)
+
+
+@pytest.mark.django_db(transaction=True)
+class TestChecksOfConnections:
+    """Logins are checked in the context of their connections, inside of `around_command`."""
+
+    @pytest.fixture(autouse=True)
+    def _settings(self, settings: Any) -> None:
+        settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+        settings.AUTHENTICATION_BACKENDS = [f"{__name__}.TenantBackend"]
+
+    def connect(self, tenant: str) -> Client:
+        """Return a client with a login of the user of a tenant. It is not connected."""
+        login = log_in(make_user(tenant), **{BACKEND_SESSION_KEY: f"{__name__}.TenantBackend"})
+        session = import_module(django_settings.SESSION_ENGINE).SessionStore(login.session_key)
+        user = get_user_model().objects.get(pk=session[SESSION_KEY])
+        return Client(consumer=TenantConsumer, scope={"session": session, "user": user, "tenant": tenant})
+
+    @pytest.mark.parametrize("ending", ["a", "b"])
+    async def test_a_check_of_several_tenants_ends_the_logins_that_have_ended_in_their_tenant(
+        self, ending: str
+    ) -> None:
+        clients = {name: await sync_to_async(self.connect)(name) for name in ("a", "b")}
+        staying = clients["b" if ending == "a" else "a"]
+        # Logins are checked in the order in which their connections were opened.
+        async with staying, clients[ending]:
+            await get_user_model().objects.filter(username=ending).adelete()
+            get_hub().logins.check_all()
+            frame = await clients[ending].receive()
+            assert frame == {"type": "disconnect", "reason": "remote", "reconnect": True}
+            await staying.send_text('{"command":"ping"}')
+            assert await staying.receive() == {"type": "pong"}
+
+    async def test_all_logins_are_checked_after_a_loss_of_control_messages(self) -> None:
+        client = await sync_to_async(self.connect)("a")
+        async with client:
+            await get_user_model().objects.filter(username="a").aupdate(is_active=False)
+            get_hub().control.messages_lost()
+            assert await client.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
 
 
 class TestWhichConnections:

@@ -76,6 +76,19 @@ async def test_the_size_of_queued_frames_is_bounded() -> None:
     assert socket.sent == []
 
 
+async def test_queued_and_held_frames_share_one_bound() -> None:
+    outbox, overflow = make_outbox(Socket(), limit=100)
+    outbox.pause()
+    assert outbox.can_hold(25)
+    assert not outbox.can_hold(26), "held frames have a quarter"
+    outbox.push("x" * 90)
+    assert outbox.can_hold(10)
+    assert not outbox.can_hold(11)
+    outbox.held = 10
+    outbox.push("")
+    assert overflow.calls == 0
+
+
 async def test_frames_are_queued_while_the_buffer_of_the_server_is_full() -> None:
     socket = Socket()
     outbox, _ = make_outbox(socket)

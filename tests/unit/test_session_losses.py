@@ -10,6 +10,7 @@ import pytest
 
 from reliable_cable.hub import session_losses, session_writer
 from reliable_cable.hub.session_records import SessionRecords
+from reliable_cable.stores.sessions.base import SessionRecord
 
 from .sessions import Session, Store, ann, number, until_kept
 
@@ -87,6 +88,20 @@ class TestRefresh:
         records.add(session)
         await records.save(session)
         assert await records.refresh()
+
+    async def test_a_witness_that_was_not_written_because_of_an_unexpected_error_is_no_loss(self) -> None:
+        class Odd(Session):
+            def record(self) -> SessionRecord:
+                return SessionRecord(ann, 0, {"number": object()})
+
+        records = SessionRecords(Store())
+        records.add(session := Session("a"))
+        await records.save(session)
+        assert await records.refresh()
+        records.add(odd := Odd("b"))
+        await records.save(odd)  # in one write with the next witness
+        records.discard(odd)
+        assert await records.refresh(), "the store still has the former witness"
 
     async def test_a_store_that_cannot_lose_data_gets_no_witness(self) -> None:
         store = Store()

@@ -4,30 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from reliable_cable import StoreError
+from reliable_cable import Channel, StoreError
+from reliable_cable.broadcasting import abroadcast
+from reliable_cable.channel import registry
+from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.consumer import get_hub
 from reliable_cable.hub import control_bus
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.sessions.base import SessionRecord
 from reliable_cable.stores.streams.base import Message
 
-from .wire import Client, connection_of, run_event_loop, send_control_message, until
+from .wire import Client, connection_of, identifier, run_event_loop, send_control_message, until
+
+
+class Room(Channel, abstract=True):
+    #: Set to end `resubscribed`.
+    gate: asyncio.Event
+    #: How many calls of `resubscribed` have begun.
+    restores = 0
+
+    async def subscribed(self) -> None:
+        self.stream_from("room")
+
+    async def resubscribed(self) -> None:
+        Room.restores += 1
+        await Room.gate.wait()
+
+
+ROOM = identifier("Room")
 
 
 @pytest.fixture(autouse=True)
-def _memory(settings: Any) -> None:
+def _memory(settings: Any) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+    registry["Room"] = [Room]
+    Room.gate, Room.restores = asyncio.Event(), 0
+    yield
+    del registry["Room"]
+
+
+async def check_is_superseded(client: Client) -> None:
+    """Check that a takeover by another process closes a connection."""
+    await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
+    assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
 
 async def test_a_connection_whose_session_was_restored_elsewhere_is_closed_without_a_disconnect_message() -> None:
     async with Client() as client:
-        await send_control_message({"supersede": [[client.sid, "elsewhere"]]})
-        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+        await check_is_superseded(client)
 
 
 async def test_the_superseded_connection_is_also_found_by_a_former_session_id() -> None:
@@ -57,6 +86,41 @@ async def test_a_client_that_reconnected_twice_with_the_same_id_keeps_its_last_c
     async with Client(former.sid) as between, Client(former.sid) as client:
         await send_control_message({"supersede": [[former.sid, between.sid]]})
         assert await client.quiet()
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["ended", "open"])
+@pytest.mark.parametrize("together", [True, False], ids=["together", "one by one"])
+async def test_of_two_restores_at_the_same_time_the_later_one_stays(ended: bool, together: bool) -> None:
+    async with Client() as former:
+        await former.subscribe(ROOM)
+        if ended:
+            await former.communicator.disconnect()
+        first, second = Client(former.sid), Client(former.sid)
+        first_gate = Room.gate
+        await first.communicator.connect()
+        if not together:
+            await until(lambda: Room.restores == 1)
+            Room.gate = asyncio.Event()
+        await second.communicator.connect()
+        await until(lambda: Room.restores == 2)
+        Room.gate.set()
+        await run_event_loop()  # unless they restore together, the second one is welcomed first
+        first_gate.set()
+        welcome = await second.receive()
+        assert welcome["restored_ids"] == [ROOM]
+        await second.send("history", ROOM, history={})
+        assert (await second.receive())["type"] == "confirm_history"
+        # The announcement of the takeover is read.
+        await until(lambda: not get_hub().control._unconfirmed and get_hub().control._announcing is None)
+        await abroadcast("room", "hello")
+        assert (await second.receive())["message"] == "hello"
+        assert await second.quiet()
+        output = await first.communicator.receive_output(5)
+        while output["type"] == "websocket.send":
+            output = await first.communicator.receive_output(5)
+        assert output == {"type": "websocket.close", "code": 1000}
+        for client in (first, second):
+            await client.communicator.disconnect()
 
 
 async def test_the_connection_that_was_announced_last_stays_open() -> None:
@@ -125,4 +189,48 @@ async def test_takeovers_are_announced_together_and_retried_until_that_succeeds(
         await run_event_loop()
         assert json.loads(attempts[0].data) == {"supersede": [[f"sid{n}", client.sid] for n in range(3)]}
         assert attempts[0] == attempts[1], "the retry had another idempotency key"
+        assert not hub.control._unconfirmed
+
+
+async def test_a_takeover_that_cannot_be_announced_does_not_protect_from_later_ones(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(items: Sequence[tuple[str, Message]]) -> Any:
+        raise ValueError("unexpected")
+
+    async with Client() as client:
+        hub = get_hub()
+        await run_event_loop()
+        with monkeypatch.context() as patch:
+            patch.setattr(get_engine().streams, "aappend", fail)
+            hub.control.announce_takeover("former", connection_of(client))
+            await until(lambda: "could not be announced" in caplog.text)
+        await check_is_superseded(client)
+
+
+async def test_a_takeover_whose_announcement_was_lost_does_not_protect_from_later_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def lose(items: Sequence[tuple[str, Message]]) -> None:
+        lost.set()
+
+    lost = asyncio.Event()
+    await send_control_message({"other": 1})
+    async with Client() as client:
+        hub = get_hub()
+        await run_event_loop()
+        with monkeypatch.context() as patch:
+            patch.setattr(get_engine().streams, "aappend", lose)
+            hub.control.announce_takeover("former", connection_of(client))
+            await lost.wait()
+        await get_engine().streams.aforget(CONTROL_STREAM)
+        await run_event_loop()
+        await check_is_superseded(client)
+
+
+async def test_nothing_is_kept_of_a_connection_that_ends_before_its_takeover_is_announced() -> None:
+    async with Client():  # keeps the control bus in use
+        hub = get_hub()
+        async with Client() as client:
+            hub.control.announce_takeover("former", connection_of(client))
         assert not hub.control._unconfirmed

@@ -32,6 +32,14 @@ def connection_of(client: Client) -> Connection:
     return connection
 
 
+async def leave_session(client: Client, *identifiers: str) -> str:
+    """Connect, subscribe and disconnect; return the id of the session."""
+    async with client:
+        for each in identifiers:
+            await client.subscribe(each)
+    return client.sid
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Run the event loop until a condition is true."""
     async with asyncio.timeout(10):

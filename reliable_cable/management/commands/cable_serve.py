@@ -131,7 +131,7 @@ def _serve_by_daphne(application: str, host: str, port: int, options: dict[str, 
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:
-        # Older versions of daphne have no such options of the server.
+        # Older versions of daphne have no server options for these limits.
         size = _largest_frame()
         server.ws_factory.setProtocolOptions(maxFramePayloadSize=size, maxMessagePayloadSize=size)
 

@@ -21,7 +21,7 @@ from django.db.models import Model, QuerySet
 from reliable_cable.concurrency.on_commit import in_transaction
 from reliable_cable.concurrency.threads import submit_store
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, CableError, StoreError
 
 from .fair_lock import FairLock
 
@@ -41,11 +41,8 @@ LOCK_TIMEOUT = 10
 #: The most rows that one transaction of a store numbers, deletes or examines.
 ROWS_PER_TRANSACTION = 500
 
-#: The remedy for a transaction that waits for a lock that its own caller holds.
-OWN_LOCK_HINT = (
-    "If it is the caller's own transaction that locks it (immediate=True inside atomic()), let the broadcast wait for "
-    "the commit, which is the default"
-)
+#: The remedy for a call that needs a lock that its caller's own transaction holds.
+OWN_LOCK_REMEDY = "wait for its commit (leave out immediate=True and using, or make the call afterwards)"
 
 #: How long a process leaves SQLite's write lock free after a write, as a share of the write's duration. Without this
 #: pause, the project's own transactions would hardly ever get the lock while broadcasts are queued.
@@ -114,8 +111,8 @@ class Database:
     """Runs the reads and writes of stores in one of Django's databases.
 
     Args:
-        settings: uses the database alias `database`. If `handler_threads` is 0, everything runs in the calling thread
-            and in its transaction, so that tests in transactions work.
+        settings: the settings; `database` and `handler_threads` are used. If `handler_threads` is 0, everything runs in
+            the calling thread and in its transaction, so that tests in transactions work.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -187,11 +184,13 @@ class Database:
         with self.broadcast_errors():
             return self.write(call)
 
-    def outside(self, call: Callable[[], T]) -> T:
+    def outside(self, call: Callable[[], T], error: type[CableError] = StoreError) -> T:
         """Run a call outside the caller's transaction. If one is open, the call runs in a store thread.
 
-        Raises:
-            BroadcastError: the open transaction holds SQLite's only write lock, so the call would wait for its caller.
+        Args:
+            call: the call.
+            error: the error to raise if the open transaction holds SQLite's only write lock. The call would have to
+                wait for its own caller then.
         """
         connection = connections[self.alias]
         if not (self.threads and in_transaction(connection)):
@@ -199,14 +198,14 @@ class Database:
         if connection.vendor != "sqlite":
             return submit_store(call).result()
         if connection.in_atomic_block and getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE"):
-            raise BroadcastError(
-                f"Nothing was broadcast: the database {self.alias!r} is locked by the caller's own transaction, and "
-                f"SQLite has one writer. Leave out immediate=True: the broadcast then waits for the commit."
+            raise error(
+                f"Nothing was stored: the database {self.alias!r} is locked by the caller's own transaction, and "
+                f"SQLite has one writer: {OWN_LOCK_REMEDY}."
             )
         return submit_store(partial(_with_short_wait, call)).result()
 
     def delete_soon(self, call: Callable[[], object]) -> None:
-        """Run a call that deletes old rows in a store thread soon.
+        """Schedule a call that deletes old rows, in a store thread.
 
         If it fails, or the process ends first, the rows stay until another call deletes them.
         """
@@ -252,8 +251,12 @@ class Database:
             ) from error.__cause__
         except Error as error:
             self._recover()
-            locked = "locked" in str(error)
-            remedy = f" {OWN_LOCK_HINT}; otherwise shorten transactions or raise the timeout." if locked else ""
+            remedy = ""
+            if "locked" in str(error):
+                remedy = (
+                    f" If the caller's own transaction has the lock, {OWN_LOCK_REMEDY}. Otherwise shorten "
+                    f"transactions, or raise the timeout."
+                )
             raise BroadcastError(f"Nothing was broadcast: database {self.alias!r}: {error}.{remedy}") from error
 
     @contextmanager
@@ -274,7 +277,7 @@ class Database:
     # -- retrying -----------------------------------------------------------------------------------------------------
 
     def _retry(self, call: Callable[[], T], retry_time: float) -> T:
-        """Run a call, and retry it after conflicts. What counts for a `StoreError` is its cause."""
+        """Run a call, and retry it after conflicts. A `StoreError` is a conflict if its cause is one."""
         connection = connections[self.alias]
         deadline = time.monotonic() + retry_time
         may_reconnect = True

@@ -64,7 +64,7 @@ class DatabaseServer:
     # -- the time -----------------------------------------------------------------------------------------------------
 
     def now(self) -> Expression:
-        """Return an expression for the present time that a statement can store or select.
+        """Return an expression for the current time that a statement can store or select.
 
         If the statement waits for a lock, this is the time after the wait.
         """
@@ -80,7 +80,7 @@ class DatabaseServer:
         return Value(self._host_time() - seconds, output_field=FloatField())
 
     def time(self) -> float:
-        """Return the present time in seconds since 1970. On PostgreSQL, this takes a query.
+        """Return the current time in seconds since 1970. On PostgreSQL, this takes a query.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -111,7 +111,7 @@ class DatabaseServer:
         return _Lineage() if self._reports_lineage else Value("", output_field=CharField())
 
     def is_foreign(self, lineage: str) -> Combinable:
-        """Return a condition: whether rows belong to another lineage than the server's data.
+        """Return the condition that a row belongs to a lineage other than that of the server's data.
 
         Args:
             lineage: the name of the column that contains the lineage of a row, or `""` if that is unknown.

@@ -1,4 +1,4 @@
-"""The methods that all stores in Django's database have in common."""
+"""The base class of all stores in Django's database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def retried_read(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Make a store's method run in `Database.read`."""
+    """Make a store's method run in `Database.read`, which retries it after conflicts."""
 
     @wraps(method)
     def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -33,7 +33,7 @@ class ModelStore(Store):
     """Connects a store to the database `settings.database`, and gives it the clock of the database server.
 
     Args:
-        settings: uses `database`.
+        settings: the settings; `database` is used.
         clock: replaces the server's clock in tests, in seconds since 1970. On SQLite, the default is this host's clock.
     """
 
@@ -46,7 +46,7 @@ class ModelStore(Store):
 
     @retried_read
     def time(self) -> float:
-        """Return the present time by the server's clock on PostgreSQL, and by this host's clock on SQLite."""
+        """Return the current time by the server's clock on PostgreSQL, and by this host's clock on SQLite."""
         with self._database.store_errors("The time cannot be read"):
             return self._server.time()
 

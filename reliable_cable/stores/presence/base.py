@@ -9,13 +9,13 @@ from typing import Any, Final, Literal
 
 from reliable_cable.stores.base import Listener, Store, async_twin
 
-#: How long, in seconds, a lost client may have received nothing before the server closes its connection. Leaves are
-#: remembered for this much longer than sessions, so that a restored client can be told of all leaves that it missed.
+#: How long, in seconds, a client may be out of reach before the server closes its connection. Leaves are remembered for
+#: this much longer than sessions, so that a restored client can be told of all leaves that it missed.
 UNHEARD_TIME: Final = 60.0
 
-#: After which share of PRESENCE_TTL without a call of `expire` by any process the store assumes an outage. Each process
-#: refreshes its members and then calls `expire` every third of PRESENCE_TTL, so the share must be greater than 1/3. It
-#: must be less than 2/3, which is the time that a member has left at its next refresh.
+#: The store assumes an outage if no process has called `expire` for this share of PRESENCE_TTL. Each process refreshes
+#: its members and then calls `expire` every third of PRESENCE_TTL, so the share must be greater than 1/3. It must be
+#: less than 2/3, which is the time that a member has left at its next refresh.
 OUTAGE_SHARE: Final = 0.5
 
 
@@ -85,7 +85,7 @@ class Refreshed:
 
 
 class PresenceListener(Listener):
-    """Receives the presence events of streams. `PresenceStore.listen` makes it."""
+    """Receives the presence events of streams. `PresenceStore.listen` returns one."""
 
 
 class PresenceStore(Store):
@@ -105,7 +105,7 @@ class PresenceStore(Store):
 
     @property
     def outage(self) -> float:
-        """After how many seconds without a call of `expire` by any process the store assumes an outage."""
+        """How long, in seconds, the store waits for a call of `expire` by any process before it assumes an outage."""
         return self.settings.presence_ttl * OUTAGE_SHARE
 
     @property
@@ -134,8 +134,8 @@ class PresenceStore(Store):
         """Add sessions to streams, or refresh them, in this order; return the events that this caused.
 
         If the store has lost its data, the joins of members with `joined` are announced, so that all rosters become
-        complete again, but they are not returned, because nobody really joined. If the leave of such a member was
-        announced before, its join is a real one, and is returned.
+        complete again, but they are not returned, because no member has really joined. If the leave of such a member
+        was announced before, its join is a real one, and is returned.
         """
 
     @abstractmethod

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisClient
+from reliable_cable.stores.redis.client import LINEAGE, NEW_TOKEN, Argument, Call, RedisClient
 from reliable_cable.stores.redis.keys import stream_tag
 from reliable_cable.stores.redis.pubsub import ChannelListener
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
@@ -32,7 +31,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     refreshed, until a process calls `expire`.
 
     Args:
-        settings: uses `redis_url`, `redis_options`, `key_prefix`, `presence_ttl` and `sessions_ttl`.
+        settings: the settings; `redis_url`, `redis_options`, `key_prefix`, `presence_ttl` and `sessions_ttl` are used.
         clock: replaces Redis's clock in tests, in seconds since 1970.
     """
 
@@ -46,11 +45,8 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     def _call(self, name: str, stream: str, *args: Argument) -> Call:
         tag = stream_tag(self.settings.key_prefix, stream)
         keys = [f"{tag}:presence", f"{tag}:expiries", f"{tag}:sessions", f"{tag}:members", f"{tag}:left", self._index]
-        fresh = secrets.token_hex(8)
-        times = (self.settings.presence_ttl, self.memory)
-        return Call(
-            f"presence_{name}", keys, [LINEAGE, self.script_time(), stream, self.channel(stream), fresh, *times, *args]
-        )
+        shared: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), stream, self.channel(stream)]
+        return Call(f"presence_{name}", keys, [*shared, self.settings.presence_ttl, self.memory, *args])
 
     # -- members ------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 import threading
 import time
 import weakref
@@ -54,20 +55,24 @@ CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 #: The most calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
-#: Errors of a server that accepts no commands or no writes at present, and has executed nothing: a replica, a server
+#: Errors of a server that currently accepts no commands or no writes, and has executed nothing: a replica, a server
 #: that is loading its data, or a primary that has lost its replicas. If a script fails with such an error, the code is
 #: in the text of the error.
 UNAVAILABLE_ERRORS: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
 UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
 
-class _Lineage:
-    """A placeholder for the lineage of the connection's data, as the first argument of a script (see lineage.py)."""
+class _Placeholder:
+    """An argument of a script whose value is not known before the script is sent."""
 
 
-LINEAGE: Final = _Lineage()
+#: The lineage of the connection's data (see lineage.py). It can be the first argument only.
+LINEAGE: Final = _Placeholder()
+#: A new token, in each attempt another one. It can only be the second argument, after `LINEAGE`. An attempt whose reply
+#: was lost may have used the earlier token for data that are gone, for example after a failover.
+NEW_TOKEN: Final = _Placeholder()
 
-Argument = str | int | float | bytes | _Lineage
+Argument = str | int | float | bytes | _Placeholder
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +117,10 @@ class RedisClient:
     """Runs calls, from sync code in any thread (`run`) and from any event loop (`arun`).
 
     Args:
-        settings: uses `redis_url`, `redis_options` and `key_prefix`.
+        settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
 
     Raises:
-        ImproperlyConfigured: connections do not accept an option.
+        ImproperlyConfigured: `redis_options` has an option that connections do not accept.
     """
 
     def __init__(self, settings: CableSettings) -> None:
@@ -288,6 +293,8 @@ class RedisClient:
             return (call.name, *keys, *cast("Command", args))
         if args and args[0] is LINEAGE:
             keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
+        if len(args) > 1 and args[1] is NEW_TOKEN:
+            args = (args[0], secrets.token_hex(8), *args[2:])
         return ("EVALSHA", script_sha(call.name), len(keys), *keys, *cast("Command", args))
 
     def _note_refusals(self, connection: Any, replies: Sequence[Any]) -> None:

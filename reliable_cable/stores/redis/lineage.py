@@ -21,9 +21,10 @@ from .scripts import script_text
 
 #: How long, in seconds, to use a connection before it is reopened, so that its address is resolved again.
 MAX_CONNECTION_AGE: Final = 60.0
-#: How often, in seconds, refused commands may make all connections reopen, at most.
+#: The shortest time, in seconds, between two reopenings of all connections because of refused commands.
 REOPEN_INTERVAL: Final = 0.5
-#: How long, in seconds, to keep the record after its last use. This is longer than all data that are bound to it.
+#: How long, in seconds, to keep the record after its last use. This is longer than the TTL of all data that are bound
+#: to it.
 RECORD_TTL: Final = 60 * 86400
 #: The `master_replid2` of a server that was never promoted.
 ZERO_REPLID: Final = "0" * 40
@@ -47,7 +48,7 @@ class LineageTracker:
         self.key = key
         #: The server and the lineage that the newest connection leads to. None: no connection was opened so far.
         self.identity: Identity | None = None
-        #: The number of the present generation. Connections of earlier generations are reopened before their next use.
+        #: The number of the current generation. Connections of earlier generations are reopened before their next use.
         self._generation = 0
         self._reopened_at = -REOPEN_INTERVAL
         #: All lineages that this process has seen.
@@ -104,7 +105,7 @@ class LineageTracker:
             info |= parse_info(_checked(reply))
         if info.get("role") in ("slave", "replica"):
             raise redis.ConnectionError(
-                "the server is a replica, which takes no broadcasts: let REDIS_URL lead to the primary"
+                "the server is a replica, which accepts no broadcasts: let REDIS_URL lead to the primary"
             )
         try:
             run_id = info["run_id"]
@@ -128,7 +129,7 @@ class LineageTracker:
     def _has_returned(self, lineage: str, generation: int) -> bool:
         """Return whether this process has seen this lineage before, and another one after it.
 
-        If so, other messages may have got the same offsets in the other lineage.
+        If so, other messages may have received the same offsets in the other lineage.
         """
         with self._lock:
             newest = self.identity.lineage if self.identity else ""

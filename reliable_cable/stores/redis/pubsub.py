@@ -50,7 +50,8 @@ class _Channel:
 class PubSub:
     """Subscribes to channels, and reconnects after every loss of the connection.
 
-    It is connected while it has channels. `pubsub_of` makes it, and all its methods are called on one event loop.
+    It is connected while it has channels. `pubsub_of` returns one, and all its methods must be called on one event
+    loop.
     """
 
     def __init__(self, client: RedisClient) -> None:
@@ -74,7 +75,7 @@ class PubSub:
     async def subscribe(self, channel: str, deliver: Deliver) -> None:
         """Start to call `deliver` with the messages of a channel.
 
-        If Redis cannot be reached, this returns all the same. `deliver` is then called with None as soon as the channel
+        If Redis cannot be reached, this returns nevertheless. `deliver` is then called with None as soon as the channel
         is subscribed to. It is also called with None after each reconnect.
         """
         state = self._channels.get(channel)
@@ -216,7 +217,7 @@ class PubSub:
         if state is None or self._channels.get(channel) is not state:
             return
         if state.confirmed.done():
-            # The channel was subscribed to before. Messages of the time between may be missing.
+            # The channel was subscribed to before. Messages that were published in between may be missing.
             self._deliver(state, None)
         else:
             state.confirmed.set_result(None)

@@ -1,4 +1,4 @@
-"""The methods that all stores in Redis have in common."""
+"""The base class of all stores in Redis."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RedisStore(Store):
     """Connects a store to the Redis of `settings.redis_url`, and gives it Redis's clock.
 
     Args:
-        settings: uses `redis_url`, `redis_options` and `key_prefix`.
+        settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
         clock: replaces Redis's clock in tests, in seconds since 1970.
     """
 
@@ -60,11 +60,11 @@ class RedisStore(Store):
         return stream_channel(self.settings.key_prefix, stream)
 
     def script_time(self) -> str:
-        """Return the time argument of a Lua script: the time of a test's clock, or `""` to make it ask Redis."""
+        """Return the time argument of a Lua script: the time of a test's clock, or `""` for that of Redis's clock."""
         return "" if self._clock is None else f"{self._clock():.6f}"
 
     async def atime(self) -> float:
-        """Return the present time by Redis's clock, in seconds since 1970."""
+        """Return the current time by Redis's clock, in seconds since 1970."""
         if self._clock is not None:
             return self._clock()
         ((seconds, microseconds),) = await self.client.arun(Call("TIME"), idempotent=True)

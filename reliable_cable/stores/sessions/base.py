@@ -1,4 +1,4 @@
-"""The interface of session stores, which store session records while clients are disconnected."""
+"""The interface of session stores, which store the records from which sessions are restored."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Final
 from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
-#: How long, in seconds, after a revocation a connection still counts as authenticated before it. The time of a
-#: connection is not exact (see clock.py), and Django deletes a login session only after its logout signal.
+#: How much later than a revocation, in seconds, a connection may have been authenticated and still be revoked. The time
+#: of authentication is not exact (see clock.py), and Django deletes a login session only after its logout signal.
 CLOCK_MARGIN: Final = 1.0
 
 #: The most characters of a session id.
@@ -36,7 +36,7 @@ class SessionRecord:
 def is_session_id(sid: str) -> bool:
     """Return whether a text can be a session id.
 
-    Clients may send any text. Without this check, some of them would cause errors in a store.
+    Clients may send any text. Without this check, some texts would cause errors in a store.
     """
     return 0 < len(sid) <= MAX_SID_LENGTH and sid.isascii() and sid.isprintable()
 

@@ -26,7 +26,7 @@ class ModelSessionStore(ModelStore, SessionStore):
     `StoreError` if the database fails.
 
     Args:
-        settings: uses `database` and `sessions_ttl`.
+        settings: the settings; `database` and `sessions_ttl` are used.
         clock: replaces the clock in tests, in seconds since 1970.
     """
 
@@ -116,7 +116,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         return [max((times.get(key, 0.0) for key in condition_keys(identity)), default=0.0) for identity in identities]
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete expired records, the oldest first, with one DELETE, and revocations that affect no records now."""
+        """Delete expired records, the oldest first, with one DELETE, and revocations that affect no record now."""
         expired = self._sessions().filter(expires__lte=self._server.ago(0))
         outdated = self._server.ago(self.settings.sessions_ttl + CLOCK_MARGIN)
         oldest = expired.order_by("expires").values("sid")[:limit]

@@ -18,7 +18,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     """Stores session records in the Redis of `settings.redis_url`.
 
     Args:
-        settings: uses `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl`.
+        settings: the settings; `redis_url`, `redis_options`, `key_prefix` and `sessions_ttl` are used.
         clock: replaces Redis's clock for revocations in tests. Records always expire by Redis's clock.
     """
 
@@ -49,7 +49,7 @@ class RedisSessionStore(RedisStore, SessionStore):
     load = sync_twin(aload)
 
     async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Return the records of sessions, in one round trip for some hundreds of them."""
+        """Return the records of sessions. Hundreds of them take one round trip."""
         sids = [sid for sid, _ in wanted if is_session_id(sid)]
         # Revocations are read after the records, so that a revocation during the reads is found.
         revocations = self._revocations([identity for _, identity in wanted]) if sids else {}

@@ -89,7 +89,7 @@ def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> boo
 
 
 class StreamListener(Listener):
-    """Receives the events of a stream store. `StreamStore.listen` makes it.
+    """Receives the events of a stream store. `StreamStore.listen` returns one.
 
     Each message that is appended after `subscribe` has returned is announced itself, or by an `Advanced` event, after
     which a read finds it.
@@ -185,8 +185,8 @@ class StreamStore(Store):
                 store still has. That includes at least the young entries, up to `YOUNG_SIZE` bytes beyond the history
                 size (see `YOUNG_TIME`). A reader that returns after an absence gets only the entries that the history
                 size and the TTL allow.
-            known: a position that the stream once had in its present epoch. A store with a fast copy that may lag may
-                return the state of that copy, if the copy has reached this position. None: return the present state.
+            known: a position that the stream once had in its current epoch. A store with a fast copy that may lag may
+                return the state of that copy, if the copy has reached this position. None: return the current state.
         """
 
     @abstractmethod

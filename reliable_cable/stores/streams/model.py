@@ -43,7 +43,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     by an `on_commit` hook, by the next append, or by the next poll of any process.
 
     Args:
-        settings: uses `database` and the history settings of the streams.
+        settings: the settings; `database` and the history settings of the streams are used.
         clock: replaces the clock in tests. The default is the server's clock on PostgreSQL, and this host's clock on
             SQLite.
         announce: called with the events after each commit. The default hands them to the listeners of this process,
@@ -86,7 +86,7 @@ class ModelStreamStore(ModelStore, StreamStore):
             return []
         names = sorted({name for name, _ in items})
         self.require_history(names)
-        return self._database.outside(partial(self._append, names, items))
+        return self._database.outside(partial(self._append, names, items), BroadcastError)
 
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages if the open transaction on database `using` commits.
@@ -121,7 +121,8 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _not_numbered(self, names: Collection[str], error: Exception) -> None:
         logger.warning(
-            "Broadcasts to the streams %s were committed, but could not be numbered. The next append or poll does it.",
+            "Broadcasts to the streams %s were committed, but could not be numbered. The next append or poll numbers "
+            "them.",
             ", ".join(names),
             exc_info=error,
         )
@@ -218,7 +219,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         return int(row.first) - 1
 
     def _ended(self) -> Combinable:
-        """Return a condition: whether the epoch of a stream began in another lineage of the database.
+        """Return the condition that the epoch of a stream began in another lineage of the database.
 
         A copy of the database may have brought the epoch back. Readers ignore the stream, and the next append ends it.
         """
@@ -245,7 +246,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 name=stream, data=message.data, exclude=message.exclude, origin=self.origin, created=self._server.now()
             )
 
-        self._database.outside(partial(self._database.write_broadcast, insert))
+        self._database.outside(partial(self._database.write_broadcast, insert), BroadcastError)
         self._announce([Transient(stream, message.data, message.exclude)])
         now = self.clock()
         if abs(now - self._transients_deleted_at) > TRANSIENT_DELETE_INTERVAL:

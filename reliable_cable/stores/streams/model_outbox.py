@@ -128,7 +128,7 @@ class Numbering:
         Args:
             streams: the locked rows of the streams, by name. This changes them.
             items: pairs of a stream's name and a message.
-            now: the present time.
+            now: the current time.
         """
         repeats = self._repeats(streams, items, now)
         positions: list[StreamPosition] = []

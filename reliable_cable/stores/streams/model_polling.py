@@ -24,11 +24,11 @@ from .wakeup import receive_wakeups
 
 logger = logging.getLogger("reliable_cable")
 
-#: How long, in seconds, after a row with a greater id a row may become visible and still be found.
+#: How much later than a row with a greater id, in seconds, a row may become visible and still be found.
 MAX_ROW_DELAY = 5.0
 #: How often, in seconds, a listener prunes its store.
 PRUNE_INTERVAL = 60.0
-#: The most rows that it deletes each time.
+#: The most rows that a listener deletes each time.
 PRUNE_LIMIT = 500
 
 
@@ -131,7 +131,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._known: dict[str, StreamPosition] = {}
         self._seen = SeenIds()
         self._poller: asyncio.Task[None] | None = None
-        #: The present poller, and earlier ones that are still cleaning up.
+        #: The current poller, and earlier ones that are still cleaning up.
         self._tasks: set[asyncio.Task[None]] = set()
         self._woken = asyncio.Event()
         #: Streams whose wake-up arrived during their `subscribe`, before a poll could include them.

@@ -15,7 +15,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
-from reliable_cable.stores.redis.client import LINEAGE, Argument, Call, RedisRefused, RedisUnavailable
+from reliable_cable.stores.redis.client import LINEAGE, NEW_TOKEN, Argument, Call, RedisRefused, RedisUnavailable
 from reliable_cable.stores.redis.doctor import find_problems
 from reliable_cable.stores.redis.keys import stream_tag
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
@@ -27,7 +27,7 @@ logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
-#: How long, in seconds, to wait before such a retry.
+#: How long, in seconds, to wait before an append is retried.
 RETRY_DELAY: Final = 0.05
 
 #: The most keys that one call reads.
@@ -41,7 +41,8 @@ class RedisStreamStore(RedisStore, StreamStore):
     redis/lineage.py): after a restart or a failover of Redis, new epochs begin, and subscribers are told.
 
     Args:
-        settings: uses `redis_url`, `redis_options`, `key_prefix`, and the history settings of the streams.
+        settings: the settings; `redis_url`, `redis_options`, `key_prefix` and the history settings of the streams are
+            used.
         clock: replaces Redis's clock in tests, in seconds since 1970.
     """
 
@@ -85,7 +86,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     append = sync_twin(aappend)
 
     def _append_attempts(self, items: Sequence[tuple[str, Message]]) -> Callable[[str], Call]:
-        """Return a function that makes the call of an attempt to append messages.
+        """Return a function that builds the call for one attempt to append messages.
 
         Its argument is the time, in seconds, since the first attempt, or `""` if no earlier one may have succeeded.
         """
@@ -93,14 +94,13 @@ class RedisStreamStore(RedisStore, StreamStore):
         self.require_history(names)
         numbers = {name: number for number, name in enumerate(names, 1)}
         keys = [key for name in names for key in self.keys(name)]
-        # The prefix of new epochs, and the id of this append.
-        ids = (secrets.token_hex(8), base64.b64encode(secrets.token_bytes(9)).decode())
+        append_id = base64.b64encode(secrets.token_bytes(9)).decode()
         rest: list[Argument] = [*_common_limits(), len(names)]
         for name in names:
             rest += [name, self.channel(name), *self._limits(name)]
         for name, message in items:
             rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
-        return lambda elapsed: Call("append", keys, [LINEAGE, self.script_time(), *ids, elapsed, *rest])
+        return lambda elapsed: Call("append", keys, [LINEAGE, NEW_TOKEN, self.script_time(), append_id, elapsed, *rest])
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to every process, without keeping it."""

@@ -169,7 +169,8 @@ async def _receive(layer: Any, origin: str, woken: Callable[[list[str]], None], 
 
 
 async def _renew(layer: Any, channel: str) -> None:
-    # A task of its own renews, because the pub/sub layer of channels-redis drops a channel whose receiver is cancelled.
+    # A separate task renews the membership, because the pub/sub layer of channels-redis drops a channel whose receiver
+    # is cancelled.
     while True:
         await asyncio.sleep(RENEW_INTERVAL)
         await layer.group_add(GROUP, channel)

@@ -32,7 +32,7 @@ class Floor:
         path = os.environ.get("CABLE_BENCH_FLOOR")
         self._library = ctypes.CDLL(path) if path else None
         self._send = ctypes.CDLL(None).send
-        #: The CPU time of sending, in seconds, and the number of frames that a socket did not take completely.
+        #: The CPU time of sending, in seconds, and the number of frames that a socket did not accept completely.
         self.seconds, self.failed = 0.0, 0
 
     def send(self, sockets: list[int], frame: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 
 class LineProcess:
-    """A process of that kind. Use it as a context manager, which kills the process at the end.
+    """A process that answers commands. Use it as a context manager, which kills the process at the end.
 
     Args:
         command: the program and its arguments.

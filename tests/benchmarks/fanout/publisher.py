@@ -38,7 +38,7 @@ def records(seed: int, size: int) -> list[dict[str, Any]]:
 
 
 def publish(messages: int, first: int, rate: float, streams: int, size: int, prefix: str = "bench") -> dict[str, Any]:
-    """Broadcast message number n to the stream n modulo `streams`.
+    """Broadcast messages. Message number n goes to the stream with the number n modulo `streams`.
 
     Args:
         messages: the number of messages.

@@ -15,14 +15,19 @@ from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 from django.urls import path  # noqa: E402
 
-from tests.integration.project.consumers import LayeredConsumer, ProjectConsumer  # noqa: E402
+from tests.integration.project.consumers import LayeredConsumer, ProjectConsumer, TenantConsumer  # noqa: E402
 
 application = ProtocolTypeRouter(
     {
         "http": http,
-        "websocket": AllowedHostsOriginValidator(
-            AuthMiddlewareStack(
-                URLRouter([path("cable", ProjectConsumer.as_asgi()), path("layered", LayeredConsumer.as_asgi())])
+        "websocket": AuthMiddlewareStack(
+            URLRouter(
+                [
+                    path("cable", ProjectConsumer.as_asgi()),
+                    path("tenants", TenantConsumer.as_asgi()),
+                    # With Channels' own check of the origin, which older projects have.
+                    path("layered", AllowedHostsOriginValidator(LayeredConsumer.as_asgi())),
+                ]
             )
         ),
     }

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
+from django.db import connection
+from django.utils import translation
 
 from reliable_cable import Channel, action, broadcast, state
 from tests.integration.project import receivers
@@ -91,7 +94,7 @@ class QueryChannel(Channel):
     """Streams to users that a database query finds."""
 
     def subscribed(self) -> None:
-        """Query the user, and stream."""
+        """Start the stream if a query finds the user, and reject otherwise."""
         if get_user_model().objects.filter(pk=self.user.pk).exists():
             return self.stream_from(self.params["stream"])
         self.reject()
@@ -105,7 +108,7 @@ class AsyncQueryChannel(Channel):
     """Like `QueryChannel`, with an async query."""
 
     async def subscribed(self) -> None:
-        """Query the user, and stream."""
+        """Start the stream if a query finds the user, and reject otherwise."""
         if await get_user_model().objects.filter(pk=self.user.pk).aexists():
             return self.stream_from(self.params["stream"])
         self.reject()
@@ -115,7 +118,7 @@ class GreetingChannel(Channel):
     """Transmits messages in `subscribed`."""
 
     def subscribed(self) -> None:
-        """Transmit twice, and stream."""
+        """Transmit two messages, and start the stream."""
         self.transmit({"greeting": 1})
         self.stream_from(self.params["stream"])
         self.transmit({"greeting": 2})
@@ -217,7 +220,7 @@ class AuditedChannel(Channel):
         broadcast(self.params["audit"], {"event": event, "id": self.params.get("id"), "count": self.count})
 
     def subscribed(self) -> None:
-        """Broadcast the event, and stream."""
+        """Broadcast the event, and start the streams."""
         self._tell("subscribed")
         for stream in self.params.get("streams", ()):
             self.stream_from(stream)
@@ -241,6 +244,34 @@ class AuditedChannel(Channel):
         """Increment the counter in the state, and transmit it."""
         self.count += 1
         self.transmit({"count": self.count})
+
+
+class RightsChannel(Channel):
+    """Streams from those streams of its params that the database allows (see `calls.allow`)."""
+
+    count = state(default=0)
+
+    def subscribed(self) -> None:
+        """Start the streams, and join; or reject if no stream is allowed."""
+        allowed = set(Group.objects.filter(name__in=self.params["streams"]).values_list("name", flat=True))
+        if not allowed:
+            return self.reject()
+        for stream in self.params["streams"]:
+            if stream in allowed:
+                self.stream_from(stream)
+        self.presence.join(self.params.get("id", "member"))
+
+    @action
+    def increment(self) -> None:
+        """Increment the counter in the state, and transmit it."""
+        self.count += 1
+        self.transmit({"count": self.count})
+
+    @action
+    def start(self, data: dict[str, Any]) -> None:
+        """Start another stream."""
+        self.stream_from(data["stream"])
+        self.transmit({"started": data["stream"]})
 
 
 class RoomChannel(Channel):
@@ -269,7 +300,7 @@ class LobbyChannel(Channel):
     """Has presence on the second of two streams, which only a handler can join."""
 
     def subscribed(self) -> None:
-        """Stream, and join with the member of the params."""
+        """Start the streams, and join as the member that the params name."""
         self.stream_from(self.params["news"])
         self.stream_from(self.params["lobby"], presence=True)
         self.presence.join(self.params["id"], {"via": "handler"})
@@ -284,3 +315,37 @@ class FillChannel(Channel):
         text = base64.b64encode(bytes(data["size"] * 3 // 4)).decode()
         for number in range(data["count"]):
             self.transmit({"n": number, "fill": text})
+
+
+class ContextChannel(Channel):
+    """Transmits the language and the tenant with which its handlers run."""
+
+    #: The tenant of the database connection in the check of the last action.
+    checked: str | None = None
+
+    def before_action(self, action: str, data: Mapping[str, Any]) -> None:
+        """Read the tenant of this thread's database connection."""
+        self.checked = getattr(connection, "tenant", None)
+
+    @action
+    def tell(self) -> None:
+        """Transmit the language, and the tenants of the check and of this handler."""
+        tenants = [self.checked, getattr(connection, "tenant", None)]
+        self.transmit({"language": translation.get_language(), "tenants": tenants})
+
+    @action
+    async def atell(self) -> None:
+        """Transmit the language."""
+        self.transmit({"language": translation.get_language()})
+
+    @action
+    def switch(self, data: dict[str, Any]) -> None:
+        """Wait at a gate, and switch to another language without switching back."""
+        gates[data["gate"]].enter()
+        translation.activate(data["language"])
+
+    @action
+    async def aswitch(self, data: dict[str, Any]) -> None:
+        """Like `switch`, in the event loop."""
+        await asyncio.to_thread(gates[data["gate"]].enter)
+        translation.activate(data["language"])

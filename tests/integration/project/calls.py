@@ -14,12 +14,14 @@ from wsgiref.simple_server import WSGIRequestHandler, make_server
 from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Group
 from django.contrib.sessions.backends.db import SessionStore
 from django.core.wsgi import get_wsgi_application
 from django.db import transaction
 
 import reliable_cable
 from reliable_cable import StreamPosition
+from reliable_cable.channel import find_channel
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.templatetags.reliable_cable import cable_meta_tags
@@ -162,6 +164,16 @@ def who_is_there(stream: str) -> dict[str, Any]:
     return dict(reliable_cable.presence_for(stream).info().records or {})
 
 
+def allow(stream: str) -> None:
+    """Let clients of `RightsChannel` read a stream."""
+    Group.objects.create(name=stream)
+
+
+def forbid(stream: str) -> None:
+    """Take away what `allow` gave."""
+    Group.objects.filter(name=stream).delete()
+
+
 def page_time() -> int:
     """Render the meta tags of a page, and return the time that they contain."""
     return int(cable_meta_tags().rpartition('content="')[2].partition('"')[0])
@@ -209,7 +221,15 @@ def delete_session(key: str) -> None:
     SessionStore(key).delete()
 
 
+def revoke(*, username: str = "", channel: str = "", **options: Any) -> None:
+    """Revoke subscriptions: of a user or of everybody, to a channel or to the stream that the options name."""
+    if username:
+        options["user"] = get_user_model().objects.get(username=username)
+    reliable_cable.revoke(channel=find_channel(channel), **options)
+
+
 CALLS: Mapping[str, Callable[..., Any]] = {
+    "allow": allow,
     "broadcast": reliable_cable.broadcast,
     "broadcast_batch": broadcast_batch,
     "broadcast_in_transaction": broadcast_in_transaction,
@@ -222,12 +242,14 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "enqueue": enqueue,
     "enqueue_django": enqueue_django,
     "flood": flood,
+    "forbid": forbid,
     "forget": reliable_cable.forget,
     "group_send": group_send,
     "open_gate": open_gate,
     "page_time": page_time,
     "position": reliable_cable.position,
     "presence_signals": presence_signals,
+    "revoke": revoke,
     "serve_wsgi": serve_wsgi,
     "session_time": session_time,
     "wait_at_gate": wait_at_gate,

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from urllib.parse import parse_qs
+
+from django.db import connection
+from django.utils import translation
 
 from reliable_cable import CableConsumer, abroadcast
 
@@ -11,8 +17,10 @@ class ProjectConsumer(CableConsumer):
     """A consumer that is identified by the user of the session."""
 
     def connect(self) -> None:
-        """Reject the user `outcast`."""
-        if self.user.is_authenticated and self.user.username == "outcast":
+        """Reject the user `outcast`, and the token `expired`."""
+        if b"token=expired" in self.scope["query_string"]:
+            self.reject_connection(reason="token_expired")
+        elif self.user.is_authenticated and self.user.username == "outcast":
             self.reject_connection()
 
 
@@ -33,3 +41,26 @@ class LayeredConsumer(ProjectConsumer):
         """Broadcast a message of the group, with the session id of this connection."""
         assert self.session is not None
         await abroadcast(message["stream"], {"text": message["text"], "by": self.session.sid})
+
+
+class TenantConsumer(CableConsumer):
+    """Runs handlers with the tenant and the language of the query string.
+
+    It sets the tenant as an attribute of the thread's database connection, as django-tenants does.
+    """
+
+    def connect(self) -> None:
+        """Read the query string."""
+        query = parse_qs(self.scope["query_string"].decode())
+        self.tenant = query["tenant"][0]
+        self.language = query["language"][0]
+
+    @contextmanager
+    def around_command(self) -> Iterator[None]:
+        """Set the tenant and the language, and undo both."""
+        connection.tenant = self.tenant  # type: ignore[attr-defined]
+        try:
+            with translation.override(self.language):
+                yield
+        finally:
+            del connection.tenant  # type: ignore[attr-defined]

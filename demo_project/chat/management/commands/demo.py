@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
 
-from demo_project.chat.accounts import DEMO_USERS, PASSWORD, create_demo_data
+from demo_project.chat.accounts import DEMO_USERS, create_demo_data
 
 
 class Command(BaseCommand):
@@ -32,7 +33,7 @@ class Command(BaseCommand):
                 address = f"http://{options['host']}:{options['port']}/"
                 self.stdout.write(
                     self.style.SUCCESS(f"\n  The demo: {address}")
-                    + f"\n  Users {', '.join(DEMO_USERS)}; password: {PASSWORD}\n"
+                    + f"\n  Users {', '.join(DEMO_USERS)}; password: {settings.DEMO_PASSWORD}\n"
                 )
         if not options["prepare_only"]:
             call_command("runserver", f"{options['host']}:{options['port']}", use_reloader=not options["no_reload"])

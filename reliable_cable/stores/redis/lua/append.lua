@@ -2,7 +2,7 @@
 --
 -- KEYS: for each stream, its meta hash, its log (a Redis stream with the ids `<offset>-0`) and its idempotency keys (a
 --   hash); then the lineage record.
--- ARGV: the lineage; the time or ''; the prefix of new epochs; a unique id of this append; how long ago, in seconds, the
+-- ARGV: the lineage; the prefix of new epochs; the time or ''; a unique id of this append; how long ago, in seconds, the
 --   first attempt was, or '' in the first attempt; how long, in seconds, to keep an idle stream's meta hash; the age, in
 --   seconds, below which an entry is young; the most bytes of young entries beyond the history size; the number of
 --   streams; then for each stream: its name, channel, history size and history TTL in seconds; then for each message:
@@ -23,7 +23,7 @@ local STEP_BACK = 10
 -- How far it may step forward. This limits how much of a long log is searched.
 local STEP_FORWARD = 600
 
-local lineage, now, fresh, append = require_lineage(), clock(ARGV[2]), ARGV[3], ARGV[4]
+local lineage, fresh, now, append = require_lineage(), ARGV[2], clock(ARGV[3]), ARGV[4]
 local elapsed, idle = tonumber(ARGV[5]), ARGV[6]
 local young, most, count = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
 local first_message = 10 + 4 * count

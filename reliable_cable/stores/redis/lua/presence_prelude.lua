@@ -2,7 +2,7 @@
 -- one stream.
 --
 -- KEYS: the stream's meta, expiries, sessions, members and left; the index of all streams; the lineage record.
--- ARGV: the lineage; the time or ''; the stream's name; its channel; a new incarnation, in case the stream has no data;
+-- ARGV: the lineage; a new incarnation, in case the stream has no data; the time or ''; the stream's name; its channel;
 --   PRESENCE_TTL; how long, in seconds, to remember leaves; then, from 8, the arguments of the script.
 --
 -- meta (hash): i incarnation, r lineage of the data in which it began, n number of joins so far.
@@ -12,7 +12,7 @@
 -- index (sorted set): name of a stream -> time of the first expiry of its sessions.
 
 local meta, expiries, sessions, members, left, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local lineage, now, stream, channel, fresh = require_lineage(), clock(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
+local lineage, fresh, now, stream, channel = require_lineage(), ARGV[2], clock(ARGV[3]), ARGV[4], ARGV[5]
 local ttl, memory = tonumber(ARGV[6]), tonumber(ARGV[7])
 
 -- How long, in seconds, to keep members while no server is running. A server that starts later announces their leaves.

@@ -1,0 +1,35 @@
+"""Runs coroutines in contexts of their own, without a task for each."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Coroutine, Generator
+from contextvars import Context
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@types.coroutine
+def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Run a coroutine in a context, as a part of the current task.
+
+    What the coroutine sets in context variables does not reach the caller.
+
+    Args:
+        context: the context. Nothing else may run in it meanwhile.
+        coroutine: the coroutine.
+    """
+    try:
+        awaited = context.run(coroutine.send, None)
+        while True:
+            try:
+                sent = yield awaited
+            except BaseException as error:
+                # The task was cancelled, or what the coroutine awaits has failed.
+                awaited = context.run(coroutine.throw, error)
+            else:
+                awaited = context.run(coroutine.send, sent)
+    except StopIteration as end:
+        result: T = end.value
+        return result

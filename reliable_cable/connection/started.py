@@ -1,0 +1,122 @@
+"""What `subscribed` started, and the comparison with what it starts when a session is restored.
+
+See Protocol: Restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reliable_cable.reply import PresenceJoin, Reply, StreamStart
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The streams and the member with which the last call of `subscribed` began the subscription.
+
+    Actions may have stopped some of these streams since, or changed the member.
+
+    Args:
+        streams: the names of the streams.
+        member: the id and info of the member; None if `subscribed` did not join.
+    """
+
+    streams: tuple[str, ...]
+    member: tuple[str, Any] | None
+
+    @classmethod
+    def by(cls, reply: Reply) -> Started:
+        """Return what a reply of `subscribed` starts."""
+        return cls(tuple(_starts(reply)), _member(reply))
+
+    @classmethod
+    def load(cls, record: Mapping[str, Any]) -> Started | None:
+        """Return what a record contains; None if an earlier release wrote it, which did not store this."""
+        data = record.get("subscribed")
+        if data is None:
+            return None
+        return cls(tuple(data["streams"]), tuple(data["member"]) if data["member"] is not None else None)
+
+    def dump(self) -> dict[str, Any]:
+        """Return this as JSON values, for the record of the subscription."""
+        return {"streams": list(self.streams), "member": list(self.member) if self.member is not None else None}
+
+
+def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, Any]] | None:
+    """Return the streams of a subscription that is being restored after a new call of `subscribed`.
+
+    A stream that `subscribed` started before and does not start now is gone. One that it starts for the first time is
+    new. What actions started or stopped remains so.
+
+    Args:
+        record: the record of the subscription.
+        reply: the reply of `subscribed`.
+
+    Returns:
+        The records of the streams; new streams have no `id` and `first`. None if the record does not say which streams
+        `subscribed` started, and its streams are not those that `subscribed` starts now: then it is unknown which of
+        them the client may have.
+    """
+    starts = _starts(reply)
+    recorded = {stream["name"]: stream for stream in record["streams"]}
+    started = Started.load(record)
+    if started is None and starts.keys() != recorded.keys():
+        return None
+    before = set(started.streams) if started is not None else set(recorded)
+    stopped = _stopped(reply, before | recorded.keys())
+    gone = (before | stopped) - starts.keys()
+    streams = [
+        {**recorded.get(name, {}), "name": name, "whisper": start.whisper, "presence": start.presence}
+        for name, start in starts.items()
+        if name in recorded or name not in before or name in stopped
+    ]
+    return streams + [stream for name, stream in recorded.items() if name not in starts and name not in gone]
+
+
+def compare_member(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
+    """Return the member of a subscription that is being restored after a new call of `subscribed`.
+
+    The member changes only if `subscribed` joins or leaves otherwise than before. A member that an action removed does
+    not return because only its info has changed.
+    """
+    recorded = tuple(record["member"]) if record["member"] is not None else None
+    started, member = Started.load(record), _member(reply)
+    if started is None or member == started.member:
+        return recorded
+    if recorded is None and member is not None and started.member is not None and member[0] == started.member[0]:
+        return None
+    return member
+
+
+def member_after(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
+    """Return the member of a subscription after the joins and leaves of a reply."""
+    if reply.presence:
+        return _member(reply)
+    return tuple(record["member"]) if record["member"] is not None else None
+
+
+def _starts(reply: Reply) -> dict[str, StreamStart]:
+    """Return the streams that a reply starts and does not stop afterwards."""
+    starts: dict[str, StreamStart] = {}
+    for operation in reply.streams:
+        if isinstance(operation, StreamStart):
+            starts[operation.name] = operation
+        elif operation.name is None:
+            starts.clear()
+        else:
+            starts.pop(operation.name, None)
+    return starts
+
+
+def _stopped(reply: Reply, names: set[str]) -> set[str]:
+    """Return which of these streams a reply stops."""
+    stops = {operation.name for operation in reply.streams if not isinstance(operation, StreamStart)}
+    return names if None in stops else names & stops
+
+
+def _member(reply: Reply) -> tuple[str, Any] | None:
+    """Return the member that a reply joins as and does not remove afterwards."""
+    last = reply.presence[-1] if reply.presence else None
+    return (last.id, last.info) if isinstance(last, PresenceJoin) else None

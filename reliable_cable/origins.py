@@ -1,0 +1,174 @@
+"""Decides by the header `Origin` of a handshake whether a page may open a WebSocket (see Protocol: Handshake).
+
+Browsers let every page open a WebSocket to every host, and send the user's cookies with the handshake. Without this
+check, the page of another site could use the cable as the user who visits it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, Final, NamedTuple, Self
+
+from django.conf import settings
+from django.core.exceptions import DisallowedHost, ImproperlyConfigured
+from django.core.handlers.asgi import ASGIRequest
+from django.http.request import split_domain_port
+from django.utils.http import is_same_domain
+
+logger = logging.getLogger("reliable_cable")
+
+#: The value of `allowed_origins` that allows every origin.
+EVERY_ORIGIN: Final = "*"
+#: How long, in seconds, to log no further refusal after one has been logged.
+LOG_INTERVAL: Final = 60.0
+
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
+#: Some clients other than browsers send the scheme of the WebSocket URL.
+_WEB_SCHEMES: Final = {"ws": "http", "wss": "https"}
+_DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
+#: The hosts that Django allows if `DEBUG` is on and `ALLOWED_HOSTS` is empty.
+_LOCAL_HOSTS: Final = (".localhost", "127.0.0.1", "[::1]")
+
+
+class Origin(NamedTuple):
+    """An origin in lower case.
+
+    Args:
+        scheme: the scheme; `http` and `https` also stand for `ws` and `wss`.
+        host: the host. In a pattern, `.example.com` stands for that domain and all its subdomains.
+        port: the port; `""` if it is the default port of the scheme.
+    """
+
+    scheme: str
+    host: str
+    port: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the origin that a header or setting has; None if it is not valid, or is `null`."""
+        scheme, _, rest = text.partition("://")
+        scheme = scheme.lower()
+        host, port = split_domain_port(rest)
+        if not host or not _SCHEME.fullmatch(scheme):
+            return None
+        scheme = _WEB_SCHEMES.get(scheme, scheme)
+        return cls(scheme, host, _without_default(port, scheme))
+
+    @classmethod
+    def parse_pattern(cls, text: str) -> Self | None:
+        """Return the pattern that a setting has, such as `https://*.example.com`; None if it is not valid."""
+        pattern = cls.parse(text.replace("://*.", "://", 1))
+        return pattern._replace(host=f".{pattern.host}") if pattern and "://*." in text else pattern
+
+    def matches(self, pattern: Origin) -> bool:
+        """Return whether a pattern allows this origin."""
+        return (self.scheme, self.port) == (pattern.scheme, pattern.port) and is_same_domain(self.host, pattern.host)
+
+
+def check_allowed_origins(name: str, allowed: object) -> None:
+    """Check a value of `allowed_origins`.
+
+    Args:
+        name: the name of the consumer, for the error.
+        allowed: the value.
+
+    Raises:
+        ImproperlyConfigured: it is neither None, `"*"` nor a list of origins.
+    """
+    if allowed is None or allowed == EVERY_ORIGIN:
+        return
+    if not isinstance(allowed, list | tuple):
+        raise ImproperlyConfigured(f"{name}.allowed_origins is {allowed!r}; it must be a list of origins, '*' or None.")
+    for text in allowed:
+        if not isinstance(text, str) or Origin.parse_pattern(text) is None:
+            raise ImproperlyConfigured(
+                f"{name}.allowed_origins has {text!r}; it must be an origin such as 'https://example.com', "
+                "'https://*.example.com' or 'http://localhost:5173', in ASCII and without a path."
+            )
+
+
+def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None) -> bool:
+    """Return whether the page that sent a handshake may open a WebSocket.
+
+    Args:
+        scope: the ASGI scope of the handshake.
+        allowed: the consumer's `allowed_origins`.
+    """
+    if allowed == EVERY_ORIGIN:
+        return True
+    headers = _origin_headers(scope)
+    if not headers:
+        return True  # The client is not a browser, so no page of another site can make it send a user's cookies.
+    origin = Origin.parse(headers[0]) if len(headers) == 1 else None
+    if origin is None:
+        return False
+    if allowed is not None:
+        return _matches_any(origin, allowed)
+    return _is_own(origin, scope) or _matches_any(origin, settings.CSRF_TRUSTED_ORIGINS)
+
+
+def _matches_any(origin: Origin, patterns: Sequence[str]) -> bool:
+    return any(origin.matches(pattern) for pattern in _parse_patterns(tuple(patterns)))
+
+
+@lru_cache
+def _parse_patterns(patterns: tuple[str, ...]) -> list[Origin]:
+    parsed = map(Origin.parse_pattern, patterns)
+    return [pattern for pattern in parsed if pattern is not None]
+
+
+def _is_own(origin: Origin, scope: Mapping[str, Any]) -> bool:
+    """Return whether an origin belongs to this site: to the host of the handshake, or to one of `ALLOWED_HOSTS`."""
+    if origin.scheme not in _DEFAULT_PORTS:
+        return False
+    request = _as_request(scope)
+    # An attacker in the network can forge a page without TLS. Such a page must not use a connection with TLS.
+    if origin.scheme == "http" and request.is_secure():
+        return False
+    hosts = settings.ALLOWED_HOSTS or (_LOCAL_HOSTS if settings.DEBUG else ())
+    if any(is_same_domain(origin.host, pattern) for pattern in hosts if pattern != "*"):
+        return True
+    try:
+        host, port = split_domain_port(request.get_host())
+    except DisallowedHost:
+        return False
+    return (origin.host, origin.port) == (host, _without_default(port, origin.scheme))
+
+
+def _as_request(scope: Mapping[str, Any]) -> ASGIRequest:
+    """Return the handshake as Django's request, which knows the settings for hosts and schemes behind proxies."""
+    scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
+    return ASGIRequest({**scope, "method": "GET", "scheme": scheme}, BytesIO())
+
+
+def _without_default(port: str, scheme: str) -> str:
+    return "" if port == _DEFAULT_PORTS.get(scheme) else port
+
+
+def _origin_headers(scope: Mapping[str, Any]) -> list[str]:
+    return [value.decode("latin1") for name, value in scope.get("headers", ()) if name.lower() == b"origin"]
+
+
+_logged_at = -math.inf
+
+
+def log_refusal(scope: Mapping[str, Any]) -> None:
+    """Log that the origin of a handshake was refused, at most once in `LOG_INTERVAL`."""
+    global _logged_at
+    now = time.monotonic()
+    if now - _logged_at < LOG_INTERVAL:
+        return
+    _logged_at = now
+    host = next((value for name, value in scope.get("headers", ()) if name.lower() == b"host"), b"")
+    logger.warning(
+        "A WebSocket was refused: its Origin is %s, its Host is %s. Allowed are this host, ALLOWED_HOSTS and "
+        "CSRF_TRUSTED_ORIGINS, or `allowed_origins` of the consumer. Other refusals of the next minute are not logged.",
+        f"{', '.join(_origin_headers(scope))!r:.100}",
+        f"{host.decode('latin1')!r:.100}",
+    )

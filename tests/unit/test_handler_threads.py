@@ -1,0 +1,88 @@
+"""What handlers set on the database connections of their threads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+from django.db import connections
+
+from reliable_cable import CableConsumer, Channel, action
+from reliable_cable.channel import registry
+
+from .wire import Client, identifier
+
+
+@pytest.fixture(autouse=True)
+def _rows(settings: Any) -> Iterator[None]:
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60, "HANDLER_THREADS": 2}
+    registry["Rows"] = [Rows]
+    yield
+    del registry["Rows"]
+
+
+class Rows(Channel, abstract=True):
+    """Reads rows of the tenant that the database connection is set to."""
+
+    def before_action(self, action: str, data: Any) -> None:
+        Tenants.meet()
+
+    @action
+    def read(self) -> None:
+        with connections["postgres"].cursor() as cursor:
+            cursor.execute("SELECT current_setting('cable.tenant', true)")
+            self.transmit({"tenant": cursor.fetchone()[0]})
+        Tenants.meet()
+
+
+class Tenants(CableConsumer):
+    """Sets the tenant on the database connection of the thread, for each call."""
+
+    #: Two calls meet in their checks and in their handlers, so that they run in two threads at the same time.
+    together: ClassVar[threading.Barrier | None] = None
+
+    @classmethod
+    def meet(cls) -> None:
+        if cls.together is not None:
+            cls.together.wait(10)
+
+    @contextlib.contextmanager
+    def around_command(self) -> Iterator[None]:
+        with connections["postgres"].cursor() as cursor:
+            if self.user is not None:
+                cursor.execute("SELECT set_config('cable.tenant', %s, false)", [self.user])
+            try:
+                yield
+            finally:
+                if self.user is not None:
+                    cursor.execute("RESET cable.tenant")
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, databases=["default", "postgres"])
+async def test_calls_of_two_tenants_read_their_own_rows_and_leave_nothing_on_the_threads_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(connections.settings["postgres"], "CONN_MAX_AGE", None)
+    rows = identifier("Rows")
+
+    async def read(client: Client) -> str:
+        await client.perform(rows, "read")
+        return str((await client.receive())["message"]["tenant"])
+
+    def tenant_client(name: str | None) -> Client:
+        return Client(consumer=Tenants, scope={"user": name})
+
+    async with tenant_client("ada") as ada, tenant_client("bob") as bob, tenant_client(None) as nobody:
+        for client in (ada, bob, nobody):
+            await client.subscribe(rows)
+        monkeypatch.setattr(Tenants, "together", threading.Barrier(2))
+        for _ in range(3):
+            assert list(await asyncio.gather(read(ada), read(bob))) == ["ada", "bob"]
+        for other, name in ((ada, "ada"), (bob, "bob")):
+            answers = await asyncio.gather(read(other), read(nobody))
+            assert list(answers) == [name, ""], "the former tenant is still set on a thread's connection"

@@ -1,0 +1,48 @@
+"""Connections that the consumer's `connect` rejects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reliable_cable import CableConsumer
+from tests.unit.wire import Client
+
+
+class Guarded(CableConsumer):
+    """Rejects all clients, for the reason in the scope if there is one."""
+
+    async def connect(self) -> None:
+        """Reject the client."""
+        if "reason" in self.scope:
+            self.reject_connection(reason=self.scope["reason"])
+        else:
+            self.reject_connection()
+
+
+@pytest.fixture(autouse=True)
+def _memory(settings: Any) -> None:
+    settings.RELIABLE_CABLE = {"ENGINE": "memory"}
+
+
+@pytest.mark.parametrize(
+    ("scope", "reason"),
+    [
+        ({}, "unauthorized"),
+        ({"reason": "unauthorized"}, "unauthorized"),
+        ({"reason": "token_expired"}, "token_expired"),
+    ],
+)
+async def test_a_rejected_client_is_sent_the_reason_and_does_not_reconnect(scope: dict[str, Any], reason: str) -> None:
+    client = Client(consumer=Guarded, scope=scope)
+    await client.communicator.connect()
+    assert await client.receive() == {"type": "disconnect", "reason": reason, "reconnect": False}
+    assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
+
+
+@pytest.mark.parametrize("reason", ["remote", "server_restart", "expired", "", None])
+def test_the_error_for_another_reason_lists_the_allowed_ones(reason: Any) -> None:
+    with pytest.raises(ValueError, match=r"Guarded.*; it must be 'unauthorized' or 'token_expired'\.$") as error:
+        Guarded().reject_connection(reason)
+    assert repr(reason) in str(error.value)
