@@ -1,4 +1,4 @@
-"""Checks again and again whether the Django logins of the connections are valid, and ends connections without one."""
+"""Regularly checks the Django logins of connections, and ends the connections whose logins are not valid."""
 
 from __future__ import annotations
 
@@ -119,14 +119,6 @@ class LoginChecks:
         for login in self._logins.values():
             self._check_soon(login)
 
-    def _has_just_changed(self, login: Login) -> bool:
-        since = asyncio.get_running_loop().time() - ACCEPT_TIME
-        return any(self._changes.get(key, -math.inf) >= since for key in condition_keys(login.identity))
-
-    def _check_soon(self, login: Login) -> None:
-        login.due = 0.0
-        self._announced.set()
-
     async def stop(self) -> None:
         """Stop all checks."""
         await cancel(self._task)
@@ -187,6 +179,14 @@ class LoginChecks:
             return await self._look_up(connection, logins)
         except Exception as error:
             return [error] * len(logins)
+
+    def _has_just_changed(self, login: Login) -> bool:
+        since = asyncio.get_running_loop().time() - ACCEPT_TIME
+        return any(self._changes.get(key, -math.inf) >= since for key in condition_keys(login.identity))
+
+    def _check_soon(self, login: Login) -> None:
+        login.due = 0.0
+        self._announced.set()
 
     def _postpone(self, login: Login, *, least: float) -> None:
         shortest = self._period * least if least else 0.0
