@@ -15,16 +15,18 @@ class ReliableCableConfig(AppConfig):
     def ready(self) -> None:
         """Import the module `cable` of each installed app, as Django's admin imports `admin`.
 
-        This also registers the system checks and the built-in channel, and connects the receiver that closes a user's
-        connections at logout.
+        This also registers the system checks and the built-in channel, and connects the receivers that close or check a
+        user's connections when a login ends.
         """
         from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules
 
         from . import checks  # noqa: F401 - registers them
         from .disconnecting import disconnect_logged_out
+        from .login_signals import connect_receivers
 
         autodiscover_modules("cable")
         from . import pubsub_channel  # noqa: F401 - registers `$pubsub`
 
         user_logged_out.connect(disconnect_logged_out, dispatch_uid="reliable_cable.logout")
+        connect_receivers()

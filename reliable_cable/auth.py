@@ -12,10 +12,10 @@ from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
 from django.contrib.sessions.backends.base import SessionBase
 from django.http import parse_cookie
-from django.utils.crypto import constant_time_compare
 
 from .concurrency.outages import is_outage
 from .concurrency.threads import BatchedCalls
+from .logins import has_valid_hash
 
 logger = logging.getLogger("reliable_cable")
 
@@ -97,21 +97,10 @@ def _find_user(session: SessionBase) -> Any:
     if path not in settings.AUTHENTICATION_BACKENDS:
         return None
     user: Any = load_backend(path).get_user(user_id)
-    if user is not None and hasattr(user, "get_session_auth_hash") and not _has_valid_hash(user, session):
+    if user is not None and not has_valid_hash(user, session.get(HASH_SESSION_KEY, "")):
         session.flush()
         return None
     return user
-
-
-def _has_valid_hash(user: Any, session: SessionBase) -> bool:
-    session_hash = session.get(HASH_SESSION_KEY)
-    if not session_hash:
-        return False
-    if constant_time_compare(session_hash, user.get_session_auth_hash()):
-        return True
-    # Django would give the session a new key and hash here, but a WebSocket cannot set a cookie.
-    fallbacks = getattr(user, "get_session_auth_fallback_hash", tuple)
-    return any(constant_time_compare(session_hash, fallback) for fallback in fallbacks())
 
 
 _users = BatchedCalls(_find_user, size=BATCH_SIZE, parallel=PARALLEL)

@@ -164,6 +164,7 @@ class CableSettings:
     #: Patterns. `True` is read as `"*"`, and `False` as no patterns.
     public_streams: tuple[str, ...] = _setting((), _check_public_streams)
     signed_streams_whisper: bool = _setting(False, _SWITCH)
+    reauthenticate_interval: float | None = _setting(60, _number(0, optional=True))
     ping_interval: float = _setting(3, _number(0, exclusive=True))
     pong_timeout: float | None = _setting(None, _number(0, exclusive=True, optional=True))
     max_message_size: int = _setting(64 * 1024, _number(1024, whole=True))

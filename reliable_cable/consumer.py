@@ -29,6 +29,7 @@ from .connection.handlers import invoke, invoke_isolated
 from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
+from .logins import Login, find_login
 from .namespaces import enter_namespace
 from .protocol import constants, messages
 from .protocol.constants import DisconnectReason
@@ -129,8 +130,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         """Return the context manager in which handlers run, to set a tenant or a language for them.
 
         Decorate a generator method with `contextmanager` or `asynccontextmanager`. It is used once for each call of a
-        handler with its check: those of channels, `authorize_presence`, `handle_error`, `disconnect`, and handlers of
-        the channel layer. `connect` runs without it, and may set the attributes that it needs.
+        handler with its check: those of channels, `authorize_presence`, `handle_error`, `disconnect`, handlers of the
+        channel layer, and checks of logins. `connect` runs without it, and may set the attributes that it needs.
 
         Around sync handlers, a sync manager runs in the thread of the handler, so it can set and undo something on the
         thread's database connections. Around async handlers, it runs in the event loop, and so does an async manager
@@ -178,6 +179,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self.namespace = enter_namespace(scope)
         self.base_send = send
         self.user = scope.get("user")
+        login = find_login(scope)
         message = await receive()
         if message["type"] != "websocket.connect":
             return
@@ -189,7 +191,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         commands: Commands | None = None
         code = 1006
         try:
-            commands = await self._accept(send)
+            commands = await self._accept(send, login)
             if commands is None:
                 return
             connection = self.session = commands.connection
@@ -212,7 +214,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if layer_task is not None:
                 layer_task.cancel()
 
-    async def _accept(self, send: Send) -> Commands | None:
+    async def _accept(self, send: Send, login: Login | None) -> Commands | None:
         subprotocol = constants.negotiate(self.scope.get("subprotocols") or ())
         transport = transport_for(self.scope, send)
         hub = get_hub()
@@ -253,6 +255,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             transport=transport,
+            # Not if `connect` has authenticated another user by itself.
+            login=login if login is not None and login.is_of(self.user) else None,
         )
         commands = Commands(connection)
         try:

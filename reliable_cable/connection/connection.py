@@ -10,14 +10,17 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import Context, copy_context
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
+from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
+from reliable_cable.logins import Login
 from reliable_cable.protocol import commands as protocol_commands
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
@@ -25,11 +28,14 @@ from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .closing import CLOSINGS, Notified, SessionFate
+from .handlers import invoke_isolated
 from .outbox import Outbox
 from .queue import CommandQueue
 from .stream_ids import StreamIds
 
 logger = logging.getLogger("reliable_cable")
+
+T = TypeVar("T")
 
 #: How many frames may violate the protocol before the client is disconnected.
 MAX_BAD_FRAMES: Final = 20
@@ -85,6 +91,7 @@ class Connection:
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
         ping_interval: the time between two pings, in seconds.
         transport: writes to the socket and aborts it.
+        login: the Django login of the client; None: it was authenticated in another way, or not at all.
     """
 
     hub: Hub
@@ -95,6 +102,9 @@ class Connection:
     authenticated_at: float
     ping_interval: float
     transport: Transport
+    login: Login | None = None
+    #: The context of the handlers, which is the one in which the connection is made.
+    context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
     #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
     sids: tuple[str, ...] = field(default_factory=lambda: (secrets.token_urlsafe(18),))
@@ -183,6 +193,13 @@ class Connection:
         logger.warning("A session could not be saved. Its client is disconnected, and subscribes again.")
         self.close(DisconnectReason.REMOTE, reconnect=True)
         return False
+
+    # -- handlers -----------------------------------------------------------------------------------------------------
+
+    async def run_isolated(self, call: Callable[[], T]) -> T:
+        """Run sync code as a sync handler is run: in a thread, in the connection's context, and in `around_command`."""
+        result: T = await run_in_context(self.context, invoke_isolated(self.consumer, call))
+        return result
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

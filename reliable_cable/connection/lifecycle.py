@@ -51,6 +51,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     if not connection.ending:
         connection.state = ConnectionState.OPEN
     hub.heartbeat.add(connection)
+    hub.logins.add(connection)
 
 
 async def end_connection(commands: Commands) -> None:
@@ -61,6 +62,7 @@ async def end_connection(commands: Commands) -> None:
     connection.state = ConnectionState.CLOSED
     connection.outbox.abandon()
     hub.heartbeat.remove(connection)
+    hub.logins.remove(connection)
     # The subscriptions end before the commands are awaited, because a handler may take long.
     _release_subscriptions(commands)
     await commands.finished()

@@ -10,11 +10,12 @@ from reliable_cable.identity import Identity
 from reliable_cable.protocol.constants import DisconnectReason
 
 from .heartbeat import Pinged
+from .login_checks import LoggedIn
 from .revocations import RevocableSubscription
 from .session_writer import LiveSession
 
 
-class HubConnection(LiveSession, Pinged, Protocol):
+class HubConnection(LiveSession, Pinged, LoggedIn, Protocol):
     """The part of a connection that the hub uses (see `connection.connection.Connection`)."""
 
     #: Whether its session can be restored.
@@ -31,9 +32,6 @@ class HubConnection(LiveSession, Pinged, Protocol):
     @property
     def authenticated(self) -> float:
         """When the client was authenticated, by the session store's clock."""
-
-    def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
-        """Close the connection."""
 
     def revoke(self, identifiers: Collection[str], reason: str, at: float) -> None:
         """End the subscriptions with these identifiers, which were revoked at this time, and send the reason."""

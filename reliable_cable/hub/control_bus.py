@@ -1,5 +1,5 @@
-"""The control bus, over which the server processes tell each other which connections to close and which
-subscriptions to end.
+"""The control bus, over which the server processes tell each other which connections to close, which subscriptions to
+end and which logins to check.
 
 Control messages are kept messages of a reserved stream. Every hub that has connections observes that stream. So the bus
 works with every stream store, and a process that was cut off reads the messages that it missed.
@@ -22,12 +22,13 @@ from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.identity import condition_keys, matches
 from reliable_cable.protocol import control
 from reliable_cable.protocol.constants import REVOKED, DisconnectReason
-from reliable_cable.protocol.control import Revocation, SubscriptionRevocation, Takeover
+from reliable_cable.protocol.control import LoginChange, Revocation, SubscriptionRevocation, Takeover
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.sessions.base import is_revoked
 from reliable_cable.stores.streams.base import Message
 
 from .connections import Connections, HubConnection
+from .login_checks import LoginChecks
 from .revocations import LatestByCondition, RecentRevocations, concerns, last_revoked
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
@@ -51,6 +52,7 @@ class ControlBus:
         engine: the stores.
         connections: the connections of this event loop.
         records: the session records of this event loop.
+        logins: checks the logins of the connections.
         tasks: the background tasks of this event loop.
         observe: opens a stream for an observer.
         stop_observing: closes it.
@@ -61,6 +63,7 @@ class ControlBus:
         engine: Engine,
         connections: Connections,
         records: SessionRecords,
+        logins: LoginChecks,
         tasks: BackgroundTasks,
         observe: Callable[[str, StreamObserver], Awaitable[HubStream]],
         stop_observing: Callable[[HubStream], None],
@@ -68,6 +71,7 @@ class ControlBus:
         self._engine = engine
         self._connections = connections
         self._records = records
+        self._logins = logins
         self._tasks = tasks
         self._observe = observe
         self._stop_observing = stop_observing
@@ -117,13 +121,16 @@ class ControlBus:
     def receive(self, data: str) -> None:
         """Handle a control message."""
         try:
-            revocation, takeovers = control.decode(data)
-            if isinstance(revocation, SubscriptionRevocation):
-                self._revoke_subscriptions(revocation)
-            elif revocation is not None:
-                self._revoke(revocation)
-            for takeover in takeovers:
-                self._supersede(takeover)
+            for message in control.decode(data):
+                match message:
+                    case Revocation():
+                        self._revoke(message)
+                    case SubscriptionRevocation():
+                        self._revoke_subscriptions(message)
+                    case Takeover():
+                        self._supersede(message)
+                    case LoginChange():
+                        self._logins.handle(message)
         except Exception:
             # A server of another version may have sent it.
             logger.exception("A control message could not be handled: %.200s", data)
@@ -197,9 +204,10 @@ class ControlBus:
 
     def messages_lost(self) -> None:
         """Handle a loss of control messages: ask the session store which connections and subscriptions were revoked."""
-        logger.warning("Control messages were lost. All connections are checked for revocations.")
+        logger.warning("Control messages were lost. All connections are checked for revocations and for their logins.")
         # The lost messages may include announcements of this process.
         self._unconfirmed.clear()
+        self._logins.check_all()
         if self._checking is None:
             self._checking = self._tasks.spawn(self._check())
 

@@ -27,6 +27,7 @@ from .connections import Connections
 from .control_bus import ControlBus
 from .heartbeat import Heartbeat
 from .history import HistoryReader
+from .login_checks import LoginChecks
 from .presence import PresenceService
 from .repair import Repairs
 from .session_records import SessionRecords
@@ -61,6 +62,7 @@ class Hub:
         self.sessions = SessionRecords(engine.sessions, engine.session_clock)
         # Clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
+        self.logins = LoginChecks(settings.reauthenticate_interval)
         self.history = HistoryReader(engine.streams)
         self.pacer = Pacer(PER_ITERATION)
         self._streams: dict[str, HubStream] = {}
@@ -69,7 +71,7 @@ class Hub:
         self.repairs = Repairs(engine.streams, self._listener, self.sessions.suspect)
         self.catch_up = CatchUp(self.history, self.repairs, settings.max_pending_size)
         self.control = ControlBus(
-            engine, self.connections, self.sessions, self.tasks, self.observe, self.stop_observing
+            engine, self.connections, self.sessions, self.logins, self.tasks, self.observe, self.stop_observing
         )
         self.tasks.spawn(self._log_problems())
 
@@ -266,6 +268,7 @@ class Hub:
         pending = [*self.tasks.pending, *self._closing.values()]
         if pending:
             await asyncio.wait(pending, timeout=CLOSE_TIMEOUT)
+        await self.logins.stop()
         await self.sessions.stop()
         await self.presence.stop()
         await self._listener.close()

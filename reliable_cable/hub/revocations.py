@@ -15,7 +15,7 @@ from reliable_cable.protocol.commands import parse_identifier
 from reliable_cable.protocol.control import SubscriptionRevocation
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore, is_revoked
 
-R = TypeVar("R")
+V = TypeVar("V")
 
 #: The most identities that the session store is asked about at once.
 BATCH_SIZE: Final = 500
@@ -43,13 +43,13 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
     return any(matches(revocation.scope, scope) for scope in scopes) and is_revoked(authorized, [revocation.at])
 
 
-class LatestByCondition(OrderedDict[str, R]):
-    """The latest revocations, by the keys of their conditions: at most as many as the control stream keeps messages."""
+class LatestByCondition(OrderedDict[str, V]):
+    """The latest values, by the keys of their conditions: at most as many as the control stream keeps messages."""
 
-    def put(self, condition: Identity, revocation: R) -> None:
-        """Add a revocation. It replaces an earlier one with the same condition."""
+    def put(self, condition: Identity, value: V) -> None:
+        """Add a value. It replaces an earlier one with the same condition."""
         key = condition_key(condition)
-        self[key] = revocation
+        self[key] = value
         self.move_to_end(key)
         if len(self) > CONTROL_POLICY.history_size:
             self.popitem(last=False)

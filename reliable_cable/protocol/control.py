@@ -56,6 +56,21 @@ class Takeover:
     successor: str
 
 
+@dataclass(frozen=True, slots=True)
+class LoginChange:
+    """A Django login has ended, or may have ended.
+
+    Attributes:
+        condition: names the logins, see `logins.Login.identity`. The login of a session that it names has ended. The
+            logins of a user whom it names are to be checked.
+    """
+
+    condition: Mapping[str, str]
+
+
+ControlMessage = Revocation | SubscriptionRevocation | Takeover | LoginChange
+
+
 def encode_revocation(revocation: Revocation) -> str:
     """Return a control message with one revocation, as JSON text."""
     return json.dumps({"revoke": dict(revocation.condition), "at": revocation.at, "reconnect": revocation.reconnect})
@@ -83,21 +98,24 @@ def encode_takeovers(takeovers: Sequence[Takeover]) -> str:
     return json.dumps({"supersede": [(takeover.sid, takeover.successor) for takeover in takeovers]})
 
 
-def decode(text: str) -> tuple[Revocation | SubscriptionRevocation | None, Sequence[Takeover]]:
-    """Return the contents of a control message.
+def encode_login_change(change: LoginChange) -> str:
+    """Return a control message with one change of a login, as JSON text."""
+    return json.dumps({"login": dict(change.condition)})
+
+
+def decode(text: str) -> Sequence[ControlMessage]:
+    """Return the contents of a control message: several takeovers, or one of the others.
 
     Raises:
         ValueError, KeyError, TypeError: it is not a control message of this version.
     """
     message: dict[str, Any] = json.loads(text)
-    revocation: Revocation | SubscriptionRevocation | None = None
     if "subscriptions" in message:
-        revocation = SubscriptionRevocation(
-            dict(message["revoke"]),
-            dict(message["subscriptions"]),
-            float(message["at"]),
-            str(message.get("reason", REVOKED)),
-        )
-    elif "revoke" in message:
-        revocation = Revocation(dict(message["revoke"]), float(message["at"]), bool(message["reconnect"]))
-    return revocation, [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]
+        reason = str(message.get("reason", REVOKED))
+        scope = dict(message["subscriptions"])
+        return [SubscriptionRevocation(dict(message["revoke"]), scope, float(message["at"]), reason)]
+    if "revoke" in message:
+        return [Revocation(dict(message["revoke"]), float(message["at"]), bool(message["reconnect"]))]
+    if "login" in message:
+        return [LoginChange(dict(message["login"]))]
+    return [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]

@@ -4,6 +4,7 @@
 - `fanout`: what a broadcast costs a server for each subscriber, and what each connection costs
 - `reconnect`: what it costs a server that all clients reconnect at the same time
 - `incoming`: what a message from a client costs a server
+- `logins`: what the regular checks of Django logins cost a server
 """
 
 from __future__ import annotations
@@ -61,6 +62,16 @@ def run_broadcast() -> int:
         return 0 if all(bounds.values()) else 1
 
 
+def run_logins() -> int:
+    """Measure the checks of logins with a new SQLite file, and print a table."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
+    django.setup()
+    from tests.benchmarks import logins
+
+    with tempfile.TemporaryDirectory() as folder:
+        return logins.run(Path(folder))
+
+
 def main() -> int:
     """Run the benchmark that the command line names, and return the exit code."""
     from tests.benchmarks import incoming
@@ -73,9 +84,12 @@ def main() -> int:
     command.add_arguments(choices.add_parser("fanout", help="CPU per delivery, memory and CPU per connection"))
     reconnect.add_arguments(choices.add_parser("reconnect", help="cost when all clients reconnect after a restart"))
     incoming.add_arguments(choices.add_parser("incoming", help="CPU per message from a client"))
+    choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
     options = parser.parse_args()
     if options.benchmark == "broadcast":
         return run_broadcast()
+    if options.benchmark == "logins":
+        return run_logins()
     modules: Mapping[str, Any] = {"fanout": command, "reconnect": reconnect, "incoming": incoming}
     return int(modules[options.benchmark].run(options))
 

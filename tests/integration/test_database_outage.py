@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +15,7 @@ from websockets.exceptions import InvalidHandshake
 
 from reliable_cable.servers.drain import STOP_LIMIT
 from tests.support import outage
-from tests.support.client import Client, identify
+from tests.support.client import Client, identify, unique
 from tests.support.postgres import find_postgres, running_postgres
 from tests.support.server import Kind, Server, make_database
 
@@ -55,11 +56,11 @@ class Stage:
         self._template = template
         self._folder = folder
 
-    def make(self, kind: Kind, *, cable_serve: bool = False) -> Server:
-        """Return a server. It is not started."""
+    def make(self, kind: Kind, *, cable_serve: bool = False, **settings: Any) -> Server:
+        """Return a server with keys of `RELIABLE_CABLE`. It is not started."""
         folder = self._folder / f"{kind}-{cable_serve}"
         folder.mkdir()
-        server = Server(kind, folder, self._template, shared=True, CABLE_TEST_POSTGRES=self.postgres)
+        server = Server(kind, folder, self._template, settings, shared=True, CABLE_TEST_POSTGRES=self.postgres)
         server.by_cable_serve = cable_serve
         return server
 
@@ -148,3 +149,20 @@ async def test_subscribes_during_an_outage_are_confirmed_afterwards(stage: Stage
             assert not {("reject_subscription", channel) for channel in channels} & received
         info = await server.call("who_is_there", "outage")
         assert info == {"alice": None}
+
+
+@pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
+async def test_logins_that_cannot_be_checked_during_an_outage_end_no_connection(stage: Stage, kind: Kind) -> None:
+    with stage.make(kind, REAUTHENTICATE_INTERVAL=0.5) as server:
+        async with AsyncExitStack() as stack:
+            names = [unique("user"), unique("user")]
+            cookies = [await server.sign_in(name) for name in names]
+            first, second = [await stack.enter_async_context(Client(server.url, cookie=cookie)) for cookie in cookies]
+            await asyncio.to_thread(outage.stop, stage.postgres, mode="fast")
+            await asyncio.sleep(AWAY)
+            await asyncio.to_thread(outage.start, stage.postgres)
+            await server.call("change_user", names[0], "update is_active")
+            await first.until({"type": "disconnect", "reason": "remote", "reconnect": True})
+            await second.nothing()
+        # daphne's own handler writes each message a second time.
+        assert server.log.count("Logins could not be checked") == {"daphne": 2, "uvicorn": 1}[kind]

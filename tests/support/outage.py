@@ -12,9 +12,14 @@ from pathlib import Path
 from tests.support.postgres import OPTIONS, find_postgres, unprivileged_user
 
 
-def stop(host: str) -> None:
-    """Stop the server of `running_postgres`. Its connections are closed, and new ones are refused."""
-    _pg_ctl(host, "-m", "immediate", "stop")
+def stop(host: str, *, mode: str = "immediate") -> None:
+    """Stop the server of `running_postgres`. Its connections are closed, and new ones are refused.
+
+    Args:
+        host: the HOST of the server.
+        mode: the shutdown mode. With "immediate", the latest commits are lost, and with "fast", none.
+    """
+    _pg_ctl(host, "-m", mode, "stop")
 
 
 def start(host: str) -> None:

@@ -223,9 +223,23 @@ class Server:
         response = await asyncio.to_thread(self._request, "call", json=request, headers=headers)
         return _result(response.json())
 
-    async def sign_in(self, username: str) -> str:
-        """Log a user in, who is created if necessary. Return the header `Cookie` of the session."""
-        response = await asyncio.to_thread(self._request, "sign-in", data={"username": username})
+    async def sign_in(self, username: str, *, cookie: str = "", **data: Any) -> str:
+        """Log a user in, who is created if necessary. Return the header `Cookie` of the session.
+
+        Args:
+            username: the name of the user.
+            cookie: the header `Cookie` of the browser.
+            data: more fields of the form, for example `expiry`.
+        """
+        return await self._new_cookie("sign-in", cookie, data={"username": username, **data})
+
+    async def change_password(self, cookie: str) -> str:
+        """Change the password of the user with this `Cookie` header. Return the new header of that browser."""
+        return await self._new_cookie("change-password", cookie)
+
+    async def _new_cookie(self, path: str, cookie: str, **options: Any) -> str:
+        headers = {"Cookie": cookie} if cookie else {}
+        response = await asyncio.to_thread(self._request, path, headers=headers, **options)
         return f"sessionid={response.cookies['sessionid']}"
 
     async def sign_out(self, cookie: str) -> None:

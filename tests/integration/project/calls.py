@@ -15,6 +15,7 @@ from asgiref.sync import async_to_sync
 from channels.layers import get_channel_layer
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.contrib.sessions.backends.db import SessionStore
 from django.core.wsgi import get_wsgi_application
 from django.db import transaction
 
@@ -195,6 +196,31 @@ def disconnect_user(username: str, *, reconnect: bool = False, commit: bool = Tr
         pass
 
 
+def change_user(username: str, change: str) -> None:
+    """Change a user: `deactivate`, `set password` or `delete`, with signals, or `update` either field without one."""
+    users = get_user_model().objects.filter(username=username)
+    user = users.get()
+    if change == "deactivate":
+        user.is_active = False
+        user.save()
+    elif change == "set password":
+        user.set_password("new")
+        user.save()
+    elif change == "delete":
+        user.delete()
+    elif change == "update is_active":
+        users.update(is_active=False)
+    elif change == "update password":
+        users.update(password="new")
+    else:
+        raise ValueError(change)
+
+
+def delete_session(key: str) -> None:
+    """Delete a login session."""
+    SessionStore(key).delete()
+
+
 def revoke(*, username: str = "", channel: str = "", **options: Any) -> None:
     """Revoke subscriptions: of a user or of everybody, to a channel or to the stream that the options name."""
     if username:
@@ -208,8 +234,10 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast_batch": broadcast_batch,
     "broadcast_in_transaction": broadcast_in_transaction,
     "burst": burst,
+    "change_user": change_user,
     "commit_broadcasts": commit_broadcasts,
     "count_up": count_up,
+    "delete_session": delete_session,
     "disconnect_user": disconnect_user,
     "enqueue": enqueue,
     "enqueue_django": enqueue_django,

@@ -1,0 +1,208 @@
+"""Regularly checks the Django logins of connections, and ends the connections whose logins are not valid."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+from reliable_cable.concurrency.outages import is_outage
+from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
+from reliable_cable.concurrency.tasks import cancel
+from reliable_cable.identity import condition_keys, matches
+from reliable_cable.logins import SESSION, Login, check_logins
+from reliable_cable.protocol.constants import DisconnectReason
+from reliable_cable.protocol.control import LoginChange
+
+from .revocations import LatestByCondition
+
+logger = logging.getLogger("reliable_cable")
+
+T = TypeVar("T")
+
+#: In how many rounds the logins of an interval are checked.
+ROUNDS: Final = 20
+#: The most logins that are looked up in one thread hop. A larger batch would keep the event loop waiting for the GIL.
+BATCH_SIZE: Final = 100
+#: The shortest time between two checks of a login, as a part of the longest. Logins that were due at the same time, for
+#: example after an outage, are spread by it.
+SPREAD: Final = 0.8
+#: How long, in seconds, a change of a login concerns connections that are being accepted. Regular checks do the rest.
+ACCEPT_TIME: Final = 10.0
+
+
+class LoggedIn(Protocol):
+    """A connection that a Django login may have authenticated."""
+
+    @property
+    def login(self) -> Login | None:
+        """The login. None: the connection was authenticated in another way, or not at all."""
+
+    async def run_isolated(self, call: Callable[[], T]) -> T:
+        """Run sync code as a sync handler of the connection is run."""
+
+    def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
+        """Close the connection."""
+
+
+async def _look_up_as_handler(connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
+    return await connection.run_isolated(partial(check_logins, logins))
+
+
+#: Looks logins up as a handler of the connection would. Returns for each login whether it is valid, or the error that
+#: prevented its check.
+LookUp = Callable[[LoggedIn, Sequence[Login]], Awaitable[Sequence[bool | Exception]]]
+
+
+class LoginChecks:
+    """Checks the logins of the connections of one event loop.
+
+    The first check of a login is made at a random time within the interval. Due logins are looked up together, in
+    batches, as a handler of one of their connections would. That may be a connection of another tenant. So a login that
+    seems to be invalid is looked up once more, as a handler of its own connection would, before the connection ends. If
+    a look-up fails, no connection ends, and the look-up is repeated.
+
+    Args:
+        interval: the longest time, in seconds, between two checks of a login. None or 0: logins are checked only after
+            an announced change (`handle`).
+        look_up: looks a batch of logins up.
+    """
+
+    def __init__(self, interval: float | None, look_up: LookUp = _look_up_as_handler) -> None:
+        self._look_up = look_up
+        self._tick = interval / ROUNDS if interval else None
+        #: The longest time until a login is due. The check is up to one tick late.
+        self._period = interval - interval / ROUNDS if interval else math.inf
+        #: The connections that have a login, with the login.
+        self._logins: dict[LoggedIn, Login] = {}
+        #: When the latest changes were announced, by condition, for connections that are still being accepted.
+        self._changes: LatestByCondition[float] = LatestByCondition()
+        self._announced = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._failing = False
+
+    def add(self, connection: LoggedIn) -> None:
+        """Check the login of a connection from now on. Does nothing if it has none."""
+        if connection.login is None:
+            return
+        self._logins[connection] = connection.login
+        self._postpone(connection.login, least=0.0)
+        if self._changes and self._has_just_changed(connection.login):
+            self._check_soon(connection.login)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="cable-logins")
+
+    def remove(self, connection: LoggedIn) -> None:
+        """Stop checking the login of a connection that has ended."""
+        self._logins.pop(connection, None)
+        if not self._logins and self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def handle(self, change: LoginChange) -> None:
+        """End the connections of a session that was replaced, or check all logins of a user now."""
+        self._changes.put(change.condition, asyncio.get_running_loop().time())
+        for connection, login in list(self._logins.items()):
+            if not matches(change.condition, login.identity):
+                continue
+            if SESSION in change.condition:
+                _end(connection)
+            else:
+                self._check_soon(login)
+
+    def check_all(self) -> None:
+        """Check all logins now, because changes may not have been announced to this process."""
+        for login in self._logins.values():
+            self._check_soon(login)
+
+    async def stop(self) -> None:
+        """Stop all checks."""
+        await cancel(self._task)
+        self._task = None
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(BACKGROUND_RETRY_DELAY if self._failing else self._tick):
+                    await self._announced.wait()
+            except TimeoutError:
+                pass
+            self._announced.clear()
+            await self._check_due()
+
+    async def _check_due(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        due = [connection for connection, login in self._logins.items() if login.due <= now]
+        failed = False
+        for start in range(0, len(due), BATCH_SIZE):
+            started = loop.time()
+            error = await self._check([each for each in due[start : start + BATCH_SIZE] if each in self._logins])
+            if error is not None:
+                failed = True
+                self._report(error)
+            # Use a thread for half of the time at the most.
+            await asyncio.sleep(loop.time() - started)
+        self._failing = failed
+
+    async def _check(self, batch: Sequence[LoggedIn]) -> Exception | None:
+        """Check a batch of logins, and end the connections whose logins are not valid.
+
+        Returns:
+            An error if some of the logins could not be checked. They stay due.
+        """
+        if not batch:
+            return None
+        logins = [self._logins[connection] for connection in batch]
+        for login in logins:
+            # Before the look-up: a change that is announced meanwhile makes the login due again.
+            self._postpone(login, least=SPREAD)
+        # Not always the same one: its `around_command` may fail.
+        chosen = random.choice(batch)  # noqa: S311 - no secret
+        failure = None
+        for connection, login, verdict in zip(batch, logins, await self._attempt(chosen, logins), strict=True):
+            if verdict is False and connection is not chosen:
+                (verdict,) = await self._attempt(connection, [login])
+            if isinstance(verdict, Exception):
+                failure = verdict
+                login.due = 0.0
+            elif not verdict:
+                _end(connection)
+        return failure
+
+    async def _attempt(self, connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
+        try:
+            return await self._look_up(connection, logins)
+        except Exception as error:
+            return [error] * len(logins)
+
+    def _has_just_changed(self, login: Login) -> bool:
+        since = asyncio.get_running_loop().time() - ACCEPT_TIME
+        return any(self._changes.get(key, -math.inf) >= since for key in condition_keys(login.identity))
+
+    def _check_soon(self, login: Login) -> None:
+        login.due = 0.0
+        self._announced.set()
+
+    def _postpone(self, login: Login, *, least: float) -> None:
+        shortest = self._period * least if least else 0.0
+        delay = random.uniform(shortest, self._period) if self._tick else math.inf  # noqa: S311 - spreads load
+        login.due = asyncio.get_running_loop().time() + delay
+
+    def _report(self, error: Exception) -> None:
+        logger.log(
+            logging.DEBUG if self._failing else logging.WARNING,
+            "Logins could not be checked, and no connection was closed for that; trying again: %s",
+            error,
+            exc_info=None if self._failing or is_outage(error) else error,
+        )
+        self._failing = True
+
+
+def _end(connection: LoggedIn) -> None:
+    # The browser may have another login by now: `connect` decides when the client returns.
+    connection.close(DisconnectReason.REMOTE, reconnect=True)

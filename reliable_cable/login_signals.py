@@ -1,0 +1,99 @@
+"""Receivers of the signals of Django that tell that a login may have ended, except for `user_logged_out`.
+
+Each of them sends one control message after the commit. The hubs of the server processes then check the logins of the
+user, or close the connections of the session. Other changes are found by the regular checks (`hub.login_checks`).
+
+Nothing is received from the model of sessions: with a receiver of `post_delete`, `clearsessions` would have to load all
+expired sessions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.contrib.auth.signals import user_logged_in
+from django.db.models.signals import post_delete, post_save
+
+from .concurrency.on_commit import call_after_commit, defer_to_commit
+from .conf import CONTROL_STREAM
+from .logins import SESSION, USER, session_digest, user_id
+from .protocol.control import LoginChange, encode_login_change
+from .stores.engine import get_engine
+from .stores.streams.base import Message
+
+logger = logging.getLogger("reliable_cable")
+
+
+def connect_receivers() -> None:
+    """Connect the receivers of this module. Signals of the user model are also sent by its proxies and children."""
+    user_logged_in.connect(end_replaced_session, dispatch_uid="reliable_cable.login")
+    try:
+        user_model = apps.get_model(settings.AUTH_USER_MODEL)
+    except LookupError:
+        return  # this project has no users
+    for model in apps.get_models():
+        if issubclass(model, user_model):
+            post_save.connect(check_saved_user, sender=model, dispatch_uid="reliable_cable.user_saved")
+            post_delete.connect(check_deleted_user, sender=model, dispatch_uid="reliable_cable.user_deleted")
+
+
+def end_replaced_session(sender: object, request: Any = None, **kwargs: Any) -> None:
+    """Close the connections of a browser's former user after another user has logged in there."""
+    if not hasattr(request, "session"):
+        return
+    former = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
+    # `login()` flushes the session of another user. It has no key then until it is saved. If it has a key, it is still
+    # the same session, or it was a session without a user.
+    if former and request.session.session_key is None:
+        _announce(LoginChange({SESSION: session_digest(former)}))
+
+
+def check_saved_user(
+    sender: object, instance: Any, created: bool = False, update_fields: Collection[str] | None = None, **kwargs: Any
+) -> None:
+    """Check the logins of a user who was saved with another password, or who is not active.
+
+    Other changes cause no message, because projects may save a user at each request.
+    """
+    if not created and _may_end_logins(instance, update_fields):
+        _announce(LoginChange({USER: user_id(instance)}))
+
+
+def check_deleted_user(sender: object, instance: Any, **kwargs: Any) -> None:
+    """Check the logins of a user who was deleted."""
+    _announce(LoginChange({USER: user_id(instance)}))
+
+
+def _may_end_logins(user: Any, saved: Collection[str] | None) -> bool:
+    if saved is not None and "password" in saved:
+        return True
+    if saved is None and getattr(user, "_password", None) is not None:
+        return True  # Django sets it in `set_password`, and removes it after this signal
+    return (saved is None or "is_active" in saved) and not getattr(user, "is_active", True)
+
+
+def _announce(change: LoginChange) -> None:
+    """Send a change to all processes, after the commit. Raise nothing, because the regular checks find it, too."""
+    send = partial(_send, change)
+    try:
+        if not defer_to_commit(partial(_send_after_commit, send), None):
+            send()
+    except Exception as error:
+        _report(error)
+
+
+def _send_after_commit(send: Callable[[], object], databases: Sequence[str]) -> None:
+    call_after_commit(send, databases, failed=_report)
+
+
+def _send(change: LoginChange) -> None:
+    get_engine().streams.append([(CONTROL_STREAM, Message(encode_login_change(change)))])
+
+
+def _report(error: Exception) -> None:
+    logger.warning("A login that has ended is noticed only after REAUTHENTICATE_INTERVAL: %s", error)

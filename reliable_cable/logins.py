@@ -1,0 +1,197 @@
+"""Django logins of connections: which sessions authenticated them, and whether these logins are still valid."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any, Final, TypeVar
+
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
+from django.core.cache import caches
+from django.utils import timezone
+from django.utils.crypto import constant_time_compare
+
+from .identity import Identity
+
+T = TypeVar("T")
+
+#: The entry of a condition that names a user by the primary key.
+USER: Final = "user"
+#: The entry of a condition that names a session by the digest of its key.
+SESSION: Final = "session"
+
+
+@dataclass(slots=True, eq=False)
+class Login:
+    """The login of a user in a Django session, as it was when a connection was authenticated.
+
+    Args:
+        session_key: the key of the session.
+        user_id: the primary key of the user, as the session stores it.
+        backend: the path of the authentication backend.
+        auth_hash: the session hash of the user, which depends on the password.
+    """
+
+    session_key: str
+    user_id: str
+    backend: str
+    auth_hash: str
+    #: When to check the login, by the clock of the event loop. Belongs to `hub.login_checks`.
+    due: float = 0.0
+
+    @property
+    def identity(self) -> Identity:
+        """What the condition of a change can name: the user and the session."""
+        return {USER: self.user_id, SESSION: session_digest(self.session_key)}
+
+    def is_of(self, user: Any) -> bool:
+        """Return whether this is a login of a certain user."""
+        meta = getattr(user, "_meta", None)
+        return meta is not None and user_id(user) == self.user_id
+
+
+def user_id(user: Any) -> str:
+    """Return the primary key of a user, as sessions store it."""
+    return str(user._meta.pk.value_to_string(user))
+
+
+def find_login(scope: Mapping[str, Any]) -> Login | None:
+    """Return the login in a scope that an authentication middleware has filled, or None if there is no such login."""
+    session = scope.get("session")
+    # The middleware has loaded the session. Any other way to read it could query the database on the event loop.
+    data = getattr(session, "_session_cache", None)
+    key = getattr(session, "session_key", None)
+    if not key or not isinstance(data, Mapping) or SESSION_KEY not in data:
+        return None
+    return Login(key, str(data[SESSION_KEY]), data.get(BACKEND_SESSION_KEY, ""), data.get(HASH_SESSION_KEY, ""))
+
+
+def session_digest(session_key: str) -> str:
+    """Return a digest of a session key. Session keys are secrets, so they are not sent to other processes."""
+    return hashlib.blake2b(session_key.encode(), digest_size=16).hexdigest()
+
+
+def has_valid_hash(user: Any, auth_hash: str) -> bool:
+    """Return whether the hash of a session is valid, by the present key or by one of `SECRET_KEY_FALLBACKS`.
+
+    As in Django, every hash is valid if the user model has no `get_session_auth_hash`.
+    """
+    if not hasattr(user, "get_session_auth_hash"):
+        return True
+    if not auth_hash:
+        return False
+    if constant_time_compare(auth_hash, user.get_session_auth_hash()):
+        return True
+    # Django would give the session a new key and hash here, but a WebSocket cannot set a cookie.
+    fallbacks = getattr(user, "get_session_auth_fallback_hash", tuple)
+    return any(constant_time_compare(auth_hash, fallback) for fallback in fallbacks())
+
+
+def check_logins(logins: Sequence[Login]) -> list[bool | Exception]:
+    """Return for each login whether it is valid, or the error that prevented its check.
+
+    Sessions and users are looked up in batches if the session engine and the authentication backend allow that, and
+    otherwise one by one.
+
+    Raises:
+        Exception: a batch could not be looked up. Nothing is known of any login.
+    """
+    sessions = _find_sessions({login.session_key for login in logins})
+    users = _find_users({(login.backend, login.user_id) for login in logins})
+    return [
+        _judge(login, sessions.get(login.session_key, False), users.get((login.backend, login.user_id)))
+        for login in logins
+    ]
+
+
+def _judge(login: Login, session: bool | Exception, user: Any) -> bool | Exception:
+    if session is False or user is None:
+        return False
+    for error in (session, user):
+        if isinstance(error, Exception):
+            return error
+    return has_valid_hash(user, login.auth_hash)
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+def _find_sessions(keys: Collection[str]) -> Mapping[str, bool | Exception]:
+    """Return by key whether a session exists, has not expired and has a user, or an error. Missing keys have none."""
+    from django.contrib.sessions.backends import cache, cached_db, db
+
+    store: Any = import_module(settings.SESSION_ENGINE).SessionStore
+    if store.load is cache.SessionStore.load:
+        return dict.fromkeys(_find_in_cache(store, keys), True)
+    if _reads_from_database(store):
+        if store.load is db.SessionStore.load:
+            return dict.fromkeys(_find_in_database(store, keys), True)
+        if store.load is cached_db.SessionStore.load:
+            try:
+                cached = _find_in_cache(store, keys)
+            except Exception:  # the engine, too, then asks the database
+                cached = set()
+            return dict.fromkeys(cached | _find_in_database(store, set(keys) - cached), True)
+    return {key: _attempt(partial(_has_user, store, key)) for key in keys}
+
+
+def _has_user(store: Any, key: str) -> bool:
+    return store(key).get(SESSION_KEY) is not None
+
+
+def _reads_from_database(store: Any) -> bool:
+    from django.contrib.sessions.backends import db
+
+    name = "_get_session_from_db"
+    return getattr(store, name, None) is getattr(db.SessionStore, name)
+
+
+def _find_in_database(store: Any, keys: Collection[str]) -> set[str]:
+    if not keys:
+        return set()
+    alive = store.get_model_class().objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
+    return set(alive.values_list("session_key", flat=True))
+
+
+def _find_in_cache(store: Any, keys: Collection[str]) -> set[str]:
+    prefix = store.cache_key_prefix
+    data = caches[settings.SESSION_CACHE_ALIAS].get_many([prefix + key for key in keys])
+    return {key for key in keys if SESSION_KEY in data.get(prefix + key, ())}
+
+
+# -- users ------------------------------------------------------------------------------------------------------------
+
+
+def _find_users(wanted: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Any]:
+    """Return users by backend and id, as the backends' `get_user` returns them, or errors. Missing keys have none."""
+    ids: dict[str, list[str]] = {}
+    for path, id_ in wanted:
+        ids.setdefault(path, []).append(id_)
+    return {
+        (path, id_): user
+        for path in ids
+        if path in settings.AUTHENTICATION_BACKENDS
+        for id_, user in _find_users_of(load_backend(path), ids[path]).items()
+    }
+
+
+def _find_users_of(backend: Any, ids: Sequence[str]) -> Mapping[str, Any]:
+    from django.contrib.auth.backends import ModelBackend
+
+    model = get_user_model()
+    to_python = model._meta.pk.to_python
+    if type(backend).get_user is not ModelBackend.get_user:
+        return {id_: _attempt(partial(backend.get_user, to_python(id_))) for id_ in ids}
+    users = model._default_manager.filter(pk__in=[to_python(id_) for id_ in ids])
+    return {user_id(user): user for user in users if backend.user_can_authenticate(user)}
+
+
+def _attempt(call: Callable[[], T]) -> T | Exception:
+    try:
+        return call()
+    except Exception as error:
+        return error
