@@ -21,6 +21,7 @@ from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
 from reliable_cable.logins import Login
+from reliable_cable.namespaces import namespace_of
 from reliable_cable.protocol import commands as protocol_commands
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
@@ -144,6 +145,11 @@ class Connection:
     def authenticated(self) -> float:
         """When the client was authenticated, by the session store's clock, according to its newest measurement."""
         return self.hub.engine.session_clock.at(self.authenticated_at)
+
+    @property
+    def namespace(self) -> str:
+        """The namespace, or `""`."""
+        return namespace_of(self.consumer)
 
     @property
     def sid(self) -> str:

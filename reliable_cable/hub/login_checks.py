@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -42,6 +42,10 @@ class LoggedIn(Protocol):
     def login(self) -> Login | None:
         """The login. None: the connection was authenticated in another way, or not at all."""
 
+    @property
+    def namespace(self) -> str:
+        """The namespace of the connection, or `""`."""
+
     async def run_isolated(self, call: Callable[[], T]) -> T:
         """Run sync code as a sync handler of the connection is run."""
 
@@ -62,9 +66,10 @@ class LoginChecks:
     """Checks the logins of the connections of one event loop.
 
     The first check of a login is made at a random time within the interval. Due logins are looked up together, in
-    batches, as a handler of one of their connections would. That may be a connection of another tenant. So a login that
-    seems to be invalid is looked up once more, as a handler of its own connection would, before the connection ends. If
-    a look-up fails, no connection ends, and the look-up is repeated.
+    batches for each namespace, as a handler of one of their connections would. Without the setting `NAMESPACE`, that
+    may be a connection of another tenant. So a login that seems to be invalid is looked up once more, as a handler of
+    its own connection would, before the connection ends. If a look-up fails, no connection ends, and the look-up is
+    repeated.
 
     Args:
         interval: the longest time, in seconds, between two checks of a login. None or 0: logins are checked only after
@@ -139,9 +144,9 @@ class LoginChecks:
         now = loop.time()
         due = [connection for connection, login in self._logins.items() if login.due <= now]
         failed = False
-        for start in range(0, len(due), BATCH_SIZE):
+        for batch in _batches(due):
             started = loop.time()
-            error = await self._check([each for each in due[start : start + BATCH_SIZE] if each in self._logins])
+            error = await self._check([each for each in batch if each in self._logins])
             if error is not None:
                 failed = True
                 self._report(error)
@@ -201,6 +206,16 @@ class LoginChecks:
             exc_info=None if self._failing or is_outage(error) else error,
         )
         self._failing = True
+
+
+def _batches(connections: Iterable[LoggedIn]) -> Iterator[Sequence[LoggedIn]]:
+    """Divide connections into batches. All connections of a batch have the same namespace."""
+    groups: dict[str, list[LoggedIn]] = {}
+    for connection in connections:
+        groups.setdefault(connection.namespace, []).append(connection)
+    for group in groups.values():
+        for start in range(0, len(group), BATCH_SIZE):
+            yield group[start : start + BATCH_SIZE]
 
 
 def _end(connection: LoggedIn) -> None:

@@ -31,6 +31,7 @@ INTERVAL = 5.0
 class _Connection:
     def __init__(self, login: Login) -> None:
         self.login = login
+        self.namespace = ""
 
     async def run_isolated(self, call: Callable[[], T]) -> T:
         return await run_handler(call)

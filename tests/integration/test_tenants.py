@@ -65,6 +65,11 @@ def test_a_logout_closes_the_connections_of_its_tenant(seen: dict[str, Any]) -> 
     assert seen["logout of another tenant"] == {"type": "pong"}
 
 
+def test_a_new_password_closes_the_connections_of_its_tenant(seen: dict[str, Any]) -> None:
+    assert seen["new password"] == {"type": "disconnect", "reason": "remote", "reconnect": True}
+    assert seen["new password in another tenant"] == {"type": "pong"}
+
+
 def test_a_revocation_ends_subscriptions_of_its_tenant(seen: dict[str, Any]) -> None:
     assert seen["revocation"] == {"type": "revoked", "reason": "revoked"}
     assert seen["revocation of another tenant"] == {"type": "pong"}

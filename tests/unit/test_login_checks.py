@@ -30,6 +30,10 @@ class Connection:
         self.login = Login(f"session-{user}", user, "backend", "hash") if logged_in else None
         self.closed: list[tuple[DisconnectReason, bool | None]] = []
 
+    @property
+    def namespace(self) -> str:
+        return self.login.user_id.rpartition("@")[2] if self.login and "@" in self.login.user_id else ""
+
     async def run_isolated(self, call: Callable[[], T]) -> T:
         return call()
 
@@ -196,6 +200,13 @@ def test_only_the_tenant_of_a_connection_decides_that_its_login_is_not_valid(rig
         "a0",
         "b0",
     ]
+
+
+def test_each_namespace_is_looked_up_by_itself(rig: Rig) -> None:
+    rig.connect("ann@a", "bob@b", "ann@b", "bob")
+    rig.loop.call(rig.checks.check_all)
+    rig.loop.iterate(30)
+    assert [users for _, users in rig.looked_up] == [["ann@a"], ["bob@b", "ann@b"], ["bob"]]
 
 
 def test_a_connection_in_whose_context_nothing_can_be_looked_up_does_not_keep_the_others_open(

@@ -35,10 +35,16 @@ def prepare() -> dict[str, HttpClient]:
     for name in TENANTS:
         customer = Customer.objects.create(schema_name=name)
         Domain.objects.create(tenant=customer, domain=f"{name}.test", is_primary=True)
-        clients[name] = HttpClient(headers={"host": f"{name}.test"})
-        with tenant_context(customer):
-            clients[name].force_login(get_user_model().objects.create_user(f"user-of-{name}"))
+        clients[name] = log_in(name, f"user-of-{name}")
     return clients
+
+
+def log_in(name: str, username: str) -> HttpClient:
+    """Return an HTTP client that is logged in as a new user of a tenant."""
+    client = HttpClient(headers={"host": f"{name}.test"})
+    with tenant_context(Customer.objects.get(schema_name=name)):
+        client.force_login(get_user_model().objects.create_user(username))
+    return client
 
 
 def connect(http: HttpClient, name: str, sid: str = "") -> Client:
@@ -71,6 +77,12 @@ async def observe(http: dict[str, HttpClient]) -> dict[str, Any]:
     seen["members"] = [list((await asyncio.to_thread(http[name].get, "/members")).json()) for name in TENANTS]
     async with connect(http["b"], "b", clients[0].sid) as other:
         seen["restored by another tenant"] = other.welcome.get("restored", False)
+    others = [await asyncio.to_thread(log_in, name, "other") for name in TENANTS]
+    async with connect(others[1], "b") as there, connect(others[0], "a") as here:
+        await asyncio.to_thread(others[0].post, "/change-password")
+        seen["new password"] = await receive(here)
+        await there.send_text('{"command":"ping"}')
+        seen["new password in another tenant"] = await receive(there)
     await asyncio.to_thread(http["a"].post, "/sign-out")
     seen["logout"] = await receive(clients[0])
     await clients[1].send_text('{"command":"ping"}')

@@ -34,9 +34,18 @@ def sign_out(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
+def change_password(request: HttpRequest) -> HttpResponse:
+    """Give the user another password, which ends all logins of the user."""
+    assert request.user.is_authenticated
+    request.user.set_password("new")
+    request.user.save()
+    return HttpResponse()
+
+
 urlpatterns = [
     path("say", say),
     path("members", members),
     path("revoke", end),
     path("sign-out", sign_out),
+    path("change-password", change_password),
 ]
