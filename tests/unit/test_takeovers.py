@@ -141,6 +141,16 @@ async def test_the_connection_that_was_announced_last_stays_open() -> None:
         assert await second.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
 
 
+async def test_a_connection_whose_own_session_was_restored_is_closed_before_its_own_takeover_is_announced() -> None:
+    async with Client() as former:
+        pass
+    async with Client(former.sid) as client:
+        get_hub().control.announce_takeover(former.sid, connection_of(client))
+        # The other process restored the session after this client had been welcomed, but its announcement is faster.
+        get_hub().control.receive(json.dumps({"supersede": [[client.sid, "elsewhere"]]}))
+        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
 async def test_a_takeover_of_a_session_whose_connection_ended_properly_is_not_announced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
