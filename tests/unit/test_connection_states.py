@@ -379,53 +379,41 @@ def test_each_reason_to_close_means_the_same_in_every_state(
 
 @pytest.fixture
 def lives(machines: list[Lives]) -> Iterator[Lives]:
-    """The machine without a random walk: a test calls its rules."""
-    lives = Lives()
-    machines.append(lives)
-    try:
-        lives.begin()
-        yield lives
-    finally:
-        lives.loop.finish()
+    """The machine without a random walk."""
+    machines.append(lives := Lives())
+    lives.begin()
+    yield lives
+    lives.loop.finish()
 
 
-def subscribe(lives: Lives) -> Client:
-    """Return a client whose only subscription is slow to restore."""
+def begin_restore(lives: Lives, *, ended: bool) -> tuple[Client, Peer]:
+    """Return a client and the connection that is restoring its session. Its former connection has `ended` or not."""
     lives.open(extended=True, frames=True, then=5)
     lives.check()
     lives.subscribe(0, slow=True, then=5)
     lives.let_handlers_finish()
-    return lives.clients[0]
-
-
-def restore(lives: Lives, client: Client) -> Peer:
-    """Return a connection that is restoring the session of a client."""
+    if ended:
+        lives.lose_a_client(0, then=0)
+        lives.loop.run_for(1)
+    (client,) = lives.clients
     peer = lives._open(client)
     lives.loop.iterate(5)
     assert peer.connection.state is ConnectionState.OPENING, "it waits for `resubscribed`"
-    return peer
+    return client, peer
 
 
 def test_a_connection_that_is_forgotten_while_it_is_being_restored_leaves_no_record(lives: Lives) -> None:
-    client = subscribe(lives)
-    lives._end(client.peers[0])
-    lives.loop.run_for(1)
-    second = restore(lives, client)
-    lives.loop.call(lambda: second.connection.close(DisconnectReason.REMOTE))
+    _, peer = begin_restore(lives, ended=True)
+    lives.loop.call(lambda: peer.connection.close(DisconnectReason.REMOTE))
     lives.let_handlers_finish()
-    lives._end(second)
+    lives._end(peer)
     lives._check_that_nothing_is_left()
     assert not lives.sessions._records
 
 
-def test_a_connection_that_is_superseded_while_it_is_being_restored_leaves_the_record_of_the_former_session(
-    lives: Lives,
-) -> None:
-    client = subscribe(lives)
-    second = restore(lives, client)
-    assert not lives.sessions._records, "the record is still to be written"
-    lives.loop.call(lambda: second.connection.close(DisconnectReason.SUPERSEDED))
+def test_a_connection_that_is_superseded_while_it_is_being_restored_leaves_the_former_record(lives: Lives) -> None:
+    client, peer = begin_restore(lives, ended=False)
+    lives.loop.call(lambda: peer.connection.close(DisconnectReason.SUPERSEDED))
     lives.let_handlers_finish()
-    assert not client.peers[0].end, "the hub still knows the former connection"
     lives._finish()
     assert lives.sessions.load(client.sid, ANN)
