@@ -9,7 +9,7 @@
 | `reliable_cable.E005` | All streams are public. This is checked only by `check --deploy`. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
-| `reliable_cable.W003` | All streams are public although `DEBUG` is off. |
+| `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 in its place. |
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
 
 If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
@@ -18,6 +18,7 @@ connection. It runs only when Django checks databases: in `migrate` and `check -
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -191,8 +192,9 @@ def check_runserver(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_public_streams(**kwargs: Any) -> list[CheckMessage]:
-    """Report that all streams are public if `DEBUG` is off (W003)."""
-    if django_settings.DEBUG or not _all_streams_are_public():
+    """Report that all streams are public if `DEBUG` is off (W003). In `check --deploy`, leave that to E005."""
+    # Django does not tell a check whether the deployment checks run, too.
+    if django_settings.DEBUG or "--deploy" in sys.argv or not _all_streams_are_public():
         return []
     return [Warning(PUBLIC_STREAMS_PROBLEM, hint=PUBLIC_STREAMS_HINT, id="reliable_cable.W003")]
 

@@ -307,12 +307,13 @@ class Connection:
             reconnect: whether the client is to reconnect. None: the reason decides.
         """
         closing = CLOSINGS[reason]
-        if closing.session is SessionFate.FORGOTTEN and self.resumable:
+        # After a takeover, only the successor writes records of this session.
+        if self.resumable and closing.session is not SessionFate.KEPT:
             self.resumable = False
-            self.hub.sessions.void(self)
-        elif closing.session is SessionFate.HANDED_OVER:
-            self.resumable = False
-            self.hub.sessions.discard(self)
+            if closing.session is SessionFate.FORGOTTEN:
+                self.hub.sessions.void(self)
+            else:
+                self.hub.sessions.discard(self)
         was_ending = self.ending
         if not self.closed:
             self.state = ConnectionState.CLOSING

@@ -163,11 +163,13 @@ class ControlBus:
 
     def _supersede(self, takeover: Takeover) -> None:
         self._unconfirmed.discard(takeover.successor)
-        found = self._connections.find(takeover.sid)
-        # The connection stays open if it continues the successor's session, or if it took the session over later: its
-        # own announcement then follows.
-        if found is not None and takeover.successor not in found.sids and found.sid not in self._unconfirmed:
-            found.close(DisconnectReason.SUPERSEDED)
+        connection = self._connections.find(takeover.sid)
+        if connection is None or takeover.successor in connection.sids:
+            return  # the connection continues the successor's session
+        # If both connections restored the same former session, the later announcement decides. That of an unconfirmed
+        # connection follows this one.
+        if connection.sid == takeover.sid or connection.sid not in self._unconfirmed:
+            connection.close(DisconnectReason.SUPERSEDED)
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,13 @@ import signal
 
 import pytest
 
+from reliable_cable.connection.lifecycle import HISTORY_TIMEOUT
 from tests.conformance.conftest import Connect, Pair, suspend
 from tests.support.client import Client, Frame, identify, unique
+
+#: How long, in seconds, a server may take to close a superseded connection. After `HISTORY_TIMEOUT`, it would close one
+#: for another reason.
+SOON = HISTORY_TIMEOUT / 2
 
 
 def history_after(frame: Frame) -> Frame:
@@ -222,7 +227,7 @@ async def test_of_many_connections_for_one_session_only_the_last_one_stays_open(
     # Do this first, because the server disconnects a restored client that requests no history within 10 s.
     await resume(clients[-1], identifier)
     for client in clients[:-1]:
-        await client.closed()
+        await client.closed(SOON)
     await check_works(clients[-1], identifier)
 
 

@@ -377,28 +377,43 @@ def test_each_reason_to_close_means_the_same_in_every_state(
     run_random_walks(Machine, walks=EXAMPLES, steps=STEPS)
 
 
-def test_a_connection_that_is_forgotten_while_it_is_being_restored_leaves_no_record(machines: list[Lives]) -> None:
-    lives = Lives()
-    machines.append(lives)
-    try:
-        lives.begin()
-        client = Client()
-        first = lives._open(client)
+@pytest.fixture
+def lives(machines: list[Lives]) -> Iterator[Lives]:
+    """The machine without a random walk."""
+    machines.append(lives := Lives())
+    lives.begin()
+    yield lives
+    lives.loop.finish()
+
+
+def begin_restore(lives: Lives, *, ended: bool) -> tuple[Client, Peer]:
+    """Return a client and the connection that is restoring its session. Its former connection has `ended` or not."""
+    lives.open(extended=True, frames=True, then=5)
+    lives.check()
+    lives.subscribe(0, slow=True, then=5)
+    lives.let_handlers_finish()
+    if ended:
+        lives.lose_a_client(0, then=0)
         lives.loop.run_for(1)
-        lives._read(first)
-        lives._send(first, {"command": "subscribe", "identifier": identifier("Room", slow=True)})
-        lives.loop.call(Room.gate.set)
-        lives.loop.run_for(1)
-        Room.gate.clear()
-        lives._end(first)
-        lives.loop.run_for(1)
-        second = lives._open(client)
-        lives.loop.run_for(1)
-        assert second.connection.state is ConnectionState.OPENING, "it waits for `resubscribed`"
-        lives.loop.call(lambda: second.connection.close(DisconnectReason.REMOTE))
-        lives.loop.call(Room.gate.set)
-        lives._end(second)
-        lives._check_that_nothing_is_left()
-        assert not lives.sessions._records
-    finally:
-        lives.loop.finish()
+    (client,) = lives.clients
+    peer = lives._open(client)
+    lives.loop.iterate(5)
+    assert peer.connection.state is ConnectionState.OPENING, "it waits for `resubscribed`"
+    return client, peer
+
+
+def test_a_connection_that_is_forgotten_while_it_is_being_restored_leaves_no_record(lives: Lives) -> None:
+    _, peer = begin_restore(lives, ended=True)
+    lives.loop.call(lambda: peer.connection.close(DisconnectReason.REMOTE))
+    lives.let_handlers_finish()
+    lives._end(peer)
+    lives._check_that_nothing_is_left()
+    assert not lives.sessions._records
+
+
+def test_a_connection_that_is_superseded_while_it_is_being_restored_leaves_the_former_record(lives: Lives) -> None:
+    client, peer = begin_restore(lives, ended=False)
+    lives.loop.call(lambda: peer.connection.close(DisconnectReason.SUPERSEDED))
+    lives.let_handlers_finish()
+    lives._finish()
+    assert lives.sessions.load(client.sid, ANN)

@@ -14,7 +14,7 @@ from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.consumer import get_hub
-from reliable_cable.hub import control_bus
+from reliable_cable.hub import control_bus, session_writer
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.sessions.base import SessionRecord
 from reliable_cable.stores.streams.base import Message
@@ -139,6 +139,35 @@ async def test_the_connection_that_was_announced_last_stays_open() -> None:
         await until(lambda: not get_hub().control._unconfirmed)
         get_hub().control.receive(json.dumps({"supersede": [[first.sid, "elsewhere"]]}))
         assert await second.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
+async def test_a_connection_whose_own_session_was_restored_is_closed_before_its_own_takeover_is_announced() -> None:
+    async with Client() as former:
+        pass
+    async with Client(former.sid) as client:
+        get_hub().control.announce_takeover(former.sid, connection_of(client))
+        # The other process restored the session after this client had been welcomed, but its announcement is faster.
+        get_hub().control.receive(json.dumps({"supersede": [[client.sid, "elsewhere"]]}))
+        assert await client.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+
+
+async def test_the_former_session_can_be_restored_again_although_the_store_failed_during_the_takeover(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*args: Any) -> None:
+        raise StoreError("down")
+
+    monkeypatch.setattr(session_writer, "BACKGROUND_RETRY_DELAY", 0.001)
+    sessions = get_engine().sessions
+    async with Client() as former:
+        with monkeypatch.context() as patch:
+            patch.setattr(sessions, "asave", fail)
+            async with Client(former.sid) as second:
+                assert second.welcome["restored"]
+        await until(lambda: not get_hub().sessions.is_pending(former.sid))
+        record = await sessions.aload(former.sid, {"user": ""})
+        assert record is not None
+        assert second.sid in record.data["sids"]
 
 
 async def test_a_takeover_of_a_session_whose_connection_ended_properly_is_not_announced(
