@@ -84,9 +84,13 @@ async def test_an_id_joins_with_its_first_session_and_leaves_with_its_last(conne
     await watcher.expect(event("join", "ann"))
     await phone.send("join", room, presence={"id": "ann", "info": {"on": "phone"}})
     await phone.barrier()
-    assert await get_members(watcher, room) == {"ann": {"on": "phone"}}, "the record is updated, without an event"
+    assert await get_members(watcher, room) == {"ann": {"on": "desk"}}, "another connection's info is not changed"
+    await desk.send("join", room, presence={"id": "ann", "info": {"on": "desktop"}})
+    await desk.barrier()
+    assert await get_members(watcher, room) == {"ann": {"on": "desktop"}}, "the record is updated, without an event"
     await desk.send("unsubscribe", room)
     await desk.barrier()
+    assert await get_members(watcher, room) == {"ann": {"on": "phone"}}, "a connection takes its info along"
     await watcher.nothing()
     await phone.send("leave", room)
     await watcher.expect(event("leave", "ann"))

@@ -45,9 +45,63 @@ class TestMembers:
     ) -> None:
         store.join("s", "phone", "1", {"name": "Ann"})
         store.join("s", "phone", "1", {"name": "Anna"})
-        store.join("s", "desk", "1", {"name": "Anne"})
         assert await recorder.events() == [joined("1", {"name": "Ann"})]
-        assert store.info("s").records == {"1": {"name": "Anne"}}
+        assert store.info("s").records == {"1": {"name": "Anna"}}
+
+    async def test_a_session_that_joins_as_a_present_id_changes_nobody_elses_info(
+        self, store: PresenceStore, recorder: Recorder
+    ) -> None:
+        store.join("s", "phone", "1", {"name": "Ann"})
+        store.join("s", "impostor", "1", {"name": "Mallory"})
+        store.join("s", "impostor", "1", {"name": "Eve"})
+        assert store.info("s").records == {"1": {"name": "Ann"}}
+        store.join("s", "phone", "1", {"name": "Anna"})
+        assert store.info("s").records == {"1": {"name": "Anna"}}
+        store.leave("s", "impostor")
+        assert store.info("s").records == {"1": {"name": "Anna"}}
+        assert await recorder.events() == [joined("1", {"name": "Ann"})]
+
+    async def test_a_session_takes_its_info_along_when_it_leaves(
+        self, store: PresenceStore, recorder: Recorder
+    ) -> None:
+        store.join("s", "impostor", "1", "Mallory")
+        for session, info in {"phone": "Ann", "desk": "Anne", "pad": "Anna"}.items():
+            store.join("s", session, "1", info)
+        store.join("s", "desk", "1", "Annie")
+        store.leave("s", "phone")
+        store.leave("s", "impostor")
+        assert store.info("s").records == {"1": "Annie"}, "of the earliest session that is left"
+        store.join("s", "desk", "2", "Bob")
+        assert store.info("s").records == {"1": "Anna", "2": "Bob"}
+        assert store.leave("s", "pad") == [left("1", "Anna")]
+        assert await recorder.events() == [joined("1", "Mallory"), joined("2", "Bob"), left("1", "Anna")]
+
+    def test_a_session_that_joins_again_after_it_left_is_the_latest_one(self, store: PresenceStore) -> None:
+        for session in ("phone", "desk", "pad"):
+            store.join("s", session, "1", session)
+        for session in ("desk", "phone"):
+            store.leave("s", session)
+            store.join("s", session, "1", session)
+        assert store.info("s").records == {"1": "pad"}
+        store.leave("s", "pad")
+        assert store.info("s").records == {"1": "desk"}
+
+    def test_the_infos_of_ids_are_separate_also_if_one_id_begins_with_the_other(self, store: PresenceStore) -> None:
+        for id_ in ("1", "1 ", '1"', '1" 2', "1!"):
+            store.join("s", f"a{id_}", id_, f"{id_} first")
+            store.join("s", f"b{id_}", id_, f"{id_} then")
+        for id_ in ("1", "1 ", '1"', '1" 2', "1!"):
+            store.leave("s", f"a{id_}")
+        assert store.info("s").records == {id_: f"{id_} then" for id_ in ("1", "1 ", '1"', '1" 2', "1!")}
+
+    def test_an_expired_session_takes_its_info_along(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "impostor", "1", "Mallory")
+        clock.advance(TTL / 2)
+        store.expire()
+        store.join("s", "phone", "1", "Ann")
+        clock.advance(TTL / 2)
+        assert store.expire() == []
+        assert store.info("s").records == {"1": "Ann"}
 
     async def test_a_session_that_joins_with_another_id_leaves_the_first_id(
         self, store: PresenceStore, recorder: Recorder
@@ -238,7 +292,7 @@ class TestExpiry:
 
     def test_a_read_can_leave_out_expired_sessions(self, store: PresenceStore, clock: Clock) -> None:
         store.join("s", "phone1", "1")
-        store.join("s", "phone2", "2")
+        store.join("s", "phone2", "2", "Bob")
         store.join("t", "phone1", "1")
         clock.advance(1)
         store.join("s", "desk2", "2", "Bob")

@@ -60,7 +60,7 @@ class Member:
         stream: the name of the stream.
         session: the key of the session.
         id: the id of the member.
-        info: the info of the member.
+        info: the info of the session.
         joined: whether the session joined before, so that the store had it.
     """
 
@@ -96,8 +96,10 @@ class PresenceStore(Store):
     `settings.presence_ttl` seconds have passed since its last `refresh`.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
-    last one ends. If a member joins again with another info, the store updates the info and announces nothing. If a
-    session joins with another id, it leaves the first id.
+    last one ends. If a session joins with another id, it leaves the first id.
+
+    Each session has its own info, and changes it by joining again. The info of a member is that of its earliest session,
+    so that a session that joins later does not change what is shown. Changes of a member's info are not announced.
 
     Events are announced to the listeners of all processes that share the store. The call that caused an event also
     returns it, so that exactly one process can act on it. If the response to the call is lost, no process gets it.
@@ -120,7 +122,7 @@ class PresenceStore(Store):
             stream: the name of the stream.
             session: the key of the session.
             id: the id of the member.
-            info: the info of the member.
+            info: the info of the session.
 
         Raises:
             TypeError: `info` is not a JSON value.

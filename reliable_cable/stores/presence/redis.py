@@ -44,7 +44,8 @@ class RedisPresenceStore(RedisStore, PresenceStore):
 
     def _call(self, name: str, stream: str, *args: Argument) -> Call:
         tag = stream_tag(self.settings.key_prefix, stream)
-        keys = [f"{tag}:presence", f"{tag}:expiries", f"{tag}:sessions", f"{tag}:members", f"{tag}:left", self._index]
+        names = ("presence", "expiries", "sessions", "members", "left", "infos", "queue")
+        keys = [*(f"{tag}:{name}" for name in names), self._index]
         shared: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), stream, self.channel(stream)]
         return Call(f"presence_{name}", keys, [*shared, self.settings.presence_ttl, self.memory, *args])
 

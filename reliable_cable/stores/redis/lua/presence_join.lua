@@ -13,9 +13,17 @@ if former and former ~= id then
   events[1] = remove(session)
   former = nil
 end
-local count, order = find(id)
-if count then
-  keep(id, former and count or count + 1, order, info)
+local count, order, shown = find(id)
+-- A server of an earlier release may have removed this session, but not its info.
+if not (count and former) then dequeue(session, id) end
+local number = queued(session)
+if count and not former then
+  keep(id, count + 1, order, shown)
+  enqueue(session, id, info)
+elseif count and number then
+  redis.call('HSET', infos, session, number .. ' ' .. info)
+elseif count then
+  keep(id, count, order, info)
 else
   keep(id, 1, redis.call('HINCRBY', meta, 'n', 1), info)
   local had_left = redis.call('ZREM', left, id) == 1
