@@ -126,7 +126,7 @@ class ControlBus:
                 self._supersede(takeover)
         except Exception:
             # A server of another version may have sent it.
-            logger.exception("A control message could not be handled: %.200s", data)
+            logger.exception("A control message of %d characters could not be handled.", len(data))
 
     def _revoke(self, revocation: Revocation) -> None:
         self._revocations.put(revocation.condition, revocation)

@@ -98,8 +98,8 @@ class PresenceStore(Store):
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
     last one ends. If a session joins with another id, it leaves the first id.
 
-    Each session has its own info, and changes it by joining again. The info of a member is that of its earliest session,
-    so that a session that joins later does not change what is shown. Changes of a member's info are not announced.
+    Each session has its own info, and changes it by joining again. The info of a member is that of its earliest
+    session, so sessions that join later do not change it. Changes of a member's info are not announced.
 
     Events are announced to the listeners of all processes that share the store. The call that caused an event also
     returns it, so that exactly one process can act on it. If the response to the call is lost, no process gets it.

@@ -115,7 +115,9 @@ class MemoryPresenceStore(PresenceStore):
             state = self._streams.get(stream)
             members = dict(state.members) if state else {}
             expired = set() if overdue else {session for name, session in self._overdue() if name == stream}
-            texts = {id_: member.info for id_, member in members.items() if not expired or member.infos.keys() - expired}
+            texts = {
+                id_: member.info for id_, member in members.items() if not expired or member.infos.keys() - expired
+            }
         infos = {id_: json.loads(text) for id_, text in texts.items()} if records else None
         return PresenceInfo(len(texts), infos, self._incarnation)
 
