@@ -121,9 +121,9 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _not_numbered(self, names: Collection[str], error: Exception) -> None:
         logger.warning(
-            "Broadcasts to the streams %r were committed, but could not be numbered. The next append or poll numbers "
+            "Broadcasts to the streams %s were committed, but could not be numbered. The next append or poll numbers "
             "them.",
-            list(names),
+            ", ".join(names),
             exc_info=error,
         )
 
