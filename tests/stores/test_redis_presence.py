@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from reliable_cable.presence import presence_for
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceInfo, PresenceMissed
 from reliable_cable.stores.presence.redis import EXPIRE_SIZE, RedisPresenceStore
-from reliable_cable.stores.redis.keys import lineage_key, stream_tag
+from reliable_cable.stores.redis.keys import lineage_key
 from tests.support.redis import RedisServer, find_binaries
 
 from .conftest import Clock, MakeStore, until
@@ -75,42 +75,6 @@ def store(make_store: MakeStore) -> RedisPresenceStore:
 def keys(server: RedisServer, prefix: str) -> list[str]:
     """Return the keys of a test, except the key of the lineage record."""
     return sorted(set(server.cli("KEYS", f"{prefix}:*")) - {lineage_key(prefix)})
-
-
-class TestEarlierReleases:
-    """Servers of earlier releases do not know the keys `infos` and `queue`."""
-
-    @pytest.fixture
-    def key(self, key_prefix: str) -> Callable[[str], str]:
-        return lambda name: f"{stream_tag(key_prefix, 's')}:{name}"
-
-    def test_sessions_that_an_earlier_release_added_are_counted_and_leave(
-        self, store: RedisPresenceStore, redis_server: RedisServer, key: Callable[[str], str]
-    ) -> None:
-        store.join("s", "phone", "1", "Ann")
-        store.join("s", "desk", "1", "Anne")
-        redis_server.cli("DEL", key("infos"), key("queue"))
-        store.join("s", "pad", "1", "Anna")
-        assert store.leave("s", "phone") == []
-        assert store.leave("s", "desk") == []
-        assert store.info("s") == PresenceInfo(1, {"1": "Anna"})
-        assert store.leave("s", "pad") == [left("1", "Anna")]
-
-    def test_sessions_that_an_earlier_release_removed_are_not_shown(
-        self, store: RedisPresenceStore, redis_server: RedisServer, key: Callable[[str], str]
-    ) -> None:
-        for session in ("phone", "desk", "pad"):
-            store.join("s", session, "1", session)
-        redis_server.cli("HDEL", key("sessions"), "desk")
-        redis_server.cli("ZREM", key("expiries"), "desk")
-        redis_server.cli("HSET", key("members"), '"1"', '2 1 "phone"')
-        store.join("s", "desk", "2", "desk")
-        store.leave("s", "phone")
-        assert store.info("s").records == {"1": "pad", "2": "desk"}
-        store.leave("s", "pad")
-        store.leave("s", "desk")
-        assert store.info("s").total == 0
-        assert redis_server.cli("EXISTS", key("infos"), key("queue")) == 0
 
 
 class TestSeveralProcesses:
