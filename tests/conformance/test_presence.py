@@ -263,6 +263,22 @@ async def test_the_server_rejoins_a_member_that_a_handler_joined(strict: Server)
         await watcher.nothing()
 
 
+async def test_a_client_that_returns_still_has_the_first_info_of_its_id(strict: Server) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    async with Client(strict.url) as former, Client(strict.url) as impostor:
+        await former.subscribe(room, presence={"id": "ann", "info": {"name": "Ann"}})
+        await former.barrier()
+        await impostor.subscribe(room, presence={"id": "ann", "info": {"name": "Mallory"}})
+        await former.cut()
+        async with Client(strict.url, sid=former.sid) as client:
+            await client.send("history", room, history={"streams": {}})
+            await client.until({"type": "confirm_history"})
+            await client.send("join", room, presence={"id": "ann", "info": {"name": "Ann"}})
+            assert await wait_for_members(client, room) == {"ann": {"name": "Ann"}}
+            await client.send("leave", room)
+            assert await wait_for_members(impostor, room) == {"ann": {"name": "Mallory"}}
+
+
 async def test_a_member_that_does_not_return_after_a_server_restart_disappears(servers: ServerPool, kind: Kind) -> None:
     # Without Redis, the restart loses presence. The server then leaves the identifier out of `restored_ids`, and the
     # client subscribes again.

@@ -76,6 +76,29 @@ class TestMembers:
         assert store.leave("s", "pad") == [left("1", "Anna")]
         assert await recorder.events() == [joined("1", "Mallory"), joined("2", "Bob"), left("1", "Anna")]
 
+    @pytest.mark.parametrize("replaced", ["phone", "desk"])
+    async def test_a_session_takes_the_place_of_the_one_that_it_replaces(
+        self, store: PresenceStore, recorder: Recorder, replaced: str
+    ) -> None:
+        for session in ("phone", "desk", "impostor"):
+            store.join("s", session, "1", session)
+        assert store.join_all([Member("s", "restored", "1", "restored", replaces=replaced)]) == []
+        store.leave("s", "phone")
+        assert store.info("s").records == {"1": "restored"}
+        store.join("s", "restored", "1", "updated")
+        store.leave("s", "desk")
+        assert store.info("s").records == {"1": "updated"}
+        store.leave("s", "restored")
+        assert store.info("s").records == {"1": "impostor"}
+        assert store.leave("s", "impostor") == [left("1", "impostor")]
+        assert await recorder.events() == [joined("1", "phone"), left("1", "impostor")]
+
+    def test_a_session_replaces_only_a_member_with_the_same_id(self, store: PresenceStore) -> None:
+        store.join("s", "phone", "1")
+        store.join_all([Member("s", "desk", "2", replaces="phone"), Member("s", "pad", "3", replaces="unknown")])
+        assert list(store.info("s").records or ()) == ["1", "2", "3"]
+        assert store.refresh({"s": ["phone", "desk", "pad"]}).unknown == []
+
     def test_a_session_that_joins_again_after_it_left_is_the_latest_one(self, store: PresenceStore) -> None:
         for session in ("phone", "desk", "pad"):
             store.join("s", session, "1", session)

@@ -35,7 +35,11 @@ class Model:
         self.swept: float | None = None
         self.grace = 0.0
 
-    def join(self, session: str, id_: str, info: Any, joined: bool) -> list[PresenceEvent]:
+    def join(self, session: str, id_: str, info: Any, joined: bool, replaces: str) -> list[PresenceEvent]:
+        if session not in self.sessions and self.sessions.get(replaces, ("", 0))[0] == id_:
+            self.sessions[session] = self.sessions.pop(replaces)
+            infos = self.infos[id_].items()
+            self.infos[id_] = {session if other == replaces else other: info for other, info in infos}
         events = self.leave(session) if self.sessions.get(session, (id_,))[0] != id_ else []
         if id_ not in self.infos:
             remembered = self.left.pop(id_, -1e9) >= self.clock() - KEPT - 60
@@ -79,7 +83,14 @@ class Model:
 
 SESSIONS = st.sampled_from(["phone", "desk", "pad", "car"])
 STEPS = st.one_of(
-    st.tuples(st.just("join"), SESSIONS, st.sampled_from("123"), st.sampled_from(["Ann", {"x": 1}]), st.booleans()),
+    st.tuples(
+        st.just("join"),
+        SESSIONS,
+        st.sampled_from("123"),
+        st.sampled_from(["Ann", {"x": 1}]),
+        st.booleans(),
+        st.one_of(st.just(""), SESSIONS),
+    ),
     st.tuples(st.just("leave"), SESSIONS),
     st.tuples(st.just("refresh"), st.lists(SESSIONS, unique=True)),
     st.tuples(st.just("advance"), st.sampled_from([1, 3, 7, 30])),
@@ -98,9 +109,9 @@ def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, 
     model = Model(clock)
     for name, *args in steps:
         if name == "join":
-            session, id_, info, joined = args
-            events = store.join_all([Member("s", session, id_, info, joined)])
-            assert events == model.join(session, id_, info, joined)
+            session, id_, info, joined, replaces = args
+            events = store.join_all([Member("s", session, id_, info, joined, replaces)])
+            assert events == model.join(session, id_, info, joined, replaces)
         elif name == "leave":
             assert store.leave("s", args[0]) == model.leave(args[0])
         elif name == "refresh":

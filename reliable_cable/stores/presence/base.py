@@ -62,6 +62,8 @@ class Member:
         id: the id of the member.
         info: the info of the session.
         joined: whether the session joined before, so that the store had it.
+        replaces: the key of the former session of the same client, or `""`. If that session is a member with the same
+            id, this one takes its place in the order of joins, and the former one ends.
     """
 
     stream: str
@@ -69,6 +71,7 @@ class Member:
     id: str
     info: Any = None
     joined: bool = False
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)

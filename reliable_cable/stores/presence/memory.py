@@ -140,6 +140,7 @@ class MemoryPresenceStore(PresenceStore):
     def _join(self, member: Member, text: str) -> list[PresenceEvent]:
         events: list[PresenceEvent] = []
         key = (member.stream, member.session)
+        self._replace(member)
         former = self._sessions.get(key)
         if former is not None and former[0] != member.id:
             events += self._remove(key)
@@ -154,6 +155,16 @@ class MemoryPresenceStore(PresenceStore):
             events += joined if had_left or not member.joined else []
         known.infos[member.session] = text
         return events
+
+    def _replace(self, member: Member) -> None:
+        replaced, key = (member.stream, member.replaces), (member.stream, member.session)
+        former = self._sessions.get(replaced)
+        if former is None or former[0] != member.id or key in self._sessions:
+            return
+        self._sessions[key] = self._sessions.pop(replaced)
+        known = self._streams[member.stream].members[member.id]
+        names = {member.replaces: member.session}
+        known.infos = {names.get(session, session): text for session, text in known.infos.items()}
 
     def _overdue(self) -> list[tuple[str, str]]:
         now = self.clock()

@@ -62,7 +62,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     def _join(self, member: Member) -> Call:
         # `json.dumps` returns ASCII text, in which JSON can represent every Python string.
         id_, info = json.dumps(member.id), json.dumps(member.info, allow_nan=False)
-        return self._call("join", member.stream, member.session, id_, info, int(member.joined))
+        return self._call("join", member.stream, member.session, id_, info, int(member.joined), member.replaces)
 
     async def aleave(self, stream: str, session: str) -> list[PresenceEvent]:
         """Remove a session."""

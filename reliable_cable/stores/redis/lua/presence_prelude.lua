@@ -72,6 +72,20 @@ local function dequeue(session, id)
   return true
 end
 
+-- Change the key of a session of an id. It keeps its info and its place in the queue.
+local function rename(session, name, id)
+  redis.call('HDEL', sessions, session)
+  redis.call('ZREM', expiries, session)
+  redis.call('HSET', sessions, name, id)
+  local entry = redis.call('HGET', infos, session)
+  if entry then
+    local number = queued(session)
+    dequeue(session, id)
+    redis.call('HSET', infos, name, entry)
+    redis.call('ZADD', queue, 0, id .. ' ' .. number .. ' ' .. name)
+  end
+end
+
 -- Remove the first session of an id from the queue, and return its info; or nil if no session is queued.
 local function next_info(id)
   while true do
