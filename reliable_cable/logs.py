@@ -33,8 +33,11 @@ SERVER_LOGGERS: Final = (
     "twisted",
 )
 
-_NAMES = "(?:sid|jid|token|ticket|signature|password|secret)"
+_PARAMETERS = ("sid", "jid", "token", "ticket", "signature", "password", "secret")
+_NAMES = f"(?:{'|'.join(_PARAMETERS)})"
 _HEADERS = "(?:authorization|cookie|x-anycable-restore-sid|x-jid|x-socket-id)"
+#: A text without any of these has no secret with a name. Most lines have none, and this is faster than the expression.
+_MARKS = (*_PARAMETERS, "authorization", "cookie", "x-socket-id")
 #: Secrets with their names. What precedes the secret is a group.
 _NAMED_SECRETS = re.compile(
     rf"""({_NAMES}(?:=|\\*["']\s*:\s*\\*["']))[^&\s"'\\\#;]+"""  # in a query string or a JSON object
@@ -49,6 +52,9 @@ _UNNAMED_SECRETS = re.compile(r"[0-9a-f]{32,}|eyJ[\w-]+\.[\w-]+\.[\w-]+", re.IGN
 
 def hide_secrets(text: str) -> str:
     """Replace session ids and tokens that have a name, as in `?sid=…`, by `***`."""
+    lowered = text.lower()
+    if not any(mark in lowered for mark in _MARKS):
+        return text
     return _NAMED_SECRETS.sub(lambda match: f"{match[1] or match[2] or match[3] or match[4]}***", text)
 
 
@@ -77,9 +83,12 @@ class LogText:
         return str(LogText(repr(self._value), self._limit))
 
     def _shorten(self, text: str) -> tuple[str, str]:
-        text = _UNNAMED_SECRETS.sub("***", hide_secrets(text))
-        omitted = len(text) - self._limit
-        return (text[: self._limit], f"... ({omitted} more characters)") if omitted > 0 else (text, "")
+        # The search for secrets takes time, so it is limited to little more than what is logged.
+        start = text[: 2 * self._limit]
+        hidden = _UNNAMED_SECRETS.sub("***", hide_secrets(start))
+        shown = hidden[: self._limit]
+        omitted = len(text) - len(start) + len(hidden) - len(shown)
+        return shown, f"... ({omitted} more characters)" if omitted else ""
 
 
 class TextFilter(logging.Filter):
