@@ -6,7 +6,7 @@ from django.apps import AppConfig
 
 
 class ReliableCableConfig(AppConfig):
-    """Imports the channels of all installed apps, and registers the system checks."""
+    """Imports the channels of all installed apps, registers the system checks, and keeps secrets out of logs."""
 
     name = "reliable_cable"
     verbose_name = "Reliable cable"
@@ -16,15 +16,16 @@ class ReliableCableConfig(AppConfig):
         """Import the module `cable` of each installed app, as Django's admin imports `admin`.
 
         This also registers the system checks and the built-in channel, and connects the receivers that close or check a
-        user's connections when a login ends.
+        user's connections when a login ends. Before that, it adds the filters to the loggers.
         """
         from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules
 
-        from . import checks  # noqa: F401 - registers them
+        from . import checks, logs  # noqa: F401 - registers the checks
         from .disconnecting import disconnect_logged_out
         from .login_signals import connect_receivers
 
+        logs.install()
         autodiscover_modules("cable")
         from . import pubsub_channel  # noqa: F401 - registers `$pubsub`
 

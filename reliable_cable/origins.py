@@ -167,8 +167,8 @@ def log_refusal(scope: Mapping[str, Any]) -> None:
     _logged_at = now
     host = next((value for name, value in scope.get("headers", ()) if name.lower() == b"host"), b"")
     logger.warning(
-        "A WebSocket was refused: its Origin is %s, its Host is %s. Allowed are this host, ALLOWED_HOSTS and "
+        "A WebSocket was refused: its Origin is %r, its Host is %r. Allowed are this host, ALLOWED_HOSTS and "
         "CSRF_TRUSTED_ORIGINS, or `allowed_origins` of the consumer. Other refusals of the next minute are not logged.",
-        f"{', '.join(_origin_headers(scope))!r:.100}",
-        f"{host.decode('latin1')!r:.100}",
+        ", ".join(_origin_headers(scope)),
+        host.decode("latin1"),
     )

@@ -43,7 +43,7 @@ class PubSubChannel(Channel):
         return stream if namespace == namespace_of(self.connection) else None
 
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
-        """Allow every subscriber of the stream to join its presence."""
+        """Allow every subscriber of the stream to join its presence. The id is only a claim of the client."""
         return True
 
 

@@ -121,7 +121,7 @@ class Commands(CommandQueue):
             else:
                 await self._subscribe_with_retries(command, channel, arrived)
         except Exception:
-            logger.exception("The subscription %s could not be made.", identifier)
+            logger.exception("The subscription %r could not be made.", identifier)
             if identifier not in self.subscriptions:
                 self.connection.reject(identifier)
 
@@ -147,7 +147,7 @@ class Commands(CommandQueue):
                 if loop.time() + RETRY_DELAY > until:
                     await self._give_up(candidate, error)
                     return
-                logger.debug("The subscription %s could not be made; trying again: %s", identifier, error)
+                logger.debug("The subscription %r could not be made; trying again: %s", identifier, error)
             await asyncio.sleep(RETRY_DELAY)
             if self.connection.ending or not self.is_wanted(identifier, arrived):
                 return
@@ -192,7 +192,7 @@ class Commands(CommandQueue):
     async def _give_up(self, channel: Channel, error: Exception) -> None:
         """Disconnect the client, so that it reconnects and subscribes again."""
         identifier = channel.identifier
-        logger.warning("The subscription %s could not be made. Its client is disconnected: %s", identifier, error)
+        logger.warning("The subscription %r could not be made. Its client is disconnected: %s", identifier, error)
         self.transmit(identifier, await run_error_handler(channel, error, "subscribed"))
         self.connection.close(DisconnectReason.SERVER_RESTART)
 
@@ -257,7 +257,7 @@ class Commands(CommandQueue):
         try:
             await subscription.apply_streams(reply)
         except Exception:
-            logger.exception("A stream of %s could not be opened.", subscription.identifier)
+            logger.exception("A stream of %r could not be opened.", subscription.identifier)
             subscription.catch_up()
         if reply.streams and not subscription.revoked:
             # A stream may have been revoked before the handler started it, but after the handler had decided to.

@@ -115,7 +115,8 @@ class SubscriptionPresence:
         if stream is None or self._connection.closed:
             return
         self.member = (id_, info)
-        await self._service.join(stream, self._key, id_, info)
+        former = self._former_key if stream == self._former_stream else None
+        await self._service.join(stream, self._key, id_, info, replaces=former or "")
         self._connection.changed()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:

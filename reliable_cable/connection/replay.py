@@ -71,7 +71,7 @@ class Replay:
                 await self._handle(self._requests.popleft())
         except Exception:
             # Live messages would now leave a gap, so the client has to reconnect.
-            logger.exception("The history of %s could not be sent.", subscription.identifier)
+            logger.exception("The history of %r could not be sent.", subscription.identifier)
             subscription.connection.close(DisconnectReason.SERVER_RESTART)
         finally:
             self._ended()
@@ -105,7 +105,7 @@ class Replay:
             if pages is not None:
                 complete = await self._send_pages(streams, pages)
         except Exception:
-            logger.exception("The history of %s could not be read.", subscription.identifier)
+            logger.exception("The history of %r could not be read.", subscription.identifier)
         if not complete:
             for subscribed in subscription.streams.values():
                 if request.since is not None and self._named_position(subscribed, request) is None:

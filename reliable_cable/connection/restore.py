@@ -181,7 +181,7 @@ async def _restore_one(
             if retried and is_outage(error):
                 await asyncio.sleep(RETRY_DELAY)
                 continue
-            logger.exception("The subscription %s could not be restored.", identifier)
+            logger.exception("The subscription %r could not be restored.", identifier)
             return False
         if reply is None or not opened:
             subscription.end()

@@ -63,7 +63,7 @@ def _handle(request: HttpRequest) -> HttpResponse:
     except (InvalidPayload, InvalidStreamName, InvalidOption) as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
     except BroadcastUncertain as error:
-        logger.exception("It is not known whether the messages posted to %s were stored.", request.path)
+        logger.exception("It is not known whether the messages posted to %r were stored.", request.path)
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE,
             'Whether the messages were stored is unknown. Posting them again is safe if the "meta" of each has the '
@@ -71,7 +71,7 @@ def _handle(request: HttpRequest) -> HttpResponse:
             stored=None,
         ) from error
     except BroadcastError as error:
-        logger.exception("The messages posted to %s could not be broadcast.", request.path)
+        logger.exception("The messages posted to %r could not be broadcast.", request.path)
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE, "Nothing was broadcast: the store failed. Try again.", stored=False
         ) from error

@@ -133,7 +133,7 @@ class ControlBus:
                         self._logins.handle(message)
         except Exception:
             # A server of another version may have sent it.
-            logger.exception("A control message could not be handled: %.200s", data)
+            logger.exception("A control message of %d characters could not be handled.", len(data))
 
     def _revoke(self, revocation: Revocation) -> None:
         self._revocations.put(revocation.condition, revocation)

@@ -78,7 +78,7 @@ class Hub:
     async def _log_problems(self) -> None:
         try:
             for problem in await self.engine.streams.aproblems():
-                logger.warning("%s", problem)
+                logger.warning(problem)
         except StoreError:
             logger.warning("The stream store could not be checked. Run `manage.py cable_doctor` to check it.")
 

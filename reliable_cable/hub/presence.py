@@ -124,7 +124,7 @@ class PresenceService:
 
     # -- members ------------------------------------------------------------------------------------------------------
 
-    async def join(self, stream: str, session: str, id_: str, info: Any) -> None:
+    async def join(self, stream: str, session: str, id_: str, info: Any, *, replaces: str = "") -> None:
         """Add or update a member, and keep it present. If the store fails, the next round adds it.
 
         Args:
@@ -132,12 +132,13 @@ class PresenceService:
             session: the key of the member's session, unique within the stream.
             id_: the id that is shown as present. It may have several sessions.
             info: any JSON value that is shown with the id.
+            replaces: the key of the former session whose place it takes, or `""`.
         """
         if self._stopped:
             return
         former = self._members.get((stream, session))
         joined = former is not None and former.member.joined and former.member.id == id_
-        local = self._members[stream, session] = _LocalMember(Member(stream, session, id_, info, joined))
+        local = self._members[stream, session] = _LocalMember(Member(stream, session, id_, info, joined, replaces))
         self._start_rounds()
         try:
             await self._join_all([local])

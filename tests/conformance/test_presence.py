@@ -84,9 +84,13 @@ async def test_an_id_joins_with_its_first_session_and_leaves_with_its_last(conne
     await watcher.expect(event("join", "ann"))
     await phone.send("join", room, presence={"id": "ann", "info": {"on": "phone"}})
     await phone.barrier()
-    assert await get_members(watcher, room) == {"ann": {"on": "phone"}}, "the record is updated, without an event"
+    assert await get_members(watcher, room) == {"ann": {"on": "desk"}}, "another connection's info is not changed"
+    await desk.send("join", room, presence={"id": "ann", "info": {"on": "desktop"}})
+    await desk.barrier()
+    assert await get_members(watcher, room) == {"ann": {"on": "desktop"}}, "the record is updated, without an event"
     await desk.send("unsubscribe", room)
     await desk.barrier()
+    assert await get_members(watcher, room) == {"ann": {"on": "phone"}}, "a connection takes its info along"
     await watcher.nothing()
     await phone.send("leave", room)
     await watcher.expect(event("leave", "ann"))
@@ -257,6 +261,22 @@ async def test_the_server_rejoins_a_member_that_a_handler_joined(strict: Server)
         await client.ping(5)
         assert await get_members(watcher, identifier) == {"7": {"via": "handler"}}
         await watcher.nothing()
+
+
+async def test_a_client_that_returns_still_has_the_first_info_of_its_id(strict: Server) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    async with Client(strict.url) as former, Client(strict.url) as impostor:
+        await former.subscribe(room, presence={"id": "ann", "info": {"name": "Ann"}})
+        await former.barrier()
+        await impostor.subscribe(room, presence={"id": "ann", "info": {"name": "Mallory"}})
+        await former.cut()
+        async with Client(strict.url, sid=former.sid) as client:
+            await client.send("history", room, history={"streams": {}})
+            await client.until({"type": "confirm_history"})
+            await client.send("join", room, presence={"id": "ann", "info": {"name": "Ann"}})
+            assert await wait_for_members(client, room) == {"ann": {"name": "Ann"}}
+            await client.send("leave", room)
+            assert await wait_for_members(impostor, room) == {"ann": {"name": "Mallory"}}
 
 
 async def test_a_member_that_does_not_return_after_a_server_restart_disappears(servers: ServerPool, kind: Kind) -> None:

@@ -86,7 +86,7 @@ class TestSeveralProcesses:
         assert one.join("s", "phone", "1", "Ann") == [joined("1", "Ann")]
         assert two.join("s", "desk", "1", "Anna") == []
         assert one.leave("s", "phone") == []
-        assert three.info("s") == PresenceInfo(1, {"1": "Anna"})
+        assert three.info("s") == PresenceInfo(1, {"1": "Anna"}), "the info of the session that is left"
         assert two.leave("s", "desk") == [left("1", "Anna")]
         assert await recorder.events() == [joined("1", "Ann"), left("1", "Anna")]
         await recorder.listener.close()

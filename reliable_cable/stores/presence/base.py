@@ -60,8 +60,10 @@ class Member:
         stream: the name of the stream.
         session: the key of the session.
         id: the id of the member.
-        info: the info of the member.
+        info: the info of the session.
         joined: whether the session joined before, so that the store had it.
+        replaces: the key of the former session of the same client, or `""`. If that session is a member with the same
+            id, this one takes its place in the order of joins, and the former one ends.
     """
 
     stream: str
@@ -69,6 +71,7 @@ class Member:
     id: str
     info: Any = None
     joined: bool = False
+    replaces: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +99,10 @@ class PresenceStore(Store):
     `settings.presence_ttl` seconds have passed since its last `refresh`.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
-    last one ends. If a member joins again with another info, the store updates the info and announces nothing. If a
-    session joins with another id, it leaves the first id.
+    last one ends. If a session joins with another id, it leaves the first id.
+
+    Each session has its own info, and changes it by joining again. The info of a member is that of its earliest
+    session, so sessions that join later do not change it. Changes of a member's info are not announced.
 
     Events are announced to the listeners of all processes that share the store. The call that caused an event also
     returns it, so that exactly one process can act on it. If the response to the call is lost, no process gets it.
@@ -120,7 +125,7 @@ class PresenceStore(Store):
             stream: the name of the stream.
             session: the key of the session.
             id: the id of the member.
-            info: the info of the member.
+            info: the info of the session.
 
         Raises:
             TypeError: `info` is not a JSON value.

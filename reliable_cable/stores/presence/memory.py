@@ -24,8 +24,13 @@ Deliver = Callable[[PresenceEvent | PresenceMissed], None]
 
 @dataclass(slots=True)
 class _Member:
-    info: str  # as JSON text, so that callers share no objects with the store
-    sessions: set[str] = field(default_factory=set)
+    #: The info of each session as JSON text, so that callers share no objects with the store. The earliest session is
+    #: the first.
+    infos: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def info(self) -> str:
+        return next(iter(self.infos.values()))
 
 
 @dataclass(slots=True)
@@ -110,7 +115,9 @@ class MemoryPresenceStore(PresenceStore):
             state = self._streams.get(stream)
             members = dict(state.members) if state else {}
             expired = set() if overdue else {session for name, session in self._overdue() if name == stream}
-            texts = {id_: member.info for id_, member in members.items() if not expired or member.sessions - expired}
+            texts = {
+                id_: member.info for id_, member in members.items() if not expired or member.infos.keys() - expired
+            }
         infos = {id_: json.loads(text) for id_, text in texts.items()} if records else None
         return PresenceInfo(len(texts), infos, self._incarnation)
 
@@ -133,6 +140,7 @@ class MemoryPresenceStore(PresenceStore):
     def _join(self, member: Member, text: str) -> list[PresenceEvent]:
         events: list[PresenceEvent] = []
         key = (member.stream, member.session)
+        self._replace(member)
         former = self._sessions.get(key)
         if former is not None and former[0] != member.id:
             events += self._remove(key)
@@ -140,15 +148,23 @@ class MemoryPresenceStore(PresenceStore):
         self._sessions.move_to_end(key)
         state = self._streams.setdefault(member.stream, _Stream())
         known = state.members.get(member.id)
-        if known is not None:
-            known.info = text
-        else:
-            known = state.members[member.id] = _Member(text)
+        if known is None:
+            known = state.members[member.id] = _Member()
             had_left = state.left.pop(member.id, None) is not None
             joined = self._emit("join", member.stream, member.id, text)
             events += joined if had_left or not member.joined else []
-        known.sessions.add(member.session)
+        known.infos[member.session] = text
         return events
+
+    def _replace(self, member: Member) -> None:
+        replaced, key = (member.stream, member.replaces), (member.stream, member.session)
+        former = self._sessions.get(replaced)
+        if former is None or former[0] != member.id or key in self._sessions:
+            return
+        self._sessions[key] = self._sessions.pop(replaced)
+        known = self._streams[member.stream].members[member.id]
+        names = {member.replaces: member.session}
+        known.infos = {names.get(session, session): text for session, text in known.infos.items()}
 
     def _overdue(self) -> list[tuple[str, str]]:
         now = self.clock()
@@ -159,15 +175,15 @@ class MemoryPresenceStore(PresenceStore):
         id_, _ = self._sessions.pop(key)
         state = self._streams[stream]
         member = state.members[id_]
-        member.sessions.discard(session)
-        if member.sessions:
+        info = member.infos.pop(session)
+        if member.infos:
             return []
         del state.members[id_]
         now = self.clock()
         state.left[id_] = now
         self._tombstones.append((now, stream, id_))
         self._forget_leaves(now)
-        return self._emit("leave", stream, id_, member.info)
+        return self._emit("leave", stream, id_, info)
 
     def _forget_leaves(self, now: float) -> None:
         while self._tombstones and self._tombstones[0][0] < now - self.memory:

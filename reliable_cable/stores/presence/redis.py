@@ -44,7 +44,8 @@ class RedisPresenceStore(RedisStore, PresenceStore):
 
     def _call(self, name: str, stream: str, *args: Argument) -> Call:
         tag = stream_tag(self.settings.key_prefix, stream)
-        keys = [f"{tag}:presence", f"{tag}:expiries", f"{tag}:sessions", f"{tag}:members", f"{tag}:left", self._index]
+        names = ("presence", "expiries", "sessions", "members", "left", "infos", "queue")
+        keys = [*(f"{tag}:{name}" for name in names), self._index]
         shared: list[Argument] = [LINEAGE, NEW_TOKEN, self.script_time(), stream, self.channel(stream)]
         return Call(f"presence_{name}", keys, [*shared, self.settings.presence_ttl, self.memory, *args])
 
@@ -61,7 +62,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     def _join(self, member: Member) -> Call:
         # `json.dumps` returns ASCII text, in which JSON can represent every Python string.
         id_, info = json.dumps(member.id), json.dumps(member.info, allow_nan=False)
-        return self._call("join", member.stream, member.session, id_, info, int(member.joined))
+        return self._call("join", member.stream, member.session, id_, info, int(member.joined), member.replaces)
 
     async def aleave(self, stream: str, session: str) -> list[PresenceEvent]:
         """Remove a session."""

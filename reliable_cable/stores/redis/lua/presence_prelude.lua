@@ -1,17 +1,25 @@
 -- The functions that all presence scripts share (see presence/redis.py). They precede each script. Each script handles
 -- one stream.
 --
--- KEYS: the stream's meta, expiries, sessions, members and left; the index of all streams; the lineage record.
+-- KEYS: the stream's meta, expiries, sessions, members, left, infos and queue; the index of all streams; the lineage
+--   record.
 -- ARGV: the lineage; a new incarnation, in case the stream has no data; the time or ''; the stream's name; its channel;
 --   PRESENCE_TTL; how long, in seconds, to remember leaves; then, from 8, the arguments of the script.
 --
 -- meta (hash): i incarnation, r lineage of the data in which it began, n number of joins so far.
 -- expiries (sorted set): session -> time of expiry. sessions (hash): session -> id.
--- members (hash): id -> '<number of sessions> <number of the join> <info>'. Ids and infos are JSON texts.
+-- members (hash): id -> '<number of sessions> <number of the join> <info>'. Ids and infos are JSON texts. The info is
+--   that of the earliest session.
+-- infos (hash): session -> '<number of the join> <info>', for all sessions except the earliest one of each id.
+-- queue (sorted set): '<id> <number of the join> <session>', for the sessions in infos. All scores are 0, so the sessions
+--   of an id are in the order of their joins.
+--   Servers of earlier releases know neither infos nor queue. They replace the info in members when a session joins, and
+--   leave entries of removed sessions in the queue.
 -- left (sorted set): id -> time of the leave. Ids that joined again are not included.
 -- index (sorted set): name of a stream -> time of the first expiry of its sessions.
 
-local meta, expiries, sessions, members, left, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local meta, expiries, sessions, members, left = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local infos, queue, index = KEYS[6], KEYS[7], KEYS[8]
 local lineage, fresh, now, stream, channel = require_lineage(), ARGV[2], clock(ARGV[3]), ARGV[4], ARGV[5]
 local ttl, memory = tonumber(ARGV[6]), tonumber(ARGV[7])
 
@@ -43,6 +51,58 @@ local function keep(id, count, order, info)
   redis.call('HSET', members, id, string.format('%d %s ', count, order) .. info)
 end
 
+-- Return the number of the join of a session, if it is in infos.
+local function queued(session)
+  local entry = redis.call('HGET', infos, session)
+  return entry and string.match(entry, '^%d+')
+end
+
+local function enqueue(session, id, info)
+  local number = string.format('%016d', redis.call('HINCRBY', meta, 'n', 1))
+  redis.call('HSET', infos, session, number .. ' ' .. info)
+  redis.call('ZADD', queue, 0, id .. ' ' .. number .. ' ' .. session)
+end
+
+-- Remove a session from infos and the queue. Return whether it was there.
+local function dequeue(session, id)
+  local number = queued(session)
+  if not number then return false end
+  redis.call('HDEL', infos, session)
+  redis.call('ZREM', queue, id .. ' ' .. number .. ' ' .. session)
+  return true
+end
+
+-- Change the key of a session of an id. It keeps its info and its place in the queue.
+local function rename(session, name, id)
+  redis.call('HDEL', sessions, session)
+  redis.call('ZREM', expiries, session)
+  redis.call('HSET', sessions, name, id)
+  local entry = redis.call('HGET', infos, session)
+  if entry then
+    local number = queued(session)
+    dequeue(session, id)
+    redis.call('HSET', infos, name, entry)
+    redis.call('ZADD', queue, 0, id .. ' ' .. number .. ' ' .. name)
+  end
+end
+
+-- Remove the first session of an id from the queue, and return its info; or nil if no session is queued.
+local function next_info(id)
+  while true do
+    -- '!' follows the space. No id is the beginning of another one, because ids are quoted.
+    local first = redis.call('ZRANGEBYLEX', queue, '[' .. id .. ' ', '(' .. id .. '!', 'LIMIT', 0, 1)[1]
+    if not first then return nil end
+    local number, session = string.match(first, '^(%d+) (.*)$', #id + 2)
+    local info = redis.call('HGET', infos, session)
+    local valid = redis.call('HGET', sessions, session) == id and queued(session) == number
+    redis.call('ZREM', queue, first)
+    if valid then
+      redis.call('HDEL', infos, session)
+      return string.sub(info, #number + 2)
+    end
+  end
+end
+
 -- Announce a join ('j') or a leave ('l'), and return the event.
 local function announce(kind, id, info)
   publish(channel, kind .. '{"id":' .. id .. ',"info":' .. info .. '}')
@@ -56,8 +116,9 @@ local function remove(session)
   redis.call('HDEL', sessions, session)
   local count, order, info
   if id then count, order, info = find(id) end
+  local earliest = not (id and dequeue(session, id))
   if not count then return nil end
-  if count > 1 then return keep(id, count - 1, order, info) end
+  if count > 1 then return keep(id, count - 1, order, earliest and next_info(id) or info) end
   redis.call('HDEL', members, id)
   redis.call('ZADD', left, text(now), id)
   return announce('l', id, info)
@@ -76,6 +137,5 @@ local function finish()
   else
     redis.call('ZREM', index, stream)
   end
-  for key = 1, 5 do redis.call('PEXPIRE', KEYS[key], math.ceil(life * 1000)) end
+  for key = 1, 7 do redis.call('PEXPIRE', KEYS[key], math.ceil(life * 1000)) end
 end
-

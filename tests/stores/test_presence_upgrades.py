@@ -1,0 +1,59 @@
+"""Presence in a Redis that servers of earlier releases use, too. They do not know the keys `infos` and `queue`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from reliable_cable.conf import CableSettings
+from reliable_cable.stores.presence.base import PresenceInfo
+from reliable_cable.stores.presence.redis import RedisPresenceStore
+from reliable_cable.stores.redis.keys import stream_tag
+from tests.support.redis import RedisServer
+
+from .presence import left
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def store(redis_url: str, key_prefix: str) -> Iterator[RedisPresenceStore]:
+    store = RedisPresenceStore(CableSettings(redis_url=redis_url, key_prefix=key_prefix))
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def key(key_prefix: str) -> Callable[[str], str]:
+    return lambda name: f"{stream_tag(key_prefix, 's')}:{name}"
+
+
+def test_sessions_that_an_earlier_release_added_are_counted_and_leave(
+    store: RedisPresenceStore, redis_server: RedisServer, key: Callable[[str], str]
+) -> None:
+    store.join("s", "phone", "1", "Ann")
+    store.join("s", "desk", "1", "Anne")
+    redis_server.cli("DEL", key("infos"), key("queue"))
+    store.join("s", "pad", "1", "Anna")
+    assert store.leave("s", "phone") == []
+    assert store.leave("s", "desk") == []
+    assert store.info("s") == PresenceInfo(1, {"1": "Anna"})
+    assert store.leave("s", "pad") == [left("1", "Anna")]
+
+
+def test_sessions_that_an_earlier_release_removed_are_not_shown(
+    store: RedisPresenceStore, redis_server: RedisServer, key: Callable[[str], str]
+) -> None:
+    for session in ("phone", "desk", "pad"):
+        store.join("s", session, "1", session)
+    redis_server.cli("HDEL", key("sessions"), "desk")
+    redis_server.cli("ZREM", key("expiries"), "desk")
+    redis_server.cli("HSET", key("members"), '"1"', '2 1 "phone"')
+    store.join("s", "desk", "2", "desk")
+    store.leave("s", "phone")
+    assert store.info("s").records == {"1": "pad", "2": "desk"}
+    store.leave("s", "pad")
+    store.leave("s", "desk")
+    assert store.info("s").total == 0
+    assert redis_server.cli("EXISTS", key("infos"), key("queue")) == 0
