@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from reliable_cable.conf import CableSettings
+from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.presence.base import Member
 from reliable_cable.stores.presence.redis import RedisPresenceStore
@@ -99,6 +100,28 @@ class TestLineage(RedisPair):
         (third,) = await append(store, "3")
         assert len({first.epoch, second.epoch, third.epoch}) == 3
         assert await append(make_store(primary.port), "4") == [StreamPosition(third.epoch, 2)]
+
+    async def test_a_refused_command_while_a_connection_opens_begins_no_second_epoch(
+        self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore
+    ) -> None:
+        store = make_store()
+        await append(store, "1")
+        await asyncio.to_thread(fail_over, address, primary, replica)
+        # A second connection finds the new lineage, but its reply waits.
+        replica.cli("CLIENT", "PAUSE", 60_000, "WRITE")
+        second = store.client.new_connection()
+        opening = asyncio.create_task(second.connect())
+        await until(lambda: "cmd=eval" in replica.cli("CLIENT", "LIST"))
+        # The old primary refuses a command on the first connection.
+        address.refuse()
+        with pytest.raises(BroadcastError):
+            await append(store, "refused")
+        address.accept()
+        replica.cli("CLIENT", "UNPAUSE")
+        await opening
+        await second.disconnect()
+        (first,) = await append(make_store(), "2")
+        assert await append(store, "3") == [StreamPosition(first.epoch, 2)]
 
     async def test_presence_ends_with_the_lineage(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, made_stores: list[Any]

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,12 @@ from .store_faults import Kinds, StoreFaults
 PAUSE = 2.0
 #: The longest time, in seconds, during which no data passes to or from Redis. It exceeds the timeouts of connections.
 STALL = 9.0
+
+#: The exit codes of a server that was stopped by SIGTERM.
+STOPPED = [0, -signal.SIGTERM]
+if sys.version_info < (3, 11, 8):
+    # Python may crash at its exit if a task is pending (python/cpython#113566). Under daphne, Django leaves one.
+    STOPPED.append(-signal.SIGSEGV)
 
 
 class Faults:
@@ -138,6 +146,7 @@ class Faults:
         if server is None:
             return False
         with self._busy.using(server):
+            await self._check_running(server)
             await server.restart()
         return True
 
@@ -146,9 +155,19 @@ class Faults:
         if server is None:
             return False
         with self._busy.using(server):
-            await server.terminate()
+            if await self._check_running(server):
+                code = await server.terminate()
+                if code not in STOPPED:
+                    self.complaints.append(f"{server.kind} ended with the exit code {code} after SIGTERM")
             await server.restart()
         return True
+
+    async def _check_running(self, server: Server) -> bool:
+        """Return whether a server is running. Record a complaint if it has ended by itself."""
+        alive = server.alive
+        if not alive:
+            self.complaints.append(f"{server.kind} has ended by itself with the exit code {await server.stopped()}")
+        return alive
 
     # -- Redis --------------------------------------------------------------------------------------------------------
 

@@ -46,12 +46,24 @@ class Stage:
         self.database: Path
         self.broker: RedisServer
         self.beside: OtherProcess
+        self.worker: Worker
         self._stack = AsyncExitStack()
 
     @property
     def url(self) -> str:
         """The URL of the cable."""
         return f"ws://127.0.0.1:{self.web.port}/cable"
+
+    def dead_processes(self) -> list[str]:
+        """Return a description of each process that has ended by itself. Call this when no fault is being made."""
+        alive: dict[str, bool] = {server.kind: server.alive for server in self.servers}
+        alive |= {"the process for calls": self.beside.alive, "the worker": self.worker.alive}
+        alive["the broker"] = self.broker.alive
+        if self.redis is not None:
+            alive["Redis"] = self.redis.primary.alive
+            alive["the replica of Redis"] = self.redis.replica.alive or not self.redis.replicated
+        dead = [f"{name} has ended by itself" for name in alive if not alive[name]]
+        return dead + [f"a child of the worker has ended: {line}" for line in self.worker.dead_children]
 
     async def __aenter__(self) -> Self:
         try:
@@ -86,7 +98,8 @@ class Stage:
         self.beside = self._stack.enter_context(OtherProcess(self.servers[-1], self.folder / "process.log"))
         tasks = {"CABLE_TEST_BROKER": self.broker.url, "CABLE_TEST_RESULTS": self.broker.url}
         variables = {**self._variables, **self._clock("worker"), **tasks}
-        await self._enter_in_thread(Worker(self.folder, environment(self.database, settings, **variables)))
+        self.worker = Worker(self.folder, environment(self.database, settings, **variables))
+        await self._enter_in_thread(self.worker)
 
     def _server(self, kind: Kind, settings: dict[str, Any]) -> Server:
         variables = {**self._variables, **self._clock(kind)}

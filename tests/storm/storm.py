@@ -101,6 +101,7 @@ class Storm:
             outcome.catching_up = now() - over
             history = sorted(self._faults.history, key=lambda fault: fault.begun)
             outcome.history = [(fault.begun - start, fault.kind) for fault in history]
+            outcome.complaints += self._stage.dead_processes()
             if self._plan.has_presence:
                 outcome.findings += await self._members.wait_for_lists(self._stage.beside)
                 outcome.findings += self._members.judge(self._stage.signals, self._faults.history)
@@ -216,7 +217,7 @@ class Storm:
         outcome.restores = sum(client.restores for client in self._clients) + self._npm.counts["restore"] // per_cable
         outcome.recreated = sum(client.recreated for client in self._clients) + self._npm.counts["recreate"]
         outcome.changes = self._members.changes
-        outcome.complaints = [*self._logs.complaints, *self._faults.complaints]
+        outcome.complaints += [*self._logs.complaints, *self._faults.complaints]
         for broadcaster in self._all_broadcasters:
             outcome.complaints += broadcaster.complaints
         for client in self._clients:

@@ -38,6 +38,22 @@ class Worker:
         """The output of the process."""
         return self._log.read_text(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        assert self._process is not None, "the worker was not started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is running. It starts a new child for each child that has ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def dead_children(self) -> list[str]:
+        """The lines of the log about children that have ended by themselves."""
+        return [line for line in self.log.splitlines() if " exited with " in line]
+
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "celery", "-A", f"{PROJECT}.celery", "worker", "--pool", "prefork"]
         command += ["--concurrency", str(self._processes), "--loglevel", "INFO", "--without-gossip", "--without-mingle"]

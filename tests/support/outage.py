@@ -37,7 +37,7 @@ def hanging(host: str) -> Iterator[None]:
         # The postmaster is stopped first, so that it starts no new processes.
         _send(signal.SIGSTOP, postmaster)
         stopped.append(postmaster)
-        for process in _children(postmaster):
+        for process in child_pids(postmaster):
             _send(signal.SIGSTOP, process)
             stopped.append(process)
         yield
@@ -46,7 +46,7 @@ def hanging(host: str) -> Iterator[None]:
             _send(signal.SIGCONT, process)
 
 
-def _children(process: int) -> list[int]:
+def child_pids(process: int) -> list[int]:
     """Return the ids of the child processes."""
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], check=False, capture_output=True, text=True)
     return [int(line) for line in listed.stdout.split()]

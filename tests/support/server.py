@@ -293,6 +293,11 @@ class OtherProcess:
         sink.flush()
         return source.readline()
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process is running."""
+        return self._process.poll() is None
+
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
     assert process.stdout is not None

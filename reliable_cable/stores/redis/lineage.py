@@ -51,7 +51,7 @@ class LineageTracker:
         #: The number of the current generation. Connections of earlier generations are reopened before their next use.
         self._generation = 0
         self._reopened_at = -REOPEN_INTERVAL
-        #: All lineages that this process has seen.
+        #: All lineages that `identity` has had.
         self._seen_lineages: set[str] = set()
         self._lock = threading.Lock()
 
@@ -138,11 +138,11 @@ class LineageTracker:
     def _record_identity(self, identity: Identity, generation: int) -> int:
         """Record the server and the lineage of a new connection, and return the connection's generation."""
         with self._lock:
-            self._seen_lineages.add(identity.lineage)
+            # If the generation has ended during the handshake, it is unknown which lineage is the newer one.
             if generation == self._generation and identity != self.identity:
-                if self.identity is not None:
-                    self._generation += 1
+                self._generation += 1
                 self.identity = identity
+                self._seen_lineages.add(identity.lineage)
                 return self._generation
             return generation
 
