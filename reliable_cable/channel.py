@@ -16,7 +16,7 @@ from .exceptions import ChannelError
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import BatchOptions, check_stream_name, encode_json
+from .validation import BatchOptions, check_stream_name, copy_json, encode_json
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -373,13 +373,13 @@ class Channel:
         """Return the state as JSON values.
 
         Raises:
-            ChannelError: a value is not a JSON value.
+            ChannelError: a value is not a JSON value, or the values are nested too deeply.
         """
         if not self._state:
             return {}
         try:
-            dumped: dict[str, Any] = json.loads(json.dumps(self._state, allow_nan=False))
-        except (TypeError, ValueError) as error:
+            dumped: dict[str, Any] = copy_json(self._state)
+        except (TypeError, ValueError, RecursionError) as error:
             raise ChannelError(f"{type(self).__name__}: state must have JSON values only: {error}.") from None
         return dumped
 

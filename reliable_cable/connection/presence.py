@@ -115,7 +115,11 @@ class SubscriptionPresence:
         if stream is None or self._connection.closed:
             return
         self.member = (id_, info)
-        await self._service.join(stream, self._key, id_, info)
+        try:
+            await self._service.join(stream, self._key, id_, info)
+        except Exception:
+            self.member = None  # the info is not JSON, and would not be JSON in the session record either
+            raise
         self._connection.changed()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:
