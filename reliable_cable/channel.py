@@ -13,6 +13,7 @@ from django.db.models import Model
 from .broadcasting import Batch
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
+from .protocol.params import Params
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
@@ -150,7 +151,7 @@ class Channel:
 
     def __init__(self, connection: Any, params: Mapping[str, Any] | None = None, identifier: str = "") -> None:
         self.connection = connection
-        self.params: dict[str, Any] = dict(params or {})
+        self.params: dict[str, Any] = Params(params or {})
         self.identifier = identifier
         self._reply: Reply | None = None
         self._state: dict[str, Any] | None = None
@@ -208,7 +209,7 @@ class Channel:
         """Decide whether an action may be called. Return False to ignore the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
-        """Handle an error that another handler raised. Its traceback was logged, and its reply was dropped.
+        """Handle an error that another handler raised. It was logged, and the reply of the handler was dropped.
 
         The reply of this handler is applied, so it can send a message to the client. While `subscribed` is retried
         because a database or store cannot be reached, this is called after the last attempt only.
@@ -378,10 +379,9 @@ class Channel:
         if not self._state:
             return {}
         try:
-            dumped: dict[str, Any] = copy_json(self._state)
+            return dict(copy_json(self._state))
         except (TypeError, ValueError, RecursionError) as error:
             raise ChannelError(f"{type(self).__name__}: state must have JSON values only: {error}.") from None
-        return dumped
 
     def load_state(self, values: Mapping[str, Any]) -> None:
         """Load a state that `dump_state` returned. Values that the class does not declare are dropped."""

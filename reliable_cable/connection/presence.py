@@ -17,7 +17,7 @@ from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import PresenceJoin, Reply
 
 from .connection import Connection
-from .handlers import invoke_isolated
+from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
 
 logger = logging.getLogger("reliable_cable")
@@ -103,6 +103,9 @@ class SubscriptionPresence:
             return False
         try:
             return bool(await invoke_isolated(channel.connection, partial(authorize, claim.id, claim.info)))
+        except REFUSALS as error:
+            logger.info("A join was refused: %s.authorize_presence() raised %r", type(channel).__name__, error)
+            return False
         except Exception as error:
             if is_outage(error):
                 raise
