@@ -115,7 +115,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     def connect(self) -> Any:
         """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it.
 
-        Errors such as `PermissionDenied` refuse it, too (see README.md).
+        `ObjectDoesNotExist`, `PermissionDenied`, `ValidationError` and `Http404` refuse it, too.
         """
 
     def disconnect(self, code: int) -> Any:
