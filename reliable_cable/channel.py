@@ -12,10 +12,11 @@ from .broadcasting import Batch
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
 from .namespaces import namespace_of, qualify
+from .protocol.params import Params
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import BatchOptions, encode_json, qualify_stream, target_name
+from .validation import BatchOptions, copy_json, encode_json, qualify_stream, target_name
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -149,7 +150,7 @@ class Channel:
 
     def __init__(self, connection: Any, params: Mapping[str, Any] | None = None, identifier: str = "") -> None:
         self.connection = connection
-        self.params: dict[str, Any] = dict(params or {})
+        self.params: dict[str, Any] = Params(params or {})
         self.identifier = identifier
         self._reply: Reply | None = None
         self._state: dict[str, Any] | None = None
@@ -207,7 +208,7 @@ class Channel:
         """Decide whether an action may be called. Return False to ignore the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
-        """Handle an error that another handler raised. Its traceback was logged, and its reply was dropped.
+        """Handle an error that another handler raised. It was logged, and the reply of the handler was dropped.
 
         The reply of this handler is applied, so it can send a message to the client. While `subscribed` is retried
         because a database or store cannot be reached, this is called after the last attempt only.
@@ -375,15 +376,14 @@ class Channel:
         """Return the state as JSON values.
 
         Raises:
-            ChannelError: a value is not a JSON value.
+            ChannelError: a value is not a JSON value, or the values are nested too deeply.
         """
         if not self._state:
             return {}
         try:
-            dumped: dict[str, Any] = json.loads(json.dumps(self._state, allow_nan=False))
-        except (TypeError, ValueError) as error:
+            return dict(copy_json(self._state))
+        except (TypeError, ValueError, RecursionError) as error:
             raise ChannelError(f"{type(self).__name__}: state must have JSON values only: {error}.") from None
-        return dumped
 
     def load_state(self, values: Mapping[str, Any]) -> None:
         """Load a state that `dump_state` returned. Values that the class does not declare are dropped."""

@@ -25,7 +25,7 @@ from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
 from .connection.connection import Connection
-from .connection.handlers import invoke, invoke_isolated
+from .connection.handlers import REFUSALS, invoke, invoke_isolated
 from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
@@ -117,7 +117,10 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
     def connect(self) -> Any:
-        """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it."""
+        """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it.
+
+        `ObjectDoesNotExist`, `PermissionDenied`, `ValidationError` and `Http404` refuse it, too.
+        """
 
     def disconnect(self, code: int) -> Any:
         """Clean up after the connection has ended and its channels were unsubscribed (`def` or `async def`).
@@ -225,6 +228,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             _install_drain(transport)
         try:
             await invoke(self.connect, CableConsumer)
+        except REFUSALS as error:
+            logger.info("%s.connect refused its client: %r", type(self).__name__, error)
+            self.reject_connection()
         except Exception as error:
             if not is_outage(error):
                 raise

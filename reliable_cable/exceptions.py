@@ -48,6 +48,10 @@ class ChannelError(CableError):
     """A channel class is declared or used in a way that cannot work."""
 
 
+class MissingParam(CableError, KeyError):
+    """A client subscribed without a parameter that its channel reads with `self.params[name]`."""
+
+
 class StoreError(CableError):
     """A store could not be read or changed."""
 

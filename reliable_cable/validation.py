@@ -17,6 +17,7 @@ from .exceptions import ChannelError, InvalidOption, InvalidPayload, InvalidStre
 from .identity import row_name
 from .middleware import current_socket_id
 from .namespaces import current_namespace, qualify
+from .protocol.nesting import TOO_DEEP, is_too_deep
 from .protocol.payloads import is_falsy
 from .stores.sessions.base import is_session_id
 from .stores.streams.base import Message
@@ -205,10 +206,27 @@ def encode_json(value: Any) -> tuple[str, int]:
     """Return a value as JSON text, and the size of the text in bytes.
 
     Raises:
-        TypeError, ValueError, RecursionError: the value cannot be encoded.
+        TypeError, ValueError, RecursionError: the value cannot be encoded, or is nested too deeply.
     """
     text = json.dumps(value, cls=DjangoJSONEncoder, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    _check_depth(text)
     return text, len(text.encode())
+
+
+def copy_json(value: Any) -> Any:
+    """Return a deep copy of a JSON value.
+
+    Raises:
+        TypeError, ValueError, RecursionError: the value is not a JSON value, or is nested too deeply.
+    """
+    text = json.dumps(value, allow_nan=False)
+    _check_depth(text)
+    return json.loads(text)
+
+
+def _check_depth(text: str) -> None:
+    if is_too_deep(text):
+        raise ValueError(f"it has {TOO_DEEP}")
 
 
 def _encode(stream: str, data: Any) -> str:

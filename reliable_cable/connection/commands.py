@@ -23,7 +23,7 @@ from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
 from .connection import Connection
-from .handlers import REFUSED, cancelled, invoke_isolated, run_error_handler
+from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
 from .queue import CommandQueue
 from .started import Started
 from .subscription import Subscription
@@ -328,7 +328,10 @@ class Commands(CommandQueue):
             channel.undo(saved)
             if retried and is_outage(cause):
                 raise
-            logger.exception("%s: %s failed.", type(channel).__name__, name)
+            if isinstance(cause, REFUSALS) and handler != channel.unsubscribed:
+                logger.info("%s: %s refused its client: %r", type(channel).__name__, name, cause)
+            else:
+                logger.exception("%s: %s failed.", type(channel).__name__, name)
             reply = await run_error_handler(channel, cause, name)
         if not reply.changed or await self.connection.save():
             self.transmit(channel.identifier, reply)

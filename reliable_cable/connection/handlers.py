@@ -12,17 +12,24 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Final
+
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
+from django.http import Http404
 
 from reliable_cable.channel import Channel
 from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
+from reliable_cable.exceptions import MissingParam
 from reliable_cable.reply import Reply
 
 logger = logging.getLogger("reliable_cable")
 
 #: The reply of a handler that was not called because its check returned False.
 REFUSED = Reply(rejected=True)
+
+#: The errors with which a handler refuses what its client asked for. They are logged without a traceback.
+REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
 
 
 def cancelled(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import PresenceJoin, Reply
 
 from .connection import Connection
-from .handlers import invoke_isolated
+from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
 
 logger = logging.getLogger("reliable_cable")
@@ -103,6 +103,9 @@ class SubscriptionPresence:
             return False
         try:
             return bool(await invoke_isolated(channel.connection, partial(authorize, claim.id, claim.info)))
+        except REFUSALS as error:
+            logger.info("A join was refused: %s.authorize_presence() raised %r", type(channel).__name__, error)
+            return False
         except Exception as error:
             if is_outage(error):
                 raise
@@ -116,7 +119,11 @@ class SubscriptionPresence:
             return
         self.member = (id_, info)
         former = self._former_key if stream == self._former_stream else None
-        await self._service.join(stream, self._key, id_, info, replaces=former or "")
+        try:
+            await self._service.join(stream, self._key, id_, info, replaces=former or "")
+        except Exception:
+            self.member = None  # the info is not JSON, and would not be JSON in the session record either
+            raise
         self._connection.changed()
 
     def join_later(self, joins: Iterable[PresenceClaim | PresenceJoin]) -> None:

@@ -20,6 +20,7 @@ from reliable_cable.exceptions import (
     InvalidStreamName,
     PayloadTooLarge,
 )
+from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
 from reliable_cable.validation import BatchItem, ItemOptions, check_stream_name
 
 from .commands import FORMAT as COMMAND
@@ -80,8 +81,11 @@ def _handle(request: HttpRequest) -> HttpResponse:
 
 def _parse(body: bytes) -> Any:
     try:
-        return json.loads(body.decode())
-    except (ValueError, RecursionError) as error:
+        text = body.decode()
+        if is_too_deep(text):
+            raise _invalid(f"The body has {TOO_DEEP}")
+        return json.loads(text)
+    except ValueError as error:
         raise _invalid(f"The body is not JSON ({error})") from error
 
 
@@ -123,12 +127,12 @@ def _read_item(value: Any, what: str) -> BatchItem:
 
 def _decode(stream: str, text: str) -> Any:
     """Return the value of a JSON text. If the text is not JSON, return the text."""
+    if is_too_deep(text):
+        raise InvalidPayload(f"The payload for {stream!r} has {TOO_DEEP}.")
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except ValueError:
         return text
-    except RecursionError as error:
-        raise InvalidPayload(f"The payload for {stream!r} is nested too deeply.") from error
 
 
 def _refuse_constant(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from reliable_cable.disconnecting import check_names, disconnect_identity
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidIdentifier, StoreError
 from reliable_cable.identity import Identity
+from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
 
 from .endpoints import Refusal
 
@@ -55,9 +56,11 @@ def _condition(text: Any) -> Identity:
     """Return the identifiers of a payload. They are a JSON text in the payload, as in AnyCable."""
     if not isinstance(text, str):
         raise _invalid('The payload has no "identifier" that is a string')
+    if is_too_deep(text):
+        raise _invalid(f"The identifier has {TOO_DEEP}")
     try:
         identifiers = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _invalid(f"The identifier is not JSON ({error})") from error
     if not isinstance(identifiers, dict) or not identifiers:
         raise _invalid("The identifier is not a JSON object with at least one name")

@@ -133,6 +133,9 @@ class PresenceService:
             id_: the id that is shown as present. It may have several sessions.
             info: any JSON value that is shown with the id.
             replaces: the key of the former session whose place it takes, or `""`.
+
+        Raises:
+            TypeError, ValueError: `info` is not a JSON value.
         """
         if self._stopped:
             return
@@ -144,6 +147,11 @@ class PresenceService:
             await self._join_all([local])
         except StoreError as error:
             self._report_failure(error)
+        except Exception:
+            # The store cannot encode the info. A retry in the next round would fail again, and affect other members.
+            if self._members.get(local.key) is local:
+                self.release(stream, session)
+            raise
 
     async def leave(self, stream: str, session: str) -> None:
         """Remove a member.

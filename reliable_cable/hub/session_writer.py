@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -88,8 +88,9 @@ class SessionWriter:
         self._deletions: set[str] = set()
         #: Ids of live sessions that the store may have a record of, because a write was attempted.
         self._attempted: set[str] = set()
-        #: The result of the next write: whether it succeeded, or None if it is retried because the store failed.
-        self._next: asyncio.Future[bool | None] | None = None
+        #: The result of the next write: the ids of the sessions whose records could not be written, or None if the
+        #: write is retried because the store failed.
+        self._next: asyncio.Future[Collection[str] | None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._urgent = asyncio.Event()
         self._failing = False
@@ -146,12 +147,12 @@ class SessionWriter:
             return True
         loop = asyncio.get_running_loop()
         until = loop.time() + SAVE_TIMEOUT
-        saved = None
-        while saved is None:
+        unwritten: Collection[str] | None = None
+        while unwritten is None:
             result = self._next_write()
             await asyncio.wait([result], timeout=until - loop.time())
-            saved = result.result() if result.done() else False
-        return saved
+            unwritten = result.result() if result.done() else (session.sid,)
+        return session.sid not in unwritten
 
     async def flush(self) -> None:
         """Write everything pending now, and wait for one attempt. Return at once while the store is failing."""
@@ -163,7 +164,7 @@ class SessionWriter:
         if not result.done():
             self.report_failure("written", TimeoutError("the store does not respond"))
 
-    def _next_write(self) -> asyncio.Future[bool | None]:
+    def _next_write(self) -> asyncio.Future[Collection[str] | None]:
         """Return the future result of the next write, for `asyncio.wait`: several callers share it."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
@@ -223,21 +224,19 @@ class SessionWriter:
         now = time.monotonic()
         pending = {sid: item for sid, item in self._pending.items() if item.deadline > now}
         self._pending, deletions = pending.copy(), self._deletions.copy()
-        saved: bool | None = True
+        unwritten: Collection[str] | None = None
         try:
-            await self._write_all(list(pending.items()), deletions)
+            unwritten = await self._write_all(list(pending.items()), deletions)
         except StoreError as error:
-            saved = None
             self.report_failure("written", error)
         except Exception:
             # A retry would fail, too. A client whose session has no record subscribes again.
             logger.exception("%d session records could not be written.", len(pending))
-            saved = False
-        if saved:
-            for item in pending.values():
-                if item.written is not None:
+            unwritten = pending.keys()
+        if unwritten is not None:
+            for sid, item in pending.items():
+                if item.written is not None and sid not in unwritten:
                     item.written()
-        if saved is not None:
             # A record that was replaced during the write is still pending.
             self._pending = {sid: item for sid, item in self._pending.items() if pending.get(sid) is not item}
             self._deletions -= deletions
@@ -245,20 +244,36 @@ class SessionWriter:
                 self._failing = False
                 logger.info("The session store works again.")
         if result is not None:
-            result.set_result(saved)
+            result.set_result(unwritten)
 
-    async def _write_all(self, pending: list[tuple[str, _Pending]], deletions: Collection[str]) -> None:
+    async def _write_all(self, pending: list[tuple[str, _Pending]], deletions: Collection[str]) -> set[str]:
+        """Write records, and delete others. Return the ids of the sessions whose records could not be written."""
         if self._failing:
             # Ask first whether the store works again. `save` relies on this: while the store is failing, it is sent no
             # records of new sessions.
             await self.store.atouch([UNUSED_ID])
+        unwritten: set[str] = set()
         for start in range(0, len(pending), SAVE_SIZE):
             batch = [(sid, item.make()) for sid, item in pending[start : start + SAVE_SIZE]]
             if records := {sid: record for sid, record in batch if record is not None}:
                 self._attempted |= records.keys() & self.live.keys()
-                await self.store.asave(records)
+                unwritten |= await self._save(records)
         if deletions:
             await self.store.adelete(deletions)
+        return unwritten
+
+    async def _save(self, records: Mapping[str, SessionRecord]) -> set[str]:
+        """Save records. If one of them cannot be encoded, save the others. Return the ids of those not saved."""
+        try:
+            await self.store.asave(records)
+        except StoreError:
+            raise
+        except Exception:
+            if len(records) > 1:
+                return set().union(*[await self._save({sid: record}) for sid, record in records.items()])
+            logger.exception("A session record could not be written; the session cannot be restored.")
+            return set(records)
+        return set()
 
     def _record_of(self, session: LiveSession) -> SessionRecord | None:
         # A session that has ended since then has passed its last record to `keep`.

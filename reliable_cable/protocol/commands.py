@@ -14,6 +14,7 @@ from typing import Any
 
 from reliable_cable.exceptions import ProtocolError
 
+from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
 
 
@@ -166,7 +167,7 @@ def parse_identifier(identifier: str) -> tuple[str, dict[str, Any]]:
     """Return the channel name and the params of an identifier.
 
     Raises:
-        ProtocolError: the identifier is not a JSON object with a key `channel`.
+        ProtocolError: the identifier is not a JSON object with a key `channel`, or is nested too deeply.
     """
     params = _load_object(identifier, "the identifier")
     channel = params.pop("channel", None)
@@ -184,7 +185,7 @@ def encode(value: Any) -> str:
     try:
         text = _ENCODER.encode(value)
         text.encode()
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ProtocolError("the data has a number or a text that JSON cannot represent") from None
     return text
 
@@ -206,15 +207,18 @@ def _load_object(text: str, subject: str) -> dict[str, Any]:
         subject: what the text is, for the error message.
 
     Raises:
-        ProtocolError: the text is not a JSON object.
+        ProtocolError: the text is not a JSON object, or is nested too deeply.
     """
+    # Most texts are short, so a call is saved.
+    if len(text) >= SHORTEST_TOO_DEEP and is_too_deep(text):
+        raise ProtocolError(f"{subject} has {TOO_DEEP}")
     try:
         # Nearly all texts have no white space around them. `raw_decode` does not search for it, which saves a third of
         # the time.
         value, end = _DECODER.raw_decode(text) if text[:1] == "{" else (None, -1)
         if end != len(text):
             value = _DECODER.decode(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ProtocolError(f"{subject} is not JSON") from None
     if not isinstance(value, dict):
         raise ProtocolError(f"{subject} is not a JSON object")

@@ -28,6 +28,8 @@ from reliable_cable.protocol.commands import (
 )
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 
+from .test_nesting import nested
+
 
 def parse_frame(**frame: Any) -> Any:
     return parse(json.dumps(frame))
@@ -110,6 +112,23 @@ class TestErrors:
     def test_invalid_input_raises_an_error_with_a_reason(self, text: str) -> None:
         with pytest.raises(ProtocolError, match=r"\w+ \w+"):
             parse(text)
+
+    def test_frames_data_and_identifiers_may_have_64_levels(self) -> None:
+        parse('{"command":"whisper","identifier":"I","data":' + nested(63) + "}")
+        parse_frame(command="message", identifier="I", data='{"action":"a","b":' + nested(63) + "}")
+        parse_identifier('{"channel":"C","id":' + nested(63) + "}")
+        for levels in (64, 1500, 9988):
+            with pytest.raises(ProtocolError, match="the frame has more than 64 levels"):
+                parse('{"command":"whisper","identifier":"I","data":' + nested(levels) + "}")
+            with pytest.raises(ProtocolError, match="the data of 'message' has more than 64 levels"):
+                parse_frame(command="message", identifier="I", data='{"action":"a","b":' + nested(levels) + "}")
+            with pytest.raises(ProtocolError, match="the identifier has more than 64 levels"):
+                parse_identifier('{"channel":"C","id":' + nested(levels) + "}")
+
+    def test_escaped_brackets_in_a_frame_are_brackets_in_its_data(self) -> None:
+        data = ('{"action":"a","b":' + nested(64) + "}").replace("[", "\\u005b")
+        with pytest.raises(ProtocolError, match="the data of 'message' has more than 64 levels"):
+            parse('{"command":"message","identifier":"I","data":"' + data.replace('"', '\\"') + '"}')
 
     def test_the_error_of_an_invalid_subscribe_has_its_identifier(self) -> None:
         with pytest.raises(UnansweredSubscribeError) as caught:

@@ -79,6 +79,16 @@ class TestService:
         await rounds.next()
         assert events == [PresenceEvent("s", "join", "1")]
 
+    async def test_a_member_that_cannot_be_encoded_affects_no_other_member(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds
+    ) -> None:
+        await service.join("s", "phone", "ann", None)
+        with pytest.raises(TypeError):
+            await service.join("s", "desk", "bob", object())
+        store.leave("s", "phone")  # the store has lost a member
+        await rounds.next()
+        assert list(store.info("s").records or ()) == ["ann"]
+
     async def test_no_rounds_are_made_without_members(self, service: PresenceService, rounds: Rounds) -> None:
         await settle()
         assert not service.running

@@ -14,6 +14,7 @@ from django.test.utils import isolate_apps
 from reliable_cable import Channel, ChannelError, InvalidStreamName, action, state
 from reliable_cable.channel import duplicate_channels, find_channel, registry
 from reliable_cable.reply import PresenceJoin, PresenceLeave, StreamStart, StreamStop
+from tests.protocol.test_nesting import nested
 from tests.protocol.test_payloads import FALSY, TRUTHY
 
 
@@ -197,6 +198,15 @@ class TestReply:
         with pytest.raises(ChannelError, match="cannot be encoded as JSON"):
             Channel(None).transmit(data)
 
+    def test_payloads_and_infos_may_have_64_levels(self) -> None:
+        channel = Channel(None)
+        channel.transmit(json.loads(nested(64)))
+        channel.presence.join("ann", json.loads(nested(64)))
+        with pytest.raises(ChannelError, match="more than 64 levels"):
+            channel.transmit(json.loads(nested(65)))
+        with pytest.raises(ChannelError, match="more than 64 levels"):
+            channel.presence.join("ann", json.loads(nested(65)))
+
     def test_presence_is_recorded_with_ids_as_strings(self) -> None:
         channel = Channel(None)
         channel.presence.join(42, info={"name": "x"})
@@ -241,9 +251,12 @@ class TestState:
             value = state(default=None)
 
         channel = C(None)
-        channel.value = {1, 2}  # type: ignore[assignment]
-        with pytest.raises(ChannelError, match="JSON values only"):
-            channel.dump_state()
+        for value in ({1, 2}, json.loads(nested(64)), json.loads(nested(500))):
+            channel.value = value  # type: ignore[assignment]
+            with pytest.raises(ChannelError, match="JSON values only"):
+                channel.dump_state()
+        channel.value = json.loads(nested(63))
+        assert channel.dump_state() == {"value": channel.value}
 
 
 class TestBroadcastingFor:

@@ -65,7 +65,7 @@ class TestCommands:
             (command({}), 'no "identifier" that is a string'),
             (command({"identifier": {"user": "str:ann"}}), 'no "identifier" that is a string'),
             (command({"identifier": "ann"}), "not JSON"),
-            (command({"identifier": "[" * 5000}), "not JSON"),
+            (command({"identifier": "[" * 5000}), "more than 64 levels"),
             (command({"identifier": "{}"}), "at least one name"),
             (command({"identifier": '["user"]'}), "at least one name"),
             (command(disconnect_payload(user=42)), "'user' that is neither"),

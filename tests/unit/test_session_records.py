@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -18,6 +19,11 @@ from .sessions import Session, Store, ann, number, until_kept
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_writer, "SAVE_DELAY", 0.001)
     monkeypatch.setattr(session_writer, "BACKGROUND_RETRY_DELAY", 0.002)
+
+
+class Unencodable(Session):
+    def record(self) -> SessionRecord:
+        return SessionRecord(ann, 0, {"number": object()})
 
 
 class TestWriting:
@@ -86,6 +92,17 @@ class TestWriting:
         await records.drop(broken)
         assert await number(records) == 0
         assert "no record" in caplog.text
+
+    async def test_a_record_that_cannot_be_encoded_affects_only_its_own_session(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        records = SessionRecords(Store())
+        sessions = [Session("a"), Unencodable("b"), Session("c")]
+        for session in sessions:
+            records.add(session)
+        assert await asyncio.gather(*(records.save(session) for session in sessions)) == [True, False, True]
+        assert [await number(records, sid) for sid in "abc"] == [0, None, 0]
+        assert caplog.text.count("A session record could not be written") == 1
 
     async def test_many_saves_are_few_writes(self) -> None:
         records = SessionRecords(store := Store())
@@ -176,15 +193,24 @@ class TestFailingStore:
         await until_kept(records, None)
 
     async def test_is_not_retried_after_an_unexpected_error(self, caplog: pytest.LogCaptureFixture) -> None:
-        class Odd(Session):
-            def record(self) -> SessionRecord:
-                return SessionRecord(ann, 0, {"number": object()})
-
-        records = SessionRecords(store := Store())
-        records.add(session := Odd("a"))
+        records = SessionRecords(Store())
+        records.add(session := Unencodable("a"))
         await records.save(session)
         assert "could not be written" in caplog.text
-        assert len(store.saves) == 1
+        assert not records.is_pending("a")
+
+    async def test_continues_after_an_unexpected_error_of_the_store(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        records.add(other := Session("b"))
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "adelete", AsyncMock(side_effect=ValueError("odd")))
+            records.void(other)
+            assert not await records.save(session)
+        assert "could not be written" in caplog.text
+        assert await records.save(session)
 
 
 class TestSave:

@@ -97,6 +97,21 @@ class TestFailingStore:
             assert subscription["watching"] is None
 
 
+async def test_an_info_that_cannot_be_stored_is_not_in_the_session_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def spoil(channel: Channel, id: str, info: Any) -> bool:  # noqa: A002 - the name in the protocol
+        info["user"] = object()
+        return True
+
+    monkeypatch.setattr(Room, "authorize_presence", spoil)
+    async with Client() as client:
+        await client.subscribe(ROOM)
+        await client.send("join", ROOM, presence={"id": "ann", "info": {}})
+        assert await received(client) == []
+        (subscription,) = connection_of(client).record().data["subscriptions"]
+        assert subscription["member"] is None
+        assert presence().info("room").total == 0
+
+
 async def test_a_member_moves_with_the_presence_stream() -> None:
     async with Client() as client:
         await client.subscribe(ROOM, presence={"id": "ann", "info": {}})

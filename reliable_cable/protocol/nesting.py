@@ -1,0 +1,47 @@
+"""Bounds the nesting of JSON texts.
+
+Python's decoder and its encoder fail at different depths, which depend on the version and on the call stack. Without a
+bound, one process could accept a value that fails in another one, together with everything that is encoded or read with
+it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: The most levels of arrays and objects in a JSON text. `[]` has one level.
+MAX_DEPTH: Final = 64
+
+#: What error messages say of a text that is nested too deeply.
+TOO_DEEP: Final = f"more than {MAX_DEPTH} levels of arrays and objects"
+
+#: The length of the shortest JSON text that is nested too deeply: `[[…]]`.
+SHORTEST_TOO_DEEP: Final = 2 * (MAX_DEPTH + 1)
+
+_OPENING: Final = b"[{"
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def is_too_deep(text: str) -> bool:
+    """Return whether a JSON text has more than `MAX_DEPTH` levels.
+
+    If the text is not JSON, the answer may be wrong. But if it is False, `json.loads` finds the error before it has
+    reached so many levels.
+    """
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for bracket in _brackets(text):
+        if bracket not in _OPENING:
+            depth -= 1
+        elif depth == MAX_DEPTH:
+            return True
+        else:
+            depth += 1
+    return False
+
+
+def _brackets(text: str) -> bytes:
+    """Return the brackets of a JSON text that are not inside strings."""
+    unescaped = text.encode(errors="surrogatepass").replace(rb"\\", b"").replace(rb"\"", b"")
+    return b"".join(unescaped.split(b'"')[::2]).translate(None, _NO_BRACKETS)
