@@ -20,12 +20,25 @@ pytestmark = pytest.mark.skipif(find_faketime() is None, reason="no libfaketime 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - libfaketime creates its files here
 
 SCRIPT = """
-import asyncio, json, threading, time
+import asyncio, json, resource, threading, time
 def measure(call):
     started = time.monotonic()
     call()
     return time.monotonic() - started
+def compute():
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        sum(range(1000))
+def count_waits():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    threads = [threading.Thread(target=compute) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before
 print(json.dumps({
+    "waits": count_waits(),
     "wall": time.time(),
     "monotonic": time.monotonic(),
     "sleep": measure(lambda: time.sleep(0.05)),
@@ -62,6 +75,11 @@ def test_only_the_wall_clock_is_wrong(process: subprocess.Popen[str], ahead: flo
     assert times["wall"] == pytest.approx(time.time() + ahead, abs=30)
     assert times["monotonic"] == pytest.approx(time.monotonic(), abs=30)
     assert all(0.04 < times[name] < 30 for name in ("sleep", "wait", "loop"))
+
+
+def test_threads_wait_for_the_interpreter_without_a_busy_loop(process: subprocess.Popen[str]) -> None:
+    # A thread waits 5 ms before it asks the running one to stop.
+    assert read_times(process)["waits"] < 1000
 
 
 def test_a_process_that_is_killed_leaves_no_shared_memory(process: subprocess.Popen[str]) -> None:
