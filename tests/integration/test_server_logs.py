@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -70,7 +69,7 @@ def running(command: list[str], database: Path, log: Path, port: int) -> Iterato
                 break
             time.sleep(0.05)
         yield
-        process.send_signal(signal.SIGINT if "runserver" in command else signal.SIGTERM)
+        process.terminate()
         process.wait(60)
     finally:
         process.kill()
