@@ -381,9 +381,10 @@ class Channel:
         if not self._state:
             return {}
         try:
-            return dict(copy_json(self._state))
+            copy: dict[str, Any] = copy_json(self._state)
         except (TypeError, ValueError, RecursionError) as error:
             raise ChannelError(f"{type(self).__name__}: state must have JSON values only: {error}.") from None
+        return copy
 
     def load_state(self, values: Mapping[str, Any]) -> None:
         """Load a state that `dump_state` returned. Values that the class does not declare are dropped."""

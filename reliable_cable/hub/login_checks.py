@@ -183,8 +183,7 @@ class LoginChecks:
         self._announced.set()
 
     def _postpone(self, login: Login, *, least: float) -> None:
-        shortest = self._period * least if least else 0.0
-        delay = random.uniform(shortest, self._period) if self._tick else math.inf  # noqa: S311 - spreads load
+        delay = random.uniform(self._period * least, self._period) if self._tick else math.inf  # noqa: S311 - no secret
         login.due = asyncio.get_running_loop().time() + delay
 
     def _report(self, error: Exception) -> None:
