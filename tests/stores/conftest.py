@@ -21,7 +21,7 @@ from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
 from reliable_cable.stores.streams.redis import RedisStreamStore
-from tests.stores.presence import KEPT, TTL
+from tests.stores.presence import KEPT, TTL, Recorder, listen
 from tests.support.redis import RedisPool, find_binaries
 
 MEMORY = pytest.param("memory", id="memory")
@@ -133,6 +133,14 @@ def presence_store(
     made_stores.append(store)
     yield store
     store.close()
+
+
+@pytest.fixture
+async def recorder(presence_store: PresenceStore) -> AsyncIterator[Recorder]:
+    """The events of some streams of the presence store."""
+    recorder = await listen(presence_store, "s", "t", "other")
+    yield recorder
+    await recorder.listener.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from reliable_cable.stores.presence.base import UNHEARD_TIME, Member, PresenceEvent, PresenceInfo, PresenceStore
 
 from .conftest import MEMORY, REDIS_STORES, Clock
-from .presence import KEPT, TTL, Recorder, joined, left, listen
+from .presence import KEPT, TTL, Recorder, joined, left
 
 pytestmark = pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
 
@@ -18,13 +17,6 @@ pytestmark = pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=
 @pytest.fixture
 def store(presence_store: PresenceStore) -> PresenceStore:
     return presence_store
-
-
-@pytest.fixture
-async def recorder(store: PresenceStore) -> AsyncIterator[Recorder]:
-    recorder = await listen(store, "s", "t", "other")
-    yield recorder
-    await recorder.listener.close()
 
 
 class TestMembers:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from reliable_cable.stores.presence.base import Member, PresenceStore
 
 from .conftest import MEMORY, REDIS_STORES, Clock
-from .presence import TTL, Recorder, joined, left, listen
+from .presence import TTL, Recorder, joined, left
 
 pytestmark = pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)
 
@@ -17,13 +15,6 @@ pytestmark = pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=
 @pytest.fixture
 def store(presence_store: PresenceStore) -> PresenceStore:
     return presence_store
-
-
-@pytest.fixture
-async def recorder(store: PresenceStore) -> AsyncIterator[Recorder]:
-    recorder = await listen(store, "s")
-    yield recorder
-    await recorder.listener.close()
 
 
 async def test_a_session_that_joins_as_a_present_id_changes_nobody_elses_info(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -19,13 +18,6 @@ from .presence import KEPT, TTL, Recorder, joined, left, listen
 @pytest.fixture
 def store(presence_store: PresenceStore) -> PresenceStore:
     return presence_store
-
-
-@pytest.fixture
-async def recorder(store: PresenceStore) -> AsyncIterator[Recorder]:
-    recorder = await listen(store, "s", "t", "other")
-    yield recorder
-    await recorder.listener.close()
 
 
 @pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES], indirect=True)

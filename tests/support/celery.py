@@ -12,14 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.process import OwnProcess
 from tests.support.server import PROJECT, ROOT
 
 #: How long, in seconds, a worker may take to start or to stop.
 PATIENCE = 30.0
 
 
-class Worker:
-    """A worker process with its children. Use it as a context manager, which starts and stops it.
+class Worker(OwnProcess):
+    """A worker process, which starts a new child for each child that has ended.
+
+    Use it as a context manager, which starts and stops it.
 
     Args:
         folder: the folder for the log.
@@ -28,26 +31,9 @@ class Worker:
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str], *, processes: int = 2) -> None:
-        self._log = folder / "worker.log"
+        super().__init__(folder / "worker.log")
         self._environment = environment
         self._processes = processes
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> str:
-        """The output of the process."""
-        return self._log.read_text(errors="replace")
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        assert self._process is not None, "the worker was not started"
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process is running. It starts a new child for each child that has ended."""
-        return self._process is not None and self._process.poll() is None
 
     @property
     def dead_children(self) -> list[str]:

@@ -20,6 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support.process import OwnProcess
 from tests.support.server import free_port
 
 #: How long, in seconds, a server may take to start, to save or to stop.
@@ -68,7 +69,7 @@ def find_binaries() -> tuple[Binary, ...]:
     return tuple(found.values())
 
 
-class RedisServer:
+class RedisServer(OwnProcess):
     """A server process. Use it as a context manager, which starts and kills it.
 
     It keeps its port over restarts. By default it has an append-only file, so that a SIGKILL loses no data that was
@@ -85,14 +86,13 @@ class RedisServer:
             binary = next(iter(find_binaries()), None)
         if binary is None:
             raise RuntimeError("Redis and Valkey are not installed (redis-server, valkey-server)")
+        super().__init__(folder / "redis.log")
         self.binary = binary
         self.port = 0
         self.options = {"save": "", "appendonly": "yes", "appendfsync": "no", **(options or {})}
         self._folder = folder
         self._data = folder / "data"
-        self._log = folder / "redis.log"
         self._snapshots = 0
-        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -109,22 +109,6 @@ class RedisServer:
     def url(self) -> str:
         """The URL of the server, for `REDIS_URL`."""
         return f"redis://127.0.0.1:{self.port}/0"
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process is running."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """The id of the process."""
-        assert self._process is not None, "the server was not started"
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        """The output of the process, over all its starts."""
-        return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self) -> None:
         """Start the process with its existing data, and wait until it answers."""

@@ -20,6 +20,8 @@ from typing import IO, Any, Literal, Self
 
 import httpx
 
+from tests.support.process import OwnProcess
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "tests.integration.project"
 #: The kinds of servers. "compressing" is uvicorn, started by `cable_serve --compress`.
@@ -73,7 +75,7 @@ def make_database(folder: Path, **variables: str) -> Path:
     return path
 
 
-class Server:
+class Server(OwnProcess):
     """A server process. Use it as a context manager, which starts and kills it.
 
     Args:
@@ -95,16 +97,15 @@ class Server:
         shared: bool = False,
         **variables: str,
     ) -> None:
+        super().__init__(folder / f"{kind}.log")
         self.kind = kind
         self.port = 0
         self.database = template if shared else folder / f"{kind}.sqlite3"
-        self._log = folder / f"{kind}.log"
         if not shared:
             shutil.copy(template, self.database)
         self.environment = environment(self.database, settings, **variables)
         # With Redis, servers are started by `cable_serve`, and otherwise by their own commands, to test both ways.
         self.by_cable_serve = "REDIS_URL" in (settings or {})
-        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -118,26 +119,10 @@ class Server:
     # -- the process --------------------------------------------------------------------------------------------------
 
     @property
-    def pid(self) -> int:
-        """The id of the process."""
-        assert self._process is not None, "the server was not started"
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process is running."""
-        return self._process is not None and self._process.poll() is None
-
-    @property
     def rss(self) -> int:
         """The resident memory of the process, in bytes."""
         text = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], check=True, capture_output=True).stdout
         return int(text) * 1024
-
-    @property
-    def log(self) -> str:
-        """The output of the process, over all its starts."""
-        return self._log.read_text(errors="replace")
 
     @property
     def url(self) -> str:

@@ -1,0 +1,34 @@
+"""A process that a test starts and stops: what servers, workers and stores have in common."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+
+class OwnProcess:
+    """A process with a log file. Subclasses start and stop it.
+
+    Args:
+        log: the file for its output.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The id of the process."""
+        assert self._process is not None, f"{type(self).__name__}: the process was not started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is running."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """The output of the process, over all its starts."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
