@@ -261,7 +261,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             transport=transport,
-            # Not if `connect` has authenticated another user by itself.
+            # `connect` may have authenticated another user by itself, whom the login of the session does not concern.
             login=login if login is not None and login.is_of(self.user) else None,
         )
         commands = Commands(connection)

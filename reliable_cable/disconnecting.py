@@ -178,8 +178,8 @@ def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
 def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> None:
     """Close the connections of a user who logged out, and let the user's other devices reconnect.
 
-    This is the receiver of `user_logged_out`. It raises no errors of stores, because users must be able to log out
-    while a store fails. After a failure, the disconnect is retried.
+    This is the receiver of `user_logged_out`. Errors of stores are not raised, because users must be able to log
+    out while a store fails. After a failure, the disconnect is retried.
     """
     text = identify(user)
     if text:
@@ -252,7 +252,7 @@ class _Revoke(_Disconnect):
 
     def _encode(self, at: float) -> str:
         scope = {name: text for name, text in self.condition.items() if name in (CHANNEL, STREAM)}
-        # These include the namespace, which is an entry of the identities of connections.
+        # These include the namespace, which is a part of the identity of a connection.
         connections = {name: text for name, text in self.condition.items() if name not in scope}
         return encode_subscription_revocation(SubscriptionRevocation(connections, scope, at, self._reason))
 

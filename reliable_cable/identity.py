@@ -18,12 +18,12 @@ Identity = Mapping[str, str]
 #: Every name in `identified_by` of the consumer classes that were defined in this process.
 identifier_names: set[str] = {"user"}
 
-# No identifier can have the name of one of these entries.
-#: The entry of a condition that names the channel of subscriptions.
+# No identifier can have one of these names.
+#: The name, in a condition, of the channel of subscriptions.
 CHANNEL: Final = "@channel"
-#: The entry of a condition that names a stream of subscriptions.
+#: The name, in a condition, of a stream of subscriptions.
 STREAM: Final = "@stream"
-#: The entry of an identity or a condition that has the namespace.
+#: The name, in an identity or a condition, of the namespace.
 _NAMESPACE: Final = "@namespace"
 
 #: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.

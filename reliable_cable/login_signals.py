@@ -1,10 +1,9 @@
-"""Receivers of the signals of Django that tell that a login may have ended, except for `user_logged_out`.
+"""Receivers of the signals that Django sends when a login may have ended, except for `user_logged_out`.
 
 Each of them sends one control message after the commit. The hubs of the server processes then check the logins of the
 user, or close the connections of the session. Other changes are found by the regular checks (`hub.login_checks`).
 
-Nothing is received from the model of sessions: with a receiver of `post_delete`, `clearsessions` would have to load all
-expired sessions.
+The session model has no receiver: with one of `post_delete`, `clearsessions` would have to load all expired sessions.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from .identity import Identity
 
 T = TypeVar("T")
 
-#: The entry of a condition that names a user by the primary key.
+#: The name, in a condition, of the primary key of a user.
 USER: Final = "user"
-#: The entry of a condition that names a session by the digest of its key.
+#: The name, in a condition, of the digest of a session key.
 SESSION: Final = "session"
 
 

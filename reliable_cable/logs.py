@@ -92,7 +92,7 @@ class LogText:
 
 
 class TextFilter(logging.Filter):
-    """Makes the arguments of this package's log records, and the messages of logged exceptions, a `LogText`."""
+    """Shortens the arguments of this package's log records and the messages of logged exceptions (see `LogText`)."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change a record. Return True, so that it is logged."""
@@ -154,7 +154,10 @@ def _safe(value: object) -> object:
 
 
 def _clean_traceback(record: logging.LogRecord) -> None:
-    """Format the traceback of a record, because its exceptions may have text of a client. Formatters take it over."""
+    """Hide secrets in the traceback of a record, and shorten the messages of its exceptions.
+
+    Formatters use `exc_text` if it is set.
+    """
     if not record.exc_info or record.exc_info[1] is None or record.exc_text:
         return
     formatted = TracebackException.from_exception(record.exc_info[1])

@@ -47,7 +47,7 @@ def current_namespace() -> str:
 
     Raises:
         BroadcastError: a handler runs in the context of another namespace than that of its connection.
-        ImproperlyConfigured: `NAMESPACE` cannot be imported, or returned what cannot be a namespace.
+        ImproperlyConfigured: `NAMESPACE` cannot be imported, or it returned a value that cannot be a namespace.
     """
     path = get_settings().namespace
     if path is None:

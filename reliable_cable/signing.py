@@ -22,7 +22,7 @@ def signed_stream_name(name: str) -> str:
     """Return a stream's name with a signature. A client that has it may subscribe to the stream.
 
     The signature does not expire, and anybody can use it. So put it only into pages for users who may read the stream.
-    It holds for connections of the current namespace.
+    It is valid for connections of the current namespace.
 
     Raises:
         InvalidStreamName: the name is not a string, is empty, or cannot be encoded as UTF-8.

@@ -104,7 +104,7 @@ class Connection:
     ping_interval: float
     transport: Transport
     login: Login | None = None
-    #: The context of the handlers, which is the one in which the connection is made.
+    #: A copy of the context in which the connection was made. Calls of `run_isolated` run in it.
     context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
     #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.

@@ -24,14 +24,14 @@ logger = logging.getLogger("reliable_cable")
 
 T = TypeVar("T")
 
-#: In how many rounds the logins of an interval are checked.
+#: The number of rounds in an interval. Each round checks the logins that are due.
 ROUNDS: Final = 20
 #: The most logins that are looked up in one thread hop. A larger batch would keep the event loop waiting for the GIL.
 BATCH_SIZE: Final = 100
-#: The shortest time between two checks of a login, as a part of the longest. Logins that were due at the same time, for
-#: example after an outage, are spread by it.
+#: The shortest time between two checks of a login, as a fraction of the longest. A random time in between spreads the
+#: checks of logins that were due together, for example after an outage.
 SPREAD: Final = 0.8
-#: How long, in seconds, a change of a login concerns connections that are being accepted. Regular checks do the rest.
+#: How long, in seconds, a change of a login is remembered for connections that are still being accepted.
 ACCEPT_TIME: Final = 10.0
 
 
@@ -139,7 +139,7 @@ class LoginChecks:
             if error is not None:
                 failed = True
                 self._report(error)
-            # Use a thread for half of the time at the most.
+            # Use a thread for at most half of the time.
             await asyncio.sleep(loop.time() - started)
         self._failing = failed
 

@@ -165,7 +165,7 @@ class SessionWriter:
             self.report_failure("written", TimeoutError("the store does not respond"))
 
     def _next_write(self) -> asyncio.Future[Collection[str] | None]:
-        """Return the future result of the next write, for `asyncio.wait`: several callers share it."""
+        """Start a write, and return its future. Use `asyncio.wait`, because several callers share the future."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         self._start(urgent=not self._failing)

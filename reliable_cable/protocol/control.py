@@ -15,7 +15,7 @@ class Revocation:
     """Close connections that were authenticated before a certain time.
 
     Attributes:
-        condition: the identifiers that the connections have in common, and their namespace.
+        condition: the identifiers that all these connections have, and their namespace.
         at: the time, in seconds since 1970 by the session store's clock.
         reconnect: whether the clients are to reconnect.
     """
@@ -30,7 +30,7 @@ class SubscriptionRevocation:
     """End subscriptions that were made before a certain time.
 
     Attributes:
-        condition: the identifiers that the connections have in common, and their namespace. Without identifiers, all
+        condition: the identifiers that all these connections have, and their namespace. Without identifiers, all
             connections of the namespace are meant.
         scope: names the channel or a stream of the subscriptions, see `identity.subscription_scopes`.
         at: the time, in seconds since 1970 by the session store's clock.
@@ -61,8 +61,8 @@ class LoginChange:
     """A Django login has ended, or may have ended.
 
     Attributes:
-        condition: names the logins, see `logins.Login.identity`. The login of a session that it names has ended. The
-            logins of a user whom it names are to be checked.
+        condition: the part of `logins.Login.identity` that the logins have. If it names a session, its login has ended.
+            If it names a user, the logins of the user must be checked.
     """
 
     condition: Mapping[str, str]

@@ -25,8 +25,8 @@ _NO_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 def is_too_deep(text: str) -> bool:
     """Return whether a JSON text has more than `MAX_DEPTH` levels.
 
-    If the text is not JSON, the answer may be wrong. But if it is False, `json.loads` finds the error before it has
-    reached so many levels.
+    If the text is not JSON, the result may be wrong. If it is False then, `json.loads` fails before it reaches so many
+    levels.
     """
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False

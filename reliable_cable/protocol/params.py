@@ -8,7 +8,7 @@ from reliable_cable.exceptions import MissingParam
 
 
 class Params(dict[str, Any]):
-    """A dict that raises `MissingParam` in place of `KeyError`: whether it has a key depends on the client."""
+    """A dict that raises `MissingParam` for a missing key, because the client decides which keys there are."""
 
     __slots__ = ()
 

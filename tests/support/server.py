@@ -209,7 +209,7 @@ class Server(OwnProcess):
         return _result(response.json())
 
     async def sign_in(self, username: str, *, cookie: str = "", **data: Any) -> str:
-        """Log a user in, who is created if necessary. Return the header `Cookie` of the session.
+        """Log in a user, creating the user if necessary. Return the header `Cookie` of the session.
 
         Args:
             username: the name of the user.

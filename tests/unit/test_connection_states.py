@@ -379,7 +379,7 @@ def test_each_reason_to_close_means_the_same_in_every_state(
 
 @pytest.fixture
 def lives(machines: list[Lives]) -> Iterator[Lives]:
-    """The machine without a random walk."""
+    """The state machine, for tests that give the order of events."""
     machines.append(lives := Lives())
     lives.begin()
     yield lives

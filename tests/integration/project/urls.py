@@ -12,7 +12,7 @@ from tests.integration.project.calls import perform
 
 
 def sign_in(request: HttpRequest) -> HttpResponse:
-    """Log a user in, who is created if necessary. The session expires after `expiry` seconds, if that is given."""
+    """Log in a user, creating the user if necessary. The session expires after `expiry` seconds, if that is given."""
     user, _ = get_user_model().objects.get_or_create(username=request.POST["username"])
     login(request, user)
     if "expiry" in request.POST:
