@@ -112,6 +112,8 @@ class RedisUnavailable(StoreError):
 class RedisRefused(StoreError):
     """Redis responded with an error. The call did nothing."""
 
+    sent = False
+
 
 class RedisClient:
     """Runs calls, from sync code in any thread (`run`) and from any event loop (`arun`).

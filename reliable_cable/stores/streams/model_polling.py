@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from reliable_cable.concurrency.tasks import BackgroundTasks, cancel
 from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import CableError
@@ -132,7 +133,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._seen = SeenIds()
         self._poller: asyncio.Task[None] | None = None
         #: The current poller, and earlier ones that are still cleaning up.
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
         self._woken = asyncio.Event()
         #: Streams whose wake-up arrived during their `subscribe`, before a poll could include them.
         self._woken_early: set[str] = set()
@@ -149,9 +150,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         await super().subscribe(stream)
         if self._poller is None:
             self._seen = SeenIds()
-            self._poller = asyncio.create_task(self._keep_polling(), name="cable-poller")
-            self._tasks.add(self._poller)
-            self._poller.add_done_callback(self._tasks.discard)
+            self._poller = self._tasks.spawn(self._keep_polling())
         try:
             poll = await run_store(self._store.poll, [stream], self._seen)
         except BaseException:
@@ -173,10 +172,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
     async def close(self) -> None:
         """Unsubscribe from all streams and stop polling."""
         await super().close()
-        if self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(set(self._tasks))
+        await cancel(*self._tasks.pending)
 
     def doubt(self, stream: str) -> None:
         """Announce `Advanced` for a stream at the next poll, unless the stream does not exist."""
@@ -210,11 +206,10 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
                 await self._attempt(self._poll)
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + PRUNE_INTERVAL
-                    await self._attempt(self._prune)
+                    await self._attempt(partial(run_store_write, partial(self._store.prune, limit=PRUNE_LIMIT)))
         finally:
             self._poller = None
-            receiver.cancel()
-            await asyncio.wait([receiver])
+            await cancel(receiver)
 
     async def _receive_wakeups(self) -> None:
         if self._wakeups:
@@ -226,7 +221,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             self._woken_early |= served - self._known.keys()
             self._woken.set()
 
-    async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(self, step: Callable[[], Awaitable[object]]) -> None:
         try:
             await step()
         except Exception as error:
@@ -240,9 +235,6 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             if self._failing:
                 logger.info("Streams can be polled again.")
             self._failing = False
-
-    async def _prune(self) -> None:
-        await run_store_write(partial(self._store.prune, limit=PRUNE_LIMIT))
 
     async def _poll(self) -> None:
         before = dict(self._known)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import logging
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Final
 
 from reliable_cable.conf import CableSettings
@@ -22,8 +20,6 @@ from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
 from .redis_listener import RedisStreamListener
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
@@ -71,7 +67,7 @@ class RedisStreamStore(RedisStore, StreamStore):
             try:
                 (reply,) = await self.client.arun(attempt(elapsed))
             except (RedisUnavailable, RedisRefused) as error:
-                maybe_done = maybe_done or (isinstance(error, RedisUnavailable) and error.sent)
+                maybe_done = maybe_done or error.sent
                 if not maybe_done:
                     raise BroadcastError(f"Nothing was broadcast: {error}") from error
                 if time.monotonic() - started_at > RETRY_TIME:
@@ -105,8 +101,12 @@ class RedisStreamStore(RedisStore, StreamStore):
     async def apublish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to every process, without keeping it."""
         call = Call("transient", [], [LINEAGE, self.channel(stream), f"t{message.exclude}\n{message.data}"])
-        with _broadcast_errors():
+        try:
             await self.client.arun(call)
+        except (RedisUnavailable, RedisRefused) as error:
+            if error.sent:
+                raise BroadcastUncertain(f"Whether the message was sent is unknown: {error}") from error
+            raise BroadcastError(f"Nothing was broadcast: {error}") from error
 
     publish_transient = sync_twin(apublish_transient)
 
@@ -243,19 +243,6 @@ class RedisStreamStore(RedisStore, StreamStore):
     def listen(self, deliver: Callable[[StreamEvent], None]) -> RedisStreamListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
         return RedisStreamListener(self.client, self.tails, deliver)
-
-
-@contextmanager
-def _broadcast_errors() -> Iterator[None]:
-    """Turn the errors of a transient message into `BroadcastError`."""
-    try:
-        yield
-    except RedisUnavailable as error:
-        if error.sent:
-            raise BroadcastUncertain(f"Whether the message was sent is unknown: {error}") from error
-        raise BroadcastError(f"Nothing was broadcast: {error}") from error
-    except RedisRefused as error:
-        raise BroadcastError(f"Nothing was broadcast: {error}") from error
 
 
 def _uncertain(why: str) -> BroadcastUncertain:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
+from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry
@@ -61,8 +62,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
         await super().unsubscribe(stream)
         if not self._callbacks and self._checker is not None:
             checker, self._checker = self._checker, None
-            checker.cancel()
-            await asyncio.wait([checker])
+            await cancel(checker)
 
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost."""
