@@ -10,7 +10,7 @@ expired sessions.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -81,14 +81,10 @@ def _announce(change: LoginChange) -> None:
     """Send a change to all processes, after the commit. Raise nothing, because the regular checks find it, too."""
     send = partial(_send, change)
     try:
-        if not defer_to_commit(partial(_send_after_commit, send), None):
+        if not defer_to_commit(partial(call_after_commit, send, failed=_report), None):
             send()
     except Exception as error:
         _report(error)
-
-
-def _send_after_commit(send: Callable[[], object], databases: Sequence[str]) -> None:
-    call_after_commit(send, databases, failed=_report)
 
 
 def _send(change: LoginChange) -> None:

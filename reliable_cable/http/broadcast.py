@@ -38,21 +38,8 @@ FORMAT = '{"stream": "<name>", "data": "<JSON text>", "meta": {"exclude_socket":
 META: Mapping[str, type] = {"exclude_socket": str, "transient": bool, "idempotency_key": str}
 
 
-@require_POST
-@endpoint("broadcast-cable", "broadcast_key")
-def broadcast(request: HttpRequest) -> HttpResponse:
+def receive(request: HttpRequest) -> HttpResponse:
     """Broadcast the messages in the body, or run its command. The response has the status 201 after a success."""
-    return _handle(request)
-
-
-@require_POST
-@endpoint("api-cable", "api_key")
-def publish(request: HttpRequest) -> HttpResponse:
-    """Do the same as `broadcast`, with the API key."""
-    return _handle(request)
-
-
-def _handle(request: HttpRequest) -> HttpResponse:
     try:
         parsed = _parse(read_body(request))
         if isinstance(parsed, dict) and "command" in parsed and "stream" not in parsed:
@@ -77,6 +64,11 @@ def _handle(request: HttpRequest) -> HttpResponse:
             HTTPStatus.SERVICE_UNAVAILABLE, "Nothing was broadcast: the store failed. Try again.", stored=False
         ) from error
     return HttpResponse(status=HTTPStatus.CREATED)
+
+
+#: The views that receive messages and commands with the broadcast key, and with the API key.
+broadcast = require_POST(endpoint("broadcast-cable", "broadcast_key")(receive))
+publish = require_POST(endpoint("api-cable", "api_key")(receive))
 
 
 def _parse(body: bytes) -> Any:
