@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -223,6 +224,10 @@ class RedisClient:
         """Pause the running task."""
         await asyncio.sleep(seconds)
 
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        """Return a context that raises `TimeoutError` if it takes longer than these seconds."""
+        return asyncio.timeout(seconds)
+
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
         if all(map(_is_unavailable, replies)):
@@ -321,6 +326,10 @@ class BlockingClient(RedisClient):
     async def sleep(self, seconds: float) -> None:
         """Pause this thread."""
         time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
+
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        """Return a context without a timeout: each call has the timeout of its connection."""
+        return nullcontext()
 
     async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
         return self._client._attempt(calls)

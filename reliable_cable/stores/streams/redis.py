@@ -144,6 +144,8 @@ class RedisStreamStore(RedisStore, StreamStore):
         page = await self.aread(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
 
+    position = sync_twin(aposition)
+
     async def aoffset_since(self, stream: str, since: float) -> int | None:
         """Return the offset before the first message since a time, or None if some of them are gone."""
         args: list[Argument] = [LINEAGE, self.script_time(), *self._limits(stream), f"{since:.6f}"]

@@ -45,11 +45,6 @@ class RedisStreamListener(ChannelListener, StreamListener):
         self._known: dict[str, StreamPosition] = {}
         self._checker: asyncio.Task[None] | None = None
 
-    @property
-    def connected(self) -> bool:
-        """Whether the pub/sub connection is open."""
-        return self._pubsub.connected
-
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream."""
         if self._checker is None:
