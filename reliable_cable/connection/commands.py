@@ -73,7 +73,7 @@ class Commands(CommandQueue):
         if subscription is None:
             # A command may arrive after the client's own `unsubscribe`. Only `presence` needs an answer then.
             if isinstance(command, commands.Presence):
-                self._push(messages.presence_event(command.identifier, messages.presence_error()))
+                self.connection.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))
             return
         match command:
             case commands.Perform():
@@ -215,7 +215,7 @@ class Commands(CommandQueue):
             subscription = self.subscriptions.pop(identifier)
             subscription.revoked = True
             subscription.end()
-            self._push(messages.revoked(identifier, reason))
+            self.connection.outbox.push(messages.revoked(identifier, reason))
             self.call_next(partial(self._unsubscribe, subscription))
         self.connection.changed()
 
@@ -340,7 +340,4 @@ class Commands(CommandQueue):
     def transmit(self, identifier: str, reply: Reply) -> None:
         """Send the transmissions of a reply."""
         for data in reply.transmissions:
-            self._push(messages.transmission(identifier, data))
-
-    def _push(self, text: str) -> None:
-        self.connection.outbox.push(text)
+            self.connection.outbox.push(messages.transmission(identifier, data))
