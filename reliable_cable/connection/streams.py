@@ -74,7 +74,7 @@ class SubscribedStream(Subscriber):
 
         `first` stays: if the client does not receive the notice of the loss, the next restore has to send it again.
         """
-        if self.state is SubscriberState.CATCHING_UP and self.stream.position is not None:
+        if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.stream.position
 
 

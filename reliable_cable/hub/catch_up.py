@@ -57,7 +57,7 @@ class CatchUp:
         # memory.
         async with subscriber.outbox.reading:
             await subscriber.outbox.drained()
-            if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
+            if subscriber.state is not SubscriberState.CATCHING_UP:
                 return True
             page = await self._matching_page(stream, subscriber, page)
             if subscriber.state is not SubscriberState.CATCHING_UP:
@@ -82,7 +82,7 @@ class CatchUp:
                 await self._repairs.finish(stream)
                 await asyncio.sleep(delay)
                 page = None
-            if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
+            if subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
             # Messages that the hub takes while the page is being read need not be in it.
             asked = stream.position

@@ -135,17 +135,17 @@ class Hub:
             return
         if isinstance(event, Transient):
             stream.send_transient(event)
-        elif stream.position is None:
+        elif stream.opening is not None:
             pass  # the stream is being opened, and its position is read after this
         elif isinstance(event, Advanced):
             self.repairs.request(stream)
             if stream.observer is not None:
                 self.sessions.suspect()  # the store may have been down, and may have lost data
         else:
-            self._take(stream, stream.position, event)
+            self._take(stream, event)
 
-    def _take(self, stream: HubStream, position: StreamPosition, event: Published) -> None:
-        verdict = judge(position, event.epoch, event.entry.offset)
+    def _take(self, stream: HubStream, event: Published) -> None:
+        verdict = judge(stream.position, event.epoch, event.entry.offset)
         if verdict is Verdict.NEXT:
             stream.take(event.entry, event.epoch)
             return
