@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import secrets
@@ -11,7 +10,7 @@ import time
 from functools import partial
 from typing import Final
 
-from reliable_cable.concurrency.tasks import cancel
+from reliable_cable.concurrency.tasks import cancel, wait_and_clear
 from reliable_cable.exceptions import StoreError
 from reliable_cable.stores.sessions.base import SessionRecord
 
@@ -107,9 +106,7 @@ class LossDetector:
     async def _run(self) -> None:
         try:
             while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._store.settings.sessions_ttl / CHECKS_PER_TTL):
-                        await self._due.wait()
+                await wait_and_clear(self._due, self._store.settings.sessions_ttl / CHECKS_PER_TTL)
                 if not self._writer.live:
                     break
                 await asyncio.sleep(CHECK_DELAY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import threading
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from reliable_cable.concurrency.tasks import BackgroundTasks, cancel
+from reliable_cable.concurrency.tasks import BackgroundTasks, cancel, wait_and_clear
 from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import CableError
@@ -199,10 +198,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
         try:
             while self.streams:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._interval()):
-                        await self._woken.wait()
-                self._woken.clear()
+                await wait_and_clear(self._woken, self._interval())
                 await self._attempt(self._poll)
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + PRUNE_INTERVAL
