@@ -227,10 +227,7 @@ class Hub:
     def _remove(self, stream: HubStream) -> None:
         if self._streams.get(stream.name) is stream:
             del self._streams[stream.name]
-            self._close(stream.name)
-
-    def _close(self, name: str) -> None:
-        self._closing[name] = asyncio.get_running_loop().create_task(self._stop_listening(name))
+            self._closing[stream.name] = asyncio.get_running_loop().create_task(self._stop_listening(stream.name))
 
     async def _stop_listening(self, name: str) -> None:
         try:

@@ -118,24 +118,11 @@ class RedisStreamStore(RedisStore, StreamStore):
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
-        args: list[Argument] = [
-            LINEAGE,
-            self.script_time(),
-            *self._limits(stream),
-            after,
-            max(limit, 0),
-            int(following),
-        ]
-        (reply,) = await self.client.arun(Call("read", self.keys(stream)[:2], args), idempotent=True)
-        epoch, tail, low, entries = reply
-        return StreamPage(
-            epoch.decode(),
-            int(tail),
-            int(low),
-            tuple(
-                Entry(int(id_.partition(b"-")[0]), values[1].decode(), values[5].decode()) for id_, values in entries
-            ),
-        )
+        bounds = (after, max(limit, 0), int(following))
+        call = Call("read", self.keys(stream)[:2], [LINEAGE, self.script_time(), *self._limits(stream), *bounds])
+        ((epoch, tail, low, items),) = await self.client.arun(call, idempotent=True)
+        entries = (Entry(int(id_.partition(b"-")[0]), item[1].decode(), item[5].decode()) for id_, item in items)
+        return StreamPage(epoch.decode(), int(tail), int(low), tuple(entries))
 
     read = sync_twin(aread)
 
