@@ -231,7 +231,7 @@ class ControlBus:
 
     async def _read_revocations(self) -> tuple[bool, list[tuple[HubConnection, float]]]:
         """Return whether it is certain that no revocation was lost, and when each connection was revoked."""
-        sure = self._records.enabled and await self._records.refresh()
+        sure = self._records.enabled and await self._records.losses.refresh()
         connections = self._connections.all()
         times = await self._engine.sessions.arevoked([each.identity for each in connections])
         return sure, list(zip(connections, times, strict=True))

@@ -68,7 +68,7 @@ class Hub:
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
-        self.repairs = Repairs(engine.streams, self._listener, self.sessions.suspect)
+        self.repairs = Repairs(engine.streams, self._listener, self.sessions.losses.suspect)
         self.catch_up = CatchUp(self.history, self.repairs, settings.max_pending_size)
         self.control = ControlBus(
             engine, self.connections, self.sessions, self.logins, self.tasks, self.observe, self.stop_observing
@@ -140,7 +140,7 @@ class Hub:
         elif isinstance(event, Advanced):
             self.repairs.request(stream)
             if stream.observer is not None:
-                self.sessions.suspect()  # the store may have been down, and may have lost data
+                self.sessions.losses.suspect()  # the store may have been down, and may have lost data
         else:
             self._take(stream, event)
 
