@@ -6,7 +6,6 @@ See Architecture: The way of a command.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final
@@ -15,6 +14,7 @@ from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
+from reliable_cable.logs import logger
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
 from reliable_cable.protocol.control import SubscriptionRevocation
@@ -27,8 +27,6 @@ from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_h
 from .queue import CommandQueue
 from .started import Started
 from .subscription import Subscription
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds after its arrival, to retry a `subscribe` that fails because a database or store cannot be
 #: reached. The client gives up after 10 seconds.

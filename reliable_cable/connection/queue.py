@@ -7,7 +7,6 @@ is running.
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
@@ -15,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from reliable_cable.concurrency.tasks import BackgroundTasks
+from reliable_cable.logs import logger
 from reliable_cable.protocol import commands
-
-logger = logging.getLogger("reliable_cable")
 
 #: The most commands that may be queued.
 MAX_QUEUED_COMMANDS: Final = 1024

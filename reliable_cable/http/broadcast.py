@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -20,14 +19,13 @@ from reliable_cable.exceptions import (
     InvalidStreamName,
     PayloadTooLarge,
 )
+from reliable_cable.logs import logger
 from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
 from reliable_cable.validation import BatchItem, ItemOptions, check_stream_name
 
 from .commands import FORMAT as COMMAND
 from .commands import run_command
 from .endpoints import Refusal, endpoint, read_body
-
-logger = logging.getLogger("reliable_cable")
 
 #: The most messages in one array. They are stored together, and other messages have to wait meanwhile.
 MAX_MESSAGES = 1000

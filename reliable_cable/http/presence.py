@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from http import HTTPStatus
 
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
 from reliable_cable.exceptions import InvalidStreamName, StoreError
+from reliable_cable.logs import logger
 from reliable_cable.presence import presence_for
 from reliable_cable.protocol import messages
 
 from .endpoints import Refusal, endpoint
-
-logger = logging.getLogger("reliable_cable")
 
 
 @require_safe

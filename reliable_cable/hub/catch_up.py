@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Final
 
+from reliable_cable.logs import logger
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Step, StreamPage, advance
@@ -14,8 +14,6 @@ from .history import HistoryReader
 from .repair import Repairs
 from .stream import HubStream
 from .subscriber import Subscriber, SubscriberState
-
-logger = logging.getLogger("reliable_cable")
 
 #: How many characters of entries are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024

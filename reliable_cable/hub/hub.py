@@ -7,7 +7,6 @@ of gaps.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from typing import Final
 
@@ -17,6 +16,7 @@ from reliable_cable.concurrency.tasks import BackgroundTasks, mark_retrieved
 from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Verdict, judge
 from reliable_cable.stores.engine import Engine
@@ -33,8 +33,6 @@ from .repair import Repairs
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry the opening of a stream. Clients give up a subscribe after 10 seconds.
 OPEN_TIMEOUT: Final = 8.0

@@ -15,12 +15,11 @@ from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel, wait_and_clear
 from reliable_cable.identity import condition_keys, matches
 from reliable_cable.logins import SESSION, Login, check_logins
+from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.protocol.control import LoginChange
 
 from .revocations import LatestByCondition
-
-logger = logging.getLogger("reliable_cable")
 
 T = TypeVar("T")
 

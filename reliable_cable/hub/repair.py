@@ -7,20 +7,18 @@ position at which it began, since live messages may overtake it.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Final
 
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, advance, went_back
 from reliable_cable.stores.streams.base import NOWHERE, StreamListener, StreamStore
 
 from .history import PAGE_SIZE
 from .stream import HubStream
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to wait after each read in a row that changed nothing. After the last wait, the repair ends.
 IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import secrets
 import time
@@ -12,11 +11,10 @@ from typing import Final
 
 from reliable_cable.concurrency.tasks import cancel, wait_and_clear
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .session_writer import SessionWriter
-
-logger = logging.getLogger("reliable_cable")
 
 #: How often records are checked within their time to live.
 CHECKS_PER_TTL: Final = 3

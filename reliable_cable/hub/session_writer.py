@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -14,10 +13,9 @@ from typing import Final, Protocol
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel, wait_and_clear
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to collect changed sessions before they are written together.
 SAVE_DELAY: Final = 0.05

@@ -7,19 +7,17 @@ slices, one in each iteration.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, Verdict, judge
 from reliable_cable.stores.streams.base import NOWHERE, Published, Transient
 
 from . import fanout
 from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, group_key
-
-logger = logging.getLogger("reliable_cable")
 
 #: How many former epochs a stream remembers.
 MAX_FORMER_EPOCHS: Final = 8

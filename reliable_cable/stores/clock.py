@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
 import weakref
@@ -19,10 +18,9 @@ from django.db import connections
 
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 
 from .base import Store
-
-logger = logging.getLogger("reliable_cable")
 
 #: How often, in seconds, to measure while the clock is in use.
 INTERVAL: Final = 10.0

@@ -8,7 +8,6 @@ polling.
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from reliable_cable.concurrency.background import BackgroundWorker
 from reliable_cable.concurrency.on_commit import check_hooks
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.redis.exchange import finish
@@ -32,7 +32,6 @@ from .redis import RedisStreamStore
 from .redis_listener import RedisStreamListener
 
 Item = tuple[str, Message]
-logger = logging.getLogger("reliable_cable")
 
 #: How often, in seconds, to poll the tables while Redis announces messages. The polls find messages that were not
 #: pushed to Redis because of a crash.

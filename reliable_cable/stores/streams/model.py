@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 from collections.abc import Callable, Collection, Sequence
@@ -16,6 +15,7 @@ from reliable_cable import models
 from reliable_cable.concurrency.on_commit import call_after_commit, is_manual, report_failure
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.bus import Bus
@@ -26,8 +26,6 @@ from .model_outbox import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_retention import Retention
 from .wakeup import Waker
-
-logger = logging.getLogger("reliable_cable")
 
 #: The most streams or rows that one query names.
 NAMES_PER_QUERY = 500

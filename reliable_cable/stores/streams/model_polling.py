@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import threading
 import time
@@ -16,13 +15,12 @@ from reliable_cable.concurrency.tasks import BackgroundTasks, cancel, wait_and_c
 from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import CableError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.bus import Bus, BusListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
-
-logger = logging.getLogger("reliable_cable")
 
 #: How much later than a row with a greater id, in seconds, a row may become visible and still be found.
 MAX_ROW_DELAY = 5.0

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.redis.client import RedisClient
 from reliable_cable.stores.redis.pubsub import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
-
-logger = logging.getLogger("reliable_cable")
 
 #: How often, in seconds, to check the streams' positions, in case pub/sub lost a message without an error.
 CHECK_INTERVAL: Final = 5.0

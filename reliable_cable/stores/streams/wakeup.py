@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -15,7 +14,7 @@ from typing import Any
 
 from channels.layers import InMemoryChannelLayer, get_channel_layer
 
-logger = logging.getLogger("reliable_cable")
+from reliable_cable.logs import logger
 
 GROUP = "reliable_cable"
 MESSAGE_TYPE = "cable.wake"
