@@ -20,6 +20,7 @@ from reliable_cable.exceptions import (
     PayloadTooLarge,
 )
 from reliable_cable.logs import logger
+from reliable_cable.protocol.commands import refuse_constant
 from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
 from reliable_cable.validation import BatchItem, ItemOptions, check_stream_name
 
@@ -120,13 +121,9 @@ def _decode(stream: str, text: str) -> Any:
     if is_too_deep(text):
         raise InvalidPayload(f"The payload for {stream!r} has {TOO_DEEP}.")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=refuse_constant)
     except ValueError:
         return text
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _invalid(problem: str) -> Refusal:

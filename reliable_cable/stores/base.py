@@ -92,7 +92,6 @@ class Store(ABC):
 
     async def aclose(self) -> None:
         """Release the store's resources on the running event loop. The store may be used again."""
-        return None
 
     @abstractmethod
     async def _run(self, call: Callable[[], T]) -> T:

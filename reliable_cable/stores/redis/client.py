@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -90,11 +90,6 @@ class Call:
     name: str
     keys: Sequence[str] = ()
     args: Sequence[Argument] = ()
-
-    @property
-    def is_script(self) -> bool:
-        """Whether this is a Lua script."""
-        return self.name.islower()
 
 
 class RedisUnavailable(StoreError):
@@ -218,7 +213,9 @@ class RedisClient:
         Raises:
             StoreError: see `run`.
         """
-        return [reply for batch in _batches(calls, size) for reply in await self.arun(*batch, idempotent=True)]
+        calls = list(calls)
+        batches = (calls[start : start + size] for start in range(0, len(calls), size))
+        return [reply for batch in batches for reply in await self.arun(*batch, idempotent=True)]
 
     async def sleep(self, seconds: float) -> None:
         """Pause the running task."""
@@ -298,7 +295,7 @@ class RedisClient:
 
     def _command(self, call: Call, lineage: str) -> Command:
         keys, args = call.keys, call.args
-        if not call.is_script:
+        if not call.name.islower():  # it is not a script
             return (call.name, *keys, *cast("Command", args))
         if args and args[0] is LINEAGE:
             keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
@@ -365,11 +362,6 @@ def _options(settings: CableSettings) -> dict[str, Any]:
         options.pop("socket_keepalive", None)  # only TCP has it
     # The user cannot change these, because this module expects bytes, and decides itself about retries.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
-
-
-def _batches(calls: Collection[Call], size: int) -> Iterator[Sequence[Call]]:
-    calls = list(calls)
-    return (calls[start : start + size] for start in range(0, len(calls), size))
 
 
 _clients: weakref.WeakValueDictionary[tuple[int, int], RedisClient] = weakref.WeakValueDictionary()
