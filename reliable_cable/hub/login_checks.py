@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -52,15 +52,6 @@ class LoggedIn(Protocol):
         """Close the connection."""
 
 
-async def _look_up_as_handler(connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
-    return await connection.run_isolated(partial(check_logins, logins))
-
-
-#: Looks logins up as a handler of the connection would. Returns for each login whether it is valid, or the error that
-#: prevented its check.
-LookUp = Callable[[LoggedIn, Sequence[Login]], Awaitable[Sequence[bool | Exception]]]
-
-
 class LoginChecks:
     """Checks the logins of the connections of one event loop.
 
@@ -73,11 +64,9 @@ class LoginChecks:
     Args:
         interval: the longest time, in seconds, between two checks of a login. None or 0: logins are checked only after
             an announced change (`handle`).
-        look_up: looks a batch of logins up.
     """
 
-    def __init__(self, interval: float | None, look_up: LookUp = _look_up_as_handler) -> None:
-        self._look_up = look_up
+    def __init__(self, interval: float | None) -> None:
         self._tick = interval / ROUNDS if interval else None
         #: The longest time until a login is due. The check is up to one tick late.
         self._period = interval - interval / ROUNDS if interval else math.inf
@@ -175,7 +164,7 @@ class LoginChecks:
 
     async def _attempt(self, connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
         try:
-            return await self._look_up(connection, logins)
+            return await connection.run_isolated(partial(check_logins, logins))
         except Exception as error:
             return [error] * len(logins)
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
 from django.db import OperationalError
 
-from reliable_cable.hub.login_checks import ACCEPT_TIME, BATCH_SIZE, LoggedIn, LoginChecks
+from reliable_cable.hub.login_checks import ACCEPT_TIME, BATCH_SIZE, LoginChecks
 from reliable_cable.logins import Login, session_digest
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.protocol.control import LoginChange
@@ -29,13 +30,18 @@ class Connection:
         self.tenant = tenant
         self.login = Login(f"session-{user}", user, "backend", "hash") if logged_in else None
         self.closed: list[tuple[DisconnectReason, bool | None]] = []
+        #: Looks logins up in place of the call in a handler's thread.
+        self.look_up: Callable[[Connection, Sequence[Login]], Awaitable[Any]]
 
     @property
     def namespace(self) -> str:
         return self.login.user_id.rpartition("@")[2] if self.login and "@" in self.login.user_id else ""
 
     async def run_isolated(self, call: Callable[[], T]) -> T:
-        return call()
+        assert isinstance(call, partial)
+        (logins,) = call.args
+        result: T = await self.look_up(self, logins)
+        return result
 
     def close(self, reason: DisconnectReason, *, reconnect: bool | None = None) -> None:
         self.closed.append((reason, reconnect))
@@ -59,10 +65,9 @@ class Rig:
         self.duration = 0.0
         #: The time and the users of each look-up.
         self.looked_up: list[tuple[float, list[str]]] = []
-        self.checks = loop.call(lambda: LoginChecks(interval, self._look_up))
+        self.checks = loop.call(lambda: LoginChecks(interval))
 
-    async def _look_up(self, connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
-        assert isinstance(connection, Connection)
+    async def _look_up(self, connection: Connection, logins: Sequence[Login]) -> Sequence[bool | Exception]:
         users = [login.user_id for login in logins]
         self.looked_up.append((self.loop.time(), users))
         invalid = self.invalid | {user for user in users if self.tenants[user] != connection.tenant}
@@ -78,6 +83,7 @@ class Rig:
         connections = [Connection(user, **options) for user in users]
         self.tenants |= dict.fromkeys(users, options.get("tenant", ""))
         for connection in connections:
+            connection.look_up = self._look_up
             self.loop.call(lambda connection=connection: self.checks.add(connection))  # type: ignore[misc]
         return connections
 
