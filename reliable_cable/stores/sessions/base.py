@@ -104,7 +104,6 @@ class SessionStore(Store):
         """Delete up to `limit` expired records; return how many were deleted."""
 
     asave = async_twin(save, writes=True)
-    aload = async_twin(load)
     aload_many = async_twin(load_many)
     atouch = async_twin(touch, writes=True)
     adelete = async_twin(delete, writes=True)
