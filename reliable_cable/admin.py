@@ -4,8 +4,6 @@ Messages cannot be changed or deleted one by one, because the offsets of a strea
 not shown, because a session id is a secret.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from django.contrib import admin

@@ -1,7 +1,5 @@
 """A faster replacement for Channels' `AuthMiddlewareStack`: it adds the session and the user to a WebSocket's scope."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any, Final

@@ -3,8 +3,6 @@
 This module uses the stores only. The hubs of the server processes receive the messages from there.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

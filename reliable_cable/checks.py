@@ -16,8 +16,6 @@ If the settings are invalid (E001), the checks that need them are skipped. The p
 connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version

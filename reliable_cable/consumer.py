@@ -1,7 +1,5 @@
 """`CableConsumer`: the only place that handles ASGI WebSocket messages."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import math

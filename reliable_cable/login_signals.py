@@ -7,8 +7,6 @@ Nothing is received from the model of sessions: with a receiver of `post_delete`
 expired sessions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from functools import partial
 from typing import Any

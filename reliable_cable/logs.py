@@ -4,8 +4,6 @@ Two filters do this. Python applies the filters of a logger before any handler, 
 them, so they work with every server and with every setting `LOGGING`.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

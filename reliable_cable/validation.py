@@ -1,7 +1,5 @@
 """Checks of broadcasts before they are sent: the stream, the payload and the options."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Background threads for work that no caller waits for."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import threading

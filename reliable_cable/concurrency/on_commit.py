@@ -4,8 +4,6 @@ Calls that run after a commit raise no errors: the caller's data is stored by th
 still run. Errors are passed to a callback.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Retries calls while a database, a store or a channel layer cannot be reached."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

@@ -1,7 +1,5 @@
 """Background tasks of one event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Collection, Coroutine

@@ -3,8 +3,6 @@
 A pool is created when it is first used. A forked child creates its own pools.
 """
 
-from __future__ import annotations
-
 import asyncio
 import atexit
 import contextlib

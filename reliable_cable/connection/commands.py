@@ -3,8 +3,6 @@
 See Architecture: The way of a command.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Collection
 from functools import partial

@@ -4,8 +4,6 @@ See Architecture: The life of a connection. `lifecycle.py` opens and ends a conn
 commands.
 """
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import time

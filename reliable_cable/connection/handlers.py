@@ -3,8 +3,6 @@
 Each call of a handler has its own copy of the connection's context.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 from collections.abc import Callable, Sequence

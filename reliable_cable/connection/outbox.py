@@ -3,8 +3,6 @@
 See Protocol: Slow clients.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence

@@ -1,7 +1,5 @@
 """The presence of one subscription: its member, and its client's list of all members."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import partial

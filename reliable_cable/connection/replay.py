@@ -3,8 +3,6 @@
 See Architecture: Delivery to a subscriber, and Protocol: History.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence

@@ -3,8 +3,6 @@
 See Protocol: Restore.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace

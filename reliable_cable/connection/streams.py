@@ -1,7 +1,5 @@
 """The streams of a subscription."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final

@@ -1,7 +1,5 @@
 """`POST /_broadcast` and `POST /api/publish`: a message, an array of messages, or a command, in AnyCable's format."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from http import HTTPStatus

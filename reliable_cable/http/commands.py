@@ -1,7 +1,5 @@
 """Commands that are posted in place of messages, in AnyCable's format. The only one is `disconnect`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from http import HTTPStatus

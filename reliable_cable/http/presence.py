@@ -1,7 +1,5 @@
 """`GET /api/presence/<stream>/users`: the members of a stream, in AnyCable's format."""
 
-from __future__ import annotations
-
 from http import HTTPStatus
 
 from django.http import HttpRequest, HttpResponse

@@ -1,7 +1,5 @@
 """Sends a subscriber the entries that it missed, page by page, until its cursor reaches the position of its stream."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Final
 

@@ -5,8 +5,6 @@ Control messages are kept messages of a reserved stream. Every hub that has conn
 works with every stream store, and a process that was cut off reads the messages that it missed.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 import secrets

@@ -1,7 +1,5 @@
 """Pings all connections of an event loop. Connections that are due at about the same time share a timer and a frame."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import random

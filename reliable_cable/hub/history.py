@@ -5,8 +5,6 @@ was read for one subscriber is valid for all. The exception is a page that ends 
 not show the end of the stream.
 """
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass, field
 from typing import Final

@@ -4,8 +4,6 @@ It receives the events of the stream store, sends each stream's messages to its 
 of gaps.
 """
 
-from __future__ import annotations
-
 import asyncio
 import random
 from typing import Final

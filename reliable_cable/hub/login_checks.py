@@ -1,7 +1,5 @@
 """Regularly checks the Django logins of connections, and ends the connections whose logins are not valid."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

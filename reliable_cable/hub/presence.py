@@ -1,7 +1,5 @@
 """Keeps the members of this process's connections present, and sends the presence signals."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence

@@ -4,8 +4,6 @@ Only a read of the store decides that messages are lost or that a stream has a n
 position at which it began, since live messages may overtake it.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Final

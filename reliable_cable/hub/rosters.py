@@ -4,8 +4,6 @@ Clients follow join and leave events. If events may have been missed, or the sto
 stream is compared with the store, and the difference is sent as events (see Protocol: Presence).
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace

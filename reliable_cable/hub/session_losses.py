@@ -1,7 +1,5 @@
 """Detects that the session store has lost data, and writes lost records again."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import secrets

@@ -1,7 +1,5 @@
 """The session records of this process's connections: when they are written, loaded, refreshed and deleted."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Writes session records to the store in batches, and retries while the store fails."""
 
-from __future__ import annotations
-
 import asyncio
 import math
 import time

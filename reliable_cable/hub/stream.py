@@ -4,8 +4,6 @@ Messages that arrive in one iteration of the event loop are written together. A 
 slices, one in each iteration.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ A command with a missing or invalid field raises `ProtocolError`. History reques
 fields are ignored, because released clients send `false` or nothing where they have no value.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping

@@ -8,8 +8,6 @@ The process may still not stop: the server waits for its applications, Python wa
 that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the signal.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """The base classes of all stores and listeners, for streams, presence and sessions."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping

@@ -3,8 +3,6 @@
 Use this clock for times that one process writes and another one compares, because the clocks of hosts differ.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading

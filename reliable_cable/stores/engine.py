@@ -1,7 +1,5 @@
 """Chooses the stores that the settings name, and creates them once in each process."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Mapping

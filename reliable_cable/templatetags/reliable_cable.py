@@ -1,7 +1,5 @@
 """Template tags for pages that use the cable. Load them with `{% load reliable_cable %}`."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 

@@ -61,8 +61,8 @@ def test_every_public_async_function_has_a_sync_twin() -> None:
 
 
 def test_broadcast_to_takes_the_options_of_broadcast() -> None:
-    own = dict(inspect.signature(broadcasting.broadcast).parameters)
-    of_channel = dict(inspect.signature(Channel.broadcast_to).parameters)
+    own = dict(inspect.signature(broadcasting.broadcast, eval_str=True).parameters)
+    of_channel = dict(inspect.signature(Channel.broadcast_to, eval_str=True).parameters)
     del own["stream"], of_channel["target"]
     assert own == of_channel
 

@@ -1,7 +1,5 @@
 """`manage.py cable_doctor` checks the stores and their servers."""
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import time

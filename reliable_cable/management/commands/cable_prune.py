@@ -1,7 +1,5 @@
 """`manage.py cable_prune` deletes old messages and expired sessions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser

@@ -1,7 +1,5 @@
 """Transactions of the model stores, with retries after conflicts, and the translation of database errors."""
 
-from __future__ import annotations
-
 import os
 import random
 import sqlite3

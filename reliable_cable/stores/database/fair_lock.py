@@ -1,7 +1,5 @@
 """A lock that is granted to waiting threads in the order of their arrival."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

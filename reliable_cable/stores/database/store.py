@@ -1,7 +1,5 @@
 """The base class of all stores in Django's database."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from copy import copy

@@ -4,8 +4,6 @@ A call is sent once. If it gets no response, it may or may not have been execute
 idempotent are then sent again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

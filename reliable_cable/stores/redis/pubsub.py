@@ -1,7 +1,5 @@
 """The pub/sub connection to Redis. Each event loop has one, and it subscribes to each channel once."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from abc import abstractmethod

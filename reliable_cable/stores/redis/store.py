@@ -1,7 +1,5 @@
 """The base class of all stores in Redis."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping

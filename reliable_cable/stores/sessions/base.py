@@ -1,7 +1,5 @@
 """The interface of session stores, which store the records from which sessions are restored."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

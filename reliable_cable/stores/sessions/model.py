@@ -1,7 +1,5 @@
 """The session store in the project's own database."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -1,7 +1,5 @@
 """The session store in Redis. It has a key for each session and for each revoked condition, which Redis expires."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 

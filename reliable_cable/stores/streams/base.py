@@ -1,7 +1,5 @@
 """The interface of stream stores, which number, store and announce the messages of streams."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ newest ones (the *hot tail*) and announces them to other processes. If that fail
 polling.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence

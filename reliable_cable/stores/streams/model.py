@@ -1,7 +1,5 @@
 """The stream store in the project's own database, SQLite or PostgreSQL."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Callable, Collection, Sequence

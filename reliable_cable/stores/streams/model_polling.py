@@ -1,7 +1,5 @@
 """The listener of the model store, which polls the database for the messages of other processes."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import threading

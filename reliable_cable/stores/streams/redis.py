@@ -1,7 +1,5 @@
 """The stream store in Redis. Lua scripts change a hash and a Redis stream for each stream, in one round trip."""
 
-from __future__ import annotations
-
 import base64
 import re
 import secrets

@@ -1,7 +1,5 @@
 """The listener of the Redis stream store."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence

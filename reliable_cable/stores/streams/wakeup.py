@@ -3,8 +3,6 @@
 A wake-up is a hint to poll the database now. It may be lost, because the next regular poll finds the messages anyway.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
