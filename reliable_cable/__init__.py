@@ -1,88 +1,36 @@
 """Reliable real-time streams for Django Channels: each message arrives once and in order, after reconnects too."""
 
-from __future__ import annotations
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from .broadcasting import abroadcast as abroadcast
-    from .broadcasting import abroadcast_batch as abroadcast_batch
-    from .broadcasting import aforget as aforget
-    from .broadcasting import ahistory as ahistory
-    from .broadcasting import aposition as aposition
-    from .broadcasting import broadcast as broadcast
-    from .broadcasting import broadcast_batch as broadcast_batch
-    from .broadcasting import forget as forget
-    from .broadcasting import history as history
-    from .broadcasting import position as position
-    from .channel import Channel as Channel
-    from .channel import action as action
-    from .channel import state as state
-    from .consumer import CableConsumer as CableConsumer
-    from .disconnecting import adisconnect as adisconnect
-    from .disconnecting import arevoke as arevoke
-    from .disconnecting import disconnect as disconnect
-    from .disconnecting import revoke as revoke
-    from .exceptions import AsyncContextError as AsyncContextError
-    from .exceptions import BroadcastError as BroadcastError
-    from .exceptions import BroadcastUncertain as BroadcastUncertain
-    from .exceptions import CableError as CableError
-    from .exceptions import ChannelError as ChannelError
-    from .exceptions import InvalidIdentifier as InvalidIdentifier
-    from .exceptions import InvalidOption as InvalidOption
-    from .exceptions import InvalidPayload as InvalidPayload
-    from .exceptions import InvalidStreamName as InvalidStreamName
-    from .exceptions import PayloadTooLarge as PayloadTooLarge
-    from .exceptions import StoreError as StoreError
-    from .presence import presence_for as presence_for
-    from .protocol.positions import StreamPosition as StreamPosition
-    from .signing import signed_stream_name as signed_stream_name
+from .broadcasting import abroadcast as abroadcast
+from .broadcasting import abroadcast_batch as abroadcast_batch
+from .broadcasting import aforget as aforget
+from .broadcasting import ahistory as ahistory
+from .broadcasting import aposition as aposition
+from .broadcasting import broadcast as broadcast
+from .broadcasting import broadcast_batch as broadcast_batch
+from .broadcasting import forget as forget
+from .broadcasting import history as history
+from .broadcasting import position as position
+from .channel import Channel as Channel
+from .channel import action as action
+from .channel import state as state
+from .consumer import CableConsumer as CableConsumer
+from .disconnecting import adisconnect as adisconnect
+from .disconnecting import arevoke as arevoke
+from .disconnecting import disconnect as disconnect
+from .disconnecting import revoke as revoke
+from .exceptions import AsyncContextError as AsyncContextError
+from .exceptions import BroadcastError as BroadcastError
+from .exceptions import BroadcastUncertain as BroadcastUncertain
+from .exceptions import CableError as CableError
+from .exceptions import ChannelError as ChannelError
+from .exceptions import InvalidIdentifier as InvalidIdentifier
+from .exceptions import InvalidOption as InvalidOption
+from .exceptions import InvalidPayload as InvalidPayload
+from .exceptions import InvalidStreamName as InvalidStreamName
+from .exceptions import PayloadTooLarge as PayloadTooLarge
+from .exceptions import StoreError as StoreError
+from .presence import presence_for as presence_for
+from .protocol.positions import StreamPosition as StreamPosition
+from .signing import signed_stream_name as signed_stream_name
 
 __version__ = "0.1.0"
-
-#: The public names by module. A module is imported when one of its names is first used, because an import of this
-#: package must not need Django's settings.
-_NAMES = {
-    "broadcasting": [
-        "abroadcast",
-        "abroadcast_batch",
-        "aforget",
-        "ahistory",
-        "aposition",
-        "broadcast",
-        "broadcast_batch",
-        "forget",
-        "history",
-        "position",
-    ],
-    "channel": ["Channel", "action", "state"],
-    "consumer": ["CableConsumer"],
-    "disconnecting": ["adisconnect", "arevoke", "disconnect", "revoke"],
-    "exceptions": [
-        "AsyncContextError",
-        "BroadcastError",
-        "BroadcastUncertain",
-        "CableError",
-        "ChannelError",
-        "InvalidIdentifier",
-        "InvalidOption",
-        "InvalidPayload",
-        "InvalidStreamName",
-        "PayloadTooLarge",
-        "StoreError",
-    ],
-    "presence": ["presence_for"],
-    "protocol.positions": ["StreamPosition"],
-    "signing": ["signed_stream_name"],
-}
-_MODULES = {name: module for module, names in _NAMES.items() for name in names}
-
-__all__ = sorted(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{module}", __name__), name)

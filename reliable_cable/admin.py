@@ -4,9 +4,7 @@ Messages cannot be changed or deleted one by one, because the offsets of a strea
 not shown, because a session id is a secret.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.contrib import admin
 from django.db.models import Model, QuerySet
@@ -17,13 +15,8 @@ from .conf import NAMESPACE_SEPARATOR, get_settings
 from .models import OutboxEntry, Stream, StreamEntry, TransientEntry
 from .namespaces import current_namespace, qualify, split_namespace
 
-if TYPE_CHECKING:
-    _ModelAdmin = admin.ModelAdmin[Model]
-else:
-    _ModelAdmin = admin.ModelAdmin
 
-
-class _ReadOnly(_ModelAdmin):
+class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic for type checkers only
     #: The field with the name of the stream.
     name_field = "name"
 

@@ -1,7 +1,5 @@
 """The configuration of the Django app."""
 
-from __future__ import annotations
-
 from django.apps import AppConfig
 
 

@@ -1,8 +1,5 @@
 """A faster replacement for Channels' `AuthMiddlewareStack`: it adds the session and the user to a WebSocket's scope."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import Any, Final
@@ -16,8 +13,7 @@ from django.http import parse_cookie
 from .concurrency.outages import is_outage
 from .concurrency.threads import BatchedCalls
 from .logins import has_valid_hash
-
-logger = logging.getLogger("reliable_cable")
+from .logs import logger
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]

@@ -3,10 +3,7 @@
 This module uses the stores only. The hubs of the server processes receive the messages from there.
 """
 
-from __future__ import annotations
-
 import json
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +13,12 @@ from typing import Any, Self
 from .concurrency import on_commit
 from .concurrency.threads import sync_only
 from .exceptions import BroadcastError
+from .logs import logger
 from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamPage
 from .stores.engine import get_engine
 from .stores.streams.base import StreamStore
 from .validation import BatchItem, BatchOptions, prepare_batch, resolve_stream
-
-logger = logging.getLogger("reliable_cable")
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,17 +94,15 @@ class state(Generic[T]):  # noqa: N801 - declares an attribute, as model fields 
     def __get__(self, channel: Channel | None, owner: type) -> state[T] | T:
         if channel is None:
             return self
-        if channel._state is None:
-            channel._state = {}
-        if self.name not in channel._state:
-            channel._state[self.name] = copy.deepcopy(self.default)
-        value: T = channel._state[self.name]
+        values = channel._state = channel._state or {}
+        if self.name not in values:
+            values[self.name] = copy.deepcopy(self.default)
+        value: T = values[self.name]
         return value
 
     def __set__(self, channel: Channel, value: T) -> None:
-        if channel._state is None:
-            channel._state = {}
-        channel._state[self.name] = value
+        values = channel._state = channel._state or {}
+        values[self.name] = value
 
 
 class ChannelPresence:

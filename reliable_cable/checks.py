@@ -16,8 +16,6 @@ If the settings are invalid (E001), the checks that need them are skipped. The p
 connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -116,37 +114,32 @@ def check_database(**kwargs: Any) -> list[CheckMessage]:
     alias = _database()
     if alias is None:
         return []
-    key = f"{NAME}['DATABASE']"
-    problem = hint = ""
-    vendor = ""
     if alias not in connections:
-        problem = f"{key} is {alias!r}, which is not a key of DATABASES."
-    else:
-        try:
-            vendor = connections[alias].vendor
-        except ImproperlyConfigured as error:
-            problem = f"{key} is {alias!r}, which cannot be used: {error}"
-    if vendor not in ("", "sqlite", "postgresql"):
-        problem = f"{key} is {alias!r}, a {vendor} database; streams and sessions need SQLite or PostgreSQL."
-    elif vendor == "sqlite" and str(connections[alias].settings_dict["NAME"]) == ":memory:":
-        problem = f"{key} is {alias!r}, an SQLite database in memory. Each thread would use a database of its own."
-        hint = f"Set DATABASES[{alias!r}]['NAME'] to the path of a file."
-    elif vendor and not router.allow_migrate_model(alias, apps.get_model("reliable_cable", "Session")):
-        problem = f"{key} is {alias!r}, but DATABASE_ROUTERS do not allow the tables of reliable_cable there."
-        hint = f"Return True from allow_migrate() of your router for {alias!r} and the app 'reliable_cable'."
-    if problem:
-        return [Error(problem, hint=hint or None, id="reliable_cable.E004")]
-    if vendor == "sqlite":
-        mode = str(connections[alias].settings_dict["OPTIONS"].get("transaction_mode") or "DEFERRED").upper()
-        if mode == "DEFERRED":
-            return [
-                _sqlite_warning(
-                    alias,
-                    f"DATABASES[{alias!r}] begins its transactions as DEFERRED. If a transaction of your code reads "
-                    "before it writes, its first write fails ('database is locked') while another transaction is "
-                    "writing. A broadcast inside your transaction is such a write, too",
-                )
-            ]
+        return _database_error(f"{alias!r}, which is not a key of DATABASES.")
+    try:
+        vendor = connections[alias].vendor
+    except ImproperlyConfigured as error:
+        return _database_error(f"{alias!r}, which cannot be used: {error}")
+    if vendor not in ("sqlite", "postgresql"):
+        return _database_error(f"{alias!r}, a {vendor} database; streams and sessions need SQLite or PostgreSQL.")
+    settings = connections[alias].settings_dict
+    if vendor == "sqlite" and str(settings["NAME"]) == ":memory:":
+        return _database_error(
+            f"{alias!r}, an SQLite database in memory. Each thread would use a database of its own.",
+            f"Set DATABASES[{alias!r}]['NAME'] to the path of a file.",
+        )
+    if not router.allow_migrate_model(alias, apps.get_model("reliable_cable", "Session")):
+        return _database_error(
+            f"{alias!r}, but DATABASE_ROUTERS do not allow the tables of reliable_cable there.",
+            f"Return True from allow_migrate() of your router for {alias!r} and the app 'reliable_cable'.",
+        )
+    if vendor == "sqlite" and str(settings["OPTIONS"].get("transaction_mode") or "DEFERRED").upper() == "DEFERRED":
+        problem = (
+            f"DATABASES[{alias!r}] begins its transactions as DEFERRED. If a transaction of your code reads before it "
+            "writes, its first write fails ('database is locked') while another transaction is writing. A broadcast "
+            "inside your transaction is such a write, too"
+        )
+        return [_sqlite_warning(alias, problem)]
     return []
 
 
@@ -284,6 +277,10 @@ def _database() -> str | None:
     except ImproperlyConfigured:
         return None
     return settings.database if any(classes[part].uses_database for part in ("streams", "sessions")) else None
+
+
+def _database_error(problem: str, hint: str | None = None) -> list[CheckMessage]:
+    return [Error(f"{NAME}['DATABASE'] is {problem}", hint=hint, id="reliable_cable.E004")]
 
 
 def _sqlite_warning(alias: str, problem: str) -> Warning:

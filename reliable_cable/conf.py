@@ -1,7 +1,5 @@
 """The settings: the dict `RELIABLE_CABLE`, which is read once, checked, typed and frozen."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable, Mapping

@@ -1,10 +1,7 @@
 """`CableConsumer`: the only place that handles ASGI WebSocket messages."""
 
-from __future__ import annotations
-
 import asyncio
 import inspect
-import logging
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
@@ -30,6 +27,7 @@ from .connection.lifecycle import end_connection, open_connection
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
 from .logins import Login, find_login
+from .logs import logger
 from .namespaces import enter_namespace
 from .protocol import constants, messages
 from .protocol.constants import DisconnectReason
@@ -37,8 +35,6 @@ from .servers import transport_for
 from .servers.base import Transport
 from .servers.drain import Drain
 from .stores.engine import Engine, get_engine
-
-logger = logging.getLogger("reliable_cable")
 
 #: The context manager in which handlers run if `around_command` is not overridden.
 _UNCHANGED = nullcontext()

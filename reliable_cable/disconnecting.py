@@ -7,7 +7,6 @@ connections or end subscriptions.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import Any, Final, Protocol
@@ -20,6 +19,7 @@ from .concurrency.threads import sync_only
 from .conf import CONTROL_STREAM
 from .exceptions import BroadcastError, InvalidIdentifier, InvalidOption, StoreError
 from .identity import CHANNEL, STREAM, Identity, identifier_names, identify, in_namespace, reason_against
+from .logs import logger
 from .namespaces import current_namespace
 from .protocol.constants import REVOKED
 from .protocol.control import (
@@ -31,8 +31,6 @@ from .protocol.control import (
 from .stores.engine import get_engine
 from .stores.streams.base import Message
 from .validation import encode_json, resolve_stream
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, the exit of the interpreter waits for disconnects that are being retried.
 EXIT_TIMEOUT: Final = 5.0

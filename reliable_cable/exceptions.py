@@ -1,7 +1,5 @@
 """The errors of this package. All of them are subclasses of `CableError`."""
 
-from __future__ import annotations
-
 from django.core.exceptions import SynchronousOnlyOperation
 
 

@@ -1,7 +1,5 @@
 """Identities of connections: the values of `identified_by`, as texts that are the same in every process."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

@@ -6,9 +6,6 @@ user, or close the connections of the session. Other changes are found by the re
 The session model has no receiver: with one of `post_delete`, `clearsessions` would have to load all expired sessions.
 """
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Collection
 from functools import partial
 from typing import Any
@@ -21,11 +18,10 @@ from django.db.models.signals import post_delete, post_save
 from .concurrency.on_commit import call_after_commit, defer_to_commit
 from .conf import CONTROL_STREAM
 from .logins import SESSION, USER, session_digest, user_id
+from .logs import logger
 from .protocol.control import LoginChange, encode_login_change
 from .stores.engine import get_engine
 from .stores.streams.base import Message
-
-logger = logging.getLogger("reliable_cable")
 
 
 def connect_receivers() -> None:

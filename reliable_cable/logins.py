@@ -1,7 +1,5 @@
 """Django logins of connections: which sessions authenticated them, and whether these logins are still valid."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Two filters do this. Python applies the filters of a logger before any handler, 
 them, so they work with every server and with every setting `LOGGING`.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import sys
@@ -14,6 +12,9 @@ from contextlib import suppress
 from functools import wraps
 from traceback import TracebackException
 from typing import Any, Final
+
+#: The logger of this package.
+logger = logging.getLogger("reliable_cable")
 
 #: The most characters of a logged text that may come from a client.
 TEXT_LIMIT: Final = 200
@@ -126,7 +127,7 @@ _secrets_filter = SecretsFilter()
 
 def install() -> None:
     """Add the filters to the loggers of this package and of the servers."""
-    logging.getLogger("reliable_cable").addFilter(_text_filter)
+    logger.addFilter(_text_filter)
     for name in SERVER_LOGGERS:
         logging.getLogger(name).addFilter(_secrets_filter)
     # daphne's own command writes its access log without a logger. It has imported this module before the project.

@@ -1,7 +1,5 @@
 """Middleware that reads the session id of the page that sent a request, so that broadcasts can exclude that page."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

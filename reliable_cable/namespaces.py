@@ -3,8 +3,6 @@
 Applications use names without a namespace. The stores, the hub and the connections use names with it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -1,7 +1,5 @@
 """`$pubsub`, the built-in channel of public and signed streams (see Protocol: Signed streams)."""
 
-from __future__ import annotations
-
 from fnmatch import fnmatchcase
 from typing import Any
 

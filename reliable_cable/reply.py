@@ -1,7 +1,5 @@
 """The reply of a handler: the changes and messages that it records. They are applied after the handler returns."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

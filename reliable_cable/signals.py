@@ -7,8 +7,6 @@ receivers. After Redis has lost its latest data, `presence_left` may be sent twi
 members.
 """
 
-from __future__ import annotations
-
 from django.dispatch import Signal
 
 #: A member joined a stream. Arguments: `sender` (the class of the presence store), `stream`, `namespace` (`""` without

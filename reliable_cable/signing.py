@@ -1,7 +1,5 @@
 """Signed stream names and derived keys (see Protocol: Signed streams)."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import hmac

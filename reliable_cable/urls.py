@@ -1,7 +1,5 @@
 """URLs of the HTTP endpoints. Add `path("", include("reliable_cable.urls"))` to the project's `urlpatterns`."""
 
-from __future__ import annotations
-
 from django.urls import path
 
 from .http import broadcast, presence

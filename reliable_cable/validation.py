@@ -1,7 +1,5 @@
 """Checks of broadcasts before they are sent: the stream, the payload and the options."""
 
-from __future__ import annotations
-
 import json
 import unicodedata
 from collections.abc import Iterable
@@ -80,17 +78,9 @@ def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Out
                 f"An item of a batch has the unknown option {min(unknown)!r}; allowed: "
                 f"{', '.join(sorted(ItemOptions.__optional_keys__))}."
             )
-        batch.append(
-            _prepare(
-                stream,
-                data,
-                transient=item_options.get("transient", options.transient),
-                exclude=_excluded_socket(False, item_options["exclude_socket"])
-                if "exclude_socket" in item_options
-                else excluded,
-                idempotency_key=item_options.get("idempotency_key"),
-            )
-        )
+        transient, key = item_options.get("transient", options.transient), item_options.get("idempotency_key")
+        own = _excluded_socket(False, item_options["exclude_socket"]) if "exclude_socket" in item_options else excluded
+        batch.append(_prepare(stream, data, transient=transient, exclude=own, idempotency_key=key))
     return batch
 
 

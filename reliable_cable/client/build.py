@@ -3,8 +3,6 @@
 This module uses only the standard library, because the build of the wheel imports it before Django is installed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """A build hook of Hatch. It adds the bundle of the JavaScript client to wheels and source archives."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from types import ModuleType

@@ -1,9 +1,6 @@
 """Background threads for work that no caller waits for."""
 
-from __future__ import annotations
-
 import atexit
-import logging
 import os
 import threading
 import time
@@ -14,11 +11,12 @@ from typing import Any, Final, Generic, TypeVar
 
 from django.db import connections
 
+from reliable_cable.logs import logger
+
 from .daemon_executor import DaemonExecutor
 from .threads import IDLE_TIME, close_old_connections
 
 T = TypeVar("T")
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to pause before the first retry of failed items. Each further retry doubles the pause.
 MIN_RETRY_DELAY: Final = 0.05

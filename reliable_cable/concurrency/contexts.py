@@ -1,7 +1,5 @@
 """Runs coroutines in contexts of their own, without a task for each."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Coroutine, Generator
 from contextvars import Context

@@ -1,7 +1,5 @@
 """An executor with daemon threads, so that a job that hangs does not keep the process from stopping."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

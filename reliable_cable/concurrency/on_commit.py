@@ -4,9 +4,6 @@ Calls that run after a commit raise no errors: the caller's data is stored by th
 still run. Errors are passed to a callback.
 """
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
@@ -15,12 +12,11 @@ from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from reliable_cable.exceptions import BroadcastError, CableError, InvalidOption
+from reliable_cable.logs import logger
 from reliable_cable.namespaces import split_namespace
 from reliable_cable.signals import broadcast_failed
 
 from .threads import has_own_thread
-
-logger = logging.getLogger("reliable_cable")
 
 #: Called with the aliases of the databases that have an open transaction. It registers `on_commit` hooks for them.
 Schedule = Callable[[Sequence[str]], None]

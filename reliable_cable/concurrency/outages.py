@@ -1,7 +1,5 @@
 """Distinguishes outages of a database or store from other errors. A call that failed in an outage may succeed later."""
 
-from __future__ import annotations
-
 import sqlite3
 
 from django.db import InterfaceError, OperationalError

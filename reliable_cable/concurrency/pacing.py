@@ -4,8 +4,6 @@ After a restart, thousands of clients may reconnect within a second. If all of t
 reads ran in the same iteration, connected clients would receive nothing until the last one was done.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import Callable

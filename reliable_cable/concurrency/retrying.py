@@ -1,17 +1,16 @@
 """Retries calls while a database, a store or a channel layer cannot be reached."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from reliable_cable.logs import logger
+
 from .outages import is_outage
 
 T = TypeVar("T")
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to wait between two attempts while a client waits for the result.
 RETRY_DELAY: Final = 0.5

@@ -1,8 +1,7 @@
 """Background tasks of one event loop."""
 
-from __future__ import annotations
-
 import asyncio
+import contextlib
 from collections.abc import Collection, Coroutine
 from typing import Any
 
@@ -20,6 +19,14 @@ async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
         task.cancel()
     if running:
         await asyncio.wait(running)
+
+
+async def wait_and_clear(event: asyncio.Event, timeout: float | None) -> None:  # noqa: ASYNC109 - not an error
+    """Wait until an event is set, but at most `timeout` seconds, and clear it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    event.clear()
 
 
 class BackgroundTasks:

@@ -3,8 +3,6 @@
 A pool is created when it is first used. A forked child creates its own pools.
 """
 
-from __future__ import annotations
-
 import asyncio
 import atexit
 import contextlib
@@ -130,7 +128,7 @@ atexit.register(end_threads, EXIT_TIME)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync channel handler in one of `HANDLER_THREADS` threads. If that is 0, use `run_sensitive`."""
+    """Run a sync channel handler in one of `HANDLER_THREADS` threads. If that is 0, use that of Django's ORM calls."""
     return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 
@@ -241,12 +239,6 @@ def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
         _local.used_at = time.monotonic()
 
 
-async def run_sensitive(call: Callable[..., T], *args: Any) -> T:
-    """Run sync code in the thread of Django's ORM calls, so that it takes part in transactions that are open there."""
-    result: T = await SyncToAsync(_with_fresh_connections, thread_sensitive=True)(call, *args)
-    return result
-
-
 def _guarded(call: Callable[..., T], *args: Any) -> T:
     try:
         return call(*args)
@@ -256,12 +248,13 @@ def _guarded(call: Callable[..., T], *args: Any) -> T:
 
 
 async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[..., T], *args: Any) -> T:
-    call = partial(_guarded, call)
     if size == 0:
-        return await run_sensitive(call, *args)
-    # asgiref declares ThreadPoolExecutor, but any executor works.
-    runner = SyncToAsync(prepared, thread_sensitive=False, executor=cast(Any, _executor(kind, size)))
-    result: T = await runner(call, *args)
+        # The thread of Django's ORM calls: the call takes part in transactions that are open there.
+        runner: Any = SyncToAsync(_with_fresh_connections, thread_sensitive=True)
+    else:
+        # asgiref declares ThreadPoolExecutor, but any executor works.
+        runner = SyncToAsync(prepared, thread_sensitive=False, executor=cast(Any, _executor(kind, size)))
+    result: T = await runner(partial(_guarded, call), *args)
     return result
 
 

@@ -3,8 +3,6 @@
 See Architecture: The life of a connection.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum

@@ -3,10 +3,7 @@
 See Architecture: The way of a command.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final
@@ -15,6 +12,7 @@ from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
+from reliable_cable.logs import logger
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
 from reliable_cable.protocol.control import SubscriptionRevocation
@@ -27,8 +25,6 @@ from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_h
 from .queue import CommandQueue
 from .started import Started
 from .subscription import Subscription
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds after its arrival, to retry a `subscribe` that fails because a database or store cannot be
 #: reached. The client gives up after 10 seconds.
@@ -73,7 +69,7 @@ class Commands(CommandQueue):
         if subscription is None:
             # A command may arrive after the client's own `unsubscribe`. Only `presence` needs an answer then.
             if isinstance(command, commands.Presence):
-                self._push(messages.presence_event(command.identifier, messages.presence_error()))
+                self.connection.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))
             return
         match command:
             case commands.Perform():
@@ -215,7 +211,7 @@ class Commands(CommandQueue):
             subscription = self.subscriptions.pop(identifier)
             subscription.revoked = True
             subscription.end()
-            self._push(messages.revoked(identifier, reason))
+            self.connection.outbox.push(messages.revoked(identifier, reason))
             self.call_next(partial(self._unsubscribe, subscription))
         self.connection.changed()
 
@@ -340,7 +336,4 @@ class Commands(CommandQueue):
     def transmit(self, identifier: str, reply: Reply) -> None:
         """Send the transmissions of a reply."""
         for data in reply.transmissions:
-            self._push(messages.transmission(identifier, data))
-
-    def _push(self, text: str) -> None:
-        self.connection.outbox.push(text)
+            self.connection.outbox.push(messages.transmission(identifier, data))

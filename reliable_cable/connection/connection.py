@@ -4,10 +4,7 @@ See Architecture: The life of a connection. `lifecycle.py` opens and ends a conn
 commands.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,6 +18,7 @@ from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
 from reliable_cable.logins import Login
+from reliable_cable.logs import logger
 from reliable_cable.namespaces import namespace_of
 from reliable_cable.protocol import commands as protocol_commands
 from reliable_cable.protocol import messages
@@ -33,8 +31,6 @@ from .handlers import invoke_isolated
 from .outbox import Outbox
 from .queue import CommandQueue
 from .stream_ids import StreamIds
-
-logger = logging.getLogger("reliable_cable")
 
 T = TypeVar("T")
 

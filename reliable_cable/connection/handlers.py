@@ -3,11 +3,8 @@
 Each call of a handler has its own copy of the connection's context.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
@@ -21,9 +18,8 @@ from reliable_cable.channel import Channel
 from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.exceptions import MissingParam
+from reliable_cable.logs import logger
 from reliable_cable.reply import Reply
-
-logger = logging.getLogger("reliable_cable")
 
 #: The reply of a handler that was not called because its check returned False.
 REFUSED = Reply(rejected=True)

@@ -3,8 +3,6 @@
 See Architecture: The life of a connection.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Final
 

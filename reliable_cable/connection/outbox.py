@@ -3,10 +3,7 @@
 See Protocol: Slow clients.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -14,9 +11,8 @@ from functools import partial
 from types import coroutine
 from typing import Any
 
+from reliable_cable.logs import logger
 from reliable_cable.protocol.frames import Frame
-
-logger = logging.getLogger("reliable_cable")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 

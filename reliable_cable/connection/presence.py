@@ -1,9 +1,6 @@
 """The presence of one subscription: its member, and its client's list of all members."""
 
-from __future__ import annotations
-
 import hashlib
-import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.hub.presence import PresenceService
 from reliable_cable.hub.rosters import Roster
+from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import PresenceClaim
 from reliable_cable.protocol.constants import DisconnectReason
@@ -19,8 +17,6 @@ from reliable_cable.reply import PresenceJoin, Reply
 from .connection import Connection
 from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
-
-logger = logging.getLogger("reliable_cable")
 
 
 def member_key(sid: str, identifier: str) -> str:

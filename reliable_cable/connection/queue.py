@@ -7,7 +7,6 @@ is running.
 from __future__ import annotations
 
 import asyncio
-import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
@@ -15,9 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from reliable_cable.concurrency.tasks import BackgroundTasks
+from reliable_cable.logs import logger
 from reliable_cable.protocol import commands
-
-logger = logging.getLogger("reliable_cable")
 
 #: The most commands that may be queued.
 MAX_QUEUED_COMMANDS: Final = 1024
@@ -26,15 +24,8 @@ MAX_QUEUED_COMMANDS: Final = 1024
 _REPEATED = (commands.Perform, commands.Whisper)
 
 
-@dataclass(frozen=True, slots=True)
-class Internal(commands.Command):
-    """A call that the server queues between two commands of the client. It is not dropped when the connection closes.
-
-    Args:
-        call: what to call.
-    """
-
-    call: Callable[[], Awaitable[None]]
+#: A call that the server queues between two commands of the client. It is not dropped when the connection closes.
+InternalCall = Callable[[], Awaitable[None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -42,7 +33,7 @@ class _Backlog:
     """The commands that are queued or being handled. An idle connection has no backlog."""
 
     #: Each command with the size of its frame and, for a `subscribe`, the time of its arrival.
-    commands: deque[tuple[commands.Command, int, float]] = field(default_factory=deque)
+    commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The size of the frames of the queued commands, in characters.
     size: int = 0
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
@@ -109,9 +100,9 @@ class CommandQueue(ABC):
         backlog.size += size
         return len(backlog.commands) <= MAX_QUEUED_COMMANDS and backlog.size <= self._max_size
 
-    def call_next(self, call: Callable[[], Awaitable[None]]) -> None:
+    def call_next(self, call: InternalCall) -> None:
         """Call a coroutine function after the command that is being handled, even if the connection is closed."""
-        self._start().commands.appendleft((Internal("", call), 0, 0.0))
+        self._start().commands.appendleft((call, 0, 0.0))
 
     def _start(self) -> _Backlog:
         """Return the backlog. Its task handles commands that are added in this iteration of the event loop."""
@@ -125,7 +116,7 @@ class CommandQueue(ABC):
     def clear(self) -> None:
         """Drop the queued commands of the client."""
         if self._backlog is not None:
-            self._backlog.commands = deque(each for each in self._backlog.commands if isinstance(each[0], Internal))
+            self._backlog.commands = deque(each for each in self._backlog.commands if callable(each[0]))
 
     def rest(self) -> None:
         """Let the task end if it has nothing to do."""
@@ -149,10 +140,10 @@ class CommandQueue(ABC):
                 command, size, arrived = backlog.commands.popleft()
                 backlog.size -= size
                 try:
-                    if isinstance(command, Internal):
-                        await command.call()
-                    else:
+                    if isinstance(command, commands.Command):
                         await self.execute(command, arrived)
+                    else:
+                        await command()
                 except Exception:
                     logger.exception("The command %s failed.", type(command).__name__)
                 if isinstance(command, commands.Subscribe) and self.is_wanted(command.identifier, arrived):

@@ -3,10 +3,7 @@
 See Architecture: Delivery to a subscriber, and Protocol: History.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -15,6 +12,7 @@ from typing import TypeVar
 from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub.subscriber import SubscriberState
+from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
@@ -23,7 +21,6 @@ from .stream_ids import stream_alias
 from .streams import LOST, SubscribedStream, SubscriptionStreams
 
 T = TypeVar("T")
-logger = logging.getLogger("reliable_cable")
 
 
 class Replay:

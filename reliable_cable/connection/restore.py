@@ -3,10 +3,7 @@
 See Protocol: Restore.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -14,6 +11,7 @@ from typing import Any, Final
 from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
+from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import parse_identifier
 from reliable_cable.protocol.constants import DisconnectReason
@@ -23,8 +21,6 @@ from .commands import Commands
 from .presence import recorded_presence_stream
 from .started import Started, compare_member, compare_streams, member_after
 from .subscription import Subscription
-
-logger = logging.getLogger("reliable_cable")
 
 #: The most ids by which a session is known. A broadcast "to others" excludes all of them.
 MAX_SIDS: Final = 8

@@ -3,8 +3,6 @@
 See Protocol: Stream ids.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 from reliable_cable.protocol.positions import HistoryRequest

@@ -1,7 +1,5 @@
 """The streams of a subscription."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -74,7 +72,7 @@ class SubscribedStream(Subscriber):
 
         `first` stays: if the client does not receive the notice of the loss, the next restore has to send it again.
         """
-        if self.state is SubscriberState.CATCHING_UP and self.stream.position is not None:
+        if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.stream.position
 
 

@@ -1,7 +1,5 @@
 """A subscription: one identifier of one connection, with its channel, its streams and its presence."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

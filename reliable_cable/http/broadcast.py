@@ -1,9 +1,6 @@
 """`POST /_broadcast` and `POST /api/publish`: a message, an array of messages, or a command, in AnyCable's format."""
 
-from __future__ import annotations
-
 import json
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -20,14 +17,14 @@ from reliable_cable.exceptions import (
     InvalidStreamName,
     PayloadTooLarge,
 )
+from reliable_cable.logs import logger
+from reliable_cable.protocol.commands import refuse_constant
 from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
 from reliable_cable.validation import BatchItem, ItemOptions, check_stream_name
 
 from .commands import FORMAT as COMMAND
 from .commands import run_command
 from .endpoints import Refusal, endpoint, read_body
-
-logger = logging.getLogger("reliable_cable")
 
 #: The most messages in one array. They are stored together, and other messages have to wait meanwhile.
 MAX_MESSAGES = 1000
@@ -38,21 +35,8 @@ FORMAT = '{"stream": "<name>", "data": "<JSON text>", "meta": {"exclude_socket":
 META: Mapping[str, type] = {"exclude_socket": str, "transient": bool, "idempotency_key": str}
 
 
-@require_POST
-@endpoint("broadcast-cable", "broadcast_key")
-def broadcast(request: HttpRequest) -> HttpResponse:
+def receive(request: HttpRequest) -> HttpResponse:
     """Broadcast the messages in the body, or run its command. The response has the status 201 after a success."""
-    return _handle(request)
-
-
-@require_POST
-@endpoint("api-cable", "api_key")
-def publish(request: HttpRequest) -> HttpResponse:
-    """Do the same as `broadcast`, with the API key."""
-    return _handle(request)
-
-
-def _handle(request: HttpRequest) -> HttpResponse:
     try:
         parsed = _parse(read_body(request))
         if isinstance(parsed, dict) and "command" in parsed and "stream" not in parsed:
@@ -77,6 +61,11 @@ def _handle(request: HttpRequest) -> HttpResponse:
             HTTPStatus.SERVICE_UNAVAILABLE, "Nothing was broadcast: the store failed. Try again.", stored=False
         ) from error
     return HttpResponse(status=HTTPStatus.CREATED)
+
+
+#: The views that receive messages and commands with the broadcast key, and with the API key.
+broadcast = require_POST(endpoint("broadcast-cable", "broadcast_key")(receive))
+publish = require_POST(endpoint("api-cable", "api_key")(receive))
 
 
 def _parse(body: bytes) -> Any:
@@ -130,13 +119,9 @@ def _decode(stream: str, text: str) -> Any:
     if is_too_deep(text):
         raise InvalidPayload(f"The payload for {stream!r} has {TOO_DEEP}.")
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=refuse_constant)
     except ValueError:
         return text
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _invalid(problem: str) -> Refusal:

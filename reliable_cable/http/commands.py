@@ -1,9 +1,6 @@
 """Commands that are posted in place of messages, in AnyCable's format. The only one is `disconnect`."""
 
-from __future__ import annotations
-
 import json
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -11,11 +8,10 @@ from typing import Any
 from reliable_cable.disconnecting import check_names, disconnect_identity
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidIdentifier, StoreError
 from reliable_cable.identity import Identity
+from reliable_cable.logs import logger
 from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
 
 from .endpoints import Refusal
-
-logger = logging.getLogger("reliable_cable")
 
 FORMAT = r'{"command": "disconnect", "payload": {"identifier": "{\"user\": \"auth.user:42\"}", "reconnect": false}}'
 

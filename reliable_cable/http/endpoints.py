@@ -1,7 +1,5 @@
 """The code that all endpoints share: keys, errors as JSON, and a limit for the size of bodies."""
 
-from __future__ import annotations
-
 import hmac
 from collections.abc import Callable
 from functools import wraps

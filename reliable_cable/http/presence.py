@@ -1,20 +1,16 @@
 """`GET /api/presence/<stream>/users`: the members of a stream, in AnyCable's format."""
 
-from __future__ import annotations
-
-import logging
 from http import HTTPStatus
 
 from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_safe
 
 from reliable_cable.exceptions import InvalidStreamName, StoreError
+from reliable_cable.logs import logger
 from reliable_cable.presence import presence_for
 from reliable_cable.protocol import messages
 
 from .endpoints import Refusal, endpoint
-
-logger = logging.getLogger("reliable_cable")
 
 
 @require_safe

@@ -1,11 +1,9 @@
 """Sends a subscriber the entries that it missed, page by page, until its cursor reaches the position of its stream."""
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from typing import Final
 
+from reliable_cable.logs import logger
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Step, StreamPage, advance
@@ -14,8 +12,6 @@ from .history import HistoryReader
 from .repair import Repairs
 from .stream import HubStream
 from .subscriber import Subscriber, SubscriberState
-
-logger = logging.getLogger("reliable_cable")
 
 #: How many characters of entries are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
@@ -57,7 +53,7 @@ class CatchUp:
         # memory.
         async with subscriber.outbox.reading:
             await subscriber.outbox.drained()
-            if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
+            if subscriber.state is not SubscriberState.CATCHING_UP:
                 return True
             page = await self._matching_page(stream, subscriber, page)
             if subscriber.state is not SubscriberState.CATCHING_UP:
@@ -82,7 +78,7 @@ class CatchUp:
                 await self._repairs.finish(stream)
                 await asyncio.sleep(delay)
                 page = None
-            if stream.position is None or subscriber.state is not SubscriberState.CATCHING_UP:
+            if subscriber.state is not SubscriberState.CATCHING_UP:
                 return None
             # Messages that the hub takes while the page is being read need not be in it.
             asked = stream.position

@@ -1,7 +1,5 @@
 """The connections of one event loop, by session id."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Collection, Mapping
 from typing import Protocol

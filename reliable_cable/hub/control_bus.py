@@ -5,10 +5,7 @@ Control messages are kept messages of a reserved stream. Every hub that has conn
 works with every stream store, and a process that was cut off reads the messages that it missed.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +17,7 @@ from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.identity import condition_keys, matches
+from reliable_cable.logs import logger
 from reliable_cable.protocol import control
 from reliable_cable.protocol.constants import REVOKED, DisconnectReason
 from reliable_cable.protocol.control import LoginChange, Revocation, SubscriptionRevocation, Takeover
@@ -32,8 +30,6 @@ from .login_checks import LoginChecks
 from .revocations import LatestByCondition, RecentRevocations, concerns, last_revoked
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to collect takeovers before they are announced together.
 ANNOUNCE_DELAY: Final = 0.02
@@ -231,7 +227,7 @@ class ControlBus:
 
     async def _read_revocations(self) -> tuple[bool, list[tuple[HubConnection, float]]]:
         """Return whether it is certain that no revocation was lost, and when each connection was revoked."""
-        sure = self._records.enabled and await self._records.refresh()
+        sure = self._records.enabled and await self._records.losses.refresh()
         connections = self._connections.all()
         times = await self._engine.sessions.arevoked([each.identity for each in connections])
         return sure, list(zip(connections, times, strict=True))

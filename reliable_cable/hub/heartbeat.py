@@ -1,19 +1,15 @@
 """Pings all connections of an event loop. Connections that are due at about the same time share a timer and a frame."""
 
-from __future__ import annotations
-
 import asyncio
-import logging
 import math
 import random
 import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
-
-logger = logging.getLogger("reliable_cable")
 
 #: The length of a tick, in seconds. Pings may be late by one tick.
 TICK: Final = 0.1

@@ -5,8 +5,6 @@ was read for one subscriber is valid for all. The exception is a page that ends 
 not show the end of the stream.
 """
 
-from __future__ import annotations
-
 import asyncio
 from dataclasses import dataclass, field
 from typing import Final
@@ -81,7 +79,7 @@ class HistoryReader:
         self._timer: asyncio.TimerHandle | None = None
 
     async def read(
-        self, stream: str, start: StreamPosition, hub: StreamPosition | None, *, following: bool = False
+        self, stream: str, start: StreamPosition, hub: StreamPosition, *, following: bool = False
     ) -> StreamPage:
         """Return a page with the entries after a position. It may begin before the position.
 
@@ -94,7 +92,7 @@ class HistoryReader:
         Raises:
             StoreError: the store could not be read.
         """
-        if hub is None or not hub.epoch:
+        if not hub.epoch:
             return await self._ask(stream, start.offset, hub, following)
         loop = asyncio.get_running_loop()
         cached = self._pages.get((stream, following))
@@ -121,7 +119,7 @@ class HistoryReader:
             self._cache((stream, following), page, after)
         return page
 
-    async def _ask(self, stream: str, after: int, hub: StreamPosition | None, following: bool) -> StreamPage:
+    async def _ask(self, stream: str, after: int, hub: StreamPosition, following: bool) -> StreamPage:
         return await self._store.aread(stream, after=after, limit=PAGE_SIZE, known=hub, following=following)
 
     def encode(self, group: SubscriberGroup, stream: str, epoch: str, entry: Entry) -> Frame:

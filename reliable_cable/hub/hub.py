@@ -4,10 +4,7 @@ It receives the events of the stream store, sends each stream's messages to its 
 of gaps.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 import random
 from typing import Final
 
@@ -17,6 +14,7 @@ from reliable_cable.concurrency.tasks import BackgroundTasks, mark_retrieved
 from reliable_cable.concurrency.threads import end_threads
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Verdict, judge
 from reliable_cable.stores.engine import Engine
@@ -33,8 +31,6 @@ from .repair import Repairs
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry the opening of a stream. Clients give up a subscribe after 10 seconds.
 OPEN_TIMEOUT: Final = 8.0
@@ -68,7 +64,7 @@ class Hub:
         self._streams: dict[str, HubStream] = {}
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
-        self.repairs = Repairs(engine.streams, self._listener, self.sessions.suspect)
+        self.repairs = Repairs(engine.streams, self._listener, self.sessions.losses.suspect)
         self.catch_up = CatchUp(self.history, self.repairs, settings.max_pending_size)
         self.control = ControlBus(
             engine, self.connections, self.sessions, self.logins, self.tasks, self.observe, self.stop_observing
@@ -135,17 +131,17 @@ class Hub:
             return
         if isinstance(event, Transient):
             stream.send_transient(event)
-        elif stream.position is None:
+        elif stream.opening is not None:
             pass  # the stream is being opened, and its position is read after this
         elif isinstance(event, Advanced):
             self.repairs.request(stream)
             if stream.observer is not None:
-                self.sessions.suspect()  # the store may have been down, and may have lost data
+                self.sessions.losses.suspect()  # the store may have been down, and may have lost data
         else:
-            self._take(stream, stream.position, event)
+            self._take(stream, event)
 
-    def _take(self, stream: HubStream, position: StreamPosition, event: Published) -> None:
-        verdict = judge(position, event.epoch, event.entry.offset)
+    def _take(self, stream: HubStream, event: Published) -> None:
+        verdict = judge(stream.position, event.epoch, event.entry.offset)
         if verdict is Verdict.NEXT:
             stream.take(event.entry, event.epoch)
             return
@@ -227,10 +223,7 @@ class Hub:
     def _remove(self, stream: HubStream) -> None:
         if self._streams.get(stream.name) is stream:
             del self._streams[stream.name]
-            self._close(stream.name)
-
-    def _close(self, name: str) -> None:
-        self._closing[name] = asyncio.get_running_loop().create_task(self._stop_listening(name))
+            self._closing[stream.name] = asyncio.get_running_loop().create_task(self._stop_listening(stream.name))
 
     async def _stop_listening(self, name: str) -> None:
         try:

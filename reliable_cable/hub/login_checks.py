@@ -1,7 +1,5 @@
 """Regularly checks the Django logins of connections, and ends the connections whose logins are not valid."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math
@@ -12,15 +10,14 @@ from typing import Final, Protocol, TypeVar
 
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
-from reliable_cable.concurrency.tasks import cancel
+from reliable_cable.concurrency.tasks import cancel, wait_and_clear
 from reliable_cable.identity import condition_keys, matches
 from reliable_cable.logins import SESSION, Login, check_logins
+from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.protocol.control import LoginChange
 
 from .revocations import LatestByCondition
-
-logger = logging.getLogger("reliable_cable")
 
 T = TypeVar("T")
 
@@ -120,12 +117,7 @@ class LoginChecks:
 
     async def _run(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(BACKGROUND_RETRY_DELAY if self._failing else self._tick):
-                    await self._announced.wait()
-            except TimeoutError:
-                pass
-            self._announced.clear()
+            await wait_and_clear(self._announced, BACKGROUND_RETRY_DELAY if self._failing else self._tick)
             await self._check_due()
 
     async def _check_due(self) -> None:

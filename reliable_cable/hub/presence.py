@@ -1,9 +1,6 @@
 """Keeps the members of this process's connections present, and sends the presence signals."""
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
@@ -17,13 +14,12 @@ from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.namespaces import split_namespace, use_namespace
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.presence.base import Member, PresenceEvent, PresenceStore
 
 from .rosters import Rosters
-
-logger = logging.getLogger("reliable_cable")
 
 #: How many rounds run within the time to live of a member. Two of them may fail.
 ROUNDS_PER_TTL: Final = 3

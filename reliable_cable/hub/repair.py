@@ -4,23 +4,19 @@ Only a read of the store decides that messages are lost or that a stream has a n
 position at which it began, since live messages may overtake it.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from collections.abc import Callable
 from typing import Final
 
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, advance, went_back
 from reliable_cable.stores.streams.base import NOWHERE, StreamListener, StreamStore
 
 from .history import PAGE_SIZE
 from .stream import HubStream
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to wait after each read in a row that changed nothing. After the last wait, the repair ends.
 IDLE_DELAYS: Final = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -56,7 +52,7 @@ class Repairs:
         failing = False
         idle = 0
         try:
-            while stream.repair_again and stream.users and stream.position is not None:
+            while stream.repair_again and stream.users:
                 stream.repair_again = False
                 asked = stream.position
                 try:
@@ -101,12 +97,12 @@ class Repairs:
             stream.begin_epoch(StreamPosition(page.epoch, 0))
         # An announced message may be the next one although the store has already trimmed it.
         stream.take_early()
-        if stream.position is not None and stream.position != asked and _overtaken(stream.position, page):
+        if stream.position != asked and _overtaken(stream.position, page):
             # All entries of the page were delivered meanwhile, unless they are of another epoch.
             stream.repair_again = stream.repair_again or page.epoch != stream.position.epoch
             return
         position = stream.position
-        if position is not None and advance(position, page).lost:
+        if advance(position, page).lost:
             # Wait for the events that were announced before the end of the read: they may be the missing messages.
             await self._listener.fence()
             stream.take_early()
@@ -117,8 +113,6 @@ class Repairs:
 
     def _apply(self, stream: HubStream, page: StreamPage) -> None:
         """Deliver the entries of a page that follow the stream's position."""
-        if stream.position is None:
-            return
         step = advance(stream.position, page)
         start = StreamPosition(step.position.epoch, step.position.offset - len(step.entries))
         if step.lost:

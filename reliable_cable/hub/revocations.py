@@ -1,7 +1,5 @@
 """Finds the subscriptions, and the recorded subscriptions of sessions, that revocations concern."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -4,15 +4,13 @@ Clients follow join and leave events. If events may have been missed, or the sto
 stream is compared with the store, and the difference is sent as events (see Protocol: Presence).
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from reliable_cable.concurrency.retrying import RETRY_DELAY
+from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.presence import Difference, ToldMembers, compare
 from reliable_cable.stores.presence.base import (
@@ -22,8 +20,6 @@ from reliable_cable.stores.presence.base import (
     PresenceMissed,
     PresenceStore,
 )
-
-logger = logging.getLogger("reliable_cable")
 
 #: The most rosters that are repaired at once.
 MAX_REPAIRS: Final = 8

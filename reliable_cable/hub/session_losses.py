@@ -1,23 +1,18 @@
 """Detects that the session store has lost data, and writes lost records again."""
 
-from __future__ import annotations
-
 import asyncio
-import contextlib
-import logging
 import math
 import secrets
 import time
 from functools import partial
 from typing import Final
 
-from reliable_cable.concurrency.tasks import cancel
+from reliable_cable.concurrency.tasks import cancel, wait_and_clear
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .session_writer import SessionWriter
-
-logger = logging.getLogger("reliable_cable")
 
 #: How often records are checked within their time to live.
 CHECKS_PER_TTL: Final = 3
@@ -107,9 +102,7 @@ class LossDetector:
     async def _run(self) -> None:
         try:
             while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._store.settings.sessions_ttl / CHECKS_PER_TTL):
-                        await self._due.wait()
+                await wait_and_clear(self._due, self._store.settings.sessions_ttl / CHECKS_PER_TTL)
                 if not self._writer.live:
                     break
                 await asyncio.sleep(CHECK_DELAY)

@@ -1,7 +1,5 @@
 """The session records of this process's connections: when they are written, loaded, refreshed and deleted."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Final
 
@@ -32,7 +30,8 @@ class SessionRecords(SessionWriter):
     def __init__(self, store: SessionStore, clock: StoreClock | None = None) -> None:
         super().__init__(store, clock)
         self.enabled = store.settings.sessions_ttl > 0
-        self._losses = LossDetector(self)
+        #: Finds out whether the store has lost records.
+        self.losses = LossDetector(self)
         self._loads = BackgroundTasks()
         #: The sessions that the next load will return, and a future for the record of each.
         self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
@@ -43,7 +42,7 @@ class SessionRecords(SessionWriter):
         """Add a live session. Its record is refreshed until the session is dropped, discarded or voided."""
         if self.enabled:
             self.live[session.sid] = session
-            self._losses.start()
+            self.losses.start()
 
     async def drop(self, session: LiveSession) -> None:
         """Write the last record of a session whose connection has ended. Its time to live begins."""
@@ -58,7 +57,7 @@ class SessionRecords(SessionWriter):
     def discard(self, session: LiveSession) -> None:
         """Remove a live session without writing its record."""
         super().discard(session)
-        self._losses.end_if_idle()
+        self.losses.end_if_idle()
 
     def void(self, session: LiveSession) -> None:
         """Remove a session, and delete its records. It cannot be restored here even before they are deleted."""
@@ -123,25 +122,8 @@ class SessionRecords(SessionWriter):
         self.keep(sid, record)
         await self.flush()
 
-    # -- refreshing ---------------------------------------------------------------------------------------------------
-
-    async def refresh(self) -> bool:
-        """Refresh the records of all live sessions, and write lost records again.
-
-        Returns:
-            Whether the store is known to have lost nothing within the last minute.
-
-        Raises:
-            StoreError: the store could not be reached.
-        """
-        return await self._losses.refresh()
-
-    def suspect(self) -> None:
-        """Check soon whether the store has lost records."""
-        self._losses.suspect()
-
     async def stop(self) -> None:
         """Write pending records once, and stop all tasks."""
         await super().stop()
-        await self._losses.stop()
+        await self.losses.stop()
         await cancel(*self._loads.pending)

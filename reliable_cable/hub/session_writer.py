@@ -1,10 +1,6 @@
 """Writes session records to the store in batches, and retries while the store fails."""
 
-from __future__ import annotations
-
 import asyncio
-import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -13,12 +9,11 @@ from functools import partial
 from typing import Final, Protocol
 
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
-from reliable_cable.concurrency.tasks import cancel
+from reliable_cable.concurrency.tasks import cancel, wait_and_clear
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to collect changed sessions before they are written together.
 SAVE_DELAY: Final = 0.05
@@ -209,10 +204,7 @@ class SessionWriter:
     async def _run(self) -> None:
         try:
             while self._has_work or self._failing:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(BACKGROUND_RETRY_DELAY if self._failing else SAVE_DELAY):
-                        await self._urgent.wait()
-                self._urgent.clear()
+                await wait_and_clear(self._urgent, BACKGROUND_RETRY_DELAY if self._failing else SAVE_DELAY)
                 await self._write()
         finally:
             self._task = None

@@ -4,22 +4,18 @@ Messages that arrive in one iteration of the event loop are written together. A 
 slices, one in each iteration.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, Verdict, judge
-from reliable_cable.stores.streams.base import Published, Transient
+from reliable_cable.stores.streams.base import NOWHERE, Published, Transient
 
 from . import fanout
 from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, group_key
-
-logger = logging.getLogger("reliable_cable")
 
 #: How many former epochs a stream remembers.
 MAX_FORMER_EPOCHS: Final = 8
@@ -50,8 +46,8 @@ class HubStream:
     """
 
     name: str
-    #: The position of the last message that was taken; None while the stream is being opened.
-    position: StreamPosition | None = None
+    #: The position of the last message that was taken. It is read from the store when the stream is opened.
+    position: StreamPosition = NOWHERE
     #: The serial of that message.
     serial: int = 0
     #: The epochs that ended while the stream was open here, the latest one last.
@@ -85,8 +81,7 @@ class HubStream:
 
     def add(self, subscriber: Subscriber) -> None:
         """Add a subscriber, which catches up from the stream's current position."""
-        if self.position is not None:
-            subscriber.catch_up_from(self.position)
+        subscriber.catch_up_from(self.position)
         self.group(subscriber).subscribers[subscriber] = None
 
     def remove(self, subscriber: Subscriber) -> None:
@@ -103,12 +98,12 @@ class HubStream:
 
     def stop_live(self, subscriber: Subscriber) -> None:
         """Stop live delivery to a subscriber. It then catches up after the last message that it received."""
-        if subscriber.state is SubscriberState.LIVE and self.position is not None:
+        if subscriber.state is SubscriberState.LIVE:
             subscriber.catch_up_from(self.position_of(subscriber))
 
     def position_of(self, subscriber: Subscriber) -> StreamPosition:
         """Return the position of the last message that was written to a subscriber."""
-        if subscriber.state is not SubscriberState.LIVE or self.position is None:
+        if subscriber.state is not SubscriberState.LIVE:
             return subscriber.cursor
         # Messages that the stream has taken may still be queued.
         missing = self.serial - subscriber.at
@@ -138,7 +133,7 @@ class HubStream:
             if isinstance(event, Transient):
                 self.send_transient(event)
                 continue
-            verdict = Verdict.REPEAT if self.position is None else judge(self.position, event.epoch, event.entry.offset)
+            verdict = judge(self.position, event.epoch, event.entry.offset)
             if verdict is Verdict.NEXT:
                 self.take(event.entry, event.epoch)
             elif verdict is Verdict.GAP:
@@ -183,7 +178,7 @@ class HubStream:
 
     def start_over(self, position: StreamPosition) -> None:
         """Continue at another position. Live subscribers have lost messages, and their clients are told."""
-        if self.position is not None and self.position.epoch not in ("", position.epoch):
+        if self.position.epoch not in ("", position.epoch):
             self.former_epochs = (*self.former_epochs, self.position.epoch)[-MAX_FORMER_EPOCHS:]
         self.position = position
         self.serial += 1
@@ -260,13 +255,11 @@ class HubStream:
             if size > fanout.POLICY.batch_size:
                 break
             items.append(self._queue.popleft())
-        epoch = self.position.epoch if self.position is not None else ""
-        batch = fanout.Batch(items, self._fanned_out + 1, epoch)
+        batch = fanout.Batch(items, self._fanned_out + 1, self.position.epoch)
         self._fanned_out = batch.last
         return batch
 
     def _failed(self) -> None:
         """Tell all live subscribers of a loss: some may not have been sent a message."""
         logger.exception("Messages of the stream %r could not be sent.", self.name)
-        if self.position is not None:
-            self.start_over(self.position)
+        self.start_over(self.position)

@@ -3,8 +3,6 @@
 See Architecture: Delivery to a subscriber.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Presence for Django code: the members of a stream."""
 
-from __future__ import annotations
-
 from reliable_cable.concurrency.threads import sync_only
 from reliable_cable.namespaces import split_namespace
 from reliable_cable.stores.engine import get_engine

@@ -1,5 +1,4 @@
 """The former path of `MemoryPresenceStore`, for settings that have this path in `ENGINE`."""
 
-from reliable_cable.stores.presence.memory import MemoryPresenceListener, MemoryPresenceStore
-
-__all__ = ["MemoryPresenceListener", "MemoryPresenceStore"]
+from reliable_cable.stores.presence.memory import MemoryPresenceListener as MemoryPresenceListener
+from reliable_cable.stores.presence.memory import MemoryPresenceStore as MemoryPresenceStore

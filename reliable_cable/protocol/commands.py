@@ -4,8 +4,6 @@ A command with a missing or invalid field raises `ProtocolError`. History reques
 fields are ignored, because released clients send `false` or nothing where they have no value.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -190,12 +188,13 @@ def encode(value: Any) -> str:
     return text
 
 
-def _no_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
+    """Refuse a constant such as `NaN`, which `json` would accept."""
     raise ValueError(f"{name} is not JSON")
 
 
 #: Shared, because `json.loads` and `json.dumps` create a new decoder or encoder for each call with options.
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 

@@ -1,7 +1,5 @@
 """Names and numbers of the wire protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final

@@ -1,7 +1,5 @@
 """The messages that the server processes of a project send to each other over the control bus."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

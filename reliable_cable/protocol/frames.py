@@ -3,8 +3,6 @@
 A broadcast is encoded once, and the same bytes are sent to all of its subscribers.
 """
 
-from __future__ import annotations
-
 import zlib
 
 _TEXT = 0x81  # FIN and the opcode for text

@@ -3,8 +3,6 @@
 Payloads are passed in as JSON text and are inserted as they are, without decoding and encoding them again.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from typing import Any

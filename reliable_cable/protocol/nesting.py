@@ -5,8 +5,6 @@ bound, one process could accept a value that fails in another one, together with
 it.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 #: The most levels of arrays and objects in a JSON text. `[]` has one level.

@@ -1,7 +1,5 @@
 """The parameters of a subscription."""
 
-from __future__ import annotations
-
 from typing import Any, NoReturn
 
 from reliable_cable.exceptions import MissingParam

@@ -1,7 +1,5 @@
 """Tells which payloads cannot be sent: clients drop a message that is falsy in JavaScript, without an error."""
 
-from __future__ import annotations
-
 from typing import Final
 
 _FALSY: Final = frozenset({"null", "false", '""'})

@@ -1,7 +1,5 @@
 """Positions in streams, and the history requests that clients make with them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -4,8 +4,6 @@ A client asks once for the members of a stream, and then follows join and leave 
 the comparison says which ones to send. They may repeat what a client has (see Protocol: Presence).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any

@@ -23,8 +23,6 @@ So a subscriber receives the messages of a stream in the order of their offsets,
 message is reported. This holds for any order of live messages, pages, trims and new epochs. See Protocol: History.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum

@@ -1,7 +1,5 @@
 """Support for daphne and uvicorn beyond ASGI: write buffers, shared frames, pacing, and draining before shutdown."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping
 from typing import Any

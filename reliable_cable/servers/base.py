@@ -1,7 +1,5 @@
 """The interface to a server's transport of one WebSocket connection, which is hidden behind ASGI's `send`."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import sys

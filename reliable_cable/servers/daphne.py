@@ -8,8 +8,6 @@ Otherwise it is written through the transport, which preserves the order. Connec
 directly.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

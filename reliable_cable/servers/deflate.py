@@ -8,8 +8,6 @@ It negotiates `server_no_context_takeover`: compressed messages do not depend on
 for all clients. This also saves the memory of a zlib context for each connection.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from websockets.exceptions import NegotiationError

@@ -8,10 +8,7 @@ The process may still not stop: the server waits for its applications, Python wa
 that waits for a database cannot be interrupted. So a timer ends the process `STOP_LIMIT` seconds after the signal.
 """
 
-from __future__ import annotations
-
 import asyncio
-import logging
 import os
 import signal
 import threading
@@ -19,7 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
-logger = logging.getLogger("reliable_cable")
+from reliable_cable.logs import logger
 
 #: The time, in seconds, over which the connections are closed, so that not all clients reconnect at once.
 DRAIN_TIME = 1.5

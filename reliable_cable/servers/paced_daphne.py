@@ -3,8 +3,6 @@
 `manage.py cable_serve --server daphne` uses it; see paced_uvicorn.py for the reason. This module needs daphne.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -5,8 +5,6 @@ applications would start in the next one. Connected clients would receive nothin
 uses this protocol. This module needs uvicorn.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, ClassVar
 

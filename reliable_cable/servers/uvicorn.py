@@ -14,20 +14,16 @@ deflate.py has a variant that compresses these frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from reliable_cable.protocol.frames import Frame
 
 from .base import FRAMES_EXTENSION, Transport, unacknowledged_bytes
 
-if TYPE_CHECKING:
+try:
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
-    from websockets.extensions import ServerExtensionFactory
-else:
-    try:
-        from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
-    except ImportError:  # uvicorn or websockets is not installed, so the protocol below is not used
-        Protocol = object
+except ImportError:  # uvicorn or websockets is not installed, so the protocol below is not used
+    Protocol = object  # type: ignore[assignment,misc]
 
 
 class UvicornTransport(Transport):
@@ -81,7 +77,7 @@ class CableWebSocketProtocol(Protocol):
     """
 
     #: The WebSocket extensions that the server accepts if a client offers them.
-    extensions: ClassVar[Sequence[ServerExtensionFactory]] = ()
+    extensions: ClassVar[Sequence[Any]] = ()
     _pause: Callable[[], None] | None = None
     _resume: Callable[[], None] | None = None
 

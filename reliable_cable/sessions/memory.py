@@ -1,5 +1,3 @@
 """The former path of `MemorySessionStore`, for settings that have this path in `ENGINE`."""
 
-from reliable_cable.stores.sessions.memory import MemorySessionStore
-
-__all__ = ["MemorySessionStore"]
+from reliable_cable.stores.sessions.memory import MemorySessionStore as MemorySessionStore

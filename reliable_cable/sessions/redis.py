@@ -1,5 +1,3 @@
 """The former path of `RedisSessionStore`, for settings that have this path in `ENGINE`."""
 
-from reliable_cable.stores.sessions.redis import RedisSessionStore
-
-__all__ = ["RedisSessionStore"]
+from reliable_cable.stores.sessions.redis import RedisSessionStore as RedisSessionStore

@@ -1,7 +1,5 @@
 """The base classes of all stores and listeners, for streams, presence and sessions."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
@@ -92,7 +90,6 @@ class Store(ABC):
 
     async def aclose(self) -> None:
         """Release the store's resources on the running event loop. The store may be used again."""
-        return None
 
     @abstractmethod
     async def _run(self, call: Callable[[], T]) -> T:

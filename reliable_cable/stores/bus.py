@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from .base import Listener
+from reliable_cable.logs import logger
 
-logger = logging.getLogger("reliable_cable")
+from .base import Listener
 
 
 class Event(Protocol):

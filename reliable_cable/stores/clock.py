@@ -3,11 +3,8 @@
 Use this clock for times that one process writes and another one compares, because the clocks of hosts differ.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
-import logging
 import threading
 import time
 import weakref
@@ -19,10 +16,9 @@ from django.db import connections
 
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 
 from .base import Store
-
-logger = logging.getLogger("reliable_cable")
 
 #: How often, in seconds, to measure while the clock is in use.
 INTERVAL: Final = 10.0
@@ -103,11 +99,10 @@ class StoreClock:
         if not self.remote:
             return self._store.clock() - (self._monotonic() - moment)
         self._used_at = self._monotonic()
-        if self._fresh:
-            assert self._measured is not None  # noqa: S101 - for the type checker
-            return moment + self._measured[0]
-        self._measure_soon()
         offset = self._host() - self._monotonic() if self._measured is None else self._measured[0]
+        if self._fresh:
+            return moment + offset
+        self._measure_soon()
         return moment + offset - MARGIN
 
     def of_host(self, host_time: float) -> float:
@@ -158,10 +153,6 @@ class StoreClock:
     def _fresh(self) -> bool:
         return self._measured is not None and self._monotonic() - self._measured[1] <= MAX_AGE
 
-    @property
-    def _in_use(self) -> bool:
-        return self._monotonic() - self._used_at < IDLE_TIME
-
     def _record(self, sent_at: float, store_time: float) -> None:
         # The store read its clock at some moment between the request and the response.
         received_at = self._monotonic()
@@ -188,7 +179,7 @@ class StoreClock:
 
 def _measure_while_used(reference: weakref.ref[StoreClock]) -> None:
     """Measure every `INTERVAL` seconds while the clock exists and is in use. A thread runs this."""
-    while (clock := reference()) is not None and clock._in_use:
+    while (clock := reference()) is not None and clock._monotonic() - clock._used_at < IDLE_TIME:
         delay = INTERVAL
         try:
             clock.measure()

@@ -1,7 +1,5 @@
 """Chooses the stores that the settings name, and creates them once in each process."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Mapping
@@ -9,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
-from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from reliable_cable.conf import ENGINE_PARTS, CableSettings, get_settings
@@ -113,11 +110,3 @@ def get_engine() -> Engine:
             _current.clear()
             _current[pid] = current
     return current[1]
-
-
-def _reset(*, setting: str, **kwargs: Any) -> None:
-    if setting in ("RELIABLE_CABLE", "SECRET_KEY", "DATABASES"):
-        _current.clear()
-
-
-setting_changed.connect(_reset, dispatch_uid="reliable_cable.stores.engine")

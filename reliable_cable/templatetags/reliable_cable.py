@@ -1,7 +1,5 @@
 """Template tags for pages that use the cable. Load them with `{% load reliable_cable %}`."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Any
 
@@ -70,11 +68,5 @@ def _request_nonce(context: template.Context) -> str | None:
     request: Any = context.get("request")
     # These are set by Django's context processor, django-csp and Django's middleware. Their values are lazy: they are
     # false until they are converted to text, which also adds the nonce to the response's header. So compare with None.
-    for nonce in (
-        context.get("csp_nonce"),
-        getattr(request, "csp_nonce", None),
-        getattr(request, "_csp_nonce", None),
-    ):
-        if nonce is not None:
-            return str(nonce)
-    return None
+    nonces = (context.get("csp_nonce"), getattr(request, "csp_nonce", None), getattr(request, "_csp_nonce", None))
+    return next((str(nonce) for nonce in nonces if nonce is not None), None)

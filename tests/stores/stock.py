@@ -86,7 +86,7 @@ async def _meanwhile(busy: Callable[[], bool], poll: bool, sessions: bool) -> No
             sids = [f"{os.getpid()}-{number}-{index}" for index in range(5)]
             await engine.sessions.asave({sid: SessionRecord(identity, 0.0) for sid in sids})
             assert await engine.sessions.atouch(sids) == set()
-            assert await engine.sessions.aload(sids[0], identity) is not None
+            assert await engine.sessions.aload_many([(sids[0], identity)]) != [None]
             await engine.sessions.adelete(sids)
     await listener.close()
 

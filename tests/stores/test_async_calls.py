@@ -36,12 +36,13 @@ from reliable_cable import (
     presence_for,
 )
 from reliable_cable.concurrency.threads import has_own_thread
-from reliable_cable.conf import CONTROL_STREAM
+from reliable_cable.conf import CONTROL_STREAM, get_settings
 from reliable_cable.models import OutboxEntry
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.streams.base import Published, StreamEvent
 from reliable_cable.stores.streams.durable import HOT_TAIL_TIMEOUT
+from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import EVERY_STORE, MODEL_STORES, finish_store_threads, until, with_own_connection
 from tests.support.redis import RedisServer
 
@@ -296,7 +297,7 @@ class TestARedisThatHangs:
         finally:
             os.kill(redis.pid, signal.SIGCONT)
         await asyncio.to_thread(engine.streams.close)
-        page = await engine.streams._redis.aread("a", after=0, limit=100)  # type: ignore[attr-defined]
+        page = await RedisStreamStore(get_settings()).aread("a", after=0, limit=100)
         assert [(entry.offset, entry.data) for entry in page.entries] == [(n + 1, f"[{n}]") for n in range(50)]
         await engine.aclose()
         await asyncio.to_thread(finish_store_threads)

@@ -63,7 +63,7 @@ def store(make: MakeStore) -> DurableStreamStore:
 def hot_tail(store: DurableStreamStore) -> tuple[int, list[tuple[int, str]]]:
     """Return the tail and the entries in Redis after this store has pushed its messages."""
     assert store._pusher.flush(30)
-    page = store._redis.read("a", after=0, limit=100)
+    page = RedisStreamStore(store.settings).read("a", after=0, limit=100)
     return page.tail, [(entry.offset, entry.data) for entry in page.entries]
 
 
@@ -83,7 +83,7 @@ class TestHotTail:
 
     def test_a_read_of_the_present_state_uses_the_tables(self, store: DurableStreamStore) -> None:
         store.append([("a", Message("1"))])
-        with mock.patch.object(RedisStreamStore, "read", side_effect=AssertionError("Redis was asked")):
+        with mock.patch.object(RedisStreamStore, "aread", side_effect=AssertionError("Redis was asked")):
             assert kept(store) == [(1, "1")]
             assert store.position("a").offset == 1
 
@@ -122,7 +122,7 @@ class TestHotTail:
     @pytest.mark.parametrize("order", [[1, 2, 3], [3, 1, 2], [2, 1, 3, 2], [1, 3, 2], [3, 3, 1]])
     def test_pushes_in_any_order_leave_no_hole(self, store: DurableStreamStore, order: list[int]) -> None:
         for offset in order:
-            store._redis.push([Published("a", "e", Entry(offset, str(offset)))])
+            store.push([Published("a", "e", Entry(offset, str(offset)))])
         tail, entries = hot_tail(store)
         assert tail == 3
         offsets = [offset for offset, _ in entries]
@@ -318,7 +318,7 @@ async def test_the_time_is_ahead_of_neither_clock(
     store: DurableStreamStore, monkeypatch: pytest.MonkeyPatch, in_redis: float, in_the_database: float
 ) -> None:
     # Otherwise a history since that time could lack messages of the other store.
-    monkeypatch.setattr(store._redis, "_clock", lambda: in_redis)
+    monkeypatch.setattr(store, "_clock", lambda: in_redis)
     monkeypatch.setattr(store._model._server, "_clock", lambda: in_the_database)
     assert await asyncio.to_thread(store.time) == await store.atime() == 5.0
     assert "Redis" in store.clocks()

@@ -107,12 +107,11 @@ class TestAfterTheCommit:
             on_commit(store, *"12345678")
         assert [data for _, data in kept(store)] == list("12345678")
 
-    def test_transient_messages_wait_for_the_commit_too(self, make_store: MakeStore, alias: str) -> None:
+    def test_a_stream_that_keeps_no_history_is_refused(self, make_store: MakeStore, alias: str) -> None:
         store = make_store(history_size=0)
-        with transaction.atomic(using=alias):
+        with transaction.atomic(using=alias), pytest.raises(BroadcastError, match="keeps no history"):
             on_commit(store, "1")
-            assert models.TransientEntry.objects.using(alias).count() == 0
-        assert models.TransientEntry.objects.using(alias).get().data == "1"
+        assert not models.OutboxEntry.objects.using(alias).exists()
 
 
 @model_stores

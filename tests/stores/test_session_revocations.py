@@ -18,6 +18,7 @@ from reliable_cable.stores.clock import StoreClock
 from reliable_cable.stores.redis.keys import revocation_key
 from reliable_cable.stores.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
 from reliable_cable.stores.sessions.memory import MemorySessionStore
+from tests.support.records import load_record
 from tests.support.redis import RedisPool
 
 from .conftest import Clock
@@ -102,11 +103,11 @@ class TestEveryStore:
         items = [item("chat:1"), item("chat:2"), item("chat:1", CLOCK_MARGIN), item("chat:1", CLOCK_MARGIN + 0.1)]
         record = SessionRecord(ann, THEN, {"subscriptions": items, "left_at": THEN})
         await store.asave({"a": record})
-        assert await without_revoked(store, [None, await store.aload("a", ann), BOB]) == [None, record, BOB]
+        assert await without_revoked(store, [None, await load_record(store, "a", ann), BOB]) == [None, record, BOB]
         await store.arevoke({**bob, CHANNEL: "Chat"})
         await store.arevoke({**ann, CHANNEL: "News"})
         await store.arevoke({STREAM: "chat:1"})
-        (left,) = await without_revoked(store, [await store.aload("a", ann)])
+        (left,) = await without_revoked(store, [await load_record(store, "a", ann)])
         assert left == SessionRecord(ann, THEN, {"subscriptions": [items[1], items[3]], "left_at": THEN})
         clock.advance(10)
         await store.arevoke({**ann, CHANNEL: "Chat"})
@@ -118,8 +119,8 @@ class TestEveryStore:
         await store.asave({"a": ANN, "b": BOB})
         assert await store.arevoke(ann) == THEN
         assert await store.arevoked([ann, bob, nobody]) == [THEN, 0, 0]
-        assert await store.aload("a", ann) is None
-        assert await store.aload("b", bob) == BOB
+        assert await load_record(store, "a", ann) is None
+        assert await load_record(store, "b", bob) == BOB
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")

@@ -24,6 +24,7 @@ from reliable_cable.stores.sessions.memory import MemorySessionStore
 from reliable_cable.stores.sessions.model import ModelSessionStore
 from reliable_cable.stores.sessions.redis import RedisSessionStore
 from reliable_cable.stores.streams.base import IDLE_STREAM_TTL
+from tests.support.records import load_record
 from tests.support.redis import RedisPool
 
 from .conftest import REDIS_STORES, Clock
@@ -115,19 +116,19 @@ class TestEveryStore:
 
     async def test_the_async_twins_do_the_same(self, store: SessionStore, clock: Clock) -> None:
         await store.asave({"a": ANN, "b": BOB})
-        assert await store.aload("a", ann) == ANN
+        assert await load_record(store, "a", ann) == ANN
         clock.advance(TTL - MOMENT)
         await store.atouch(["a"])
         clock.advance(MOMENT)
-        assert await store.aload("b", bob) is None
+        assert await load_record(store, "b", bob) is None
         assert await store.atouch(["a", "b"]) == {"b"}
         await store.adelete(["a"])
-        assert await store.aload("a", ann) is None
+        assert await load_record(store, "a", ann) is None
         assert await store._run_write(store.prune) in (0, 1)  # Redis prunes by itself
 
     async def test_concurrent_saves_store_all_records(self, store: SessionStore) -> None:
         await asyncio.gather(*(store.asave({f"s{number}": ANN}) for number in range(20)))
-        assert [await store.aload(f"s{number}", ann) for number in range(20)] == [ANN] * 20
+        assert [await load_record(store, f"s{number}", ann) for number in range(20)] == [ANN] * 20
 
     @pytest.mark.parametrize(
         "other", [bob, nobody, {}, {**ann, "tenant": "str:a"}], ids=["another", "nobody", "nothing", "more"]
@@ -274,7 +275,7 @@ class TestRedisStore:
         store.delete(list(many))
         assert len(trips) == 5
         await store.asave(many)
-        await store.aload("s1", ann)
+        await load_record(store, "s1", ann)
         await store.atouch(list(many))
         await store.arevoke(ann)
         await store.adelete(list(many))
@@ -318,4 +319,4 @@ async def test_an_unreachable_redis_is_a_store_error(unused_tcp_port: int) -> No
         with pytest.raises(StoreError):
             call()
     with pytest.raises(StoreError):
-        await store.aload("a", ann)
+        await load_record(store, "a", ann)

@@ -94,7 +94,7 @@ class Caller(ABC):
     async def call(self, request: dict[str, Any]) -> dict[str, Any]:
         """Make a call, and return a mapping with its `result` or its `error`."""
 
-    async def close(self) -> None:  # noqa: B027 - not every caller has something to close
+    async def close(self) -> None:
         """Close connections."""
 
 

@@ -43,10 +43,6 @@ class Store(MemorySessionStore):
         self.saves.append({sid: record for sid, record in records.items() if not sid.startswith(WITNESS_PREFIX)})
         await super().asave(records)
 
-    async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
-        await self._reach()
-        return await super().aload(sid, identity)
-
     async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
         await self._reach()
         self.loads.append([sid for sid, _ in wanted])
@@ -78,7 +74,7 @@ class Session:
 
 async def number(records: SessionRecords, sid: str = "a") -> Any:
     """Return the number in the stored record of a session, or None."""
-    record = await MemorySessionStore.aload(records.store, sid, ann)
+    (record,) = await MemorySessionStore.aload_many(records.store, [(sid, ann)])
     return record and record.data["number"]
 
 

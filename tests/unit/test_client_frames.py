@@ -272,7 +272,6 @@ class TestRestore:
         async def fail(*args: Any) -> None:
             raise StoreError("the store is gone")
 
-        monkeypatch.setattr(get_engine().sessions, "aload", fail)
         monkeypatch.setattr(get_engine().sessions, "aload_many", fail)
         async with Client(sid) as client:
             assert "restored" not in client.welcome

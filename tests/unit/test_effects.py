@@ -13,6 +13,7 @@ from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.hub import session_writer
 from reliable_cable.stores.engine import get_engine
+from tests.support.records import load_record
 
 from .wire import Client, connection_of, identifier
 
@@ -101,7 +102,7 @@ async def test_a_client_whose_session_cannot_be_saved_is_disconnected_and_sees_n
         await expect_disconnect(client)
     outage.end()
     # Another server would load this record if this one were killed.
-    record = await get_engine().sessions.aload(client.sid, {"user": ""})
+    record = await load_record(get_engine().sessions, client.sid, {"user": ""})
     assert record is None or record.data["subscriptions"][0]["state"] == {"count": 1}
 
 
@@ -119,7 +120,7 @@ async def test_the_effect_is_seen_as_soon_as_the_session_is_saved(
         assert await client.quiet(), "the effect was not delayed"
         outage.end()
         assert (await client.receive())["message"] == {"count": 2}
-        record = await get_engine().sessions.aload(client.sid, {"user": ""})
+        record = await load_record(get_engine().sessions, client.sid, {"user": ""})
         assert record is not None
         assert record.data["subscriptions"][0]["state"] == {"count": 2}
 

@@ -11,10 +11,10 @@ from reliable_cable.stores.database.fair_lock import FairLock
 
 
 def queue_up(lock: FairLock, *threads: threading.Thread) -> None:
-    """Start threads that wait for the lock, one after another."""
-    for number, thread in enumerate(threads, 1):
+    """Start threads that wait for the lock, which is held, one after another."""
+    for number, thread in enumerate(threads, 2):
         thread.start()
-        while len(lock._waiters) < number:
+        while len(lock._queue) < number:
             time.sleep(0.001)
 
 
@@ -40,17 +40,24 @@ def test_waiting_threads_get_the_lock_in_the_order_of_their_arrival(lock: FairLo
 
 
 def test_a_thread_that_arrives_later_does_not_overtake_waiting_threads(lock: FairLock) -> None:
-    acquired: list[bool] = []
-    waiter = threading.Thread(target=lambda: acquired.append(lock.acquire(30)))
-    assert lock.acquire(0)
-    queue_up(lock, waiter)
-    lock.release()
+    holds, may_end = threading.Event(), threading.Event()
+
+    def take() -> None:
+        with lock.hold(30):
+            holds.set()
+            may_end.wait()
+
+    waiter = threading.Thread(target=take)
+    with lock.hold(0):
+        queue_up(lock, waiter)
     # The lock belongs to the waiting thread now, even if that thread has not run yet.
-    assert not lock.acquire(0)
+    with lock.hold(0) as later:
+        assert not later
+    assert holds.wait(30)
+    may_end.set()
     waiter.join()
-    assert acquired == [True]
-    lock.release()
-    assert lock.acquire(0)
+    with lock.hold(0) as free:
+        assert free
 
 
 def test_a_waiter_gives_up_after_its_timeout_and_leaves_the_queue(lock: FairLock) -> None:
@@ -80,4 +87,5 @@ def test_the_lock_is_never_held_twice_and_never_lost_with_short_timeouts(lock: F
     for thread in threads:
         thread.join()
     assert most_holders == 1
-    assert lock.acquire(0)
+    with lock.hold(0) as free:
+        assert free

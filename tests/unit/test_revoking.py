@@ -20,6 +20,7 @@ from reliable_cable.identity import STREAM
 from reliable_cable.presence import presence_for
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.sessions.base import CLOCK_MARGIN
+from tests.support.records import load_record
 
 from .test_control_bus import StoreTime, ann
 from .wire import (
@@ -342,7 +343,7 @@ class TestSessions:
     async def test_a_record_of_the_previous_release_loses_the_subscription(self) -> None:
         sid = await leave_session(ann(), room("a"), room("b"))
         sessions = get_engine().sessions
-        record = await sessions.aload(sid, {"user": "str:ann"})
+        record = await load_record(sessions, sid, {"user": "str:ann"})
         assert record is not None
         for item in record.data["subscriptions"]:
             del item["authorized"]

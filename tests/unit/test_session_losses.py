@@ -37,7 +37,7 @@ class TestRefresh:
             records.add(session := Session(sid))
             await records.save(session)
         store.delete(["a"])
-        await records.refresh()
+        await records.losses.refresh()
         await until_kept(records, 0, "a")
         assert set(store.saves[-1]) == {"a"}
 
@@ -45,18 +45,18 @@ class TestRefresh:
         records = SessionRecords(store := Store())
         records.add(session := Session("a"))
         records.changed(session)
-        await records.refresh()
+        await records.losses.refresh()
         await until_kept(records, 0)
         assert len(store.saves) == 1
 
     async def test_a_store_that_has_the_witness_has_lost_nothing(self) -> None:
         records = SessionRecords(Store())
         records.add(session := Session("a"))
-        assert not await records.refresh(), "no witness has been written"
+        assert not await records.losses.refresh(), "no witness has been written"
         await records.save(session)
-        assert await records.refresh()
+        assert await records.losses.refresh()
         await records.save(session)
-        assert await records.refresh(), "the store has the next witness"
+        assert await records.losses.refresh(), "the store has the next witness"
 
     async def test_a_loss_is_remembered_after_all_records_were_written_again(self) -> None:
         records = SessionRecords(store := Store())
@@ -64,9 +64,9 @@ class TestRefresh:
         await records.save(session)
         store.delete(list(store._records))
         await records.save(session)  # the record is written before the next check
-        await records.refresh()
+        await records.losses.refresh()
         await records.save(session)
-        assert not await records.refresh()
+        assert not await records.losses.refresh()
 
     async def test_a_loss_is_forgotten_after_a_minute(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(session_losses, "LOSS_MEMORY", 0)
@@ -74,9 +74,9 @@ class TestRefresh:
         records.add(session := Session("a"))
         await records.save(session)
         store.delete(list(store._records))
-        await records.refresh()
+        await records.losses.refresh()
         await records.save(session)
-        assert await records.refresh()
+        assert await records.losses.refresh()
 
     async def test_a_witness_that_expired_without_live_sessions_is_no_loss(self) -> None:
         records = SessionRecords(store := Store())
@@ -87,7 +87,7 @@ class TestRefresh:
         store.delete(list(store._records))
         records.add(session)
         await records.save(session)
-        assert await records.refresh()
+        assert await records.losses.refresh()
 
     async def test_a_witness_that_was_not_written_because_of_an_unexpected_error_is_no_loss(self) -> None:
         class Odd(Session):
@@ -97,11 +97,11 @@ class TestRefresh:
         records = SessionRecords(Store())
         records.add(session := Session("a"))
         await records.save(session)
-        assert await records.refresh()
+        assert await records.losses.refresh()
         records.add(odd := Odd("b"))
         await records.save(odd)  # in one write with the next witness
         records.discard(odd)
-        assert await records.refresh(), "the store still has the former witness"
+        assert await records.losses.refresh(), "the store still has the former witness"
 
     async def test_a_store_that_cannot_lose_data_gets_no_witness(self) -> None:
         store = Store()
@@ -110,15 +110,15 @@ class TestRefresh:
         records.add(session := Session("a"))
         await records.save(session)
         assert list(store._records) == ["a"]
-        assert await records.refresh()
+        assert await records.losses.refresh()
 
     async def test_a_suspected_loss_is_checked_soon(self) -> None:
         records = SessionRecords(store := Store())
         records.add(session := Session("a"))
         await records.save(session)
         store.delete(["a"])
-        records.suspect()
-        records.suspect()
+        records.losses.suspect()
+        records.losses.suspect()
         await until_kept(records, 0)
 
     async def test_records_are_refreshed_before_they_expire(self) -> None:

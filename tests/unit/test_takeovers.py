@@ -18,6 +18,7 @@ from reliable_cable.hub import control_bus, session_writer
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.sessions.base import SessionRecord
 from reliable_cable.stores.streams.base import Message
+from tests.support.records import load_record
 
 from .wire import Client, connection_of, identifier, run_event_loop, send_control_message, until
 
@@ -127,7 +128,7 @@ async def test_the_connection_that_was_announced_last_stays_open() -> None:
     async with Client() as first:
         pass
     sessions = get_engine().sessions
-    record = await sessions.aload(first.sid, {"user": ""})
+    record = await load_record(sessions, first.sid, {"user": ""})
     assert record is not None
     # The record says that the former connection may still be open in another process.
     await sessions.asave({first.sid: SessionRecord(record.identity, 0, {**record.data, "alive": True})})
@@ -165,7 +166,7 @@ async def test_the_former_session_can_be_restored_again_although_the_store_faile
             async with Client(former.sid) as second:
                 assert second.welcome["restored"]
         await until(lambda: not get_hub().sessions.is_pending(former.sid))
-        record = await sessions.aload(former.sid, {"user": ""})
+        record = await load_record(sessions, former.sid, {"user": ""})
         assert record is not None
         assert second.sid in record.data["sids"]
 
@@ -186,7 +187,7 @@ async def test_the_record_of_a_restored_session_says_that_its_connection_may_be_
     async with Client() as first:
         pass
     async with Client(first.sid):
-        record = await get_engine().sessions.aload(first.sid, {"user": ""})
+        record = await load_record(get_engine().sessions, first.sid, {"user": ""})
         assert record is not None
         assert record.data["alive"]
 

@@ -1,7 +1,5 @@
 """`manage.py cable_client`: bundles the JavaScript client for a checkout of this project."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser

@@ -1,7 +1,5 @@
 """`manage.py cable_doctor` checks the stores and their servers."""
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import time
@@ -12,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import CableError
 from reliable_cable.stores.engine import Engine, engine_paths, get_engine
-from reliable_cable.stores.streams.base import Message, StreamEvent, StreamStore
+from reliable_cable.stores.streams.base import Message, StreamStore
 
 #: How long, in seconds, to wait for the test message.
 PROBE_TIMEOUT = 5.0
@@ -74,11 +72,7 @@ async def _probe(store: StreamStore) -> float | None:
     """Send a test message; return how long, in seconds, it took to arrive, or None if it did not arrive."""
     stream = f"cable_doctor:{secrets.token_hex(8)}"
     arrived = asyncio.Event()
-
-    def deliver(event: StreamEvent) -> None:
-        arrived.set()
-
-    listener = store.listen(deliver)
+    listener = store.listen(lambda event: arrived.set())
     try:
         await listener.subscribe(stream)
         started = time.perf_counter()

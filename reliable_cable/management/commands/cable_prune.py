@@ -1,8 +1,5 @@
 """`manage.py cable_prune` deletes old messages and expired sessions."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -39,17 +36,10 @@ class Command(BaseCommand):
             raise CommandError(f"--limit is {limit}; it must be at least 1.")
         engine = get_engine()
         try:
-            streams = _repeat_until_zero(lambda: engine.streams.prune(limit=limit))
+            streams = sum(iter(lambda: engine.streams.prune(limit=limit), 0))
             self.stdout.write(f"Streams: {streams} deleted.")
             if not options["no_sessions"]:
-                sessions = _repeat_until_zero(lambda: engine.sessions.prune(limit=limit))
+                sessions = sum(iter(lambda: engine.sessions.prune(limit=limit), 0))
                 self.stdout.write(f"Sessions: {sessions} deleted.")
         except CableError as error:
             raise CommandError(str(error)) from error
-
-
-def _repeat_until_zero(prune: Callable[[], int]) -> int:
-    total = 0
-    while count := prune():
-        total += count
-    return total

@@ -1,7 +1,5 @@
 """`manage.py cable_serve`: runs uvicorn or daphne, configured for many subscribers."""
 
-from __future__ import annotations
-
 import gc
 import importlib.util
 import logging

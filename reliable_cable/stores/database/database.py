@@ -1,8 +1,5 @@
 """Transactions of the model stores, with retries after conflicts, and the translation of database errors."""
 
-from __future__ import annotations
-
-import logging
 import os
 import random
 import sqlite3
@@ -22,12 +19,12 @@ from reliable_cable.concurrency.on_commit import in_transaction
 from reliable_cable.concurrency.threads import submit_store
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, CableError, StoreError
+from reliable_cable.logs import logger
 
 from .fair_lock import FairLock
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Model)
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry a write that was rolled back because of a conflict with another transaction.
 WRITE_RETRY_TIME = 15.0

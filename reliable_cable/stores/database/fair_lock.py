@@ -1,9 +1,6 @@
 """A lock that is granted to waiting threads in the order of their arrival."""
 
-from __future__ import annotations
-
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,47 +13,30 @@ class FairLock:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        self._held = False
-        #: A locked lock for each waiting thread. Releasing it hands the fair lock to that thread.
-        self._waiters: deque[threading.Lock] = deque()
-
-    def acquire(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds for the lock; return whether the caller got it."""
-        waiter = threading.Lock()
-        with self._mutex:
-            if not self._held:
-                self._held = True
-                return True
-            waiter.acquire()
-            self._waiters.append(waiter)
-        acquired = False
-        try:
-            acquired = waiter.acquire(timeout=timeout)
-        finally:
-            if not acquired:
-                with self._mutex:
-                    still_waiting = waiter in self._waiters
-                    if still_waiting:
-                        self._waiters.remove(waiter)
-                if not still_waiting:
-                    # The lock was handed to this thread after its wait had ended. The caller will not release it.
-                    self.release()
-        return acquired
-
-    def release(self) -> None:
-        """Hand the lock to the first waiter, if there is one."""
-        with self._mutex:
-            if self._waiters:
-                self._waiters.popleft().release()
-            else:
-                self._held = False
+        #: An event for the thread that holds the lock, which is set, and one for each waiting thread.
+        self._queue: dict[threading.Event, None] = {}
 
     @contextmanager
     def hold(self, timeout: float) -> Iterator[bool]:
-        """Hold the lock in a context if it is free within `timeout` seconds; yield whether it is held."""
-        acquired = self.acquire(timeout)
+        """Hold the lock in a context, if it is granted within `timeout` seconds; yield whether it was."""
+        granted = threading.Event()
+        with self._mutex:
+            self._queue[granted] = None
+            self._grant()
         try:
-            yield acquired
+            held = granted.wait(timeout)
+            if not held:
+                self._leave(granted)
+            yield held
         finally:
-            if acquired:
-                self.release()
+            self._leave(granted)
+
+    def _leave(self, granted: threading.Event) -> None:
+        with self._mutex:
+            self._queue.pop(granted, None)
+            self._grant()
+
+    def _grant(self) -> None:
+        for first in self._queue:
+            first.set()
+            break

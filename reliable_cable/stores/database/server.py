@@ -1,7 +1,5 @@
 """The clock of a database server, and the lineage of its data."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

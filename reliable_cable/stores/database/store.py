@@ -1,11 +1,10 @@
 """The base class of all stores in Django's database."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from copy import copy
+from functools import cached_property, partial, wraps
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
@@ -38,6 +37,8 @@ class ModelStore(Store):
     """
 
     uses_database = True
+    #: Whether the async methods run in the threads for stores.
+    _in_threads = True
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock or time.time)
@@ -54,8 +55,15 @@ class ModelStore(Store):
         """Return the clock of the server on PostgreSQL, and none on SQLite."""
         return {f"database {self.settings.database!r}": self.time} if self._server.has_clock else {}
 
+    @cached_property
+    def blocking(self) -> Self:
+        """This store with async methods that block and never suspend their caller."""
+        store = copy(self)
+        store._in_threads = False
+        return store
+
     async def _run(self, call: Callable[[], T]) -> T:
-        return await run_store(call)
+        return await run_store(call) if self._in_threads else call()
 
     async def _run_write(self, call: Callable[[], T]) -> T:
-        return await run_store_write(call)
+        return await run_store_write(call) if self._in_threads else call()

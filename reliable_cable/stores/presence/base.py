@@ -1,7 +1,5 @@
 """The interface of presence stores, which store the members of streams."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The presence store in the memory of one process."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import threading

@@ -4,8 +4,6 @@ A call is sent once. If it gets no response, it may or may not have been execute
 idempotent are then sent again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re
@@ -13,7 +11,8 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -90,11 +89,6 @@ class Call:
     keys: Sequence[str] = ()
     args: Sequence[Argument] = ()
 
-    @property
-    def is_script(self) -> bool:
-        """Whether this is a Lua script."""
-        return self.name.islower()
-
 
 class RedisUnavailable(StoreError):
     """Redis could not be reached, did not respond, or accepts no commands at present.
@@ -111,6 +105,8 @@ class RedisUnavailable(StoreError):
 
 class RedisRefused(StoreError):
     """Redis responded with an error. The call did nothing."""
+
+    sent = False
 
 
 class RedisClient:
@@ -215,11 +211,17 @@ class RedisClient:
         Raises:
             StoreError: see `run`.
         """
-        return [reply for batch in _batches(calls, size) for reply in await self.arun(*batch, idempotent=True)]
+        calls = list(calls)
+        batches = (calls[start : start + size] for start in range(0, len(calls), size))
+        return [reply for batch in batches for reply in await self.arun(*batch, idempotent=True)]
 
     async def sleep(self, seconds: float) -> None:
         """Pause the running task."""
         await asyncio.sleep(seconds)
+
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        """Return a context that raises `TimeoutError` if it takes longer than these seconds."""
+        return asyncio.timeout(seconds)
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
@@ -291,7 +293,7 @@ class RedisClient:
 
     def _command(self, call: Call, lineage: str) -> Command:
         keys, args = call.keys, call.args
-        if not call.is_script:
+        if not call.name.islower():  # it is not a script
             return (call.name, *keys, *cast("Command", args))
         if args and args[0] is LINEAGE:
             keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
@@ -319,6 +321,10 @@ class BlockingClient(RedisClient):
     async def sleep(self, seconds: float) -> None:
         """Pause this thread."""
         time.sleep(seconds)  # noqa: ASYNC251 - no event loop is running
+
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        """Return a context without a timeout: each call has the timeout of its connection."""
+        return nullcontext()
 
     async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
         return self._client._attempt(calls)
@@ -354,11 +360,6 @@ def _options(settings: CableSettings) -> dict[str, Any]:
         options.pop("socket_keepalive", None)  # only TCP has it
     # The user cannot change these, because this module expects bytes, and decides itself about retries.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
-
-
-def _batches(calls: Collection[Call], size: int) -> Iterator[Sequence[Call]]:
-    calls = list(calls)
-    return (calls[start : start + size] for start in range(0, len(calls), size))
 
 
 _clients: weakref.WeakValueDictionary[tuple[int, int], RedisClient] = weakref.WeakValueDictionary()

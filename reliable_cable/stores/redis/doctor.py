@@ -1,7 +1,5 @@
 """Finds faults of a Redis server, for the warning when a server starts and for `manage.py cable_doctor`."""
 
-from __future__ import annotations
-
 from .client import Call, RedisClient
 from .lineage import parse_info
 

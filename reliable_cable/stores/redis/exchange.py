@@ -4,8 +4,6 @@ The generator yields the commands to send in one write, and receives their repli
 is the exception.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Coroutine, Generator, Sequence
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ The keys of one stream share a hash tag, so that a cluster would store them on o
 stream's name, because the name may contain braces.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from functools import lru_cache

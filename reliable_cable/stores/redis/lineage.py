@@ -5,8 +5,6 @@ streams and the incarnations of presence data are bound to a *lineage*, which is
 lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when earlier data return.
 """
 
-from __future__ import annotations
-
 import random
 import secrets
 import threading

@@ -1,23 +1,19 @@
 """The pub/sub connection to Redis. Each event loop has one, and it subscribes to each channel once."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
-import logging
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from reliable_cable.logs import logger
 from reliable_cable.stores.base import Listener
 
 from .client import CONNECTION_ERRORS, RedisClient
 from .exchange import cancellable
 from .keys import former_channel, stream_channel
-
-logger = logging.getLogger("reliable_cable")
 
 #: A callback that takes a message, or None if messages may have been missed.
 Deliver = Callable[[bytes | None], None]

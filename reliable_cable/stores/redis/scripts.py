@@ -1,7 +1,5 @@
 """The texts of the Lua scripts. Each file in `lua/` has one operation."""
 
-from __future__ import annotations
-
 import hashlib
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The base class of all stores in Redis."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -25,12 +23,14 @@ def sync_twin(
 ) -> Callable[Concatenate[Any, P], T]:
     """Return the sync twin of an async method of a Redis store that awaits nothing but its client.
 
-    The twin runs the method with a client that blocks. So the method never suspends, and needs no event loop.
+    The twin runs the method, or that of a subclass, with a client that blocks. So the method never suspends, and needs
+    no event loop.
     """
 
     @wraps(method)
     def twin(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return finish(method(self.blocking, *args, **kwargs))
+        result: T = finish(getattr(self.blocking, method.__name__)(*args, **kwargs))
+        return result
 
     return twin
 
@@ -74,7 +74,7 @@ class RedisStore(Store):
 
     def clocks(self) -> Mapping[str, Callable[[], float]]:
         """Return the clock of Redis."""
-        return {"Redis": self.time}
+        return {"Redis": lambda: finish(RedisStore.atime(self.blocking))}
 
     def close(self) -> None:
         """Close the connections of sync code."""

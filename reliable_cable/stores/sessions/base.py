@@ -1,7 +1,5 @@
 """The interface of session stores, which store the records from which sessions are restored."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,7 +102,6 @@ class SessionStore(Store):
         """Delete up to `limit` expired records; return how many were deleted."""
 
     asave = async_twin(save, writes=True)
-    aload = async_twin(load)
     aload_many = async_twin(load_many)
     atouch = async_twin(touch, writes=True)
     adelete = async_twin(delete, writes=True)

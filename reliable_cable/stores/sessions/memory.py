@@ -1,7 +1,5 @@
 """The session store in the memory of one process."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

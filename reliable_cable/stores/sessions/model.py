@@ -1,7 +1,5 @@
 """The session store in the project's own database."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -48,7 +46,7 @@ class ModelSessionStore(ModelStore, SessionStore):
             for sid, record in records.items()
         ]
         save = partial(
-            self._sessions().bulk_create,
+            self._database.rows(Session).bulk_create,
             rows,
             update_conflicts=True,
             unique_fields=["sid"],
@@ -61,7 +59,8 @@ class ModelSessionStore(ModelStore, SessionStore):
         """Return a record, with one SELECT."""
         if not is_session_id(sid):
             return None
-        revoked = self._revocations().filter(condition__in=condition_keys(identity)).order_by("-at").values("at")[:1]
+        revocations = self._database.rows(Revocation).filter(condition__in=condition_keys(identity))
+        revoked = revocations.order_by("-at").values("at")[:1]
         records = self._alive().filter(sid=sid, identity=canonical(identity)).annotate(revoked=Subquery(revoked))
         with self._errors("read"):
             row = records.values_list("authenticated", "data", "revoked").first()
@@ -89,7 +88,7 @@ class ModelSessionStore(ModelStore, SessionStore):
     def delete(self, sids: Collection[str]) -> None:
         """Delete records with one DELETE."""
         if sids:
-            self._write("deleted", self._sessions().filter(sid__in=sids).delete)
+            self._write("deleted", self._database.rows(Session).filter(sid__in=sids).delete)
 
     def revoke(self, condition: Identity) -> float:
         """Store the time of a revocation with one INSERT, so that it also applies to records that are saved later."""
@@ -97,7 +96,7 @@ class ModelSessionStore(ModelStore, SessionStore):
             now = self._server.time()
         if self.settings.sessions_ttl:
             revoke = partial(
-                self._revocations().bulk_create,
+                self._database.rows(Revocation).bulk_create,
                 [Revocation(condition=condition_key(condition), at=now)],
                 update_conflicts=True,
                 unique_fields=["condition"],
@@ -112,18 +111,18 @@ class ModelSessionStore(ModelStore, SessionStore):
         """Return for each identity the last time at which matching sessions were revoked, or 0."""
         keys = {key for identity in identities for key in condition_keys(identity)}
         with self._errors("read"):
-            times = dict(self._revocations().filter(condition__in=keys).values_list("condition", "at"))
+            times = dict(self._database.rows(Revocation).filter(condition__in=keys).values_list("condition", "at"))
         return [max((times.get(key, 0.0) for key in condition_keys(identity)), default=0.0) for identity in identities]
 
     def prune(self, *, limit: int = 1000) -> int:
         """Delete expired records, the oldest first, with one DELETE, and revocations that affect no record now."""
-        expired = self._sessions().filter(expires__lte=self._server.ago(0))
+        expired = self._database.rows(Session).filter(expires__lte=self._server.ago(0))
         outdated = self._server.ago(self.settings.sessions_ttl + CLOCK_MARGIN)
         oldest = expired.order_by("expires").values("sid")[:limit]
 
         def prune() -> int:
             pruned, _ = expired.filter(sid__in=oldest).delete()
-            self._revocations().filter(at__lte=outdated).delete()
+            self._database.rows(Revocation).filter(at__lte=outdated).delete()
             return pruned
 
         return self._write("pruned", prune)
@@ -135,11 +134,5 @@ class ModelSessionStore(ModelStore, SessionStore):
     def _errors(self, action: str) -> AbstractContextManager[None]:
         return self._database.store_errors(f"Session records could not be {action}")
 
-    def _sessions(self) -> QuerySet[Session]:
-        return Session.objects.using(self.settings.database)
-
-    def _revocations(self) -> QuerySet[Revocation]:
-        return Revocation.objects.using(self.settings.database)
-
     def _alive(self) -> QuerySet[Session]:
-        return self._sessions().filter(expires__gt=self._server.ago(0))
+        return self._database.rows(Session).filter(expires__gt=self._server.ago(0))

@@ -1,7 +1,5 @@
 """The session store in Redis. It has a key for each session and for each revoked condition, which Redis expires."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -41,12 +39,9 @@ class RedisSessionStore(RedisStore, SessionStore):
 
     save = sync_twin(asave)
 
-    async def aload(self, sid: str, identity: Identity) -> SessionRecord | None:
+    def load(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Return the record of a session."""
-        (record,) = await self.aload_many([(sid, identity)])
-        return record
-
-    load = sync_twin(aload)
+        return self.load_many([(sid, identity)])[0]
 
     async def aload_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
         """Return the records of sessions. Hundreds of them take one round trip."""

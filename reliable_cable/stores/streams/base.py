@@ -1,7 +1,5 @@
 """The interface of stream stores, which number, store and announce the messages of streams."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -101,14 +99,12 @@ class StreamListener(Listener):
         To find out whether missing messages are lost, read the store first. If they are still missing when a fence has
         passed that began after the read, they are lost.
         """
-        return None
 
     def doubt(self, stream: str) -> None:
         """Announce `Advanced` for a stream at the next check, unless the stream does not exist.
 
         Call this when a repair ended without reaching the announced position.
         """
-        return None
 
 
 class StreamStore(Store):
@@ -244,7 +240,6 @@ class StreamStore(Store):
 
     def close(self) -> None:
         """Release the store's resources in this process. The store may be used again."""
-        return None
 
     aappend = async_twin(append, writes=True)
     apublish_transient = async_twin(publish_transient, writes=True)

@@ -1,7 +1,5 @@
 """The stream store in the memory of one process, for tests and for single processes that may lose their history."""
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import threading

@@ -1,8 +1,5 @@
 """The stream store in the project's own database, SQLite or PostgreSQL."""
 
-from __future__ import annotations
-
-import logging
 import os
 import secrets
 from collections.abc import Callable, Collection, Sequence
@@ -13,9 +10,10 @@ from django.db.models import OuterRef, QuerySet, Subquery
 from django.db.models.expressions import Combinable
 
 from reliable_cable import models
-from reliable_cable.concurrency.on_commit import call_after_commit, is_manual, report_failure
+from reliable_cable.concurrency.on_commit import call_after_commit, is_manual
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.bus import Bus
@@ -26,8 +24,6 @@ from .model_outbox import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_retention import Retention
 from .wakeup import Waker
-
-logger = logging.getLogger("reliable_cable")
 
 #: The most streams or rows that one query names.
 NAMES_PER_QUERY = 500
@@ -94,25 +90,19 @@ class ModelStreamStore(ModelStore, StreamStore):
         If that is `settings.database`, the transaction itself inserts the messages into the outbox. If the transaction
         runs no `on_commit` hooks (`set_autocommit(False)`), the next append or poll after the commit numbers them.
         """
-        kept = [item for item in items if self.settings.policy(item[0]).history_size]
-        for name, message in items:
-            if not self.settings.policy(name).history_size:
-                failed = partial(report_failure, type(self), [name])
-                call_after_commit(partial(self.publish_transient, name, message), [using], failed=failed)
-        if not kept:
-            return
+        names = sorted({name for name, _ in items})
+        self.require_history(names)
         if using != self.settings.database:
-            super().append_on_commit(kept, using)
+            super().append_on_commit(items, using)
             return
         with self._database.broadcast_errors():
             self._database.rows(models.OutboxEntry).bulk_create(
                 models.OutboxEntry(
                     name=name, data=message.data, exclude=message.exclude, idempotency_key=message.idempotency_key
                 )
-                for name, message in kept
+                for name, message in items
             )
         if not is_manual(connections[using]):
-            names = sorted({name for name, _ in kept})
             failed = partial(self._not_numbered, names)
             call_after_commit(partial(self._number_after_commit, names), [using], failed=failed)
 

@@ -1,7 +1,5 @@
 """Numbers the messages of the model store: new messages, and those in the outbox, under locks on their streams."""
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,10 +1,6 @@
 """The listener of the model store, which polls the database for the messages of other processes."""
 
-from __future__ import annotations
-
 import asyncio
-import contextlib
-import logging
 import random
 import threading
 import time
@@ -13,16 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from reliable_cable.concurrency.tasks import BackgroundTasks, cancel, wait_and_clear
 from reliable_cable.concurrency.threads import run_store, run_store_write
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import CableError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.bus import Bus, BusListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
-
-logger = logging.getLogger("reliable_cable")
 
 #: How much later than a row with a greater id, in seconds, a row may become visible and still be found.
 MAX_ROW_DELAY = 5.0
@@ -132,7 +128,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         self._seen = SeenIds()
         self._poller: asyncio.Task[None] | None = None
         #: The current poller, and earlier ones that are still cleaning up.
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
         self._woken = asyncio.Event()
         #: Streams whose wake-up arrived during their `subscribe`, before a poll could include them.
         self._woken_early: set[str] = set()
@@ -149,9 +145,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         await super().subscribe(stream)
         if self._poller is None:
             self._seen = SeenIds()
-            self._poller = asyncio.create_task(self._keep_polling(), name="cable-poller")
-            self._tasks.add(self._poller)
-            self._poller.add_done_callback(self._tasks.discard)
+            self._poller = self._tasks.spawn(self._keep_polling())
         try:
             poll = await run_store(self._store.poll, [stream], self._seen)
         except BaseException:
@@ -173,10 +167,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
     async def close(self) -> None:
         """Unsubscribe from all streams and stop polling."""
         await super().close()
-        if self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(set(self._tasks))
+        await cancel(*self._tasks.pending)
 
     def doubt(self, stream: str) -> None:
         """Announce `Advanced` for a stream at the next poll, unless the stream does not exist."""
@@ -203,18 +194,14 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         prune_at = time.monotonic() + PRUNE_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
         try:
             while self.streams:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._interval()):
-                        await self._woken.wait()
-                self._woken.clear()
+                await wait_and_clear(self._woken, self._interval())
                 await self._attempt(self._poll)
                 if time.monotonic() >= prune_at:
                     prune_at = time.monotonic() + PRUNE_INTERVAL
-                    await self._attempt(self._prune)
+                    await self._attempt(partial(run_store_write, partial(self._store.prune, limit=PRUNE_LIMIT)))
         finally:
             self._poller = None
-            receiver.cancel()
-            await asyncio.wait([receiver])
+            await cancel(receiver)
 
     async def _receive_wakeups(self) -> None:
         if self._wakeups:
@@ -226,7 +213,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             self._woken_early |= served - self._known.keys()
             self._woken.set()
 
-    async def _attempt(self, step: Callable[[], Awaitable[None]]) -> None:
+    async def _attempt(self, step: Callable[[], Awaitable[object]]) -> None:
         try:
             await step()
         except Exception as error:
@@ -240,9 +227,6 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
             if self._failing:
                 logger.info("Streams can be polled again.")
             self._failing = False
-
-    async def _prune(self) -> None:
-        await run_store_write(partial(self._store.prune, limit=PRUNE_LIMIT))
 
     async def _poll(self) -> None:
         before = dict(self._known)

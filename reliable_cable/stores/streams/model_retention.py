@@ -1,7 +1,5 @@
 """Deletes old rows of the model store, in bounded transactions that do not delay appends and reads."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable, Iterator
 from functools import partial

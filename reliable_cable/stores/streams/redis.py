@@ -1,14 +1,10 @@
 """The stream store in Redis. Lua scripts change a hash and a Redis stream for each stream, in one round trip."""
 
-from __future__ import annotations
-
 import base64
-import logging
 import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Final
 
 from reliable_cable.conf import CableSettings
@@ -22,8 +18,6 @@ from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
 from .redis_listener import RedisStreamListener
-
-logger = logging.getLogger("reliable_cable")
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
@@ -71,7 +65,7 @@ class RedisStreamStore(RedisStore, StreamStore):
             try:
                 (reply,) = await self.client.arun(attempt(elapsed))
             except (RedisUnavailable, RedisRefused) as error:
-                maybe_done = maybe_done or (isinstance(error, RedisUnavailable) and error.sent)
+                maybe_done = maybe_done or error.sent
                 if not maybe_done:
                     raise BroadcastError(f"Nothing was broadcast: {error}") from error
                 if time.monotonic() - started_at > RETRY_TIME:
@@ -105,8 +99,12 @@ class RedisStreamStore(RedisStore, StreamStore):
     async def apublish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to every process, without keeping it."""
         call = Call("transient", [], [LINEAGE, self.channel(stream), f"t{message.exclude}\n{message.data}"])
-        with _broadcast_errors():
+        try:
             await self.client.arun(call)
+        except (RedisUnavailable, RedisRefused) as error:
+            if error.sent:
+                raise BroadcastUncertain(f"Whether the message was sent is unknown: {error}") from error
+            raise BroadcastError(f"Nothing was broadcast: {error}") from error
 
     publish_transient = sync_twin(apublish_transient)
 
@@ -118,24 +116,11 @@ class RedisStreamStore(RedisStore, StreamStore):
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
-        args: list[Argument] = [
-            LINEAGE,
-            self.script_time(),
-            *self._limits(stream),
-            after,
-            max(limit, 0),
-            int(following),
-        ]
-        (reply,) = await self.client.arun(Call("read", self.keys(stream)[:2], args), idempotent=True)
-        epoch, tail, low, entries = reply
-        return StreamPage(
-            epoch.decode(),
-            int(tail),
-            int(low),
-            tuple(
-                Entry(int(id_.partition(b"-")[0]), values[1].decode(), values[5].decode()) for id_, values in entries
-            ),
-        )
+        bounds = (after, max(limit, 0), int(following))
+        call = Call("read", self.keys(stream)[:2], [LINEAGE, self.script_time(), *self._limits(stream), *bounds])
+        ((epoch, tail, low, items),) = await self.client.arun(call, idempotent=True)
+        entries = (Entry(int(id_.partition(b"-")[0]), item[1].decode(), item[5].decode()) for id_, item in items)
+        return StreamPage(epoch.decode(), int(tail), int(low), tuple(entries))
 
     read = sync_twin(aread)
 
@@ -143,6 +128,8 @@ class RedisStreamStore(RedisStore, StreamStore):
         """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
         page = await self.aread(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
+
+    position = sync_twin(aposition)
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
         """Return the offset before the first message since a time, or None if some of them are gone."""
@@ -243,19 +230,6 @@ class RedisStreamStore(RedisStore, StreamStore):
     def listen(self, deliver: Callable[[StreamEvent], None]) -> RedisStreamListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
         return RedisStreamListener(self.client, self.tails, deliver)
-
-
-@contextmanager
-def _broadcast_errors() -> Iterator[None]:
-    """Turn the errors of a transient message into `BroadcastError`."""
-    try:
-        yield
-    except RedisUnavailable as error:
-        if error.sent:
-            raise BroadcastUncertain(f"Whether the message was sent is unknown: {error}") from error
-        raise BroadcastError(f"Nothing was broadcast: {error}") from error
-    except RedisRefused as error:
-        raise BroadcastError(f"Nothing was broadcast: {error}") from error
 
 
 def _uncertain(why: str) -> BroadcastUncertain:

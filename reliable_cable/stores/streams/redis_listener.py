@@ -1,22 +1,19 @@
 """The listener of the Redis stream store."""
 
-from __future__ import annotations
-
 import asyncio
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
+from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.redis.client import RedisClient
 from reliable_cable.stores.redis.pubsub import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
-
-logger = logging.getLogger("reliable_cable")
 
 #: How often, in seconds, to check the streams' positions, in case pub/sub lost a message without an error.
 CHECK_INTERVAL: Final = 5.0
@@ -44,11 +41,6 @@ class RedisStreamListener(ChannelListener, StreamListener):
         self._known: dict[str, StreamPosition] = {}
         self._checker: asyncio.Task[None] | None = None
 
-    @property
-    def connected(self) -> bool:
-        """Whether the pub/sub connection is open."""
-        return self._pubsub.connected
-
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream."""
         if self._checker is None:
@@ -61,8 +53,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
         await super().unsubscribe(stream)
         if not self._callbacks and self._checker is not None:
             checker, self._checker = self._checker, None
-            checker.cancel()
-            await asyncio.wait([checker])
+            await cancel(checker)
 
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost."""

@@ -3,11 +3,8 @@
 A wake-up is a hint to poll the database now. It may be lost, because the next regular poll finds the messages anyway.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -15,7 +12,7 @@ from typing import Any
 
 from channels.layers import InMemoryChannelLayer, get_channel_layer
 
-logger = logging.getLogger("reliable_cable")
+from reliable_cable.logs import logger
 
 GROUP = "reliable_cable"
 MESSAGE_TYPE = "cable.wake"
@@ -46,9 +43,9 @@ class _Sender:
     The event loop lives as long as the process, because channel layers keep a connection for each event loop.
     """
 
-    def __init__(self) -> None:
-        self._pending: dict[str, set[str]] = {}
-        self._lock = threading.Lock()
+    def __init__(self, origin: str) -> None:
+        self._origin = origin
+        self._pending: set[str] = set()
         self._due = asyncio.Event()
         self._closing = False
         self._failing = False
@@ -56,10 +53,12 @@ class _Sender:
         self._thread = threading.Thread(target=self._run, name="cable-wakeups", daemon=True)
         self._thread.start()
 
-    def send(self, origin: str, streams: Iterable[str]) -> None:
-        with self._lock:
-            self._pending.setdefault(origin, set()).update(streams)
-        self._loop.call_soon_threadsafe(self._due.set)
+    def send(self, streams: Iterable[str]) -> None:
+        self._loop.call_soon_threadsafe(self._add, streams)
+
+    def _add(self, streams: Iterable[str]) -> None:
+        self._pending.update(streams)
+        self._due.set()
 
     def close(self) -> None:
         self._closing = True
@@ -76,18 +75,16 @@ class _Sender:
         while not self._closing:
             await self._due.wait()
             self._due.clear()
-            with self._lock:
-                pending, self._pending = self._pending, {}
-            for origin, streams in pending.items():
-                await self._send(origin, sorted(streams))
+            streams, self._pending = self._pending, set()
+            await self._send(sorted(streams))
 
-    async def _send(self, origin: str, streams: list[str]) -> None:
+    async def _send(self, streams: list[str]) -> None:
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
                 layer = shared_layer()
                 for start in range(0, len(streams) if layer else 0, MAX_STREAMS):
                     names = streams[start : start + MAX_STREAMS]
-                    await layer.group_send(GROUP, {"type": MESSAGE_TYPE, "origin": origin, "streams": names})
+                    await layer.group_send(GROUP, {"type": MESSAGE_TYPE, "origin": self._origin, "streams": names})
             self._failing = False
         except Exception:
             if not self._failing:
@@ -114,8 +111,8 @@ class Waker:
                 return
             pid = os.getpid()
             with self._lock:
-                sender = self._senders.get(pid) or self._senders.setdefault(pid, _Sender())
-            sender.send(origin, streams)
+                sender = self._senders.get(pid) or self._senders.setdefault(pid, _Sender(origin))
+            sender.send(streams)
         except Exception:
             logger.warning(NOT_WOKEN, exc_info=True)
 
