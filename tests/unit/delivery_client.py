@@ -265,7 +265,10 @@ class Client:
     def _answer(self, sub: Subscribed, message: Mapping[str, Any], marks: Mapping[str, int]) -> None:
         if (stream := message.get("started")) is not None:
             sub.starting[stream] -= 1
-            sub.tracks.setdefault(stream, Track(marks[stream]))
+            track = sub.tracks.setdefault(stream, Track(marks[stream]))
+            if stream in sub.uncertain and track.due is None:
+                # A stop whose answer was lost may have ended the stream; a restore has then started it afresh.
+                track.floor = marks[stream]
         else:
             stream = message["stopped"]
             sub.stopping[stream] -= 1

@@ -305,3 +305,22 @@ def test_messages_that_are_queued_when_history_is_requested_are_sent() -> None:
         machine.request_history(client=1, name=name, how="empty", back=0, repeat=1, before=3, then=20)
         machine.end_what_the_server_has_closed()
     machine.teardown()
+
+
+@pytest.mark.usefixtures("_instant")
+def test_a_stream_that_an_unanswered_action_stopped_begins_afresh_after_a_restore() -> None:
+    """Another case that the random walk finds too rarely."""
+    both = IDENTIFIERS[1]
+    machine = Delivery()
+    machine.begin(size=3, start=50)
+    machine.end_what_the_server_has_closed()
+    machine.begin_or_stop_to_read(client=0)
+    machine.start_or_stop_a_stream(client=0, name=both, what="stop", stream="b", then=20)
+    machine.append(stream="b", count=1, exclude=None, pad=0, announced="together", then=0)
+    machine.connect(client=0, restored=True, noticed=False, prompt=True, then=20)
+    machine.begin_or_stop_to_read(client=0)
+    machine.end_what_the_server_has_closed()
+    machine.start_or_stop_a_stream(client=0, name=both, what="start", stream="b", then=20)
+    machine.append(stream="b", count=1, exclude=None, pad=0, announced="together", then=20)
+    machine.end_what_the_server_has_closed()
+    machine.teardown()
