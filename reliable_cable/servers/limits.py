@@ -1,6 +1,6 @@
 """Limits of the headers of requests, for the servers that `manage.py cable_serve` runs.
 
-daphne limits the size of the headers itself, to 16 KiB. uvicorn has no limits, and daphne has none of the time.
+uvicorn itself has no such limits. daphne limits the size to 16 KiB, but each received byte restarts its timeout.
 """
 
 from __future__ import annotations
