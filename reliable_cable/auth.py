@@ -53,7 +53,7 @@ class CableAuthMiddlewareStack:
         scope = {**scope, "cookies": _cookies(scope)}
         if "session" not in scope:
             store = import_module(settings.SESSION_ENGINE).SessionStore
-            scope["session"] = store(scope["cookies"].get(settings.SESSION_COOKIE_NAME))
+            scope["session"] = store(_session_key(scope["cookies"]))
         if "user" not in scope:
             try:
                 scope["user"] = await get_user(scope["session"])
@@ -82,6 +82,12 @@ def _cookies(scope: dict[str, Any]) -> dict[str, str]:
         if name == b"cookie":
             return dict(parse_cookie(value.decode("latin1")))
     return {}
+
+
+def _session_key(cookies: dict[str, str]) -> str | None:
+    key = cookies.get(settings.SESSION_COOKIE_NAME)
+    # No session has such a key, and PostgreSQL refuses to look for it. A quoted cookie can contain it as "\000".
+    return None if key is None or "\0" in key else key
 
 
 def _find_user(session: SessionBase) -> Any:

@@ -119,6 +119,11 @@ class DaemonExecutor(Executor):
         # `submit` or `end_threads` took the inbox just before this thread removed it.
         return inbox.get()
 
+    def busy_threads(self) -> list[str]:
+        """Return the names of the threads that are running a job."""
+        with self._lock:
+            return [self._name] * (len(self._threads) - len(self._idle))
+
     def end_threads(self, timeout: float) -> bool:
         """End the idle threads now, and the others when no job is left. Later jobs start new threads.
 

@@ -24,6 +24,7 @@ from django.db.backends.signals import connection_created
 
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import AsyncContextError
+from reliable_cable.logs import logger
 
 from .daemon_executor import DaemonExecutor
 
@@ -117,14 +118,29 @@ def end_threads(timeout: float = 0.0) -> bool:
         Whether all threads have ended.
     """
     deadline = time.monotonic() + timeout
-    ended = True
-    for (pid, *_), executor in _executors.copy().items():
-        if pid == os.getpid():
-            ended = executor.end_threads(max(0.0, deadline - time.monotonic())) and ended
-    return ended
+    ended = [executor.end_threads(max(0.0, deadline - time.monotonic())) for executor in _own_executors()]
+    return all(ended)
 
 
-atexit.register(end_threads, EXIT_TIME)
+def busy_threads() -> list[str]:
+    """Return the names of the threads of this process that are running a job."""
+    return [name for executor in _own_executors() for name in executor.busy_threads()]
+
+
+def _own_executors() -> list[DaemonExecutor]:
+    return [executor for (pid, *_), executor in _executors.copy().items() if pid == os.getpid()]
+
+
+def _end_threads_at_exit() -> None:
+    if not end_threads(EXIT_TIME):
+        logger.error(
+            "These threads are still running %g seconds after the process began to exit, and are ended with it: %s.",
+            EXIT_TIME,
+            ", ".join(busy_threads()),
+        )
+
+
+atexit.register(_end_threads_at_exit)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:

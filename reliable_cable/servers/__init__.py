@@ -20,7 +20,7 @@ def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
         scope: the ASGI scope of the connection.
         send: the ASGI `send` that the application was called with.
     """
-    from . import daphne, uvicorn
+    from . import daphne, uvicorn_transport
 
     offered = (scope.get("extensions") or {}).get(FRAMES_EXTENSION)
     if isinstance(offered, Transport):
@@ -30,7 +30,7 @@ def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
     for _ in range(_MAX_WRAPPERS):
         wrapped: list[Any] = []
         for candidate in candidates:
-            transport = daphne.transport_for(candidate) or uvicorn.transport_for(candidate)
+            transport = daphne.transport_for(candidate) or uvicorn_transport.transport_for(candidate)
             if transport is not None:
                 return transport
             wrapped += _wrapped(candidate)

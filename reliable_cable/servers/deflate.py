@@ -10,14 +10,14 @@ for all clients. This also saves the memory of a zlib context for each connectio
 
 from collections.abc import Sequence
 
+# This must be imported first, because its error names the extra that is missing.
+from .uvicorn import CableWebSocketProtocol  # isort: skip
 from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.typing import ExtensionParameter
 
 from reliable_cable.protocol.frames import LEVEL, MEMORY_LEVEL, WINDOW_BITS, CompressedFrame, Frame
-
-from .uvicorn import CableWebSocketProtocol
 
 
 class _SharedDeflate(ServerPerMessageDeflateFactory):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Protocol
 
+from reliable_cable.concurrency.threads import busy_threads
 from reliable_cable.logs import logger
 
 #: The time, in seconds, over which the connections are closed, so that not all clients reconnect at once.
@@ -116,7 +117,7 @@ def end_process(limit: float) -> None:
     Args:
         limit: how long, in seconds, the process had to stop; for the log message.
     """
-    threads = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    threads = [thread.name for thread in threading.enumerate() if not thread.daemon] + busy_threads()
     logger.error(
         "The process did not stop in %g seconds and is ended now. These threads are still running: %s.",
         limit,

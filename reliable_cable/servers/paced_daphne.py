@@ -1,6 +1,7 @@
 """A daphne server that starts only a few connections in each iteration of the event loop.
 
-`manage.py cable_serve --server daphne` uses it; see paced_uvicorn.py for the reason. This module needs daphne.
+`manage.py cable_serve --server daphne` uses it; see paced_uvicorn.py for the reason. The server also limits the time
+that a client may take to send the headers of a request. This module needs daphne.
 """
 
 from functools import partial
@@ -11,8 +12,11 @@ from daphne.server import Server  # isort: skip
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
+
+from .limits import HEADERS_TIMEOUT
 
 
 class _PendingProtocol(Protocol):
@@ -29,12 +33,15 @@ class _PendingProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
         self.transport.pauseProducing()
+        # The client is not to blame for the time in which the pacer holds the data.
+        self._protocol.setTimeout(None)
         self._pacer.run(partial(self._begin, data))
 
     def _begin(self, data: bytes) -> None:
         if not self.transport.connected:
             return
         self.transport.protocol = self._protocol
+        self._protocol.setTimeout(HEADERS_TIMEOUT)
         self.transport.resumeProducing()
         try:
             self._protocol.dataReceived(data)
@@ -68,11 +75,40 @@ class PacedFactory(Factory):
         self._factory.doStop()
 
 
+#: Most methods of this class have no types.
+_HTTPChannel: Any = HTTPChannel
+
+
+class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
+    """Twisted's HTTP connection, with a limit of the time until the headers of a request are complete.
+
+    The limit is `HEADERS_TIMEOUT` for the first request. For each later one, it is Twisted's own timeout, which begins
+    after the former response. In Twisted, each received byte restarts these timeouts.
+    """
+
+    def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
+        """Limit the time until the headers of the first request are complete."""
+        super().connectionMade()
+        self._idle_timeout = self.setTimeout(HEADERS_TIMEOUT)
+
+    def resetTimeout(self) -> None:  # noqa: N802 - Twisted's name
+        """Restart the timeout, except while headers are being received, which are received line by line."""
+        if not self.line_mode:
+            super().resetTimeout()
+
+    def allHeadersReceived(self) -> None:  # noqa: N802 - Twisted's name
+        """Use Twisted's own timeout for everything after the first headers."""
+        self.setTimeout(self._idle_timeout)
+        super().allHeadersReceived()
+
+
 class PacedServer(Server):  # type: ignore[misc]  # daphne is untyped
-    """daphne's server with paced connections."""
+    """daphne's server with paced connections, and a limited time to send headers."""
 
     def listen_success(self, port: Any) -> None:
         """Pace the connections of a port on which the server has started to listen."""
         super().listen_success(port)
         if isinstance(port, Port):
-            port.factory = PacedFactory(port.factory)
+            factory: Any = port.factory
+            factory.protocol = TimedHTTPChannel
+            port.factory = PacedFactory(factory)

@@ -1,31 +1,67 @@
 """uvicorn's HTTP protocol, changed to start only a few connections in each iteration of the event loop.
 
 Without this, the handshakes of thousands of clients that reconnect would be parsed in one iteration, and all of their
-applications would start in the next one. Connected clients would receive nothing meanwhile. `manage.py cable_serve`
-uses this protocol. This module needs uvicorn.
+applications would start in the next one. Connected clients would receive nothing meanwhile.
+
+The protocol also limits the size of the headers of a request, and the time to send them. `manage.py cable_serve` uses
+it. This module needs uvicorn and httptools.
 """
 
+import asyncio
+from enum import Enum, auto
 from functools import partial
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 
+from .limits import HEADERS_TIMEOUT, MAX_HEADERS_SIZE
 
-class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # httptools or h11
-    """uvicorn's default HTTP protocol, which processes the first data of a connection when the pacer admits it."""
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class _Reading(Enum):
+    """The part of a request that a connection reads next."""
+
+    #: The first line of the next request.
+    REQUEST = auto()
+    #: More of the headers.
+    HEADERS = auto()
+    #: The body of a request, or frames of a WebSocket.
+    BODY = auto()
+
+
+class PacedHTTPProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, which processes the first data of a connection when the pacer admits it."""
 
     #: Shared by all connections of the process, because a server has one event loop.
     pacer: ClassVar[Pacer] = Pacer(PER_ITERATION)
     _begun = False
+    _reading = _Reading.REQUEST
+    #: How many bytes of incomplete headers were received after their first data.
+    _headers_size = 0
+    #: Closes the connection if the headers take too long.
+    _headers_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Limit the time until the headers of the first request have arrived."""
+        super().connection_made(transport)
+        self._limit_time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the time limit."""
+        self._end_limits()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Process received data. The first data of a connection is held until the pacer admits the connection."""
         if self._begun:
-            super().data_received(data)
+            self._process(data)
             return
         self._begun = True
+        # The client is not to blame for the time in which the pacer holds the data.
+        self._end_limits()
         # Pausing in `connection_made` would be too early, because uvloop starts reading after it in any case.
         self.transport.pause_reading()
         self.pacer.run(partial(self._begin, data))
@@ -35,11 +71,66 @@ class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # h
             return
         self.transport.resume_reading()
         try:
-            super().data_received(data)
+            self._process(data)
         except Exception:
             # asyncio does the same when a protocol raises an error.
             self.transport.abort()
             raise
+
+    def _process(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._reading is _Reading.BODY or self.transport.is_closing():
+            return
+        if self._reading is _Reading.REQUEST and self._is_responding():
+            return
+        if self._headers_timer is None:
+            self._limit_time()
+            return
+        self._headers_size += len(data)
+        if self._headers_size > MAX_HEADERS_SIZE:
+            self.logger.info("A request was refused (431): its headers are larger than %d bytes.", MAX_HEADERS_SIZE)
+            self._end_limits()
+            if not self._is_responding():
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def _is_responding(self) -> bool:
+        """Return whether an earlier request of the connection has no complete response."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _limit_time(self) -> None:
+        self._headers_size = 0
+        self._headers_timer = self.loop.call_later(HEADERS_TIMEOUT, self._close_if_slow)
+
+    def _end_limits(self) -> None:
+        if self._headers_timer is not None:
+            self._headers_timer.cancel()
+            self._headers_timer = None
+
+    def _close_if_slow(self) -> None:
+        if self._is_responding():
+            self._limit_time()
+        else:
+            self._headers_timer = None
+            self.transport.close()
+
+    # -- called by the parser -----------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Begin to read the headers of a request."""
+        self._reading = _Reading.HEADERS
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Cancel the limits of the headers."""
+        self._reading = _Reading.BODY
+        self._end_limits()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Begin to wait for the next request."""
+        self._reading = _Reading.REQUEST
+        super().on_message_complete()
 
     def handle_websocket_upgrade(self, *args: Any) -> None:
         """Hand the connection over to the WebSocket protocol.
@@ -47,5 +138,6 @@ class PacedHTTPProtocol(AutoHTTPProtocol):  # type: ignore[misc,valid-type]  # h
         The parser of httptools refers to methods of this object. Dropping the parser breaks this reference cycle, so
         that the object is freed without a garbage collection.
         """
+        self._reading = _Reading.BODY
         super().handle_websocket_upgrade(*args)
-        self.parser = None
+        self.parser = None  # type: ignore[assignment]

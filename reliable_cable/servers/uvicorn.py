@@ -1,60 +1,33 @@
-"""uvicorn's transport of a WebSocket connection, and a WebSocket protocol that can write shared frames.
+"""A WebSocket protocol for uvicorn that can write shared frames.
 
-uvicorn's own `send` waits while the transport's buffer is full, so that nothing more is needed than a way to abort the
-connection.
-
-`CableWebSocketProtocol` also writes frames that are encoded once for all subscribers, and tells when the transport's
-buffer is full. It offers both as an extension in the ASGI scope. Select it with
+It writes frames that are encoded once for all subscribers, and tells when the transport's buffer is full. It offers
+both as an extension in the ASGI scope. Select it with
 
     uvicorn --ws reliable_cable.servers.uvicorn:CableWebSocketProtocol project.asgi:application
 
-deflate.py has a variant that compresses these frames.
+deflate.py has a variant that compresses these frames. Both need the extra `uvicorn` of this package.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import Any, ClassVar
+
+try:
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+    from websockets.exceptions import SecurityError
+    from websockets.extensions import ServerExtensionFactory
+except ImportError as error:
+    raise ImportError(
+        f"reliable_cable.servers.uvicorn needs the Python package {error.name}: pip install 'reliable_cable[uvicorn]'.",
+        name=error.name,
+    ) from error
 
 from reliable_cable.protocol.frames import Frame
 
-from .base import FRAMES_EXTENSION, Transport, unacknowledged_bytes
-
-try:
-    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Protocol
-except ImportError:  # uvicorn or websockets is not installed, so the protocol below is not used
-    Protocol = object  # type: ignore[assignment,misc]
-
-
-class UvicornTransport(Transport):
-    """The transport of one WebSocket connection of uvicorn.
-
-    Args:
-        protocol: the asyncio protocol that created the application's `send`.
-    """
-
-    drainable = True
-
-    def __init__(self, protocol: Any) -> None:
-        super().__init__(protocol.send)
-        self._protocol = protocol
-        self.grace = protocol.config.timeout_graceful_shutdown or 0.0
-
-    @property
-    def lost(self) -> bool:
-        """Whether the client has disconnected, or uvicorn has refused the connection."""
-        return bool(self._protocol.transport.is_closing())
-
-    def abort(self) -> None:
-        """Drop the connection at once and discard its buffer."""
-        self._protocol.transport.abort()
-
-    def unsent(self) -> int | None:
-        """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
-        transport = self._protocol.transport
-        socket = transport.get_extra_info("socket")
-        pending = None if socket is None or transport.is_closing() else unacknowledged_bytes(socket.fileno())
-        return None if pending is None else transport.get_write_buffer_size() + pending
+from .base import FRAMES_EXTENSION
+from .uvicorn_transport import UvicornTransport
 
 
 class FramesTransport(UvicornTransport):
@@ -70,20 +43,38 @@ class FramesTransport(UvicornTransport):
         self._protocol.attach(pause, resume)
 
 
-class CableWebSocketProtocol(Protocol):
+class CableWebSocketProtocol(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket protocol with a `FramesTransport` in the scope, as the extension `reliable_cable.frames`.
 
-    It refuses compression, because uvicorn would compress each message again for each connection.
+    It refuses compression, because uvicorn would compress each message again for each connection. It answers a
+    handshake that is too large with the status 431. uvicorn's own protocol gives no answer, and keeps the connection
+    open.
     """
 
     #: The WebSocket extensions that the server accepts if a client offers them.
-    extensions: ClassVar[Sequence[Any]] = ()
+    extensions: ClassVar[Sequence[ServerExtensionFactory]] = ()
     _pause: Callable[[], None] | None = None
     _resume: Callable[[], None] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn.available_extensions = self.extensions
+
+    def data_received(self, data: bytes) -> None:
+        """Process received data. Refuse a handshake that the parser does not accept."""
+        super().data_received(data)
+        if not self.handshake_initiated and self.conn.handshake_exc is not None:
+            self._refuse_handshake(self.conn.handshake_exc)
+
+    def _refuse_handshake(self, error: Exception) -> None:
+        # Before websockets 17, the parser's own error is the cause of this one.
+        too_large = isinstance(error, SecurityError) or isinstance(error.__cause__, SecurityError)
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if too_large else HTTPStatus.BAD_REQUEST
+        self.logger.info("A WebSocket handshake was refused (%d): %s", status, error.__cause__ or error)
+        response = self.conn.reject(status, f"{status.phrase}\n")
+        self.handshake_complete = self.close_sent = True
+        self.transport.write(response.serialize())
+        self.transport.close()
 
     def handle_connect(self, event: Any) -> None:
         """Add the transport to the scope of a new connection."""
@@ -125,10 +116,3 @@ class CableWebSocketProtocol(Protocol):
         if hasattr(self, "scope"):
             self.scope["extensions"].pop(FRAMES_EXTENSION, None)
         self.conn.parser.close()
-
-
-def transport_for(send: Any) -> UvicornTransport | None:
-    """Return the transport to which a `send` of uvicorn writes; None if the `send` is not uvicorn's."""
-    protocol = getattr(send, "__self__", None)
-    is_uvicorn = any(cls.__module__.startswith("uvicorn.protocols.websockets.") for cls in type(protocol).__mro__)
-    return UvicornTransport(protocol) if is_uvicorn and hasattr(protocol, "transport") else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,9 +11,13 @@ from pathlib import Path
 import pytest
 from websockets.exceptions import InvalidHandshake
 
+from reliable_cable.servers.drain import STOP_LIMIT
 from tests.conformance.conftest import SharedRedis
 from tests.support.client import BASE, EXTENDED, Client, identify, unique
 from tests.support.server import Kind, OtherProcess, Server, ServerPool
+
+#: How many seconds a busy machine may be late.
+SLACK = 5.0
 
 
 @pytest.mark.slow
@@ -114,6 +119,23 @@ async def test_without_clients_the_process_ends_at_once(servers: ServerPool, kin
         started = time.monotonic()
         assert await server.terminate() in (0, -15)
         assert time.monotonic() - started < 5
+
+
+@pytest.mark.slow
+async def test_handlers_that_hang_do_not_keep_the_process_from_ending(servers: ServerPool, kind: Kind) -> None:
+    gate = unique("gate")
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(servers.make(kind))
+        clients = [await stack.enter_async_context(Client(server.url)) for _ in range(3)]
+        for client, channel in zip(clients, ("GatedChannel", "AsyncGatedChannel"), strict=False):
+            await client.send("subscribe", identify(channel, gate=gate))
+        await server.call("wait_at_gate", gate, 2)
+        started = time.monotonic()
+        server.signal()
+        assert [await client.closed() for client in clients] == [1000] * 3, "the clients must reconnect elsewhere"
+        assert await server.stopped() in (0, -15)
+        assert time.monotonic() - started < STOP_LIMIT + SLACK
+        assert re.search("These threads are still running: .*MainThread.*cable-handler", server.log)
 
 
 class CarefulServer(Server):

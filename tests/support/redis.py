@@ -229,10 +229,11 @@ class RedisServer(OwnProcess):
         deadline = time.monotonic() + PATIENCE
         while self.alive and time.monotonic() < deadline:
             try:
+                self.cli("PING")  # unlike INFO, it is an error while the server is loading its data
                 # Check that this process answers, because another server may listen on the port.
                 if int(self.cli("INFO", "server")["process_id"]) == self.pid:
                     return True
-            except redis.RedisError:  # the server does not listen, or is still loading its data
+            except redis.RedisError:  # the server does not listen, or is still loading
                 pass
             time.sleep(0.01)
         self.kill()

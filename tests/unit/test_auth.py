@@ -256,6 +256,18 @@ class TestCost:
         for cookie in (None, "", "short"):
             assert (await connect(CableAuthMiddlewareStack, cookie))["user"].is_anonymous
 
+    @pytest.mark.parametrize("cookie", ['"unknown-session\\000key"', "unknown-session\0key"])
+    async def test_a_key_with_a_nul_is_not_looked_up(self, cookie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """PostgreSQL would raise an error."""
+
+        async def never(session: SessionBase) -> None:
+            raise AssertionError("a session was looked up")
+
+        monkeypatch.setattr(auth, "_users", never)
+        scope = await connect(CableAuthMiddlewareStack, cookie)
+        assert scope["user"].is_anonymous
+        assert scope["session"].session_key is None
+
     async def test_concurrent_clients_are_looked_up_together(
         self, user: AbstractUser, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -13,6 +13,7 @@ from daphne.server import Server
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.tcp import Port
 from twisted.internet.testing import StringTransport
+from twisted.protocols.policies import TimeoutMixin
 from twisted.python.failure import Failure
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -176,7 +177,7 @@ async def test_the_http_protocol_of_uvicorn_is_freed_when_a_websocket_starts() -
 # -- daphne ------------------------------------------------------------------------------------------------------------
 
 
-class Recorder(Protocol):
+class Recorder(Protocol, TimeoutMixin):
     """The protocol of a paced connection, which records its data."""
 
     def __init__(self) -> None:

@@ -74,11 +74,11 @@ def test_a_paused_server_responds_only_after_the_pause(server: RedisServer) -> N
 @pytest.mark.redis
 def test_options_are_passed_to_the_server(tmp_path: Path) -> None:
     with RedisServer(tmp_path / "redis", options={"maxmemory": "8mb"}) as server:
-        assert server.cli("CONFIG", "GET", "maxmemory") == {"maxmemory": str(8 * 1024 * 1024)}
+        assert server.cli("CONFIG GET", "maxmemory") == {"maxmemory": str(8 * 1024 * 1024)}
 
 
 def test_a_server_listens_only_on_the_loopback_interface(server: RedisServer) -> None:
-    assert server.cli("CONFIG", "GET", "bind")["bind"] == "127.0.0.1"
+    assert server.cli("CONFIG GET", "bind")["bind"] == "127.0.0.1"
 
 
 def test_each_test_has_its_own_prefix_on_the_shared_server(

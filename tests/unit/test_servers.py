@@ -21,7 +21,8 @@ from uvicorn.server import ServerState
 from reliable_cable.servers import transport_for
 from reliable_cable.servers.base import Transport
 from reliable_cable.servers.daphne import DaphneTransport
-from reliable_cable.servers.uvicorn import CableWebSocketProtocol, UvicornTransport
+from reliable_cable.servers.uvicorn import CableWebSocketProtocol
+from reliable_cable.servers.uvicorn_transport import UvicornTransport
 from tests.support.asyncio_transport import AsyncioTransport
 
 

@@ -4,7 +4,6 @@ import gc
 import importlib.util
 import logging
 import os
-import resource
 from argparse import ArgumentParser
 from typing import Any
 
@@ -13,7 +12,11 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils.module_loading import import_string
 
 from reliable_cable.conf import get_settings
-from reliable_cable.servers.uvicorn import CableWebSocketProtocol
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 #: The most connections that the kernel queues until the server accepts them. After a restart, many arrive at once.
 BACKLOG = 4096
@@ -64,13 +67,18 @@ class Command(BaseCommand):
         application = getattr(django_settings, "ASGI_APPLICATION", None)
         if not application:
             raise CommandError("Set ASGI_APPLICATION to the path of the application in your asgi.py.")
-        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+        _raise_limit_of_open_files()
         youngest, middle, oldest = gc.get_threshold()
         if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # the project has not changed it
             gc.set_threshold(youngest, middle, FULL_COLLECTION_THRESHOLD)
         serve = _serve_by_daphne if options["server"] == "daphne" else _serve_by_uvicorn
         serve(application, host.strip("[]"), int(port), options)
+
+
+def _raise_limit_of_open_files() -> None:
+    if resource is not None:
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
 
 
 def _largest_frame() -> int:
@@ -84,11 +92,14 @@ def _largest_frame() -> int:
 def _serve_by_uvicorn(application: str, host: str, port: int, options: dict[str, Any]) -> None:
     try:
         import uvicorn
+
+        from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol
+        from reliable_cable.servers.uvicorn import CableWebSocketProtocol
     except ImportError as error:
         raise CommandError(
-            "uvicorn is not installed: pip install 'reliable_cable[uvicorn]', or use --server daphne."
+            f"The Python package {error.name} is not installed: pip install 'reliable_cable[uvicorn]', or use --server "
+            "daphne."
         ) from error
-    from reliable_cable.servers.paced_uvicorn import PacedHTTPProtocol  # needs uvicorn
 
     protocol = CableWebSocketProtocol
     if options["compress"]:

@@ -1,0 +1,47 @@
+"""uvicorn's transport of a WebSocket connection, for each of uvicorn's own WebSocket protocols.
+
+uvicorn's own `send` waits while the transport's buffer is full, so that nothing more is needed than a way to abort the
+connection. This module does not need uvicorn.
+"""
+
+from typing import Any
+
+from .base import Transport, unacknowledged_bytes
+
+
+class UvicornTransport(Transport):
+    """The transport of one WebSocket connection of uvicorn.
+
+    Args:
+        protocol: the asyncio protocol that created the application's `send`.
+    """
+
+    drainable = True
+
+    def __init__(self, protocol: Any) -> None:
+        super().__init__(protocol.send)
+        self._protocol = protocol
+        self.grace = protocol.config.timeout_graceful_shutdown or 0.0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the client has disconnected, or uvicorn has refused the connection."""
+        return bool(self._protocol.transport.is_closing())
+
+    def abort(self) -> None:
+        """Drop the connection at once and discard its buffer."""
+        self._protocol.transport.abort()
+
+    def unsent(self) -> int | None:
+        """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
+        transport = self._protocol.transport
+        socket = transport.get_extra_info("socket")
+        pending = None if socket is None or transport.is_closing() else unacknowledged_bytes(socket.fileno())
+        return None if pending is None else transport.get_write_buffer_size() + pending
+
+
+def transport_for(send: Any) -> UvicornTransport | None:
+    """Return the transport to which a `send` of uvicorn writes; None if the `send` is not uvicorn's."""
+    protocol = getattr(send, "__self__", None)
+    is_uvicorn = any(cls.__module__.startswith("uvicorn.protocols.websockets.") for cls in type(protocol).__mro__)
+    return UvicornTransport(protocol) if is_uvicorn and hasattr(protocol, "transport") else None
