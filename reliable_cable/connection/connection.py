@@ -26,6 +26,7 @@ from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, Me
 from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
 
+from .account import Account
 from .closing import CLOSINGS, Notified, SessionFate
 from .handlers import invoke_isolated
 from .outbox import Outbox
@@ -110,6 +111,8 @@ class Connection:
     #: Whether the session can be restored.
     resumable: bool = field(init=False)
     stream_ids: StreamIds = field(init=False)
+    #: What the client makes the server keep.
+    account: Account = field(init=False)
     outbox: Outbox = field(init=False)
     #: Handles the commands; set while the connection is open.
     commands: CommandQueue = field(init=False)
@@ -128,6 +131,7 @@ class Connection:
         self.extended = subprotocol.extended
         self.resumable = self.extended and self.hub.sessions.enabled
         self.stream_ids = StreamIds(extended=self.extended)
+        self.account = Account(self.hub.settings.max_pending_size)
         self.outbox = Outbox(
             self.transport.send,
             limit=self.hub.settings.max_pending_size,
