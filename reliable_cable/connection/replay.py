@@ -167,6 +167,8 @@ class Replay:
             if offset is None:
                 return None
             page = await hub.history.read(stream.name, StreamPosition("", offset), known)
+            if offset and page.epoch != known.epoch:
+                return None  # the offset may belong to an epoch that has ended since it was found
             position = StreamPosition(page.epoch, offset)
         return (position, page) if recoverable(position, page) else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast, aforget
 from reliable_cable.channel import registry
 from reliable_cable.protocol import messages
+from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 from .wire import Client, connection_of, identifier, run_event_loop
 
@@ -94,6 +96,25 @@ class TestRequestsByTime:
             position = {"epoch": frame["epoch"], "offset": frame["offset"]}
             await client.send("history", ROOM, history={"since": 1, "streams": {"room": position}})
             assert await received(client) == [5, "confirm_history"]
+
+    async def test_an_epoch_that_ends_while_a_time_is_looked_up_is_not_complete(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        look_up = MemoryStreamStore.aoffset_since
+
+        async def end_the_epoch(store: MemoryStreamStore, stream: str, since: float) -> int | None:
+            offset = await look_up(store, stream, since)
+            assert offset == 1
+            await aforget(stream)
+            for number in (2, 3):
+                await abroadcast(stream, number)
+            return offset
+
+        await abroadcast("room", 1)
+        monkeypatch.setattr(MemoryStreamStore, "aoffset_since", end_the_epoch)
+        async with Client() as client:
+            await client.subscribe(ROOM, history={"since": time.time()})
+            assert await received(client) == ["reject_history"]
 
 
 class TestReading:

@@ -174,9 +174,18 @@ class ModelStreamStore(ModelStore, StreamStore):
                 return StreamPage(row.epoch, row.tail, low)
             kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=row.tail).order_by("offset")
             entries = [Entry(*values) for values in kept.values_list("offset", "data", "exclude")[:limit]]
-        first = entries[0].offset if entries else row.tail + 1
+            first = entries[0].offset if entries else row.tail + 1
+            if first != start and not self._continues(row):
+                return self.read(stream, after=after, limit=limit, following=following)
         # If the first entry is not the expected one, entries were trimmed after the stream's row was read.
         return StreamPage(row.epoch, row.tail, low if first == start else first, entries)
+
+    def _continues(self, row: models.Stream) -> bool:
+        """Return whether the stream still has the messages of a row that was read before.
+
+        It has not if a backup of the database was restored after that, or if a standby without them took over.
+        """
+        return self._database.rows(models.Stream).filter(pk=row.pk, epoch=row.epoch, tail__gte=row.tail).exists()
 
     @retried_read
     def position(self, stream: str) -> StreamPosition:

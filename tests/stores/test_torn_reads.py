@@ -1,0 +1,77 @@
+"""Reads of the model store while the database goes back: a backup is restored, or an older standby takes over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from django.db import connections
+
+from reliable_cable import models
+from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.stores.streams.model import ModelStreamStore
+from tests.stores.conftest import MODEL_STORES
+from tests.stores.test_streams import append
+
+pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
+
+
+@contextmanager
+def between_the_queries(alias: str, change: Callable[[], object]) -> Iterator[None]:
+    """Change the database after the next query, which reads the stream's row, and before the one for its entries."""
+    pending = [change]
+
+    def run(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
+        result = execute(sql, *args)
+        if pending and sql.startswith("SELECT") and "cable_stream" in sql:
+            pending.pop()()
+        return result
+
+    with connections[alias].execute_wrapper(run):
+        yield
+    assert not pending
+
+
+def go_back(alias: str, tail: int) -> None:
+    """Bring back the rows of the stream that the database had when its newest message had the offset `tail`."""
+    models.StreamEntry.objects.using(alias).filter(offset__gt=tail).delete()
+    models.Stream.objects.using(alias).update(tail=tail)
+
+
+def test_a_tail_is_not_combined_with_the_entries_of_an_older_copy(store: ModelStreamStore, alias: str) -> None:
+    append(store, *"123")
+    epoch = store.position("a").epoch
+    with between_the_queries(alias, lambda: go_back(alias, 1)):
+        page = store.read("a", after=1, limit=10)
+    assert page == StreamPage(epoch, 1, 1)
+
+
+def test_a_stream_that_the_older_copy_lacks_is_not_there(store: ModelStreamStore, alias: str) -> None:
+    append(store, *"123")
+    with between_the_queries(alias, lambda: models.Stream.objects.using(alias).all().delete()):
+        assert store.read("a", after=1, limit=10) == StreamPage("", 0, 1)
+
+
+def test_entries_of_another_epoch_are_not_combined_with_the_former_row(store: ModelStreamStore, alias: str) -> None:
+    def begin_another_epoch() -> None:
+        store.forget("a")
+        append(store, *"45")
+
+    append(store, *"123")
+    with between_the_queries(alias, begin_another_epoch):
+        page = store.read("a", after=0, limit=10)
+    assert (page.epoch, page.tail) == (store.position("a").epoch, 2)
+    assert [entry.data for entry in page.entries] == ["4", "5"]
+
+
+def test_entries_that_were_trimmed_between_the_queries_are_missing(store: ModelStreamStore, alias: str) -> None:
+    def trim() -> None:
+        models.StreamEntry.objects.using(alias).filter(offset__lte=2).delete()
+        models.Stream.objects.using(alias).update(low=3)
+
+    append(store, *"123")
+    with between_the_queries(alias, trim):
+        page = store.read("a", after=0, limit=10)
+    assert (page.low, [entry.offset for entry in page.entries]) == (3, [3])
