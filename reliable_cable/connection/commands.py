@@ -22,7 +22,7 @@ from reliable_cable.stores.streams.base import Message
 
 from .connection import Connection
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
-from .queue import CommandQueue
+from .command_queue import CommandQueue
 from .started import Started
 from .subscription import Subscription
 

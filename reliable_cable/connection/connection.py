@@ -30,7 +30,7 @@ from .account import Account
 from .closing import CLOSINGS, Notified, SessionFate
 from .handlers import invoke_isolated
 from .outbox import Outbox
-from .queue import CommandQueue
+from .command_queue import CommandQueue
 from .stream_ids import StreamIds
 
 T = TypeVar("T")
