@@ -24,6 +24,7 @@ from .connection.commands import Commands
 from .connection.connection import Connection
 from .connection.handlers import REFUSALS, invoke, invoke_isolated
 from .connection.lifecycle import end_connection, open_connection
+from .connection.reading import Reading
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
 from .logins import Login, find_login
@@ -196,12 +197,16 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             connection = self.session = commands.connection
             if self._connected is not None:
                 self._connected.set_result(copy_context())
+            reading = Reading(connection)
             while True:
                 # Keep no message in memory while the connection is idle.
                 del message
                 message = await receive()
                 if message["type"] == "websocket.receive":
                     connection.receive(message.get("text"))
+                    if reading.count():
+                        message.clear()
+                        await reading.pause()
                 elif message["type"] == "websocket.disconnect":
                     code = message.get("code") or code
                     return

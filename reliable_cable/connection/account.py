@@ -15,10 +15,12 @@ class Account:
         limit: the most bytes, the setting `MAX_PENDING_SIZE`.
     """
 
-    __slots__ = ("lasting", "limit", "used")
+    __slots__ = ("half", "lasting", "limit", "used")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        #: While more is kept than this, no commands of the client are read.
+        self.half = limit // 2
         #: How many bytes are kept.
         self.used = 0
         #: How many of them are kept by things without an end.

@@ -39,12 +39,14 @@ class Closing:
         notified: which clients are sent a `disconnect` frame.
         reconnect: whether the client is to reconnect, unless the caller of `close` decides that.
         abort: whether the socket is dropped at once. Otherwise the queued frames are sent first.
+        reading: whether the server still waits for the client to close the socket. Otherwise it reads nothing more.
     """
 
     session: SessionFate
     notified: Notified
     reconnect: bool = False
     abort: bool = False
+    reading: bool = True
 
 
 _RECOVER = Closing(SessionFate.KEPT, Notified.BASE, reconnect=True)
@@ -59,5 +61,5 @@ CLOSINGS: Final[Mapping[DisconnectReason, Closing]] = {
     DisconnectReason.UNAUTHORIZED: _REFUSE,
     DisconnectReason.TOKEN_EXPIRED: _REFUSE,
     DisconnectReason.IDLE_TIMEOUT: _REFUSE,
-    DisconnectReason.INVALID_REQUEST: _REFUSE,
+    DisconnectReason.INVALID_REQUEST: Closing(SessionFate.FORGOTTEN, Notified.ALL, reconnect=True, reading=False),
 }

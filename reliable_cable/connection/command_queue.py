@@ -17,8 +17,10 @@ from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.logs import logger
 from reliable_cable.protocol import commands
 
-#: The most commands that may be queued.
-MAX_QUEUED_COMMANDS: Final = 1024
+from .account import Account
+
+#: How many commands may be queued before the server stops to read more of the client. It reads on when half are left.
+MAX_QUEUED_COMMANDS: Final = 256
 
 #: Commands that clients often send several times in a row.
 _REPEATED = (commands.Perform, commands.Whisper)
@@ -34,8 +36,6 @@ class _Backlog:
 
     #: Each command with the size of its frame and, for a `subscribe`, the time of its arrival.
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
-    #: The size of the frames of the queued commands, in characters.
-    size: int = 0
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
     #: Whether the task waits for more commands after the last one.
@@ -57,14 +57,18 @@ class CommandQueue(ABC):
 
     Args:
         tasks: the background tasks of the event loop.
-        max_size: the most characters that the frames of all queued commands may have together.
+        account: counts the frames of the queued commands.
     """
 
-    __slots__ = ("_backlog", "_max_size", "_task", "_tasks")
+    __slots__ = ("_account", "_backlog", "_room", "_task", "_tasks", "full")
 
-    def __init__(self, tasks: BackgroundTasks, max_size: int) -> None:
+    def __init__(self, tasks: BackgroundTasks, account: Account) -> None:
         self._tasks = tasks
-        self._max_size = max_size
+        self._account = account
+        #: Whether no more commands may be read until about half of the queued ones have been handled.
+        self.full = False
+        #: Gets its result when the queue is no longer full; None while nothing waits for that.
+        self._room: asyncio.Future[None] | None = None
         self._backlog: _Backlog | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -81,24 +85,33 @@ class CommandQueue(ABC):
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
         """End subscriptions, and send the client the reason."""
 
-    def add(self, command: commands.Command, size: int) -> bool:
-        """Queue a command. Return False if the queue is full.
+    def add(self, command: commands.Command, size: int) -> None:
+        """Queue a command. If the queue is `full` after that, wait for `has_room` before the next one.
 
         Args:
             command: the command.
-            size: the size of its frame, in characters.
+            size: the size of its frame, in bytes.
         """
         backlog = self._start()
         arrived = 0.0
         if isinstance(command, commands.Subscribe):
             if command.identifier in backlog.subscribing:
-                return True  # repeated while the first one is being handled
+                return  # repeated while the first one is being handled
             arrived = backlog.subscribing[command.identifier] = asyncio.get_running_loop().time()
         elif isinstance(command, commands.Unsubscribe):
             backlog.subscribing.pop(command.identifier, None)
         backlog.commands.append((command, size, arrived))
-        backlog.size += size
-        return len(backlog.commands) <= MAX_QUEUED_COMMANDS and backlog.size <= self._max_size
+        account = self._account
+        account.used += size
+        if len(backlog.commands) >= MAX_QUEUED_COMMANDS or account.used > account.half:
+            self.full = True
+
+    async def has_room(self, timeout: float) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
+        """Wait until the queue is not full, for at most `timeout` seconds."""
+        if self.full:
+            if self._room is None:
+                self._room = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._room], timeout=timeout)
 
     def call_next(self, call: InternalCall) -> None:
         """Call a coroutine function after the command that is being handled, even if the connection is closed."""
@@ -116,7 +129,9 @@ class CommandQueue(ABC):
     def clear(self) -> None:
         """Drop the queued commands of the client."""
         if self._backlog is not None:
+            self._account.used -= sum(size for _, size, _ in self._backlog.commands)
             self._backlog.commands = deque(each for each in self._backlog.commands if callable(each[0]))
+            self._make_room()
 
     def rest(self) -> None:
         """Let the task end if it has nothing to do."""
@@ -138,7 +153,10 @@ class CommandQueue(ABC):
         try:
             while backlog.commands:
                 command, size, arrived = backlog.commands.popleft()
-                backlog.size -= size
+                self._account.used -= size
+                if self.full and len(backlog.commands) <= MAX_QUEUED_COMMANDS // 2:
+                    if not backlog.commands or self._account.used <= self._account.half:
+                        self._make_room()
                 try:
                     if isinstance(command, commands.Command):
                         await self.execute(command, arrived)
@@ -154,3 +172,12 @@ class CommandQueue(ABC):
                     backlog.parked = None
         finally:
             self._backlog = self._task = None
+            self._account.used -= sum(size for _, size, _ in backlog.commands)
+            backlog.commands.clear()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        self.full = False
+        if self._room is not None:
+            self._room.set_result(None)
+            self._room = None

@@ -20,9 +20,9 @@ from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
+from .command_queue import CommandQueue
 from .connection import Connection
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
-from .command_queue import CommandQueue
 from .started import Started
 from .subscription import Subscription
 
@@ -52,7 +52,7 @@ class Commands(CommandQueue):
     __slots__ = ("connection", "subscriptions")
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection.hub.tasks, connection.hub.settings.max_pending_size)
+        super().__init__(connection.hub.tasks, connection.account)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
         connection.commands = self
@@ -236,9 +236,9 @@ class Commands(CommandQueue):
         name = command.data.get("action", "receive")
         method = channel.find_action(name) if isinstance(name, str) else None
         if method is None:
+            # This does not count as a bad frame, because a page from before a deployment may know other actions.
             known = ", ".join(channel.action_names()) or "none"
-            error = ProtocolError(f"{type(channel).__name__} has no action {name!r:.80}; it has {known}")
-            self.connection.bad_frame(error)
+            logger.warning("%s has no action %.80r; it has %s.", type(channel).__name__, name, known)
             return
         attribute, takes_data = method
         data = dict(command.data)
@@ -281,11 +281,13 @@ class Commands(CommandQueue):
         """Return a channel object for an identifier; None if there is no such channel."""
         try:
             name, params = commands.parse_identifier(identifier)
-            cls = find_channel(name)
-            if cls is None:
-                raise ProtocolError(f"there is no channel {name!r:.80}")
         except ProtocolError as error:
             self.connection.bad_frame(error)
+            return None
+        cls = find_channel(name)
+        if cls is None:
+            # As with an unknown action, the page may be older or newer than this server.
+            logger.warning("There is no channel %.80r.", name)
             return None
         return cls(self.connection.consumer, params, identifier)
 

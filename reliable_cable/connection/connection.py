@@ -28,15 +28,17 @@ from reliable_cable.stores.sessions.base import SessionRecord
 
 from .account import Account
 from .closing import CLOSINGS, Notified, SessionFate
+from .command_queue import CommandQueue
 from .handlers import invoke_isolated
 from .outbox import Outbox
-from .command_queue import CommandQueue
 from .stream_ids import StreamIds
 
 T = TypeVar("T")
 
-#: How many frames may violate the protocol before the client is disconnected.
+#: How many frames may violate the protocol within `BAD_FRAMES_TIME` before the client is disconnected.
 MAX_BAD_FRAMES: Final = 20
+#: After how long, in seconds, the count of frames that violate the protocol begins again.
+BAD_FRAMES_TIME: Final = 60.0
 #: The most bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
 #: How long, in seconds, to wait for queued frames before a socket is closed. Before that, draining waits for queued
@@ -119,13 +121,17 @@ class Connection:
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
     #: When the next ping is due. Only the heartbeat uses this.
     ping_due: int = 0
+    #: Whether frames of the client are not read for now (see `reading.Reading`).
+    reading_paused: bool = False
     _last_pong: float | None = None
     #: How many pings were sent, and how many were answered.
     _pings: int = 0
     _pongs: int = 0
     #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
     _notice_ping: int = 0
+    #: The frames that have violated the protocol since a time of the monotonic clock.
     _bad_frames: int = 0
+    _bad_frames_since: float = 0.0
 
     def __post_init__(self, subprotocol: Subprotocol) -> None:
         self.extended = subprotocol.extended
@@ -134,7 +140,7 @@ class Connection:
         self.account = Account(self.hub.settings.max_pending_size)
         self.outbox = Outbox(
             self.transport.send,
-            limit=self.hub.settings.max_pending_size,
+            account=self.account,
             overflow=self._too_slow,
             write=self.transport.write,
             form=self.transport.form,
@@ -231,13 +237,28 @@ class Connection:
             self._ponged()
         elif isinstance(command, protocol_commands.Ping):
             self.outbox.push(messages.pong())
-        elif not self.commands.add(command, len(text)):
-            self.close(DisconnectReason.INVALID_REQUEST)
+        else:
+            self.commands.add(command, len(text))
+
+    def pause_reading(self) -> None:
+        """Read nothing more for now. Meanwhile, the client cannot be seen to answer pings, so it need not."""
+        self.reading_paused = True
+        self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on. The time in which the client has to answer pings begins again."""
+        self.reading_paused = False
+        if self._last_pong is not None:
+            self._last_pong = time.monotonic()
+        self.transport.resume_reading()
 
     def bad_frame(self, error: ProtocolError) -> None:
-        """Count a violation of the protocol. After more than `MAX_BAD_FRAMES` of them, disconnect the client."""
-        self._bad_frames += 1
+        """Count a violation of the protocol. If there are too many in a short time, disconnect the client."""
         logger.warning("A frame was refused: %s.", error)
+        now = time.monotonic()
+        if now - self._bad_frames_since > BAD_FRAMES_TIME:
+            self._bad_frames, self._bad_frames_since = 0, now
+        self._bad_frames += 1
         if self._bad_frames > MAX_BAD_FRAMES:
             self.close(DisconnectReason.INVALID_REQUEST)
 
@@ -253,9 +274,10 @@ class Connection:
         """
         timeout = self.hub.settings.pong_timeout
         # A client that has never sent a pong is not expected to send one.
-        if timeout is not None and self._last_pong is not None and time.monotonic() - self._last_pong > timeout:
-            self.close(DisconnectReason.NO_PONG)
-            return False
+        if timeout is not None and self._last_pong is not None and not self.reading_paused:
+            if time.monotonic() - self._last_pong > timeout:
+                self.close(DisconnectReason.NO_PONG)
+                return False
         if self.ending:
             return False
         self.commands.rest()
@@ -325,7 +347,7 @@ class Connection:
             if closing.notified is Notified.ALL or (closing.notified is Notified.BASE and not self.extended):
                 asked = closing.reconnect if reconnect is None else reconnect
                 self.outbox.push(messages.disconnect(reason, reconnect=asked))
-            self.hub.tasks.spawn(self._finish())
+            self.hub.tasks.spawn(self._finish(reading=closing.reading))
 
     async def drain(self, delay: float) -> None:
         """Close the connection after `delay` seconds and after the queued commands. The client is to reconnect."""
@@ -338,6 +360,9 @@ class Connection:
         logger.warning("A client that reads too slowly was disconnected (too_slow).")
         self.close(DisconnectReason.TOO_SLOW)
 
-    async def _finish(self) -> None:
+    async def _finish(self, *, reading: bool) -> None:
         if not await self.outbox.close(CLOSE_NORMAL, timeout=CLOSE_TIMEOUT):
             self.transport.abort()
+        elif not reading:
+            self.transport.stop_reading()
+            asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.transport.abort)

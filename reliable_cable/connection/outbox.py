@@ -14,6 +14,8 @@ from typing import Any
 from reliable_cable.logs import logger
 from reliable_cable.protocol.frames import Frame
 
+from .account import Account
+
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: How long, in seconds, a full socket may accept nothing before its client counts as too slow.
@@ -74,12 +76,13 @@ class Outbox:
     Fan-out never waits for a socket. `push` runs the server's `send` once. If that suspends, a task of this connection
     finishes it, and further frames are queued. Frames are also queued while the server's buffer is full (`pause`).
 
-    The queue is limited. Messages that can be read from the store later may fill half of it, and messages that
-    subscribers hold until they are live may fill a quarter. The rest is left for frames that cannot be read again.
+    The connection's account limits the queue. Messages that can be read from the store later may fill half of it, and
+    messages that subscribers hold until they are live may fill a quarter. The rest is left for frames that cannot be
+    read again.
 
     Args:
         send: the ASGI `send`.
-        limit: the most characters that may be queued. Beyond this limit, `overflow` is called once.
+        account: counts the queued frames. Beyond its limit, `overflow` is called once.
         overflow: called when the client is too slow: too much is queued, or the socket accepted nothing for
             `STALL_TIME` or `BLIND_STALL_TIME` while `drained` was waiting.
         write: writes the bytes of a frame without waiting; None if the server cannot (see `servers.base.Transport`).
@@ -89,14 +92,14 @@ class Outbox:
 
     send: Send
     _: KW_ONLY
-    limit: int
+    account: Account
     overflow: Callable[[], None]
     write: Callable[[bytes], None] | None = None
     form: type[Frame] = Frame
     unsent: Callable[[], int | None] = _unknown
     #: Writes a frame at once; None while that is impossible, so that `push` must be used.
     ready: Callable[[bytes], None] | None = field(init=False)
-    #: The size, in characters, of the messages that subscribers of this connection hold until they are live.
+    #: The size, in bytes, of the messages that subscribers of this connection hold until they are live.
     held: int = 0
     #: Whether sending has ended.
     closed: bool = False
@@ -115,15 +118,16 @@ class Outbox:
     def __post_init__(self) -> None:
         self.ready = self.write
 
-    def push(self, text: str, *, kept: bool = False) -> bool:
+    def push(self, text: str, *, droppable: bool = False) -> bool:
         """Send a frame, or queue it while the socket accepts none.
 
         Args:
             text: the text of the frame.
-            kept: whether the message can be read from the store later.
+            droppable: whether to drop the frame if much is queued, because its message can be read from the store
+                later, or is a whisper.
 
         Returns:
-            False if the frame was dropped, because much is queued and the message can be read from the store later.
+            False if the frame was dropped.
         """
         if self.ready is not None:
             try:
@@ -136,20 +140,35 @@ class Outbox:
         if not self._blocked:
             self._drive({"type": "websocket.send", "text": text})
             return True
-        if kept and self._size + self.held + len(text) > self.limit // 2:
+        account = self.account
+        if droppable and account.used + len(text) > account.half:
             return False
         if self._queue is _EMPTY:
             self._queue = deque()
         self._queue.append(text)
-        self._size += len(text)
-        if self._size + self.held > self.limit:
+        self._count(len(text))
+        if account.used > account.limit:
             self._give_up()
         return True
 
+    def _pop(self) -> str:
+        text = self._queue.popleft()
+        self._count(-len(text))
+        return text
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        self.account.used += size
+
     def can_hold(self, size: int) -> bool:
-        """Return whether `size` more characters may be held."""
-        held = self.held + size
-        return held <= self.limit // 4 and self._size + held <= self.limit
+        """Return whether `size` more bytes may be held."""
+        account = self.account
+        return self.held + size <= account.limit // 4 and account.used + size <= account.limit
+
+    def hold(self, size: int) -> None:
+        """Count a message that a subscriber holds until it is live. A negative size: it holds that much no longer."""
+        self.held += size
+        self.account.used += size
 
     def _give_up(self) -> None:
         self.abandon()
@@ -189,9 +208,7 @@ class Outbox:
     def _write_queued(self, write: Callable[[bytes], None]) -> None:
         try:
             while self._queue and not self._paused:
-                text = self._queue.popleft()
-                self._size -= len(text)
-                write(wire(text, self.form))
+                write(wire(self._pop(), self.form))
         except Exception:
             self.failed()
             return
@@ -268,14 +285,17 @@ class Outbox:
         """Stop sending, and drop the queued frames."""
         self.closed = True
         self.ready = None
-        self._queue.clear()
-        self._size = 0
+        self._clear()
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
         if self._task is not None:
             self._task.cancel()
         self._wake()
+
+    def _clear(self) -> None:
+        self._queue.clear()
+        self._count(-self._size)
 
     def break_cycles(self) -> None:
         """Drop the reference to the connection, which has ended."""
@@ -299,13 +319,11 @@ class Outbox:
                 await first
                 self._moved = True
             while self._queue and not self._paused:
-                text = self._queue.popleft()
-                self._size -= len(text)
-                await self.send({"type": "websocket.send", "text": text})
+                await self.send({"type": "websocket.send", "text": self._pop()})
                 self._moved = True
         except Exception:
             self.closed = True
-            self._queue.clear()
+            self._clear()
         finally:
             self._task = None
             if not self._paused or self.closed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Final
+from typing import Final, cast
 
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
@@ -143,9 +143,9 @@ class EncodedBatch:
     def _send_singly(self, subscriber: Subscriber) -> None:
         for before, item, frame in self._singly or self._separate():
             if before == _TRANSIENT:
-                self._send_transient(subscriber, item.exclude, frame)
+                self._send_transient(subscriber, cast(Transient, item), frame)
             elif subscriber.at == before:
-                if item.exclude in subscriber.sids or subscriber.outbox.push(frame, kept=True):
+                if item.exclude in subscriber.sids or subscriber.outbox.push(frame, droppable=True):
                     subscriber.at = before + 1
                 elif isinstance(item, Entry):
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))
@@ -160,10 +160,10 @@ class EncodedBatch:
         return self._singly
 
     @staticmethod
-    def _send_transient(subscriber: Subscriber, exclude: str, frame: Frame) -> None:
-        if not subscriber.confirmed or (exclude and exclude in subscriber.sids):
+    def _send_transient(subscriber: Subscriber, item: Transient, frame: Frame) -> None:
+        if not subscriber.confirmed or (item.exclude and item.exclude in subscriber.sids):
             return
         if subscriber.at == NOT_LIVE:
             subscriber.hold(frame)
         else:
-            subscriber.outbox.push(frame)
+            subscriber.outbox.push(frame, droppable=item.whisper)

@@ -41,21 +41,23 @@ class SubscriberOutbox(Protocol):
     """The part of a connection's outbox that delivery uses (see `connection.outbox.Outbox`)."""
 
     form: type[Frame]
-    held: int
     ready: Callable[[bytes], None] | None
 
     @property
     def reading(self) -> asyncio.Lock:
         """The lock that is held while entries are read for this connection and written to it."""
 
-    def push(self, text: str, *, kept: bool = False) -> bool:
-        """Send a frame. Return False if it was dropped because it can be read from the store later."""
+    def push(self, text: str, *, droppable: bool = False) -> bool:
+        """Send a frame. Return False if it was dropped because much is queued."""
 
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames."""
 
     def can_hold(self, size: int) -> bool:
-        """Return whether `size` more characters may be held."""
+        """Return whether `size` more bytes may be held."""
+
+    def hold(self, size: int) -> None:
+        """Count a message that is held; a negative size: one that is no longer held."""
 
     def failed(self) -> None:
         """Stop sending because the socket is closed."""
@@ -135,13 +137,13 @@ class Subscriber:
             self._held = []
         if len(self._held) < MAX_HELD:
             self._held.append(frame)
-            self.outbox.held += len(frame)
+            self.outbox.hold(len(frame))
 
     def _release_held(self) -> Sequence[str]:
         if self._held is None:
             return ()
         held, self._held = self._held, None
-        self.outbox.held -= sum(map(len, held))
+        self.outbox.hold(-sum(map(len, held)))
         return held
 
 

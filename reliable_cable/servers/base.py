@@ -58,6 +58,19 @@ class Transport:
         """Whether the server knows that the connection is lost."""
         return False
 
+    def pause_reading(self) -> None:
+        """Read no frames until `resume_reading` is called. Repeat this call every few seconds meanwhile.
+
+        While it is repeated, the server does not expect answers to its own pings. This base class relies on servers
+        that read no more while `receive` is not awaited.
+        """
+
+    def resume_reading(self) -> None:
+        """Read frames again."""
+
+    def stop_reading(self) -> None:
+        """Read nothing more, because the connection is being closed. This base class can do nothing."""
+
     def unsent(self) -> int | None:
         """Return how many written bytes the client has not acknowledged; None if that is unknown."""
         return None

@@ -8,6 +8,7 @@ Otherwise it is written through the transport, which preserves the order. Connec
 directly.
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from twisted.internet.interfaces import IPushProducer
 from zope.interface import implementer
 
 from .base import Transport, unacknowledged_bytes
+from .limits import READ_SIZE
 
 
 @implementer(IPushProducer)
@@ -47,6 +49,8 @@ class DaphneTransport(Transport):
         transport = protocol.transport
         if isinstance(transport, tcp.Connection) and not transport.TLS and not self.lost:
             self.write = partial(_write, protocol, transport, transport.socket.send)
+            # All frames of one read are parsed before other connections get a turn.
+            transport.bufferSize = READ_SIZE
 
     @property
     def lost(self) -> bool:
@@ -59,6 +63,23 @@ class DaphneTransport(Transport):
         # The HTTP channel of the handshake is still registered, but it is no longer needed.
         transport.unregisterProducer()
         transport.registerProducer(_BufferObserver(pause, resume), True)
+
+    def pause_reading(self) -> None:
+        """Read nothing, since daphne queues without limit. No ping is sent, and none has to be answered."""
+        self._protocol.transport.pauseProducing()
+        self._protocol.last_ping = time.time()
+        if self._protocol.autoPingTimeoutCall is not None:
+            self._protocol.autoPingTimeoutCall.cancel()
+            self._protocol.autoPingTimeoutCall = self._protocol.autoPingPending = None
+
+    def resume_reading(self) -> None:
+        """Read again. Frames that daphne has already queued are received first."""
+        if not self.lost:
+            self._protocol.transport.resumeProducing()
+
+    def stop_reading(self) -> None:
+        """Read nothing more, because the connection is being closed."""
+        self._protocol.transport.pauseProducing()
 
     def unsent(self) -> int | None:
         """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""

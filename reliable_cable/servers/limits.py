@@ -1,6 +1,7 @@
-"""Limits of the headers of requests, for the servers that `manage.py cable_serve` runs.
+"""Limits of what servers read from a client.
 
-uvicorn itself has no such limits. daphne limits the size to 16 KiB, but each received byte restarts its timeout.
+uvicorn itself has no limits for the headers of a request. daphne limits their size to 16 KiB, but each received byte
+restarts its timeout.
 """
 
 from typing import Final
@@ -9,3 +10,6 @@ from typing import Final
 MAX_HEADERS_SIZE: Final = 64 * 1024
 #: How long, in seconds, a client may take to send the headers of a request.
 HEADERS_TIMEOUT: Final = 10.0
+#: The most bytes that are read from a WebSocket at once. A client can send thousands of frames in what servers read by
+#: default, and they are parsed without a break.
+READ_SIZE: Final = 8 * 1024

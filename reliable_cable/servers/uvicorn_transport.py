@@ -7,6 +7,7 @@ connection. This module does not need uvicorn.
 from typing import Any
 
 from .base import Transport, unacknowledged_bytes
+from .limits import READ_SIZE
 
 
 class UvicornTransport(Transport):
@@ -22,6 +23,9 @@ class UvicornTransport(Transport):
         super().__init__(protocol.send)
         self._protocol = protocol
         self.grace = protocol.config.timeout_graceful_shutdown or 0.0
+        # uvicorn parses all frames of one read before other connections get a turn. uvloop has no such attribute.
+        if hasattr(protocol.transport, "max_size"):
+            protocol.transport.max_size = READ_SIZE
 
     @property
     def lost(self) -> bool:
@@ -31,6 +35,18 @@ class UvicornTransport(Transport):
     def abort(self) -> None:
         """Drop the connection at once and discard its buffer."""
         self._protocol.transport.abort()
+
+    def pause_reading(self) -> None:
+        """Give the client more time to answer uvicorn's ping. uvicorn itself reads no more."""
+        timer = getattr(self._protocol, "pong_timer", None)
+        if timer is not None:
+            timer.cancel()
+            protocol = self._protocol
+            protocol.pong_timer = protocol.loop.call_later(protocol.ping_timeout, protocol.keepalive_timeout)
+
+    def stop_reading(self) -> None:
+        """Read nothing more, because the connection is being closed."""
+        self._protocol.transport.pause_reading()
 
     def unsent(self) -> int | None:
         """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""

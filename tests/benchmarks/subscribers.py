@@ -9,6 +9,7 @@ from asgiref.sync import sync_to_async
 
 from reliable_cable import broadcast
 from reliable_cable.conf import get_settings
+from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.consumer import get_hub
 from tests.support.redis import RedisServer
@@ -38,10 +39,8 @@ async def measure(server: RedisServer, counts: tuple[int, ...] = (1, 1000)) -> d
                 complete.set()
 
         hub = get_hub()
-        subscribers = [
-            LoneSubscriber(Outbox(send, limit=1 << 20, overflow=lambda: None), "I", stream, frozenset(), lambda: None)
-            for _ in range(count)
-        ]
+        outboxes = [Outbox(send, account=Account(1 << 20), overflow=lambda: None) for _ in range(count)]
+        subscribers = [LoneSubscriber(outbox, "I", stream, frozenset(), lambda: None) for outbox in outboxes]
         for subscriber in subscribers:
             await subscriber.join(hub, stream)
             subscriber.resume()

@@ -170,7 +170,7 @@ async def test_too_many_bad_frames_end_the_connection(connect: Connect, protocol
             await client.send_raw("garbage")
         except Exception:
             break
-    assert await client.next() == {"type": "disconnect", "reason": "invalid_request", "reconnect": False}
+    assert await client.next() == {"type": "disconnect", "reason": "invalid_request", "reconnect": True}
     await client.closed()
     await bystander.subscribe(identify("EchoChannel"))
 

@@ -26,7 +26,7 @@ Stores = tuple[RedisStreamStore, RedisPresenceStore]
 MakeStores = Callable[..., Stores]
 Listen = Callable[[Stores], Awaitable[list[Any]]]
 
-END = Transient("a", "end")
+END = Transient("a", "end", whisper=True)
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ MEANINGS = {
     "unauthorized": Meaning("forgotten", "all"),
     "token_expired": Meaning("forgotten", "all"),
     "idle_timeout": Meaning("forgotten", "all"),
-    "invalid_request": Meaning("forgotten", "all"),
+    "invalid_request": Meaning("forgotten", "all", reconnect=True),
 }
 
 

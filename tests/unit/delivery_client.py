@@ -208,6 +208,9 @@ class Client:
                 start = history.after(position)
                 if start is not None and position[0] == message.epoch and self.skippable(stream, start, index):
                     return request
+            elif request.since is not None and message.vanished:
+                # The store had lost it when it looked up the time, but a page that was read before still has it.
+                return request
             elif request.since is not None and message.time >= request.since:
                 first = index
                 while first and history.messages[first - 1].epoch == message.epoch:

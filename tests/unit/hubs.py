@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from reliable_cable.conf import CableSettings, read_settings
+from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub.hub import Hub
@@ -103,7 +104,7 @@ class Harness:
         async def send(message: dict[str, Any]) -> None:
             log.append(json.loads(message["text"]))
 
-        outbox = Outbox(send, limit=10**6, overflow=lambda: None)
+        outbox = Outbox(send, account=Account(10**6), overflow=lambda: None)
         subscriber = LoneSubscriber(outbox, identifier, stream_id, frozenset(["sid"]), lambda: log.append("lost"))
         await subscriber.join(self.hub, "s")
         assert not subscriber.is_behind

@@ -212,7 +212,7 @@ class TestBadFrames:
                 await client.send_text("{")
             assert await client.quiet()
             await client.send_text("{")
-            assert await client.receive() == {"type": "disconnect", "reason": "invalid_request", "reconnect": False}
+            assert await client.receive() == {"type": "disconnect", "reason": "invalid_request", "reconnect": True}
             assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
 
 

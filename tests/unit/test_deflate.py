@@ -16,6 +16,7 @@ from websockets.frames import Frame as Parsed
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
+from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.protocol.frames import WINDOW_BITS, CompressedFrame, Frame
 from reliable_cable.protocol.positions import StreamPosition
@@ -188,7 +189,7 @@ class FrameClient:
     def __init__(self, form: type[Frame]) -> None:
         self.compresses = form is CompressedFrame
         self.writes: list[bytes] = []
-        outbox = Outbox(self._send, limit=10**6, overflow=lambda: None, write=self.writes.append, form=form)
+        outbox = Outbox(self._send, account=Account(10**6), overflow=lambda: None, write=self.writes.append, form=form)
         self.subscriber = LoneSubscriber(outbox, "I", "s", ())
         self.subscriber.presence = True
 

@@ -40,6 +40,7 @@ PROTOCOL_HEADINGS = [
     "Whispers",
     "Heartbeat",
     "Disconnects",
+    "Fast clients",
     "Signed streams",
     "Slow clients",
     "Traps",

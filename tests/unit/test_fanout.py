@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.hub import fanout
 from reliable_cable.hub.subscriber import SubscriberGroup
@@ -64,7 +65,7 @@ class FrameClient:
         async def send(message: dict[str, Any]) -> None:
             raise AssertionError("ASGI's send is not used")
 
-        self.outbox = Outbox(send, limit=10**6, overflow=lambda: None, write=self.blocks.append)
+        self.outbox = Outbox(send, account=Account(10**6), overflow=lambda: None, write=self.blocks.append)
         self.subscriber = LoneSubscriber(self.outbox, "I", "s", frozenset([sid]), lambda: None)
         self._hub = harness.hub
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.hub.fanout import POLICY
 from tests.support.subscriber import LoneSubscriber
@@ -42,7 +43,7 @@ async def make_harness(writes: list[Write | None], send: Any = no_send) -> Harne
     """Return a hub whose stream has a live subscriber for each write function. None means ASGI's `send`."""
     harness = Harness()
     for write in writes:
-        outbox = Outbox(send, limit=10**6, overflow=lambda: None, write=write)
+        outbox = Outbox(send, account=Account(10**6), overflow=lambda: None, write=write)
         subscriber = LoneSubscriber(outbox, "I", "s", frozenset(), lambda: None)
         await subscriber.join(harness.hub, "s")
         subscriber.confirmed = True

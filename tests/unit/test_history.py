@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reliable_cable.conf import read_settings
+from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import history as history_module
@@ -183,7 +184,7 @@ class TestFrames:
         async def send(message: dict[str, Any]) -> None: ...
 
         for _ in range(count):
-            outbox = Outbox(send, limit=1, overflow=lambda: None)
+            outbox = Outbox(send, account=Account(1), overflow=lambda: None)
             group.subscribers[LoneSubscriber(outbox, group.identifier, group.stream_id, ())] = None
 
     async def read_page(self) -> tuple[HistoryReader, StreamPage]:

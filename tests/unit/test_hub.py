@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import hub as hub_module
@@ -182,7 +183,7 @@ async def test_an_opening_that_its_callers_gave_up_leaves_nothing(monkeypatch: p
 
     async def send(message: dict[str, Any]) -> None: ...
 
-    subscriber = LoneSubscriber(Outbox(send, limit=1, overflow=lambda: None), "I", "s", ())
+    subscriber = LoneSubscriber(Outbox(send, account=Account(1), overflow=lambda: None), "I", "s", ())
     with pytest.raises(StoreError, match="in time"):
         await harness.hub.subscribe("s", subscriber, until=0)
     proceed.set()
@@ -263,7 +264,7 @@ async def test_a_history_is_one_write_without_the_messages_that_exclude_the_subs
 
     async def send(message: dict[str, Any]) -> None: ...
 
-    outbox = Outbox(send, limit=10**6, overflow=lambda: None, write=writes.append)
+    outbox = Outbox(send, account=Account(10**6), overflow=lambda: None, write=writes.append)
     subscriber = await subscriber_at_start(harness, outbox, ("other", "mine"))
     assert await catch_up(harness, subscriber)
     assert len(writes) == 1
@@ -296,7 +297,9 @@ async def test_subscribers_that_reconnect_together_share_one_read_and_one_encodi
     async def send(message: dict[str, Any]) -> None: ...
 
     subscribers = [
-        await subscriber_at_start(harness, Outbox(send, limit=10**6, overflow=lambda: None, write=log.append))
+        await subscriber_at_start(
+            harness, Outbox(send, account=Account(10**6), overflow=lambda: None, write=log.append)
+        )
         for log in logs
     ]
     assert all(await asyncio.gather(*(catch_up(harness, subscriber) for subscriber in subscribers)))
@@ -315,7 +318,9 @@ async def test_a_long_history_is_written_at_the_pace_of_the_socket() -> None:
         sent.append(json.loads(message["text"])["offset"])
 
     overflows: list[str] = []
-    outbox = Outbox(send, limit=harness.settings.max_pending_size, overflow=lambda: overflows.append("too slow"))
+    outbox = Outbox(
+        send, account=Account(harness.settings.max_pending_size), overflow=lambda: overflows.append("too slow")
+    )
     assert await catch_up(harness, await subscriber_at_start(harness, outbox))
     assert (sent, overflows) == (list(range(1, 51)), [])
 

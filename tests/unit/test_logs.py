@@ -193,7 +193,7 @@ class TestWhatClientsSend:
             await client.perform(self.spaced(), hostile)
             await client.send("whisper", self.spaced(), data=hostile)
             await self.handled(client)
-        check_records(caplog, "is not JSON", "is unknown", "there is no channel", "has no action")
+        check_records(caplog, "is not JSON", "is unknown", "There is no channel", "has no action")
 
     async def test_handlers_that_raise_what_a_client_sent(self, hostile: str, caplog: pytest.LogCaptureFixture) -> None:
         async with Client() as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox, wire
 from reliable_cable.protocol.frames import CompressedFrame, Frame, compressed_frame, text_frame
 
@@ -36,7 +37,7 @@ class Overflow:
 
 def make_outbox(socket: Socket, limit: int = 100) -> tuple[Outbox, Overflow]:
     overflow = Overflow()
-    return Outbox(socket.send, limit=limit, overflow=overflow), overflow
+    return Outbox(socket.send, account=Account(limit), overflow=overflow), overflow
 
 
 async def test_a_frame_is_sent_at_once_and_without_a_task() -> None:
@@ -181,7 +182,7 @@ class Transport:
 
 def make_frame_outbox(limit: int = 100) -> tuple[Outbox, Transport, Socket, Overflow]:
     socket, transport, overflow = Socket(), Transport(), Overflow()
-    outbox = transport.outbox = Outbox(socket.send, limit=limit, overflow=overflow, write=transport.write)
+    outbox = transport.outbox = Outbox(socket.send, account=Account(limit), overflow=overflow, write=transport.write)
     return outbox, transport, socket, overflow
 
 
@@ -275,7 +276,9 @@ LONG = '{"text":"' + "again and again " * 50 + '"}'
 class TestCompression:
     def outbox(self, form: type[Frame]) -> tuple[Outbox, Transport]:
         socket, transport = Socket(), Transport()
-        return Outbox(socket.send, limit=10**6, overflow=Overflow(), write=transport.write, form=form), transport
+        return Outbox(
+            socket.send, account=Account(10**6), overflow=Overflow(), write=transport.write, form=form
+        ), transport
 
     async def test_a_client_without_compression_is_sent_plain_frames(self) -> None:
         outbox, transport = self.outbox(Frame)

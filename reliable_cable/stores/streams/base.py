@@ -56,11 +56,19 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Transient:
-    """A message without a position was sent. It is delivered now or never."""
+    """A message without a position was sent. It is delivered now or never.
+
+    Args:
+        stream: the name of the stream.
+        data: the payload as JSON text.
+        exclude: the id of the session that must not receive the message; `""`: none.
+        whisper: whether a client sent it. A client whose socket is full misses it.
+    """
 
     stream: str
     data: str
     exclude: str = ""
+    whisper: bool = False
 
 
 @dataclass(frozen=True, slots=True)

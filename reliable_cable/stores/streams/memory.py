@@ -121,6 +121,10 @@ class MemoryStreamStore(StreamStore):
         """Announce a message without keeping it."""
         self._bus.publish([Transient(stream, message.data, message.exclude)])
 
+    def whisper(self, stream: str, message: Message) -> None:
+        """Announce a client's whisper."""
+        self._bus.publish([Transient(stream, message.data, message.exclude, whisper=True)])
+
     def read(
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:

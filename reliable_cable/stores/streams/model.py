@@ -254,7 +254,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def whisper(self, stream: str, message: Message) -> None:
         """Announce a client's whisper to this process only, because whispers are frequent and a loss is harmless."""
-        self.bus.publish([Transient(stream, message.data, message.exclude)])
+        self.bus.publish([Transient(stream, message.data, message.exclude, whisper=True)])
 
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
         """Return a listener that calls `deliver` with events on the running event loop."""

@@ -17,7 +17,7 @@ from reliable_cable.stores.redis.keys import stream_tag
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
 from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
-from .redis_listener import RedisStreamListener
+from .redis_listener import WHISPER_SUFFIX, RedisStreamListener
 
 #: How long, in seconds, to retry an append that got no response.
 RETRY_TIME: Final = 8.0
@@ -98,7 +98,14 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     async def apublish_transient(self, stream: str, message: Message) -> None:
         """Announce a message to every process, without keeping it."""
-        call = Call("transient", [], [LINEAGE, self.channel(stream), f"t{message.exclude}\n{message.data}"])
+        await self._publish(stream, message.exclude, message.data)
+
+    async def awhisper(self, stream: str, message: Message) -> None:
+        """Announce a client's whisper to every process."""
+        await self._publish(stream, message.exclude + WHISPER_SUFFIX, message.data)
+
+    async def _publish(self, stream: str, head: str, data: str) -> None:
+        call = Call("transient", [], [LINEAGE, self.channel(stream), f"t{head}\n{data}"])
         try:
             await self.client.arun(call)
         except (RedisUnavailable, RedisRefused) as error:
@@ -108,7 +115,7 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     publish_transient = sync_twin(apublish_transient)
 
-    awhisper = apublish_transient
+    whisper = sync_twin(awhisper)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,9 @@ from reliable_cable.stores.redis.pubsub import ChannelListener
 
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 
+#: Follows the session id of a client in the announcement of its whisper. A server of the previous release takes it as a
+#: part of the id, which excludes nobody there. The client itself is connected to the server that sent the whisper.
+WHISPER_SUFFIX: Final = " whisper"
 #: How often, in seconds, to check the streams' positions, in case pub/sub lost a message without an error.
 CHECK_INTERVAL: Final = 5.0
 
@@ -96,5 +99,6 @@ def parse_event(stream: str, message: bytes) -> StreamEvent | None:
         epoch, offset, exclude = head.decode().split(" ", 2)
         return Published(stream, epoch, Entry(int(offset), data.decode(), exclude))
     if kind == b"t":
-        return Transient(stream, data.decode(), head.decode())
+        exclude = head.decode()
+        return Transient(stream, data.decode(), exclude.removesuffix(WHISPER_SUFFIX), exclude.endswith(WHISPER_SUFFIX))
     return Advanced(stream) if kind == b"a" else None
