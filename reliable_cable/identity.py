@@ -10,13 +10,13 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 
 #: The identifiers of a connection by name, such as `{"user": "auth.user:1"}`. The text of an anonymous user is empty.
-#: An identity with only some of the names is a condition, which connections can match.
+#: A condition has the same form, but may have only some of the names. It matches connections.
 Identity = Mapping[str, str]
 
 #: Every name in `identified_by` of the consumer classes that were defined in this process.
 identifier_names: set[str] = {"user"}
 
-# No identifier can have one of these names.
+# The following names cannot be names of identifiers.
 #: The name, in a condition, of the channel of subscriptions.
 CHANNEL: Final = "@channel"
 #: The name, in a condition, of a stream of subscriptions.
@@ -71,12 +71,12 @@ def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
 
 
 def in_namespace(identity: Identity, namespace: str) -> dict[str, str]:
-    """Return an identity or a condition that belongs to a namespace. It is the same without a namespace."""
+    """Return a copy of an identity or a condition, with a namespace unless that is `""`."""
     return {**identity, _NAMESPACE: namespace} if namespace else dict(identity)
 
 
 def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
-    """Return what a condition can name of a subscription: its channel, or one of its streams.
+    """Return the conditions that select a subscription: one for its channel, and one for each of its streams.
 
     Args:
         channel: the name of the channel.

@@ -67,8 +67,8 @@ class _Placeholder:
 
 #: The lineage of the connection's data (see lineage.py). It can be the first argument only.
 LINEAGE: Final = _Placeholder()
-#: A new token, in each attempt another one. It can only be the second argument, after `LINEAGE`. An attempt whose reply
-#: was lost may have used the earlier token for data that are gone, for example after a failover.
+#: A random token, which differs in each attempt. It can only be the second argument, after `LINEAGE`. A token is not
+#: used twice: an attempt whose reply was lost may have used it for data that a failover has replaced.
 NEW_TOKEN: Final = _Placeholder()
 
 Argument = str | int | float | bytes | _Placeholder
@@ -242,7 +242,7 @@ class RedisClient:
             sent = True
             replies = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except BaseException as error:
-            # The task may have been cancelled. The reply must not be read as the reply to a later call.
+            # If the task was cancelled, the reply may arrive later. It must not be read as the reply to another call.
             if connection is not None:
                 await connection.disconnect(nowait=True)
             if isinstance(error, CONNECTION_ERRORS):
@@ -279,7 +279,7 @@ class RedisClient:
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def _exchange(self, calls: Sequence[Call], lineage: str) -> Exchange[list[Any]]:
-        """Run calls over a connection to data of a lineage. Load the scripts that the server does not have."""
+        """Run calls over a connection to data of this lineage. Load the scripts that the server does not have."""
         commands = [self._command(call, lineage) for call in calls]
         replies = yield commands
         missing = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -358,7 +358,7 @@ def _options(settings: CableSettings) -> dict[str, Any]:
     options: dict[str, Any] = {**DEFAULT_OPTIONS, **settings.redis_options}
     if settings.redis_url is not None and settings.redis_url.startswith("unix://"):
         options.pop("socket_keepalive", None)  # only TCP has it
-    # The user cannot change these, because this module expects bytes, and decides itself about retries.
+    # REDIS_OPTIONS cannot change these, because this module expects bytes, and decides itself about retries.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
 
 

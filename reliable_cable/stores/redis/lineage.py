@@ -2,7 +2,7 @@
 
 An address may lead to another server after a failover, and a server may have other data than before. So the epochs of
 streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data themselves (see
-lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when earlier data return.
+lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when a server has old data again.
 """
 
 import random

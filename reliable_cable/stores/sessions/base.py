@@ -8,8 +8,8 @@ from typing import Any, Final
 from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
-#: How much later than a revocation, in seconds, a connection may have been authenticated and still be revoked. The time
-#: of authentication is not exact (see clock.py), and Django deletes a login session only after its logout signal.
+#: A revocation also applies to connections that were authenticated up to this many seconds after it. The time of
+#: authentication is not exact (see clock.py), and Django deletes a login session only after its logout signal.
 CLOCK_MARGIN: Final = 1.0
 
 #: The most characters of a session id.

@@ -20,7 +20,7 @@ from reliable_cable.stores.bus import Bus, BusListener
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
 
-#: How much later than a row with a greater id, in seconds, a row may become visible and still be found.
+#: How long, in seconds, to look for rows with smaller ids than a visible row. Their transactions may commit later.
 MAX_ROW_DELAY = 5.0
 #: How often, in seconds, a listener prunes its store.
 PRUNE_INTERVAL = 60.0
