@@ -24,12 +24,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
 
-#: The names of all channel classes, also of those that are declared with `abstract=True`.
+#: The names of all channel classes, including those that are declared with `abstract=True`.
 _names: set[str] = set()
 
 _ACTION = "_cable_action"
 
-#: The hooks that `Channel` itself does not have.
+#: The optional hooks, which `Channel` itself does not define.
 _OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 

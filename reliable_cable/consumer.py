@@ -93,8 +93,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     _authenticated = 0.0
     #: The reason for which `connect` refused the connection; None: it was not refused.
     _rejection: DisconnectReason | None = None
-    #: Gets the connection's context when the client has been welcomed. Messages of the channel layer are handled only
-    #: after that.
+    #: A future for the connection's context, which is set when the client has been welcomed. Messages of the channel
+    #: layer are handled only after that.
     _connected: asyncio.Future[Context] | None = None
 
     def __init__(self, *, allowed_origins: Sequence[str] | None = None) -> None:

@@ -307,7 +307,7 @@ def check_names(names: Collection[str]) -> None:
 
 
 def _import_consumers() -> None:
-    """Import the ASGI application, which imports the consumers. A shell or a worker may not have done so."""
+    """Import the ASGI application, which imports the consumers. A shell or a worker may not have imported it."""
     path = getattr(django_settings, "ASGI_APPLICATION", None)
     if path:
         with contextlib.suppress(ImportError):

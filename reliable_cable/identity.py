@@ -10,7 +10,7 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 
 #: The identifiers of a connection by name, such as `{"user": "auth.user:1"}`. The text of an anonymous user is empty.
-#: A condition has the same form, but may have only some of the names. It matches connections.
+#: A condition has the same form. It matches every connection that has all of its identifiers.
 Identity = Mapping[str, str]
 
 #: Every name in `identified_by` of the consumer classes that were defined in this process.

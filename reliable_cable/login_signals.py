@@ -38,7 +38,7 @@ def connect_receivers() -> None:
 
 
 def end_replaced_session(sender: object, request: Any = None, **kwargs: Any) -> None:
-    """Close the connections of a browser's former user after another user has logged in there."""
+    """Close the connections of a browser's former user after another user has logged in with that browser."""
     if not hasattr(request, "session"):
         return
     former = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
@@ -87,4 +87,4 @@ def _send(change: LoginChange) -> None:
 
 
 def _report(error: Exception) -> None:
-    logger.warning("The end of a login could not be announced. It is noticed within REAUTHENTICATE_INTERVAL: %s", error)
+    logger.warning("The end of a login could not be announced; it is noticed within REAUTHENTICATE_INTERVAL: %s", error)

@@ -109,7 +109,7 @@ class SecretsFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Change a record. Return True, so that it is logged."""
         if record.name == "uvicorn.access" and isinstance(record.args, tuple):
-            # uvicorn's formatter needs the arguments.
+            # uvicorn's formatter reads the arguments, so they are not merged into the message.
             record.args = tuple(hide_secrets(value) if isinstance(value, str) else value for value in record.args)
             return True
         with suppress(TypeError, ValueError):  # the handlers report arguments that do not fit the message

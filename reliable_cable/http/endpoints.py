@@ -17,7 +17,7 @@ from reliable_cable.signing import accepted_keys
 
 View = Callable[..., HttpResponse]
 
-#: The size limit of a body, as a multiple of the limit of a payload: a body may be a batch, and has escaped JSON texts.
+#: The size limit of a body, as a multiple of `MAX_BROADCAST_SIZE`. A body may contain many payloads, with escapes.
 BODY_FACTOR = 8
 
 

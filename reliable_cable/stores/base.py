@@ -38,8 +38,8 @@ class Listener(ABC):
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream.
 
-        Every later event is announced. If an event may have been missed, another event tells the receiver to read the
-        stream.
+        Every event after this method has returned is announced. If an event may have been missed, another event tells
+        the receiver to read the stream.
         """
 
     @abstractmethod

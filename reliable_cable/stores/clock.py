@@ -172,7 +172,7 @@ class StoreClock:
             thread = threading.Thread(
                 target=_measure_while_used, args=[weakref.ref(self)], name="cable-clock", daemon=True
             )
-            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+            with contextlib.suppress(RuntimeError):  # no thread can start while the interpreter is shutting down
                 thread.start()
                 self._thread = thread
 

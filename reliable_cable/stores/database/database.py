@@ -172,7 +172,7 @@ class Database:
         return result
 
     def write_broadcast(self, call: Callable[[], T]) -> T:
-        """Run a call like `write`, and turn database errors into errors of a broadcast.
+        """Run a call as `write` does, and turn database errors into broadcast errors.
 
         Raises:
             BroadcastError: the transaction was rolled back.

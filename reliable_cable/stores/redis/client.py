@@ -150,7 +150,7 @@ class RedisClient:
         """Close the connections of the running event loop."""
         pool = self._async_pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
-            # A connection that is in use is closed by its user.
+            # A connection that is in use is closed by the task that uses it.
             await pool.disconnect(inuse_connections=False)
 
     # -- sync ---------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ class RedisClient:
         await asyncio.sleep(seconds)
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        """Return a context that raises `TimeoutError` if it takes longer than these seconds."""
+        """Return a context that raises `TimeoutError` if it takes longer than `seconds`."""
         return asyncio.timeout(seconds)
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
@@ -257,7 +257,7 @@ class RedisClient:
         return replies
 
     def new_connection(self) -> Any:
-        """Return a new, closed connection for the running event loop that waits for replies without a timeout."""
+        """Return a new connection for the running event loop. It is closed, and waits for replies without a timeout."""
         pool = self._async_pool()
         return pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": None})
 

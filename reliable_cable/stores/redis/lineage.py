@@ -81,13 +81,13 @@ class LineageTracker:
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
     def reopen_all(self, connection: Any, *, moved: bool = False) -> None:
-        """Make every connection that is as old as this one reopen before its next use.
+        """Make all connections of this connection's generation reopen before their next use.
 
         Call this when the server has refused a command.
 
         Args:
             connection: the connection whose command was refused.
-            moved: whether the reason was that the data have another lineage now. New connections find that lineage.
+            moved: whether the command was refused because the data have a new lineage. New connections find out which.
         """
         with self._lock:
             now = time.monotonic()

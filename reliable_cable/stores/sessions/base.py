@@ -18,7 +18,7 @@ MAX_SID_LENGTH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """The state of a connection that a restore needs.
+    """The state of a connection, from which its session is restored.
 
     Args:
         identity: the identity of the connection. Only a connection with an equal identity can restore the session.

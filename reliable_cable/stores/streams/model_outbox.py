@@ -119,7 +119,7 @@ class Numbering:
     def insert(
         self, streams: Mapping[str, Stream], items: Sequence[tuple[str, Message]], now: float
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
-        """Insert messages, move the tails, and return the messages' positions and their announcements.
+        """Insert messages, move the tails, and return the messages' positions and the events to announce.
 
         A message with the idempotency key of a kept entry is not inserted again. Its position is that of the entry.
 
@@ -179,6 +179,6 @@ class Numbering:
             elif key is not None:
                 repeats[name, key] = offset
         if expired:
-            # These entries exceed the stream's size or TTL, but were not trimmed yet. Their keys can be used again.
+            # These entries exceed the stream's size or TTL, but have not been trimmed. Their keys can be used again.
             self._database.rows(StreamEntry).filter(pk__in=expired).update(idempotency_key=None)
         return repeats
