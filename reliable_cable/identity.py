@@ -17,11 +17,11 @@ Identity = Mapping[str, str]
 identifier_names: set[str] = {"user"}
 
 # The following names cannot be names of identifiers.
-#: The name, in a condition, of the channel of subscriptions.
+#: The key of a condition that selects subscriptions by their channel.
 CHANNEL: Final = "@channel"
-#: The name, in a condition, of a stream of subscriptions.
+#: The key of a condition that selects subscriptions by one of their streams.
 STREAM: Final = "@stream"
-#: The name, in an identity or a condition, of the namespace.
+#: The key of the namespace in an identity or a condition.
 _NAMESPACE: Final = "@namespace"
 
 #: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.

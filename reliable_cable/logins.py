@@ -17,9 +17,9 @@ from .identity import Identity
 
 T = TypeVar("T")
 
-#: The name, in a condition, of the primary key of a user.
+#: The key of a condition that selects logins by the primary key of the user.
 USER: Final = "user"
-#: The name, in a condition, of the digest of a session key.
+#: The key of a condition that selects logins by the digest of the session key.
 SESSION: Final = "session"
 
 

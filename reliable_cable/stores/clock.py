@@ -91,7 +91,7 @@ class StoreClock:
         return self._monotonic()
 
     def at(self, moment: float) -> float:
-        """Return the store's time at a past moment, by the newest measurement.
+        """Return the store's time at a past moment, according to the newest measurement.
 
         Args:
             moment: the mark that `moment()` returned at that time.

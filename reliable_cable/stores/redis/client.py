@@ -226,7 +226,7 @@ class RedisClient:
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
         if all(map(_is_unavailable, replies)):
-            # No call was executed. The address may lead to another server by now.
+            # No call was executed. The address may now lead to another server.
             replies = await self._aattempt(calls)
         return _checked(replies)
 
@@ -293,7 +293,7 @@ class RedisClient:
 
     def _command(self, call: Call, lineage: str) -> Command:
         keys, args = call.keys, call.args
-        if not call.name.islower():  # it is not a script
+        if not call.name.islower():  # this is a command, not a script
             return (call.name, *keys, *cast("Command", args))
         if args and args[0] is LINEAGE:
             keys, args = (*keys, self.lineage.key), (lineage, *args[1:])

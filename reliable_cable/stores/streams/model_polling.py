@@ -83,7 +83,7 @@ class PolledStore(Protocol):
 
     @property
     def origin(self) -> str:
-        """The name of this process's store, which announces its own messages without polling."""
+        """The name of the store in this process. Its own messages are announced without polling."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Query the tables."""
