@@ -1,6 +1,6 @@
 """Read-only admin pages for streams and their messages.
 
-Messages cannot be changed or deleted one by one, because the offsets of a stream must stay without holes. Sessions are
+Messages cannot be changed or deleted one by one, because the offsets of a stream must have no holes. Sessions are
 not shown, because a session id is a secret.
 """
 
@@ -21,7 +21,7 @@ class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic fo
     name_field = "name"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
-        """Return the rows of the streams in the namespace of the request."""
+        """Return the rows of streams in the current namespace."""
         rows = super().get_queryset(request)
         if get_settings().namespace is None:
             return rows
@@ -31,7 +31,7 @@ class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic fo
         return rows.exclude(**{f"{self.name_field}__contains": NAMESPACE_SEPARATOR})
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Return False, because messages must be broadcast."""
+        """Return False: a message must be broadcast, so that subscribers receive it."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -45,7 +45,7 @@ class _ReadOnly(admin.ModelAdmin):  # type: ignore[type-arg]  # it is generic fo
 
 @admin.register(Stream)
 class StreamAdmin(_ReadOnly):
-    """Shows the streams and their positions, and has an action to forget streams."""
+    """Lists the streams and their positions. An action forgets the selected streams."""
 
     list_display = ("name", "epoch", "low", "tail")
     search_fields = ("name",)
@@ -53,7 +53,7 @@ class StreamAdmin(_ReadOnly):
 
     @admin.action(description="Forget the selected streams", permissions=["forget"])
     def forget_streams(self, request: HttpRequest, queryset: QuerySet[Stream]) -> None:
-        """Delete the messages of the streams and end their epochs. Subscribers are told."""
+        """Delete the messages of the streams and end their epochs. Tell subscribers that their positions are lost."""
         names = list(queryset.values_list("name", flat=True))
         for name in names:
             forget(split_namespace(name)[1])
@@ -66,7 +66,7 @@ class StreamAdmin(_ReadOnly):
 
 @admin.register(StreamEntry)
 class StreamEntryAdmin(_ReadOnly):
-    """Shows the numbered messages of streams."""
+    """Lists the numbered messages of streams."""
 
     name_field = "stream__name"
     list_display = ("stream", "offset", "created")
@@ -76,7 +76,7 @@ class StreamEntryAdmin(_ReadOnly):
 
 @admin.register(OutboxEntry, TransientEntry)
 class UnnumberedAdmin(_ReadOnly):
-    """Shows the messages of the outbox, which get their offsets later, and transient messages."""
+    """Lists the messages of the outbox, which are numbered later, and transient messages, which have no numbers."""
 
     list_display = ("name", "id")
     search_fields = ("=name",)

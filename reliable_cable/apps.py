@@ -14,7 +14,7 @@ class ReliableCableConfig(AppConfig):
         """Import the module `cable` of each installed app, as Django's admin imports `admin`.
 
         This also registers the system checks and the built-in channel, and connects the receivers that close or check a
-        user's connections when a login ends. Before that, it adds the filters to the loggers.
+        user's connections when a login ends. Before that, it adds the filters that keep secrets out of logs.
         """
         from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules

@@ -32,9 +32,9 @@ class CableAuthMiddlewareStack:
 
     * A client without a session costs no thread hop and no query.
     * Users of clients that connect at the same time are looked up in one thread hop, over one database connection.
-    * It stores one copy of the scope and one suspended call for each connection, not three.
+    * It keeps one copy of the scope and one suspended coroutine for each connection instead of three.
     * It accepts a session whose hash was made with one of `SECRET_KEY_FALLBACKS`, as Django does. Channels' middleware
-      ends such a session. Here, the session is not changed.
+      flushes such a session. This one does not change it.
 
     Scopes of other types are passed to `AuthMiddlewareStack`, which also saves sessions.
 
@@ -86,7 +86,7 @@ def _cookies(scope: dict[str, Any]) -> dict[str, str]:
 
 def _session_key(cookies: dict[str, str]) -> str | None:
     key = cookies.get(settings.SESSION_COOKIE_NAME)
-    # No session has such a key, and PostgreSQL refuses to look for it. A quoted cookie can contain it as "\000".
+    # No session key contains a NUL, and PostgreSQL refuses a query with one. A quoted cookie can contain it as "\000".
     return None if key is None or "\0" in key else key
 
 

@@ -1,6 +1,6 @@
 """Broadcasts from anywhere: views, signals, tasks, the shell.
 
-This module uses the stores only. The hubs of the server processes receive the messages from there.
+This module writes to the stores only. The hubs of the server processes receive the messages from the stores.
 """
 
 import json
@@ -23,7 +23,7 @@ from .validation import BatchItem, BatchOptions, prepare_batch, resolve_stream
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """A kept message of a stream.
+    """A message in the history of a stream.
 
     Args:
         position: the message's position in the stream.
@@ -63,14 +63,14 @@ def broadcast(
         using: wait for a transaction on this database only.
 
     Returns:
-        The position; None if the message is transient, or is sent after a commit.
+        The position of the message; None if it is transient, or is sent after a commit.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `abroadcast`.
         InvalidStreamName: the name is not valid.
         InvalidPayload: the payload cannot be sent.
         InvalidOption: the options contradict each other, or cannot be used with this stream.
-        BroadcastError: nothing was sent. This is the base class of the three errors above, too.
+        BroadcastError: nothing was sent. This is also the base class of the three `Invalid…` errors.
         BroadcastUncertain: a `BroadcastError` that leaves open whether the message was stored. Repeating the broadcast
             with the same `idempotency_key` is safe.
     """
@@ -91,8 +91,8 @@ async def abroadcast(
 ) -> StreamPosition | None:
     """Async twin of `broadcast`.
 
-    It recognises transactions around `async_to_sync` and in a `ThreadSensitiveContext`, as in an async view. Elsewhere,
-    for example in a consumer, the message is sent immediately.
+    It waits for transactions around `async_to_sync`, and for those in a `ThreadSensitiveContext`, as in an async view.
+    Elsewhere, for example in a consumer, it sends the message immediately.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
     return (await Batch.of_one(stream, data, idempotency_key, options).asend())[0]
@@ -110,8 +110,8 @@ def broadcast_batch(
 ) -> list[StreamPosition | None]:
     """Broadcast several messages.
 
-    First, the messages that their streams keep are stored, either all of them or none, in the given order. Then the
-    other messages are sent in the given order. The options are those of `broadcast`.
+    First, the messages of streams with a history are stored, either all of them or none, in the given order. Then the
+    transient messages are sent in the given order. The options are the same as those of `broadcast`.
 
     Args:
         items: pairs `(stream, data)`, or triples `(stream, data, options)`. The third element is a dict with options
@@ -143,7 +143,7 @@ async def abroadcast_batch(
 
 @sync_only("aposition")
 def position(stream: str) -> StreamPosition:
-    """Return the position of a stream's newest message, or `("", 0)` if the stream never had any.
+    """Return the position of a stream's newest message, or `("", 0)` if the stream never had one.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `aposition`.
@@ -160,11 +160,11 @@ async def aposition(stream: str) -> StreamPosition:
 
 @sync_only("ahistory")
 def history(stream: str, *, limit: int = 100, after: int = 0) -> list[HistoryEntry]:
-    """Return a stream's kept messages, oldest first.
+    """Return the messages in a stream's history, oldest first.
 
     Args:
         stream: the stream's name.
-        limit: the greatest number of messages to return.
+        limit: the most messages to return.
         after: return only messages whose offsets are greater than this.
 
     Raises:
@@ -186,7 +186,7 @@ def _decode(page: StreamPage) -> list[HistoryEntry]:
 
 @sync_only("aforget")
 def forget(stream: str, *, using: str | None = None) -> None:
-    """Delete a stream's history and begin a new epoch. Its subscribers are told that their position was lost.
+    """Delete a stream's history and begin a new epoch. Its subscribers are told that their positions are lost.
 
     Inside transactions, this happens after all of them have committed, as for broadcasts.
 
@@ -229,7 +229,7 @@ def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, o
 
 
 class Batch:
-    """Messages that are sent together: first those that their streams keep, then the others.
+    """Messages that are sent together: first those of streams with a history, then the transient ones.
 
     Raises:
         BroadcastError: an item or an option is not valid.
@@ -288,7 +288,7 @@ class Batch:
 
     @contextmanager
     def _tolerate_errors_after_append(self) -> Iterator[None]:
-        """Log a `BroadcastError` instead of raising it if messages were stored: the caller would send these again."""
+        """Log a `BroadcastError` if messages were stored. If it were raised, the caller would send them again."""
         try:
             yield
         except BroadcastError:

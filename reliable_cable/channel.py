@@ -1,4 +1,4 @@
-"""Channels. A handler records its changes and messages in a reply, and the connection applies the reply later."""
+"""Channels. A handler records changes and messages in a reply, which the connection applies after the handler."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
 
-#: The names of all channel classes, also of those that are declared with `abstract=True`.
+#: The names of all channel classes, including those that are declared with `abstract=True`.
 _names: set[str] = set()
 
 _ACTION = "_cable_action"
 
-#: The hooks that `Channel` itself does not have.
+#: The optional hooks, which `Channel` itself does not define.
 _OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 
@@ -49,7 +49,7 @@ def find_channel(name: str) -> type[Channel] | None:
 
 
 def channel_prefix(stream: str) -> str:
-    """Return how the names of a channel's streams begin, such as `ChatChannel:`, if the stream is one of a channel.
+    """Return the prefix of a channel's stream names, such as `ChatChannel:`, for a stream of a channel.
 
     Return `""` for other streams.
     """
@@ -65,8 +65,8 @@ def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F
     """Allow clients to call a method of a channel.
 
     Args:
-        method: the method, sync or async. It takes the dict of data that the client sends, or no argument. It cannot
-            have the name of an attribute or a hook of `Channel`: then the class cannot be made.
+        method: the method, sync or async. It takes the dict of data that the client sends, or no argument. Its
+            name must differ from the names of the attributes and hooks of `Channel`.
         name: the name that clients use. The default is the method's name.
     """
 
@@ -181,12 +181,13 @@ class Channel:
     def subscribed(self) -> Any:
         """Handle a new or restored subscription: start streams, join presence, or `reject()`.
 
-        A restore calls this again, with the saved state, before the client is welcomed. A stream that this started last
-        time and does not start now is stopped. Streams that stay keep their positions, and what actions started or
-        stopped stays so. A member that is already present causes no event.
+        A restore calls this again, with the saved state, before the client is welcomed. Streams that
+        the last call started are stopped, unless this call starts them again. The others keep their positions. Streams
+        that actions started stay started, and streams that actions stopped stay stopped. A member that is already
+        present causes no event.
 
         If this fails because a database or store cannot be reached, it is called again on a new channel object, for up
-        to 8 seconds. Then the client is disconnected, so that it reconnects and subscribes again.
+        to 8 seconds. After that, the client is disconnected, so that it reconnects and subscribes again.
         """
 
     def unsubscribed(self) -> Any:
@@ -195,8 +196,8 @@ class Channel:
     def resubscribed(self) -> Any:
         """Handle a restored subscription in place of `subscribed`. `reject()` makes the client subscribe again.
 
-        Only a channel that defines this keeps all its streams and its member without a call of `subscribed`. It has to
-        check itself whether the client still has the rights to them.
+        If a channel overrides this, a restored subscription keeps all its streams and its member, and `subscribed` is
+        not called. This handler then has to check whether the client may still receive the streams.
         """
 
     def before_subscribe(self) -> Any:
@@ -206,7 +207,7 @@ class Channel:
         """Decide whether an action may be called. Return False to ignore the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
-        """Handle an error that another handler raised. It was logged, and the reply of the handler was dropped.
+        """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
 
         The reply of this handler is applied, so it can send a message to the client. While `subscribed` is retried
         because a database or store cannot be reached, this is called after the last attempt only.
@@ -291,8 +292,8 @@ class Channel:
     def broadcasting_for(cls, target: Any) -> str:
         """Return the name of a target's stream on this channel: `ChatChannel:chat.room:1` for a model instance.
 
-        An instance of a proxy model has the name of the model. A child of multi-table inheritance has another name than
-        its parent.
+        An instance of a proxy model has the same name as that of the concrete model. With multi-table inheritance, a
+        child and its parent have different names.
 
         Args:
             target: a saved model instance, a string, a number, or a list or tuple of these.
@@ -356,7 +357,7 @@ class Channel:
         return self.dump_state()
 
     def undo(self, saved: Mapping[str, Any]) -> None:
-        """Drop the reply, and bring back the state that `begin` returned."""
+        """Drop the reply, and restore the state that `begin` returned."""
         self._reply = None
         self._state = dict(saved) or None
 
@@ -381,7 +382,7 @@ class Channel:
         try:
             copy: dict[str, Any] = copy_json(self._state)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ChannelError(f"{type(self).__name__}: state must have JSON values only: {error}.") from None
+            raise ChannelError(f"{type(self).__name__}: the state must consist of JSON values: {error}.") from None
         return copy
 
     def load_state(self, values: Mapping[str, Any]) -> None:
@@ -392,7 +393,7 @@ class Channel:
 
 
 def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
-    """Raise `ChannelError` if what a class declares replaces an attribute or a hook of `Channel`."""
+    """Raise `ChannelError` if a declaration of a class replaces an attribute or a hook of `Channel`."""
     if hasattr(Channel, name) or name in _OPTIONAL_HOOKS:
         raise ChannelError(
             f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "

@@ -268,7 +268,7 @@ def _valid_settings() -> CableSettings | None:
 
 
 def _database() -> str | None:
-    """Return the alias of the database that stores streams or sessions; None if none does or settings are invalid."""
+    """Return the alias of the database of streams or sessions; None if none is used, or if settings are invalid."""
     settings = _valid_settings()
     if settings is None:
         return None

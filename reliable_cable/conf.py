@@ -40,7 +40,7 @@ class StreamPolicy:
 CONTROL_STREAM: Final = "\x01control"
 CONTROL_POLICY: Final = StreamPolicy(history_size=1000, history_ttl=300)
 
-#: Stands between the namespace and the name of a stream. Neither of them can contain it.
+#: The character between the namespace and the name of a stream. Neither of them can contain it.
 NAMESPACE_SEPARATOR: Final = "\x1f"
 
 
@@ -50,7 +50,7 @@ def derived_secret(secret_key: str | bytes) -> str:
 
 
 def _error(key: str | tuple[str, ...], value: object, allowed: str) -> ImproperlyConfigured:
-    """Return the error for a value. A tuple of keys is the path to a value inside the setting of its first key."""
+    """Return the error for an invalid value of a setting. A tuple is the path to a value inside a nested setting."""
     keys = (key,) if isinstance(key, str) else key
     path = "".join(f"[{part!r}]" for part in keys)
     return ImproperlyConfigured(f"{NAME}{path} is {value!r}; it must be {allowed}.")
@@ -147,7 +147,7 @@ def _setting(default: T, check: Check) -> T:
 
 @dataclass(frozen=True, kw_only=True)
 class CableSettings:
-    """The settings of this package. Each key is the name of its field in capitals. Times are in seconds."""
+    """The settings of this package. The key of a setting is the name of its field in capitals. Times are in seconds."""
 
     redis_url: str | None = _setting(None, _check_redis_url)
     redis_options: Mapping[str, Any] = _setting({}, _instance(Mapping, "a dict"))
@@ -192,7 +192,7 @@ class CableSettings:
         return StreamPolicy(self.history_size, self.history_ttl)
 
     def policy_of(self, pattern: str) -> StreamPolicy:
-        """Return the policy of a pattern of `STREAMS`. Options that the pattern lacks are those of all streams."""
+        """Return the policy of a pattern of `STREAMS`. Options that it does not set have the values for all streams."""
         options = self.streams[pattern]
         return StreamPolicy(
             options.get("history_size", self.history_size),

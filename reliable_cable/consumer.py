@@ -60,7 +60,7 @@ def get_hub() -> Hub:
     return hub
 
 
-#: The reasons for which `connect` can refuse a client. Clients do not reconnect by themselves after them.
+#: The reasons for which `connect` can refuse a client. After these, clients do not reconnect by themselves.
 REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
 
 
@@ -78,7 +78,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
     #: The origins of the pages that may connect: a list such as `["https://example.com", "https://*.example.com"]`, or
-    #: `"*"` for all. None: the site's own, see `reliable_cable.origins.is_allowed`.
+    #: `"*"` for all. None: only the origins of this site, see `reliable_cable.origins.is_allowed`.
     allowed_origins: Sequence[str] | None = None
     #: The alias of the channel layer to receive messages from; None: receive none.
     channel_layer_alias: str | None = None
@@ -92,10 +92,10 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
-    #: Why `connect` has refused the connection; None: it has not.
+    #: The reason for which `connect` refused the connection; None: it was not refused.
     _rejection: DisconnectReason | None = None
-    #: Gets the connection's context when the client has been welcomed. Messages of the channel layer are handled only
-    #: after that.
+    #: A future for the connection's context, which is set when the client has been welcomed. Messages of the channel
+    #: layer are handled only after that.
     _connected: asyncio.Future[Context] | None = None
 
     def __init__(self, *, allowed_origins: Sequence[str] | None = None) -> None:
@@ -116,7 +116,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     def connect(self) -> Any:
         """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it.
 
-        `ObjectDoesNotExist`, `PermissionDenied`, `ValidationError` and `Http404` refuse it, too.
+        If this raises `ObjectDoesNotExist`, `PermissionDenied`, `ValidationError` or `Http404`, the client is refused,
+        too.
         """
 
     def disconnect(self, code: int) -> Any:
@@ -129,13 +130,14 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     def around_command(self) -> AbstractContextManager[Any] | AbstractAsyncContextManager[Any]:
         """Return the context manager in which handlers run, to set a tenant or a language for them.
 
-        Decorate a generator method with `contextmanager` or `asynccontextmanager`. It is used once for each call of a
-        handler with its check: those of channels, `authorize_presence`, `handle_error`, `disconnect`, handlers of the
-        channel layer, and checks of logins. `connect` runs without it, and may set the attributes that it needs.
+        Decorate a generator method with `contextmanager` or `asynccontextmanager`. It is entered once for each
+        call of a handler, around the handler and its check (`before_subscribe` or `before_action`). It is also entered
+        around `authorize_presence`, `handle_error`, `disconnect`, handlers of the channel layer, and checks of
+        logins. `connect` runs without it, and may set the attributes that it needs.
 
-        Around sync handlers, a sync manager runs in the thread of the handler, so it can set and undo something on the
-        thread's database connections. Around async handlers, it runs in the event loop, and so does an async manager
-        around all handlers. There, use it for context variables only.
+        Around a sync handler, a sync manager runs in the thread of the handler, so it can change the thread's database
+        connections and undo the change. Around an async handler, it runs on the event loop. An async manager always
+        runs on the event loop. There, a manager should change context variables only.
         """
         return _UNCHANGED
 
@@ -147,7 +149,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 client gets a new token, and the client connects once more.
 
         Raises:
-            ValueError: the reason is another one.
+            ValueError: the reason is neither of these.
         """
         if reason not in REJECTION_REASONS:
             allowed = " or ".join(repr(str(each)) for each in REJECTION_REASONS)
@@ -262,7 +264,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             transport=transport,
-            # `connect` may have authenticated another user by itself, whom the login of the session does not concern.
+            # `connect` may have authenticated another user by itself, who does not own the login of the session.
             login=login if login is not None and login.is_of(self.user) else None,
         )
         commands = Commands(connection)
@@ -296,7 +298,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self._connected = asyncio.get_running_loop().create_future()
         self.channel_name = await self.channel_layer.new_channel()
         task = asyncio.get_running_loop().create_task(self._receive_from_layer())
-        # A layer cleans up when its receiver is cancelled, but only if the receiver has begun.
+        # A channel layer cleans up when its receiver is cancelled, but only if the receiver has begun.
         await asyncio.sleep(0)
         return task
 

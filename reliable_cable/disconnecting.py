@@ -1,6 +1,6 @@
 """Disconnects and revocations from anywhere: views, signals, tasks, the shell.
 
-This module uses the stores only. The hubs of the server processes receive the calls from there, and close their
+This module writes to the stores only. The hubs of the server processes are notified by the stores, and close their
 connections or end subscriptions.
 """
 
@@ -40,7 +40,7 @@ EXIT_TIMEOUT: Final = 5.0
 def disconnect(*, reconnect: bool = False, using: str | None = None, **identifiers: Any) -> None:
     """Close every connection that has all the given identifiers, on every server process: `disconnect(user=user)`.
 
-    The sessions of matching clients that are not connected now become void, too. All of these clients can connect
+    The sessions of matching clients that are not connected now become invalid, too. All of these clients can connect
     again; to prevent this, reject them in `connect`.
 
     Inside transactions, the connections are closed after all of them have committed. If a store fails then, the
@@ -99,17 +99,17 @@ def revoke(
 ) -> None:
     """End subscriptions, on every server process: `revoke(user=user, channel=ChatChannel)`.
 
-    The subscriptions are those to a channel, or those that receive a stream. Without identifiers, they are those of all
+    This ends all subscriptions to a channel, or all that receive a stream. Without identifiers, it ends those of all
     connections. They end at once, and each client is sent the reason. A client of the extended protocol then has to
-    reconnect. It subscribes again, and the channel's `subscribed` decides. Sessions of clients that are not connected
-    now are restored without these subscriptions. A subscription whose `subscribed` is called after this call stays.
+    reconnect. When it subscribes again, the channel's `subscribed` decides. Sessions of clients that are not connected
+    now are restored without these subscriptions. If `subscribed` is called after this call, the subscription remains.
 
-    Inside transactions, this happens after all of them have committed. If a store fails then, it is retried in the
-    background until it succeeds.
+    Inside transactions, this happens after all of them have committed. If a store fails then, the call is retried in
+    the background until it succeeds.
 
     Args:
         channel: the channel class. Give either a channel or a stream.
-        stream: the name of a stream. `ChatChannel.broadcasting_for(room)` returns the one of a target.
+        stream: the name of a stream. `ChatChannel.broadcasting_for(room)` returns the name for a target.
         reason: a text that the clients are sent: `{"type": "revoked", "reason": reason}`.
         using: wait for a transaction on this database only.
         identifiers: the identifiers of the connections, as for `disconnect`.
@@ -119,7 +119,7 @@ def revoke(
         InvalidIdentifier: no connection has an identifier of that name, or no connection can have the value.
         InvalidOption: there is neither a channel nor a stream, or there are both, or an option has a wrong type.
         InvalidStreamName: the name of the stream is not valid.
-        StoreError: no subscription was ended. Sessions may already have lost subscriptions.
+        StoreError: no subscription was ended. Sessions of clients that were not connected may have lost subscriptions.
         BroadcastError: as for `StoreError`. The subclass `BroadcastUncertain` leaves open whether any subscription was
             ended. Calling this function again is safe.
     """
@@ -151,7 +151,7 @@ def _prepare_revoke(
     except ValueError:
         reason = ""
     if not isinstance(reason, str) or not reason:
-        raise InvalidOption("revoke() needs a reason that is a text, without surrogates.")
+        raise InvalidOption("revoke() needs a reason that is a string without surrogates.")
     if (channel is None) == (stream is None):
         raise InvalidOption("revoke() needs either a channel or a stream: revoke(user=user, channel=ChatChannel).")
     if stream is not None:
@@ -164,7 +164,7 @@ def _prepare_revoke(
 
 
 def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
-    """Do the same as `disconnect`, without waiting for a commit.
+    """Close connections as `disconnect` does, without waiting for a commit.
 
     Args:
         condition: the identifiers as texts (identity.py).
@@ -203,7 +203,7 @@ class _Disconnect:
         self._at: float | None = None
 
     def store(self) -> None:
-        """Make the sessions void, and announce the disconnect to all processes."""
+        """Make the sessions invalid, and announce the disconnect to all processes."""
         if self._at is None:
             self._at = self._engine.sessions.revoke(self.condition)
         self._engine.streams.append([self._announcement(self._at)])
@@ -241,7 +241,7 @@ class _Disconnect:
 class _Revoke(_Disconnect):
     """One call of `revoke` and its retries.
 
-    Its condition names the channel or the stream, too, so that the session store needs nothing more to remember it.
+    Its condition includes the channel or the stream, so that session stores can store it as they store a disconnect.
     """
 
     def __init__(self, condition: Identity, reason: str) -> None:
@@ -259,7 +259,7 @@ class _Revoke(_Disconnect):
 
 
 def _store_all(calls: Sequence[_Disconnect]) -> Sequence[_Disconnect]:
-    """Store disconnects until one fails. Return those that are not stored, with the failed one last."""
+    """Store disconnects until one fails. Return those that were not stored, with the failed one last."""
     for number, call in enumerate(calls):
         try:
             call.store()
@@ -307,7 +307,7 @@ def check_names(names: Collection[str]) -> None:
 
 
 def _import_consumers() -> None:
-    """Import the ASGI application, which imports the consumers. A shell or a worker may not have done so."""
+    """Import the ASGI application, which imports the consumers. A shell or a worker may not have imported it."""
     path = getattr(django_settings, "ASGI_APPLICATION", None)
     if path:
         with contextlib.suppress(ImportError):

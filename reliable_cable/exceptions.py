@@ -12,7 +12,7 @@ class ProtocolError(CableError):
 
 
 class BroadcastError(CableError):
-    """A broadcast was refused, or could not be stored. Nothing was sent to anybody."""
+    """A broadcast was refused, or could not be stored. Nothing was sent."""
 
 
 class BroadcastUncertain(BroadcastError):
@@ -39,7 +39,7 @@ class InvalidOption(BroadcastError, ValueError):
 
 
 class InvalidIdentifier(CableError, ValueError):
-    """A call of `disconnect` has no identifier, an unknown one, or one whose value identifies nobody."""
+    """A call of `disconnect` has no identifier, an unknown one, or one whose value cannot identify a connection."""
 
 
 class ChannelError(CableError):

@@ -10,18 +10,18 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 
 #: The identifiers of a connection by name, such as `{"user": "auth.user:1"}`. The text of an anonymous user is empty.
-#: An identity with only some of the names is a condition, which connections can match.
+#: A condition has the same form. It matches every connection that has all of its identifiers.
 Identity = Mapping[str, str]
 
 #: Every name in `identified_by` of the consumer classes that were defined in this process.
 identifier_names: set[str] = {"user"}
 
-# No identifier can have one of these names.
-#: The name, in a condition, of the channel of subscriptions.
+# The following names cannot be names of identifiers.
+#: The key of a condition that selects subscriptions by their channel.
 CHANNEL: Final = "@channel"
-#: The name, in a condition, of a stream of subscriptions.
+#: The key of a condition that selects subscriptions by one of their streams.
 STREAM: Final = "@stream"
-#: The name, in an identity or a condition, of the namespace.
+#: The key of the namespace in an identity or a condition.
 _NAMESPACE: Final = "@namespace"
 
 #: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.
@@ -71,12 +71,12 @@ def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:
 
 
 def in_namespace(identity: Identity, namespace: str) -> dict[str, str]:
-    """Return an identity or a condition that belongs to a namespace. It is the same without a namespace."""
+    """Return a copy of an identity or a condition, with a namespace unless that is `""`."""
     return {**identity, _NAMESPACE: namespace} if namespace else dict(identity)
 
 
 def subscription_scopes(channel: str, streams: Iterable[str]) -> list[Identity]:
-    """Return what a condition can name of a subscription: its channel, or one of its streams.
+    """Return the conditions that select a subscription: one for its channel, and one for each of its streams.
 
     Args:
         channel: the name of the channel.

@@ -3,7 +3,7 @@
 Each of them sends one control message after the commit. The hubs of the server processes then check the logins of the
 user, or close the connections of the session. Other changes are found by the regular checks (`hub.login_checks`).
 
-The session model has no receiver: with one of `post_delete`, `clearsessions` would have to load all expired sessions.
+The session model has no receiver. If `post_delete` had one, `clearsessions` would have to load all expired sessions.
 """
 
 from collections.abc import Collection
@@ -38,12 +38,12 @@ def connect_receivers() -> None:
 
 
 def end_replaced_session(sender: object, request: Any = None, **kwargs: Any) -> None:
-    """Close the connections of a browser's former user after another user has logged in there."""
+    """Close the connections of a browser's former user after another user has logged in with that browser."""
     if not hasattr(request, "session"):
         return
     former = request.COOKIES.get(settings.SESSION_COOKIE_NAME)
-    # `login()` flushes the session of another user. It has no key then until it is saved. If it has a key, it is still
-    # the same session, or it was a session without a user.
+    # If the former user was another one, `login()` has flushed the session. A flushed session has no key until it is
+    # saved.
     if former and request.session.session_key is None:
         _announce(LoginChange({SESSION: session_digest(former)}))
 
@@ -68,12 +68,12 @@ def _may_end_logins(user: Any, saved: Collection[str] | None) -> bool:
     if saved is not None and "password" in saved:
         return True
     if saved is None and getattr(user, "_password", None) is not None:
-        return True  # Django sets it in `set_password`, and removes it after this signal
+        return True  # `set_password` sets this attribute, and `save` removes it after this signal
     return (saved is None or "is_active" in saved) and not getattr(user, "is_active", True)
 
 
 def _announce(change: LoginChange) -> None:
-    """Send a change to all processes, after the commit. Raise nothing, because the regular checks find it, too."""
+    """Send a change to all processes, after the commit. Raise nothing, because the regular checks also find it."""
     send = partial(_send, change)
     try:
         if not defer_to_commit(partial(call_after_commit, send, failed=_report), None):
@@ -87,4 +87,4 @@ def _send(change: LoginChange) -> None:
 
 
 def _report(error: Exception) -> None:
-    logger.warning("A login that has ended is noticed only after REAUTHENTICATE_INTERVAL: %s", error)
+    logger.warning("The end of a login could not be announced; it is noticed within REAUTHENTICATE_INTERVAL: %s", error)

@@ -17,9 +17,9 @@ from .identity import Identity
 
 T = TypeVar("T")
 
-#: The name, in a condition, of the primary key of a user.
+#: The key of a condition that selects logins by the primary key of the user.
 USER: Final = "user"
-#: The name, in a condition, of the digest of a session key.
+#: The key of a condition that selects logins by the digest of the session key.
 SESSION: Final = "session"
 
 
@@ -38,16 +38,16 @@ class Login:
     user_id: str
     backend: str
     auth_hash: str
-    #: When to check the login, by the clock of the event loop. Belongs to `hub.login_checks`.
+    #: When to check the login, by the clock of the event loop. Only `hub.login_checks` uses this.
     due: float = 0.0
 
     @property
     def identity(self) -> Identity:
-        """What the condition of a change can name: the user and the session."""
+        """The user and the session, for comparison with the condition of a change."""
         return {USER: self.user_id, SESSION: session_digest(self.session_key)}
 
     def is_of(self, user: Any) -> bool:
-        """Return whether this is a login of a certain user."""
+        """Return whether this is a login of `user`."""
         meta = getattr(user, "_meta", None)
         return meta is not None and user_id(user) == self.user_id
 
@@ -74,7 +74,7 @@ def session_digest(session_key: str) -> str:
 
 
 def has_valid_hash(user: Any, auth_hash: str) -> bool:
-    """Return whether the hash of a session is valid, by the present key or by one of `SECRET_KEY_FALLBACKS`.
+    """Return whether the hash of a session is valid for the current `SECRET_KEY` or one of `SECRET_KEY_FALLBACKS`.
 
     As in Django, every hash is valid if the user model has no `get_session_auth_hash`.
     """
@@ -96,7 +96,7 @@ def check_logins(logins: Sequence[Login]) -> list[bool | Exception]:
     otherwise one by one.
 
     Raises:
-        Exception: a batch could not be looked up. Nothing is known of any login.
+        Exception: a batch could not be looked up, so no login was checked.
     """
     sessions = _find_sessions({login.session_key for login in logins})
     users = _find_users({(login.backend, login.user_id) for login in logins})
@@ -119,7 +119,7 @@ def _judge(login: Login, session: bool | Exception, user: Any) -> bool | Excepti
 
 
 def _find_sessions(keys: Collection[str]) -> Mapping[str, bool | Exception]:
-    """Return by key whether a session exists, has not expired and has a user, or an error. Missing keys have none."""
+    """Return, by key, whether a session is unexpired and has a user, or an error. Missing sessions are left out."""
     from django.contrib.sessions.backends import cache, cached_db, db
 
     store: Any = import_module(settings.SESSION_ENGINE).SessionStore
@@ -131,7 +131,7 @@ def _find_sessions(keys: Collection[str]) -> Mapping[str, bool | Exception]:
         if store.load is cached_db.SessionStore.load:
             try:
                 cached = _find_in_cache(store, keys)
-            except Exception:  # the engine, too, then asks the database
+            except Exception:  # the engine itself also queries the database then
                 cached = set()
             return dict.fromkeys(cached | _find_in_database(store, set(keys) - cached), True)
     return {key: _attempt(partial(_has_user, store, key)) for key in keys}
@@ -165,7 +165,7 @@ def _find_in_cache(store: Any, keys: Collection[str]) -> set[str]:
 
 
 def _find_users(wanted: Iterable[tuple[str, str]]) -> Mapping[tuple[str, str], Any]:
-    """Return users by backend and id, as the backends' `get_user` returns them, or errors. Missing keys have none."""
+    """Return the result or the error of the backends' `get_user`, by backend and id. Missing users are left out."""
     ids: dict[str, list[str]] = {}
     for path, id_ in wanted:
         ids.setdefault(path, []).append(id_)

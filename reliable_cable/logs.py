@@ -16,9 +16,9 @@ from typing import Any, Final
 #: The logger of this package.
 logger = logging.getLogger("reliable_cable")
 
-#: The most characters of a logged text that may come from a client.
+#: The most characters to log of a text that may come from a client.
 TEXT_LIMIT: Final = 200
-#: The most characters of the message of a logged exception.
+#: The most characters to log of the message of an exception.
 ERROR_LIMIT: Final = 1000
 
 #: The loggers of servers whose records may have the query string or the headers of a request.
@@ -37,9 +37,9 @@ SERVER_LOGGERS: Final = (
 _PARAMETERS = ("sid", "jid", "token", "ticket", "signature", "password", "secret")
 _NAMES = f"(?:{'|'.join(_PARAMETERS)})"
 _HEADERS = "(?:authorization|cookie|x-anycable-restore-sid|x-jid|x-socket-id)"
-#: A text without any of these has no secret with a name. Most lines have none, and this is faster than the expression.
+#: A text without any of these words has no named secret. Looking for them is faster than the regular expression.
 _MARKS = (*_PARAMETERS, "authorization", "cookie", "x-socket-id")
-#: Secrets with their names. What precedes the secret is a group.
+#: Matches secrets with their names. A group contains the text before the secret.
 _NAMED_SECRETS = re.compile(
     rf"""({_NAMES}(?:=|\\*["']\s*:\s*\\*["']))[^&\s"'\\\#;]+"""  # in a query string or a JSON object
     rf"|({_HEADERS}:[ ])[^\r\n]+"
@@ -47,7 +47,7 @@ _NAMED_SECRETS = re.compile(
     r"|(anycable-token\.)[\w.-]+",
     re.IGNORECASE,
 )
-#: Signatures of stream names, and JSON Web Tokens.
+#: Matches signatures of stream names, and JSON Web Tokens.
 _UNNAMED_SECRETS = re.compile(r"[0-9a-f]{32,}|eyJ[\w-]+\.[\w-]+\.[\w-]+", re.IGNORECASE)
 
 
@@ -64,7 +64,7 @@ class LogText:
 
     Args:
         value: the value.
-        limit: the most characters of it.
+        limit: the most characters of the value to log.
     """
 
     __slots__ = ("_limit", "_value")
@@ -84,7 +84,7 @@ class LogText:
         return str(LogText(repr(self._value), self._limit))
 
     def _shorten(self, text: str) -> tuple[str, str]:
-        # The search for secrets takes time, so it is limited to little more than what is logged.
+        # The search for secrets takes time, so it covers little more text than is logged.
         start = text[: 2 * self._limit]
         hidden = _UNNAMED_SECRETS.sub("***", hide_secrets(start))
         shown = hidden[: self._limit]
@@ -109,7 +109,7 @@ class SecretsFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Change a record. Return True, so that it is logged."""
         if record.name == "uvicorn.access" and isinstance(record.args, tuple):
-            # uvicorn's formatter needs the arguments.
+            # uvicorn's formatter reads the arguments, so they are not merged into the message.
             record.args = tuple(hide_secrets(value) if isinstance(value, str) else value for value in record.args)
             return True
         with suppress(TypeError, ValueError):  # the handlers report arguments that do not fit the message
@@ -130,7 +130,7 @@ def install() -> None:
     logger.addFilter(_text_filter)
     for name in SERVER_LOGGERS:
         logging.getLogger(name).addFilter(_secrets_filter)
-    # daphne's own command writes its access log without a logger. It has imported this module before the project.
+    # The command `daphne` writes its access log without a logger. It imports this module before the project.
     daphne = sys.modules.get("daphne.access")
     if daphne is not None:
         _hide_in_access_log(daphne.AccessLogGenerator)

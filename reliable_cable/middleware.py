@@ -37,7 +37,7 @@ class SocketIdMiddleware:
             markcoroutinefunction(self)
 
     def __call__(self, request: HttpRequest) -> HttpResponseBase | Awaitable[HttpResponseBase]:
-        """Handle a request while `current_socket_id` returns its session id."""
+        """Handle a request. Meanwhile, `current_socket_id` returns the session id of its page."""
         socket_id = request.headers.get(HEADER, "")
         if self.is_async:
             return self._acall(request, socket_id)

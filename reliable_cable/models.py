@@ -86,7 +86,7 @@ class TransientEntry(models.Model):
 
 
 class Session(models.Model):
-    """The state of a connection that a restore needs."""
+    """The state of a connection, from which its session is restored."""
 
     sid = models.CharField(max_length=64, primary_key=True)
     #: The identity of the connection, as canonical JSON text.

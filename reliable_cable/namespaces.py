@@ -1,6 +1,6 @@
 """Namespaces: each tenant has streams, members, sessions and connections of its own (the setting `NAMESPACE`).
 
-Applications use names without a namespace. The stores, the hub and the connections use names with it.
+Applications use stream names without a namespace. The stores, the hub and the connections use names with one.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def current_namespace() -> str:
     `NAMESPACE` is called without arguments. If it returns `""` in a handler, the namespace is that of the connection.
 
     Raises:
-        BroadcastError: a handler runs in the context of another namespace than that of its connection.
+        BroadcastError: a handler runs in a namespace other than that of its connection.
         ImproperlyConfigured: `NAMESPACE` cannot be imported, or it returned a value that cannot be a namespace.
     """
     path = get_settings().namespace
@@ -59,7 +59,7 @@ def current_namespace() -> str:
 
 
 def enter_namespace(scope: dict[str, Any]) -> str:
-    """Return the namespace of a connection, and use it in the current context."""
+    """Find out the namespace of a new connection, use it in the current context, and return it."""
     path = get_settings().namespace
     if path is None:
         return ""

@@ -51,7 +51,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the origin that a header or setting has; None if it is not valid, or is `null`."""
+        """Return the origin in the text of a header or setting; None if the text is invalid, or is `null`."""
         scheme, _, rest = text.partition("://")
         scheme = scheme.lower()
         host, port = split_domain_port(rest)
@@ -62,7 +62,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def parse_pattern(cls, text: str) -> Self | None:
-        """Return the pattern that a setting has, such as `https://*.example.com`; None if it is not valid."""
+        """Return the pattern in the text of a setting, such as `https://*.example.com`; None if it is invalid."""
         pattern = cls.parse(text.replace("://*.", "://", 1))
         return pattern._replace(host=f".{pattern.host}") if pattern and "://*." in text else pattern
 
@@ -142,7 +142,7 @@ def _is_own(origin: Origin, scope: Mapping[str, Any]) -> bool:
 
 
 def _as_request(scope: Mapping[str, Any]) -> ASGIRequest:
-    """Return the handshake as Django's request, which knows the settings for hosts and schemes behind proxies."""
+    """Return the handshake as a Django request, which applies the settings for hosts and for schemes behind proxies."""
     scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
     return ASGIRequest({**scope, "method": "GET", "scheme": scheme}, BytesIO())
 

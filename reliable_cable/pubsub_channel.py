@@ -22,7 +22,7 @@ class PubSubChannel(Channel):
 
     # The handlers are async because they neither block nor query a database. Sync handlers would run in a thread.
     async def subscribed(self) -> None:
-        """Stream from the stream that the params name, or reject the subscription."""
+        """Start the stream that the params name, or reject the subscription."""
         signed = self.params.get("signed_stream_name")
         stream = self.params.get("stream_name") if signed is None else self._verify(signed)
         try:

@@ -9,14 +9,14 @@ members.
 
 from django.dispatch import Signal
 
-#: A member joined a stream. Arguments: `sender` (the class of the presence store), `stream`, `namespace` (`""` without
-#: the setting `NAMESPACE`), `id`, `info`.
+#: Sent when a member joined a stream. Arguments: `sender` (the class of the presence store), `stream`, `namespace`
+#: (`""` without the setting `NAMESPACE`), `id`, `info`.
 presence_joined = Signal()
 
-#: A member left a stream. The arguments are those of `presence_joined`; `info` is the last known one.
+#: Sent when a member left a stream. The arguments are those of `presence_joined`; `info` is the last known one.
 presence_left = Signal()
 
-#: A broadcast or a `forget()` that was delayed until after a commit failed. The signal is sent in the thread that
-#: committed. Arguments: `sender` (the class of the stream store), `stream`, `namespace`, `error`. If `error` is a
+#: Sent when a broadcast or a `forget()` fails after the commit that it waited for, in the thread that committed.
+#: Arguments: `sender` (the class of the stream store), `stream`, `namespace`, `error`. If `error` is a
 #: `BroadcastUncertain`, the message may have been stored.
 broadcast_failed = Signal()

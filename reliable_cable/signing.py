@@ -69,7 +69,7 @@ def accepted_keys(purpose: str, key: str) -> Iterator[str]:
 
     Args:
         purpose: as for `derived_key`.
-        key: the key in the settings, which is then the only accepted one. If it is `""`, the accepted keys are derived
+        key: the key in the settings. It is the only accepted one, unless it is `""`. Then the accepted keys are derived
             from the application secret.
     """
     if key:
@@ -84,7 +84,7 @@ def accepted_secrets(secret: str) -> Iterator[str]:
     yield secret
     if secret == derived_secret(django_settings.SECRET_KEY):
         for key in django_settings.SECRET_KEY_FALLBACKS:
-            if key:  # everybody can derive the secret of an empty key
+            if key:  # anybody can derive the secret of an empty key
                 yield derived_secret(key)
 
 

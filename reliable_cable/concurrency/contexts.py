@@ -15,7 +15,7 @@ def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Gener
     What the coroutine sets in context variables does not reach the caller.
 
     Args:
-        context: the context. Nothing else may run in it meanwhile.
+        context: the context. Nothing else may run in it at the same time.
         coroutine: the coroutine.
     """
     try:
@@ -24,7 +24,7 @@ def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Gener
             try:
                 sent = yield awaited
             except BaseException as error:
-                # The task was cancelled, or what the coroutine awaits has failed.
+                # The task was cancelled, or the awaited object raised an error.
                 awaited = context.run(coroutine.throw, error)
             else:
                 awaited = context.run(coroutine.send, sent)

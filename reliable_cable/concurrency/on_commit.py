@@ -27,7 +27,7 @@ def is_manual(connection: BaseDatabaseWrapper) -> bool:
 
     Django runs no `on_commit` hooks in this mode.
     """
-    # A connection that is not open will be opened with the mode that the settings give.
+    # A closed connection will be opened with the autocommit mode of its settings.
     autocommit = connection.settings_dict["AUTOCOMMIT"] if connection.connection is None else connection.autocommit
     return not (connection.in_atomic_block or autocommit)
 

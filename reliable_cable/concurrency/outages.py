@@ -8,7 +8,7 @@ from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreE
 
 
 def is_outage(error: BaseException | None) -> bool:
-    """Return whether an error means that a database or store could not be reached, and that it changed nothing."""
+    """Return whether an error means that a database or store could not be reached, and nothing was changed."""
     if isinstance(error, BroadcastError):
         return not isinstance(error, BroadcastUncertain) and is_outage(error.__cause__)
     if isinstance(error, OperationalError) and _is_wrong_sql(error.__cause__):

@@ -27,13 +27,13 @@ async def retry(
     errors: type[Exception] | tuple[type[Exception], ...] = Exception,
     until: float = math.inf,
 ) -> T:
-    """Await a call. Repeat it while it fails.
+    """Await a call, and repeat it until it succeeds.
 
     The first failure is logged as a warning, and later ones at the level debug. Outages are logged without a traceback.
 
     Args:
         call: the call.
-        problem: what could not be done, for the log: "Control messages cannot be read".
+        problem: the beginning of the log message, such as "Control messages cannot be read".
         delay: how long, in seconds, to wait before each retry.
         errors: the errors after which to retry.
         until: the time, by the clock of the event loop, after which no retry begins.

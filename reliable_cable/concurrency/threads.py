@@ -144,7 +144,7 @@ atexit.register(_end_threads_at_exit)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync channel handler in one of `HANDLER_THREADS` threads. If that is 0, use that of Django's ORM calls."""
+    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, in that of Django's ORM calls."""
     return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 
@@ -171,12 +171,12 @@ _refreshed = 0.0
 
 
 def has_own_thread() -> bool:
-    """Return whether thread-sensitive sync code of this task runs outside of the thread that the process shares.
+    """Return whether thread-sensitive sync code of this task runs outside of the shared thread of the process.
 
-    This repeats the choice of `asgiref.sync.SyncToAsync`. It uses the thread that waits in `async_to_sync`, if there is
-    one: it is found in the context (`AsyncToSync.executors.current`) or by the event loop
-    (`AsyncToSync.loop_thread_executors`). Otherwise it uses the thread of a `ThreadSensitiveContext`. Without such a
-    context, it uses the shared thread.
+    `asgiref.sync.SyncToAsync` chooses the thread, and this function repeats its choice. If a thread is waiting in
+    `async_to_sync`, asgiref uses that one. It finds it in the context (`AsyncToSync.executors.current`) or by the event
+    loop (`AsyncToSync.loop_thread_executors`). Otherwise it uses the thread of a `ThreadSensitiveContext`. Without such
+    a context, it uses the shared thread.
     """
     return (
         getattr(AsyncToSync.executors, "current", None) is not None
@@ -186,7 +186,7 @@ def has_own_thread() -> bool:
 
 
 def refresh_connections() -> None:
-    """Check the database connections of async handlers, in the thread that the process shares.
+    """Check the database connections of async handlers, in the shared thread of the process.
 
     This queues the check and does not wait for it, because other handlers may keep that thread busy. Calling it often
     costs little: at most one check is queued in each `REFRESH_INTERVAL`.
@@ -265,7 +265,7 @@ def _guarded(call: Callable[..., T], *args: Any) -> T:
 
 async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[..., T], *args: Any) -> T:
     if size == 0:
-        # The thread of Django's ORM calls: the call takes part in transactions that are open there.
+        # The call runs in the thread of Django's ORM calls, and takes part in transactions that are open there.
         runner: Any = SyncToAsync(_with_fresh_connections, thread_sensitive=True)
     else:
         # asgiref declares ThreadPoolExecutor, but any executor works.
@@ -285,8 +285,7 @@ class _Pending(Generic[T]):
 class BatchedCalls(Generic[A, T]):
     """Runs a sync function for many async callers, with many calls in one thread hop.
 
-    Calls that are made while others run are collected, and run together in the next hop. Each runs in a copy of its
-    caller's context.
+    Calls that arrive during a thread hop run together in the next one. Each runs in a copy of its caller's context.
 
     Args:
         function: called with one argument. If it raises an error, the caller that passed this argument receives it.
@@ -307,7 +306,7 @@ class BatchedCalls(Generic[A, T]):
         if pending is None:
             pending = self._loops[loop] = _Pending()
         future: asyncio.Future[T] = loop.create_future()
-        # The task that makes the hop belongs to another caller.
+        # The call gets a copy of its caller's context, because another caller's task may run it.
         pending.calls.append((partial(copy_context().run, _guarded, self._function, argument), future))
         if len(pending.workers) < self._parallel:
             worker = loop.create_task(self._work(pending))

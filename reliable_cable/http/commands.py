@@ -26,7 +26,7 @@ def run_command(command: Mapping[str, Any]) -> None:
         Refusal: the command is not valid, or a store failed.
     """
     if command["command"] != "disconnect":
-        raise _invalid(f"There is no such command as {command['command']!r:.80}")
+        raise _invalid(f"There is no command {command['command']!r:.80}")
     payload = command.get("payload")
     if not isinstance(payload, dict):
         raise _invalid('The command has no "payload" that is an object')

@@ -17,7 +17,7 @@ from reliable_cable.signing import accepted_keys
 
 View = Callable[..., HttpResponse]
 
-#: How many times larger than one payload a body may be: it may be a batch, and JSON text inside JSON is longer.
+#: The size limit of a body, as a multiple of `MAX_BROADCAST_SIZE`. A body may contain many payloads, with escapes.
 BODY_FACTOR = 8
 
 
@@ -27,7 +27,7 @@ class Refusal(Exception):
     Args:
         status: the status of the response.
         message: says what was wrong and what is allowed.
-        details: further keys of the response's JSON.
+        details: additional keys of the JSON response.
     """
 
     def __init__(self, status: HTTPStatus, message: str, **details: Any) -> None:

@@ -31,15 +31,15 @@ class Transport:
     drainable = False
     #: How long, in seconds, the server is configured to wait for requests when it stops; 0 if it is not configured.
     grace = 0.0
-    #: Writes the bytes of one WebSocket frame without waiting; None: the server has no such way. It must not be called
-    #: while the transport's buffer is full, see `attach`.
+    #: Writes the bytes of one WebSocket frame without waiting; None: the server does not support this. It must not be
+    #: called while the transport's buffer is full, see `attach`.
     write: Callable[[bytes], None] | None = None
     #: The class of frames that this client can read.
     form: type[Frame] = Frame
 
     def __init__(self, send: Any) -> None:
-        #: The server's own `send`, if it was found, and otherwise the one of the outermost middleware. Using the
-        #: server's own saves the calls of all middlewares for each message.
+        #: The server's own `send`, if it was found, and otherwise the one of the outermost middleware. The
+        #: server's own `send` avoids the calls of all middlewares for each message.
         self.send = send
         self._closing: asyncio.Task[None] | None = None
 

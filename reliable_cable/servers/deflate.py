@@ -4,8 +4,8 @@ Use it with uvicorn:
 
     uvicorn --ws reliable_cable.servers.deflate:CompressingWebSocketProtocol project.asgi:application
 
-It negotiates `server_no_context_takeover`: compressed messages do not depend on earlier ones, so that they are the same
-for all clients. This also saves the memory of a zlib context for each connection.
+It negotiates `server_no_context_takeover`. Compressed messages then do not depend on earlier ones, so that they are the
+same for all clients. This also saves the memory of a zlib context for each connection.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ restarts its timeout.
 
 from typing import Final
 
-#: The most bytes of the request line and the headers of one request, besides the data of two reads.
+#: The most bytes of the request line and the headers of one request. The first data that arrive are not counted.
 MAX_HEADERS_SIZE: Final = 64 * 1024
 #: How long, in seconds, a client may take to send the headers of a request.
 HEADERS_TIMEOUT: Final = 10.0

@@ -33,7 +33,7 @@ class _PendingProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:  # noqa: N802 - Twisted's name
         self.transport.pauseProducing()
-        # The client is not to blame for the time in which the pacer holds the data.
+        # The timeout of the client must not include the time in which the pacer holds the data.
         self._protocol.setTimeout(None)
         self._pacer.run(partial(self._begin, data))
 
@@ -71,7 +71,7 @@ class PacedFactory(Factory):
         return None if protocol is None else _PendingProtocol(protocol, self._pacer)
 
     def doStop(self) -> None:  # noqa: N802 - Twisted's name
-        """Stop the wrapped factory. The port had started it before it was wrapped."""
+        """Stop the wrapped factory. The port started that factory before this one replaced it."""
         self._factory.doStop()
 
 
@@ -83,7 +83,7 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
     """Twisted's HTTP connection, with a limit of the time until the headers of a request are complete.
 
     The limit is `HEADERS_TIMEOUT` for the first request. For each later one, it is Twisted's own timeout, which begins
-    after the former response. In Twisted, each received byte restarts these timeouts.
+    after the previous response. In Twisted itself, each received byte restarts the timeout.
     """
 
     def connectionMade(self) -> None:  # noqa: N802 - Twisted's name
@@ -92,7 +92,7 @@ class TimedHTTPChannel(_HTTPChannel):  # type: ignore[misc]
         self._idle_timeout = self.setTimeout(HEADERS_TIMEOUT)
 
     def resetTimeout(self) -> None:  # noqa: N802 - Twisted's name
-        """Restart the timeout, except while headers are being received, which are received line by line."""
+        """Restart the timeout, unless a line of the headers was received."""
         if not self.line_mode:
             super().resetTimeout()
 

@@ -39,7 +39,7 @@ class PacedHTTPProtocol(HttpToolsProtocol):
     pacer: ClassVar[Pacer] = Pacer(PER_ITERATION)
     _begun = False
     _reading = _Reading.REQUEST
-    #: How many bytes of incomplete headers were received after their first data.
+    #: How many bytes of incomplete headers were received, not counting the first data of the request.
     _headers_size = 0
     #: Closes the connection if the headers take too long.
     _headers_timer: asyncio.TimerHandle | None = None
@@ -60,7 +60,7 @@ class PacedHTTPProtocol(HttpToolsProtocol):
             self._process(data)
             return
         self._begun = True
-        # The client is not to blame for the time in which the pacer holds the data.
+        # The time limit of the client must not include the time in which the pacer holds the data.
         self._end_limits()
         # Pausing in `connection_made` would be too early, because uvloop starts reading after it in any case.
         self.transport.pause_reading()

@@ -1,7 +1,7 @@
 """A WebSocket protocol for uvicorn that can write shared frames.
 
-It writes frames that are encoded once for all subscribers, and tells when the transport's buffer is full. It offers
-both as an extension in the ASGI scope. Select it with
+It writes frames that are encoded once for all subscribers, and tells the application when the transport's buffer is
+full. It offers both as an extension in the ASGI scope. Select it with
 
     uvicorn --ws reliable_cable.servers.uvicorn:CableWebSocketProtocol project.asgi:application
 

@@ -1,7 +1,7 @@
 """uvicorn's transport of a WebSocket connection, for each of uvicorn's own WebSocket protocols.
 
-uvicorn's own `send` waits while the transport's buffer is full, so that nothing more is needed than a way to abort the
-connection. This module does not need uvicorn.
+uvicorn's own `send` waits while the transport's buffer is full, so that this transport does not have to pause writing.
+This module does not import uvicorn.
 """
 
 from typing import Any

@@ -17,7 +17,7 @@ def async_twin(
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """Return the async twin of a store's sync method.
 
-    It runs the method by `_run`, or by `_run_write` if that writes.
+    The twin runs the method with `_run`, or with `_run_write` if the method writes.
     """
 
     @wraps(method, updated=())  # the twin of an abstract method is not abstract
@@ -38,8 +38,8 @@ class Listener(ABC):
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream.
 
-        An event that happens after this method has returned is announced. If it may have been missed, another event
-        tells the receiver to read the stream.
+        Every event after this method has returned is announced. If an event may have been missed, another event tells
+        the receiver to read the stream.
         """
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Store(ABC):
     """Base class of the three store interfaces.
 
     Sync methods may be called from any thread. Their async twins, which have an `a` prefix, may be called from any
-    event loop. A subclass provides the sync methods and `_run`, or overrides the twins to do without threads.
+    event loop. A subclass provides the sync methods and `_run`, or overrides the twins so that they need no threads.
 
     Args:
         settings: the settings of this package.

@@ -1,4 +1,4 @@
-"""The bus inside one process: it carries events from any thread to the listeners on their event loops."""
+"""An event bus inside one process. Any thread can publish events, and listeners receive them on their event loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import Listener
 
 
 class Event(Protocol):
-    """An event of a stream."""
+    """An event that a bus can carry: something that happened to one stream."""
 
     @property
     def stream(self) -> str:
@@ -26,9 +26,9 @@ E = TypeVar("E", bound=Event)
 
 
 class BusListener(Listener, Generic[E]):
-    """Calls `deliver` with the events of a bus, on the event loop on which the listener was made.
+    """Calls `deliver` with the events of a bus, on the event loop that was running when the listener was created.
 
-    Events that arrive before the event loop runs again are delivered in one callback.
+    One callback of the event loop delivers all pending events.
     """
 
     def __init__(self, bus: Bus[E], deliver: Callable[[E], None]) -> None:
@@ -89,7 +89,7 @@ class _Listeners(Generic[E]):
 
 
 class Bus(Generic[E]):
-    """Carries the events of one store to its listeners. All methods may be called from any thread."""
+    """Delivers the events of one store to its listeners. All methods may be called from any thread."""
 
     def __init__(self) -> None:
         # The keys are process ids. A forked child must not use the event loops and locks of its parent.

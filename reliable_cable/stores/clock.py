@@ -22,7 +22,7 @@ from .base import Store
 
 #: How often, in seconds, to measure while the clock is in use.
 INTERVAL: Final = 10.0
-#: How long, in seconds, a measurement counts as exact.
+#: How long, in seconds, a measurement is recent enough to be used without `MARGIN`.
 MAX_AGE: Final = 30.0
 #: How much, in seconds, to subtract from the time while there is no recent measurement. A time that is too early may
 #: give a client a message twice. A time that is too late may make it miss one.
@@ -36,15 +36,15 @@ IDLE_TIME: Final = 600.0
 
 
 class StoreClock:
-    """Returns the time by a store's clock without a request to the store each time.
+    """Returns the time by a store's clock, without a request to the store for each call.
 
     It measures the offset between the store's clock and this process's monotonic clock. While a measurement is at most
     `MAX_AGE` seconds old, the time is never ahead of the store's clock. It is behind by at most the round trip of the
-    measurement, and by less if an earlier measurement was faster. After that, the time is estimated from the last
+    measurement, and by less if an earlier measurement was faster. Later, the time is estimated from the last
     measurement, and `MARGIN` is subtracted. Before the first measurement, the estimate comes from this host's clock. If
     the store uses this host's clock, nothing is measured.
 
-    In a process with an event loop, `keep` measures. In other processes, such as WSGI servers and task workers, the
+    In a process with an event loop, a task runs `keep`. In other processes, such as WSGI servers and task workers, the
     first use starts a thread that measures. It ends after `IDLE_TIME` seconds without use.
 
     Args:
@@ -91,7 +91,7 @@ class StoreClock:
         return self._monotonic()
 
     def at(self, moment: float) -> float:
-        """Return the store's time at a past moment, by the newest measurement.
+        """Return the store's time at a past moment, according to the newest measurement.
 
         Args:
             moment: the mark that `moment()` returned at that time.
@@ -158,7 +158,7 @@ class StoreClock:
         received_at = self._monotonic()
         offset, latest = store_time - received_at, store_time - sent_at
         if self._measured is not None:
-            # The last measurement may have been faster, and so its offset closer to the true one.
+            # The last measurement is more exact if its round trip was shorter.
             last, measured_at = self._measured
             last -= MAX_DRIFT * (sent_at - measured_at)
             if last <= latest:
@@ -172,7 +172,7 @@ class StoreClock:
             thread = threading.Thread(
                 target=_measure_while_used, args=[weakref.ref(self)], name="cable-clock", daemon=True
             )
-            with contextlib.suppress(RuntimeError):  # the interpreter is shutting down
+            with contextlib.suppress(RuntimeError):  # no thread can start while the interpreter is shutting down
                 thread.start()
                 self._thread = thread
 

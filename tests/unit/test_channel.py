@@ -253,7 +253,7 @@ class TestState:
         channel = C(None)
         for value in ({1, 2}, json.loads(nested(64)), json.loads(nested(500))):
             channel.value = value  # type: ignore[assignment]
-            with pytest.raises(ChannelError, match="JSON values only"):
+            with pytest.raises(ChannelError, match="must consist of JSON values"):
                 channel.dump_state()
         channel.value = json.loads(nested(63))
         assert channel.dump_state() == {"value": channel.value}

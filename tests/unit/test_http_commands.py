@@ -58,8 +58,8 @@ class TestCommands:
     @pytest.mark.parametrize(
         ("body", "problem"),
         [
-            (command(disconnect_payload(user="str:ann"), "reconnect"), "no such command"),
-            (command(disconnect_payload(user="str:ann"), None), "no such command"),
+            (command(disconnect_payload(user="str:ann"), "reconnect"), "There is no command"),
+            (command(disconnect_payload(user="str:ann"), None), "There is no command"),
             (command(), 'no "payload" that is an object'),
             (command([]), 'no "payload" that is an object'),
             (command({}), 'no "identifier" that is a string'),

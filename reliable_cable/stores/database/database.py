@@ -38,7 +38,7 @@ LOCK_TIMEOUT = 10
 #: The most rows that one transaction of a store numbers, deletes or examines.
 ROWS_PER_TRANSACTION = 500
 
-#: The remedy for a call that needs a lock that its caller's own transaction holds.
+#: What a caller can do if a call waits for a lock that the caller's own transaction holds.
 OWN_LOCK_REMEDY = "wait for its commit (leave out immediate=True and using, or make the call afterwards)"
 
 #: How long a process leaves SQLite's write lock free after a write, as a share of the write's duration. Without this
@@ -47,11 +47,11 @@ PAUSE_SHARE = 0.25
 #: The longest pause, in seconds.
 MAX_PAUSE = 0.05
 
-#: The error codes of conflicts. After a conflict, the transaction was rolled back, and may succeed when it is retried.
+#: The error codes of conflicts. A transaction with a conflict was rolled back, and may succeed when it is retried.
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether writes retry only for the database's own timeout, because their caller may hold the write lock itself.
+#: Whether to retry writes only for the database's own timeout, because the caller may hold the write lock itself.
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
@@ -69,7 +69,7 @@ class _WriteQueue:
         """Hold the queue's lock in a context, or run the context without it if it is not free within `timeout`."""
         thread = threading.get_ident()
         if self._owner == thread:
-            # The caller is an `on_commit` hook of this thread's last write. A signal receiver may have added the hook.
+            # This thread holds the lock: the call comes from an `on_commit` hook of its last write.
             yield
             return
         with self._lock.hold(timeout) as held:
@@ -172,7 +172,7 @@ class Database:
         return result
 
     def write_broadcast(self, call: Callable[[], T]) -> T:
-        """Run a call like `write`, and turn database errors into errors of a broadcast.
+        """Run a call as `write` does, and turn database errors into broadcast errors.
 
         Raises:
             BroadcastError: the transaction was rolled back.
@@ -182,12 +182,12 @@ class Database:
             return self.write(call)
 
     def outside(self, call: Callable[[], T], error: type[CableError] = StoreError) -> T:
-        """Run a call outside the caller's transaction. If one is open, the call runs in a store thread.
+        """Run a call outside the caller's transaction. If a transaction is open, run the call in a store thread.
 
         Args:
             call: the call.
-            error: the error to raise if the open transaction holds SQLite's only write lock. The call would have to
-                wait for its own caller then.
+            error: the class of the error to raise if the caller's transaction holds SQLite's write lock. The call
+                cannot get the lock then, because the caller waits for the call.
         """
         connection = connections[self.alias]
         if not (self.threads and in_transaction(connection)):
@@ -197,7 +197,7 @@ class Database:
         if connection.in_atomic_block and getattr(connection, "transaction_mode", None) in ("IMMEDIATE", "EXCLUSIVE"):
             raise error(
                 f"Nothing was stored: the database {self.alias!r} is locked by the caller's own transaction, and "
-                f"SQLite has one writer: {OWN_LOCK_REMEDY}."
+                f"SQLite allows only one writer: {OWN_LOCK_REMEDY}."
             )
         return submit_store(partial(_with_short_wait, call)).result()
 
@@ -309,7 +309,7 @@ def _with_short_wait(call: Callable[[], T]) -> T:
 
 @contextmanager
 def _with_write_lock(connection: Any) -> Iterator[None]:
-    """Make a transaction that begins in this context take SQLite's write lock at once, or fail soon."""
+    """Make a transaction that begins in this context take SQLite's write lock, or fail after `LOCK_TIMEOUT`."""
     if connection.vendor != "sqlite":
         yield
         return

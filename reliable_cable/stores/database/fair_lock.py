@@ -13,7 +13,7 @@ class FairLock:
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
-        #: An event for the thread that holds the lock, which is set, and one for each waiting thread.
+        #: One event for each thread, in order. The first one is set: its thread holds the lock. The others are waiting.
         self._queue: dict[threading.Event, None] = {}
 
     @contextmanager

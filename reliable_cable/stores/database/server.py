@@ -69,7 +69,7 @@ class DatabaseServer:
         return _PresentTime() if self.has_clock else Value(self._host_time(), output_field=FloatField())
 
     def ago(self, seconds: float) -> Combinable:
-        """Return an expression for the time some seconds ago that a statement can compare with a column.
+        """Return an expression for the time `seconds` ago, which a statement can compare with a column.
 
         A negative number of seconds gives a time in the future.
         """

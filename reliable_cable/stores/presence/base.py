@@ -7,13 +7,13 @@ from typing import Any, Final, Literal
 
 from reliable_cable.stores.base import Listener, Store, async_twin
 
-#: How long, in seconds, a client may be out of reach before the server closes its connection. Leaves are remembered for
-#: this much longer than sessions, so that a restored client can be told of all leaves that it missed.
+#: How long, in seconds, a client may send nothing before the server closes its connection. Leaves are remembered this
+#: much longer than sessions, so that a restored client can be sent all leaves that it missed.
 UNHEARD_TIME: Final = 60.0
 
 #: The store assumes an outage if no process has called `expire` for this share of PRESENCE_TTL. Each process refreshes
 #: its members and then calls `expire` every third of PRESENCE_TTL, so the share must be greater than 1/3. It must be
-#: less than 2/3, which is the time that a member has left at its next refresh.
+#: less than 2/3: at each refresh, a member has 2/3 of its TTL left.
 OUTAGE_SHARE: Final = 0.5
 
 
@@ -59,9 +59,9 @@ class Member:
         session: the key of the session.
         id: the id of the member.
         info: the info of the session.
-        joined: whether the session joined before, so that the store had it.
-        replaces: the key of the former session of the same client, or `""`. If that session is a member with the same
-            id, this one takes its place in the order of joins, and the former one ends.
+        joined: whether the session joined before, so that the store should have it.
+        replaces: the key of the former session of the same client, or `""`. If that session has the same id, this
+            one takes its place in the order of joins, and the former one ends.
     """
 
     stream: str
@@ -93,7 +93,7 @@ class PresenceStore(Store):
     """Stores the members of streams.
 
     A member is an id (a string) with an info (any JSON value). It has one or more sessions, one for each connection and
-    subscription, with an opaque key each. A session ends with `leave`. It also ends when `expire` is called and
+    subscription, each with an opaque key. A session ends with `leave`. It also ends when `expire` is called and
     `settings.presence_ttl` seconds have passed since its last `refresh`.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
@@ -138,7 +138,7 @@ class PresenceStore(Store):
 
         If the store has lost its data, the joins of members with `joined` are announced, so that all rosters become
         complete again, but they are not returned, because no member has really joined. If the leave of such a member
-        was announced before, its join is a real one, and is returned.
+        was announced before, the member joins again, and the event is returned.
         """
 
     @abstractmethod
@@ -150,8 +150,8 @@ class PresenceStore(Store):
         """Renew the TTL of sessions.
 
         Args:
-            held: the keys of the sessions, by stream. A stream may have none; the result then has its incarnation. If
-                the store has no data of a stream, this begins an incarnation.
+            held: the keys of the sessions, by stream. A stream without sessions is allowed, to get its
+                incarnation. If the store has no data of a stream, this begins an incarnation.
         """
 
     @abstractmethod
@@ -169,13 +169,13 @@ class PresenceStore(Store):
         Args:
             stream: the name of the stream.
             records: whether to return the members' infos. If not, only the total is returned.
-            overdue: whether to include members with only expired sessions, whose leaves are not announced before the
-                next `expire`.
+            overdue: whether to include members whose sessions have all expired. The next `expire` announces their
+                leaves.
         """
 
     @abstractmethod
     def left_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids that left a stream in the last seconds and did not join again.
+        """Return the ids that left a stream in the last `seconds` seconds and did not join again.
 
         Args:
             stream: the name of the stream.

@@ -39,7 +39,7 @@ class _Stream:
 
 
 class MemoryPresenceListener(BusListener[PresenceEvent | PresenceMissed], PresenceListener):
-    """Announces the events of this process. Each listener delivers its own copies, which their receiver may change."""
+    """Announces the events of this process. Each listener delivers its own copies, which the receiver may change."""
 
     def __init__(self, bus: Bus[PresenceEvent | PresenceMissed], deliver: Deliver) -> None:
         super().__init__(bus, lambda event: deliver(deepcopy(event)))
@@ -58,9 +58,9 @@ class MemoryPresenceStore(PresenceStore):
         # (stream, session) -> (id, time of expiry), in the order of expiry: a new or refreshed session moves to the
         # end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
-        #: The leaves to forget, as (time, stream, id), the oldest first.
+        #: The remembered leaves, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()
-        #: When `expire` was last called and left at least one session.
+        #: The last time when `expire` was called and at least one session remained.
         self._expired_at: float | None = None
         #: The time before which `expire` removes nothing, after an outage.
         self._grace_end = 0.0

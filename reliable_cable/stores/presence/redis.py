@@ -84,7 +84,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     refresh = sync_twin(arefresh)
 
     async def aexpire(self) -> list[PresenceEvent]:
-        """Remove the expired sessions of all streams, whichever process served them."""
+        """Remove the expired sessions of all streams, including those of other processes."""
         events: list[PresenceEvent] = []
         args: list[Argument] = [SCRIPTS_PER_ROUND_TRIP, self.settings.presence_ttl, self.outage]
         for _ in range(EXPIRE_ROUNDS):
@@ -112,7 +112,7 @@ class RedisPresenceStore(RedisStore, PresenceStore):
     info = sync_twin(ainfo)
 
     async def aleft_within(self, stream: str, seconds: float) -> list[str]:
-        """Return the ids that left in the last seconds."""
+        """Return the ids that left, in the order of their leaves."""
         (ids,) = await self.client.arun(self._call("left", stream, seconds), idempotent=True)
         return [json.loads(id_) for id_ in ids]
 
@@ -145,7 +145,7 @@ def _event(stream: str, kind: bytes, id_: str, info: Any) -> PresenceEvent:
 
 
 def _events(streams: Iterable[str], replies: Iterable[Any]) -> list[PresenceEvent]:
-    """Return the events in the replies of scripts. There is one script for each of the streams."""
+    """Return the events in the replies of scripts. The streams are in the order of the replies."""
     return [
         _event(stream, kind, json.loads(id_), json.loads(info))
         for stream, reply in zip(streams, replies, strict=True)

@@ -67,8 +67,8 @@ class _Placeholder:
 
 #: The lineage of the connection's data (see lineage.py). It can be the first argument only.
 LINEAGE: Final = _Placeholder()
-#: A new token, in each attempt another one. It can only be the second argument, after `LINEAGE`. An attempt whose reply
-#: was lost may have used the earlier token for data that are gone, for example after a failover.
+#: A random token, which differs in each attempt. It can only be the second argument, after `LINEAGE`. A token is not
+#: used twice: an attempt whose reply was lost may have used it for data that a failover has replaced.
 NEW_TOKEN: Final = _Placeholder()
 
 Argument = str | int | float | bytes | _Placeholder
@@ -150,7 +150,7 @@ class RedisClient:
         """Close the connections of the running event loop."""
         pool = self._async_pools.pop(asyncio.get_running_loop(), None)
         if pool is not None:
-            # A connection that is in use is closed by its user.
+            # A connection that is in use is closed by the task that uses it.
             await pool.disconnect(inuse_connections=False)
 
     # -- sync ---------------------------------------------------------------------------------------------------------
@@ -220,13 +220,13 @@ class RedisClient:
         await asyncio.sleep(seconds)
 
     def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        """Return a context that raises `TimeoutError` if it takes longer than these seconds."""
+        """Return a context that raises `TimeoutError` if it takes longer than `seconds`."""
         return asyncio.timeout(seconds)
 
     async def _arun(self, calls: Sequence[Call]) -> list[Any]:
         replies = await self._aattempt(calls)
         if all(map(_is_unavailable, replies)):
-            # No call was executed. The address may lead to another server by now.
+            # No call was executed. The address may now lead to another server.
             replies = await self._aattempt(calls)
         return _checked(replies)
 
@@ -242,7 +242,7 @@ class RedisClient:
             sent = True
             replies = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
         except BaseException as error:
-            # The task may have been cancelled. The reply must not be read as the reply to a later call.
+            # If the task was cancelled, the reply may arrive later. It must not be read as the reply to another call.
             if connection is not None:
                 await connection.disconnect(nowait=True)
             if isinstance(error, CONNECTION_ERRORS):
@@ -257,7 +257,7 @@ class RedisClient:
         return replies
 
     def new_connection(self) -> Any:
-        """Return a new, closed connection for the running event loop that waits for replies without a timeout."""
+        """Return a new connection for the running event loop. It is closed, and waits for replies without a timeout."""
         pool = self._async_pool()
         return pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": None})
 
@@ -279,7 +279,7 @@ class RedisClient:
     # -- both ---------------------------------------------------------------------------------------------------------
 
     def _exchange(self, calls: Sequence[Call], lineage: str) -> Exchange[list[Any]]:
-        """Run calls over a connection to data of a lineage. Load the scripts that the server does not have."""
+        """Run calls over a connection to data of this lineage. Load the scripts that the server does not have."""
         commands = [self._command(call, lineage) for call in calls]
         replies = yield commands
         missing = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
@@ -293,7 +293,7 @@ class RedisClient:
 
     def _command(self, call: Call, lineage: str) -> Command:
         keys, args = call.keys, call.args
-        if not call.name.islower():  # it is not a script
+        if not call.name.islower():  # this is a command, not a script
             return (call.name, *keys, *cast("Command", args))
         if args and args[0] is LINEAGE:
             keys, args = (*keys, self.lineage.key), (lineage, *args[1:])
@@ -358,7 +358,7 @@ def _options(settings: CableSettings) -> dict[str, Any]:
     options: dict[str, Any] = {**DEFAULT_OPTIONS, **settings.redis_options}
     if settings.redis_url is not None and settings.redis_url.startswith("unix://"):
         options.pop("socket_keepalive", None)  # only TCP has it
-    # The user cannot change these, because this module expects bytes, and decides itself about retries.
+    # REDIS_OPTIONS cannot change these, because this module expects bytes, and decides itself about retries.
     return {**options, "decode_responses": False, "retry": Retry(NoBackoff(), 0), "retry_on_timeout": False}
 
 

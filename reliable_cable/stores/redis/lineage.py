@@ -2,7 +2,7 @@
 
 An address may lead to another server after a failover, and a server may have other data than before. So the epochs of
 streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data themselves (see
-lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when earlier data return.
+lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when a server has old data again.
 """
 
 import random
@@ -44,7 +44,7 @@ class LineageTracker:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        #: The server and the lineage that the newest connection leads to. None: no connection was opened so far.
+        #: The server and the lineage that the newest connection leads to. None: no connection has been opened.
         self.identity: Identity | None = None
         #: The number of the current generation. Connections of earlier generations are reopened before their next use.
         self._generation = 0
@@ -81,13 +81,13 @@ class LineageTracker:
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
     def reopen_all(self, connection: Any, *, moved: bool = False) -> None:
-        """Make every connection that is as old as this one reopen before its next use.
+        """Make all connections of this connection's generation reopen before their next use.
 
         Call this when the server has refused a command.
 
         Args:
             connection: the connection whose command was refused.
-            moved: whether the reason was that the data have another lineage now. New connections find that lineage.
+            moved: whether the command was refused because the data have a new lineage. New connections find out which.
         """
         with self._lock:
             now = time.monotonic()

@@ -16,5 +16,5 @@ def script_text(name: str) -> str:
 
 @cache
 def script_sha(name: str) -> str:
-    """Return the SHA-1 of a Lua script, by which Redis knows it."""
+    """Return the SHA-1 of a Lua script, by which Redis identifies it."""
     return hashlib.sha1(script_text(name).encode(), usedforsecurity=False).hexdigest()

@@ -21,7 +21,7 @@ T = TypeVar("T")
 def sync_twin(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], T]:
-    """Return the sync twin of an async method of a Redis store that awaits nothing but its client.
+    """Return the sync twin of an async method of a Redis store. The method must not await anything but the client.
 
     The twin runs the method, or that of a subclass, with a client that blocks. So the method never suspends, and needs
     no event loop.

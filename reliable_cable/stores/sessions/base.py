@@ -8,8 +8,8 @@ from typing import Any, Final
 from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
-#: How much later than a revocation, in seconds, a connection may have been authenticated and still be revoked. The time
-#: of authentication is not exact (see clock.py), and Django deletes a login session only after its logout signal.
+#: A revocation also applies to connections that were authenticated up to this many seconds after it. The time of
+#: authentication is not exact (see clock.py), and Django deletes a login session only after its logout signal.
 CLOCK_MARGIN: Final = 1.0
 
 #: The most characters of a session id.
@@ -18,7 +18,7 @@ MAX_SID_LENGTH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class SessionRecord:
-    """The state of a connection that a restore needs.
+    """The state of a connection, from which its session is restored.
 
     Args:
         identity: the identity of the connection. Only a connection with an equal identity can restore the session.

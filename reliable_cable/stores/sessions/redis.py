@@ -1,4 +1,4 @@
-"""The session store in Redis. It has a key for each session and for each revoked condition, which Redis expires."""
+"""The session store in Redis. Each session and each revoked condition has a key, which Redis expires."""
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -97,21 +97,21 @@ def moved(was: StreamPosition, now: StreamPosition, tail: StreamPosition) -> boo
 class StreamListener(Listener):
     """Receives the events of a stream store. `StreamStore.listen` returns one.
 
-    Each message that is appended after `subscribe` has returned is announced itself, or by an `Advanced` event, after
-    which a read finds it.
+    Each message that is appended after `subscribe` has returned causes an event: the message itself, or `Advanced`. In
+    the latter case, a read of the stream returns the message.
     """
 
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost.
 
-        To find out whether missing messages are lost, read the store first. If they are still missing when a fence has
-        passed that began after the read, they are lost.
+        To find out whether missing messages are lost, read the store, and then call this. Messages that have not
+        arrived when this returns are lost.
         """
 
     def doubt(self, stream: str) -> None:
         """Announce `Advanced` for a stream at the next check, unless the stream does not exist.
 
-        Call this when a repair ended without reaching the announced position.
+        Call this when a repair has ended before it reached the announced position.
         """
 
 
@@ -151,11 +151,12 @@ class StreamStore(Store):
     def append_on_commit(self, items: Sequence[tuple[str, Message]], using: str) -> None:
         """Store messages if the open transaction on database `using` commits.
 
-        This implementation appends the messages after the commit, so a crash between the two loses them. An error is
-        logged, and sent with the signal `broadcast_failed`. A store in the transaction's own database overrides this.
+        This implementation appends the messages after the commit. If the process crashes between the commit and the
+        append, they are lost. If the append fails, the error is logged, and the signal `broadcast_failed` is sent. A
+        store that uses the database of the transaction overrides this.
 
         Raises:
-            BroadcastError: the messages could not be added to the transaction, or its commit cannot be observed.
+            BroadcastError: the messages could not be added to the transaction, or it runs no `on_commit` hooks.
         """
         items = tuple(items)
         failed = partial(report_failure, type(self), [stream for stream, _ in items])
@@ -187,8 +188,7 @@ class StreamStore(Store):
             limit: the most entries to return.
             following: whether the reader has followed the stream without a break. If so, it gets every entry that the
                 store still has. That includes at least the young entries, up to `YOUNG_SIZE` bytes beyond the history
-                size (see `YOUNG_TIME`). A reader that returns after an absence gets only the entries that the history
-                size and the TTL allow.
+                size (see `YOUNG_TIME`). Other readers get only the entries that the history size and the TTL allow.
             known: a position that the stream once had in its current epoch. A store with a fast copy that may lag may
                 return the state of that copy, if the copy has reached this position. None: return the current state.
         """

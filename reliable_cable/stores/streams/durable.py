@@ -157,8 +157,8 @@ class DurableStreamStore(RedisStreamStore):
 
         A durable stream may be counted twice.
         """
-        # The durable streams are first. Their hot tails are then deleted from Redis in the background. A hot tail that
-        # is still there counts as a stream of Redis.
+        # The durable streams are forgotten first. Then their hot tails are deleted from Redis in the background. A hot
+        # tail that still exists counts as a stream of Redis.
         return self._model.forget_all() + super().forget_all()
 
     def prune(self, *, limit: int = 1000) -> int:
@@ -207,7 +207,7 @@ class DurableStreamStore(RedisStreamStore):
 
 
 class _Pause:
-    """The time in which only the database is used for durable streams, after a failure of Redis."""
+    """The time after a failure of Redis in which durable streams use only the database."""
 
     def __init__(self) -> None:
         self._end = 0.0
@@ -246,7 +246,7 @@ def _covers(page: StreamPage, after: int, known: StreamPosition) -> bool:
 
 
 class _Listener(RedisStreamListener):
-    """Listens to Redis for all streams, and polls the tables for durable streams, slowly while Redis is connected."""
+    """Listens to Redis for all streams, and polls the tables for durable streams. It polls slowly if Redis works."""
 
     def __init__(
         self, redis: RedisStreamStore, model: ModelStreamStore, deliver: Callable[[StreamEvent], None]

@@ -44,7 +44,7 @@ class _StoredEntry:
 
 @dataclass(slots=True)
 class _Stream:
-    """A stream: `kept` has the entries within its size and TTL, and `young` has older ones for followers."""
+    """A stream. `kept` has the entries within its history size and TTL. `young` has earlier ones, for followers."""
 
     epoch: str = field(default_factory=lambda: secrets.token_hex(8))
     tail: int = 0
@@ -52,7 +52,7 @@ class _Stream:
     #: The time of the newest entry that is no longer in `kept`.
     trimmed_at: float | None = None
     kept: deque[_StoredEntry] = field(default_factory=deque)
-    #: The offsets of the idempotency keys.
+    #: The offsets of the kept messages, by idempotency key.
     keys: dict[str, int] = field(default_factory=dict)
     young: deque[_StoredEntry] = field(default_factory=deque)
     young_size: int = 0
@@ -62,7 +62,7 @@ class _Stream:
         return self.tail - len(self.kept) + 1
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Drop entries that exceed the stream's size or TTL and are not young; return how many were dropped."""
+        """Move entries that exceed the size or TTL to `young`. Drop its old entries, and return their number."""
         while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
             old = self.kept.popleft()
             self.trimmed_at = old.created

@@ -34,8 +34,8 @@ TRANSIENT_DELETE_INTERVAL = 10.0
 class ModelStreamStore(ModelStore, StreamStore):
     """Stores streams in the tables of `reliable_cable.models`, in the database `settings.database`.
 
-    An append locks the rows of its streams in a short transaction of its own, and gives the next offsets there. Inside
-    the caller's transaction, nothing is locked. Messages go to the outbox instead. After the commit, they are numbered
+    An append locks the rows of its streams in a short transaction of its own, which numbers the messages. Inside the
+    caller's transaction, nothing is locked: messages go to the outbox. After the commit, they are numbered
     by an `on_commit` hook, by the next append, or by the next poll of any process.
 
     Args:
@@ -183,7 +183,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     def _continues(self, row: models.Stream) -> bool:
         """Return whether the stream still has the messages of a row that was read before.
 
-        It has not if a backup of the database was restored after that, or if a standby without them took over.
+        It does not if a backup of the database was restored since then, or if a standby without the messages took over.
         """
         return self._database.rows(models.Stream).filter(pk=row.pk, epoch=row.epoch, tail__gte=row.tail).exists()
 
@@ -220,7 +220,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     def _ended(self) -> Combinable:
         """Return the condition that the epoch of a stream began in another lineage of the database.
 
-        A copy of the database may have brought the epoch back. Readers ignore the stream, and the next append ends it.
+        The epoch may then come from an older copy of the database. Reads ignore it, and the next append ends it.
         """
         self._server.prepare()
         return self._server.is_foreign("lineage")

@@ -90,7 +90,7 @@ class Numbering:
             if stream.waits:
                 with_outbox.append(stream.name)
             if stream.tail == 0:
-                # An epoch begins with its first entry: a restored database may have the row without the entries.
+                # The first entry begins a new epoch, because a restored database may have lost entries of the old one.
                 stream.epoch = secrets.token_hex(8)
             elif stream.ended:
                 ended.append(stream.name)
@@ -98,7 +98,7 @@ class Numbering:
         if len(streams) < len(names):
             return None
         if ended:
-            # The database may lack entries that this epoch has numbered: their offsets must not be used again.
+            # The database may have lost entries of this epoch. Their offsets must not be used again.
             self._database.rows(Stream).filter(name__in=ended).delete()
             return Written([], [Advanced(name) for name in ended], (), complete=False)
         rows = []
@@ -119,7 +119,7 @@ class Numbering:
     def insert(
         self, streams: Mapping[str, Stream], items: Sequence[tuple[str, Message]], now: float
     ) -> tuple[list[StreamPosition], list[StreamEvent]]:
-        """Insert messages, move the tails, and return the messages' positions and their announcements.
+        """Insert messages, move the tails, and return the messages' positions and the events to announce.
 
         A message with the idempotency key of a kept entry is not inserted again. Its position is that of the entry.
 
@@ -179,6 +179,6 @@ class Numbering:
             elif key is not None:
                 repeats[name, key] = offset
         if expired:
-            # These entries exceed the stream's size or TTL, but were not trimmed yet. Their keys can be used again.
+            # These entries exceed the stream's size or TTL, but have not been trimmed. Their keys can be used again.
             self._database.rows(StreamEntry).filter(pk__in=expired).update(idempotency_key=None)
         return repeats

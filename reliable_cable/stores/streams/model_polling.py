@@ -20,7 +20,7 @@ from reliable_cable.stores.bus import Bus, BusListener
 from .base import NOWHERE, Advanced, Published, StreamEvent, StreamListener, Transient, moved
 from .wakeup import receive_wakeups
 
-#: How much later than a row with a greater id, in seconds, a row may become visible and still be found.
+#: How long, in seconds, to look for rows with smaller ids than a visible row. Their transactions may commit later.
 MAX_ROW_DELAY = 5.0
 #: How often, in seconds, a listener prunes its store.
 PRUNE_INTERVAL = 60.0
@@ -83,7 +83,7 @@ class PolledStore(Protocol):
 
     @property
     def origin(self) -> str:
-        """The name of this process's store, which announces its own messages without polling."""
+        """The name of the store in this process. Its own messages are announced without polling."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Query the tables."""

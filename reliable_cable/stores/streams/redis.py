@@ -32,7 +32,7 @@ class RedisStreamStore(RedisStore, StreamStore):
     """Stores streams in the Redis of `settings.redis_url`.
 
     Times come from Redis's clock, because the clocks of hosts differ. An epoch is bound to the lineage of the data (see
-    redis/lineage.py): after a restart or a failover of Redis, new epochs begin, and subscribers are told.
+    redis/lineage.py): after a restart or a failover of Redis, new epochs begin.
 
     Args:
         settings: the settings; `redis_url`, `redis_options`, `key_prefix` and the history settings of the streams are

@@ -93,7 +93,7 @@ class _Sender:
 
 
 class Waker:
-    """Tells other processes which streams have new messages. It never raises, never waits, and works after a fork."""
+    """Tells other processes which streams have new messages. It raises no errors and never blocks. It is fork-safe."""
 
     def __init__(self) -> None:
         self._senders: dict[int, _Sender] = {}
