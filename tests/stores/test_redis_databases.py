@@ -26,7 +26,7 @@ Stores = tuple[RedisStreamStore, RedisPresenceStore]
 MakeStores = Callable[..., Stores]
 Listen = Callable[[Stores], Awaitable[list[Any]]]
 
-END = Transient("a", "end", whisper=True)
+END = Transient("a", "end")
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ async def publish_every_kind(stores: Stores) -> list[Any]:
 async def test_the_processes_of_one_database_hear_each_event_once(make_stores: MakeStores, listen: Listen) -> None:
     heard = await listen(make_stores(3))
     events = await publish_every_kind(make_stores(3))
-    await make_stores(3)[0].awhisper("a", Message("end"))
+    await make_stores(3)[0].apublish_transient("a", Message("end"))
     await until(lambda: END in heard)
     assert heard == [*events, END]
 
@@ -95,7 +95,7 @@ async def test_the_processes_of_two_databases_do_not_hear_each_other(
 ) -> None:
     heard, others = await listen(make_stores(3)), await listen(make_stores(4, **options))
     events = await publish_every_kind(make_stores(4))
-    await make_stores(3)[0].awhisper("a", Message("end"))
+    await make_stores(3)[0].apublish_transient("a", Message("end"))
     await until(lambda: END in heard)
     assert heard == [END]
     assert others == events
