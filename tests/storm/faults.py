@@ -108,7 +108,7 @@ class Faults:
             try:
                 happened = await self._kinds[kind]()
             except Exception as error:
-                self.complaints.append(f"the fault {kind!r} failed: {error!r}")
+                self.complaints.append(f"the fault {kind!r} failed: {type(error).__name__}: {error}")
                 happened = True
             if happened:
                 self.history.append(Fault(kind, begun, now()))

@@ -92,7 +92,7 @@ class RedisServer(OwnProcess):
         self.options = {"save": "", "appendonly": "yes", "appendfsync": "no", **(options or {})}
         self._folder = folder
         self._data = folder / "data"
-        self._snapshots = 0
+        self._snapshots = self._deleted = 0
 
     def __enter__(self) -> Self:
         self.start()
@@ -267,7 +267,10 @@ class RedisServer(OwnProcess):
         self._process.wait(PATIENCE)
 
     def _empty(self) -> None:
-        shutil.rmtree(self._data)
+        # A background save of the killed process may still run, and create and delete files where it began.
+        self._deleted += 1
+        deleted = self._data.rename(self._folder / f"deleted-{self._deleted}")
+        shutil.rmtree(deleted, ignore_errors=True)
         self._data.mkdir()
 
 
