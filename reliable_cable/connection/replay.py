@@ -4,7 +4,6 @@ See Architecture: Delivery to a subscriber, and Protocol: History.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -27,7 +26,8 @@ class Replay:
     """Handles the requests of one subscription, one after another, in a task that ends with the last one.
 
     A request is a client's `HistoryRequest`, or None if the subscription started streams, joined presence or fell
-    behind. After each request, all streams are live.
+    behind. After each request, all streams are live. At most one request is waiting. A further one is merged into it,
+    and the client gets the same answer for each of them.
 
     Args:
         subscription: the subscription.
@@ -35,7 +35,7 @@ class Replay:
         ended: called when all requests have been handled, or one has failed.
     """
 
-    __slots__ = ("_before_live", "_ended", "_requests", "_subscription", "_task")
+    __slots__ = ("_again", "_answers", "_before_live", "_ended", "_request", "_subscription", "_task")
 
     def __init__(
         self,
@@ -46,16 +46,29 @@ class Replay:
         self._subscription = subscription
         self._before_live = before_live
         self._ended = ended
-        self._requests: deque[HistoryRequest | None] = deque()
+        #: Whether a request is waiting; the client's requests among them, merged; and how many answers they need.
+        self._again = False
+        self._request: HistoryRequest | None = None
+        self._answers = 0
         self._task = subscription.connection.hub.tasks.spawn(self._run())
 
     def add(self, request: HistoryRequest | None) -> None:
-        """Queue a request."""
-        if request is not None:
-            self._suspend()
-        elif self._requests and self._requests[-1] is None:
-            return  # the queued request has the same effect
-        self._requests.append(request)
+        """Handle a request after the one that is being handled."""
+        self._again = True
+        if request is None:
+            return  # a request of the client that is waiting has the same effect
+        self._suspend()
+        wanted = self._without_other_streams(request)
+        self._request = wanted if self._request is None else self._request.merged(wanted)
+        self._answers += 1
+
+    def _without_other_streams(self, request: HistoryRequest) -> HistoryRequest:
+        """Return a request without the positions in streams that the subscription does not have."""
+        subscription = self._subscription
+        names = {stream_alias(name, subscription.identifier) for name in subscription.streams}
+        names.update(subscription.streams, (each.stream_id or "" for each in subscription.streams.values()))
+        streams = {name: request.streams[name] for name in names if name in request.streams}
+        return HistoryRequest(request.since, streams)
 
     def cancel(self) -> None:
         """Stop, and drop the queued requests."""
@@ -64,8 +77,11 @@ class Replay:
     async def _run(self) -> None:
         subscription = self._subscription
         try:
-            while self._requests:
-                await self._handle(self._requests.popleft())
+            while self._again:
+                self._again = False
+                request, self._request = self._request, None
+                answers, self._answers = self._answers, 0
+                await self._handle(request, answers)
         except Exception:
             # Live messages would now leave a gap, so the client has to reconnect.
             logger.exception("The history of %r could not be sent.", subscription.identifier)
@@ -73,12 +89,12 @@ class Replay:
         finally:
             self._ended()
 
-    async def _handle(self, request: HistoryRequest | None) -> None:
+    async def _handle(self, request: HistoryRequest | None, answers: int) -> None:
         subscription = self._subscription
         if request is not None:
             self._suspend()  # the request before this one marked the streams live
             await subscription.connection.hub.pacer.wait()
-            await self._send_history(request)
+            await self._send_history(request, answers)
         await self._before_live()
         # The join reaches the client before live messages do.
         await asyncio.sleep(0)
@@ -91,8 +107,8 @@ class Replay:
 
     # -- a request for history ----------------------------------------------------------------------------------------
 
-    async def _send_history(self, request: HistoryRequest) -> None:
-        """Send the entries that the client requests, and tell it whether they are complete."""
+    async def _send_history(self, request: HistoryRequest, answers: int) -> None:
+        """Send the entries that the client requests, and tell it for each request whether they are complete."""
         subscription = self._subscription
         streams = self._streams_with_history()
         complete = False
@@ -109,10 +125,12 @@ class Replay:
                     subscribed.first = LOST
                 subscribed.start_at_end()
         subscription.restorable = True
-        if complete:
-            subscription.acknowledge(MessageType.CONFIRM_HISTORY)
-        else:
-            subscription.reject_history()
+        for _ in range(answers):
+            await subscription.connection.outbox.drained()
+            if complete:
+                subscription.acknowledge(MessageType.CONFIRM_HISTORY)
+            else:
+                subscription.reject_history()
 
     def _streams_with_history(self) -> Sequence[SubscribedStream]:
         policy = self._subscription.connection.hub.settings.policy

@@ -8,12 +8,15 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from reliable_cable.exceptions import ProtocolError
 
 from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
+
+#: The most characters of an epoch that are kept of a history request. No epoch of a stream is that long.
+MAX_EPOCH_LENGTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +243,7 @@ def _parse_history(value: Any) -> HistoryRequest:
             epoch, offset = record.get("epoch"), record.get("offset")
             if isinstance(epoch, str) and isinstance(offset, int) and not isinstance(offset, bool):
                 # The client does not distinguish offset 0 from a missing one: both come before the first message.
-                positions[name] = StreamPosition(epoch, max(offset, 0))
+                positions[name] = StreamPosition(epoch[:MAX_EPOCH_LENGTH], max(offset, 0))
     return HistoryRequest(since, positions)
 
 

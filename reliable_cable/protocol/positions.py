@@ -1,7 +1,10 @@
 """Positions in streams, and the history requests that clients make with them."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +33,26 @@ class HistoryRequest:
 
     since: float | None = None
     streams: Mapping[str, StreamPosition] = field(default_factory=dict)
+
+    def merged(self, other: HistoryRequest) -> HistoryRequest:
+        """Return a request for all messages that this or another request asks for.
+
+        If it is unknown which of two positions is earlier, the stream gets one that no stream has. The merged request
+        is then rejected. This happens with positions of two epochs, and with a position and a time.
+        """
+        times = [each.since for each in (self, other) if each.since is not None]
+        streams = dict(self.streams)
+        for name, position in other.streams.items():
+            known = streams.get(name, position)
+            if position.epoch != known.epoch:
+                streams[name] = UNKNOWN_POSITION
+            elif name not in streams or position.offset < known.offset:
+                streams[name] = position
+        for one, two in ((self, other), (other, self)):
+            if one.since is not None:
+                streams |= dict.fromkeys(two.streams.keys() - one.streams.keys(), UNKNOWN_POSITION)
+        return HistoryRequest(min(times, default=None), streams)
+
+
+#: A position of no stream.
+UNKNOWN_POSITION: Final = StreamPosition("?", 0)

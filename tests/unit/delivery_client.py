@@ -142,11 +142,14 @@ class Client:
             return
         assert sub.requests, "an answer without a request"
         request = sub.requests.popleft()
-        assert damaged or not request.honest, "rejected, but nothing was lost"
+        # Requests that were waiting together have one outcome.
+        sub.refusable = sub.refusable or not request.honest or any(not each.honest for each in sub.requests)
+        assert damaged or sub.refusable, "rejected, but nothing was lost"
 
     def _complete(self, name: str, sub: Subscribed) -> None:
         assert sub.requests, "an answer without a request"
         request = sub.requests.popleft()
+        sub.refusable = False
         for stream, track in sub.tracks.items():
             if self._unsure(sub, stream) or request.tracks.get(stream) is not track:
                 continue

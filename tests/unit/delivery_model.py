@@ -185,6 +185,8 @@ class Subscribed:
         #: The request of a subscribe that replaces a restored subscription.
         self.refresh: tuple[Request | None] | None = None
         self.notice = False
+        #: Whether a request that is not honest was rejected since the last one that was confirmed.
+        self.refusable = False
         self.last_transient: dict[str, int] = {}
         #: A subscribe that was sent while leaving.
         self.again: tuple[Request | None] | None = None

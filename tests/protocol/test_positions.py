@@ -1,0 +1,43 @@
+"""History requests that wait for the same replay are merged into one."""
+
+from __future__ import annotations
+
+import pytest
+
+from reliable_cable.protocol.positions import UNKNOWN_POSITION, HistoryRequest, StreamPosition
+
+EARLY, LATE = StreamPosition("e", 1), StreamPosition("e", 5)
+ELSEWHERE = StreamPosition("f", 3)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "merged"),
+    [
+        (HistoryRequest(), HistoryRequest(), HistoryRequest()),
+        (HistoryRequest(10), HistoryRequest(20), HistoryRequest(10)),
+        (HistoryRequest(None), HistoryRequest(20), HistoryRequest(20)),
+        (HistoryRequest(None, {"a": LATE}), HistoryRequest(None, {"a": EARLY}), HistoryRequest(None, {"a": EARLY})),
+        (
+            HistoryRequest(10, {"a": LATE, "b": EARLY}),
+            HistoryRequest(20, {"a": EARLY, "b": LATE}),
+            HistoryRequest(10, {"a": EARLY, "b": EARLY}),
+        ),
+        # Only one of them asks for the stream.
+        (HistoryRequest(None, {"a": LATE}), HistoryRequest(), HistoryRequest(None, {"a": LATE})),
+    ],
+)
+def test_everything_that_one_of_them_asks_for_is_sent(
+    one: HistoryRequest, other: HistoryRequest, merged: HistoryRequest
+) -> None:
+    assert one.merged(other) == merged
+    assert other.merged(one) == merged
+
+
+def test_a_position_and_a_time_cannot_be_compared() -> None:
+    merged = HistoryRequest(10, {"a": LATE, "b": LATE}).merged(HistoryRequest(20, {"a": LATE}))
+    assert merged == HistoryRequest(10, {"a": LATE, "b": UNKNOWN_POSITION})
+
+
+def test_positions_of_two_epochs_cannot_be_compared() -> None:
+    one, other = HistoryRequest(None, {"a": LATE}), HistoryRequest(None, {"a": ELSEWHERE})
+    assert one.merged(other) == other.merged(one) == HistoryRequest(None, {"a": UNKNOWN_POSITION})
