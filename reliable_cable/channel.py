@@ -15,6 +15,7 @@ from .namespaces import namespace_of, qualify
 from .protocol.params import Params
 from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
+from .protocol.presence import member_fault
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
 from .validation import BatchOptions, copy_json, encode_json, qualify_stream, target_name
 
@@ -28,6 +29,9 @@ registry: dict[str, list[type[Channel]]] = {}
 _names: set[str] = set()
 
 _ACTION = "_cable_action"
+
+#: The most bytes of the state of a subscription, as JSON.
+MAX_STATE_SIZE = 16 * 1024
 
 #: The optional hooks, which `Channel` itself does not define.
 _OPTIONAL_HOOKS = frozenset({"authorize_presence"})
@@ -49,10 +53,7 @@ def find_channel(name: str) -> type[Channel] | None:
 
 
 def channel_prefix(stream: str) -> str:
-    """Return the prefix of a channel's stream names, such as `ChatChannel:`, for a stream of a channel.
-
-    Return `""` for other streams.
-    """
+    """Return the prefix of a stream of a channel, such as `ChatChannel:`. Return `""` for other streams."""
     prefixes = (f"{name}:" for name in _names)
     return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
 
@@ -114,12 +115,16 @@ class ChannelPresence:
         self._channel = channel
 
     def join(self, id: Any, info: Any = None) -> None:  # noqa: A002 - the protocol's name
-        """Join as the member `str(id)`. `info` describes the member, and can be any JSON value."""
+        """Join as the member `str(id)`, of up to 255 printable characters. `info` can be any JSON value up to 4 KiB."""
         # Lone surrogates are replaced, because they cannot be sent to clients.
         text = str(id).encode(errors="replace").decode()
         if id is None or not text:
             raise ChannelError(f"{type(self._channel).__name__}: presence.join() needs an id, and got {id!r}.")
-        self._channel.reply.presence.append(PresenceJoin(text, json.loads(_encode(info, self._channel))))
+        encoded = _encode(info, self._channel)
+        fault = member_fault(text, encoded)
+        if fault:
+            raise ChannelError(f"{type(self._channel).__name__}: presence.join() is refused: {fault}.")
+        self._channel.reply.presence.append(PresenceJoin(text, json.loads(encoded)))
 
     def leave(self) -> None:
         """End the membership. Nothing happens if the subscription has not joined."""
@@ -144,7 +149,7 @@ class Channel:
     _actions: ClassVar[Mapping[str, tuple[str, bool]]] = {}
 
     # To save memory, a channel gets a `__dict__` only when an attribute is set that is not listed here.
-    __slots__ = ("__dict__", "__weakref__", "_reply", "_state", "connection", "identifier", "params")
+    __slots__ = ("__dict__", "__weakref__", "_reply", "_state", "connection", "identifier", "params", "state_size")
 
     def __init__(self, connection: Any, params: Mapping[str, Any] | None = None, identifier: str = "") -> None:
         self.connection = connection
@@ -152,6 +157,8 @@ class Channel:
         self.identifier = identifier
         self._reply: Reply | None = None
         self._state: dict[str, Any] | None = None
+        #: The size of the state, in bytes, when it was dumped last.
+        self.state_size = 0
 
     def __init_subclass__(cls, *, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -236,7 +243,7 @@ class Channel:
 
     @property
     def presence(self) -> ChannelPresence:
-        """The presence of this subscription: `join()` and `leave()`."""
+        """The presence of this subscription."""
         return ChannelPresence(self)
 
     def stream_from(self, stream: str, *, whisper: bool = False, presence: bool = False) -> None:
@@ -375,14 +382,19 @@ class Channel:
         """Return the state as JSON values.
 
         Raises:
-            ChannelError: a value is not a JSON value, or the values are nested too deeply.
+            ChannelError: a value is not a JSON value, or the values are nested too deeply or too large.
         """
         if not self._state:
+            self.state_size = 0
             return {}
         try:
-            copy: dict[str, Any] = copy_json(self._state)
+            copy: dict[str, Any]
+            copy, self.state_size = copy_json(self._state)
         except (TypeError, ValueError, RecursionError) as error:
             raise ChannelError(f"{type(self).__name__}: the state must consist of JSON values: {error}.") from None
+        if self.state_size > MAX_STATE_SIZE:
+            name = type(self).__name__
+            raise ChannelError(f"{name}: the state has {self.state_size} bytes as JSON; {MAX_STATE_SIZE} are allowed.")
         return copy
 
     def load_state(self, values: Mapping[str, Any]) -> None:

@@ -166,6 +166,7 @@ class CableSettings:
     ping_interval: float = _setting(3, _number(0, exclusive=True))
     pong_timeout: float | None = _setting(None, _number(0, exclusive=True, optional=True))
     max_message_size: int = _setting(64 * 1024, _number(1024, whole=True))
+    max_identifier_size: int = _setting(2048, _number(64, whole=True))
     max_pending_size: int = _setting(1024 * 1024, _number(1024, whole=True))
     max_frame_rate: float | None = _setting(500, _number(1, optional=True))
     max_subscriptions: int = _setting(100, _number(1, whole=True))

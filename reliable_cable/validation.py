@@ -203,15 +203,15 @@ def encode_json(value: Any) -> tuple[str, int]:
     return text, len(text.encode())
 
 
-def copy_json(value: Any) -> Any:
-    """Return a deep copy of a JSON value.
+def copy_json(value: Any) -> tuple[Any, int]:
+    """Return a deep copy of a JSON value, and its size as JSON text in bytes.
 
     Raises:
         TypeError, ValueError, RecursionError: the value is not a JSON value, or is nested too deeply.
     """
     text = json.dumps(value, allow_nan=False)
     _check_depth(text)
-    return json.loads(text)
+    return json.loads(text), len(text)
 
 
 def _check_depth(text: str) -> None:

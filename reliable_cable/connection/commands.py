@@ -170,6 +170,10 @@ class Commands(CommandQueue):
                 joins.append(command.presence)
             if self._revocation(subscription, subscription.authorized) is not None:
                 raise _RevokedError("it was revoked while it was being made")
+        if not reply.rejected and not subscription.reserve(subscription.member):
+            logger.warning("A subscription was rejected: the client's subscriptions, states and members are too large.")
+            self._reject(subscription)
+            return
         self.transmit(subscription.identifier, reply)
         if reply.rejected:
             self._reject(subscription)
@@ -260,6 +264,9 @@ class Commands(CommandQueue):
             revocation = self._revocation(subscription, self.connection.hub.engine.session_clock.at(began))
             if revocation is not None:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
+        if reply.changed and not subscription.reserve(subscription.member):
+            logger.warning("A session cannot be restored: its subscriptions, states and members are too large.")
+            self.connection.forget_session()
         # A restore, on any server, must bring back every change whose effect the client has seen.
         if (reply.streams or reply.changed) and not await self.connection.save():
             return

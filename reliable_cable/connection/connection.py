@@ -137,7 +137,7 @@ class Connection:
         self.extended = subprotocol.extended
         self.resumable = self.extended and self.hub.sessions.enabled
         self.stream_ids = StreamIds(extended=self.extended)
-        self.account = Account(self.hub.settings.max_pending_size)
+        self.account = Account(self.hub.settings.max_pending_size, self.hub.settings.max_subscriptions)
         self.outbox = Outbox(
             self.transport.send,
             account=self.account,
@@ -206,6 +206,12 @@ class Connection:
         self.close(DisconnectReason.REMOTE, reconnect=True)
         return False
 
+    def forget_session(self) -> None:
+        """Let no client restore the session."""
+        if self.resumable:
+            self.resumable = False
+            self.hub.sessions.void(self)
+
     # -- handlers -----------------------------------------------------------------------------------------------------
 
     async def run_isolated(self, call: Callable[[], T]) -> T:
@@ -225,7 +231,7 @@ class Connection:
             limit = self.hub.settings.max_message_size
             if len(text) * _BYTES_PER_CHARACTER > limit < len(text.encode()):
                 raise ProtocolError(f"the frame is longer than MAX_MESSAGE_SIZE ({limit})")
-            command = protocol_commands.parse(text)
+            command = protocol_commands.parse(text, self.hub.settings.max_identifier_size)
         except protocol_commands.UnansweredSubscribeError as error:
             self.reject(error.identifier)
             self.bad_frame(error)
@@ -330,12 +336,11 @@ class Connection:
         """
         closing = CLOSINGS[reason]
         # After a takeover, only the successor writes records of this session.
-        if self.resumable and closing.session is not SessionFate.KEPT:
+        if closing.session is SessionFate.FORGOTTEN:
+            self.forget_session()
+        elif self.resumable and closing.session is SessionFate.HANDED_OVER:
             self.resumable = False
-            if closing.session is SessionFate.FORGOTTEN:
-                self.hub.sessions.void(self)
-            else:
-                self.hub.sessions.discard(self)
+            self.hub.sessions.discard(self)
         was_ending = self.ending
         if not self.closed:
             self.state = ConnectionState.CLOSING

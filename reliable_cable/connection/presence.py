@@ -113,9 +113,14 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if stream is None or self._connection.closed:
             return
-        self.member = (id_, info)
+        before, self.member = self.member, (id_, info)
         former = self._former_key if stream == self._former_stream else None
         try:
+            if not self._subscription.reserve(self.member):
+                logger.warning("A join was refused: the client's subscriptions, states and members are too large.")
+                self.member = before
+                self._send(messages.presence_error())
+                return
             await self._service.join(stream, self._key, id_, info, replaces=former or "")
         except Exception:
             self.member = None  # the info is not JSON, and would not be JSON in the session record either
@@ -142,6 +147,7 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if self.member is not None and stream is not None:
             self.member = None
+            self._subscription.reserve(None)
             self._connection.changed()
             await self._service.leave(stream, self._key)
 

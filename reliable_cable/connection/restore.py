@@ -179,7 +179,7 @@ async def _restore_one(
                 continue
             logger.exception("The subscription %r could not be restored.", identifier)
             return False
-        if reply is None or not opened:
+        if reply is None or not opened or not subscription.reserve(subscription.member):
             subscription.end()
             return False
         restored.transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]

@@ -1,8 +1,9 @@
 """The streams of a subscription."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from reliable_cable.channel import Channel
 from reliable_cable.hub.stream import HubStream
@@ -104,6 +105,20 @@ class SubscriptionStreams:
     recorded_authorized: float | None = None
     #: Whether it was ended by a revocation, perhaps while a handler was running.
     revoked: bool = False
+    #: How many bytes of the connection's account it has reserved.
+    reserved: int = 0
+
+    def reserve(self, member: tuple[str, Any] | None) -> bool:
+        """Count what a session record holds of the subscription. Return False if the connection has too much of that.
+
+        Args:
+            member: the id and info of its member; None: it has none.
+        """
+        size = len(self.identifier.encode()) + self.channel.state_size + (len(json.dumps(member)) if member else 0)
+        if not self.connection.account.reserve(size - self.reserved):
+            return False
+        self.reserved = size
+        return True
 
     @property
     def presence_stream(self) -> str | None:

@@ -36,6 +36,11 @@ class Subscription(SubscriptionStreams):
             self._presence = SubscriptionPresence(self)
         return self._presence
 
+    @property
+    def member(self) -> tuple[str, Any] | None:
+        """The id and info of the member that it has joined as; None: it is not a member."""
+        return None if self._presence is None else self._presence.member
+
     # -- streams ------------------------------------------------------------------------------------------------------
 
     async def apply_streams(
@@ -166,6 +171,8 @@ class Subscription(SubscriptionStreams):
             self._replay = None
         for subscribed in self.streams.values():
             self._unsubscribe(subscribed)
+        self.connection.account.reserve(-self.reserved)
+        self.reserved = 0
 
     def release(self) -> None:
         """End the subscription, because its connection has ended.

@@ -14,6 +14,7 @@ from reliable_cable.exceptions import ProtocolError
 
 from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
+from .presence import member_fault
 
 #: The most characters of an epoch that are kept of a history request. No epoch of a stream is that long.
 MAX_EPOCH_LENGTH: Final = 64
@@ -134,8 +135,12 @@ class UnansweredSubscribeError(ProtocolError):
         self.identifier = identifier
 
 
-def parse(text: str) -> AnyCommand:
+def parse(text: str, max_identifier_size: int = 2048) -> AnyCommand:
     """Parse the text of one WebSocket message.
+
+    Args:
+        text: the text.
+        max_identifier_size: the most bytes of an identifier.
 
     Raises:
         ProtocolError: the text is not a valid command.
@@ -154,7 +159,9 @@ def parse(text: str) -> AnyCommand:
     if not isinstance(identifier, str) or not identifier:
         raise ProtocolError(f"the identifier of {name!r} is not a non-empty string")
     try:
-        identifier.encode()
+        size = len(identifier.encode())
+        if size > max_identifier_size:
+            raise ProtocolError(f"the identifier of {name!r} has {size} bytes; {max_identifier_size} are allowed")
         return parser(identifier, frame)
     except UnicodeEncodeError:
         raise ProtocolError(f"the identifier of {name!r} is not Unicode text") from None
@@ -262,7 +269,10 @@ def _parse_optional_claim(value: Any) -> PresenceClaim | None:
         id_ = str(id_)
     if not isinstance(id_, str) or not id_:
         return None
-    encode([id_, value.get("info")])
+    encode(id_)
+    fault = member_fault(id_, encode(value.get("info")))
+    if fault:
+        raise ProtocolError(f"the presence is refused: {fault}")
     return PresenceClaim(id_, value.get("info"))
 
 

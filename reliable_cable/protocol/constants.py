@@ -62,6 +62,11 @@ REVOKED: Final = "revoked"
 #: The close code. Every server can send it, and every client reconnects after it.
 CLOSE_NORMAL: Final = 1000
 
+#: The most characters of the id of a member.
+MAX_MEMBER_ID_LENGTH: Final = 255
+#: The most bytes of the info of a member, as JSON.
+MAX_MEMBER_INFO_SIZE: Final = 4096
+
 #: The header of the handshake that names the session to restore.
 SESSION_HEADER: Final = b"x-anycable-restore-sid"
 #: The query parameter that clients use in place of the header: browsers cannot set headers.

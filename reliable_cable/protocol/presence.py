@@ -8,6 +8,25 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from .constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
+
+
+def member_fault(id_: str, info: str) -> str:
+    """Return what is wrong with a member, as the end of a sentence; `""` if nothing is.
+
+    Args:
+        id_: the id of the member.
+        info: its info as JSON text.
+    """
+    if len(id_) > MAX_MEMBER_ID_LENGTH:
+        return f"the id has {len(id_)} characters; {MAX_MEMBER_ID_LENGTH} are allowed"
+    if not id_.isprintable():
+        return f"the id {id_!r} has a character that is not printable"
+    size = len(info.encode(errors="replace"))
+    if size > MAX_MEMBER_INFO_SIZE:
+        return f"the info has {size} bytes as JSON; {MAX_MEMBER_INFO_SIZE} are allowed"
+    return ""
+
 
 class ToldMembers:
     """What a group of clients was told about the members of one stream.

@@ -149,7 +149,7 @@ class Loud(Channel, abstract=True):
         raise LookupError(self.params["text"])
 
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the name in the protocol
-        raise LookupError(id)
+        raise LookupError(info)
 
     @action
     async def fail(self, data: dict[str, Any]) -> None:
@@ -167,6 +167,8 @@ class TestWhatClientsSend:
     @pytest.fixture(autouse=True)
     def _channels(self, settings: Any, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         settings.RELIABLE_CABLE = {"ENGINE": "memory", "PUBLIC_STREAMS": ["x*"], "MAX_MESSAGE_SIZE": 2**20}
+        settings.RELIABLE_CABLE["MAX_IDENTIFIER_SIZE"] = 2**20
+        settings.RELIABLE_CABLE["MAX_PENDING_SIZE"] = 2**24
         caplog.set_level(logging.DEBUG, "reliable_cable")
         registry["Loud"] = [Loud]
         yield
@@ -200,7 +202,9 @@ class TestWhatClientsSend:
             await client.send("subscribe", self.spaced(raises=hostile))
             await client.subscribe(self.spaced())
             await client.perform(self.spaced(), "fail", text=hostile)
-            await client.send("join", self.spaced(), presence={"id": f"{hostile}\n".replace("\ud800", "")})
+            await client.send(
+                "join", self.spaced(), presence={"id": "ann", "info": hostile[:1000].replace("\ud800", "")}
+            )
             await self.handled(client)
         check_records(caplog, "Loud: subscribed failed", "Loud: fail failed", "handle_error failed", "join was refused")
 

@@ -20,7 +20,7 @@ from reliable_cable.hub import hub as hub_module
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.stores.engine import get_engine
 
-from .wire import Client, connection_of, identifier, run_event_loop, until
+from .wire import Client, connection_of, identifier, run_event_loop
 
 
 class Room(Channel, abstract=True):
@@ -129,44 +129,6 @@ class TestReplays:
             await abroadcast("room", 7)
             frames += await received(client)
             assert [item for item in frames if item != "confirm_history"] == [3, 4, 5, 6, 7]
-
-    async def test_history_requests_that_wait_for_another_one_are_merged(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for number in range(1, 4):
-            await abroadcast("room", number)
-        async with Client() as client:
-            await client.subscribe(ROOM)
-            gate = Gate(monkeypatch, "aread")
-            await client.send("history", ROOM, history=await history_from(2))
-            await gate.called.wait()
-            for offset in (2, 1, 2):
-                await client.send("history", ROOM, history=await history_from(offset))
-            await run_event_loop()
-            gate.open.set()
-            assert await received(client) == [3, "confirm_history", 2, 3, *["confirm_history"] * 3]
-            await abroadcast("room", 4)
-            assert await received(client) == [4]
-
-    async def test_a_flood_of_history_requests_keeps_nothing_but_positions_of_the_own_streams(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        await abroadcast("room", 1)
-        async with Client() as client:
-            await client.subscribe(ROOM)
-            history = await history_from(0)
-            history["streams"] |= {f"other {number}": {"epoch": "e" * 100, "offset": 1} for number in range(300)}
-            gate = Gate(monkeypatch, "aread")
-            for _ in range(100):
-                await client.send("history", ROOM, history=history)
-            await gate.called.wait()
-            await until(lambda: client.communicator.input_queue.empty())
-            await run_event_loop()
-            (subscription,) = connection_of(client).subscriptions.values()
-            request = subscription._replay._request  # type: ignore[attr-defined]
-            assert list(request.streams) == ["room"]
-            gate.open.set()
-            answers = await received(client)
-            assert answers.count("confirm_history") == 100
-            assert answers.count(1) == 2
 
     async def test_an_unsubscribe_ends_pending_replays_and_joins(self, monkeypatch: pytest.MonkeyPatch) -> None:
         await abroadcast("room", 1)

@@ -130,7 +130,7 @@ async def test_history_and_held_messages_leave_room_for_frames_that_cannot_be_re
 
 
 async def test_the_size_of_a_write_is_bounded_even_with_a_long_identifier(settings: Any) -> None:
-    configured(settings, MAX_PENDING_SIZE=1024 * 1024)
+    configured(settings, MAX_PENDING_SIZE=1024 * 1024, MAX_IDENTIFIER_SIZE=16_000)
     async with SlowClient(frames=True) as client:
         await client.subscribe(identifier("Room", streams=["a"], pad="p" * 15_000))
         sizes: list[int] = []

@@ -1,0 +1,187 @@
+"""What a client can make the server keep without an end is bounded: identifiers, states, members and sessions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from reliable_cable import Channel, action, state
+from reliable_cable.channel import MAX_STATE_SIZE, registry
+from reliable_cable.protocol.constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
+
+from .wire import Client, connection_of, identifier, run_event_loop
+
+
+class Room(Channel, abstract=True):
+    note = state(default="")
+
+    async def subscribed(self) -> None:
+        self.stream_from("room")
+
+    async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the name in the protocol
+        return True
+
+    @action
+    async def write(self, data: Any) -> None:
+        self.note = "x" * data["size"]
+        self.transmit({"size": data["size"]})
+
+    @action
+    async def join(self, data: Any) -> None:
+        self.presence.join("a" * data["id"], "i" * data["info"])
+
+    async def handle_error(self, error: Exception, handler: str) -> None:
+        self.transmit({"error": str(error)})
+
+
+ROOM = identifier("Room")
+#: How much of a connection may be kept without an end.
+LIMIT = 25_000
+
+
+@pytest.fixture(autouse=True)
+def _room(settings: Any) -> Iterator[None]:
+    settings.RELIABLE_CABLE = {
+        "ENGINE": "memory",
+        "PING_INTERVAL": 60,
+        "MAX_PENDING_SIZE": 4 * LIMIT,
+        "MAX_SUBSCRIPTIONS": 30,
+        "MAX_IDENTIFIER_SIZE": 1000,
+    }
+    registry["Room"] = [Room]
+    yield
+    del registry["Room"]
+
+
+def padded(number: int, size: int) -> str:
+    """Return an identifier of the given size."""
+    text = identifier("Room", number=number, pad="")
+    return identifier("Room", number=number, pad="p" * (size - len(text)))
+
+
+class TestIdentifiers:
+    async def test_a_subscribe_with_a_longer_identifier_is_rejected(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with Client() as client:
+            await client.subscribe(padded(1, 1000))
+            await client.send("subscribe", padded(1, 1001))
+            assert await client.receive() == {"type": "reject_subscription", "identifier": padded(1, 1001)}
+        assert "the identifier of 'subscribe' has 1001 bytes; 1000 are allowed" in caplog.text
+
+    async def test_bytes_are_counted_and_not_characters(self) -> None:
+        name = json.dumps({"channel": "Room", "pad": "é" * 490}, ensure_ascii=False)
+        async with Client() as client:
+            await client.send("subscribe", name)
+            assert (await client.receive())["type"] == "reject_subscription"
+
+    async def test_too_many_long_identifiers_are_rejected(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with Client() as client:
+            for number in range(LIMIT // 1000):
+                await client.subscribe(padded(number, 1000))
+            await client.send("subscribe", ROOM)
+            assert await client.receive() == {"type": "reject_subscription", "identifier": ROOM}
+            await client.send("unsubscribe", padded(0, 1000))
+            await client.subscribe(ROOM)
+        assert "A subscription was rejected" in caplog.text
+
+
+class TestMembers:
+    @pytest.mark.parametrize(
+        ("claim", "fault"),
+        [
+            ({"id": "a" * (MAX_MEMBER_ID_LENGTH + 1)}, "the id has 256 characters; 255 are allowed"),
+            ({"id": "a\nb"}, "has a character that is not printable"),
+            ({"id": "a", "info": "i" * MAX_MEMBER_INFO_SIZE}, "the info has 4098 bytes as JSON; 4096 are allowed"),
+        ],
+    )
+    async def test_a_client_cannot_join_as_a_larger_member(
+        self, claim: dict[str, Any], fault: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.send("join", ROOM, presence=claim)
+            assert await client.quiet()
+            await client.send("presence", ROOM)
+            assert (await client.receive())["message"]["total"] == 0
+        assert fault in caplog.text
+
+    async def test_the_largest_member_can_join(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            member = {"id": "a" * MAX_MEMBER_ID_LENGTH, "info": "i" * (MAX_MEMBER_INFO_SIZE - 2)}
+            await client.send("join", ROOM, presence=member)
+            assert (await client.receive())["message"]["type"] == "join"
+
+    async def test_a_handler_is_told_what_is_allowed(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.perform(ROOM, "join", id=256, info=1)
+            error = "Room: presence.join() is refused: the id has 256 characters; 255 are allowed."
+            assert (await client.receive())["message"] == {"error": error}
+            await client.perform(ROOM, "join", id=1, info=5000)
+            assert "the info has 5002 bytes as JSON; 4096 are allowed" in (await client.receive())["message"]["error"]
+
+    async def test_a_join_that_would_make_the_session_too_large_is_answered_with_an_error(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.perform(ROOM, "write", size=12_000)
+            await client.receive()
+            other = identifier("Room", number=1)
+            await client.subscribe(other)
+            await client.perform(other, "write", size=12_000)
+            await client.receive()
+            await client.send("join", ROOM, presence={"id": "ann", "info": "i" * 2000})
+            assert (await client.receive())["message"] == {"type": "error"}
+            await client.send("presence", ROOM)
+            assert (await client.receive())["message"]["total"] == 0
+
+
+class TestStates:
+    async def test_a_handler_that_sets_a_larger_state_fails(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.perform(ROOM, "write", size=MAX_STATE_SIZE)
+            error = "Room: the state has 16396 bytes as JSON; 16384 are allowed."
+            assert (await client.receive())["message"] == {"error": error}
+
+    async def test_a_session_whose_states_are_too_large_together_is_not_restored(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Client() as client:
+            for number in range(2):
+                await client.subscribe(identifier("Room", number=number))
+                await client.perform(identifier("Room", number=number), "write", size=13_000)
+                assert (await client.receive())["message"] == {"size": 13_000}
+        assert "A session cannot be restored" in caplog.text
+        async with Client(client.sid) as later:
+            assert "restored" not in later.welcome
+
+    async def test_a_restored_session_has_the_same_limits(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.perform(ROOM, "write", size=13_000)
+            await client.receive()
+        async with Client(client.sid) as later:
+            assert later.welcome["restored_ids"] == [ROOM]
+            assert connection_of(later).account.lasting > 13_000
+
+
+async def test_what_has_ended_is_not_counted() -> None:
+    async with Client() as client:
+        connection = connection_of(client)
+        await client.subscribe(ROOM)
+        await client.perform(ROOM, "write", size=5000)
+        await client.send("join", ROOM, presence={"id": "ann", "info": "i" * 1000})
+        await client.receive_many(2)
+        with_a_member = connection.account.lasting
+        await client.send("leave", ROOM)
+        await client.receive()
+        await run_event_loop()
+        assert with_a_member - 1100 < connection.account.lasting < with_a_member - 1000
+        await client.send("unsubscribe", ROOM)
+        assert await client.quiet()
+        await connection.commands.finished(10)
+        assert connection.account.lasting == 0
+    assert (connection.account.used, connection.account.lasting) == (0, 0)
