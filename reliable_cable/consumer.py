@@ -20,6 +20,7 @@ from .concurrency.contexts import run_in_context
 from .concurrency.outages import is_outage
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
+from .connection.client_log import ClientLog
 from .connection.commands import Commands
 from .connection.connection import Connection
 from .connection.handlers import REFUSALS, invoke, invoke_isolated
@@ -42,6 +43,9 @@ _UNCHANGED = nullcontext()
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+#: The logger for handshakes that are refused: they have no connection with a logger of its own.
+_refusals = ClientLog()
 
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
 _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.WeakKeyDictionary()
@@ -205,8 +209,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 del message
                 message = await receive()
                 if message["type"] == "websocket.receive":
-                    connection.receive(message.get("text"))
-                    if reading.count():
+                    if reading.receive(message.get("text")):
                         message.clear()
                         await reading.pause()
                 elif message["type"] == "websocket.disconnect":
@@ -232,13 +235,13 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         try:
             await invoke(self.connect, CableConsumer)
         except REFUSALS as error:
-            logger.info("%s.connect refused its client: %r", type(self).__name__, error)
+            _refusals.info("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()
         except Exception as error:
             if not is_outage(error):
                 raise
             # Without a disconnect message, the client reconnects.
-            logger.warning("A connection was not accepted because a database cannot be reached: %s", error)
+            _refusals.warning("A connection was not accepted because a database cannot be reached: %s", error)
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         await hub.pacer.wait()

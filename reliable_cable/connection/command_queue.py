@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from reliable_cable.concurrency.tasks import BackgroundTasks
-from reliable_cable.logs import logger
 from reliable_cable.protocol import commands
 
 from .account import Account
+from .client_log import ClientLog
 
 #: How many commands may be queued before the server stops to read more of the client. It reads on when half are left.
 MAX_QUEUED_COMMANDS: Final = 256
@@ -80,6 +80,11 @@ class CommandQueue(ABC):
             command: the command.
             arrived: for a `subscribe`, the time of its arrival, by the clock of the event loop.
         """
+
+    @property
+    @abstractmethod
+    def log(self) -> ClientLog:
+        """The logger for everything that is logged on behalf of the client."""
 
     @abstractmethod
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
@@ -163,7 +168,7 @@ class CommandQueue(ABC):
                     else:
                         await command()
                 except Exception:
-                    logger.exception("The command %s failed.", type(command).__name__)
+                    self.log.exception("The command %s failed.", type(command).__name__)
                 if isinstance(command, commands.Subscribe) and self.is_wanted(command.identifier, arrived):
                     del backlog.subscribing[command.identifier]
                 if backlog.lingers and not backlog.commands and isinstance(command, _REPEATED):

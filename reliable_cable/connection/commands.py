@@ -12,7 +12,6 @@ from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
-from reliable_cable.logs import logger
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
 from reliable_cable.protocol.control import SubscriptionRevocation
@@ -20,8 +19,9 @@ from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
+from .client_log import ClientLog
 from .command_queue import CommandQueue
-from .connection import Connection
+from .connection import HANDLER_FAULT, Connection
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
 from .started import Started
 from .subscription import Subscription
@@ -57,6 +57,11 @@ class Commands(CommandQueue):
         self.subscriptions: dict[str, Subscription] = {}
         connection.commands = self
         connection.subscriptions = self.subscriptions
+
+    @property
+    def log(self) -> ClientLog:
+        """The logger for everything that is logged on behalf of the client."""
+        return self.connection.log
 
     async def execute(self, command: commands.Command, arrived: float) -> None:
         """Handle one command."""
@@ -112,12 +117,12 @@ class Commands(CommandQueue):
             if channel is None:
                 self.connection.reject(identifier)
             elif len(self.subscriptions) >= self.connection.hub.settings.max_subscriptions:
-                logger.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
+                self.log.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
                 self.connection.reject(identifier)
             else:
                 await self._subscribe_with_retries(command, channel, arrived)
         except Exception:
-            logger.exception("The subscription %r could not be made.", identifier)
+            self.log.exception("The subscription %r could not be made.", identifier)
             if identifier not in self.subscriptions:
                 self.connection.reject(identifier)
 
@@ -143,7 +148,7 @@ class Commands(CommandQueue):
                 if loop.time() + RETRY_DELAY > until:
                     await self._give_up(candidate, error)
                     return
-                logger.debug("The subscription %r could not be made; trying again: %s", identifier, error)
+                self.log.debug("The subscription %r could not be made; trying again: %s", identifier, error)
             await asyncio.sleep(RETRY_DELAY)
             if self.connection.ending or not self.is_wanted(identifier, arrived):
                 return
@@ -171,7 +176,7 @@ class Commands(CommandQueue):
             if self._revocation(subscription, subscription.authorized) is not None:
                 raise _RevokedError("it was revoked while it was being made")
         if not reply.rejected and not subscription.reserve(subscription.member):
-            logger.warning("A subscription was rejected: the client's subscriptions, states and members are too large.")
+            self.log.warning("A subscription was rejected: what it keeps is too large, with the other subscriptions.")
             self._reject(subscription)
             return
         self.transmit(subscription.identifier, reply)
@@ -192,8 +197,8 @@ class Commands(CommandQueue):
     async def _give_up(self, channel: Channel, error: Exception) -> None:
         """Disconnect the client, so that it reconnects and subscribes again."""
         identifier = channel.identifier
-        logger.warning("The subscription %r could not be made. Its client is disconnected: %s", identifier, error)
-        self.transmit(identifier, await run_error_handler(channel, error, "subscribed"))
+        self.log.warning("The subscription %r could not be made. Its client is disconnected: %s", identifier, error)
+        self.transmit(identifier, await run_error_handler(channel, error, "subscribed", self.log))
         self.connection.close(DisconnectReason.SERVER_RESTART)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
@@ -204,7 +209,7 @@ class Commands(CommandQueue):
         try:
             await subscription.presence.leave()
         except Exception:
-            logger.exception("A member could not be removed from presence. It leaves when it expires.")
+            self.log.exception("A member could not be removed from presence. It leaves when it expires.")
         await self.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
 
     # -- revoking -----------------------------------------------------------------------------------------------------
@@ -242,7 +247,7 @@ class Commands(CommandQueue):
         if method is None:
             # This does not count as a bad frame, because a page from before a deployment may know other actions.
             known = ", ".join(channel.action_names()) or "none"
-            logger.warning("%s has no action %.80r; it has %s.", type(channel).__name__, name, known)
+            self.log.warning("%s has no action %.80r; it has %s.", type(channel).__name__, name, known)
             return
         attribute, takes_data = method
         data = dict(command.data)
@@ -257,7 +262,7 @@ class Commands(CommandQueue):
         try:
             await subscription.apply_streams(reply)
         except Exception:
-            logger.exception("A stream of %r could not be opened.", subscription.identifier)
+            self.log.exception("A stream of %r could not be opened.", subscription.identifier)
             subscription.catch_up()
         if reply.streams and not subscription.revoked:
             # A stream may have been revoked before the handler started it, but after the handler had decided to.
@@ -265,7 +270,7 @@ class Commands(CommandQueue):
             if revocation is not None:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
         if reply.changed and not subscription.reserve(subscription.member):
-            logger.warning("A session cannot be restored: its subscriptions, states and members are too large.")
+            self.log.warning("A session cannot be restored: its subscriptions, states and members are too large.")
             self.connection.forget_session()
         # A restore, on any server, must bring back every change whose effect the client has seen.
         if (reply.streams or reply.changed) and not await self.connection.save():
@@ -294,7 +299,7 @@ class Commands(CommandQueue):
         cls = find_channel(name)
         if cls is None:
             # As with an unknown action, the page may be older or newer than this server.
-            logger.warning("There is no channel %.80r.", name)
+            self.log.warning("There is no channel %.80r.", name)
             return None
         return cls(self.connection.consumer, params, identifier)
 
@@ -333,11 +338,12 @@ class Commands(CommandQueue):
             channel.undo(saved)
             if retried and is_outage(cause):
                 raise
+            self.connection.count_fault(HANDLER_FAULT)
             if isinstance(cause, REFUSALS) and handler != channel.unsubscribed:
-                logger.info("%s: %s refused its client: %r", type(channel).__name__, name, cause)
+                self.log.info("%s: %s refused its client: %r", type(channel).__name__, name, cause)
             else:
-                logger.exception("%s: %s failed.", type(channel).__name__, name)
-            reply = await run_error_handler(channel, cause, name)
+                self.log.exception("%s: %s failed.", type(channel).__name__, name)
+            reply = await run_error_handler(channel, cause, name, self.log)
         if not reply.changed or await self.connection.save():
             self.transmit(channel.identifier, reply)
         return None

@@ -18,7 +18,6 @@ from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
 from reliable_cable.logins import Login
-from reliable_cable.logs import logger
 from reliable_cable.namespaces import namespace_of
 from reliable_cable.protocol import commands as protocol_commands
 from reliable_cable.protocol import messages
@@ -27,6 +26,7 @@ from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .account import Account
+from .client_log import ClientLog
 from .closing import CLOSINGS, Notified, SessionFate
 from .command_queue import CommandQueue
 from .handlers import invoke_isolated
@@ -35,10 +35,14 @@ from .stream_ids import StreamIds
 
 T = TypeVar("T")
 
-#: How many frames may violate the protocol within `BAD_FRAMES_TIME` before the client is disconnected.
-MAX_BAD_FRAMES: Final = 20
-#: After how long, in seconds, the count of frames that violate the protocol begins again.
-BAD_FRAMES_TIME: Final = 60.0
+#: The most faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
+MAX_FAULTS: Final = 200
+#: After how long, in seconds, the count of faults begins again.
+FAULTS_TIME: Final = 60.0
+#: As how many faults a frame counts that violates the protocol.
+FRAME_FAULT: Final = 10
+#: As how many faults a handler counts that refuses its client, or fails.
+HANDLER_FAULT: Final = 1
 #: The most bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
 #: How long, in seconds, to wait for queued frames before a socket is closed. Before that, draining waits for queued
@@ -129,9 +133,10 @@ class Connection:
     _pongs: int = 0
     #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
     _notice_ping: int = 0
-    #: The frames that have violated the protocol since a time of the monotonic clock.
-    _bad_frames: int = 0
-    _bad_frames_since: float = 0.0
+    _log: ClientLog | None = None
+    #: The faults since a time of the monotonic clock.
+    _faults: int = 0
+    _faults_since: float = 0.0
 
     def __post_init__(self, subprotocol: Subprotocol) -> None:
         self.extended = subprotocol.extended
@@ -202,7 +207,7 @@ class Connection:
         """
         if not self.resumable or await self.hub.sessions.save(self):
             return True
-        logger.warning("A session could not be saved. Its client is disconnected, and subscribes again.")
+        self.log.warning("A session could not be saved. Its client is disconnected, and subscribes again.")
         self.close(DisconnectReason.REMOTE, reconnect=True)
         return False
 
@@ -258,14 +263,31 @@ class Connection:
             self._last_pong = time.monotonic()
         self.transport.resume_reading()
 
+    @property
+    def log(self) -> ClientLog:
+        """The logger for everything that is logged on behalf of the client."""
+        if self._log is None:
+            self._log = ClientLog()
+        return self._log
+
+    def end_log(self) -> None:
+        """Log how many lines were left out, because the connection has ended."""
+        if self._log is not None:
+            self._log.report(ended=True)
+
     def bad_frame(self, error: ProtocolError) -> None:
-        """Count a violation of the protocol. If there are too many in a short time, disconnect the client."""
-        logger.warning("A frame was refused: %s.", error)
+        """Log a violation of the protocol, and count it."""
+        self.log.warning("A frame was refused: %s.", error)
+        self.count_fault(FRAME_FAULT)
+
+    def count_fault(self, weight: int) -> None:
+        """Count something that the client causes and that should not happen. Disconnect it if there is too much."""
         now = time.monotonic()
-        if now - self._bad_frames_since > BAD_FRAMES_TIME:
-            self._bad_frames, self._bad_frames_since = 0, now
-        self._bad_frames += 1
-        if self._bad_frames > MAX_BAD_FRAMES:
+        if now - self._faults_since > FAULTS_TIME:
+            self._faults, self._faults_since = 0, now
+        self._faults += weight
+        if self._faults > MAX_FAULTS and not self.ending:
+            self.log.warning("A client is disconnected: it sent too many broken frames, or too many handlers failed.")
             self.close(DisconnectReason.INVALID_REQUEST)
 
     def reject(self, identifier: str) -> None:
@@ -287,6 +309,8 @@ class Connection:
         if self.ending:
             return False
         self.commands.rest()
+        if self._log is not None:
+            self._log.report()
         self._pings += 1
         self.outbox.push(frame)
         return True
@@ -362,7 +386,7 @@ class Connection:
             self.close(DisconnectReason.SERVER_RESTART)
 
     def _too_slow(self) -> None:
-        logger.warning("A client that reads too slowly was disconnected (too_slow).")
+        self.log.warning("A client that reads too slowly was disconnected (too_slow).")
         self.close(DisconnectReason.TOO_SLOW)
 
     async def _finish(self, *, reading: bool) -> None:

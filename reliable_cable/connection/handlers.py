@@ -18,8 +18,9 @@ from reliable_cable.channel import Channel
 from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.exceptions import MissingParam
-from reliable_cable.logs import logger
 from reliable_cable.reply import Reply
+
+from .client_log import ClientLog
 
 #: The reply of a handler that was not called because its check returned False.
 REFUSED = Reply(rejected=True)
@@ -123,13 +124,14 @@ def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callabl
         return calls[-1]()
 
 
-async def run_error_handler(channel: Channel, cause: BaseException, name: str) -> Reply:
+async def run_error_handler(channel: Channel, cause: BaseException, name: str, log: ClientLog) -> Reply:
     """Run `handle_error` of a channel. Return the reply that it recorded.
 
     Args:
         channel: the channel whose handler raised.
         cause: the error that the handler raised.
         name: the name of the handler.
+        log: the logger of the connection.
     """
     error = cause if isinstance(cause, Exception) else RuntimeError("something that the handler awaited was cancelled")
     saved = channel.begin()
@@ -139,6 +141,6 @@ async def run_error_handler(channel: Channel, cause: BaseException, name: str) -
     except (Exception, asyncio.CancelledError) as failure:
         if cancelled(failure):
             raise
-        logger.exception("%s.handle_error failed.", type(channel).__name__)
+        log.exception("%s.handle_error failed.", type(channel).__name__)
         channel.undo(saved)
         return channel.take_reply(saved)

@@ -71,6 +71,7 @@ async def end_connection(commands: Commands) -> None:
     hub.control.release(connection)
     for subscription in commands.subscriptions.values():
         await commands.call(subscription.channel, "unsubscribed", subscription.channel.unsubscribed)
+    connection.end_log()
     _break_cycles(commands)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.hub.presence import PresenceService
 from reliable_cable.hub.rosters import Roster
-from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import PresenceClaim
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import PresenceJoin, Reply
 
+from .client_log import ClientLog
 from .connection import Connection
 from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
@@ -73,6 +73,10 @@ class SubscriptionPresence:
         return self._subscription.connection
 
     @property
+    def _log(self) -> ClientLog:
+        return self._connection.log
+
+    @property
     def _service(self) -> PresenceService:
         return self._connection.hub.presence
 
@@ -95,17 +99,17 @@ class SubscriptionPresence:
         channel = self._subscription.channel
         authorize = getattr(channel, "authorize_presence", None)
         if authorize is None:
-            logger.warning("A join was refused: %s has no authorize_presence().", type(channel).__name__)
+            self._log.warning("A join was refused: %s has no authorize_presence().", type(channel).__name__)
             return False
         try:
             return bool(await invoke_isolated(channel.connection, partial(authorize, claim.id, claim.info)))
         except REFUSALS as error:
-            logger.info("A join was refused: %s.authorize_presence() raised %r", type(channel).__name__, error)
+            self._log.info("A join was refused: %s.authorize_presence() raised %r", type(channel).__name__, error)
             return False
         except Exception as error:
             if is_outage(error):
                 raise
-            logger.exception("A join was refused: %s.authorize_presence() failed.", type(channel).__name__)
+            self._log.exception("A join was refused: %s.authorize_presence() failed.", type(channel).__name__)
             return False
 
     async def join(self, id_: str, info: Any) -> None:
@@ -117,7 +121,7 @@ class SubscriptionPresence:
         former = self._former_key if stream == self._former_stream else None
         try:
             if not self._subscription.reserve(self.member):
-                logger.warning("A join was refused: the client's subscriptions, states and members are too large.")
+                self._log.warning("A join was refused: what it keeps is too large, with the client's subscriptions.")
                 self.member = before
                 self._send(messages.presence_error())
                 return
@@ -177,7 +181,7 @@ class SubscriptionPresence:
             try:
                 info, self._roster = await self._service.rosters.snapshot(stream, records=return_records)
             except Exception:
-                logger.exception("The presence of %r could not be read; the client is sent an error.", stream)
+                self._log.exception("The presence of %r could not be read; the client is sent an error.", stream)
             else:
                 message = messages.presence_info(
                     info.total, list(info.records.items()) if info.records is not None else None

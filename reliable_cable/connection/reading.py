@@ -6,13 +6,14 @@ See Protocol: Fast clients.
 import asyncio
 from typing import Final
 
-from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 
 from .connection import Connection
 
 #: The most frames of one client that are read before other connections get a turn in the event loop.
 FRAMES_PER_ITERATION: Final = 8
+#: A frame counts as one more frame for each so many characters.
+FRAME_SIZE: Final = 8 * 1024
 #: How long, in seconds, a client may send frames faster than `MAX_FRAME_RATE`. After that, it is disconnected.
 FLOOD_TIME: Final = 10.0
 #: How many seconds of `MAX_FRAME_RATE` a client may send at once. Each subscription that it may have adds one frame.
@@ -46,9 +47,14 @@ class Reading:
         #: Since when the client has sent more than it may; None: it has not.
         self._over_since: float | None = None
 
-    def count(self) -> bool:
-        """Count a frame that was read. Return whether to await `pause` before the next one."""
-        self._frames += 1
+    def receive(self, text: str | None) -> bool:
+        """Pass a frame to the connection. Return whether to await `pause` before the next one.
+
+        Args:
+            text: the text of the frame; None: it is a binary frame.
+        """
+        self._connection.receive(text)
+        self._frames += 1 if text is None else 1 + len(text) // FRAME_SIZE
         return self._frames >= FRAMES_PER_ITERATION or self._connection.commands.full
 
     async def pause(self) -> None:
@@ -78,6 +84,6 @@ class Reading:
         if self._over_since is None:
             self._over_since = now
         elif now - self._over_since > FLOOD_TIME and not self._connection.ending:
-            logger.warning("A client sent more than %g frames a second for %g s.", self._rate, FLOOD_TIME)
+            self._connection.log.warning("A client sent more than %g frames a second for %g s.", self._rate, FLOOD_TIME)
             self._connection.close(DisconnectReason.INVALID_REQUEST)
         return -self._tokens / self._rate

@@ -11,7 +11,6 @@ from typing import TypeVar
 from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub.subscriber import SubscriberState
-from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
@@ -84,7 +83,7 @@ class Replay:
                 await self._handle(request, answers)
         except Exception:
             # Live messages would now leave a gap, so the client has to reconnect.
-            logger.exception("The history of %r could not be sent.", subscription.identifier)
+            subscription.connection.log.exception("The history of %r could not be sent.", subscription.identifier)
             subscription.connection.close(DisconnectReason.SERVER_RESTART)
         finally:
             self._ended()
@@ -118,7 +117,7 @@ class Replay:
             if pages is not None:
                 complete = await self._send_pages(streams, pages)
         except Exception:
-            logger.exception("The history of %r could not be read.", subscription.identifier)
+            subscription.connection.log.exception("The history of %r could not be read.", subscription.identifier)
         if not complete:
             for subscribed in subscription.streams.values():
                 if request.since is not None and self._named_position(subscribed, request) is None:

@@ -11,7 +11,6 @@ from typing import Any, Final
 from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
-from reliable_cable.logs import logger
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import parse_identifier
 from reliable_cable.protocol.constants import DisconnectReason
@@ -65,7 +64,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
     try:
         record = old.record() if old is not None else await hub.sessions.load(sid, connection.identity)
     except Exception:
-        logger.exception("A session could not be loaded.")
+        commands.connection.log.exception("A session could not be loaded.")
         return None
     await hub.pacer.wait()
     if record is None or record.identity != connection.identity:
@@ -89,7 +88,7 @@ async def restore(commands: Commands, sid: str) -> Restored | None:
         restored.elsewhere = bool(record.data["alive"]) and old is None and connection.resumable
     except Exception:
         # A server of another version may have written the record. The client subscribes again, with its own positions.
-        logger.exception("A session record could not be read.")
+        commands.connection.log.exception("A session record could not be read.")
         for subscription in commands.subscriptions.values():
             subscription.end()
         commands.subscriptions.clear()
@@ -116,7 +115,7 @@ async def _restore_all(commands: Commands, restored: Restored, data: Mapping[str
         if item["watching"] is not None and incarnations.get(recorded_presence_stream(item)) != item["watching"]:
             continue  # the presence data were lost: the client subscribes again, and requests the members
         if loop.time() > until:
-            logger.warning(
+            commands.connection.log.warning(
                 "Restoring a session took longer than %g s; the client has to subscribe again from %r on.",
                 RESTORE_TIMEOUT,
                 item["identifier"],
@@ -177,7 +176,7 @@ async def _restore_one(
             if retried and is_outage(error):
                 await asyncio.sleep(RETRY_DELAY)
                 continue
-            logger.exception("The subscription %r could not be restored.", identifier)
+            commands.connection.log.exception("The subscription %r could not be restored.", identifier)
             return False
         if reply is None or not opened or not subscription.reserve(subscription.member):
             subscription.end()

@@ -1,0 +1,49 @@
+"""Limits what is logged on behalf of one client, so that a client cannot fill the log."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from reliable_cable.logs import logger
+
+#: The most lines a minute that are logged on behalf of one client.
+MAX_LINES: Final = 20
+#: The length of that minute, in seconds.
+INTERVAL: Final = 60.0
+
+
+class ClientLog(logging.LoggerAdapter[logging.Logger]):
+    """The logger of a connection. Of further lines within a minute, only the number is logged, when the minute is over.
+
+    Args:
+        clock: returns the time in seconds, by any monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(logger, {})
+        self._clock = clock
+        self._began = clock()
+        self._lines = 0
+
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name in logging
+        """Return whether a line of this level is logged, and count it."""
+        if not super().isEnabledFor(level):
+            return False
+        self.report()
+        self._lines += 1
+        return self._lines <= MAX_LINES
+
+    def report(self, *, ended: bool = False) -> None:
+        """Log how many lines were left out, if the minute is over or the connection has ended."""
+        now = self._clock()
+        if now - self._began < INTERVAL and not ended:
+            return
+        omitted = self._lines - MAX_LINES
+        self._began, self._lines = now, 0
+        if omitted > 0:
+            self.logger.warning("And %d more lines about the same client.", omitted)
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return the message and the options as they are."""
+        return msg, kwargs

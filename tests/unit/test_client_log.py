@@ -1,0 +1,123 @@
+"""What is logged on behalf of one client is limited."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from reliable_cable import Channel, action
+from reliable_cable.channel import registry
+from reliable_cable.connection.client_log import INTERVAL, MAX_LINES, ClientLog
+from reliable_cable.connection.connection import FAULTS_TIME
+
+from .wire import Client, connection_of, identifier, run_event_loop
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def _level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "reliable_cable")
+
+
+class TestClientLog:
+    def test_further_lines_within_a_minute_are_counted(self, caplog: pytest.LogCaptureFixture) -> None:
+        clock = Clock()
+        log = ClientLog(clock)
+        for number in range(500):
+            log.warning("line %d", number)
+        assert caplog.messages == [f"line {number}" for number in range(MAX_LINES)]
+        clock.now += INTERVAL
+        log.report()
+        assert caplog.messages[MAX_LINES:] == ["And 480 more lines about the same client."]
+
+    def test_in_the_next_minute_lines_are_logged_again(self, caplog: pytest.LogCaptureFixture) -> None:
+        clock = Clock()
+        log = ClientLog(clock)
+        for number in range(MAX_LINES + 1):
+            log.warning("line %d", number)
+        clock.now += INTERVAL
+        log.warning("later")
+        assert caplog.messages[MAX_LINES:] == ["And 1 more lines about the same client.", "later"]
+
+    def test_few_lines_are_not_followed_by_a_number(self, caplog: pytest.LogCaptureFixture) -> None:
+        clock = Clock()
+        log = ClientLog(clock)
+        log.warning("one")
+        clock.now += INTERVAL
+        log.report()
+        log.report(ended=True)
+        assert caplog.messages == ["one"]
+
+    def test_lines_of_a_level_that_is_not_logged_do_not_count(self, caplog: pytest.LogCaptureFixture) -> None:
+        log = ClientLog(Clock())
+        for _ in range(MAX_LINES):
+            log.debug("hidden")
+        log.warning("shown")
+        assert caplog.messages == ["shown"]
+
+    def test_a_record_names_the_place_of_the_call(self, caplog: pytest.LogCaptureFixture) -> None:
+        ClientLog(Clock()).warning("here")
+        assert caplog.records[-1].filename == "test_client_log.py"
+
+
+class Room(Channel, abstract=True):
+    @action
+    async def fail(self) -> None:
+        raise LookupError("as the test asked")
+
+
+ROOM = identifier("Room")
+
+
+class TestConnections:
+    @pytest.fixture(autouse=True)
+    def _room(self, settings: Any) -> Iterator[None]:
+        settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+        registry["Room"] = [Room]
+        yield
+        del registry["Room"]
+
+    async def test_each_connection_has_a_limit_of_its_own(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with Client() as noisy, Client() as other:
+            await other.subscribe(ROOM)
+            for number in range(50):
+                await noisy.send("subscribe", identifier("None", number=number))
+            await noisy.receive_many(50)
+            await other.perform(ROOM, "fail")
+            await run_event_loop()
+            assert caplog.messages.count("There is no channel 'None'.") == MAX_LINES
+            assert caplog.messages[-1] == "Room: fail failed."
+        assert "And 30 more lines about the same client." in caplog.messages
+
+    async def test_a_client_whose_handlers_fail_very_often_is_disconnected_for_a_while(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            for _ in range(201):
+                await client.perform(ROOM, "fail")
+            assert await client.receive() == {"type": "disconnect", "reason": "invalid_request", "reconnect": True}
+
+    async def test_unknown_channels_and_actions_do_not_disconnect_a_client(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            for number in range(300):
+                await client.perform(ROOM, f"of an older page {number}")
+                await client.send("subscribe", identifier("Old", number=number))
+            assert {frame["type"] for frame in await client.receive_many(300)} == {"reject_subscription"}
+            assert not connection_of(client).ending
+
+    async def test_broken_frames_are_forgotten_after_a_minute(self) -> None:
+        async with Client() as client:
+            for _ in range(3):
+                for _ in range(20):
+                    await client.send_text("{")
+                assert await client.quiet()
+                connection_of(client)._faults_since -= FAULTS_TIME + 1
