@@ -9,6 +9,8 @@ from reliable_cable.logs import logger
 
 #: The most lines a minute that are logged on behalf of one client.
 MAX_LINES: Final = 20
+#: How many of them have their traceback.
+MAX_TRACEBACKS: Final = 5
 #: The length of that minute, in seconds.
 INTERVAL: Final = 60.0
 
@@ -24,7 +26,7 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         super().__init__(logger, {})
         self._clock = clock
         self._began = clock()
-        self._lines = 0
+        self._lines = self._tracebacks = 0
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name in logging
         """Return whether a line of this level is logged, and count it."""
@@ -40,10 +42,14 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         if now - self._began < INTERVAL and not ended:
             return
         omitted = self._lines - MAX_LINES
-        self._began, self._lines = now, 0
+        self._began, self._lines, self._tracebacks = now, 0, 0
         if omitted > 0:
             self.logger.warning("And %d more lines about the same client.", omitted)
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Return the message and the options as they are."""
+        """Remove the traceback if there were enough of them."""
+        if kwargs.get("exc_info"):
+            self._tracebacks += 1
+            if self._tracebacks > MAX_TRACEBACKS:
+                kwargs = {**kwargs, "exc_info": None}
         return msg, kwargs

@@ -10,7 +10,7 @@ import pytest
 
 from reliable_cable import Channel, action
 from reliable_cable.channel import registry
-from reliable_cable.connection.client_log import INTERVAL, MAX_LINES, ClientLog
+from reliable_cable.connection.client_log import INTERVAL, MAX_LINES, MAX_TRACEBACKS, ClientLog
 from reliable_cable.connection.connection import FAULTS_TIME
 
 from .wire import Client, connection_of, identifier, run_event_loop
@@ -63,6 +63,15 @@ class TestClientLog:
             log.debug("hidden")
         log.warning("shown")
         assert caplog.messages == ["shown"]
+
+    def test_the_first_tracebacks_are_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+        log = ClientLog(Clock())
+        for _ in range(MAX_TRACEBACKS + 2):
+            try:
+                raise LookupError
+            except LookupError:
+                log.exception("It failed.")
+        assert [bool(record.exc_info) for record in caplog.records] == [*[True] * MAX_TRACEBACKS, False, False]
 
     def test_a_record_names_the_place_of_the_call(self, caplog: pytest.LogCaptureFixture) -> None:
         ClientLog(Clock()).warning("here")
