@@ -179,9 +179,14 @@ class Commands(CommandQueue):
             self.log.warning("A subscription was rejected: what it keeps is too large, with the other subscriptions.")
             self._reject(subscription)
             return
-        self.transmit(subscription.identifier, reply)
+        await self.transmit(subscription.identifier, reply)
         if reply.rejected:
             self._reject(subscription)
+            return
+        if self._revocation(subscription, subscription.authorized) is not None:
+            # It was revoked while the client received the transmissions, which must not be sent twice.
+            subscription.end()
+            self.connection.close(DisconnectReason.SERVER_RESTART)
             return
         self.subscriptions[subscription.identifier] = subscription
         if self.connection.closed:
@@ -198,7 +203,7 @@ class Commands(CommandQueue):
         """Disconnect the client, so that it reconnects and subscribes again."""
         identifier = channel.identifier
         self.log.warning("The subscription %r could not be made. Its client is disconnected: %s", identifier, error)
-        self.transmit(identifier, await run_error_handler(channel, error, "subscribed", self.log))
+        await self.transmit(identifier, await run_error_handler(channel, error, "subscribed", self.log))
         self.connection.close(DisconnectReason.SERVER_RESTART)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
@@ -277,7 +282,7 @@ class Commands(CommandQueue):
             return
         if subscription.revoked:
             return
-        self.transmit(subscription.identifier, reply)
+        await self.transmit(subscription.identifier, reply)
         if reply.rejected:
             await self._unsubscribe(subscription)
             self.connection.reject(subscription.identifier)
@@ -345,10 +350,11 @@ class Commands(CommandQueue):
                 self.log.exception("%s: %s failed.", type(channel).__name__, name)
             reply = await run_error_handler(channel, cause, name, self.log)
         if not reply.changed or await self.connection.save():
-            self.transmit(channel.identifier, reply)
+            await self.transmit(channel.identifier, reply)
         return None
 
-    def transmit(self, identifier: str, reply: Reply) -> None:
+    async def transmit(self, identifier: str, reply: Reply) -> None:
         """Send the transmissions of a reply."""
-        for data in reply.transmissions:
-            self.connection.outbox.push(messages.transmission(identifier, data))
+        if reply.transmissions:
+            frames = (messages.transmission(identifier, data) for data in reply.transmissions)
+            await self.connection.outbox.push_paced(frames)

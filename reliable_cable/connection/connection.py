@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Final, Protocol, TypeVar
 
 from reliable_cable.concurrency.contexts import run_in_context
+from reliable_cable.concurrency.token_bucket import TokenBucket
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
@@ -35,6 +36,10 @@ from .stream_ids import StreamIds
 
 T = TypeVar("T")
 
+#: How many times a second a client may join presence for long, and how many times at once, besides once for each
+#: subscription.
+JOIN_RATE: Final = 2.0
+JOIN_BURST: Final = 20
 #: The most faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
 MAX_FAULTS: Final = 200
 #: After how long, in seconds, the count of faults begins again.
@@ -134,6 +139,7 @@ class Connection:
     #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
     _notice_ping: int = 0
     _log: ClientLog | None = None
+    _joins: TokenBucket | None = None
     #: The faults since a time of the monotonic clock.
     _faults: int = 0
     _faults_since: float = 0.0
@@ -289,6 +295,15 @@ class Connection:
         if self._faults > MAX_FAULTS and not self.ending:
             self.log.warning("A client is disconnected: it sent too many broken frames, or too many handlers failed.")
             self.close(DisconnectReason.INVALID_REQUEST)
+
+    def may_join(self) -> bool:
+        """Count a join that the client asks for. Return whether it may be made now."""
+        if self._joins is None:
+            self._joins = TokenBucket(JOIN_RATE, JOIN_BURST + self.hub.settings.max_subscriptions)
+        if self._joins.try_to_take(1, time.monotonic()):
+            return True
+        self.log.warning("A join was refused: the client joins more often than %g times a second.", JOIN_RATE)
+        return False
 
     def reject(self, identifier: str) -> None:
         """Tell the client that a subscription was rejected."""

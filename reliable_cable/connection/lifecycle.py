@@ -42,7 +42,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
         connection.changed()
     connection.outbox.push(messages.welcome(connection.sid, None if restored is None else restored.identifiers))
     if restored is not None:
-        connection.outbox.push_all(restored.transmissions)
+        await connection.outbox.push_paced(restored.transmissions)
     loop = asyncio.get_running_loop()
     for subscription in commands.subscriptions.values():
         subscription.deadline = loop.call_later(HISTORY_TIMEOUT, connection.close, DisconnectReason.SERVER_RESTART)

@@ -5,7 +5,7 @@ See Protocol: Slow clients.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from types import coroutine
@@ -103,10 +103,11 @@ class Outbox:
     held: int = 0
     #: Whether sending has ended.
     closed: bool = False
+    #: Whether the socket accepts nothing now, so that frames are queued.
+    blocked: bool = False
     _queue: deque[str] = field(default_factory=lambda: _EMPTY)
     _size: int = 0
     _paused: bool = False
-    _blocked: bool = False
     #: The timer of the next check whether a full socket accepts anything, and the results of the last check.
     _watch: asyncio.TimerHandle | None = None
     _moved: bool = False
@@ -137,7 +138,7 @@ class Outbox:
             return True
         if self.closed:
             return True
-        if not self._blocked:
+        if not self.blocked:
             self._drive({"type": "websocket.send", "text": text})
             return True
         account = self.account
@@ -191,14 +192,14 @@ class Outbox:
 
     def pause(self) -> None:
         """Queue frames from now on, because the server's buffer is full."""
-        self._paused = self._blocked = True
+        self._paused = self.blocked = True
         self.ready = None
 
     def resume(self) -> None:
         """Send the queued frames, because the server's buffer has room."""
         self._paused = False
         self._moved = True
-        if self.closed or not self._blocked:
+        if self.closed or not self.blocked:
             return
         if self.write is not None:
             self._write_queued(self.write)
@@ -213,7 +214,7 @@ class Outbox:
             self.failed()
             return
         if not self._paused:
-            self._blocked = False
+            self.blocked = False
             self._queue = _EMPTY
             self.ready = write
             self._wake()
@@ -223,9 +224,20 @@ class Outbox:
         logger.debug("A frame could not be sent.", exc_info=True)
         self.abandon()
 
+    async def push_paced(self, frames: Iterable[str]) -> None:
+        """Send several frames. After each of them, wait until the socket accepts more.
+
+        Use this for frames that a handler or a command of the client causes, so that the client gets all of them
+        however slowly it reads.
+        """
+        for frame in frames:
+            self.push(frame)
+            if self.blocked:
+                await self.drained()
+
     async def drained(self) -> None:
         """Wait until no frame is queued. A client that accepts nothing for too long meanwhile is disconnected."""
-        while self._blocked and not self.closed:
+        while self.blocked and not self.closed:
             if self._watch is None:
                 self._watch_socket()
             if self._drained is None:
@@ -246,7 +258,7 @@ class Outbox:
 
     def _check_socket(self) -> None:
         self._watch = None
-        if not self._blocked:
+        if not self.blocked:
             return
         unsent, then = self.unsent(), self._unsent_then
         # A ping that the server itself has sent may have increased the number.
@@ -310,7 +322,7 @@ class Outbox:
         except Exception:
             self.failed()
             return
-        self._blocked = True
+        self.blocked = True
         self._task = asyncio.get_running_loop().create_task(self._flush(_resume(started, waited)))
 
     async def _flush(self, first: Awaitable[None] | None = None) -> None:
@@ -327,7 +339,7 @@ class Outbox:
         finally:
             self._task = None
             if not self._paused or self.closed:
-                self._blocked = False
+                self.blocked = False
                 self._queue = _EMPTY
                 self._wake()
 

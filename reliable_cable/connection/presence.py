@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.hub.presence import PresenceService
@@ -17,6 +17,9 @@ from .client_log import ClientLog
 from .connection import Connection
 from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
+
+#: An incarnation that no stream has.
+OTHER_INCARNATION: Final = "-"
 
 
 def member_key(sid: str, identifier: str) -> str:
@@ -91,11 +94,14 @@ class SubscriptionPresence:
                 await self.leave()
 
     async def authorizes(self, claim: PresenceClaim) -> bool:
-        """Return whether the channel allows a join that the client requests.
+        """Return whether the connection and the channel allow a join that the client requests.
 
         Raises:
             Exception: `authorize_presence` failed because of an outage.
         """
+        if not self._connection.may_join():
+            self._send(messages.presence_error())
+            return False
         channel = self._subscription.channel
         authorize = getattr(channel, "authorize_presence", None)
         if authorize is None:
@@ -178,6 +184,7 @@ class SubscriptionPresence:
         message = messages.presence_error()
         stream = self._subscription.presence_stream
         if stream is not None:
+            await self._connection.outbox.drained()
             try:
                 info, self._roster = await self._service.rosters.snapshot(stream, records=return_records)
             except Exception:
@@ -217,13 +224,23 @@ class SubscriptionPresence:
             return
         difference, self._roster = resumed
         self._restored_incarnation = None
-        for id_ in difference.leaves:
-            self._send(messages.presence_leave(id_))
-        for id_, info in difference.joins.items():
-            self._send(messages.presence_join(id_, info))
+        # These must be sent before any later event, so nothing may wait for the socket between them.
+        events = [
+            *(self._event(messages.presence_leave(id_)) for id_ in difference.leaves),
+            *(self._event(messages.presence_join(id_, info)) for id_, info in difference.joins.items()),
+        ]
+        if sum(map(len, events)) > self._connection.account.half:
+            # They would fill the outbox. With this record, the client subscribes again, and requests a new list.
+            self._roster, self._restored_incarnation = None, OTHER_INCARNATION
+            self._connection.close(DisconnectReason.SERVER_RESTART)
+            return
+        self._connection.outbox.push_all(events)
 
     def _send(self, message: str) -> None:
-        self._connection.outbox.push(messages.presence_event(self._subscription.identifier, message))
+        self._connection.outbox.push(self._event(message))
+
+    def _event(self, message: str) -> str:
+        return messages.presence_event(self._subscription.identifier, message)
 
     # -- restore ------------------------------------------------------------------------------------------------------
 

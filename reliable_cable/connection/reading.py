@@ -6,6 +6,7 @@ See Protocol: Fast clients.
 import asyncio
 from typing import Final
 
+from reliable_cable.concurrency.token_bucket import TokenBucket
 from reliable_cable.protocol.constants import DisconnectReason
 
 from .connection import Connection
@@ -32,17 +33,14 @@ class Reading:
         connection: the connection.
     """
 
-    __slots__ = ("_burst", "_connection", "_frames", "_over_since", "_rate", "_tokens", "_updated")
+    __slots__ = ("_bucket", "_connection", "_frames", "_over_since")
 
     def __init__(self, connection: Connection) -> None:
         settings = connection.hub.settings
+        rate = settings.max_frame_rate
         self._connection = connection
-        self._rate = settings.max_frame_rate
-        self._burst = (self._rate or 0) * BURST_TIME + settings.max_subscriptions
-        self._tokens = self._burst
-        #: When the tokens were counted last, by the clock of the event loop.
-        self._updated = 0.0
-        #: The frames that were read since then.
+        self._bucket = TokenBucket(rate, rate * BURST_TIME + settings.max_subscriptions) if rate is not None else None
+        #: The frames that were read since the last pause.
         self._frames = 0
         #: Since when the client has sent more than it may; None: it has not.
         self._over_since: float | None = None
@@ -74,16 +72,12 @@ class Reading:
     def _delay(self, now: float) -> float:
         """Return how long, in seconds, to read nothing. Disconnect a client that has sent too much for too long."""
         frames, self._frames = self._frames, 0
-        if self._rate is None:
-            return 0
-        self._tokens = min(self._tokens + (now - self._updated) * self._rate, self._burst) - frames
-        self._updated = now
-        if self._tokens >= 0:
+        delay = 0.0 if self._bucket is None else self._bucket.take(frames, now)
+        if not delay:
             self._over_since = None
-            return 0
-        if self._over_since is None:
+        elif self._over_since is None:
             self._over_since = now
         elif now - self._over_since > FLOOD_TIME and not self._connection.ending:
-            self._connection.log.warning("A client sent more than %g frames a second for %g s.", self._rate, FLOOD_TIME)
+            self._connection.log.warning("A client sent more frames than MAX_FRAME_RATE allows for %g s.", FLOOD_TIME)
             self._connection.close(DisconnectReason.INVALID_REQUEST)
-        return -self._tokens / self._rate
+        return delay

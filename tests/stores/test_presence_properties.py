@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from reliable_cable.conf import CableSettings
@@ -35,14 +35,18 @@ class Model:
         self.swept: float | None = None
         self.grace = 0.0
 
-    def join(self, session: str, id_: str, info: Any, joined: bool, replaces: str) -> list[PresenceEvent]:
+    def join(
+        self, session: str, id_: str, info: Any, joined: bool, replaces: str, announced: bool
+    ) -> list[PresenceEvent]:
+        # A store may remember a leave for longer than it has to. It has then `announced` the join.
         if session not in self.sessions and self.sessions.get(replaces, ("", 0))[0] == id_:
             self.sessions[session] = self.sessions.pop(replaces)
             infos = self.infos[id_].items()
             self.infos[id_] = {session if other == replaces else other: info for other, info in infos}
         events = self.leave(session) if self.sessions.get(session, (id_,))[0] != id_ else []
         if id_ not in self.infos:
-            remembered = self.left.pop(id_, -1e9) >= self.clock() - KEPT - 60
+            left_at = self.left.pop(id_, None)
+            remembered = left_at is not None and (announced or left_at >= self.clock() - KEPT - 60)
             if remembered or not joined:
                 events.append(PresenceEvent("s", "join", id_, info))
         self.infos.setdefault(id_, {})[session] = info
@@ -98,7 +102,12 @@ STEPS = st.one_of(
 )
 
 
+#: A server that has seen the member joins it again.
+REJOIN = ("join", "phone", "1", "Ann", True, "")
+
+
 @pytest.mark.parametrize("alias", [MEMORY, *REDIS_STORES])
+@example(steps=[("join", "phone", "1", "Ann", False, ""), ("leave", "phone"), *[("advance", 30)] * 20, REJOIN])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=40))
 def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, Any], steps: list[Any]) -> None:
@@ -111,7 +120,8 @@ def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, 
         if name == "join":
             session, id_, info, joined, replaces = args
             events = store.join_all([Member("s", session, id_, info, joined, replaces)])
-            assert events == model.join(session, id_, info, joined, replaces)
+            announced = any(event.type == "join" for event in events)
+            assert events == model.join(session, id_, info, joined, replaces, announced)
         elif name == "leave":
             assert store.leave("s", args[0]) == model.leave(args[0])
         elif name == "refresh":

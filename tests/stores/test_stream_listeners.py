@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -43,6 +43,11 @@ async def listen() -> AsyncIterator[Listen]:
         await listener.close()
 
 
+def published(events: Sequence[StreamEvent]) -> list[StreamEvent]:
+    """Return the events without `Advanced`, which a poll may add if it finds a message before it is announced."""
+    return [event for event in events if not isinstance(event, Advanced)]
+
+
 @every_store
 class TestAnnouncing:
     async def test_messages_are_announced_in_order_with_their_positions(
@@ -51,8 +56,8 @@ class TestAnnouncing:
         _, heard = await listen(store, "a")
         first, second = await store.aappend([("a", Message("1")), ("a", Message("2", exclude="sid"))])
         await store.aappend([("b", Message("3"))])
-        await until(lambda: len(heard) >= 2)
-        assert heard == [
+        await until(lambda: len(published(heard)) >= 2)
+        assert published(heard) == [
             Published("a", first.epoch, Entry(1, "1")),
             Published("a", second.epoch, Entry(2, "2", "sid")),
         ]

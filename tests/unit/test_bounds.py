@@ -10,6 +10,7 @@ import pytest
 
 from reliable_cable import Channel, action, state
 from reliable_cable.channel import MAX_STATE_SIZE, registry
+from reliable_cable.connection.connection import JOIN_BURST
 from reliable_cable.protocol.constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
 
 from .wire import Client, connection_of, identifier, run_event_loop
@@ -136,6 +137,48 @@ class TestMembers:
             assert (await client.receive())["message"] == {"type": "error"}
             await client.send("presence", ROOM)
             assert (await client.receive())["message"]["total"] == 0
+
+
+class TestJoins:
+    async def test_a_client_that_joins_too_often_gets_errors(self, caplog: pytest.LogCaptureFixture) -> None:
+        allowed = JOIN_BURST + 30
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            for number in range(allowed + 50):
+                await client.send("join", ROOM, presence={"id": f"member {number}"})
+            # Each join but the first also replaces the member before it.
+            events = [frame["message"]["type"] for frame in await client.receive_many(2 * allowed - 1 + 40)]
+            assert events.count("join") >= allowed
+            assert "error" in events
+        assert "more often than 2 times a second" in caplog.text
+
+    async def test_a_handler_may_join_as_often_as_it_likes(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            for number in range(1, 101):
+                await client.perform(ROOM, "join", id=number, info=1)
+            assert "error" not in [frame["message"]["type"] for frame in await client.receive_many(199)]
+
+    async def test_a_list_that_has_changed_too_much_is_requested_anew(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.send("presence", ROOM)
+            await client.receive()
+        async with Client() as one, Client() as other, Client() as third:
+            for each in (one, other, third):
+                for number in range(5):
+                    room = identifier("Room", number=number)
+                    await each.subscribe(room)
+                    await each.send("join", room, presence={"id": f"{each.sid} {number}", "info": "i" * 4000})
+                await each.send("presence", ROOM)
+            await run_event_loop()
+            async with Client(client.sid) as later:
+                assert later.welcome["restored_ids"] == [ROOM]
+                await later.send("history", ROOM)
+                while (await later.communicator.receive_output(5))["type"] != "websocket.close":
+                    pass
+            async with Client(later.sid) as last:
+                assert last.welcome["restored_ids"] == []
 
 
 class TestStates:

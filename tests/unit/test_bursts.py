@@ -21,6 +21,7 @@ from reliable_cable.connection import outbox
 from reliable_cable.connection.connection import Connection
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer, get_hub
+from reliable_cable.protocol.constants import SESSION_HEADER
 from reliable_cable.servers.base import FRAMES_EXTENSION
 from tests.support.memory_socket import MemorySocket
 
@@ -69,11 +70,13 @@ class SlowClient(MemorySocket):
     Args:
         frames: whether the server takes encoded frames. If not, its `send` waits while the buffer is full.
         protocol: the subprotocol of the client.
+        sid: the id of the session to restore.
     """
 
-    def __init__(self, *, frames: bool, protocol: str = EXTENDED) -> None:
+    def __init__(self, *, frames: bool, protocol: str = EXTENDED, sid: str = "") -> None:
         super().__init__(frames=frames, high=HIGH, low=LOW)
         self.protocol = protocol
+        self.sid = sid
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.dropped = asyncio.Event()
         self.log: list[Any] = []
@@ -135,7 +138,8 @@ class SlowClient(MemorySocket):
 
     async def __aenter__(self) -> SlowClient:
         offered = {FRAMES_EXTENSION: self}
-        scope = {"type": "websocket", "subprotocols": [self.protocol], "headers": [], "extensions": offered}
+        headers = [(SESSION_HEADER, self.sid.encode())] if self.sid else []
+        scope = {"type": "websocket", "subprotocols": [self.protocol], "headers": headers, "extensions": offered}
         self._task = asyncio.ensure_future(CableConsumer.as_asgi()(scope, self.incoming.get, self.send))
         self.incoming.put_nowait({"type": "websocket.connect"})
         await self.run_until_idle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from reliable_cable.channel import registry
 from reliable_cable.concurrency import threads
 from reliable_cable.connection import outbox
 from reliable_cable.consumer import get_hub
+from reliable_cable.disconnecting import arevoke
 from reliable_cable.hub.fanout import POLICY
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.recovery import Entry
@@ -43,14 +45,33 @@ class Actions(Channel, abstract=True):
         self.transmit({"language": translation.get_language()})
 
 
+class Talkative(Channel, abstract=True):
+    """Transmits more than `MAX_PENDING_SIZE` at once."""
+
+    async def subscribed(self) -> None:
+        self.stream_from("a")
+        self._say_much()
+
+    @action
+    async def talk(self) -> None:
+        self._say_much()
+
+    def _say_much(self) -> None:
+        for number in range(50):
+            self.transmit({"n": number, "stream": "talk", "pad": "x" * 200})
+
+
+TALKATIVE = identifier("Talkative")
+
+
 @pytest.fixture(autouse=True)
 def _rooms(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # A database connection that another test left open would make handlers wait for a thread at times.
     monkeypatch.setattr(threads, "_connected", set())
     configured(settings)
-    registry.update({"Room": [Room], "Actions": [Actions]})
+    registry.update({"Room": [Room], "Actions": [Actions], "Talkative": [Talkative]})
     yield
-    del registry["Room"], registry["Actions"]
+    del registry["Room"], registry["Actions"], registry["Talkative"]
 
 
 # -- when a connection is closed ---------------------------------------------------------------------------------------
@@ -127,6 +148,37 @@ async def test_history_and_held_messages_leave_room_for_frames_that_cannot_be_re
         await client.read_all()
         assert not client.aborted
         assert [number for number in client.numbers(ONE, "a") if number >= 0] == list(range(60))
+
+
+class TestTransmissions:
+    @frames_or_not
+    async def test_a_client_that_reads_slowly_gets_all_of_them(self, frames: bool) -> None:
+        async with SlowClient(frames=frames) as client:
+            await client.subscribe(TALKATIVE)
+            assert client.numbers(TALKATIVE, "talk") == list(range(50))
+            text = json.dumps({"command": "message", "identifier": TALKATIVE, "data": '{"action":"talk"}'})
+            client.incoming.put_nowait({"type": "websocket.receive", "text": text})
+            await client.read_all()
+            assert client.numbers(TALKATIVE, "talk") == [*range(50)] * 2
+
+    async def test_those_of_a_restore_are_sent_in_the_same_way(self) -> None:
+        async with SlowClient(frames=True) as client:
+            await client.subscribe(TALKATIVE)
+            sid = client.connection.sid
+        async with SlowClient(frames=True, sid=sid) as later:
+            await later.read_all()
+            assert later.numbers(TALKATIVE, "talk") == list(range(50))
+
+    async def test_a_subscription_that_is_revoked_meanwhile_is_not_confirmed(self) -> None:
+        async with SlowClient(frames=True) as client:
+            text = json.dumps({"command": "subscribe", "identifier": TALKATIVE})
+            client.incoming.put_nowait({"type": "websocket.receive", "text": text})
+            await client.run_until_idle()
+            assert client.full
+            await arevoke(channel=Talkative)
+            await client.read_all()
+            assert "confirm_subscription" not in [frame.get("type") for frame in client.log]
+            assert client.ended
 
 
 async def test_the_size_of_a_write_is_bounded_even_with_a_long_identifier(settings: Any) -> None:

@@ -1,0 +1,40 @@
+"""A token bucket limits a rate, and allows bursts."""
+
+
+class TokenBucket:
+    """Fills with tokens at a rate, up to a limit.
+
+    Args:
+        rate: tokens a second.
+        burst: the most tokens that it holds. It is full at first.
+    """
+
+    __slots__ = ("_burst", "_rate", "_tokens", "_updated")
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = self._tokens = burst
+        self._updated = 0.0
+
+    def take(self, count: float, now: float) -> float:
+        """Take tokens, even more than there are. Return how long, in seconds, it takes to get the missing ones.
+
+        Args:
+            count: the number of tokens.
+            now: the time in seconds, by any monotonic clock.
+        """
+        self._fill(now)
+        self._tokens -= count
+        return max(-self._tokens / self._rate, 0)
+
+    def try_to_take(self, count: float, now: float) -> bool:
+        """Take tokens if there are enough. Return whether there were."""
+        self._fill(now)
+        if self._tokens < count:
+            return False
+        self._tokens -= count
+        return True
+
+    def _fill(self, now: float) -> None:
+        self._tokens = min(self._tokens + (now - self._updated) * self._rate, self._burst)
+        self._updated = now
