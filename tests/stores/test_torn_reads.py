@@ -19,14 +19,17 @@ pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 
 
 @contextmanager
-def between_the_queries(alias: str, change: Callable[[], object]) -> Iterator[None]:
-    """Change the database after the next query, which reads the stream's row, and before the one for its entries."""
-    pending = [change]
+def between_the_queries(alias: str, *changes: Callable[[], object]) -> Iterator[None]:
+    """Change the database after the next query, which reads the stream's row, and before the one for its entries.
+
+    Further changes happen in the following reads.
+    """
+    pending = list(changes)
 
     def run(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
         result = execute(sql, *args)
-        if pending and sql.startswith("SELECT") and "cable_stream" in sql:
-            pending.pop()()
+        if pending and sql.startswith("SELECT") and 'FROM "reliable_cable_stream" ' in sql:
+            pending.pop(0)()
         return result
 
     with connections[alias].execute_wrapper(run):
@@ -46,6 +49,28 @@ def test_a_tail_is_not_combined_with_the_entries_of_an_older_copy(store: ModelSt
     with between_the_queries(alias, lambda: go_back(alias, 1)):
         page = store.read("a", after=1, limit=10)
     assert page == StreamPage(epoch, 1, 1)
+
+
+def test_a_tail_is_not_combined_with_some_entries_of_an_older_copy(store: ModelStreamStore, alias: str) -> None:
+    append(store, *"123")
+    epoch = store.position("a").epoch
+    with between_the_queries(alias, lambda: go_back(alias, 2)):
+        page = store.read("a", after=0, limit=10)
+    assert (page.epoch, page.tail, [entry.offset for entry in page.entries]) == (epoch, 2, [1, 2])
+
+
+def test_the_older_copy_may_go_back_again_during_the_second_attempt(store: ModelStreamStore, alias: str) -> None:
+    append(store, *"123")
+    epoch = store.position("a").epoch
+    with between_the_queries(alias, lambda: go_back(alias, 2), lambda: go_back(alias, 1)):
+        assert store.read("a", after=1, limit=10) == StreamPage(epoch, 1, 1)
+
+
+def test_entries_that_somebody_has_deleted_are_missing(store: ModelStreamStore, alias: str) -> None:
+    append(store, *"123")
+    epoch = store.position("a").epoch
+    models.StreamEntry.objects.using(alias).all().delete()
+    assert store.read("a", after=1, limit=10) == StreamPage(epoch, 3, 4)
 
 
 def test_a_stream_that_the_older_copy_lacks_is_not_there(store: ModelStreamStore, alias: str) -> None:
