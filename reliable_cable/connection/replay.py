@@ -184,8 +184,10 @@ class Replay:
             if offset is None:
                 return None
             page = await hub.history.read(stream.name, StreamPosition("", offset), known)
-            if offset and page.epoch != known.epoch:
-                return None  # the offset may belong to an epoch that has ended since it was found
+            if page.epoch != known.epoch and (offset or known.epoch):
+                # The offset may belong to an epoch that has ended since then. Even with the offset 0, messages of that
+                # epoch are missing in the page.
+                return None
             position = StreamPosition(page.epoch, offset)
         return (position, page) if recoverable(position, page) else None
 

@@ -16,12 +16,27 @@ from reliable_cable.stores.presence.redis import RedisPresenceStore
 from reliable_cable.stores.redis import lineage
 from reliable_cable.stores.redis.client import Call
 from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent
+from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import until
 from tests.stores.redis_pair import MakeStore, RedisPair, append, fail_over
 from tests.support.faults import FaultProxy
 from tests.support.redis import RedisServer
 
 pytestmark = pytest.mark.redis
+
+
+async def return_to_older_data(
+    primary: RedisServer, replica: RedisServer, store: RedisStreamStore, given: list[StreamPosition]
+) -> None:
+    """Append a message that the replica misses, then make the primary copy the replica's data and be a primary again.
+
+    The position of the message is added to `given`.
+    """
+    await asyncio.to_thread(primary.wait_for_replicas)
+    replica.promote()
+    given += await append(store, "2")
+    await asyncio.to_thread(primary.follow, replica)
+    primary.promote()
 
 
 class TestLineage(RedisPair):
@@ -100,6 +115,51 @@ class TestLineage(RedisPair):
         (third,) = await append(store, "3")
         assert len({first.epoch, second.epoch, third.epoch}) == 3
         assert await append(make_store(primary.port), "4") == [StreamPosition(third.epoch, 2)]
+
+    async def test_older_data_under_an_open_connection_begin_new_epochs(
+        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
+    ) -> None:
+        # The server was demoted, got older data, and was promoted again, while nothing was sent. No process connected
+        # to the other server, so that the data have the former lineage.
+        store = make_store(primary.port)
+        given = await append(store, "1")
+        await return_to_older_data(primary, replica, store, given)
+        given += await append(store, "3")
+        assert [position.offset for position in given] == [1, 2, 1]
+        assert len(set(given)) == 3, "no position is used twice"
+        assert await append(make_store(primary.port), "4") == [StreamPosition(given[-1].epoch, 2)]
+
+    async def test_a_read_of_older_data_under_an_open_connection_finds_no_stream(
+        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
+    ) -> None:
+        store = make_store(primary.port)
+        given = await append(store, "1")
+        await return_to_older_data(primary, replica, store, given)
+        assert (await store.aread("a", after=0, limit=10)).epoch == ""
+
+    async def test_older_data_while_a_connection_opens_begin_new_epochs(
+        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
+    ) -> None:
+        before, store = make_store(primary.port), make_store(primary.port)
+        given = await append(before, "1")
+        await asyncio.to_thread(primary.wait_for_replicas)
+        connection = store.client.new_connection()
+        # The new connection has the reply to INFO, and the lineage script waits.
+        primary.cli("CLIENT", "PAUSE", 60_000, "WRITE")
+        opening = asyncio.create_task(connection.connect())
+        await until(lambda: "cmd=eval " in primary.cli("CLIENT", "LIST"))
+        replica.promote()
+        primary.cli("REPLICAOF", "127.0.0.1", replica.port)
+        await until(lambda: primary.cli("INFO", "replication")["master_link_status"] == "up")
+        primary.promote()
+        primary.cli("CLIENT", "UNPAUSE")
+        await opening
+        await connection.disconnect()
+        assert before.client.lineage.identity is not None
+        assert connection.identity.lineage != before.client.lineage.identity.lineage
+        given += await append(store, "2")
+        assert [position.offset for position in given] == [1, 1]
+        assert await append(make_store(primary.port), "3") == [StreamPosition(given[-1].epoch, 2)], "one epoch began"
 
     async def test_a_refused_command_while_a_connection_opens_begins_no_second_epoch(
         self, primary: RedisServer, replica: RedisServer, address: FaultProxy, make_store: MakeStore

@@ -18,18 +18,26 @@ from tests.stores.test_streams import append
 pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
 
 
-@contextmanager
-def between_the_queries(alias: str, change: Callable[[], object]) -> Iterator[None]:
-    """Change the database after the next query, which reads the stream's row, and before the one for its entries."""
-    pending = [change]
+def between_queries(changes: list[Callable[[], object]]) -> Callable[..., Any]:
+    """Return a wrapper of queries that calls `changes` between the query for a stream's row and that for its entries.
+
+    Each change happens in another read, and is then removed from the list.
+    """
 
     def run(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
-        result = execute(sql, *args)
-        if pending and sql.startswith("SELECT") and "cable_stream" in sql:
-            pending.pop()()
-        return result
+        if changes and sql.startswith('SELECT "reliable_cable_streamentry"."offset"'):
+            changes[0]()
+            del changes[0]
+        return execute(sql, *args)
 
-    with connections[alias].execute_wrapper(run):
+    return run
+
+
+@contextmanager
+def changing_during_reads(alias: str, *changes: Callable[[], object]) -> Iterator[None]:
+    """Change the database during the next reads of this thread, once in each."""
+    pending = list(changes)
+    with connections[alias].execute_wrapper(between_queries(pending)):
         yield
     assert not pending
 
@@ -43,14 +51,36 @@ def go_back(alias: str, tail: int) -> None:
 def test_a_tail_is_not_combined_with_the_entries_of_an_older_copy(store: ModelStreamStore, alias: str) -> None:
     append(store, *"123")
     epoch = store.position("a").epoch
-    with between_the_queries(alias, lambda: go_back(alias, 1)):
+    with changing_during_reads(alias, lambda: go_back(alias, 1)):
         page = store.read("a", after=1, limit=10)
     assert page == StreamPage(epoch, 1, 1)
 
 
+def test_a_tail_is_not_combined_with_some_entries_of_an_older_copy(store: ModelStreamStore, alias: str) -> None:
+    append(store, *"123")
+    epoch = store.position("a").epoch
+    with changing_during_reads(alias, lambda: go_back(alias, 2)):
+        page = store.read("a", after=0, limit=10)
+    assert (page.epoch, page.tail, [entry.offset for entry in page.entries]) == (epoch, 2, [1, 2])
+
+
+def test_the_older_copy_may_go_back_again_during_the_second_attempt(store: ModelStreamStore, alias: str) -> None:
+    append(store, *"123")
+    epoch = store.position("a").epoch
+    with changing_during_reads(alias, lambda: go_back(alias, 2), lambda: go_back(alias, 1)):
+        assert store.read("a", after=1, limit=10) == StreamPage(epoch, 1, 1)
+
+
+def test_entries_that_somebody_has_deleted_are_missing(store: ModelStreamStore, alias: str) -> None:
+    append(store, *"123")
+    epoch = store.position("a").epoch
+    models.StreamEntry.objects.using(alias).all().delete()
+    assert store.read("a", after=1, limit=10) == StreamPage(epoch, 3, 4)
+
+
 def test_a_stream_that_the_older_copy_lacks_is_not_there(store: ModelStreamStore, alias: str) -> None:
     append(store, *"123")
-    with between_the_queries(alias, lambda: models.Stream.objects.using(alias).all().delete()):
+    with changing_during_reads(alias, lambda: models.Stream.objects.using(alias).all().delete()):
         assert store.read("a", after=1, limit=10) == StreamPage("", 0, 1)
 
 
@@ -60,7 +90,7 @@ def test_entries_of_another_epoch_are_not_combined_with_the_former_row(store: Mo
         append(store, *"45")
 
     append(store, *"123")
-    with between_the_queries(alias, begin_another_epoch):
+    with changing_during_reads(alias, begin_another_epoch):
         page = store.read("a", after=0, limit=10)
     assert (page.epoch, page.tail) == (store.position("a").epoch, 2)
     assert [entry.data for entry in page.entries] == ["4", "5"]
@@ -72,6 +102,6 @@ def test_entries_that_were_trimmed_between_the_queries_are_missing(store: ModelS
         models.Stream.objects.using(alias).update(low=3)
 
     append(store, *"123")
-    with between_the_queries(alias, trim):
+    with changing_during_reads(alias, trim):
         page = store.read("a", after=0, limit=10)
     assert (page.low, [entry.offset for entry in page.entries]) == (3, [3])

@@ -24,8 +24,6 @@ REOPEN_INTERVAL: Final = 0.5
 #: How long, in seconds, to keep the record after its last use. This is longer than the TTL of all data that are bound
 #: to it.
 RECORD_TTL: Final = 60 * 86400
-#: The `master_replid2` of a server that was never promoted.
-ZERO_REPLID: Final = "0" * 40
 
 
 class Identity(NamedTuple):
@@ -119,9 +117,9 @@ class LineageTracker:
         connection.expires = time.monotonic() + MAX_CONNECTION_AGE * random.uniform(0.75, 1)  # noqa: S311 - not all at once
 
     def _record_command(self, info: dict[str, str], replaced: str) -> Command:
-        promoted = info.get("master_replid2", ZERO_REPLID) != ZERO_REPLID
         fresh = f"{info['run_id']}-{secrets.token_hex(8)}"
-        args = (info["run_id"], info.get("master_replid", ""), int(promoted), fresh, replaced, RECORD_TTL)
+        replication_ids = (info.get("master_replid", ""), info.get("master_replid2", ""))
+        args = (info["run_id"], *replication_ids, fresh, replaced, RECORD_TTL)
         return ("EVAL", script_text("lineage"), 1, self.key, *args)
 
     def _has_returned(self, lineage: str, generation: int) -> bool:

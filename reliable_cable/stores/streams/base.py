@@ -198,7 +198,7 @@ class StreamStore(Store):
         """Return the offset before the first message since a time.
 
         All messages that were appended at or after `since` have greater offsets. Return None if some of them were
-        trimmed or have expired, and 0 if the stream does not exist.
+        trimmed, have expired, or belong to an epoch that has ended. Return 0 if the stream does not exist.
         """
 
     def position(self, stream: str) -> StreamPosition:

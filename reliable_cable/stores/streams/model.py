@@ -3,6 +3,7 @@
 import os
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
 from django.db import connections
@@ -27,6 +28,9 @@ from .wakeup import Waker
 
 #: The most streams or rows that one query names.
 NAMES_PER_QUERY = 500
+#: How often to read a stream whose entries are missing. The stream may have changed between the queries: entries were
+#: trimmed, a backup of the database was restored, or a standby without the newest messages took over.
+READ_ATTEMPTS = 3
 #: How often, in seconds, a process that sends transient messages deletes old ones.
 TRANSIENT_DELETE_INTERVAL = 10.0
 
@@ -158,34 +162,35 @@ class ModelStreamStore(ModelStore, StreamStore):
         self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
+        with self._database.store_errors(f"The stream {stream!r} cannot be read"):
+            for _ in range(READ_ATTEMPTS):
+                page = self._read_page(stream, after, limit, following)
+                start = max(after + 1, page.low)
+                expected = range(start, page.tail + 1)[: max(limit, 0)]
+                if len(page.entries) == len(expected) and (not expected or page.entries[-1].offset == expected[-1]):
+                    return page
+        # Entries were trimmed during the last attempt, or somebody has deleted them.
+        first = page.entries[0].offset if page.entries else page.tail + 1
+        return page if first == start else replace(page, low=first)
+
+    def _read_page(self, stream: str, after: int, limit: int, following: bool) -> StreamPage:
+        """Read the row of a stream, and then its entries. Entries may be missing if the stream changes in between."""
         policy = self.settings.policy(stream)
         alive = self._entries(OuterRef("pk")).filter(created__gt=self._server.ago(policy.history_ttl))
         oldest = Subquery(alive.order_by("created", "offset").values("offset")[:1])
-        with self._database.store_errors(f"The stream {stream!r} cannot be read"):
-            streams = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
-            row = streams.annotate(oldest=oldest, ended=self._ended()).first()
-            if row is None or row.ended:
-                return StreamPage("", 0, 1)
-            low = row.low
-            if not following:
-                low = max(low, row.tail - policy.history_size + 1, row.tail + 1 if row.oldest is None else row.oldest)
-            start = max(after + 1, low)
-            if limit <= 0 or start > row.tail:
-                return StreamPage(row.epoch, row.tail, low)
-            kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=row.tail).order_by("offset")
-            entries = [Entry(*values) for values in kept.values_list("offset", "data", "exclude")[:limit]]
-            first = entries[0].offset if entries else row.tail + 1
-            if first != start and not self._continues(row):
-                return self.read(stream, after=after, limit=limit, following=following)
-        # If the first entry is not the expected one, entries were trimmed after the stream's row was read.
-        return StreamPage(row.epoch, row.tail, low if first == start else first, entries)
-
-    def _continues(self, row: models.Stream) -> bool:
-        """Return whether the stream still has the messages of a row that was read before.
-
-        It does not if a backup of the database was restored since then, or if a standby without the messages took over.
-        """
-        return self._database.rows(models.Stream).filter(pk=row.pk, epoch=row.epoch, tail__gte=row.tail).exists()
+        streams = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
+        row = streams.annotate(oldest=oldest, ended=self._ended()).first()
+        if row is None or row.ended:
+            return StreamPage("", 0, 1)
+        low = row.low
+        if not following:
+            low = max(low, row.tail - policy.history_size + 1, row.tail + 1 if row.oldest is None else row.oldest)
+        start = max(after + 1, low)
+        if limit <= 0 or start > row.tail:
+            return StreamPage(row.epoch, row.tail, low)
+        kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=row.tail).order_by("offset")
+        entries = [Entry(*values) for values in kept.values_list("offset", "data", "exclude")[:limit]]
+        return StreamPage(row.epoch, row.tail, low, entries)
 
     @retried_read
     def position(self, stream: str) -> StreamPosition:

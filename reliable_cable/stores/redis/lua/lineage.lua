@@ -1,14 +1,18 @@
 -- Return the lineage of the data, and begin a new one if the data may have changed (see lineage.py).
 --
--- KEYS: the lineage record, a hash with run_id, replid and token. ARGV: the server's run_id; its master_replid; '1' if
---   its master_replid2 is not zero; a token for a new lineage; a token that must be replaced, or ''; how long, in
---   seconds, to keep the record.
+-- KEYS: the lineage record, a hash with run_id, replid and token. ARGV: the server's run_id; its master_replid and
+--   master_replid2, if scripts may not call INFO; a token for a new lineage; a token that must be replaced, or ''; how
+--   long, in seconds, to keep the record.
 --
 -- A new lineage begins when another server process has the data (after a restart, or the promotion of a replica), and
 -- when the same process was promoted again. A primary also changes its master_replid when its first replica attaches
 -- and when it frees its backlog. Then master_replid2 is zero, and the data are the same.
 
-local run_id, replid, promoted, fresh, replaced = ARGV[1], ARGV[2], ARGV[3] == '1', ARGV[4], ARGV[5]
+local run_id, fresh, replaced = ARGV[1], ARGV[4], ARGV[5]
+-- The client asked for these before the script began. The server may have been demoted and promoted since then.
+local replid, former_replid = replication_ids()
+if not replid then replid, former_replid = ARGV[2], ARGV[3] end
+local promoted = string.match(former_replid or '', '[^0]') ~= nil
 local stored = redis.call('HMGET', KEYS[1], 'run_id', 'replid', 'token')
 local token = stored[3]
 if not token then

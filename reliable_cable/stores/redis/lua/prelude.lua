@@ -1,9 +1,21 @@
 -- The functions that all scripts share. They precede each script.
 
+-- Return the server's master_replid and master_replid2, which change when the server is demoted or promoted. Return
+-- nothing if the server does not let scripts call INFO.
+local function replication_ids()
+  local info = redis.pcall('INFO', 'replication')
+  if type(info) == 'string' then
+    return string.match(info, 'master_replid:(%w+)'), string.match(info, 'master_replid2:(%w+)')
+  end
+end
+
 -- Return the lineage of the connection, ARGV[1]. Fail if it differs from the recorded one, because the connection was
--- then opened to other data. The last of KEYS is the lineage record (see lineage.lua).
+-- then opened to other data. Fail also if the server was demoted or promoted since the lineage was recorded: it may have
+-- got older data with the same record. The last of KEYS is the lineage record (see lineage.lua).
 local function require_lineage()
-  if redis.call('HGET', KEYS[#KEYS], 'token') ~= ARGV[1] then
+  local recorded = redis.call('HMGET', KEYS[#KEYS], 'token', 'replid')
+  local replid = replication_ids()
+  if recorded[1] ~= ARGV[1] or (replid and replid ~= recorded[2]) then
     error('DATAMOVED the connection was opened to other data')
   end
   return ARGV[1]
