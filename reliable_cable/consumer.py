@@ -209,7 +209,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 del message
                 message = await receive()
                 if message["type"] == "websocket.receive":
-                    if reading.receive(message.get("text")):
+                    connection.receive(message.get("text"))
+                    if reading.count(message):
                         message.clear()
                         await reading.pause()
                 elif message["type"] == "websocket.disconnect":

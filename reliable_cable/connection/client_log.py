@@ -9,14 +9,14 @@ from reliable_cable.logs import logger
 
 #: The most lines a minute that are logged on behalf of one client.
 MAX_LINES: Final = 20
-#: How many of them have their traceback.
+#: How many of these lines may have a traceback.
 MAX_TRACEBACKS: Final = 5
 #: The length of that minute, in seconds.
 INTERVAL: Final = 60.0
 
 
 class ClientLog(logging.LoggerAdapter[logging.Logger]):
-    """The logger of a connection. Of further lines within a minute, only the number is logged, when the minute is over.
+    """The logger of a connection. It logs the first lines of each minute, and then the number of the others.
 
     Args:
         clock: returns the time in seconds, by any monotonic clock.
@@ -47,7 +47,7 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
             self.logger.warning("And %d more lines about the same client.", omitted)
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Remove the traceback if there were enough of them."""
+        """Leave out the traceback if enough of them were logged."""
         if kwargs.get("exc_info"):
             self._tracebacks += 1
             if self._tracebacks > MAX_TRACEBACKS:

@@ -19,7 +19,7 @@ from reliable_cable.protocol import commands
 from .account import Account
 from .client_log import ClientLog
 
-#: How many commands may be queued before the server stops to read more of the client. It reads on when half are left.
+#: The most commands that may be queued. Then no frames of the client are read until half of the commands are left.
 MAX_QUEUED_COMMANDS: Final = 256
 
 #: Commands that clients often send several times in a row.

@@ -36,17 +36,16 @@ from .stream_ids import StreamIds
 
 T = TypeVar("T")
 
-#: How many times a second a client may join presence for long, and how many times at once, besides once for each
-#: subscription.
+#: How many times a second a client may join presence. It may save up this many joins, plus one for each subscription.
 JOIN_RATE: Final = 2.0
 JOIN_BURST: Final = 20
 #: The most faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
 MAX_FAULTS: Final = 200
 #: After how long, in seconds, the count of faults begins again.
 FAULTS_TIME: Final = 60.0
-#: As how many faults a frame counts that violates the protocol.
+#: The number of faults that a frame counts as if it violates the protocol.
 FRAME_FAULT: Final = 10
-#: As how many faults a handler counts that refuses its client, or fails.
+#: The number of faults that a call of a handler counts as if it fails or refuses the client.
 HANDLER_FAULT: Final = 1
 #: The most bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
@@ -258,12 +257,12 @@ class Connection:
             self.commands.add(command, len(text))
 
     def pause_reading(self) -> None:
-        """Read nothing more for now. Meanwhile, the client cannot be seen to answer pings, so it need not."""
+        """Read no frames for now. The client need not answer pings meanwhile, because the answers are not read."""
         self.reading_paused = True
         self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on. The time in which the client has to answer pings begins again."""
+        """Read frames again. The client has the whole `PONG_TIMEOUT` again to answer a ping."""
         self.reading_paused = False
         if self._last_pong is not None:
             self._last_pong = time.monotonic()
@@ -287,7 +286,7 @@ class Connection:
         self.count_fault(FRAME_FAULT)
 
     def count_fault(self, weight: int) -> None:
-        """Count something that the client causes and that should not happen. Disconnect it if there is too much."""
+        """Count faults that the client has caused. Disconnect the client if there are too many."""
         now = time.monotonic()
         if now - self._faults_since > FAULTS_TIME:
             self._faults, self._faults_since = 0, now

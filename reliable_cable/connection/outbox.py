@@ -20,8 +20,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: How long, in seconds, a full socket may accept nothing before its client counts as too slow.
 STALL_TIME = 10.0
-#: The same for servers that cannot tell how much the kernel has buffered. The kernel may have several megabytes, which
-#: take a slow client longer.
+#: The same time for servers that do not know how much the kernel has buffered. The kernel may have several megabytes,
+#: and a slow client takes longer to read them.
 BLIND_STALL_TIME = 60.0
 
 #: The queue of each outbox that has nothing queued. All of them share this deque, which is never filled.
@@ -108,7 +108,7 @@ class Outbox:
     _queue: deque[str] = field(default_factory=lambda: _EMPTY)
     _size: int = 0
     _paused: bool = False
-    #: The timer of the next check whether a full socket accepts anything, and the results of the last check.
+    #: The timer of the next check of a full socket, and what the last check has found.
     _watch: asyncio.TimerHandle | None = None
     _moved: bool = False
     _unsent_then: int | None = None

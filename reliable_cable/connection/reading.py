@@ -4,7 +4,8 @@ See Protocol: Fast clients.
 """
 
 import asyncio
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from reliable_cable.concurrency.token_bucket import TokenBucket
 from reliable_cable.protocol.constants import DisconnectReason
@@ -13,11 +14,11 @@ from .connection import Connection
 
 #: The most frames of one client that are read before other connections get a turn in the event loop.
 FRAMES_PER_ITERATION: Final = 8
-#: A frame counts as one more frame for each so many characters.
+#: A frame counts as one more frame for each time that it has this number of characters.
 FRAME_SIZE: Final = 8 * 1024
 #: How long, in seconds, a client may send frames faster than `MAX_FRAME_RATE`. After that, it is disconnected.
 FLOOD_TIME: Final = 10.0
-#: How many seconds of `MAX_FRAME_RATE` a client may send at once. Each subscription that it may have adds one frame.
+#: A client may send the frames of this time, in seconds, at once, plus one for each of its `MAX_SUBSCRIPTIONS`.
 BURST_TIME: Final = 2.0
 #: How often, in seconds, a connection that is not read checks whether its socket is lost.
 CHECK_INTERVAL: Final = 1.0
@@ -45,13 +46,13 @@ class Reading:
         #: Since when the client has sent more than it may; None: it has not.
         self._over_since: float | None = None
 
-    def receive(self, text: str | None) -> bool:
-        """Pass a frame to the connection. Return whether to await `pause` before the next one.
+    def count(self, message: Mapping[str, Any]) -> bool:
+        """Count a frame that was read. Return whether to await `pause` before the next one.
 
         Args:
-            text: the text of the frame; None: it is a binary frame.
+            message: the message of the ASGI server.
         """
-        self._connection.receive(text)
+        text = message.get("text")
         self._frames += 1 if text is None else 1 + len(text) // FRAME_SIZE
         return self._frames >= FRAMES_PER_ITERATION or self._connection.commands.full
 

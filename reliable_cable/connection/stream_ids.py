@@ -31,8 +31,9 @@ class StreamIds:
     def claim(self, stream: str, identifier: str, request: HistoryRequest | None) -> str | None:
         """Return the stream id that an identifier gets; None for a base client.
 
-        The first identifier on a stream gets the name of the stream. The exception is an identifier for which the
-        client already has an alias: under the name of the stream, it may have the position of another identifier.
+        The first identifier on a stream gets the name of the stream, and each other one gets an alias. An identifier
+        keeps the alias that the client already has for it, because under the name of the stream the client may have the
+        position of another identifier.
         """
         if not self._extended:
             return None

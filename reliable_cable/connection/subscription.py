@@ -166,7 +166,7 @@ class Subscription(SubscriptionStreams):
         """Close all streams and stop the replay. The member, if any, stays in presence."""
         self.cancel_deadline()
         if self._replay is not None:
-            # A task that is cancelled before its first step does not call `replayed`.
+            # A task that is cancelled before its first step does not call `_replayed`.
             self._replay.cancel()
             self._replay = None
         for subscribed in self.streams.values():

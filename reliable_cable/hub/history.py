@@ -1,8 +1,8 @@
 """Shared reads of history: many subscribers that need the same entries cost one read and one encoding.
 
 After a restart, all clients of a stream miss the same messages. Entries never change within an epoch, so a page that
-was read for one subscriber is valid for all. The exception is a page that ends before the position of the hub: it does
-not show the end of the stream.
+was read for one subscriber is valid for all. The exception is a page that ends before the position of the hub: the
+newest messages are missing in it.
 """
 
 import asyncio

@@ -31,7 +31,7 @@ LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 #: The most members that are joined again in one call of the store.
 REJOIN_SIZE: Final = 1000
 
-#: The most events that wait for slow receivers of the signals.
+#: The most events that are queued for slow receivers of the signals.
 MAX_PENDING_SIGNALS: Final = 10_000
 
 

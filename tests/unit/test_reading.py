@@ -64,7 +64,7 @@ class TestRate:
     def read(reading: Reading, frames: int, now: float) -> float:
         """Read frames at once. Return how long the next one has to wait."""
         for _ in range(frames):
-            reading.receive('{"command":"pong"}')
+            reading.count({"text": '{"command":"pong"}'})
         return reading._delay(now)
 
     async def test_a_burst_is_read_at_once_and_more_at_the_rate(self) -> None:
