@@ -267,8 +267,11 @@ class Commands(CommandQueue):
         try:
             await subscription.apply_streams(reply)
         except Exception:
-            self.log.exception("A stream of %r could not be opened.", subscription.identifier)
-            subscription.catch_up()
+            # The reply cannot be applied in part. The client comes back, and subscribes to this channel again.
+            self.log.exception("A stream of %r could not be opened. Its client reconnects.", subscription.identifier)
+            await self._unsubscribe(subscription)
+            self.connection.close(DisconnectReason.SERVER_RESTART)
+            return
         if reply.streams and not subscription.revoked:
             # A stream may have been revoked before the handler started it, but after the handler had decided to.
             revocation = self._revocation(subscription, self.connection.hub.engine.session_clock.at(began))

@@ -157,7 +157,8 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if self.member is not None and stream is not None:
             self.member = None
-            self._subscription.reserve(None)
+            if self._subscription.reserved:  # it may have ended
+                self._subscription.reserve(None)
             self._connection.changed()
             await self._service.leave(stream, self._key)
 

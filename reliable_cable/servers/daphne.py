@@ -42,6 +42,7 @@ class DaphneTransport(Transport):
     """
 
     drainable = True
+    _stopped = False
 
     def __init__(self, send: Any, protocol: Any) -> None:
         super().__init__(send)
@@ -74,11 +75,12 @@ class DaphneTransport(Transport):
 
     def resume_reading(self) -> None:
         """Read again. Frames that daphne has already queued are received first."""
-        if not self.lost:
+        if not self.lost and not self._stopped:
             self._protocol.transport.resumeProducing()
 
     def stop_reading(self) -> None:
         """Read nothing more, because the connection is being closed."""
+        self._stopped = True
         self._protocol.transport.pauseProducing()
 
     def unsent(self) -> int | None:

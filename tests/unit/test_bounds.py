@@ -223,6 +223,8 @@ async def test_what_has_ended_is_not_counted() -> None:
         await client.receive()
         await run_event_loop()
         assert with_a_member - 1100 < connection.account.lasting < with_a_member - 1000
+        await client.send("join", ROOM, presence={"id": "ann"})
+        await client.receive()
         await client.send("unsubscribe", ROOM)
         assert await client.quiet()
         await connection.commands.finished(10)

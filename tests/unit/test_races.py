@@ -267,24 +267,27 @@ class TestFailingStores:
                 await asyncio.wait_for(stream.opening, 5)
             assert "room" not in hub._streams
 
-    async def test_streams_that_an_action_started_before_one_that_fails_are_live(
+    async def test_an_action_whose_streams_cannot_be_opened_makes_the_client_subscribe_again(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        real = get_engine().streams.aposition
-
-        async def fail_for_b(name: str) -> Any:
-            if name == "b":
-                raise StoreError("down")
-            return await real(name)
-
+        other = identifier("Room", other=True)
         async with Client() as client:
             await client.subscribe(ROOM)
-            monkeypatch.setattr(get_engine().streams, "aposition", fail_for_b)
-            monkeypatch.setattr(hub_module, "OPEN_TIMEOUT", RETRY_DELAY / 2)
+            await client.subscribe(other)
+            hub = connection_of(client).hub
+            open_stream = hub.subscribe
+
+            async def fail(name: str, *args: Any, **options: Any) -> Any:
+                if name == "b":
+                    raise StoreError("as the test asked")
+                return await open_stream(name, *args, **options)
+
+            monkeypatch.setattr(hub, "subscribe", fail)
             await client.perform(ROOM, "start_two_streams")
-            await run_event_loop()
-            await abroadcast("a", 1)
-            assert await received(client) == [1]
+            assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
+        async with Client(client.sid) as later:
+            assert later.welcome["restored_ids"] == [other]
+            assert not set(hub._streams) & {"a", "b"}
 
     async def test_an_unsubscribe_succeeds_although_presence_cannot_be_left(
         self, monkeypatch: pytest.MonkeyPatch

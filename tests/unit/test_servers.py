@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -32,6 +33,13 @@ class TwistedTransport:
     def __init__(self) -> None:
         self.producers: list[Any] = ["the producer of the handshake"]
         self.aborted = False
+        self.reading = True
+
+    def pauseProducing(self) -> None:  # noqa: N802 - Twisted's name
+        self.reading = False
+
+    def resumeProducing(self) -> None:  # noqa: N802 - Twisted's name
+        self.reading = True
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:  # noqa: N802 - Twisted's name
         assert not self.producers
@@ -86,6 +94,38 @@ def test_a_lost_connection_of_daphne_is_known() -> None:
     assert transport_for({}, send).lost
 
 
+class Call:
+    """A delayed call of Twisted or of an event loop."""
+
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_while_daphne_reads_nothing_its_ping_need_not_be_answered() -> None:
+    send, protocol = daphne_send()
+    protocol.state = WebSocketProtocol.STATE_OPEN
+    protocol.last_ping, timeout = 0.0, Call()
+    protocol.autoPingTimeoutCall = timeout
+    transport = transport_for({}, send)
+    transport.pause_reading()
+    assert not protocol.transport.reading
+    assert timeout.cancelled
+    assert protocol.last_ping > time.time() - 10, "daphne sends the next ping later"
+    transport.resume_reading()
+    assert protocol.transport.reading
+
+
+def test_daphne_reads_nothing_more_of_a_connection_that_is_being_closed() -> None:
+    send, protocol = daphne_send()
+    protocol.state = WebSocketProtocol.STATE_OPEN
+    transport = transport_for({}, send)
+    transport.stop_reading()
+    transport.resume_reading()
+    assert not protocol.transport.reading
+
+
 async def uvicorn_send(**options: Any) -> tuple[Any, WebSocketsSansIOProtocol]:
     async def application(scope: Any, receive: Any, send: Any) -> None: ...
 
@@ -118,6 +158,26 @@ async def test_a_lost_connection_of_uvicorn_is_known() -> None:
     assert not transport_for({}, send).lost
     transport.closing = True
     assert transport_for({}, send).lost
+
+
+async def test_while_uvicorn_reads_nothing_its_ping_need_not_be_answered() -> None:
+    send, protocol = await uvicorn_send()
+    transport, timeout = transport_for({}, send), Call()
+    transport.pause_reading()
+    assert protocol.pong_timer is None
+    protocol.pong_timer = timeout  # type: ignore[assignment]
+    transport.pause_reading()
+    assert timeout.cancelled
+    timer: Any = protocol.pong_timer
+    assert timer.when() > asyncio.get_running_loop().time() + 15, "uvicorn waits for 20 s"
+    timer.cancel()
+
+
+async def test_uvicorn_reads_nothing_more_of_a_connection_that_is_being_closed() -> None:
+    send, protocol = await uvicorn_send()
+    protocol.transport = AsyncioTransport()  # type: ignore[assignment]
+    transport_for({}, send).stop_reading()
+    assert not protocol.transport.reading  # type: ignore[attr-defined]
 
 
 async def test_the_grace_is_the_configured_shutdown_timeout() -> None:
