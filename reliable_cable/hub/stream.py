@@ -20,6 +20,10 @@ from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, 
 #: How many former epochs a stream remembers.
 MAX_FORMER_EPOCHS: Final = 8
 
+#: The most characters of messages that are queued for the subscribers of a stream. Subscribers that have not been sent
+#: them by then read them from the store.
+MAX_QUEUED: Final = 8 * 2**20
+
 #: The most characters of early messages: those that a stream keeps while missing messages before them are being read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
@@ -65,6 +69,7 @@ class HubStream:
     _early_size: int = 0
     #: Messages to be written, and the serial of the last kept message before them.
     _queue: deque[Entry | Transient] = field(default_factory=deque)
+    _queue_size: int = 0
     _fanned_out: int = 0
     #: The callback or task that writes the next messages; None if there is neither.
     _sending: asyncio.Handle | asyncio.Task[None] | None = None
@@ -183,14 +188,8 @@ class HubStream:
         self.position = position
         self.serial += 1
         # Live subscribers get the new serial, so a batch of former messages that is being written now skips them.
-        self._queue.clear()
-        self._fanned_out = self.serial
-        live = [
-            subscriber
-            for group in self.groups.values()
-            for subscriber in group.subscribers
-            if subscriber.state is SubscriberState.LIVE
-        ]
+        self._clear_queue()
+        live = self._live()
         for subscriber in live:
             subscriber.at = self.serial
         if self.observer is not None:
@@ -199,11 +198,23 @@ class HubStream:
             if subscriber.state is SubscriberState.LIVE:
                 subscriber.owner.messages_lost()
 
+    def _live(self) -> list[Subscriber]:
+        return [
+            subscriber
+            for group in self.groups.values()
+            for subscriber in group.subscribers
+            if subscriber.state is SubscriberState.LIVE
+        ]
+
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def _send(self, item: Entry | Transient) -> None:
         loop = asyncio.get_running_loop()
         self._queue.append(item)
+        self._queue_size += len(item.data)
+        if self._queue_size > MAX_QUEUED and len(self._queue) > 1:
+            self._skip_queue()
+            return
         if self._sending is not None:
             return
         if self.users * fanout.POLICY.cost(len(item.data)) > fanout.POLICY.budget:
@@ -250,14 +261,31 @@ class HubStream:
         """Take the next messages off the queue, as many as are written together."""
         items = [self._queue.popleft()]
         size = len(items[0].data)
+        self._queue_size -= size
         while self._queue and len(items) < fanout.POLICY.batch_messages:
-            size += len(self._queue[0].data)
+            length = len(self._queue[0].data)
+            size += length
             if size > fanout.POLICY.batch_size:
                 break
             items.append(self._queue.popleft())
+            self._queue_size -= length
         batch = fanout.Batch(items, self._fanned_out + 1, self.position.epoch)
         self._fanned_out = batch.last
         return batch
+
+    def _skip_queue(self) -> None:
+        """Drop the queued messages. Live subscribers read the kept ones from the store, each at its own pace."""
+        logger.warning("The messages of the stream %r arrive faster than they can be sent.", self.name)
+        live = self._live()
+        positions = [self.position_of(subscriber) for subscriber in live]
+        self._clear_queue()
+        for subscriber, position in zip(live, positions, strict=True):
+            subscriber.fall_behind(position)
+
+    def _clear_queue(self) -> None:
+        self._queue.clear()
+        self._queue_size = 0
+        self._fanned_out = self.serial
 
     def _failed(self) -> None:
         """Tell all live subscribers of a loss: some may not have been sent a message."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -21,6 +22,7 @@ from reliable_cable.connection import outbox
 from reliable_cable.connection.connection import Connection
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer, get_hub
+from reliable_cable.hub import fanout
 from reliable_cable.protocol.constants import SESSION_HEADER
 from reliable_cable.servers.base import FRAMES_EXTENSION
 from tests.support.memory_socket import MemorySocket
@@ -371,3 +373,21 @@ def test_however_fast_a_client_reads_it_gets_each_message_once_and_in_order_or_i
     # The base protocol cannot report a loss: the client would be disconnected.
     configured(settings, HISTORY_SIZE=1000 if protocol == BASE else history)
     asyncio.run(scenario())
+
+
+@frames_or_not
+async def test_messages_that_arrive_faster_than_they_are_sent_are_read_from_the_store(
+    frames: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("reliable_cable.hub.stream.MAX_QUEUED", 500)
+    monkeypatch.setattr(fanout, "POLICY", replace(fanout.POLICY, budget=1, shortest_pause=math.inf))
+    async with SlowClient(frames=frames) as client:
+        names = [identifier("Room", streams=["a"], n=number) for number in range(10)]
+        for name in names:
+            await client.subscribe(name)
+        await publish_many("a", 50, 100)
+        await client.run_until_idle()
+        await client.read_all()
+        for name in names:
+            assert client.numbers(name, "a") == list(range(50))
+    assert "The messages of the stream 'a' arrive faster than they can be sent." in caplog.text

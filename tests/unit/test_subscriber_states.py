@@ -252,6 +252,7 @@ def _instant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Handlers would wait for a thread now and then, if another test has left a database connection.
     monkeypatch.setattr(threads, "_connected", set())
     monkeypatch.setattr("reliable_cable.stores.streams.memory.YOUNG_TIME", 0.0)
+    monkeypatch.setattr("reliable_cable.hub.stream.MAX_QUEUED", 900)
     monkeypatch.setattr(fanout, "POLICY", replace(fanout.POLICY, budget=2, shortest_pause=math.inf))
     told = Subscription.messages_lost
 
