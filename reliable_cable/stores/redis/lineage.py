@@ -3,6 +3,10 @@
 An address may lead to another server after a failover, and a server may have other data than before. So the epochs of
 streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data themselves (see
 lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when a server has old data again.
+
+A server may also be demoted, get older data and be promoted again while a connection to it is open and idle. The older
+data may have the same token. So scripts regularly compare the server's replication id with the one in the data (see
+lua/prelude.lua).
 """
 
 import random
