@@ -134,6 +134,21 @@ class TestPlans:
                 assert "SCAN reliable_cable_streamentry" not in plan
                 assert "SCAN U0" not in plan
 
+    def test_a_poll_skips_transient_messages_that_it_has_seen(
+        self, make_store: MakeStore, alias: str, clock: Clock
+    ) -> None:
+        rows = models.TransientEntry.objects.using(alias)
+        rows.bulk_create(models.TransientEntry(name="a", data="1", origin="", created=clock.now) for _ in range(5000))
+        with connections[alias].cursor() as cursor:
+            cursor.execute("ANALYZE")
+        newest = rows.latest("pk")
+        seen = SeenIds()
+        seen.horizon, seen.newest = newest.pk, newest.created
+        (plan,) = [
+            plan for plan in self.plans(alias, lambda: make_store().poll(["a"], seen)) if "transiententry" in plan
+        ]
+        assert "SCAN" not in plan.upper().replace("INDEX SCAN", "").replace("BITMAP HEAP SCAN", "")
+
     def test_the_index_skips_expired_entries(self, full: ModelStreamStore, alias: str, clock: Clock) -> None:
         state, page = self.plans(alias, lambda: full.read("s7", after=0, limit=10))
         assert "reliable_cable_entry_time" in state

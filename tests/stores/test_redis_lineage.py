@@ -117,8 +117,9 @@ class TestLineage(RedisPair):
         assert await append(make_store(primary.port), "4") == [StreamPosition(third.epoch, 2)]
 
     async def test_older_data_under_an_open_connection_begin_new_epochs(
-        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
+        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(lineage, "CHECK_INTERVAL", 0)
         # The server was demoted, got older data, and was promoted again, while nothing was sent. No process connected
         # to the other server, so that the data have the former lineage.
         store = make_store(primary.port)
@@ -130,8 +131,9 @@ class TestLineage(RedisPair):
         assert await append(make_store(primary.port), "4") == [StreamPosition(given[-1].epoch, 2)]
 
     async def test_a_read_of_older_data_under_an_open_connection_finds_no_stream(
-        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore
+        self, primary: RedisServer, replica: RedisServer, make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(lineage, "CHECK_INTERVAL", 0)
         store = make_store(primary.port)
         given = await append(store, "1")
         await return_to_older_data(primary, replica, store, given)

@@ -277,26 +277,45 @@ class TestOtherProcesses:
         assert await store._run_write(store.prune) == 0
 
 
+def rows(*ids: int, since: float = 0.0) -> list[tuple[int, float]]:
+    """Return rows with these ids, and with times in the order of the ids."""
+    return [(id_, since + id_) for id_ in ids]
+
+
 class TestSeenIds:
     def test_rows_of_the_first_call_are_not_new(self) -> None:
         seen = SeenIds(Clock())
-        assert seen.add([1, 2]) == []
-        assert seen.add([1, 2, 3]) == [3]
+        assert seen.add(rows(1, 2)) == []
+        assert seen.add(rows(1, 2, 3)) == rows(3)
 
     def test_rows_that_become_visible_late_are_found(self) -> None:
         seen = SeenIds(Clock())
         seen.add([])
-        assert seen.add([1, 5]) == [1, 5]
-        assert seen.add([1, 3, 5]) == [3]
+        assert seen.add(rows(1, 5)) == rows(1, 5)
+        assert seen.add(rows(1, 3, 5)) == rows(3)
 
     def test_old_rows_are_left_out_of_queries(self) -> None:
         clock = Clock()
         seen = SeenIds(clock)
-        seen.add([1, 5])
+        seen.add(rows(1, 5))
         clock.advance(MAX_ROW_DELAY / 2)
-        seen.add([1, 5, 7])
+        seen.add(rows(1, 5, 7))
         assert seen.horizon == 0
         clock.advance(MAX_ROW_DELAY / 2)
-        assert seen.add([1, 5, 7, 8]) == [8]
-        assert seen.horizon == 5
-        assert seen.add([7, 8]) == []
+        assert seen.add(rows(1, 5, 7, 8)) == rows(8)
+        assert (seen.horizon, seen.newest) == (5, 8)
+        assert seen.add(rows(7, 8)) == []
+
+    def test_rows_whose_ids_were_given_before_are_found(self) -> None:
+        clock = Clock()
+        seen = SeenIds(clock)
+        seen.add(rows(5, 7))
+        clock.advance(MAX_ROW_DELAY)
+        seen.add(rows(5, 7, 8))
+        assert seen.horizon == 7
+        # A backup was restored that has no row, and the next ids are 2, 3 and so on.
+        assert seen.add(rows(2, since=100)) == rows(2, since=100)
+        assert seen.horizon == 1
+        clock.advance(MAX_ROW_DELAY)
+        assert seen.add(rows(2, 3, 8, since=100)) == rows(3, 8, since=100)
+        assert seen.horizon == 2

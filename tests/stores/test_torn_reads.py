@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from django.core.management.color import no_style
 from django.db import connections
 
 from reliable_cable import models
 from reliable_cable.protocol.recovery import StreamPage
+from reliable_cable.stores.streams.base import Message, Transient
 from reliable_cable.stores.streams.model import ModelStreamStore
-from tests.stores.conftest import MODEL_STORES
+from reliable_cable.stores.streams.model_polling import MAX_ROW_DELAY, SeenIds
+from tests.stores.conftest import MODEL_STORES, Clock, MakeStore, finish_store_threads
 from tests.stores.test_streams import append
 
 pytestmark = pytest.mark.parametrize("alias", MODEL_STORES, indirect=True)
@@ -105,3 +108,24 @@ def test_entries_that_were_trimmed_between_the_queries_are_missing(store: ModelS
     with changing_during_reads(alias, trim):
         page = store.read("a", after=0, limit=10)
     assert (page.low, [entry.offset for entry in page.entries]) == (3, [3])
+
+
+def test_transient_messages_are_found_although_their_ids_were_given_before(
+    make_store: MakeStore, alias: str, clock: Clock
+) -> None:
+    here, there = make_store(), make_store()
+    seen = SeenIds(clock)
+    here.poll(["a"], seen)
+    for _ in range(2):
+        there.publish_transient("a", Message("before"))
+        clock.advance(MAX_ROW_DELAY)
+        assert here.poll(["a"], seen).transients == [Transient("a", "before")]
+    assert seen.horizon > 0
+    # The older copy has no row, and gives the ids again.
+    empty_table = connections[alias].ops.sql_flush(no_style(), ["reliable_cable_transiententry"], reset_sequences=True)
+    connections[alias].ops.execute_sql_flush(empty_table)
+    for _ in range(2):
+        there.publish_transient("a", Message("after"))
+        assert here.poll(["a"], seen).transients == [Transient("a", "after")]
+        clock.advance(1)
+    finish_store_threads()

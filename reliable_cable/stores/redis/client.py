@@ -181,7 +181,7 @@ class RedisClient:
                 connection.disconnect()
                 connection.connect()
             sent = True
-            replies = run_exchange(connection, self._exchange(calls, connection.identity.lineage))
+            replies = run_exchange(connection, self._exchange(calls, connection))
         except BaseException as error:
             if connection is not None:
                 connection.disconnect()
@@ -240,7 +240,7 @@ class RedisClient:
                 await connection.disconnect(nowait=True)
                 await connection.connect()
             sent = True
-            replies = await arun_exchange(connection, self._exchange(calls, connection.identity.lineage))
+            replies = await arun_exchange(connection, self._exchange(calls, connection))
         except BaseException as error:
             # If the task was cancelled, the reply may arrive later. It must not be read as the reply to another call.
             if connection is not None:
@@ -278,8 +278,10 @@ class RedisClient:
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
-    def _exchange(self, calls: Sequence[Call], lineage: str) -> Exchange[list[Any]]:
-        """Run calls over a connection to data of this lineage. Load the scripts that the server does not have."""
+    def _exchange(self, calls: Sequence[Call], connection: Any) -> Exchange[list[Any]]:
+        """Run calls over a connection. Load the scripts that the server does not have."""
+        needs_lineage = any(call.args and call.args[0] is LINEAGE for call in calls)
+        lineage = self.lineage.argument(connection) if needs_lineage else ""
         commands = [self._command(call, lineage) for call in calls]
         replies = yield commands
         missing = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]

@@ -3,6 +3,10 @@
 An address may lead to another server after a failover, and a server may have other data than before. So the epochs of
 streams and the incarnations of presence data are bound to a *lineage*, which is a token in the data themselves (see
 lua/lineage.lua). A new lineage begins when a server is promoted or restarted, and when a server has old data again.
+
+A server may also be demoted, get older data and be promoted again while a connection to it is open and idle. The older
+data may have the same token. So scripts regularly compare the server's replication id with the one in the data (see
+lua/prelude.lua).
 """
 
 import random
@@ -19,6 +23,8 @@ from .scripts import script_text
 
 #: How long, in seconds, to use a connection before it is reopened, so that its address is resolved again.
 MAX_CONNECTION_AGE: Final = 60.0
+#: How often, in seconds, a script checks whether the server was demoted or promoted while the connection was open.
+CHECK_INTERVAL: Final = 1.0
 #: The shortest time, in seconds, between two reopenings of all connections because of refused commands.
 REOPEN_INTERVAL: Final = 0.5
 #: How long, in seconds, to keep the record after its last use. This is longer than the TTL of all data that are bound
@@ -78,6 +84,15 @@ class LineageTracker:
         """Return whether a connection must be reopened before its next use."""
         return bool(connection.generation != self._generation or time.monotonic() > connection.expires)
 
+    def argument(self, connection: Any) -> str:
+        """Return the lineage of a connection as an argument of a script, after a `?` if the script has to check it."""
+        lineage: str = connection.identity.lineage
+        now = time.monotonic()
+        if now < connection.check_at:
+            return lineage
+        connection.check_at = now + CHECK_INTERVAL
+        return f"?{lineage}"
+
     def reopen_all(self, connection: Any, *, moved: bool = False) -> None:
         """Make all connections of this connection's generation reopen before their next use.
 
@@ -114,6 +129,7 @@ class LineageTracker:
             lineage = _checked(reply).decode()
         connection.identity = Identity(run_id, lineage)
         connection.generation = self._record_identity(connection.identity, generation)
+        connection.check_at = time.monotonic() + CHECK_INTERVAL
         connection.expires = time.monotonic() + MAX_CONNECTION_AGE * random.uniform(0.75, 1)  # noqa: S311 - not all at once
 
     def _record_command(self, info: dict[str, str], replaced: str) -> Command:

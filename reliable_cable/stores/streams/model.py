@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from django.db import connections
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.db.models.expressions import Combinable
 
 from reliable_cable import models
@@ -280,8 +280,11 @@ class ModelStreamStore(ModelStore, StreamStore):
             tails = self._tails(streams)
             rows = self._database.rows(models.TransientEntry)
             with seen.lock:
-                origins = dict(rows.filter(pk__gt=seen.horizon).order_by("pk").values_list("pk", "origin"))
-                unseen = [pk for pk in seen.add(origins) if origins[pk] != self.origin]
+                visible = rows.filter(Q(pk__gt=seen.horizon) | Q(created__gt=seen.newest))
+                origins = {
+                    (pk, created): origin for pk, created, origin in visible.values_list("pk", "created", "origin")
+                }
+                unseen = sorted(pk for pk, created in seen.add(origins) if origins[pk, created] != self.origin)
             transients = [
                 Transient(*values)
                 for start in range(0, len(unseen), NAMES_PER_QUERY)

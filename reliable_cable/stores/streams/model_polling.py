@@ -31,30 +31,37 @@ PRUNE_LIMIT = 500
 class SeenIds:
     """Finds the new rows of a table, although rows may become visible out of the order of their ids.
 
+    A database to which a backup was restored gives ids again. So a row is identified by its id and its time.
+
     Args:
         clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.lock = threading.Lock()
-        #: Queries can leave out rows up to this id.
+        #: Queries can leave out rows up to this id if they are not newer than `newest`.
         self.horizon = 0
+        #: The time of the newest row, by the clock of the database.
+        self.newest = 0.0
         self._clock = clock
-        self._seen: dict[int, float] = {}
+        self._seen: dict[tuple[int, float], float] = {}
         self._primed = False
 
-    def add(self, ids: Iterable[int]) -> list[int]:
-        """Record the visible ids beyond the horizon, and return the new ones.
+    def add(self, rows: Collection[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Record the visible rows beyond the horizon, and return the new ones.
 
         The first call returns nothing, because these rows are older than the listener.
+
+        Args:
+            rows: the id and the time of each row.
         """
         now = self._clock()
-        new = [pk for pk in ids if pk not in self._seen]
-        old = [pk for pk, since in self._seen.items() if since <= now - MAX_ROW_DELAY]
-        self._seen.update(dict.fromkeys(new, now))
-        if old:
-            self.horizon = max(old)
-            self._seen = {pk: since for pk, since in self._seen.items() if pk > self.horizon}
+        new = [row for row in rows if row not in self._seen]
+        # Rows that are not visible were deleted, or the database has gone back.
+        self._seen = {row: self._seen.get(row, now) for row in rows}
+        old = [pk for (pk, _), since in self._seen.items() if since <= now - MAX_ROW_DELAY]
+        self.horizon = min([max([self.horizon, *old]), *(pk - 1 for pk, _ in new)])
+        self.newest = max([self.newest, *(created for _, created in rows)])
         if self._primed:
             return new
         self._primed = True

@@ -10,15 +10,17 @@ local function replication_ids()
 end
 
 -- Return the lineage of the connection, ARGV[1]. Fail if it differs from the recorded one, because the connection was
--- then opened to other data. Fail also if the server was demoted or promoted since the lineage was recorded: it may have
--- got older data with the same record. The last of KEYS is the lineage record (see lineage.lua).
+-- then opened to other data. If the lineage is preceded by '?', fail also if the server was demoted or promoted since the
+-- lineage was recorded: the server may have got older data with the same record. The last of KEYS is the lineage record
+-- (see lineage.lua).
 local function require_lineage()
-  local recorded = redis.call('HMGET', KEYS[#KEYS], 'token', 'replid')
-  local replid = replication_ids()
-  if recorded[1] ~= ARGV[1] or (replid and replid ~= recorded[2]) then
-    error('DATAMOVED the connection was opened to other data')
+  local lineage, moved = ARGV[1], false
+  local token, replid = unpack(redis.call('HMGET', KEYS[#KEYS], 'token', 'replid'))
+  if string.sub(lineage, 1, 1) == '?' then
+    lineage, moved = string.sub(lineage, 2), (replication_ids() or replid) ~= replid
   end
-  return ARGV[1]
+  if moved or token ~= lineage then error('DATAMOVED the connection was opened to other data') end
+  return lineage
 end
 
 -- Fail on a replica, because a replica would publish to its own subscribers only. It refuses this write. On a primary,
