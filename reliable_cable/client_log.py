@@ -1,4 +1,4 @@
-"""Limits what is logged on behalf of one client, and of all handshakes that are refused, so that no client fills the log.
+"""Limits what is logged on behalf of one client, and about all refused handshakes, so that no client fills the log.
 
 Everything that a client can cause repeatedly is logged by the `ClientLog` of its connection. A line that says why a
 connection is ended is logged by `logger`: there is only one such line for each connection, and it must not be left out.

@@ -21,7 +21,6 @@ from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.exceptions import MissingParam
 from reliable_cable.reply import Reply
 
-
 #: The reply of a handler that was not called because its check returned False.
 REFUSED = Reply(rejected=True)
 
