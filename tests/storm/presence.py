@@ -46,10 +46,14 @@ def reorder(changes: Iterable[Change], *, within: float) -> list[Change]:
     """
     of_id: dict[str, list[Change]] = {}
     for change in changes:
-        known = of_id.setdefault(change.id, [])
-        known.append(change)
-        if len(known) > 2 and known[-3].type == known[-2].type != change.type and change.at - known[-2].at <= within:
-            known[-2:] = [change, known[-2]]
+        of_id.setdefault(change.id, []).append(change)
+    for known in of_id.values():
+        for index in range(2, len(known)):
+            one, two, three = known[index - 2 : index + 1]
+            # If the next one were equal to the second one, the exchange would only move the repetition.
+            following = known[index + 1].type if index + 1 < len(known) else three.type
+            if one.type == two.type != three.type == following and three.at - two.at <= within:
+                known[index - 1 : index + 1] = [three, two]
     return sorted((change for known in of_id.values() for change in known), key=lambda change: change.id)
 
 
