@@ -114,7 +114,9 @@ class SubscriptionStreams:
         Args:
             member: the id and info of its member; None: it has none.
         """
-        size = len(self.identifier.encode()) + self.channel.state_size + (len(json.dumps(member)) if member else 0)
+        size = len(self.identifier.encode()) + self.channel.state_size + sum(map(len, self.streams))
+        if member is not None:
+            size += len(json.dumps(member))
         if not self.connection.account.reserve(size - self.reserved):
             return False
         self.reserved = size

@@ -139,4 +139,4 @@ def _loaded(text: bytes | None, identity: Identity, times: Mapping[str, float]) 
     owner, authenticated, data = json.loads(text)
     if owner != identity or is_revoked(authenticated, _matching(identity, times)):
         return None
-    return SessionRecord(owner, authenticated, data)
+    return SessionRecord(owner, authenticated, data, len(text))
