@@ -5,6 +5,7 @@ import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import takewhile
+from threading import Lock
 from typing import Final, Self
 
 from .base import SessionRecord
@@ -109,10 +110,12 @@ def _count_equal(parts: tuple[str, ...], others: tuple[str, ...]) -> int:
 class WrittenTexts:
     """The large texts that this process wrote last, so that a change of a record can be written without the rest.
 
-    When they have more than `MAX_WRITTEN_SIZE` bytes, the one that was written longest ago is forgotten.
+    When they have more than `MAX_WRITTEN_SIZE` bytes, the one that was written longest ago is forgotten. All threads of
+    the process may use this.
     """
 
     def __init__(self) -> None:
+        self._lock = Lock()
         self._texts: OrderedDict[str, RecordText] = OrderedDict()
         self._size = 0
 
@@ -122,14 +125,19 @@ class WrittenTexts:
 
     def add(self, sid: str, text: RecordText) -> None:
         """Take note that a text was written."""
-        self.forget(sid)
-        self._texts[sid] = text
-        self._size += text.size
-        while self._size > MAX_WRITTEN_SIZE:
-            self.forget(next(iter(self._texts)))
+        with self._lock:
+            self._remove(sid)
+            self._texts[sid] = text
+            self._size += text.size
+            while self._size > MAX_WRITTEN_SIZE:
+                self._remove(next(iter(self._texts)))
 
     def forget(self, sid: str) -> None:
         """Forget the text of a session. Its next record is written whole."""
+        with self._lock:
+            self._remove(sid)
+
+    def _remove(self, sid: str) -> None:
         text = self._texts.pop(sid, None)
         if text is not None:
             self._size -= text.size
