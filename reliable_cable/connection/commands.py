@@ -277,7 +277,7 @@ class Commands(CommandQueue):
             revocation = self._revocation(subscription, self.connection.hub.engine.session_clock.at(began))
             if revocation is not None:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
-        if reply.changed and not subscription.reserve(subscription.member):
+        if (reply.streams or reply.changed) and not subscription.reserve(subscription.member):
             self.log.warning("A session cannot be restored: its subscriptions, states and members are too large.")
             self.connection.forget_session()
         # A restore, on any server, must bring back every change whose effect the client has seen.

@@ -197,6 +197,7 @@ class Connection:
                 # The client subscribes to the others again, with its own request for history.
                 "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
             },
+            self.account.lasting,
         )
 
     def changed(self) -> None:

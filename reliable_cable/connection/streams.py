@@ -20,6 +20,9 @@ from .connection import Connection
 #: The `first` position of a stream whose messages were lost. No stream has this epoch, so a restore rejects it.
 LOST: Final = StreamPosition("lost", 0)
 
+#: About how many bytes of a session record each stream takes, besides its name.
+STREAM_SIZE: Final = 128
+
 
 def choose_presence_stream(streams: Iterable[tuple[str, bool]]) -> str | None:
     """Return the presence stream among streams: the first one that a handler has marked, or else the first one.
@@ -114,7 +117,10 @@ class SubscriptionStreams:
         Args:
             member: the id and info of its member; None: it has none.
         """
-        size = len(self.identifier.encode()) + self.channel.state_size + (len(json.dumps(member)) if member else 0)
+        size = len(self.identifier.encode()) + self.channel.state_size
+        size += sum(len(name) + STREAM_SIZE for name in self.streams)
+        if member is not None:
+            size += len(json.dumps(member))
         if not self.connection.account.reserve(size - self.reserved):
             return False
         self.reserved = size

@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -26,6 +26,12 @@ SAVE_TIMEOUT: Final = 8.0
 
 #: The most records that are created and written at once. Other tasks of the event loop run between two batches.
 SAVE_SIZE: Final = 100
+
+#: The most bytes of records, about, that are created and written at once.
+SAVE_BYTES: Final = 1024 * 1024
+
+#: The most bytes of records, about, that are kept for sessions that have ended while the store fails.
+MAX_KEPT_SIZE: Final = 64 * 1024 * 1024
 
 #: A session id that no session has. It is used to find out whether the store responds.
 UNUSED_ID: Final = "-"
@@ -54,11 +60,13 @@ class _Pending:
         make: returns the record when it is about to be written; None if there is none to write.
         deadline: when the record will have expired, by the monotonic clock.
         written: called when the store has the record; None if nothing is to be called.
+        size: about how many bytes of a record are kept until it is written.
     """
 
     make: Callable[[], SessionRecord | None]
     deadline: float = math.inf
     written: Callable[[], object] | None = None
+    size: int = 0
 
 
 class SessionWriter:
@@ -111,7 +119,7 @@ class SessionWriter:
             written: called when the store has the record.
         """
         deadline = time.monotonic() + self.store.settings.sessions_ttl
-        self._pending[sid] = _Pending(lambda: record, deadline, written)
+        self._pending[sid] = _Pending(lambda: record, deadline, written, record.size)
         self._start()
 
     def discard(self, session: LiveSession) -> None:
@@ -221,6 +229,7 @@ class SessionWriter:
             unwritten = await self._write_all(list(pending.items()), deletions)
         except StoreError as error:
             self.report_failure("written", error)
+            self._give_up_oldest()
         except Exception:
             # A retry would fail, too. A client whose session has no record subscribes again.
             logger.exception("%d session records could not be written.", len(pending))
@@ -238,6 +247,26 @@ class SessionWriter:
         if result is not None:
             result.set_result(unwritten)
 
+    def _give_up_oldest(self) -> None:
+        """Give up the oldest records of ended sessions if all of them are larger than `MAX_KEPT_SIZE`."""
+        kept = sum(item.size for item in self._pending.values())
+        given_up = []
+        for sid, item in self._pending.items():
+            if kept <= MAX_KEPT_SIZE:
+                break
+            if item.size:
+                given_up.append(sid)
+                kept -= item.size
+        for sid in given_up:
+            del self._pending[sid]
+        if given_up:
+            logger.warning(
+                "%d session records are given up, because more than %d bytes wait for the session store. "
+                "Their clients subscribe again.",
+                len(given_up),
+                MAX_KEPT_SIZE,
+            )
+
     async def _write_all(self, pending: list[tuple[str, _Pending]], deletions: Collection[str]) -> set[str]:
         """Write records, and delete others. Return the ids of the sessions whose records could not be written."""
         if self._failing:
@@ -245,11 +274,9 @@ class SessionWriter:
             # records of new sessions.
             await self.store.atouch([UNUSED_ID])
         unwritten: set[str] = set()
-        for start in range(0, len(pending), SAVE_SIZE):
-            batch = [(sid, item.make()) for sid, item in pending[start : start + SAVE_SIZE]]
-            if records := {sid: record for sid, record in batch if record is not None}:
-                self._attempted |= records.keys() & self.live.keys()
-                unwritten |= await self._save(records)
+        for records in _batches(pending):
+            self._attempted |= records.keys() & self.live.keys()
+            unwritten |= await self._save(records)
         if deletions:
             await self.store.adelete(deletions)
         return unwritten
@@ -270,6 +297,23 @@ class SessionWriter:
     def _record_of(self, session: LiveSession) -> SessionRecord | None:
         # A session that has ended since then has passed its last record to `keep`.
         return make_record(session) if self.live.get(session.sid) is session else None
+
+
+def _batches(pending: Iterable[tuple[str, _Pending]]) -> Iterator[dict[str, SessionRecord]]:
+    """Create the records, `SAVE_SIZE` or `SAVE_BYTES` of them at a time."""
+    records: dict[str, SessionRecord] = {}
+    size = 0
+    for sid, item in pending:
+        record = item.make()
+        if record is None:
+            continue
+        records[sid] = record
+        size += record.size
+        if len(records) >= SAVE_SIZE or size >= SAVE_BYTES:
+            yield records
+            records, size = {}, 0
+    if records:
+        yield records
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:

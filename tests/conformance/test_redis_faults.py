@@ -220,3 +220,24 @@ async def test_logging_out_works_without_redis(first: Server, redis: RedisServer
     redis.kill()
     await first.sign_out(cookie)
     assert "are not closed yet; trying again" in first.log
+
+
+async def test_state_changes_of_a_client_with_long_identifiers_write_little_to_redis(
+    first: Server, second: Server, redis: RedisServer, connect_to: Connect
+) -> None:
+    former = await connect_to(first)
+    names = [identify("AuditedChannel", audit=unique("audit"), id=number, pad="p" * 1900) for number in range(100)]
+    for name in names:
+        await former.subscribe(name)
+    written = redis.cli("INFO", "stats")["total_net_input_bytes"]
+    for number in range(1, 201):
+        await former.perform(names[50], "increment")
+        await former.expect({"message": {"count": number}})
+    # Each session record has more than 200 KB.
+    assert redis.cli("INFO", "stats")["total_net_input_bytes"] - written < 4_000_000
+    assert redis.cli("STRLEN", f"{PREFIX}:session:{former.sid}") > 200_000
+    await former.cut()
+    client = await connect_to(second, sid=former.sid)
+    assert set(client.welcome["restored_ids"]) == set(names)
+    await client.perform(names[50], "increment")
+    await client.until({"message": {"count": 201}})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 from typing import Any
 from unittest import mock
 
@@ -18,7 +20,7 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.models import Revocation, Session
 from reliable_cable.stores.database.server import DatabaseServer
 from reliable_cable.stores.redis.client import CALLS_PER_ROUND_TRIP, Call, RedisClient
-from reliable_cable.stores.redis.keys import lineage_key
+from reliable_cable.stores.redis.keys import lineage_key, session_key
 from reliable_cable.stores.sessions.base import CLOCK_MARGIN, SessionRecord, SessionStore
 from reliable_cable.stores.sessions.memory import MemorySessionStore
 from reliable_cable.stores.sessions.model import ModelSessionStore
@@ -31,6 +33,13 @@ from .conftest import REDIS_STORES, Clock
 from .sessions import ALIASES, ANN, BOB, MOMENT, THEN, TTL, alias, ann, bob, clock, kind, model_store, nobody, store
 
 __all__ = ["alias", "clock", "kind", "store"]
+
+
+def large_record(number: int) -> SessionRecord:
+    """Return a record with 100 long identifiers. Only the state of one subscription depends on the number."""
+    subscriptions = [{"identifier": f"{at} {'i' * 2000}", "state": {"at": at}} for at in range(100)]
+    subscriptions[50]["state"] = {"text": "x" * number}
+    return SessionRecord(ann, THEN, {"sids": [], "subscriptions": subscriptions, "alive": True, "left_at": number})
 
 
 @pytest.mark.django_db(transaction=True, databases="__all__")
@@ -52,6 +61,18 @@ class TestEveryStore:
         store.save({"a": ANN})
         store.save({"a": BOB})
         assert store.load("a", bob) == BOB
+
+    def test_every_change_of_a_large_record_is_saved(self, store: SessionStore) -> None:
+        random = Random(1)
+        items = [f"item {number} {'x' * 200}" for number in range(40)]
+        for number in range(60):
+            at = random.randrange(len(items) + 1)
+            items[at : at + random.randrange(3)] = [f"é {number} {'y' * n}" for n in range(random.randrange(3))]
+            lists = {"sids": ["former"][: number % 2], "items": list(items)}
+            record = SessionRecord(ann, THEN + number // 20, {**lists, "left_at": number} if number % 7 else lists)
+            store.save({"a": record, "b": ANN})
+            assert store.load("a", ann) == record
+        assert store.load("b", ann) == ANN
 
     def test_a_record_expires_after_sessions_ttl(self, store: SessionStore, clock: Clock) -> None:
         store.save({"a": ANN})
@@ -280,6 +301,61 @@ class TestRedisStore:
         await store.arevoke(ann)
         await store.adelete(list(many))
         assert len(trips) == 10
+
+    def test_a_change_of_a_large_record_writes_the_change(
+        self, store: SessionStore, clock: Clock, trips: list[tuple[Call, ...]]
+    ) -> None:
+        store.save({"a": large_record(0)})
+        clock.advance(TTL - MOMENT)
+        store.save({"a": large_record(1)})
+        clock.advance(TTL - MOMENT)
+        assert store.load("a", ann) == large_record(1)
+        whole, change = (sum(len(str(argument)) for argument in calls[0].args) for calls in trips[:2])
+        assert whole > 200_000
+        assert change < 3_000
+
+    def test_a_change_of_a_record_that_redis_has_lost_writes_it_whole(self, store: SessionStore, clock: Clock) -> None:
+        store.save({"a": large_record(0)})
+        clock.advance(TTL)
+        store.save({"a": large_record(1)})
+        assert store.load("a", ann) == large_record(1)
+
+    def test_a_change_of_a_record_that_another_process_has_written_writes_it_whole(self, store: SessionStore) -> None:
+        other = RedisSessionStore(store.settings)
+        store.save({"a": large_record(0)})
+        other.save({"a": large_record(1)})
+        assert store.load("a", ann) == large_record(1)
+        store.save({"a": large_record(2)})
+        assert store.load("a", ann) == large_record(2)
+        store.delete(["a"])
+        assert other.load("a", ann) is None
+        other.save({"a": large_record(3)})
+        assert store.load("a", ann) == large_record(3)
+
+    def test_other_releases_can_read_and_replace_a_large_record(
+        self, store: SessionStore, kind: str, key_prefix: str, redis_pool: RedisPool
+    ) -> None:
+        store.save({"a": large_record(0)})
+        store.save({"a": large_record(1)})
+        key, server = session_key(key_prefix, "a"), redis_pool.get(kind)
+        identity, authenticated, data = json.loads(server.cli("GET", key))
+        assert SessionRecord(identity, authenticated, data) == large_record(1)
+        server.cli("SET", key, json.dumps([ann, THEN, {**data, "alive": False}]))
+        loaded = store.load("a", ann)
+        assert loaded is not None
+        assert loaded.data["alive"] is False
+        store.save({"a": large_record(2)})
+        assert store.load("a", ann) == large_record(2)
+
+    def test_few_of_the_texts_that_were_written_are_kept_in_memory(
+        self, store: SessionStore, monkeypatch: pytest.MonkeyPatch, trips: list[tuple[Call, ...]]
+    ) -> None:
+        monkeypatch.setattr("reliable_cable.stores.sessions.record_text.MAX_WRITTEN_SIZE", 500_000)
+        for number in range(2):
+            for sid in ("a", "b", "c"):
+                store.save({sid: large_record(number)})
+        store.save({"c": large_record(2)})
+        assert [calls[0].name for calls in trips] == ["SET"] * 6 + ["session_change"]
 
     async def test_many_records_are_sent_in_batches(self, store: SessionStore, trips: list[tuple[Call, ...]]) -> None:
         many = {f"s{number}": ANN for number in range(CALLS_PER_ROUND_TRIP + 1)}

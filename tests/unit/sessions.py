@@ -60,8 +60,9 @@ class Store(MemorySessionStore):
 class Session:
     """A connection whose session record holds a number."""
 
-    def __init__(self, sid: str) -> None:
+    def __init__(self, sid: str, size: int = 0) -> None:
         self.sid = sid
+        self.size = size
         self.number = 0
 
     @property
@@ -69,7 +70,7 @@ class Session:
         return frozenset([self.sid])
 
     def record(self) -> SessionRecord:
-        return SessionRecord(ann, 0, {"number": self.number})
+        return SessionRecord(ann, 0, {"number": self.number}, self.size)
 
 
 async def number(records: SessionRecords, sid: str = "a") -> Any:

@@ -11,6 +11,7 @@ import pytest
 from reliable_cable import Channel, action, state
 from reliable_cable.channel import MAX_STATE_SIZE, registry
 from reliable_cable.connection.connection import JOIN_BURST
+from reliable_cable.connection.streams import STREAM_SIZE
 from reliable_cable.protocol.constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
 
 from .wire import Client, connection_of, identifier, run_event_loop
@@ -31,6 +32,12 @@ class Room(Channel, abstract=True):
         self.transmit({"size": data["size"]})
 
     @action
+    async def follow(self, data: Any) -> None:
+        for number in range(data["count"]):
+            self.stream_from(f"room {number}")
+        self.transmit({"followed": data["count"]})
+
+    @action
     async def join(self, data: Any) -> None:
         self.presence.join("a" * data["id"], "i" * data["info"])
 
@@ -41,6 +48,8 @@ class Room(Channel, abstract=True):
 ROOM = identifier("Room")
 #: How much of a connection may be kept without an end.
 LIMIT = 25_000
+#: How much of that the stream of a subscription takes.
+STREAM = len("room") + STREAM_SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -80,10 +89,10 @@ class TestIdentifiers:
     async def test_too_many_long_identifiers_are_rejected(self, caplog: pytest.LogCaptureFixture) -> None:
         async with Client() as client:
             for number in range(LIMIT // 1000):
-                await client.subscribe(padded(number, 1000))
+                await client.subscribe(padded(number, 1000 - STREAM))
             await client.send("subscribe", ROOM)
             assert await client.receive() == {"type": "reject_subscription", "identifier": ROOM}
-            await client.send("unsubscribe", padded(0, 1000))
+            await client.send("unsubscribe", padded(0, 1000 - STREAM))
             await client.subscribe(ROOM)
         assert "A subscription was rejected" in caplog.text
 
@@ -179,6 +188,16 @@ class TestJoins:
                     pass
             async with Client(later.sid) as last:
                 assert last.welcome["restored_ids"] == []
+
+
+async def test_streams_that_a_handler_starts_count_too(caplog: pytest.LogCaptureFixture) -> None:
+    async with Client() as client:
+        await client.subscribe(ROOM)
+        await client.perform(ROOM, "follow", count=LIMIT // STREAM_SIZE)
+        assert (await client.receive())["message"] == {"followed": LIMIT // STREAM_SIZE}
+    assert "A session cannot be restored" in caplog.text
+    async with Client(client.sid) as later:
+        assert "restored" not in later.welcome
 
 
 class TestStates:

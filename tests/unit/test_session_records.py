@@ -113,6 +113,15 @@ class TestWriting:
         assert sum(len(saved) for saved in store.saves) == 50
         assert len(store.saves) <= 2
 
+    async def test_large_records_are_written_in_several_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(session_writer, "SAVE_BYTES", 250)
+        records = SessionRecords(store := Store())
+        for sid in "abcdefg":
+            records.add(session := Session(sid, size=100))
+            records.changed(session)
+        await until_kept(records, 0, "g")
+        assert [set(saved) for saved in store.saves] == [set("abc"), set("def"), set("g")]
+
 
 class TestFailingStore:
     async def test_is_retried_until_it_works_again(self, caplog: pytest.LogCaptureFixture) -> None:
@@ -181,6 +190,24 @@ class TestFailingStore:
         store.tried.clear()
         await store.tried.wait()
         assert store.saves == []
+
+    async def test_does_not_receive_more_bytes_than_may_be_kept(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(session_writer, "MAX_KEPT_SIZE", 250)
+        records = SessionRecords(store := Store())
+        store.down = True
+        for sid in "abcd":
+            records.add(session := Session(sid, size=100))
+            await records.drop(session)
+        await records.flush()
+        store.tried.clear()
+        await store.tried.wait()
+        store.down = False
+        await until_kept(records, 0, "d")
+        assert await number(records, "c") == 0
+        assert await number(records, "a") is None
+        assert "session records are given up, because more than 250 bytes wait" in caplog.text
 
     async def test_deletes_the_record_of_a_voided_session_when_it_works_again(self) -> None:
         records = SessionRecords(store := Store())

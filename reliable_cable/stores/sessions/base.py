@@ -24,11 +24,13 @@ class SessionRecord:
         identity: the identity of the connection. Only a connection with an equal identity can restore the session.
         authenticated: the time when the connection was authenticated, by the store's clock, in seconds since 1970.
         data: the state, with JSON values only.
+        size: about how many bytes it has. It is not stored.
     """
 
     identity: Identity
     authenticated: float
     data: Mapping[str, Any] = field(default_factory=dict)
+    size: int = field(default=0, compare=False)
 
 
 def is_session_id(sid: str) -> bool:

@@ -57,7 +57,7 @@ class MemorySessionStore(SessionStore):
             return None
         if is_revoked(record.authenticated, times):
             return None
-        return SessionRecord(dict(record.identity), record.authenticated, json.loads(record.data))
+        return SessionRecord(dict(record.identity), record.authenticated, json.loads(record.data), len(record.data))
 
     def touch(self, sids: Collection[str]) -> set[str]:
         """Renew the TTL of records. Expired records stay expired."""

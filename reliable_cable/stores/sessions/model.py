@@ -69,7 +69,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         authenticated, data, revoked_at = row
         if is_revoked(authenticated, [] if revoked_at is None else [revoked_at]):
             return None
-        return SessionRecord(dict(identity), authenticated, json.loads(data))
+        return SessionRecord(dict(identity), authenticated, json.loads(data), len(data))
 
     def touch(self, sids: Collection[str]) -> set[str]:
         """Renew the TTL of records with one UPDATE. Expired records stay expired."""

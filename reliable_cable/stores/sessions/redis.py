@@ -10,6 +10,7 @@ from reliable_cable.stores.redis.keys import revocation_key, session_key
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
 from .base import CLOCK_MARGIN, SessionRecord, SessionStore, is_revoked, is_session_id
+from .record_text import MAX_WHOLE_SIZE, RecordText, WrittenTexts, encode
 
 
 class RedisSessionStore(RedisStore, SessionStore):
@@ -26,18 +27,42 @@ class RedisSessionStore(RedisStore, SessionStore):
         super().__init__(settings, clock=clock)
         #: The TTL of a record in milliseconds.
         self._ttl = int(settings.sessions_ttl * 1000)
+        self._written = WrittenTexts()
 
     async def asave(self, records: Mapping[str, SessionRecord]) -> None:
         """Store records. If one of them is not JSON, none is stored."""
-        texts = {
-            sid: json.dumps([dict(record.identity), record.authenticated, record.data])
-            for sid, record in records.items()
-        }
-        if self._ttl:
-            calls = [Call("SET", [self._key(sid)], [text, "PX", self._ttl]) for sid, text in texts.items()]
-            await self.client.arun_all(calls)
+        texts = {sid: self._encode(sid, record) for sid, record in records.items()}
+        if not self._ttl:
+            return
+        calls = {sid: self._write(sid, text) for sid, text in texts.items()}
+        replies = await self.client.arun_all(calls.values())
+        # Redis has another text if it has lost data, or if another process has written the record.
+        unchanged = [sid for sid, reply in zip(calls, replies, strict=True) if reply == 0]
+        await self.client.arun_all([self._write_whole(sid, texts[sid]) for sid in unchanged])
+        for sid, text in texts.items():
+            if isinstance(text, RecordText):
+                self._written.add(sid, text)
 
     save = sync_twin(asave)
+
+    def _encode(self, sid: str, record: SessionRecord) -> str | RecordText:
+        if self._written.get(sid) is None:
+            text = encode(record)
+            if len(text) <= MAX_WHOLE_SIZE:
+                return text
+        return RecordText.of(record)
+
+    def _write(self, sid: str, text: str | RecordText) -> Call:
+        """Return the call that writes a record: whole, or only what has changed."""
+        old = self._written.get(sid)
+        if old is None or isinstance(text, str):
+            return self._write_whole(sid, text)
+        change = text.change_from(old)
+        position = (change.kept, change.inserted, change.resumed, change.ended)
+        return Call("session_change", [self._key(sid)], [self._ttl, old.version, *position, change.end])
+
+    def _write_whole(self, sid: str, text: str | RecordText) -> Call:
+        return Call("SET", [self._key(sid)], [str(text), "PX", self._ttl])
 
     def load(self, sid: str, identity: Identity) -> SessionRecord | None:
         """Return the record of a session."""
@@ -65,6 +90,8 @@ class RedisSessionStore(RedisStore, SessionStore):
 
     async def adelete(self, sids: Collection[str]) -> None:
         """Delete records."""
+        for sid in sids:
+            self._written.forget(sid)
         await self.client.arun_all([Call("DEL", [self._key(sid)]) for sid in sids])
 
     delete = sync_twin(adelete)
@@ -112,4 +139,4 @@ def _loaded(text: bytes | None, identity: Identity, times: Mapping[str, float]) 
     owner, authenticated, data = json.loads(text)
     if owner != identity or is_revoked(authenticated, _matching(identity, times)):
         return None
-    return SessionRecord(owner, authenticated, data)
+    return SessionRecord(owner, authenticated, data, len(text))

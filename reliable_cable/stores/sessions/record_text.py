@@ -1,0 +1,143 @@
+"""The texts of session records in Redis, and what a change of a record changes in its text."""
+
+import json
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import takewhile
+from threading import Lock
+from typing import Final, Self
+
+from .base import SessionRecord
+
+#: The most bytes of a record that is always written whole.
+MAX_WHOLE_SIZE: Final = 4096
+
+#: The most bytes of the texts that `WrittenTexts` keeps.
+MAX_WRITTEN_SIZE: Final = 8 * 1024 * 1024
+
+_VERSION_BITS: Final = 48
+
+
+def encode(record: SessionRecord) -> str:
+    """Return a record as JSON text, which all releases can read.
+
+    Raises:
+        TypeError: the record is not JSON.
+    """
+    return json.dumps([dict(record.identity), record.authenticated, record.data])
+
+
+@dataclass(frozen=True, slots=True)
+class TextChange:
+    """What makes a new text from an old one.
+
+    Args:
+        kept: how many of the first bytes stay.
+        inserted: the text that follows them.
+        resumed: the position of the first byte of the old text that stays after that, counted from 1.
+        ended: the position of the last of these bytes.
+        end: the new end.
+    """
+
+    kept: int
+    inserted: str
+    resumed: int
+    ended: int
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordText:
+    """A record as JSON text, in parts.
+
+    Args:
+        parts: the beginning, with a part for each item of a list. So each subscription has a part.
+        values: the values that are not lists, which may differ in every record of a session.
+        version: identifies the text. It consists of white space, which readers of JSON ignore.
+    """
+
+    parts: tuple[str, ...]
+    values: str
+    version: str
+
+    @classmethod
+    def of(cls, record: SessionRecord) -> Self:
+        """Encode a record.
+
+        Raises:
+            TypeError: the record is not JSON.
+        """
+        parts = [f"[{json.dumps(dict(record.identity))}, {json.dumps(record.authenticated)}, {{"]
+        values = {}
+        separator = ""
+        for key, value in record.data.items():
+            if not isinstance(value, list):
+                values[key] = value
+                continue
+            parts.append(f"{separator}{json.dumps(key)}: [")
+            parts += [f"{', ' if index else ''}{json.dumps(item)}" for index, item in enumerate(value)]
+            parts.append("]")
+            separator = ", "
+        end = f"{separator if values else ''}{json.dumps(values)[1:]}]"
+        version = f"{secrets.randbits(_VERSION_BITS):0{_VERSION_BITS}b}".translate({ord("0"): " ", ord("1"): "\t"})
+        return cls(tuple(parts), end, version)
+
+    def __str__(self) -> str:
+        return f"{''.join(self.parts)}{self.values}{self.version}"
+
+    @property
+    def size(self) -> int:
+        """The number of bytes. The text is ASCII."""
+        return sum(map(len, self.parts)) + len(self.values) + len(self.version)
+
+    def change_from(self, old: "RecordText") -> TextChange:
+        """Return what makes this text from an older one."""
+        same = _count_equal(self.parts, old.parts)
+        rest, old_rest = self.parts[same:], old.parts[same:]
+        same_last = _count_equal(rest[::-1], old_rest[::-1])
+        kept = sum(map(len, self.parts[:same]))
+        ended = sum(map(len, old.parts))
+        resumed = ended - sum(map(len, rest[len(rest) - same_last :])) + 1
+        return TextChange(kept, "".join(rest[: len(rest) - same_last]), resumed, ended, f"{self.values}{self.version}")
+
+
+def _count_equal(parts: tuple[str, ...], others: tuple[str, ...]) -> int:
+    """Return how many parts are equal before the first difference."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(parts, others, strict=False)))
+
+
+class WrittenTexts:
+    """The large texts that this process wrote last, so that a change of a record can be written without the rest.
+
+    When they have more than `MAX_WRITTEN_SIZE` bytes, the one that was written longest ago is forgotten. All threads of
+    the process may use this.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._texts: OrderedDict[str, RecordText] = OrderedDict()
+        self._size = 0
+
+    def get(self, sid: str) -> RecordText | None:
+        """Return the text that was written last for a session."""
+        return self._texts.get(sid)
+
+    def add(self, sid: str, text: RecordText) -> None:
+        """Take note that a text was written."""
+        with self._lock:
+            self._remove(sid)
+            self._texts[sid] = text
+            self._size += text.size
+            while self._size > MAX_WRITTEN_SIZE:
+                self._remove(next(iter(self._texts)))
+
+    def forget(self, sid: str) -> None:
+        """Forget the text of a session. Its next record is written whole."""
+        with self._lock:
+            self._remove(sid)
+
+    def _remove(self, sid: str) -> None:
+        text = self._texts.pop(sid, None)
+        if text is not None:
+            self._size -= text.size
