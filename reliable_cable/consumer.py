@@ -44,6 +44,9 @@ _UNCHANGED = nullcontext()
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+#: How long, in seconds, `connect` may take. The handshake is refused then, and the client reconnects.
+CONNECT_TIMEOUT: Final = 10.0
+
 #: The logger for handshakes that are refused: they have no connection with a logger of its own.
 _refusals = ClientLog()
 
@@ -234,15 +237,19 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if transport.drainable:
             _install_drain(transport)
         try:
-            await invoke(self.connect, CableConsumer)
+            async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
+                await invoke(self.connect, CableConsumer)
         except REFUSALS as error:
             _refusals.info("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()
         except Exception as error:
-            if not is_outage(error):
+            if timeout.expired():
+                _refusals.warning("%s.connect took longer than %g s.", type(self).__name__, CONNECT_TIMEOUT)
+            elif is_outage(error):
+                _refusals.warning("A connection was not accepted because a database cannot be reached: %s", error)
+            else:
                 raise
             # Without a disconnect message, the client reconnects.
-            _refusals.warning("A connection was not accepted because a database cannot be reached: %s", error)
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         await hub.pacer.wait()
