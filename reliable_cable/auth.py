@@ -10,10 +10,10 @@ from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_K
 from django.contrib.sessions.backends.base import SessionBase
 from django.http import parse_cookie
 
+from .client_log import handshake_log
 from .concurrency.outages import is_outage
 from .concurrency.threads import BatchedCalls
 from .logins import has_valid_hash
-from .logs import logger
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -61,7 +61,9 @@ class CableAuthMiddlewareStack:
                 if not is_outage(error):
                     raise
                 # Without a disconnect message, the client reconnects.
-                logger.warning("A connection was not accepted because its user could not be looked up: %s", error)
+                handshake_log.warning(
+                    "A connection was not accepted because its user could not be looked up: %s", error
+                )
                 return await send({"type": "websocket.close"})
         await self.inner(scope, receive, send)
 

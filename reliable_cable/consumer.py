@@ -16,11 +16,11 @@ from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
 
 from . import origins
+from .client_log import handshake_log
 from .concurrency.contexts import run_in_context
 from .concurrency.outages import is_outage
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
-from .connection.client_log import ClientLog
 from .connection.commands import Commands
 from .connection.connection import Connection
 from .connection.handlers import REFUSALS, invoke, invoke_isolated
@@ -46,9 +46,6 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 #: How long, in seconds, `connect` may take. The handshake is refused then, and the client reconnects.
 CONNECT_TIMEOUT: Final = 10.0
-
-#: The logger for handshakes that are refused: they have no connection with a logger of its own.
-_refusals = ClientLog()
 
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
 _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.WeakKeyDictionary()
@@ -236,17 +233,20 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             return None
         if transport.drainable:
             _install_drain(transport)
+        handshake_log.report()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
                 await invoke(self.connect, CableConsumer)
         except REFUSALS as error:
-            _refusals.info("%s.connect refused its client: %r", type(self).__name__, error)
+            handshake_log.info("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()
         except Exception as error:
             if timeout.expired():
-                _refusals.warning("%s.connect took longer than %g s.", type(self).__name__, CONNECT_TIMEOUT)
+                handshake_log.warning(
+                    "%s.connect took more than %g s. Its client was refused.", type(self).__name__, CONNECT_TIMEOUT
+                )
             elif is_outage(error):
-                _refusals.warning("A connection was not accepted because a database cannot be reached: %s", error)
+                handshake_log.warning("A connection was not accepted because a database cannot be reached: %s", error)
             else:
                 raise
             # Without a disconnect message, the client reconnects.
@@ -324,7 +324,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             except StopConsumer:
                 return
             except Exception:
-                logger.exception("A message of the channel layer could not be handled.")
+                log = logger if self.session is None else self.session.log
+                log.exception("A message of the channel layer could not be handled.")
 
     async def _handle_layer_message(self, message: dict[str, Any]) -> None:
         handler = getattr(self, get_handler_name(message), None)

@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
+from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.protocol import commands
 
 from .account import Account
-from .client_log import ClientLog
 
 #: The most commands that may be queued. Then no frames of the client are read until half of the commands are left.
 MAX_QUEUED_COMMANDS: Final = 256

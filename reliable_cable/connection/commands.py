@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from reliable_cable.channel import Channel, find_channel
+from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
@@ -19,7 +20,6 @@ from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
-from .client_log import ClientLog
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
@@ -346,7 +346,8 @@ class Commands(CommandQueue):
             channel.undo(saved)
             if retried and is_outage(cause):
                 raise
-            self.connection.count_fault(HANDLER_FAULT)
+            if not is_outage(cause):
+                self.connection.count_fault(HANDLER_FAULT)
             if isinstance(cause, REFUSALS) and handler != channel.unsubscribed:
                 self.log.info("%s: %s refused its client: %r", type(channel).__name__, name, cause)
             else:

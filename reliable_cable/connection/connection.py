@@ -13,12 +13,14 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
 from typing import Any, Final, Protocol, TypeVar
 
+from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.token_bucket import TokenBucket
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
 from reliable_cable.logins import Login
+from reliable_cable.logs import logger
 from reliable_cable.namespaces import namespace_of
 from reliable_cable.protocol import commands as protocol_commands
 from reliable_cable.protocol import messages
@@ -27,7 +29,6 @@ from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .account import Account
-from .client_log import ClientLog
 from .closing import CLOSINGS, Notified, SessionFate
 from .command_queue import CommandQueue
 from .handlers import invoke_isolated
@@ -212,7 +213,7 @@ class Connection:
         """
         if not self.resumable or await self.hub.sessions.save(self):
             return True
-        self.log.warning("A session could not be saved. Its client is disconnected, and subscribes again.")
+        logger.warning("A session could not be saved. Its client is disconnected, and subscribes again.")
         self.close(DisconnectReason.REMOTE, reconnect=True)
         return False
 
@@ -270,7 +271,7 @@ class Connection:
 
     @property
     def log(self) -> ClientLog:
-        """The logger for everything that is logged on behalf of the client."""
+        """The logger for everything that the client can cause repeatedly."""
         if self._log is None:
             self._log = ClientLog()
         return self._log
@@ -292,7 +293,7 @@ class Connection:
             self._faults, self._faults_since = 0, now
         self._faults += weight
         if self._faults > MAX_FAULTS and not self.ending:
-            self.log.warning("A client is disconnected: it sent too many broken frames, or too many handlers failed.")
+            logger.warning("A client is disconnected: it sent too many broken frames, or too many handlers failed.")
             self.close(DisconnectReason.INVALID_REQUEST)
 
     def may_join(self) -> bool:
@@ -400,7 +401,7 @@ class Connection:
             self.close(DisconnectReason.SERVER_RESTART)
 
     def _too_slow(self) -> None:
-        self.log.warning("A client that reads too slowly was disconnected (too_slow).")
+        logger.warning("A client that reads too slowly was disconnected (too_slow).")
         self.close(DisconnectReason.TOO_SLOW)
 
     async def _finish(self, *, reading: bool) -> None:

@@ -15,12 +15,11 @@ from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, Validat
 from django.http import Http404
 
 from reliable_cable.channel import Channel
+from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.exceptions import MissingParam
 from reliable_cable.reply import Reply
-
-from .client_log import ClientLog
 
 #: The reply of a handler that was not called because its check returned False.
 REFUSED = Reply(rejected=True)

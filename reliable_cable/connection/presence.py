@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.hub.presence import PresenceService
 from reliable_cable.hub.rosters import Roster
@@ -13,7 +14,6 @@ from reliable_cable.protocol.commands import PresenceClaim
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import PresenceJoin, Reply
 
-from .client_log import ClientLog
 from .connection import Connection
 from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream

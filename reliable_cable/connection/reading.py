@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from reliable_cable.concurrency.token_bucket import TokenBucket
+from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 
 from .connection import Connection
@@ -89,6 +90,6 @@ class Reading:
         elif self._over_since is None:
             self._over_since = now
         elif now - self._over_since > FLOOD_TIME and not self._connection.ending:
-            self._connection.log.warning("A client sent more frames than MAX_FRAME_RATE allows for %g s.", FLOOD_TIME)
+            logger.warning("A client sent more frames than MAX_FRAME_RATE allows for %g s.", FLOOD_TIME)
             self._connection.close(DisconnectReason.INVALID_REQUEST)
         return delay

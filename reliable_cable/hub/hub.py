@@ -8,6 +8,7 @@ import asyncio
 import random
 from typing import Final
 
+from reliable_cable.client_log import handshake_log
 from reliable_cable.concurrency.pacing import PER_ITERATION, Pacer
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.concurrency.tasks import BackgroundTasks, mark_retrieved
@@ -246,6 +247,7 @@ class Hub:
                 once.
         """
         self.draining = True
+        handshake_log.report(ended=True)
         connections = self.connections.all()
         logger.info("Draining %d connections.", len(connections))
         await asyncio.gather(

@@ -25,8 +25,11 @@ PROJECT = "tests.browser.project"
 #: How long, in milliseconds, to wait for a page on a busy machine.
 PAGE_PATIENCE = 20_000
 
-#: The error that Chromium logs about a WebSocket that is closed or cannot be opened.
-BROKEN_SOCKET = re.compile(r"WebSocket connection to 'ws://127\.0\.0\.1:\d+/cable\S*' failed: ")
+#: What Chromium logs about a WebSocket that is closed or cannot be opened, and what the npm client logs about an action
+#: that the page calls at that moment.
+BROKEN_SOCKET = re.compile(
+    r"WebSocket connection to 'ws://127\.0\.0\.1:\d+/cable\S*' failed: |perform failed \{error: DisconnectedError"
+)
 
 _numbers = itertools.count(1)
 

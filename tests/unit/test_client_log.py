@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from django.db import OperationalError
 
 from reliable_cable import Channel, action
 from reliable_cable.channel import registry
-from reliable_cable.connection.client_log import INTERVAL, MAX_LINES, MAX_TRACEBACKS, ClientLog
+from reliable_cable.client_log import INTERVAL, MAX_LINES, MAX_TRACEBACKS, ClientLog
 from reliable_cable.connection.connection import FAULTS_TIME
 
 from .wire import Client, connection_of, identifier, run_event_loop
@@ -31,7 +32,7 @@ def _level(caplog: pytest.LogCaptureFixture) -> None:
 class TestClientLog:
     def test_further_lines_within_a_minute_are_counted(self, caplog: pytest.LogCaptureFixture) -> None:
         clock = Clock()
-        log = ClientLog(clock)
+        log = ClientLog(clock=clock)
         for number in range(500):
             log.warning("line %d", number)
         assert caplog.messages == [f"line {number}" for number in range(MAX_LINES)]
@@ -41,7 +42,7 @@ class TestClientLog:
 
     def test_in_the_next_minute_lines_are_logged_again(self, caplog: pytest.LogCaptureFixture) -> None:
         clock = Clock()
-        log = ClientLog(clock)
+        log = ClientLog(clock=clock)
         for number in range(MAX_LINES + 1):
             log.warning("line %d", number)
         clock.now += INTERVAL
@@ -50,7 +51,7 @@ class TestClientLog:
 
     def test_few_lines_are_not_followed_by_a_number(self, caplog: pytest.LogCaptureFixture) -> None:
         clock = Clock()
-        log = ClientLog(clock)
+        log = ClientLog(clock=clock)
         log.warning("one")
         clock.now += INTERVAL
         log.report()
@@ -58,14 +59,14 @@ class TestClientLog:
         assert caplog.messages == ["one"]
 
     def test_lines_of_a_level_that_is_not_logged_do_not_count(self, caplog: pytest.LogCaptureFixture) -> None:
-        log = ClientLog(Clock())
+        log = ClientLog(clock=Clock())
         for _ in range(MAX_LINES):
             log.debug("hidden")
         log.warning("shown")
         assert caplog.messages == ["shown"]
 
     def test_the_first_tracebacks_are_logged(self, caplog: pytest.LogCaptureFixture) -> None:
-        log = ClientLog(Clock())
+        log = ClientLog(clock=Clock())
         for _ in range(MAX_TRACEBACKS + 2):
             try:
                 raise LookupError
@@ -74,7 +75,7 @@ class TestClientLog:
         assert [bool(record.exc_info) for record in caplog.records] == [*[True] * MAX_TRACEBACKS, False, False]
 
     def test_a_record_names_the_place_of_the_call(self, caplog: pytest.LogCaptureFixture) -> None:
-        ClientLog(Clock()).warning("here")
+        ClientLog(clock=Clock()).warning("here")
         assert caplog.records[-1].filename == "test_client_log.py"
 
 
@@ -82,6 +83,14 @@ class Room(Channel, abstract=True):
     @action
     async def fail(self) -> None:
         raise LookupError("as the test asked")
+
+    @action
+    async def query(self) -> None:
+        raise OperationalError("the database cannot be reached")
+
+    @action
+    async def speak(self) -> None:
+        self.transmit("spoken")
 
 
 ROOM = identifier("Room")
@@ -113,6 +122,24 @@ class TestConnections:
             for _ in range(201):
                 await client.perform(ROOM, "fail")
             assert await client.receive() == {"type": "disconnect", "reason": "invalid_request", "reconnect": True}
+
+    async def test_an_outage_does_not_disconnect_a_client(self) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            for _ in range(201):
+                await client.perform(ROOM, "query")
+            await client.perform(ROOM, "speak")
+            assert await client.receive() == {"identifier": ROOM, "message": "spoken"}
+
+    async def test_why_a_client_was_disconnected_is_logged_beyond_the_limit(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Client() as client:
+            for _ in range(MAX_LINES + 1):
+                await client.send_text("{")
+            assert (await client.receive())["reason"] == "invalid_request"
+        assert caplog.messages[MAX_LINES].startswith("A client is disconnected: it sent too many broken frames")
+        assert caplog.messages[MAX_LINES + 1] == "And 1 more lines about the same client."
 
     async def test_unknown_channels_and_actions_do_not_disconnect_a_client(self) -> None:
         async with Client() as client:

@@ -368,7 +368,9 @@ class TestConsumer:
 
         connected, _ = await Client(consumer=App).communicator.connect()
         assert not connected
-        assert [record.message for record in caplog.records] == ["App.connect took longer than 0.01 s."]
+        assert [record.message for record in caplog.records] == [
+            "App.connect took more than 0.01 s. Its client was refused."
+        ]
 
     async def test_channels_have_the_identifiers_that_connect_has_set(self) -> None:
         seen: list[Any] = []

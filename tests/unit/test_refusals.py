@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.http import Http404
 
 from reliable_cable import CableConsumer, Channel, action
 from reliable_cable.channel import registry
+from reliable_cable.client_log import INTERVAL, MAX_LINES, handshake_log
 from reliable_cable.exceptions import MissingParam
 from reliable_cable.stores.engine import get_engine
 
@@ -87,10 +89,12 @@ class Guarded(CableConsumer):
 
 
 @pytest.fixture(autouse=True)
-def _rooms(settings: Any, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def _rooms(settings: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
     registry.update({"Room": [Room], "Explaining": [Explaining]})
     caplog.set_level(logging.INFO, "reliable_cable")
+    monkeypatch.setattr(handshake_log, "_lines", 0)
+    monkeypatch.setattr(handshake_log, "_began", time.monotonic())
     yield
     del registry["Room"], registry["Explaining"]
 
@@ -166,6 +170,22 @@ class TestRefusals:
         assert await client.receive() == {"type": "disconnect", "reason": "unauthorized", "reconnect": False}
         assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
         assert logged(caplog) == [("INFO", f"Guarded.connect refused its client: {REFUSALS[how]}")]
+
+
+async def test_of_many_refused_handshakes_the_number_is_logged_after_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect() -> None:
+        await Client(consumer=Guarded, scope={"how": "permission"}).communicator.connect()
+
+    for _ in range(MAX_LINES + 10):
+        await connect()
+    assert len(caplog.messages) == MAX_LINES
+    now = time.monotonic()
+    monkeypatch.setattr(handshake_log, "_clock", lambda: now + INTERVAL)
+    await connect()
+    assert caplog.messages[MAX_LINES] == "And 10 more lines about handshakes."
+    assert len(caplog.messages) == MAX_LINES + 2
 
 
 class TestErrors:

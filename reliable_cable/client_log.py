@@ -1,4 +1,8 @@
-"""Limits what is logged on behalf of one client, so that a client cannot fill the log."""
+"""Limits what is logged on behalf of one client, and about all refused handshakes, so that no client fills the log.
+
+Everything that a client can cause repeatedly is logged by the `ClientLog` of its connection. A line that says why a
+connection is ended is logged by `logger`: there is only one such line for each connection, and it must not be left out.
+"""
 
 import logging
 import time
@@ -19,11 +23,13 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
     """The logger of a connection. It logs the first lines of each minute, and then the number of the others.
 
     Args:
+        subject: what the lines are about.
         clock: returns the time in seconds, by any monotonic clock.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, subject: str = "the same client", clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(logger, {})
+        self._subject = subject
         self._clock = clock
         self._began = clock()
         self._lines = self._tracebacks = 0
@@ -37,14 +43,18 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         return self._lines <= MAX_LINES
 
     def report(self, *, ended: bool = False) -> None:
-        """Log how many lines were left out, if the minute is over or the connection has ended."""
+        """Log how many lines were left out, if the minute is over.
+
+        Args:
+            ended: whether the connection has ended, so that nothing more will be logged.
+        """
         now = self._clock()
         if now - self._began < INTERVAL and not ended:
             return
         omitted = self._lines - MAX_LINES
         self._began, self._lines, self._tracebacks = now, 0, 0
         if omitted > 0:
-            self.logger.warning("And %d more lines about the same client.", omitted)
+            self.logger.warning("And %d more lines about %s.", omitted, self._subject)
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         """Leave out the traceback if enough of them were logged."""
@@ -53,3 +63,7 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
             if self._tracebacks > MAX_TRACEBACKS:
                 kwargs = {**kwargs, "exc_info": None}
         return msg, kwargs
+
+
+#: The logger for handshakes that are refused or fail. They have no connection with a logger of its own.
+handshake_log: Final = ClientLog("handshakes")
