@@ -44,6 +44,9 @@ _UNCHANGED = nullcontext()
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
+#: How long, in seconds, `connect` may take. The handshake is refused then, and the client reconnects.
+CONNECT_TIMEOUT: Final = 10.0
+
 _hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
 _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.WeakKeyDictionary()
 
@@ -232,15 +235,21 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             _install_drain(transport)
         handshake_log.report()
         try:
-            await invoke(self.connect, CableConsumer)
+            async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
+                await invoke(self.connect, CableConsumer)
         except REFUSALS as error:
             handshake_log.info("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()
         except Exception as error:
-            if not is_outage(error):
+            if timeout.expired():
+                handshake_log.warning(
+                    "%s.connect took more than %g s. Its client was refused.", type(self).__name__, CONNECT_TIMEOUT
+                )
+            elif is_outage(error):
+                handshake_log.warning("A connection was not accepted because a database cannot be reached: %s", error)
+            else:
                 raise
             # Without a disconnect message, the client reconnects.
-            handshake_log.warning("A connection was not accepted because a database cannot be reached: %s", error)
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         await hub.pacer.wait()

@@ -111,12 +111,12 @@ class CommandQueue(ABC):
         if len(backlog.commands) >= MAX_QUEUED_COMMANDS or account.used > account.half:
             self.full = True
 
-    async def has_room(self, timeout: float) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
-        """Wait until the queue is not full, for at most `timeout` seconds."""
+    async def has_room(self) -> None:
+        """Wait until the queue is not full."""
         if self.full:
             if self._room is None:
                 self._room = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._room], timeout=timeout)
+            await asyncio.shield(self._room)
 
     def call_next(self, call: InternalCall) -> None:
         """Call a coroutine function after the command that is being handled, even if the connection is closed."""

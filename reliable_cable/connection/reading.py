@@ -4,7 +4,8 @@ See Protocol: Fast clients.
 """
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from reliable_cable.concurrency.token_bucket import TokenBucket
@@ -63,13 +64,22 @@ class Reading:
         delay = self._delay(asyncio.get_running_loop().time())
         connection.pause_reading()
         await asyncio.sleep(delay)
-        while connection.commands.full and not connection.transport.lost:
-            await connection.commands.has_room(CHECK_INTERVAL)
+        while not connection.transport.lost and (wait := self._obstacle()) is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_INTERVAL):
+                    await wait()
             connection.pause_reading()
-        if connection.account.used > connection.account.half:
-            # What is kept are frames that the client does not read.
-            await connection.outbox.drained()
         connection.resume_reading()
+
+    def _obstacle(self) -> Callable[[], Awaitable[None]] | None:
+        """Return a function that waits until something is gone that prevents reading; None if nothing does."""
+        connection = self._connection
+        if connection.commands.full:
+            return connection.commands.has_room
+        if connection.outbox.blocked and connection.account.used > connection.account.half:
+            # The account is full of frames that the client does not read.
+            return connection.outbox.drained
+        return None
 
     def _delay(self, now: float) -> float:
         """Return how long, in seconds, to read nothing. Disconnect a client that has sent too much for too long."""

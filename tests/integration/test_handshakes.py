@@ -108,3 +108,23 @@ async def test_the_headers_of_a_request_must_arrive_in_limited_time(cable_serve:
         async with Client(server.url) as client:
             assert await send_slowly(server) > HEADERS_TIMEOUT - 1
             await client.ping(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [b"", HANDSHAKE], ids=["silent", "incomplete headers"])
+async def test_half_open_handshakes_cost_little_and_end(cable_serve: Server, sent: bytes) -> None:
+    async def wait_for_the_end(server: Server) -> None:
+        async with connect(server) as (reader, writer):
+            writer.write(sent)
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+
+    with cable_serve as server:
+        async with Client(server.url) as client, asyncio.timeout(3 * HEADERS_TIMEOUT):
+            before = server.rss
+            clients = [asyncio.create_task(wait_for_the_end(server)) for _ in range(500)]
+            while not any(each.done() for each in clients):
+                await client.ping(1)
+                assert server.rss - before < 20_000_000
+                await asyncio.sleep(0.5)
+            await asyncio.gather(*clients)

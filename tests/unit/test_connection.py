@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Iterator
@@ -355,6 +356,21 @@ class TestConsumer:
     async def test_a_client_without_a_supported_subprotocol_is_refused(self) -> None:
         connected, _ = await Client(protocol="graphql-ws").communicator.connect()
         assert not connected
+
+    async def test_a_connect_that_takes_too_long_refuses_the_client(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr("reliable_cable.consumer.CONNECT_TIMEOUT", 0.01)
+
+        class App(CableConsumer):
+            async def connect(self) -> None:
+                await asyncio.Event().wait()
+
+        connected, _ = await Client(consumer=App).communicator.connect()
+        assert not connected
+        assert [record.message for record in caplog.records] == [
+            "App.connect took more than 0.01 s. Its client was refused."
+        ]
 
     async def test_channels_have_the_identifiers_that_connect_has_set(self) -> None:
         seen: list[Any] = []

@@ -21,9 +21,11 @@ from reliable_cable.hub.fanout import POLICY
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.recovery import Entry
 from reliable_cable.servers.base import unacknowledged_bytes
+from reliable_cable.stores.engine import get_engine
+from reliable_cable.stores.streams.base import Message
 
 from .test_bursts import LIMIT, ONE, Room, SlowClient, configured, frames_or_not, publish, publish_many
-from .wire import Client, identifier
+from .wire import Client, identifier, until
 
 
 class Actions(Channel, abstract=True):
@@ -62,6 +64,7 @@ class Talkative(Channel, abstract=True):
 
 
 TALKATIVE = identifier("Talkative")
+TALK = json.dumps({"command": "message", "identifier": TALKATIVE, "data": json.dumps({"action": "talk"})})
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +104,49 @@ async def test_a_client_that_takes_data_from_the_kernels_buffer_stays_connected(
         unsent += 6  # a ping that the server itself sends
         end_watch(client.connection.outbox)
         assert client.aborted
+
+
+async def test_a_client_that_reads_slowly_and_is_not_read_need_not_answer_pings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("reliable_cable.connection.reading.CHECK_INTERVAL", 0.001)
+    pauses = 0
+
+    def pause_reading() -> None:
+        nonlocal pauses
+        pauses += 1
+
+    async with SlowClient(frames=True) as client:
+        await client.subscribe(TALKATIVE)
+        client.pause_reading = pause_reading  # type: ignore[method-assign]
+        client.incoming.put_nowait({"type": "websocket.receive", "text": TALK})
+        await until(lambda: client.connection.outbox.blocked)
+        for _ in range(200):
+            client.incoming.put_nowait({"type": "websocket.receive", "text": '{"command":"ping"}'})
+        # Each call gives the client more time to answer the pings of the server.
+        await until(lambda: pauses > 100)
+        assert client.connection.reading_paused
+        await client.read_all()
+        assert not client.connection.reading_paused
+        assert client.log.count({"type": "pong"}) == 200
+
+
+@frames_or_not
+async def test_whispers_are_dropped_for_a_client_that_does_not_read(frames: bool) -> None:
+    async with SlowClient(frames=frames) as client:
+        await client.subscribe(ONE)
+        for number in range(100):
+            await get_engine().streams.awhisper(
+                "a", Message(json.dumps({"stream": "a", "n": number, "pad": "x" * 200}))
+            )
+        await client.run_until_idle()
+        assert client.connection.account.used <= client.connection.account.half
+        await client.read_all()
+        await publish("a", 100, transient=True)
+        await client.read_all()
+        received = client.numbers(ONE, "a")
+        assert 0 < len(received) < 50
+        assert received[-1] == 100
 
 
 def test_a_connection_whose_kernel_buffer_is_unknown_is_closed_later() -> None:
