@@ -180,11 +180,15 @@ class Replay:
         if position is not None:
             page = await hub.history.read(stream.name, position, known)
         else:
+            cursor = subscribed.cursor
             offset = await hub.engine.streams.aoffset_since(stream.name, self._server_time(since or 0.0))
             if offset is None:
                 return None
+            if cursor.epoch in ("", known.epoch):
+                # What follows the cursor is still due, even if it is older than the time.
+                offset = min(offset, cursor.offset)
             page = await hub.history.read(stream.name, StreamPosition("", offset), known)
-            if page.epoch != known.epoch and (offset or known.epoch):
+            if known.epoch not in ("", page.epoch):
                 # The offset may belong to an epoch that has ended since then. Even with the offset 0, messages of that
                 # epoch are missing in the page.
                 return None

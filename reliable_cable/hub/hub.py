@@ -94,6 +94,8 @@ class Hub:
         """
         stream = await self._open(name, until)
         stream.add(subscriber)
+        if stream.repair_again:
+            self.repairs.request(stream)  # an event arrived while the stream was being opened
         return stream
 
     def unsubscribe(self, stream: HubStream, subscriber: Subscriber) -> None:
@@ -133,7 +135,7 @@ class Hub:
         if isinstance(event, Transient):
             stream.send_transient(event)
         elif stream.opening is not None:
-            pass  # the stream is being opened, and its position is read after this
+            stream.repair_again = True  # the position may have been read before this event
         elif isinstance(event, Advanced):
             self.repairs.request(stream)
             if stream.observer is not None:

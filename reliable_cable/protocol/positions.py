@@ -37,17 +37,13 @@ class HistoryRequest:
     def merged(self, other: HistoryRequest) -> HistoryRequest:
         """Return a request for all messages that this or another request asks for.
 
-        If it is unknown which of two positions is earlier, the stream gets one that no stream has. The merged request
-        is then rejected. This happens with positions of two epochs, and with a position and a time.
+        If the requests name two positions of a stream, or a position and a time, the stream gets a position that no
+        stream has. The merged request is then rejected, because the store may have lost messages between the two.
         """
         times = [each.since for each in (self, other) if each.since is not None]
         streams = dict(self.streams)
         for name, position in other.streams.items():
-            known = streams.get(name, position)
-            if position.epoch != known.epoch:
-                streams[name] = UNKNOWN_POSITION
-            elif name not in streams or position.offset < known.offset:
-                streams[name] = position
+            streams[name] = position if streams.get(name, position) == position else UNKNOWN_POSITION
         for one, two in ((self, other), (other, self)):
             if one.since is not None:
                 streams |= dict.fromkeys(two.streams.keys() - one.streams.keys(), UNKNOWN_POSITION)

@@ -325,3 +325,15 @@ def test_a_stream_that_an_unanswered_action_stopped_begins_afresh_after_a_restor
     machine.append(stream="b", count=1, exclude=None, pad=0, announced="together", then=20)
     machine.end_what_the_server_has_closed()
     machine.teardown()
+
+
+@pytest.mark.usefixtures("_instant")
+def test_a_request_by_time_skips_no_message_that_was_not_announced() -> None:
+    """The client was subscribed when they were stored, so they are due although they are older than the time."""
+    machine = Delivery()
+    machine.begin(size=1000, start=50)
+    machine.end_what_the_server_has_closed()
+    machine.append(stream="a", count=5, exclude=None, pad=0, announced="", then=0)
+    machine.request_history(client=0, name=IDENTIFIERS[0], how="since", back=0, repeat=1, before=0, then=50)
+    machine.end_what_the_server_has_closed()
+    machine.teardown()
