@@ -333,6 +333,8 @@ def test_a_request_by_time_skips_no_message_that_was_not_announced() -> None:
     machine = Delivery()
     machine.begin(size=1000, start=50)
     machine.end_what_the_server_has_closed()
+    machine.append(stream="a", count=1, exclude=None, pad=0, announced="together", then=50)
+    machine.end_what_the_server_has_closed()
     machine.append(stream="a", count=5, exclude=None, pad=0, announced="", then=0)
     machine.request_history(client=0, name=IDENTIFIERS[0], how="since", back=0, repeat=1, before=0, then=50)
     machine.end_what_the_server_has_closed()
