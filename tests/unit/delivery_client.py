@@ -184,11 +184,12 @@ class Client:
             track = sub.tracks[stream] = Track(marks[stream])
         fault = self._fault(sub, track, stream, index)
         if fault is not None:
-            request = self._begins(name, sub.requests, stream, index, stream_id)
+            due = index if track.told else track.floor if track.due is None else track.due
+            request = self._begins(name, sub.requests, stream, index, stream_id, due)
             if request is not None:
                 request.begun.add(stream)
             elif track.due is None:
-                request = self._begins(name, sub.sent, stream, index, stream_id)
+                request = self._begins(name, sub.sent, stream, index, stream_id, index)
             assert request is not None, f"{fault}: {stream} {index} {message}, {track}"
         track.due, track.epoch, track.told, track.stream_id = index + 1, epoch, False, stream_id
         self.positions[stream_id] = (epoch, offset)
@@ -198,9 +199,12 @@ class Client:
         return bool(sub.starting[stream] or sub.stopping[stream] or stream in sub.uncertain)
 
     def _begins(
-        self, name: str, requests: Iterable[Request], stream: str, index: int, stream_id: str
+        self, name: str, requests: Iterable[Request], stream: str, index: int, stream_id: str, due: int
     ) -> Request | None:
-        """Return the request to which this message is the first response; None if there is none."""
+        """Return the request to which this message is the first response; None if there is none.
+
+        A response to a time must not skip messages that are `due`.
+        """
         history = self.world[stream]
         message = history.messages[index]
         for request in requests:
@@ -220,7 +224,7 @@ class Client:
                     if history.messages[first - 1].time < request.since:
                         break
                     first -= 1
-                if self.skippable(stream, first, index):
+                if self.skippable(stream, min(first, due), index):
                     return request
         return None
 
