@@ -1,7 +1,7 @@
 """The interface of stream stores, which number, store and announce the messages of streams."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -100,6 +100,14 @@ class StreamListener(Listener):
     Each message that is appended after `subscribe` has returned causes an event: the message itself, or `Advanced`. In
     the latter case, a read of the stream returns the message.
     """
+
+    async def subscribe_many(self, streams: Collection[str]) -> None:
+        """Do the same as `subscribe` for several streams. Override this if one round trip is enough.
+
+        If this raises, the caller unsubscribes from all of the streams.
+        """
+        for stream in streams:
+            await self.subscribe(stream)
 
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost.
@@ -205,6 +213,10 @@ class StreamStore(Store):
         """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
         page = self.read(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
+
+    async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
+        """Do the same as `aposition` for several streams. Override this if one round trip is enough."""
+        return [await self.aposition(stream) for stream in streams]
 
     @abstractmethod
     def forget(self, stream: str, *, epoch: str = "") -> None:
