@@ -109,7 +109,7 @@ async def _restore_all(commands: Commands, restored: Restored, data: Mapping[str
     until = asyncio.get_running_loop().time() + RESTORE_TIMEOUT
     incarnations = await _incarnations(commands, items)
     _take_stream_ids(commands, items)
-    names = {stream["name"] for item in items for stream in item["streams"]}
+    names = dict.fromkeys(stream["name"] for item in items for stream in item["streams"])
     with commands.connection.hub.opening(names):
         await _restore_each(commands, restored, data, incarnations, until)
     _release_stream_ids(commands, items)

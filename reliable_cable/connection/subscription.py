@@ -59,8 +59,8 @@ class Subscription(SubscriptionStreams):
         if not reply.streams:
             return
         presence_stream = self.presence_stream
-        starts = {operation.name for operation in reply.streams if isinstance(operation, StreamStart)}
-        with self.connection.hub.opening(starts):
+        started = dict.fromkeys(operation.name for operation in reply.streams if isinstance(operation, StreamStart))
+        with self.connection.hub.opening(started):
             for operation in reply.streams:
                 if isinstance(operation, StreamStart):
                     stream_id = self.connection.stream_ids.claim(operation.name, self.identifier, request)

@@ -244,7 +244,7 @@ class Hub:
                 self._remove(stream)  # all callers gave up meanwhile
 
     async def _listen_to(self, streams: Sequence[HubStream], until: float) -> Sequence[StreamPosition]:
-        """Listen to a batch of streams, and return their positions. For a single stream, retry while the store fails."""
+        """Listen to streams, and return their positions. For a single stream, retry while the store fails."""
         names = [stream.name for stream in streams]
         closing = [self._closing[name] for name in names if name in self._closing]
         if closing:
