@@ -11,6 +11,7 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
 
 from .revocations import without_revoked
 from .session_losses import LossDetector
+from .session_sweep import SessionSweep
 from .session_writer import LiveSession, SessionWriter, make_record
 
 #: How long, in seconds, a load of session records may take. The returning clients then subscribe again instead.
@@ -32,6 +33,7 @@ class SessionRecords(SessionWriter):
         self.enabled = store.settings.sessions_ttl > 0
         #: Finds out whether the store has lost records.
         self.losses = LossDetector(self)
+        self._sweep = SessionSweep(store)
         self._loads = BackgroundTasks()
         #: The sessions that the next load will return, and a future for the record of each.
         self._wanted: list[tuple[str, Identity, asyncio.Future[SessionRecord | None]]] = []
@@ -43,6 +45,7 @@ class SessionRecords(SessionWriter):
         if self.enabled:
             self.live[session.sid] = session
             self.losses.start()
+            self._sweep.start()
 
     async def drop(self, session: LiveSession) -> None:
         """Write the last record of a session whose connection has ended. Its time to live begins."""
@@ -126,4 +129,5 @@ class SessionRecords(SessionWriter):
         """Write pending records once, and stop all tasks."""
         await super().stop()
         await self.losses.stop()
+        await self._sweep.stop()
         await cancel(*self._loads.pending)

@@ -99,7 +99,7 @@ class SessionStore(Store):
 
     @abstractmethod
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete up to `limit` expired records; return how many were deleted."""
+        """Delete up to about `limit` expired records; return how many were deleted. Servers call this regularly."""
 
     asave = async_twin(save, writes=True)
     aload_many = async_twin(load_many)
@@ -107,3 +107,4 @@ class SessionStore(Store):
     adelete = async_twin(delete, writes=True)
     arevoke = async_twin(revoke, writes=True)
     arevoked = async_twin(revoked)
+    aprune = async_twin(prune, writes=True)

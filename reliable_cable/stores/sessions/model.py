@@ -115,10 +115,13 @@ class ModelSessionStore(ModelStore, SessionStore):
         return [max((times.get(key, 0.0) for key in condition_keys(identity)), default=0.0) for identity in identities]
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete expired records, the oldest first, with one DELETE, and revocations that affect no record."""
+        """Delete expired records, the oldest first, with one DELETE, and revocations that affect no record.
+
+        Records that another process is deleting are skipped.
+        """
         expired = self._database.rows(Session).filter(expires__lte=self._server.ago(0))
         outdated = self._server.ago(self.settings.sessions_ttl + CLOCK_MARGIN)
-        oldest = expired.order_by("expires").values("sid")[:limit]
+        oldest = expired.select_for_update(skip_locked=True).order_by("expires").values("sid")[:limit]
 
         def prune() -> int:
             pruned, _ = expired.filter(sid__in=oldest).delete()

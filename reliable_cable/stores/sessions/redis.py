@@ -89,6 +89,10 @@ class RedisSessionStore(RedisStore, SessionStore):
         """Return 0, because Redis itself deletes expired keys."""
         return 0
 
+    async def aprune(self, *, limit: int = 1000) -> int:
+        """Return 0, without a thread."""
+        return self.prune(limit=limit)
+
     def _key(self, sid: str) -> str:
         return session_key(self.settings.key_prefix, sid)
 

@@ -1,0 +1,62 @@
+"""Deletes expired session records, which some stores keep until they are asked to delete them."""
+
+import asyncio
+import random
+from typing import Final
+
+from reliable_cable.concurrency.tasks import cancel
+from reliable_cable.exceptions import StoreError
+from reliable_cable.logs import logger
+from reliable_cable.stores.sessions.base import SessionStore
+
+#: The longest time, in seconds, between two sweeps of one process.
+SWEEP_INTERVAL: Final = 60.0
+#: The most records that are deleted at once. This must be few, because broadcasts may have to wait for the database.
+SWEEP_SIZE: Final = 200
+#: How long, in seconds, to wait between two deletions of one sweep.
+SWEEP_PAUSE: Final = 0.5
+
+
+class SessionSweep:
+    """Sweeps a session store regularly, on one event loop.
+
+    Args:
+        store: the session store.
+    """
+
+    def __init__(self, store: SessionStore) -> None:
+        self._store = store
+        #: Starts the next sweep; None before `start`. Between two sweeps, there is no task.
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Sweep the store regularly from now on."""
+        if self._timer is None:
+            self._set_timer()
+
+    async def stop(self) -> None:
+        """Cancel the sweeps."""
+        await cancel(self._task)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _set_timer(self) -> None:
+        delay = SWEEP_INTERVAL * random.uniform(0.5, 1)  # noqa: S311 - spreads the servers
+        self._timer = asyncio.get_running_loop().call_later(delay, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        try:
+            while await self._store.aprune(limit=SWEEP_SIZE) >= SWEEP_SIZE:  # noqa: ASYNC110 - other work runs meanwhile
+                await asyncio.sleep(SWEEP_PAUSE)
+        except StoreError as error:
+            logger.warning("Expired sessions could not be deleted; this is retried later: %s", error)
+        except Exception:
+            logger.exception("Expired sessions could not be deleted; this is retried later.")
+        finally:
+            self._task = None
+            self._set_timer()
