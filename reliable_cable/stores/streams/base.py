@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from reliable_cable.concurrency.on_commit import call_after_commit, report_failure
+from reliable_cable.conf import IDLE_STREAM_TTL as IDLE_STREAM_TTL
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
@@ -13,9 +14,6 @@ from reliable_cable.stores.base import Listener, Store, async_twin
 
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
-
-#: How long, in seconds, to keep the epoch and the tail of a stream after its newest message (see Protocol: History).
-IDLE_STREAM_TTL = 30 * 86400.0
 
 #: How long, in seconds, every entry stays readable for clients that follow the stream without a break, even beyond the
 #: history size. Such entries are called young, and such clients are called followers.
@@ -206,8 +204,14 @@ class StreamStore(Store):
         """Return the offset before the first message since a time.
 
         All messages that were appended at or after `since` have greater offsets. Return None if some of them were
-        trimmed or have expired, and 0 if the stream does not exist.
+        trimmed or have expired, and 0 if the stream does not exist. If the stream's `history_meta_ttl` is shorter than
+        `IDLE_STREAM_TTL`, return None for an earlier time than that, because the stream may have been deleted.
         """
+
+    def deleted_after(self, stream: str) -> float | None:
+        """Return after how many idle seconds a stream is deleted; None: so many that `offset_since` ignores it."""
+        ttl = self.settings.policy(stream).history_meta_ttl
+        return ttl if ttl < IDLE_STREAM_TTL else None
 
     def position(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message, or `("", 0)` if there never was one."""

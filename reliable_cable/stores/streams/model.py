@@ -222,8 +222,9 @@ class ModelStreamStore(ModelStore, StreamStore):
                 now=self._server.now(),
                 ended=self._ended(),
             ).first()
-        if row is None:
-            return 0
+            if row is None:
+                deleted_after = self.deleted_after(stream)
+                return None if deleted_after is not None and since < self._server.time() - deleted_after else 0
         if row.ended or (row.low > 1 and row.trimmed_at >= since):
             return None
         if row.first is None:
