@@ -34,6 +34,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError
 
 from .exchange import Command, Exchange, arun_exchange, finish, run_exchange
+from .idle import IdleQueue, release
 from .keys import lineage_key
 from .lineage import LineageTracker
 from .scripts import script_sha, script_text
@@ -129,7 +130,11 @@ class RedisClient:
         #: Tracks the server and the lineage that the connections lead to.
         self.lineage = LineageTracker(lineage_key(settings.key_prefix))
         self._pool: redis.ConnectionPool = redis.BlockingConnectionPool.from_url(
-            self.url, **self.options, timeout=self.options["socket_timeout"], redis_connect_func=self.lineage.handshake
+            self.url,
+            **self.options,
+            timeout=self.options["socket_timeout"],
+            redis_connect_func=self.lineage.handshake,
+            queue_class=IdleQueue,
         )
         try:
             self._pool.connection_class(**self._pool.connection_kwargs)
@@ -252,7 +257,7 @@ class RedisClient:
             if connection is not None:
                 if self._async_pools.get(asyncio.get_running_loop()) is not pool:
                     await connection.disconnect(nowait=True)  # the pool was closed during the call
-                await pool.release(connection)
+                await release(pool, connection)
         self._note_refusals(connection, replies)
         return replies
 

@@ -1,0 +1,41 @@
+"""Closes connections of redis-py's pools that have been idle for long.
+
+Both pools are stacks: the connection that was released last is used next. So after a burst of calls, the connections at
+the bottom stay idle. A pool keeps a closed connection, and opens it again when it is needed.
+"""
+
+import time
+from queue import LifoQueue
+from typing import Any, Final
+
+#: How long, in seconds, a connection may be idle. Later ones are closed when another connection is released.
+MAX_IDLE_TIME: Final = 60.0
+
+
+def _is_old(connection: Any, now: float) -> bool:
+    return now - getattr(connection, "idle_since", now) > MAX_IDLE_TIME
+
+
+class IdleQueue(LifoQueue[Any]):
+    """The idle connections of a pool for sync code. `None` stands for a connection that does not exist."""
+
+    def _put(self, item: Any) -> None:
+        # The caller holds the lock of the queue, so no thread can take a connection out of it meanwhile.
+        super()._put(item)
+        now = time.monotonic()
+        if item is not None:
+            item.idle_since = now
+        for connection in self.queue:
+            if connection is not None and _is_old(connection, now):
+                connection.disconnect()
+                del connection.idle_since
+
+
+async def release(pool: Any, connection: Any) -> None:
+    """Return a connection to a pool of `redis.asyncio`, and close those that have been idle for long."""
+    now = time.monotonic()
+    connection.idle_since = now
+    await pool.release(connection)
+    while idle := next((each for each in pool._available_connections if _is_old(each, now)), None):
+        del idle.idle_since
+        await idle.disconnect(nowait=True)
