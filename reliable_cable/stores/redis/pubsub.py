@@ -149,9 +149,9 @@ class PubSub:
 
     async def _send(self, command: str, channels: Sequence[str]) -> None:
         for start in range(0, len(channels), CHANNELS_PER_COMMAND):
-            await self._send_one(command, channels[start : start + CHANNELS_PER_COMMAND])
+            await self._send_some(command, channels[start : start + CHANNELS_PER_COMMAND])
 
-    async def _send_one(self, command: str, channels: Sequence[str]) -> None:
+    async def _send_some(self, command: str, channels: Sequence[str]) -> None:
         connection = self._connection
         if connection is None or not connection.is_connected:
             return  # `_serve` subscribes to all channels after the reconnect
