@@ -21,6 +21,13 @@ REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 ENGINE_PARTS = ("streams", "presence", "sessions")
 
 
+#: How long, in seconds, to keep the epoch and the offset of a stream after its newest message, unless settings say
+#: otherwise (see Protocol: History).
+IDLE_STREAM_TTL: Final = 30 * 86400.0
+#: The shortest such time, in seconds. An append that got no response is retried, and needs its stream meanwhile.
+MIN_META_TTL: Final = 60
+
+
 @dataclass(frozen=True, slots=True)
 class StreamPolicy:
     """How much of a stream's history is kept, and how safely.
@@ -29,11 +36,13 @@ class StreamPolicy:
         history_size: the number of messages to keep. A stream with 0 is transient.
         history_ttl: how long, in seconds, to keep a message.
         durable: whether the stream survives the loss of Redis.
+        history_meta_ttl: how long, in seconds, to keep the stream's epoch and offset after its newest message.
     """
 
     history_size: int
     history_ttl: float
     durable: bool = False
+    history_meta_ttl: float = IDLE_STREAM_TTL
 
 
 #: The stream of the control bus (hub/control_bus.py). Its name contains a control character, which `broadcast` refuses.
@@ -109,6 +118,7 @@ def _check_engine(key: str | tuple[str, ...], value: Any) -> None:
 STREAM_OPTIONS: Mapping[str, Check] = {
     "history_size": _number(0, whole=True),
     "history_ttl": _number(0, exclusive=True),
+    "history_meta_ttl": _number(MIN_META_TTL),
     "durable": _instance(bool, "True or False"),
 }
 
@@ -154,6 +164,7 @@ class CableSettings:
     engine: str | Mapping[str, str] = _setting("", _check_engine)
     history_size: int = _setting(100, _number(0, whole=True))
     history_ttl: float = _setting(300, _number(0, exclusive=True))
+    history_meta_ttl: float = _setting(IDLE_STREAM_TTL, _number(MIN_META_TTL))
     streams: Mapping[str, Mapping[str, Any]] = _setting({}, _check_streams)
     sessions_ttl: float = _setting(300, _number(0))
     presence_ttl: float = _setting(15, _number(0, exclusive=True))
@@ -190,15 +201,17 @@ class CableSettings:
         for pattern in self.streams:
             if fnmatchcase(stream, pattern):
                 return self.policy_of(pattern)
-        return StreamPolicy(self.history_size, self.history_ttl)
+        return StreamPolicy(self.history_size, self.history_ttl, history_meta_ttl=self.history_meta_ttl)
 
     def policy_of(self, pattern: str) -> StreamPolicy:
         """Return the policy of a pattern of `STREAMS`. Options that it does not set have the values for all streams."""
         options = self.streams[pattern]
+        history_ttl = options.get("history_ttl", self.history_ttl)
         return StreamPolicy(
             options.get("history_size", self.history_size),
-            options.get("history_ttl", self.history_ttl),
+            history_ttl,
             options.get("durable", False),
+            options.get("history_meta_ttl", max(self.history_meta_ttl, history_ttl)),
         )
 
 
@@ -228,11 +241,26 @@ def read_settings(values: Any) -> CableSettings:
     if "secret" not in given:
         given["secret"] = derived_secret(django_settings.SECRET_KEY)
     given.setdefault("streams_secret", given["secret"])
+    given.setdefault(
+        "history_meta_ttl", max(IDLE_STREAM_TTL, given.get("history_ttl", 0), given.get("sessions_ttl", 0))
+    )
     if isinstance(public := given.get("public_streams"), bool):
         given["public_streams"] = ("*",) if public else ()
     settings = CableSettings(**{key: _frozen(value) for key, value in given.items()})
+    least = max(settings.history_ttl, settings.sessions_ttl)
+    if settings.history_meta_ttl < least:
+        allowed = (
+            f"at least {least}, since HISTORY_TTL is {settings.history_ttl} and SESSIONS_TTL {settings.sessions_ttl}"
+        )
+        raise _error("HISTORY_META_TTL", settings.history_meta_ttl, allowed)
     for pattern in settings.streams:
         policy = settings.policy_of(pattern)
+        least = max(policy.history_ttl, settings.sessions_ttl)
+        if policy.history_meta_ttl < least:
+            allowed = (
+                f"at least {least}, since history_ttl is {policy.history_ttl} and SESSIONS_TTL {settings.sessions_ttl}"
+            )
+            raise _error(("STREAMS", pattern, "history_meta_ttl"), policy.history_meta_ttl, allowed)
         if policy.durable and policy.history_size == 0:
             raise _error(("STREAMS", pattern, "history_size"), 0, "at least 1, since the streams are durable")
     return settings

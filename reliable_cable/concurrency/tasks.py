@@ -6,10 +6,10 @@ from collections.abc import Collection, Coroutine
 from typing import Any
 
 
-def mark_retrieved(task: asyncio.Task[Any]) -> None:
-    """Mark the error of a shared task as retrieved, so that asyncio does not log it if all callers were cancelled."""
-    if not task.cancelled():
-        task.exception()
+def mark_retrieved(future: asyncio.Future[Any]) -> None:
+    """Mark the error of a shared future as retrieved, so that asyncio does not log it if all callers were cancelled."""
+    if not future.cancelled():
+        future.exception()
 
 
 async def cancel(*tasks: asyncio.Task[Any] | None) -> None:

@@ -74,7 +74,7 @@ class CommandQueue(ABC):
 
     @abstractmethod
     async def execute(self, command: commands.Command, arrived: float) -> None:
-        """Handle one command.
+        """Handle one command. Call `answered` when a `subscribe` has been answered, perhaps after this has returned.
 
         Args:
             command: the command.
@@ -150,9 +150,19 @@ class CommandQueue(ABC):
             self._backlog.wake()
             await asyncio.wait([self._task], timeout=timeout)
 
+    @property
+    def next_command(self) -> commands.Command | InternalCall | None:
+        """The command that is handled next; None: none is queued."""
+        return self._backlog.commands[0][0] if self._backlog is not None and self._backlog.commands else None
+
     def is_wanted(self, identifier: str, arrived: float) -> bool:
         """Return whether the `subscribe` that arrived at this time still has to be answered."""
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
+
+    def answered(self, identifier: str, arrived: float) -> None:
+        """Take note that the `subscribe` that arrived at this time has been answered. A repeat of it is handled."""
+        if self._backlog is not None and self.is_wanted(identifier, arrived):
+            del self._backlog.subscribing[identifier]
 
     async def _run(self, backlog: _Backlog) -> None:
         try:
@@ -169,8 +179,6 @@ class CommandQueue(ABC):
                         await command()
                 except Exception:
                     self.log.exception("The command %s failed.", type(command).__name__)
-                if isinstance(command, commands.Subscribe) and self.is_wanted(command.identifier, arrived):
-                    del backlog.subscribing[command.identifier]
                 if backlog.lingers and not backlog.commands and isinstance(command, _REPEATED):
                     backlog.parked = asyncio.get_running_loop().create_future()
                     await backlog.parked

@@ -5,6 +5,7 @@ See Architecture: The way of a command.
 
 import asyncio
 from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from reliable_cable.stores.streams.base import Message
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
+from .openings import Openings
 from .started import Started
 from .subscription import Subscription
 
@@ -49,12 +51,14 @@ class Commands(CommandQueue):
         connection: the connection.
     """
 
-    __slots__ = ("connection", "subscriptions")
+    __slots__ = ("_openings", "connection", "subscriptions")
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection.hub.tasks, connection.account)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
+        #: None while no `subscribe` is handled in a task of its own.
+        self._openings: Openings | None = None
         connection.commands = self
         connection.subscriptions = self.subscriptions
 
@@ -68,7 +72,7 @@ class Commands(CommandQueue):
         if isinstance(command, _ANSWERED) and self.connection.closed:
             return
         if isinstance(command, commands.Subscribe):
-            await self._subscribe(command, arrived)
+            await self._start_subscribe(command, arrived)
             return
         subscription = self.subscriptions.get(command.identifier)
         if subscription is None:
@@ -105,6 +109,37 @@ class Commands(CommandQueue):
 
     # -- subscribing --------------------------------------------------------------------------------------------------
 
+    async def _start_subscribe(self, command: commands.Subscribe, arrived: float) -> None:
+        """Handle a `subscribe`, and if another one is queued, return before its streams are open (see openings.py)."""
+        openings = self._openings or Openings(self.connection.hub.tasks)
+        others_follow = isinstance(self.next_command, commands.Subscribe)
+        identifier, limit = command.identifier, self.connection.hub.settings.max_subscriptions
+        alone = (
+            identifier in self.subscriptions
+            or identifier in openings.running
+            or len(self.subscriptions) + len(openings.running) >= limit
+        )
+        if alone or not (others_follow or openings.running):
+            await self._wait_for_openings()
+            await self._subscribe(command, arrived)
+            return
+        self._openings = openings
+        openings.add(identifier, self._subscribe(command, arrived))
+        if openings.full or not others_follow:
+            await self._wait_for_openings()
+
+    async def _wait_for_openings(self) -> None:
+        if self._openings is not None:
+            await self._openings.wait()
+            self._openings = None
+
+    async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
+        """Wait until the queued commands have been handled, for at most `timeout` seconds."""
+        await super().finished(timeout)
+        if self._openings is not None:
+            # The commands that were queued behind them have been dropped.
+            await self._openings.wait(timeout)
+
     async def _subscribe(self, command: commands.Subscribe, arrived: float) -> None:
         identifier = command.identifier
         try:
@@ -115,16 +150,18 @@ class Commands(CommandQueue):
                 await self._unsubscribe(known)
             channel = self.make_channel(identifier)
             if channel is None:
-                self.connection.reject(identifier)
+                await self._reject(identifier)
             elif len(self.subscriptions) >= self.connection.hub.settings.max_subscriptions:
                 self.log.warning("A subscription beyond MAX_SUBSCRIPTIONS was rejected.")
-                self.connection.reject(identifier)
+                await self._reject(identifier)
             else:
                 await self._subscribe_with_retries(command, channel, arrived)
         except Exception:
             self.log.exception("The subscription %r could not be made.", identifier)
             if identifier not in self.subscriptions:
-                self.connection.reject(identifier)
+                await self._reject(identifier)
+        finally:
+            self.answered(identifier, arrived)
 
     async def _subscribe_with_retries(self, command: commands.Subscribe, channel: Channel, arrived: float) -> None:
         """Subscribe. Retry while a database or store cannot be reached.
@@ -160,10 +197,9 @@ class Commands(CommandQueue):
         request = command.history if self.connection.extended else None
         subscription.restorable = request is None
         subscription.authorized_at = self.connection.hub.engine.session_clock.moment()
-        reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe, retried=True)
-        if reply is None:
-            self._reject(subscription)
-            return
+        async with self._one_handler():
+            reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe, retried=True)
+        reply = reply or REFUSED  # None: the handler failed
         joins: list[Any] = []
         if not reply.rejected:
             subscription.started = Started.by(reply)
@@ -171,17 +207,20 @@ class Commands(CommandQueue):
             least = asyncio.get_running_loop().time() + MIN_OPEN_TIME
             await subscription.apply_streams(reply, request, until=max(until, least))
             joins += [join for join in reply.presence if not isinstance(join, PresenceLeave)]
-            if command.presence is not None and await subscription.presence.authorizes(command.presence):
-                joins.append(command.presence)
-            if self._revocation(subscription, subscription.authorized) is not None:
-                raise _RevokedError("it was revoked while it was being made")
+            if command.presence is not None:
+                async with self._one_handler():
+                    authorized = await subscription.presence.authorizes(command.presence)
+                joins += [command.presence] if authorized else []
+        await self._wait_for_earlier(subscription.identifier)
+        if not reply.rejected and self._revocation(subscription, subscription.authorized) is not None:
+            raise _RevokedError("it was revoked while it was being made")
         if not reply.rejected and not subscription.reserve(subscription.member):
             self.log.warning("A subscription was rejected: what it keeps is too large, with the other subscriptions.")
-            self._reject(subscription)
-            return
+            reply = REFUSED
         await self.transmit(subscription.identifier, reply)
         if reply.rejected:
-            self._reject(subscription)
+            subscription.end()
+            self.connection.reject(subscription.identifier)
             return
         if self._revocation(subscription, subscription.authorized) is not None:
             # It was revoked while the client received the transmissions, which must not be sent twice.
@@ -195,9 +234,18 @@ class Commands(CommandQueue):
         subscription.catch_up(request, joins)
         self.connection.changed()
 
-    def _reject(self, subscription: Subscription) -> None:
-        subscription.end()
-        self.connection.reject(subscription.identifier)
+    def _one_handler(self) -> AbstractAsyncContextManager[Any]:
+        """Return a context in which no handler of another `subscribe` runs."""
+        return nullcontext() if self._openings is None else self._openings.handlers
+
+    async def _wait_for_earlier(self, identifier: str) -> None:
+        """Wait until the `subscribe` commands before this one have been answered."""
+        if self._openings is not None:
+            await self._openings.wait_for_earlier(identifier)
+
+    async def _reject(self, identifier: str) -> None:
+        await self._wait_for_earlier(identifier)
+        self.connection.reject(identifier)
 
     async def _give_up(self, channel: Channel, error: Exception) -> None:
         """Disconnect the client, so that it reconnects and subscribes again."""
@@ -207,6 +255,7 @@ class Commands(CommandQueue):
         self.connection.close(DisconnectReason.SERVER_RESTART)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
+        await self._wait_for_openings()  # after a revocation
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
         # Save first: otherwise a restore could bring the subscription back after others saw the member leave.

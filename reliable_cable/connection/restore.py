@@ -105,11 +105,20 @@ async def _restore_all(commands: Commands, restored: Restored, data: Mapping[str
     connection, items = commands.connection, data["subscriptions"]
     former_sids = tuple(dict.fromkeys((restored.sid, *data["sids"])))
     connection.sids = (connection.sid, *former_sids[: MAX_SIDS - 1])
-    loop = asyncio.get_running_loop()
-    until = loop.time() + RESTORE_TIMEOUT
+    until = asyncio.get_running_loop().time() + RESTORE_TIMEOUT
     incarnations = await _incarnations(commands, items)
     _take_stream_ids(commands, items)
-    for item in items:
+    names = dict.fromkeys(stream["name"] for item in items for stream in item["streams"])
+    with commands.connection.hub.opening(names):
+        await _restore_each(commands, restored, data, incarnations, until)
+    _release_stream_ids(commands, items)
+
+
+async def _restore_each(
+    commands: Commands, restored: Restored, data: Mapping[str, Any], incarnations: Mapping[str, str], until: float
+) -> None:
+    loop = asyncio.get_running_loop()
+    for item in data["subscriptions"]:
         if find_channel(parse_identifier(item["identifier"])[0]) is None:
             continue  # the channel was removed while the client was away
         if item["watching"] is not None and incarnations.get(recorded_presence_stream(item)) != item["watching"]:
@@ -123,7 +132,6 @@ async def _restore_all(commands: Commands, restored: Restored, data: Mapping[str
             break
         if await _restore_one(commands, restored, item, item["left_at"] or data["left_at"], until):
             restored.identifiers.append(item["identifier"])
-    _release_stream_ids(commands, items)
 
 
 def _take_stream_ids(commands: Commands, items: Iterable[Mapping[str, Any]]) -> None:

@@ -59,13 +59,15 @@ class Subscription(SubscriptionStreams):
         if not reply.streams:
             return
         presence_stream = self.presence_stream
-        for operation in reply.streams:
-            if isinstance(operation, StreamStart):
-                stream_id = self.connection.stream_ids.claim(operation.name, self.identifier, request)
-                await self._start(operation, stream_id, until)
-            else:
-                for name in list(self.streams) if operation.name is None else [operation.name]:
-                    self._stop(name)
+        started = dict.fromkeys(operation.name for operation in reply.streams if isinstance(operation, StreamStart))
+        with self.connection.hub.opening(started):
+            for operation in reply.streams:
+                if isinstance(operation, StreamStart):
+                    stream_id = self.connection.stream_ids.claim(operation.name, self.identifier, request)
+                    await self._start(operation, stream_id, until)
+                else:
+                    for name in list(self.streams) if operation.name is None else [operation.name]:
+                        self._stop(name)
         if presence_stream is not None and self.presence_stream != presence_stream:
             await self.presence.move(presence_stream)
         self._mark_presence()

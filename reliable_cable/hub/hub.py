@@ -6,6 +6,8 @@ of gaps.
 
 import asyncio
 import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from reliable_cable.client_log import handshake_log
@@ -36,6 +38,9 @@ from .subscriber import Subscriber
 #: How long, in seconds, to retry the opening of a stream. Clients give up a subscribe after 10 seconds.
 OPEN_TIMEOUT: Final = 8.0
 
+#: How long, in seconds, streams wait while others are being opened, so that further ones can be opened together.
+BATCH_DELAY: Final = 0.05
+
 #: How long, in seconds, to wait for the tasks of connections when the hub is closed.
 CLOSE_TIMEOUT: Final = 1.0
 
@@ -63,6 +68,9 @@ class Hub:
         self.history = HistoryReader(engine.streams)
         self.pacer = Pacer(PER_ITERATION)
         self._streams: dict[str, HubStream] = {}
+        #: The streams that the next batch opens, and the task that opens the batches.
+        self._unopened: list[HubStream] = []
+        self._opener: asyncio.Task[None] | None = None
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
         self.repairs = Repairs(engine.streams, self._listener, self.sessions.losses.suspect)
@@ -97,6 +105,19 @@ class Hub:
         if stream.repair_again:
             self.repairs.request(stream)  # an event arrived while the stream was being opened
         return stream
+
+    @contextmanager
+    def opening(self, names: Iterable[str]) -> Iterator[None]:
+        """Begin to open streams together, and keep them open until the end of the context.
+
+        This waits for nothing: calls of `subscribe` in the context wait until their streams are open.
+        """
+        streams = [self._use(name) for name in names]
+        try:
+            yield
+        finally:
+            for stream in streams:
+                self._release(stream)
 
     def unsubscribe(self, stream: HubStream, subscriber: Subscriber) -> None:
         """Close a subscriber. The stream is closed after its last one."""
@@ -161,12 +182,7 @@ class Hub:
     # -- opening and closing streams ----------------------------------------------------------------------------------
 
     async def _open(self, name: str, until: float | None = None) -> HubStream:
-        stream = self._streams.get(name)
-        if stream is None:
-            stream = self._streams[name] = HubStream(name)
-            stream.opening = asyncio.get_running_loop().create_task(self._start(stream))
-            stream.opening.add_done_callback(mark_retrieved)
-        stream.users += 1
+        stream = self._use(name)
         try:
             if stream.opening is not None:
                 async with asyncio.timeout_at(until):
@@ -178,48 +194,90 @@ class Hub:
             raise
         return stream
 
-    async def _start(self, stream: HubStream) -> None:
-        closing = self._closing.get(stream.name)
-        if closing is not None:
-            await asyncio.wait([closing])
-        loop = asyncio.get_running_loop()
-        until = loop.time() + OPEN_TIMEOUT
+    def _use(self, name: str) -> HubStream:
+        """Return a stream that stays open until it is released. If it is not open, the next batch opens it."""
+        stream = self._streams.get(name)
+        if stream is None:
+            loop = asyncio.get_running_loop()
+            stream = self._streams[name] = HubStream(name)
+            stream.opening = loop.create_future()
+            stream.opening.add_done_callback(mark_retrieved)
+            self._unopened.append(stream)
+            if self._opener is None:
+                self._opener = loop.create_task(self._open_batches())
+        stream.users += 1
+        return stream
+
+    async def _open_batches(self) -> None:
+        """Open streams. Those that are added while a batch is being opened are the next batch."""
         try:
-            while True:
-                try:
-                    async with asyncio.timeout_at(until):
-                        stream.position = await self._listen(stream.name)
-                    break
-                except TimeoutError as error:
-                    raise StoreError(
-                        f"The stream {stream.name!r} was not opened: its store took more than {OPEN_TIMEOUT:g} s."
-                    ) from error
-                except StoreError as error:
-                    if loop.time() + RETRY_DELAY > until:
-                        raise
-                    logger.debug("The stream %r could not be opened; trying again: %s", stream.name, error)
-                    await asyncio.sleep(RETRY_DELAY)
-                    if not stream.users:
-                        raise  # all callers were cancelled
+            while self._unopened:
+                batch, self._unopened = self._unopened, []
+                until = asyncio.get_running_loop().time() + OPEN_TIMEOUT
+                opening = self.tasks.spawn(self._open_batch(batch, until))
+                await asyncio.wait([opening], timeout=BATCH_DELAY)
+        finally:
+            self._opener = None
+
+    async def _open_batch(self, streams: Sequence[HubStream], until: float) -> None:
+        """Open streams together. If that fails, open each on its own, because one of them may be the cause."""
+        try:
+            positions = await self._listen_to(streams, until)
+        except BaseException as error:
+            if isinstance(error, StoreError) and len(streams) > 1:
+                for stream in streams:
+                    self.tasks.spawn(self._open_batch([stream], until))
+                return
+            for stream in streams:
+                # The next caller opens the stream again, after it has been closed.
+                self._remove(stream)
+                if stream.opening is not None:
+                    stream.opening.set_exception(error)
+            if not isinstance(error, Exception):
+                raise
+            return
+        for stream, position in zip(streams, positions, strict=True):
+            stream.position = position
+            if stream.opening is not None:
+                stream.opening.set_result(None)
             stream.opening = None
             if not stream.users:
-                # All callers gave up meanwhile.
-                self._remove(stream)
-        except BaseException:
-            # The next caller opens the stream again, after it has been closed.
-            self._remove(stream)
-            raise
+                self._remove(stream)  # all callers gave up meanwhile
 
-    async def _listen(self, name: str) -> StreamPosition:
-        await self._listener.subscribe(name)
-        await self.presence.open(name)
-        if self.settings.policy(name).history_size:
-            return await self.engine.streams.aposition(name)
-        return NOWHERE
+    async def _listen_to(self, streams: Sequence[HubStream], until: float) -> Sequence[StreamPosition]:
+        """Listen to streams, and return their positions. For a single stream, retry while the store fails."""
+        names = [stream.name for stream in streams]
+        closing = [self._closing[name] for name in names if name in self._closing]
+        if closing:
+            await asyncio.wait(closing)
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout_at(until):
+                    return await self._listen(names)
+            except TimeoutError as error:
+                problem = f"was not opened: its store took more than {OPEN_TIMEOUT:g} s."
+                raise StoreError(f"The stream {names[0]!r} {problem}") from error
+            except StoreError as error:
+                if len(names) > 1 or loop.time() + RETRY_DELAY > until:
+                    raise
+                logger.debug("The stream %r could not be opened; trying again: %s", names[0], error)
+                await asyncio.sleep(RETRY_DELAY)
+                if not streams[0].users:
+                    raise  # all callers were cancelled
+
+    async def _listen(self, names: Sequence[str]) -> Sequence[StreamPosition]:
+        """Start to receive the events of streams. Return the positions of the streams."""
+        await self._listener.subscribe_many(names)
+        for name in names:
+            await self.presence.open(name)
+        kept = [name for name in names if self.settings.policy(name).history_size]
+        positions = dict(zip(kept, await self.engine.streams.apositions(kept), strict=True)) if kept else {}
+        return [positions.get(name, NOWHERE) for name in names]
 
     def _release(self, stream: HubStream) -> None:
         stream.users -= 1
-        # A stream that is still being opened is removed by `_start`, because opening cannot be undone halfway.
+        # A stream that is still being opened is removed by `_open_batch`, because opening cannot be undone halfway.
         if stream.users == 0 and stream.opening is None:
             self._remove(stream)
 

@@ -60,7 +60,8 @@ class HubStream:
     observer: StreamObserver | None = None
     #: How many subscribers and observers need the stream to be open.
     users: int = 0
-    opening: asyncio.Task[None] | None = None
+    #: Gets its result when the stream is open; None if it is open.
+    opening: asyncio.Future[None] | None = None
     repair: asyncio.Task[None] | None = None
     #: Whether the repair reads the store once more.
     repair_again: bool = False

@@ -167,6 +167,21 @@ class TestKeeping:
         assert store.prune() == 1
         assert store.position("a") == StreamPosition("", 0)
 
+    def test_each_stream_is_kept_for_its_own_time_after_its_newest_message(
+        self, make_store: MakeStore, clock: Clock
+    ) -> None:
+        store = make_store(history_ttl=60, streams={"answer:*": {"history_meta_ttl": 600}})
+        names = ["room", *(f"answer:{number}" for number in range(5))]
+        store.append([(name, Message("1")) for name in names])
+        clock.advance(599)
+        while store.prune(limit=2):
+            pass
+        assert all(store.position(name).offset == 1 for name in names)
+        clock.advance(1)
+        while store.prune(limit=2):
+            pass
+        assert [store.position(name).offset for name in names] == [1, 0, 0, 0, 0, 0]
+
 
 class TestSince:
     def test_the_offset_before_the_first_message_of_that_time(self, store: StreamStore, clock: Clock) -> None:
@@ -220,6 +235,29 @@ class TestSince:
             assert store.offset_since("a", made) is None
             assert store.offset_since("a", made + 1) == 1
             store.prune()
+
+    def test_a_deleted_stream_may_have_had_messages_before_its_time_to_live(
+        self, make_store: MakeStore, clock: Clock
+    ) -> None:
+        store = make_store(history_ttl=60, history_meta_ttl=600)
+        start = clock.now
+        append(store, "1")
+        clock.advance(600)
+        while store.prune():
+            pass
+        assert store.position("a") == StreamPosition("", 0)
+        assert store.offset_since("a", start - 1) is None
+        assert store.offset_since("a", start + 1) == 0
+
+
+class TestPositions:
+    async def test_the_positions_of_many_streams(self, store: StreamStore) -> None:
+        names = [f"s{number}" for number in range(1, 1001)]
+        expected = await store.aappend([(name, Message("1")) for name in names[::100]])
+        positions = await store.apositions(names)
+        assert positions[::100] == expected
+        assert set(positions) == {StreamPosition("", 0), *expected}
+        assert await store.apositions([]) == []
 
 
 class TestForgetting:

@@ -31,6 +31,7 @@ VALID: dict[str, list[Any]] = {
     "ENGINE": ["memory", "database", PATHS],
     "HISTORY_SIZE": [0, 1, 10_000],
     "HISTORY_TTL": [0.5, 86400],
+    "HISTORY_META_TTL": [300, 86400.0],
     "STREAMS": [{}, {"chat:*": {}}, {"chat:*": {"history_size": 0}, "x": {"history_ttl": 1.5, "durable": True}}],
     "SESSIONS_TTL": [0, 0.5, 300],
     "PRESENCE_TTL": [0.5, 15],
@@ -78,6 +79,7 @@ INVALID: dict[str, list[Any]] = {
     ],
     "HISTORY_SIZE": NOT_INTEGERS,
     "HISTORY_TTL": [*NOT_NUMBERS, 0],
+    "HISTORY_META_TTL": [*NOT_NUMBERS, 59, 299],
     "STREAMS": [None, [], "chat:*", {"": {}}, {1: {}}, {"chat:*": None}, {"chat:*": 100}],
     "SESSIONS_TTL": NOT_NUMBERS,
     "PRESENCE_TTL": [*NOT_NUMBERS, 0],
@@ -223,6 +225,24 @@ class TestStreams:
         assert settings.policy("chat:vip:1") == StreamPolicy(1000, 60)
         assert settings.policy("chat:2") == StreamPolicy(50, 5, durable=True)
         assert settings.policy("other") == StreamPolicy(50, 60)
+
+    @pytest.mark.parametrize(
+        ("values", "key"),
+        [
+            ({"HISTORY_META_TTL": 400, "HISTORY_TTL": 401}, r"\['HISTORY_META_TTL'\] is 400"),
+            ({"HISTORY_META_TTL": 400, "SESSIONS_TTL": 401}, r"\['HISTORY_META_TTL'\] is 400"),
+            ({"STREAMS": {"a:*": {"history_meta_ttl": 299}}}, r"\['STREAMS'\]\['a:\*'\]\['history_meta_ttl'\] is 299"),
+            ({"STREAMS": {"a:*": {"history_meta_ttl": 400, "history_ttl": 401}}}, "since history_ttl is 401"),
+        ],
+    )
+    def test_a_stream_outlives_its_messages_and_the_sessions(self, values: dict[str, Any], key: str) -> None:
+        with pytest.raises(ImproperlyConfigured, match=key):
+            read_settings(values)
+
+    def test_streams_outlive_long_histories_and_sessions_by_default(self) -> None:
+        year = 365 * 86400
+        assert read_settings({"SESSIONS_TTL": year}).policy("a").history_meta_ttl == year
+        assert read_settings({"STREAMS": {"a": {"history_ttl": year}}}).policy("a").history_meta_ttl == year
 
     def test_no_pattern_applies_to_the_control_stream(self) -> None:
         for options in ({"history_size": 0}, {"history_size": 1, "durable": True}):

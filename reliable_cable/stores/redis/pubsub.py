@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -75,27 +75,33 @@ class PubSub:
         """Whether the connection is open, as far as is known."""
         return self._connection is not None
 
-    async def subscribe(self, channel: str, deliver: Deliver) -> None:
-        """Start to call `deliver` with the messages of a channel.
+    async def subscribe(self, delivers: Mapping[str, Deliver]) -> None:
+        """Start to call a function with the messages of each channel.
 
-        If Redis cannot be reached, this returns nevertheless. `deliver` is then called with None as soon as the channel
-        is subscribed to. It is also called with None after each reconnect.
+        If Redis cannot be reached, this returns nevertheless. The function is then called with None as soon as its
+        channel is subscribed to. It is also called with None after each reconnect.
+
+        Args:
+            delivers: the function for each channel.
         """
-        state = self._channels.get(channel)
-        if state is None:
-            state = self._channels[channel] = _Channel()
+        new = [channel for channel in delivers if channel not in self._channels]
+        for channel in new:
+            self._channels[channel] = _Channel()
             self._names[former_channel(channel)] = channel
+        states = [self._channels[channel] for channel in delivers]
+        for state, deliver in zip(states, delivers.values(), strict=True):
             state.callbacks[deliver] = None
-            if self._task is None:
-                self._task = asyncio.create_task(self._keep_connected(), name="cable-pubsub")
-            await self._send("SUBSCRIBE", [channel])
-        state.callbacks[deliver] = None
+        if new and self._task is None:
+            self._task = asyncio.create_task(self._keep_connected(), name="cable-pubsub")
+        await self._send("SUBSCRIBE", new)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
-                await asyncio.shield(state.confirmed)
-        if not state.confirmed.done():
-            # The late confirmation will call `deliver` with None.
-            state.confirmed.set_result(None)
+                for state in states:
+                    await asyncio.shield(state.confirmed)
+        for state in states:
+            if not state.confirmed.done():
+                # The late confirmation will call `deliver` with None.
+                state.confirmed.set_result(None)
 
     async def unsubscribe(self, channel: str, deliver: Deliver) -> None:
         """Stop calling `deliver` for a channel."""
@@ -141,7 +147,11 @@ class PubSub:
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
-    async def _send(self, command: str, channels: list[str]) -> None:
+    async def _send(self, command: str, channels: Sequence[str]) -> None:
+        for start in range(0, len(channels), CHANNELS_PER_COMMAND):
+            await self._send_some(command, channels[start : start + CHANNELS_PER_COMMAND])
+
+    async def _send_some(self, command: str, channels: Sequence[str]) -> None:
         connection = self._connection
         if connection is None or not connection.is_connected:
             return  # `_serve` subscribes to all channels after the reconnect
@@ -153,7 +163,8 @@ class PubSub:
         # both, because the scripts compare the numbers of their subscribers.
         names = [name for channel in channels for name in (former_channel(channel), channel)]
         try:
-            await cancellable(connection.send_command(command, *names, check_health=False))
+            if names:  # the channels may have been unsubscribed from meanwhile
+                await cancellable(connection.send_command(command, *names, check_health=False))
         except CONNECTION_ERRORS:
             pass  # `_serve` gets the same error, and reconnects
 
@@ -182,9 +193,7 @@ class PubSub:
             self._unconfirmed.clear()
             self._connection = connection
             self._last_reply_at = asyncio.get_running_loop().time()
-            channels = list(self._channels)
-            for start in range(0, len(channels), CHANNELS_PER_COMMAND):
-                await self._send("SUBSCRIBE", channels[start : start + CHANNELS_PER_COMMAND])
+            await self._send("SUBSCRIBE", list(self._channels))
             watch = asyncio.create_task(self._watch(connection))
             while True:
                 reply = await connection.read_response()
@@ -278,9 +287,12 @@ class ChannelListener(Listener):
 
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream."""
-        if stream not in self._callbacks:
-            callback = self._callbacks[stream] = partial(self._receive, stream)
-            await self._pubsub.subscribe(self._channel(stream), callback)
+        await self._subscribe_channels([stream])
+
+    async def _subscribe_channels(self, streams: Collection[str]) -> None:
+        callbacks = {stream: partial(self._receive, stream) for stream in streams if stream not in self._callbacks}
+        self._callbacks |= callbacks
+        await self._pubsub.subscribe({self._channel(stream): callback for stream, callback in callbacks.items()})
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""

@@ -1,11 +1,12 @@
 """The interface of stream stores, which number, store and announce the messages of streams."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from reliable_cable.concurrency.on_commit import call_after_commit, report_failure
+from reliable_cable.conf import IDLE_STREAM_TTL as IDLE_STREAM_TTL
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
@@ -13,9 +14,6 @@ from reliable_cable.stores.base import Listener, Store, async_twin
 
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
-
-#: How long, in seconds, to keep the epoch and the tail of a stream after its newest message (see Protocol: History).
-IDLE_STREAM_TTL = 30 * 86400.0
 
 #: How long, in seconds, every entry stays readable for clients that follow the stream without a break, even beyond the
 #: history size. Such entries are called young, and such clients are called followers.
@@ -100,6 +98,14 @@ class StreamListener(Listener):
     Each message that is appended after `subscribe` has returned causes an event: the message itself, or `Advanced`. In
     the latter case, a read of the stream returns the message.
     """
+
+    async def subscribe_many(self, streams: Collection[str]) -> None:
+        """Do the same as `subscribe` for several streams. Override this if one round trip is enough.
+
+        If this raises, the caller unsubscribes from all of the streams.
+        """
+        for stream in streams:
+            await self.subscribe(stream)
 
     async def fence(self) -> None:
         """Wait until every event that was announced before this call has been delivered, or is known to be lost.
@@ -198,13 +204,24 @@ class StreamStore(Store):
         """Return the offset before the first message since a time.
 
         All messages that were appended at or after `since` have greater offsets. Return None if some of them were
-        trimmed, have expired, or belong to an epoch that has ended. Return 0 if the stream does not exist.
+        trimmed, have expired, or belong to an epoch that has ended. Return 0 if the stream does not exist. If the stream's
+        `history_meta_ttl` is shorter than `IDLE_STREAM_TTL`, return None for an earlier time than that, because the
+        stream may have been deleted.
         """
+
+    def deleted_after(self, stream: str) -> float | None:
+        """Return after how many idle seconds a stream is deleted; None: so many that `offset_since` ignores it."""
+        ttl = self.settings.policy(stream).history_meta_ttl
+        return ttl if ttl < IDLE_STREAM_TTL else None
 
     def position(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
         page = self.read(stream, after=0, limit=0)
         return StreamPosition(page.epoch, page.tail)
+
+    async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
+        """Do the same as `aposition` for several streams. Override this if one round trip is enough."""
+        return [await self.aposition(stream) for stream in streams]
 
     @abstractmethod
     def forget(self, stream: str, *, epoch: str = "") -> None:

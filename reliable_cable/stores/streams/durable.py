@@ -8,7 +8,7 @@ polling.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
@@ -136,6 +136,14 @@ class DurableStreamStore(RedisStreamStore):
         if self._is_durable(stream):
             return await self._model.aposition(stream)
         return await super().aposition(stream)
+
+    async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
+        """Return the positions of several streams, with few round trips to each of the two stores."""
+        durable = [stream for stream in streams if self._is_durable(stream)]
+        others = [stream for stream in streams if not self._is_durable(stream)]
+        in_models = iter(await self._model.apositions(durable) if durable else ())
+        in_redis = iter(await super().apositions(others) if others else ())
+        return [next(in_models if self._is_durable(stream) else in_redis) for stream in streams]
 
     async def aoffset_since(self, stream: str, since: float) -> int | None:
         """Return the offset before the first message since a time, or None if some of them are gone."""
@@ -267,13 +275,16 @@ class _Listener(RedisStreamListener):
 
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream."""
-        await super().subscribe(stream)
-        if self._settings.policy(stream).durable:
-            try:
-                await self._tables.subscribe(stream)
-            except BaseException:
-                await super().unsubscribe(stream)
-                raise
+        try:
+            await self.subscribe_many([stream])
+        except BaseException:
+            await super().unsubscribe(stream)
+            raise
+
+    async def subscribe_many(self, streams: Collection[str]) -> None:
+        """Do the same for several streams, with few round trips to each of the two stores."""
+        await super().subscribe_many(streams)
+        await self._tables.subscribe_many([stream for stream in streams if self._settings.policy(stream).durable])
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""

@@ -16,7 +16,6 @@ from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.bus import Bus, BusListener
 
 from .base import (
-    IDLE_STREAM_TTL,
     YOUNG_SIZE,
     YOUNG_TIME,
     Advanced,
@@ -144,7 +143,8 @@ class MemoryStreamStore(StreamStore):
         with self._lock:
             state = self._trimmed(stream)
             if state is None:
-                return 0
+                deleted_after = self.deleted_after(stream)
+                return None if deleted_after is not None and since < self.clock() - deleted_after else 0
             if state.trimmed_at is not None and state.trimmed_at >= since:
                 return None
             for stored in state.kept:
@@ -173,7 +173,7 @@ class MemoryStreamStore(StreamStore):
         with self._lock:
             now = self.clock()
             count = sum(stream.trim(self.settings.policy(name), now) for name, stream in self._streams.items())
-            idle = [n for n, s in self._streams.items() if not s.kept and s.tail_at <= now - IDLE_STREAM_TTL]
+            idle = [name for name, stream in self._streams.items() if self._is_idle(name, stream, now)]
             for name in idle:
                 del self._streams[name]
             return count + len(idle)
@@ -181,6 +181,9 @@ class MemoryStreamStore(StreamStore):
     def listen(self, deliver: Callable[[StreamEvent], None]) -> StreamListener:
         """Return a listener that calls `deliver` with events on the running event loop."""
         return MemoryStreamListener(self._bus, deliver)
+
+    def _is_idle(self, name: str, stream: _Stream, now: float) -> bool:
+        return not stream.kept and stream.tail_at <= now - self.settings.policy(name).history_meta_ttl
 
     def _trimmed(self, name: str) -> _Stream | None:
         stream = self._streams.get(name)

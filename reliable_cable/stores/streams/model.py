@@ -198,6 +198,21 @@ class ModelStreamStore(ModelStore, StreamStore):
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             return self._tails([stream]).get(stream, NOWHERE)
 
+    async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
+        """Return the positions of several streams, with one query for each `NAMES_PER_QUERY` of them."""
+        tails = await self._run(partial(self.tails, streams))
+        return [tails.get(stream, NOWHERE) for stream in streams]
+
+    @retried_read
+    def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
+        """Return the positions of those streams that exist, with one query for each `NAMES_PER_QUERY` names.
+
+        Raises:
+            StoreError: the database could not be read.
+        """
+        with self._database.store_errors("The positions of streams cannot be read"):
+            return self._tails(streams)
+
     @retried_read
     def offset_since(self, stream: str, since: float) -> int | None:
         """Return the offset before the first message since a time, or None if some of them are gone."""
@@ -212,8 +227,9 @@ class ModelStreamStore(ModelStore, StreamStore):
                 now=self._server.now(),
                 ended=self._ended(),
             ).first()
-        if row is None:
-            return 0
+            if row is None:
+                deleted_after = self.deleted_after(stream)
+                return None if deleted_after is not None and since < self._server.time() - deleted_after else 0
         if row.ended or (row.low > 1 and row.trimmed_at >= since):
             return None
         if row.first is None:

@@ -45,7 +45,8 @@ class SeenIds:
         self.newest = 0.0
         self._clock = clock
         self._seen: dict[tuple[int, float], float] = {}
-        self._primed = False
+        #: Whether the existing rows are known, so that further ones are new.
+        self.primed = False
 
     def add(self, rows: Collection[tuple[int, float]]) -> list[tuple[int, float]]:
         """Record the visible rows beyond the horizon, and return the new ones.
@@ -62,9 +63,9 @@ class SeenIds:
         old = [pk for (pk, _), since in self._seen.items() if since <= now - MAX_ROW_DELAY]
         self.horizon = min([max([self.horizon, *old]), *(pk - 1 for pk, _ in new)])
         self.newest = max([self.newest, *(created for _, created in rows)])
-        if self._primed:
+        if self.primed:
             return new
-        self._primed = True
+        self.primed = True
         return []
 
 
@@ -91,6 +92,9 @@ class PolledStore(Protocol):
     @property
     def origin(self) -> str:
         """The name of the store in this process. Its own messages are announced without polling."""
+
+    def tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
+        """Query the positions of streams."""
 
     def poll(self, streams: Collection[str], seen: SeenIds) -> Poll:
         """Query the tables."""
@@ -147,23 +151,37 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         Raises:
             StoreError: the stream's position could not be read. The stream is not subscribed to.
         """
-        if stream in self._known:
+        await self.subscribe_many([stream])
+
+    async def subscribe_many(self, streams: Collection[str]) -> None:
+        """Do the same for several streams, with one query. None of them is subscribed to if the query fails."""
+        new = [stream for stream in streams if stream not in self._known]
+        if not new:
             return
-        await super().subscribe(stream)
-        if self._poller is None:
-            self._seen = SeenIds()
-            self._poller = self._tasks.spawn(self._keep_polling())
+        for stream in new:
+            await super().subscribe(stream)
         try:
-            poll = await run_store(self._store.poll, [stream], self._seen)
+            tails = await self._first_tails(new)
         except BaseException:
-            await self.unsubscribe(stream)
+            for stream in new:
+                await self.unsubscribe(stream)
             raise
-        if stream in self.streams:
-            self._known[stream] = poll.tails.get(stream, NOWHERE)
+        for stream in self.streams.intersection(new):
+            self._known[stream] = tails.get(stream, NOWHERE)
             if stream in self._woken_early:
                 self._woken_early.discard(stream)
                 self._woken.set()
+
+    async def _first_tails(self, streams: Collection[str]) -> Mapping[str, StreamPosition]:
+        """Return the positions of new streams. Before the first ones, let the poller know the rows that exist now."""
+        if self._poller is None:
+            self._seen = SeenIds()
+            self._poller = self._tasks.spawn(self._keep_polling())
+        if self._seen.primed:
+            return await run_store(self._store.tails, streams)
+        poll = await run_store(self._store.poll, streams, self._seen)
         self.push(poll.transients)
+        return poll.tails
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""

@@ -12,7 +12,7 @@ from reliable_cable.models import Stream, StreamEntry, TransientEntry
 from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION, Database
 from reliable_cable.stores.database.server import DatabaseServer
 
-from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME
+from .base import YOUNG_SIZE, YOUNG_TIME
 
 M = TypeVar("M", bound=Model)
 
@@ -188,10 +188,26 @@ class Retention:
         return count
 
     def _delete_idle(self, limit: int) -> int:
-        before = self._server.ago(IDLE_STREAM_TTL)
-        idle = self._database.rows(Stream).filter(low__gt=F("tail"), tail_at__lte=before).order_by("pk")
+        ttls = {self._settings.history_meta_ttl, *map(self._meta_ttl_of, self._settings.streams)}
+        idle = self._database.rows(Stream).filter(low__gt=F("tail"), tail_at__lte=self._server.ago(min(ttls)))
+        if len(ttls) > 1:
+            due = self._due(idle, limit)
+            idle = self._database.rows(Stream).filter(low__gt=F("tail"), pk__in=due)
         # The lock keeps the streams from getting messages now. Streams that another transaction has locked are skipped.
-        return self._delete_some(idle.select_for_update(skip_locked=True), limit)
+        return self._delete_some(idle.order_by("pk").select_for_update(skip_locked=True), limit)
+
+    def _meta_ttl_of(self, pattern: str) -> float:
+        return self._settings.policy_of(pattern).history_meta_ttl
+
+    def _due(self, idle: QuerySet[Stream], limit: int) -> list[int]:
+        """Return the ids of up to `limit` idle streams whose own time to live has passed."""
+        due: list[int] = []
+        last = 0
+        rows = idle.annotate(age=self._server.now() - F("tail_at")).order_by("pk").values_list("pk", "name", "age")
+        while len(due) < limit and (some := list(rows.filter(pk__gt=last)[:ROWS_PER_TRANSACTION])):
+            due += [pk for pk, name, age in some if age >= self._settings.policy(name).history_meta_ttl]
+            last = some[-1][0]
+        return due[:limit]
 
     def delete_transients(self, limit: int = ROWS_PER_TRANSACTION) -> int:
         """Delete up to `limit` transient messages that are past `TRANSIENT_TTL`; return how many were deleted."""

@@ -4,7 +4,7 @@ import base64
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 from reliable_cable.conf import CableSettings
@@ -16,7 +16,7 @@ from reliable_cable.stores.redis.doctor import find_problems
 from reliable_cable.stores.redis.keys import stream_tag
 from reliable_cable.stores.redis.store import RedisStore, sync_twin
 
-from .base import IDLE_STREAM_TTL, YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
+from .base import YOUNG_SIZE, YOUNG_TIME, Message, Published, StreamEvent, StreamStore
 from .redis_listener import WHISPER_SUFFIX, RedisStreamListener
 
 #: How long, in seconds, to retry an append that got no response.
@@ -91,7 +91,7 @@ class RedisStreamStore(RedisStore, StreamStore):
         append_id = base64.b64encode(secrets.token_bytes(9)).decode()
         rest: list[Argument] = [*_common_limits(), len(names)]
         for name in names:
-            rest += [name, self.channel(name), *self._limits(name)]
+            rest += [name, self.channel(name), *self._retention(name)]
         for name, message in items:
             rest += [numbers[name], message.data, message.exclude, message.idempotency_key]
         return lambda elapsed: Call("append", keys, [LINEAGE, NEW_TOKEN, self.script_time(), append_id, elapsed, *rest])
@@ -138,9 +138,16 @@ class RedisStreamStore(RedisStore, StreamStore):
 
     position = sync_twin(aposition)
 
+    async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
+        """Return the positions of several streams, in one round trip for each `KEYS_PER_CALL` of them."""
+        tails = await self.tails(list(streams))
+        return [tails[stream] for stream in streams]
+
     async def aoffset_since(self, stream: str, since: float) -> int | None:
         """Return the offset before the first message since a time, or None if some of them are gone."""
+        deleted_after = self.deleted_after(stream)
         args: list[Argument] = [LINEAGE, self.script_time(), *self._limits(stream), f"{since:.6f}"]
+        args.append("" if deleted_after is None else deleted_after)
         (offset,) = await self.client.arun(Call("since", self.keys(stream)[:2], args), idempotent=True)
         return None if offset is None else int(offset)
 
@@ -149,6 +156,9 @@ class RedisStreamStore(RedisStore, StreamStore):
     def _limits(self, stream: str) -> tuple[int, float]:
         policy = self.settings.policy(stream)
         return policy.history_size, policy.history_ttl
+
+    def _retention(self, stream: str) -> tuple[int, float, int]:
+        return (*self._limits(stream), int(self.settings.policy(stream).history_meta_ttl))
 
     async def tails(self, streams: Sequence[str]) -> dict[str, StreamPosition]:
         """Return the positions of streams, in one round trip for each `KEYS_PER_CALL` streams."""
@@ -206,7 +216,7 @@ class RedisStreamStore(RedisStore, StreamStore):
                 yield names
 
     def _prune(self, stream: str) -> Call:
-        return Call("prune", self.keys(stream), [self.script_time(), *self._limits(stream), *_common_limits()])
+        return Call("prune", self.keys(stream), [self.script_time(), *self._retention(stream), *_common_limits()])
 
     def problems(self) -> list[str]:
         """Return the faults of the Redis server that break the store's promises."""
@@ -228,7 +238,7 @@ class RedisStreamStore(RedisStore, StreamStore):
             streams.setdefault((event.stream, event.epoch), []).append(event)
         calls = []
         for (stream, epoch), group in streams.items():
-            args: list[Argument] = [self.channel(stream), *self._limits(stream), *_common_limits(), epoch]
+            args: list[Argument] = [self.channel(stream), *self._retention(stream), *_common_limits(), epoch]
             for event in group:
                 args += [event.entry.offset, event.entry.data, event.entry.exclude]
             calls.append(Call("push", self.keys(stream)[:2], args))
@@ -245,6 +255,6 @@ def _uncertain(why: str) -> BroadcastUncertain:
     )
 
 
-def _common_limits() -> tuple[int, float, int]:
+def _common_limits() -> tuple[float, int]:
     """Return the limits that are the same for all streams, as arguments of a script."""
-    return int(IDLE_STREAM_TTL), YOUNG_TIME, YOUNG_SIZE
+    return YOUNG_TIME, YOUNG_SIZE

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from reliable_cable.concurrency.tasks import cancel
@@ -46,9 +46,13 @@ class RedisStreamListener(ChannelListener, StreamListener):
 
     async def subscribe(self, stream: str) -> None:
         """Start to announce the events of a stream."""
+        await self.subscribe_many([stream])
+
+    async def subscribe_many(self, streams: Collection[str]) -> None:
+        """Do the same for several streams, with one command for each `CHANNELS_PER_COMMAND` of them."""
         if self._checker is None:
             self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
-        await super().subscribe(stream)
+        await self._subscribe_channels(streams)
 
     async def unsubscribe(self, stream: str) -> None:
         """Stop announcing the events of a stream."""

@@ -3,10 +3,10 @@
 -- KEYS: for each stream, its meta hash, its log (a Redis stream with the ids `<offset>-0`) and its idempotency keys (a
 --   hash); then the lineage record.
 -- ARGV: the lineage; the prefix of new epochs; the time or ''; a unique id of this append; how long ago, in seconds, the
---   first attempt was, or '' in the first attempt; how long, in seconds, to keep an idle stream's meta hash; the age, in
---   seconds, below which an entry is young; the most bytes of young entries beyond the history size; the number of
---   streams; then for each stream: its name, channel, history size and history TTL in seconds; then for each message:
---   the number of its stream, its data, exclude and idempotency key.
+--   first attempt was, or '' in the first attempt; the age, in seconds, below which an entry is young; the most bytes of
+--   young entries beyond the history size; the number of streams; then for each stream: its name, channel, history size,
+--   history TTL in seconds, and how long, in seconds, to keep its meta hash while it is idle; then for each message: the
+--   number of its stream, its data, exclude and idempotency key.
 -- Returns the epoch and offset of each message. Returns 'uncertain' if it cannot tell whether an earlier attempt stored
 --   the messages. Returns 'late' to a first attempt that Redis executes after a retry, because Redis was hanging.
 --
@@ -24,18 +24,18 @@ local STEP_BACK = 10
 local STEP_FORWARD = 600
 
 local lineage, fresh, now, append = require_lineage(), ARGV[2], clock(ARGV[3]), ARGV[4]
-local elapsed, idle = tonumber(ARGV[5]), ARGV[6]
-local young, most, count = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local first_message = 10 + 4 * count
+local elapsed = tonumber(ARGV[5])
+local young, most, count = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local first_message = 9 + 5 * count
 local streams = {}
 
 for number = 1, count do
   local meta, log, keys = KEYS[3 * number - 2], KEYS[3 * number - 1], KEYS[3 * number]
-  local at = 6 + 4 * number
+  local at = 4 + 5 * number
   local stored = redis.call('HMGET', meta, 'e', 't', 'r', 'a', 'z', 'k', 'l', 'b')
   local stream = {
     meta = meta, log = log, keys = keys, name = ARGV[at], channel = ARGV[at + 1], size = tonumber(ARGV[at + 2]),
-    ttl = tonumber(ARGV[at + 3]),
+    ttl = tonumber(ARGV[at + 3]), idle = ARGV[at + 4],
     epoch = stored[1], tail = tonumber(stored[2]), made = tonumber(stored[4]), trimmed = tonumber(stored[5]),
     keyed = stored[6] == '1', kept = 0, own = {}, earlier = {}, repeated = stored[7] or '',
     bytes = tonumber(stored[8]) or 0,
@@ -152,7 +152,7 @@ for _, stream in ipairs(streams) do
       'z', stream.trimmed and text(stream.trimmed) or '', 'k', stream.keyed and '1' or '',
       'b', string.format('%.0f', stream.bytes)
     )
-    redis.call('EXPIRE', stream.meta, idle)
+    redis.call('EXPIRE', stream.meta, stream.idle)
     redis.call('PEXPIRE', stream.log, math.ceil(math.max(stream.ttl, young) * 1000))
     if stream.keyed then redis.call('PEXPIRE', stream.keys, math.ceil(stream.ttl * 1000)) end
   end

@@ -1,13 +1,16 @@
 -- Find the offset before the first message since a time (see streams/redis.py).
 --
 -- KEYS: meta, log; the lineage record. ARGV: the lineage; the present time or ''; history size; history TTL in seconds;
---   the time.
+--   the time; how long ago, in seconds, a stream that does not exist may have had messages, or '' to ignore that.
 -- Returns the offset, false if some messages since then are gone, or 0 if the stream does not exist. All messages of an
 -- epoch that began in another lineage are gone.
 
 local lineage, size, ttl, since = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local stored = redis.call('HMGET', KEYS[1], 'e', 't', 'r', 'a', 'z')
-if not stored[1] then return 0 end
+if not stored[1] then
+  if ARGV[6] ~= '' and since < clock(ARGV[2]) - tonumber(ARGV[6]) then return false end
+  return 0
+end
 if stored[3] ~= lineage then return (tonumber(stored[4]) or 0) < since and 0 end
 local tail, kept = tonumber(stored[2]), redis.call('XLEN', KEYS[2])
 local trimmed = kept == 0 and tonumber(stored[4]) or tonumber(stored[5])
