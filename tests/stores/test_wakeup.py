@@ -11,8 +11,9 @@ from unittest import mock
 import pytest
 from django.test import override_settings
 
+from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent, Transient
-from reliable_cable.stores.streams.model_polling import Poll, PollingListener, SeenIds
+from reliable_cable.stores.streams.model_polling import PollingListener
 from reliable_cable.stores.streams.wakeup import GROUP, MAX_STREAMS
 from tests.stores.conftest import MODEL_STORES, SQLITE, MakeStore, until, wait_until
 from tests.support.layer import CrossLoopLayer
@@ -83,17 +84,20 @@ async def test_messages_during_a_subscription_are_found_at_once(make_store: Make
     listener = here.listen(heard.append)
     await listener.subscribe("a")
     await until(members)
-    poll = here.poll
+    tails = here.tails
 
-    def poll_slowly(streams: Sequence[str], seen: SeenIds) -> Poll:
-        found: Poll = poll(streams, seen)
-        if streams == ["b"]:  # the poll of `subscribe`; a message and a poll without "b" happen during it
-            others = polled.call_count
-            there.append([("b", Message("1"))])
-            wait_until(lambda: polled.call_count > others)
+    def read_slowly(streams: Sequence[str]) -> dict[str, StreamPosition]:
+        found: dict[str, StreamPosition] = tails(streams)
+        # A message, and a poll that does not include "b", happen while `subscribe` reads the position.
+        others = polled.call_count
+        there.append([("b", Message("1"))])
+        wait_until(lambda: polled.call_count > others)
         return found
 
-    with mock.patch.object(here, "poll", side_effect=poll_slowly) as polled:
+    with (
+        mock.patch.object(here, "poll", side_effect=here.poll) as polled,
+        mock.patch.object(here, "tails", side_effect=read_slowly),
+    ):
         await listener.subscribe("b")
         await until(lambda: heard)
     await listener.close()

@@ -204,9 +204,10 @@ class StreamStore(Store):
         """Return the offset before the first message since a time.
 
         All messages that were appended at or after `since` have greater offsets. Return None if some of them were
-        trimmed, have expired, or belong to an epoch that has ended. Return 0 if the stream does not exist. If the stream's
-        `history_meta_ttl` is shorter than `IDLE_STREAM_TTL`, return None for an earlier time than that, because the
-        stream may have been deleted.
+        trimmed, have expired, or belong to an epoch that has ended. Return 0 if the stream does not exist.
+
+        If the stream's `history_meta_ttl` is shorter than `IDLE_STREAM_TTL`, return None for an earlier time than that,
+        because the stream may have been deleted.
         """
 
     def deleted_after(self, stream: str) -> float | None:
