@@ -28,6 +28,18 @@ class Stream(models.Model):
         return self.name
 
 
+class Lineage(models.Model):
+    """A lineage of the database's data (see stores/streams/model_lineage.py)."""
+
+    #: The name by which the server reports it, or "" if the server does not report lineages.
+    name = models.CharField(max_length=64, unique=True)
+    #: The time since which all messages are known; 0: all messages ever.
+    began = models.FloatField()
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class StreamEntry(models.Model):
     """A numbered message of a stream."""
 

@@ -16,6 +16,7 @@ from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.presence.base import PresenceStore
 from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.presence.redis import RedisPresenceStore
+from reliable_cable.stores.redis.client import Call, RedisClient
 from reliable_cable.stores.streams.base import StreamStore
 from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
@@ -71,7 +72,12 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
     if alias in ("memory", *connections.settings):
         return {}
     server = redis_pool.get(find_binaries()[0].name if alias == "durable" else alias)
-    return {"redis_url": server.url, "key_prefix": key_prefix}
+    values = {"redis_url": server.url, "key_prefix": key_prefix}
+    client = RedisClient(CableSettings(**values))
+    # Redis records the start of the lineage by its own clock. The tests have another one.
+    client.run(Call("HSET", [client.lineage.key], ["began", 0]))
+    client.close()
+    return values
 
 
 @pytest.fixture

@@ -168,6 +168,28 @@ class TestFailover:
         assert store.append([("a", Message("third"))]) == [StreamPosition(after[0].epoch, 3)]
         store.close()
 
+    def test_messages_from_before_it_may_be_lost_in_every_stream(self, cluster: Cluster) -> None:
+        store = ModelStreamStore(CableSettings(database="cluster"))
+        start = store.time()
+        append(store, "1")
+        assert store.offset_since("new", start) == 0
+        cluster.start_standby()
+        cluster.standby.stop("fast")
+        store.append([("new", Message("lost"))])
+        connections["cluster"].close()
+        cluster.primary.stop()
+        cluster.standby.start()
+        cluster.standby.promote()
+        cluster.lead_to(cluster.standby)
+        assert store.offset_since("new", start) is None
+        assert store.offset_since("a", start) is None
+        after = store.time()
+        assert store.offset_since("a", after) == store.offset_since("new", after) == 0
+        store.append([("new", Message("first"))])
+        assert store.offset_since("new", start) is None
+        assert store.offset_since("new", after) == 0
+        store.close()
+
     def test_a_clean_switchover_costs_an_epoch_and_a_restart_does_not(self, cluster: Cluster) -> None:
         store = ModelStreamStore(CableSettings(database="cluster"))
         (before,) = store.append([("a", Message("1"))])

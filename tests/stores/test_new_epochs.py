@@ -26,7 +26,7 @@ from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams import model_retention
 from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent, StreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
-from tests.stores.conftest import MEMORY, MODEL_STORES, MakeStore, until, with_own_connection
+from tests.stores.conftest import MEMORY, Clock, MODEL_STORES, MakeStore, until, with_own_connection
 from tests.stores.test_streams import kept
 from tests.support.databases import another_database
 
@@ -150,6 +150,18 @@ class TestForgettingAll:
         assert not {position.epoch for position in before} & {position.epoch for position in after}
         assert store.forget_all() == 20
         assert store.forget_all() == 0
+
+    def test_messages_from_before_may_be_lost(self, store: StreamStore, clock: Clock) -> None:
+        before = clock.now
+        store.append([("a", Message("1"))])
+        clock.advance(1)
+        store.forget_all()
+        assert store.offset_since("a", before) is None
+        assert store.offset_since("unknown", before) is None, "a lost message may have been its first one"
+        assert store.offset_since("a", clock.now) == 0
+        store.append([("a", Message("2"))])
+        assert store.offset_since("a", before) is None
+        assert store.offset_since("a", clock.now) == 0
 
     async def test_it_is_announced(self, store: StreamStore) -> None:
         await store.aappend([("a", Message("1"))])

@@ -76,6 +76,39 @@ class TestLostData:
         (after,) = store.append([("a", Message("3"))])
         assert after.epoch != before.epoch
 
+    def test_messages_from_before_a_restart_may_be_lost_in_every_stream(
+        self, own: RedisServer, make_own: MakeStore
+    ) -> None:
+        store = make_own()
+        start = store.time()
+        assert store.offset_since("new", start) == 0
+        snapshot = own.snapshot()
+        store.append([("new", Message("lost"))])
+        own.restart_from(snapshot)
+        assert store.offset_since("new", start) is None
+        after = store.time()
+        assert store.offset_since("new", after) == 0
+        store.append([("new", Message("first"))])
+        assert store.offset_since("new", start) is None
+        assert store.offset_since("new", after) == 0
+
+    def test_messages_from_before_a_restart_without_data_may_be_lost(
+        self, own: RedisServer, make_own: MakeStore
+    ) -> None:
+        store = make_own()
+        before = store.time()
+        store.append([("a", Message("1"))])
+        own.restart_empty()
+        assert store.offset_since("a", before) is None
+        assert store.offset_since("a", store.time()) == 0
+
+    def test_messages_from_before_the_end_of_all_epochs_may_be_lost(self, make_own: MakeStore) -> None:
+        store = make_own()
+        before = store.time()
+        store.forget_all()
+        assert store.offset_since("a", before) is None
+        assert store.offset_since("a", store.time()) == 0
+
     def test_an_emptied_redis_begins_new_epochs(self, own: RedisServer, make_own: MakeStore) -> None:
         store = make_own()
         (before,) = store.append([("a", Message("1", idempotency_key="k"))])

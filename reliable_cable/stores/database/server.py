@@ -104,6 +104,11 @@ class DatabaseServer:
 
     # -- the lineage --------------------------------------------------------------------------------------------------
 
+    @property
+    def reports_lineage(self) -> bool:
+        """Whether the server reports its lineage. This is known after `prepare`."""
+        return bool(self._reports_lineage)
+
     def lineage(self) -> Expression:
         """Return an expression that selects the lineage of the server's data, or `""` if that is unknown."""
         return _Lineage() if self._reports_lineage else Value("", output_field=CharField())

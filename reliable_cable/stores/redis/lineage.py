@@ -135,7 +135,7 @@ class LineageTracker:
     def _record_command(self, info: dict[str, str], replaced: str) -> Command:
         fresh = f"{info['run_id']}-{secrets.token_hex(8)}"
         replication_ids = (info.get("master_replid", ""), info.get("master_replid2", ""))
-        args = (info["run_id"], *replication_ids, fresh, replaced, RECORD_TTL)
+        args = (info["run_id"], *replication_ids, fresh, replaced, RECORD_TTL, info.get("uptime_in_seconds", 0))
         return ("EVAL", script_text("lineage"), 1, self.key, *args)
 
     def _has_returned(self, lineage: str, generation: int) -> bool:

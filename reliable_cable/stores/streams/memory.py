@@ -86,6 +86,8 @@ class MemoryStreamStore(StreamStore):
         super().__init__(settings, clock=clock)
         self._bus: Bus[StreamEvent] = Bus()
         self._lock = threading.Lock()
+        #: When `forget_all` was last called. Messages from before may be lost.
+        self._began = 0.0
         self._streams: dict[str, _Stream] = {}
 
     def append(self, items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
@@ -141,6 +143,8 @@ class MemoryStreamStore(StreamStore):
     def offset_since(self, stream: str, since: float) -> int | None:
         """Return the offset before the first message since a time, or None if some of them are gone."""
         with self._lock:
+            if 0 < since < self._began:
+                return None
             state = self._trimmed(stream)
             if state is None:
                 deleted_after = self.deleted_after(stream)
@@ -165,6 +169,7 @@ class MemoryStreamStore(StreamStore):
         with self._lock:
             names = list(self._streams)
             self._streams.clear()
+            self._began = self.clock()
             self._bus.publish([Advanced(name) for name in names])
         return len(names)
 

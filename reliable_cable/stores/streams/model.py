@@ -21,6 +21,7 @@ from reliable_cable.stores.bus import Bus
 from reliable_cable.stores.database.store import ModelStore, retried_read
 
 from .base import NOWHERE, Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
+from .model_lineage import Lineages
 from .model_outbox import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_retention import Retention
@@ -62,6 +63,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         super().__init__(settings, clock=clock)
         self._announce = announce or self._announce_and_wake
         self._retention = Retention(self._database, settings, self._server)
+        self._lineages = Lineages(self._database, self._server)
         self._numbering = Numbering(self._database, settings, self._server, self._retention)
         #: The bus to the listeners of this process.
         self.bus: Bus[StreamEvent] = Bus()
@@ -143,7 +145,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _append(self, names: Sequence[str], items: Sequence[tuple[str, Message]]) -> list[StreamPosition]:
         with self._database.broadcast_errors():
-            self._server.prepare()
+            self._lineages.prepare()
         while True:
             written = self._database.write_broadcast(partial(self._numbering.write, names, items))
             if written is None:
@@ -227,10 +229,16 @@ class ModelStreamStore(ModelStore, StreamStore):
                 now=self._server.now(),
                 ended=self._ended(),
             ).first()
+            began = self._lineages.began()
+            if 0 < since < began:
+                return None
             if row is None:
                 deleted_after = self.deleted_after(stream)
                 return None if deleted_after is not None and since < self._server.time() - deleted_after else 0
-        if row.ended or (row.low > 1 and row.trimmed_at >= since):
+        if row.ended:
+            # The next message of the stream begins a new epoch.
+            return 0 if 0 < began <= since else None
+        if row.low > 1 and row.trimmed_at >= since:
             return None
         if row.first is None:
             return row.tail
@@ -243,7 +251,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
         The epoch may then come from an older copy of the database. Reads ignore it, and the next append ends it.
         """
-        self._server.prepare()
+        self._lineages.prepare()
         return self._server.is_foreign("lineage")
 
     def _entries(self, stream: int | OuterRef) -> QuerySet[models.StreamEntry]:
@@ -349,6 +357,8 @@ class ModelStreamStore(ModelStore, StreamStore):
     def _forget_all(self) -> int:
         count = 0
         with self._database.store_errors("The streams cannot be forgotten"):
+            self._lineages.prepare()
+            self._database.write(self._lineages.renew)
             for names in self._retention.forget_all():
                 self._announce([Advanced(name) for name in names])
                 count += len(names)

@@ -188,7 +188,8 @@ class RedisStreamStore(RedisStore, StreamStore):
         Raises:
             StoreError: Redis could not be reached.
         """
-        self.client.run(Call("HSET", [self.client.lineage.key], ["token", secrets.token_hex(16)]), idempotent=True)
+        lineage = ["token", secrets.token_hex(16), "began", f"{self.time():.6f}"]
+        self.client.run(Call("HSET", [self.client.lineage.key], lineage), idempotent=True)
         return len({name for names in self._names() for name in names})
 
     def prune(self, *, limit: int = 1000) -> int:

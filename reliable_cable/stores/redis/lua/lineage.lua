@@ -1,8 +1,8 @@
 -- Return the lineage of the data, and begin a new one if the data may have changed (see lineage.py).
 --
--- KEYS: the lineage record, a hash with run_id, replid and token. ARGV: the server's run_id; its master_replid and
+-- KEYS: the lineage record, a hash with run_id, replid, token and began. ARGV: the server's run_id; its master_replid and
 --   master_replid2, if scripts may not call INFO; a token for a new lineage; a token that must be replaced, or ''; how
---   long, in seconds, to keep the record.
+--   long, in seconds, to keep the record; for how many seconds the server has been running.
 --
 -- A new lineage begins when another server process has the data (after a restart, or the promotion of a replica), and
 -- when the same process was promoted again. A primary also changes its master_replid when its first replica attaches
@@ -23,6 +23,10 @@ elseif stored[1] ~= run_id or (stored[2] ~= replid and promoted) or token == rep
 end
 if token ~= stored[3] or replid ~= stored[2] then
   redis.call('HSET', KEYS[1], 'run_id', run_id, 'replid', replid, 'token', token)
+end
+if token ~= stored[3] then
+  -- Messages from before this time may be lost. If there is no record, only a restart can have lost messages.
+  redis.call('HSET', KEYS[1], 'began', text(clock('') - (stored[3] and 0 or tonumber(ARGV[7]))))
 end
 local ttl = tonumber(ARGV[6])
 if redis.call('TTL', KEYS[1]) < ttl - 86400 then redis.call('EXPIRE', KEYS[1], ttl) end

@@ -1,0 +1,61 @@
+"""When the data of a database may have lost messages: after a failover, or after a backup was restored.
+
+The table `Lineage` has the time at which each lineage of the data was found (see stores/database/server.py). Messages
+from before that time may be lost, even messages of streams that no longer exist.
+"""
+
+from django.db.models import FloatField, Value
+
+from reliable_cable.models import Lineage
+from reliable_cable.stores.database.database import Database
+from reliable_cable.stores.database.server import DatabaseServer
+
+
+class Lineages:
+    """The lineages of one database.
+
+    Args:
+        database: the database.
+        server: the server of the database.
+    """
+
+    def __init__(self, database: Database, server: DatabaseServer) -> None:
+        self._database = database
+        self._server = server
+        self._recorded = False
+
+    def prepare(self) -> None:
+        """Record the lineage once in each process, so that the next one is noticed.
+
+        Raises:
+            DatabaseError: the server could not be reached. The next call tries again.
+        """
+        self._server.prepare()
+        if not self._recorded:
+            self.began()
+            self._recorded = True
+
+    def began(self) -> float:
+        """Return when the present lineage was found, by the server's clock; 0: no messages can be missing.
+
+        Raises:
+            DatabaseError: the server could not be reached.
+        """
+        rows = self._database.rows(Lineage).filter(name=self._server.lineage())
+        began = rows.values_list("began", flat=True).first()
+        if began is None and self._server.reports_lineage:
+            self._database.outside(lambda: self._database.write(self._record))
+            began = rows.values_list("began", flat=True).first()
+        return began or 0
+
+    def _record(self) -> None:
+        rows = self._database.rows(Lineage)
+        # Before the first record, no data were lost as far as is known.
+        began = self._server.now() if rows.exists() else Value(0, output_field=FloatField())
+        rows.bulk_create([Lineage(name=self._server.lineage(), began=began)], ignore_conflicts=True)
+
+    def renew(self) -> None:
+        """Record that messages from before the present time may be lost, because a backup was restored."""
+        rows = self._database.rows(Lineage)
+        if not rows.filter(name=self._server.lineage()).update(began=self._server.now()):
+            rows.create(name=self._server.lineage(), began=self._server.now())
