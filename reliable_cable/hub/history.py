@@ -18,7 +18,9 @@ from reliable_cable.stores.streams.base import StreamStore
 from .subscriber import SubscriberGroup
 
 #: The most entries in a page.
-PAGE_SIZE: Final = 200
+PAGE_LENGTH: Final = 200
+#: The size of a page, in bytes, after which no further entry is added to it.
+PAGE_SIZE: Final = 1024 * 1024
 #: How long, in seconds, a page is cached: long enough for clients that reconnect at the same time.
 PAGE_TTL: Final = 2.0
 #: The most characters of payload that are cached in pages, and the most that are cached in frames.
@@ -28,8 +30,8 @@ CACHE_SIZE: Final = 16 * 1024 * 1024
 def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPosition) -> bool:
     """Return whether a page can be used for a subscriber.
 
-    It cannot if it ends before the position of the hub or of the subscriber, or if it was full and has nothing after
-    the subscriber's position.
+    It cannot if it was read before the hub or the subscriber reached its position, or if more entries follow it and it
+    has nothing after the subscriber's position.
 
     Args:
         page: the page.
@@ -41,7 +43,7 @@ def _can_use(page: StreamPage, after: int, start: StreamPosition, hub: StreamPos
         return False  # the hub or the client may know of a newer epoch
     if page.tail < hub.offset or not max(after, page.low - 1) <= start.offset <= page.tail:
         return False
-    return len(page.entries) < PAGE_SIZE or start.offset < page.entries[-1].offset
+    return page.is_last or start.offset < page.entries[-1].offset
 
 
 @dataclass(slots=True)
@@ -120,7 +122,9 @@ class HistoryReader:
         return page
 
     async def _ask(self, stream: str, after: int, hub: StreamPosition, following: bool) -> StreamPage:
-        return await self._store.aread(stream, after=after, limit=PAGE_SIZE, known=hub, following=following)
+        return await self._store.aread(
+            stream, after=after, limit=PAGE_LENGTH, max_size=PAGE_SIZE, known=hub, following=following
+        )
 
     def encode(self, group: SubscriberGroup, stream: str, epoch: str, entry: Entry) -> Frame:
         """Return an entry as a frame, which may have been made for another subscriber of the group."""

@@ -15,7 +15,7 @@ from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, advance, went_back
 from reliable_cable.stores.streams.base import NOWHERE, StreamListener, StreamStore
 
-from .history import PAGE_SIZE
+from .history import PAGE_LENGTH, PAGE_SIZE
 from .stream import HubStream
 
 #: How long, in seconds, to wait after each read in a row that changed nothing. After the last wait, the repair ends.
@@ -81,7 +81,9 @@ class Repairs:
             stream.drop_early()
 
     async def _read(self, stream: HubStream, asked: StreamPosition) -> None:
-        page = await self._store.aread(stream.name, after=asked.offset, limit=PAGE_SIZE, following=True)
+        page = await self._store.aread(
+            stream.name, after=asked.offset, limit=PAGE_LENGTH, max_size=PAGE_SIZE, following=True
+        )
         if went_back(asked, page) or page.epoch in stream.former_epochs:
             # Within an epoch the tail only grows, and an epoch that has ended never returns.
             logger.error(
@@ -123,8 +125,8 @@ class Repairs:
         for entry in step.entries:
             stream.take(entry, page.epoch)
         stream.take_early()
-        # There is more to read if the page was full, or if it was read after an offset that is no longer valid.
-        stream.repair_again = stream.repair_again or step.lost or len(page.entries) == PAGE_SIZE
+        # There is more to read if entries follow the page, or if it was read after an offset that is no longer valid.
+        stream.repair_again = stream.repair_again or step.lost or not page.is_last
 
 
 def _overtaken(position: StreamPosition, page: StreamPage) -> bool:

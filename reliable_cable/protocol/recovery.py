@@ -61,6 +61,11 @@ class StreamPage:
     low: int
     entries: Sequence[Entry] = ()
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the stream had no entries after this page."""
+        return not self.entries or self.entries[-1].offset >= self.tail
+
 
 class Verdict(Enum):
     """How a live message relates to a subscriber's position."""

@@ -72,7 +72,7 @@ def redis_settings(alias: str, redis_pool: RedisPool, key_prefix: str) -> dict[s
     if alias in ("memory", *connections.settings):
         return {}
     server = redis_pool.get(find_binaries()[0].name if alias == "durable" else alias)
-    values = {"redis_url": server.url, "key_prefix": key_prefix}
+    values: dict[str, Any] = {"redis_url": server.url, "key_prefix": key_prefix}
     client = RedisClient(CableSettings(**values))
     # Redis records the start of the lineage by its own clock. The tests have another one.
     client.run(Call("HSET", [client.lineage.key], ["began", 0]))

@@ -26,7 +26,7 @@ from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams import model_retention
 from reliable_cable.stores.streams.base import Advanced, Message, StreamEvent, StreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
-from tests.stores.conftest import MEMORY, Clock, MODEL_STORES, MakeStore, until, with_own_connection
+from tests.stores.conftest import MEMORY, MODEL_STORES, Clock, MakeStore, until, with_own_connection
 from tests.stores.test_streams import kept
 from tests.support.databases import another_database
 

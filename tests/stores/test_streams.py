@@ -104,6 +104,25 @@ class TestReading:
         assert kept(store, after=-1, limit=1) == [(1, "1")]
         assert kept(store, limit=0) == []
 
+    @pytest.mark.parametrize("following", [False, True])
+    def test_a_read_ends_after_the_entry_that_exceeds_a_size(self, store: StreamStore, following: bool) -> None:
+        append(store, *["x" * 1000] * 3, "y")
+
+        def offsets(after: int, limit: int, max_size: int) -> list[int]:
+            page = store.read("a", after=after, limit=limit, max_size=max_size, following=following)
+            assert (page.tail, page.low) == (4, 1)
+            assert page.is_last == (not page.entries or page.entries[-1].offset == 4)
+            return [entry.offset for entry in page.entries]
+
+        assert offsets(after=0, limit=10, max_size=0) == [1]
+        assert offsets(after=0, limit=10, max_size=1500) == [1, 2]
+        assert offsets(after=1, limit=10, max_size=1500) == [2, 3]
+        assert offsets(after=2, limit=10, max_size=1500) == [3, 4]
+        assert offsets(after=0, limit=2, max_size=10_000) == [1, 2]
+        assert offsets(after=4, limit=10, max_size=10_000) == []
+        assert offsets(after=0, limit=0, max_size=10_000) == []
+        assert offsets(after=0, limit=10, max_size=10_000) == [1, 2, 3, 4]
+
     def test_a_read_returns_the_state_of_the_stream(self, store: StreamStore) -> None:
         (position,) = store.append([("a", Message("1"))])
         page = store.read("a", after=0, limit=0)

@@ -52,13 +52,20 @@ class UnreliableStore(MemoryStreamStore):
             stream.tail -= 1
 
     async def aread(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+        self,
+        stream: str,
+        *,
+        after: int,
+        limit: int,
+        max_size: int | None = None,
+        known: StreamPosition | None = None,
+        following: bool = False,
     ) -> StreamPage:
         self.reads += 1
         await asyncio.sleep(0)  # as in a real read, so that live messages can arrive first
         if self.broken:
             raise StoreError("broken")
-        page = self.read(stream, after=after, limit=limit, following=following)
+        page = self.read(stream, after=after, limit=limit, max_size=max_size, following=following)
         self.after_read()
         await asyncio.sleep(0)
         return page

@@ -15,7 +15,7 @@ from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.exceptions import StoreError
 from reliable_cable.hub import history as history_module
-from reliable_cable.hub.history import PAGE_SIZE, HistoryReader
+from reliable_cable.hub.history import PAGE_LENGTH, PAGE_SIZE, HistoryReader
 from reliable_cable.hub.subscriber import SubscriberGroup
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage, advance, recoverable
@@ -35,10 +35,17 @@ class Store(MemoryStreamStore):
         self.open.set()
 
     async def aread(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+        self,
+        stream: str,
+        *,
+        after: int,
+        limit: int,
+        max_size: int | None = None,
+        known: StreamPosition | None = None,
+        following: bool = False,
     ) -> StreamPage:
         self.reads.append(after)
-        page = self.read(stream, after=after, limit=limit, following=following)
+        page = self.read(stream, after=after, limit=limit, max_size=max_size, following=following)
         await self.open.wait()
         if self.broken:
             raise StoreError("broken")
@@ -129,12 +136,24 @@ async def test_a_stream_that_had_no_messages_for_the_hub_is_always_read() -> Non
 
 async def test_the_entries_after_a_full_page_are_read() -> None:
     store = Store()
-    position = store.add(PAGE_SIZE + 5)
+    position = store.add(PAGE_LENGTH + 5)
     history = HistoryReader(store)
     page = await history.read("s", StreamPosition(position.epoch, 0), position)
-    assert offsets(page)[-1] == PAGE_SIZE
-    rest = await history.read("s", StreamPosition(position.epoch, PAGE_SIZE), position)
-    assert offsets(rest) == list(range(PAGE_SIZE + 1, PAGE_SIZE + 6))
+    assert offsets(page)[-1] == PAGE_LENGTH
+    rest = await history.read("s", StreamPosition(position.epoch, PAGE_LENGTH), position)
+    assert offsets(rest) == list(range(PAGE_LENGTH + 1, PAGE_LENGTH + 6))
+
+
+async def test_a_page_of_large_entries_is_short_and_the_entries_after_it_are_read() -> None:
+    store = Store()
+    large = '"' + "x" * (PAGE_SIZE // 4) + '"'
+    position = store.append([("s", Message(large)) for _ in range(12)])[-1]
+    history = HistoryReader(store)
+    page = await history.read("s", StreamPosition(position.epoch, 0), position)
+    assert offsets(page) == [1, 2, 3, 4]
+    rest = await history.read("s", StreamPosition(position.epoch, 4), position)
+    assert offsets(rest) == [5, 6, 7, 8]
+    assert store.reads == [0, 4]
 
 
 async def test_a_page_expires(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +282,7 @@ def test_a_cached_page_never_has_less_than_a_fresh_read(steps: list[tuple[str, i
             else:
                 start = StreamPosition(position.epoch if step == "read" else "", number)
                 page = await history.read("s", start, position)
-                fresh = store.read("s", after=number, limit=PAGE_SIZE)
+                fresh = store.read("s", after=number, limit=PAGE_LENGTH)
                 if page.epoch != fresh.epoch:
                     # The hub does not know the new epoch yet: the result is as if the epoch had begun a moment later.
                     assert page.epoch == position.epoch

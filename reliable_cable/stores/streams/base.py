@@ -181,7 +181,14 @@ class StreamStore(Store):
 
     @abstractmethod
     def read(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+        self,
+        stream: str,
+        *,
+        after: int,
+        limit: int,
+        max_size: int | None = None,
+        known: StreamPosition | None = None,
+        following: bool = False,
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
 
@@ -192,6 +199,8 @@ class StreamStore(Store):
             stream: the name of the stream.
             after: the offset after which the entries begin.
             limit: the most entries to return.
+            max_size: the size in bytes, about, after which no further entry is returned. At least one entry is
+                returned. None: no such limit.
             following: whether the reader has followed the stream without a break. If so, it gets every entry that the
                 store still has. That includes at least the young entries, up to `YOUNG_SIZE` bytes beyond the history
                 size (see `YOUNG_TIME`). Other readers get only the entries that the history size and the TTL allow.

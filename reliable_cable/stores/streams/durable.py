@@ -110,18 +110,25 @@ class DurableStreamStore(RedisStreamStore):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def aread(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+        self,
+        stream: str,
+        *,
+        after: int,
+        limit: int,
+        max_size: int | None = None,
+        known: StreamPosition | None = None,
+        following: bool = False,
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state.
 
         The hot tail is used if it has all entries from `after` to the position `known`. Otherwise the database is read.
         """
         if not self._is_durable(stream):
-            return await super().aread(stream, after=after, limit=limit, following=following)
+            return await super().aread(stream, after=after, limit=limit, max_size=max_size, following=following)
         if known is not None and not self._pause.active:
             try:
                 async with self.client.timeout(HOT_TAIL_TIMEOUT):
-                    page = await super().aread(stream, after=after, limit=limit, following=following)
+                    page = await super().aread(stream, after=after, limit=limit, max_size=max_size, following=following)
             except TimeoutError:
                 self._pause.begin(StoreError(f"Redis did not answer within {HOT_TAIL_TIMEOUT:g} s."))
             except StoreError as error:
@@ -129,7 +136,7 @@ class DurableStreamStore(RedisStreamStore):
             else:
                 if _covers(page, after, known):
                     return page
-        return await self._model.aread(stream, after=after, limit=limit, following=following)
+        return await self._model.aread(stream, after=after, limit=limit, max_size=max_size, following=following)
 
     async def aposition(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message."""

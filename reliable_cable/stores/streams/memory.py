@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import TypeVar
 
 from reliable_cable.conf import CableSettings, StreamPolicy
@@ -127,7 +127,14 @@ class MemoryStreamStore(StreamStore):
         self._bus.publish([Transient(stream, message.data, message.exclude, whisper=True)])
 
     def read(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+        self,
+        stream: str,
+        *,
+        after: int,
+        limit: int,
+        max_size: int | None = None,
+        known: StreamPosition | None = None,
+        following: bool = False,
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         with self._lock:
@@ -138,6 +145,9 @@ class MemoryStreamStore(StreamStore):
             readable = chain(state.young, state.kept) if following else state.kept
             first = min(max(after + 1, low), state.tail + 1) - low
             entries = tuple(stored.entry for stored in islice(readable, first, first + max(limit, 0)))
+            if max_size is not None:
+                before = accumulate((len(entry.data) for entry in entries), initial=0)
+                entries = tuple(entry for entry, size in zip(entries, before, strict=False) if size <= max_size)
             return StreamPage(state.epoch, state.tail, low, entries)
 
     def offset_since(self, stream: str, since: float) -> int | None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from functools import partial
 
 from django.db import connections
-from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.db.models import OuterRef, Q, QuerySet, RowRange, Subquery, Sum, Window
 from django.db.models.expressions import Combinable
+from django.db.models.functions import Coalesce, Length
 
 from reliable_cable import models
 from reliable_cable.concurrency.on_commit import call_after_commit, is_manual
@@ -161,21 +162,30 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     @retried_read
     def read(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+        self,
+        stream: str,
+        *,
+        after: int,
+        limit: int,
+        max_size: int | None = None,
+        known: StreamPosition | None = None,
+        following: bool = False,
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             for _ in range(READ_ATTEMPTS):
-                page = self._read_page(stream, after, limit, following)
+                page = self._read_page(stream, after, limit, max_size, following)
                 start = max(after + 1, page.low)
-                expected = range(start, page.tail + 1)[: max(limit, 0)]
+                expected: Sequence[int] = range(start, page.tail + 1)[: max(limit, 0)]
+                if max_size is not None and sum(len(entry.data) for entry in page.entries) > max_size:
+                    expected = expected[: len(page.entries)]
                 if len(page.entries) == len(expected) and (not expected or page.entries[-1].offset == expected[-1]):
                     return page
         # Entries were trimmed during the last attempt, or somebody has deleted them.
         first = page.entries[0].offset if page.entries else page.tail + 1
         return page if first == start else replace(page, low=first)
 
-    def _read_page(self, stream: str, after: int, limit: int, following: bool) -> StreamPage:
+    def _read_page(self, stream: str, after: int, limit: int, max_size: int | None, following: bool) -> StreamPage:
         """Read the row of a stream, and then its entries. Entries may be missing if the stream changes in between."""
         policy = self.settings.policy(stream)
         alive = self._entries(OuterRef("pk")).filter(created__gt=self._server.ago(policy.history_ttl))
@@ -190,8 +200,11 @@ class ModelStreamStore(ModelStore, StreamStore):
         start = max(after + 1, low)
         if limit <= 0 or start > row.tail:
             return StreamPage(row.epoch, row.tail, low)
-        kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=row.tail).order_by("offset")
-        entries = [Entry(*values) for values in kept.values_list("offset", "data", "exclude")[:limit]]
+        kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=min(row.tail, start + limit - 1))
+        if max_size is not None:
+            earlier = Window(Sum(Length("data")), order_by="offset", frame=RowRange(end=-1))
+            kept = kept.alias(size=Coalesce(earlier, 0)).filter(size__lte=max_size)
+        entries = [Entry(*values) for values in kept.order_by("offset").values_list("offset", "data", "exclude")]
         return StreamPage(row.epoch, row.tail, low, entries)
 
     @retried_read

@@ -120,10 +120,17 @@ class RedisStreamStore(RedisStore, StreamStore):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def aread(
-        self, stream: str, *, after: int, limit: int, known: StreamPosition | None = None, following: bool = False
+        self,
+        stream: str,
+        *,
+        after: int,
+        limit: int,
+        max_size: int | None = None,
+        known: StreamPosition | None = None,
+        following: bool = False,
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
-        bounds = (after, max(limit, 0), int(following))
+        bounds = (after, max(limit, 0), int(following), "" if max_size is None else max_size)
         call = Call("read", self.keys(stream)[:2], [LINEAGE, self.script_time(), *self._limits(stream), *bounds])
         ((epoch, tail, low, items),) = await self.client.arun(call, idempotent=True)
         entries = (Entry(int(id_.partition(b"-")[0]), item[1].decode(), item[5].decode()) for id_, item in items)

@@ -2,7 +2,7 @@
 --
 -- KEYS: meta, log; the lineage record. ARGV: the lineage; the time or ''; history size; history TTL in seconds; the
 --   offset after which the entries begin; the most entries to return; '1' to read all entries, or '0' to read entries
---   within the history size and TTL.
+--   within the history size and TTL; the size in bytes after which no further entry is returned, or '' for no limit.
 -- Returns the epoch, the tail, the oldest offset that can be read (tail + 1 if there is none), and the entries in the
 --   format of XRANGE. The epoch of a stream that does not exist is ''. So is the epoch of a stream whose epoch began in
 --   another lineage, because the next append begins a new epoch.
@@ -16,6 +16,15 @@ local low = tail - redis.call('XLEN', KEYS[2]) + 1
 if not all then low = first_since(KEYS[2], math.max(low, tail - size + 1), tail, clock(ARGV[2]) - ttl, true) end
 local entries = {}
 if limit > 0 and after < tail then
-  entries = redis.call('XRANGE', KEYS[2], math.max(after + 1, low) .. '-0', '+', 'COUNT', limit)
+  local first, last = math.max(after + 1, low), tail
+  if ARGV[8] ~= '' then
+    local most
+    last = math.min(last, first + limit - 1)
+    most = bytes_before(KEYS[2], first) + tonumber(ARGV[8])
+    if bytes_before(KEYS[2], last) > most then
+      last = first_where(first + 1, last, function(offset) return bytes_before(KEYS[2], offset) > most end) - 1
+    end
+  end
+  entries = redis.call('XRANGE', KEYS[2], first .. '-0', last .. '-0', 'COUNT', limit)
 end
 return { stored[1], tail, low, entries }
