@@ -28,7 +28,7 @@ def between_queries(changes: list[Callable[[], object]]) -> Callable[..., Any]:
     """
 
     def run(execute: Callable[..., Any], sql: str, *args: Any) -> Any:
-        if changes and sql.startswith('SELECT "reliable_cable_streamentry"."offset"'):
+        if changes and sql.startswith("SELECT") and '"reliable_cable_streamentry"."data"' in sql:
             changes[0]()
             del changes[0]
         return execute(sql, *args)

@@ -200,11 +200,13 @@ class ModelStreamStore(ModelStore, StreamStore):
         start = max(after + 1, low)
         if limit <= 0 or start > row.tail:
             return StreamPage(row.epoch, row.tail, low)
-        kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=min(row.tail, start + limit - 1))
+        kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=row.tail)
         if max_size is not None:
+            kept = kept.filter(offset__lt=start + limit)
             earlier = Window(Sum(Length("data")), order_by="offset", frame=RowRange(end=-1))
             kept = kept.alias(size=Coalesce(earlier, 0)).filter(size__lte=max_size)
-        entries = [Entry(*values) for values in kept.order_by("offset").values_list("offset", "data", "exclude")]
+        rows = kept.order_by("offset").values_list("offset", "data", "exclude")[:limit]
+        entries = [Entry(*values) for values in rows]
         return StreamPage(row.epoch, row.tail, low, entries)
 
     @retried_read
