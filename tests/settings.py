@@ -56,7 +56,13 @@ DATABASES = {
         "TEST": {"NAME": str(Path(tempfile.gettempdir()) / f"reliable-cable-test-{os.getpid()}.sqlite3")},
     },
     # tests/conftest.py sets the HOST when it starts the server.
-    "postgres": {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", "USER": "postgres", "HOST": ""},
+    "postgres": {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": "postgres",
+        "USER": "postgres",
+        "HOST": "",
+        "TEST": {"DEPENDENCIES": []},
+    },
 }
 
 DEMO_GENERATOR = "demo_project.chat.generators.ScriptedGenerator"

@@ -21,7 +21,7 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Verdict, judge
 from reliable_cable.stores.engine import Engine
-from reliable_cable.stores.streams.base import NOWHERE, Advanced, Published, StreamEvent, Transient
+from reliable_cable.stores.streams.base import Advanced, Published, StreamEvent, Transient
 
 from .catch_up import CatchUp
 from .connections import Connections
@@ -222,7 +222,7 @@ class Hub:
     async def _open_batch(self, streams: Sequence[HubStream], until: float) -> None:
         """Open streams together. If that fails, open each on its own, because one of them may be the cause."""
         try:
-            positions = await self._listen_to(streams, until)
+            await self._listen_to(streams, until)
         except BaseException as error:
             if isinstance(error, StoreError) and len(streams) > 1:
                 for stream in streams:
@@ -236,16 +236,15 @@ class Hub:
             if not isinstance(error, Exception):
                 raise
             return
-        for stream, position in zip(streams, positions, strict=True):
-            stream.position = position
+        for stream in streams:
             if stream.opening is not None:
                 stream.opening.set_result(None)
             stream.opening = None
             if not stream.users:
                 self._remove(stream)  # all callers gave up meanwhile
 
-    async def _listen_to(self, streams: Sequence[HubStream], until: float) -> Sequence[StreamPosition]:
-        """Listen to streams, and return their positions. For a single stream, retry while the store fails."""
+    async def _listen_to(self, streams: Sequence[HubStream], until: float) -> None:
+        """Listen to streams, and read where they are. For a single stream, retry while the store fails."""
         names = [stream.name for stream in streams]
         closing = [self._closing[name] for name in names if name in self._closing]
         if closing:
@@ -254,7 +253,8 @@ class Hub:
         while True:
             try:
                 async with asyncio.timeout_at(until):
-                    return await self._listen(names)
+                    await self._listen(streams)
+                return
             except TimeoutError as error:
                 problem = f"was not opened: its store took more than {OPEN_TIMEOUT:g} s."
                 raise StoreError(f"The stream {names[0]!r} {problem}") from error
@@ -266,14 +266,21 @@ class Hub:
                 if not streams[0].users:
                     raise  # all callers were cancelled
 
-    async def _listen(self, names: Sequence[str]) -> Sequence[StreamPosition]:
-        """Start to receive the events of streams. Return the positions of the streams."""
-        await self._listener.subscribe_many(names)
-        for name in names:
-            await self.presence.open(name)
-        kept = [name for name in names if self.settings.policy(name).history_size]
-        positions = dict(zip(kept, await self.engine.streams.apositions(kept), strict=True)) if kept else {}
-        return [positions.get(name, NOWHERE) for name in names]
+    async def _listen(self, streams: Sequence[HubStream]) -> None:
+        """Start to receive the events of streams, and read where they are."""
+        await self._listener.subscribe_many([stream.name for stream in streams])
+        for stream in streams:
+            await self.presence.open(stream.name)
+        store = self.engine.streams
+        policies = {stream.name: self.settings.policy(stream.name) for stream in streams}
+        kept = [stream for stream in streams if policies[stream.name].history_size]
+        # A lineage is read before the positions: a stream that does not exist then did not exist in that lineage.
+        kinds = {policies[stream.name].durable for stream in kept}
+        lineages = {durable: await store.alineage(durable=durable) for durable in kinds}
+        positions = await store.apositions([stream.name for stream in kept]) if kept else []
+        for stream, position in zip(kept, positions, strict=True):
+            stream.position = position
+            stream.lineage = lineages[policies[stream.name].durable]
 
     def _release(self, stream: HubStream) -> None:
         stream.users -= 1

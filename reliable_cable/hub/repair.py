@@ -95,8 +95,8 @@ class Repairs:
             await self._store.aforget(stream.name, epoch=page.epoch)
             stream.repair_again = True
             return
-        if page.epoch and stream.position == NOWHERE:
-            stream.begin_epoch(StreamPosition(page.epoch, 0))
+        if stream.position == NOWHERE:
+            self._begin_epoch(stream, page)
         # An announced message may be the next one although the store has already trimmed it.
         stream.take_early()
         if stream.position != asked and _overtaken(stream.position, page):
@@ -112,6 +112,22 @@ class Repairs:
                 stream.repair_again = True
                 return
         self._apply(stream, page)
+        if stream.position == NOWHERE:
+            stream.lineage = page.lineage
+
+    def _begin_epoch(self, stream: HubStream, page: StreamPage) -> None:
+        """Set the epoch of a stream that had no messages so far, if it has an epoch now.
+
+        If the lineage has changed, an epoch may have begun and ended before this process read it. Its messages are
+        lost.
+        """
+        start = StreamPosition(page.epoch, 0)
+        if page.low == 1 and stream.lineage not in ("", page.lineage):
+            stream.lose_beginning(start)
+            self._data_lost()
+        elif page.epoch:
+            stream.begin_epoch(start)
+        stream.lineage = page.lineage
 
     def _apply(self, stream: HubStream, page: StreamPage) -> None:
         """Deliver the entries of a page that follow the stream's position."""

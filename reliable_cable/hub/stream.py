@@ -27,6 +27,9 @@ MAX_QUEUED: Final = 8 * 2**20
 #: The most characters of early messages: those that a stream keeps while missing messages before them are being read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
+#: A position that no stream ever has. A subscriber that catches up from it is told of a loss.
+LOST: Final = StreamPosition("-", 0)
+
 
 class StreamObserver(Protocol):
     """Receives the messages of a stream inside this process."""
@@ -52,6 +55,8 @@ class HubStream:
     name: str
     #: The position of the last message that was taken. It is read from the store when the stream is opened.
     position: StreamPosition = NOWHERE
+    #: While the position is `NOWHERE`: the lineage in which the stream did not exist; "" if the store does not know it.
+    lineage: str = ""
     #: The serial of that message.
     serial: int = 0
     #: The epochs that ended while the stream was open here, the latest one last.
@@ -198,6 +203,14 @@ class HubStream:
         for subscriber in live:
             if subscriber.state is SubscriberState.LIVE:
                 subscriber.owner.messages_lost()
+
+    def lose_beginning(self, position: StreamPosition) -> None:
+        """Tell all subscribers that messages may be lost. The stream had none so far, and continues at a position."""
+        for group in self.groups.values():
+            for subscriber in group.subscribers:
+                if subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor == self.position:
+                    subscriber.cursor = LOST
+        self.start_over(position)
 
     def _live(self) -> list[Subscriber]:
         return [

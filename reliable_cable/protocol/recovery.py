@@ -24,7 +24,7 @@ message is reported. This holds for any order of live messages, pages, trims and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from .positions import HistoryRequest, StreamPosition
@@ -54,12 +54,14 @@ class StreamPage:
         tail: the offset of the newest message, even if it was trimmed; 0 if there was none in this epoch.
         low: the offset of the oldest message that is still stored; `tail + 1` if there is none.
         entries: stored messages in the order of their offsets.
+        lineage: the name of the unbroken data set that was read; `""` if that is unknown.
     """
 
     epoch: str
     tail: int
     low: int
     entries: Sequence[Entry] = ()
+    lineage: str = field(default="", compare=False)
 
     @property
     def is_last(self) -> bool:

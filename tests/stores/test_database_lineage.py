@@ -173,6 +173,8 @@ class TestFailover:
         start = store.time()
         append(store, "1")
         assert store.offset_since("new", start) == 0
+        lineage = store.read("new", after=0, limit=0).lineage
+        assert store.read("a", after=0, limit=0).lineage == lineage != ""
         cluster.start_standby()
         cluster.standby.stop("fast")
         store.append([("new", Message("lost"))])
@@ -181,6 +183,8 @@ class TestFailover:
         cluster.standby.start()
         cluster.standby.promote()
         cluster.lead_to(cluster.standby)
+        assert store.read("new", after=0, limit=0).lineage not in ("", lineage)
+        assert store.read("a", after=0, limit=0).lineage not in ("", lineage)
         assert store.offset_since("new", start) is None
         assert store.offset_since("a", start) is None
         after = store.time()

@@ -82,9 +82,12 @@ class TestLostData:
         store = make_own()
         start = store.time()
         assert store.offset_since("new", start) == 0
+        lineage = store.read("new", after=0, limit=0).lineage
         snapshot = own.snapshot()
         store.append([("new", Message("lost"))])
+        assert store.read("new", after=0, limit=0).lineage == lineage != ""
         own.restart_from(snapshot)
+        assert store.read("new", after=0, limit=0).lineage not in ("", lineage)
         assert store.offset_since("new", start) is None
         after = store.time()
         assert store.offset_since("new", after) == 0

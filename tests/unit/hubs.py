@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from reliable_cable.conf import CableSettings, read_settings
@@ -37,6 +38,8 @@ class UnreliableStore(MemoryStreamStore):
         #: The streams to which the listener is subscribed.
         self.subscribed: set[str] = set()
         self.reads = 0
+        #: The lineage of the data.
+        self.lineage = ""
         #: Called after each read, before the page is returned.
         self.after_read: Callable[[], object] = lambda: None
 
@@ -50,6 +53,14 @@ class UnreliableStore(MemoryStreamStore):
         for _ in range(messages):
             stream.kept.pop()
             stream.tail -= 1
+
+    def fail_over(self, lineage: str) -> None:
+        """Lose all messages, like a server that is replaced by one that has none of them."""
+        self._streams.clear()
+        self.lineage = lineage
+
+    async def alineage(self, *, durable: bool = False) -> str:
+        return self.lineage
 
     async def aread(
         self,
@@ -66,6 +77,7 @@ class UnreliableStore(MemoryStreamStore):
         if self.broken:
             raise StoreError("broken")
         page = self.read(stream, after=after, limit=limit, max_size=max_size, following=following)
+        page = replace(page, lineage=self.lineage)
         self.after_read()
         await asyncio.sleep(0)
         return page

@@ -173,3 +173,63 @@ class TestAStoreThatLostMessages:
         reads = harness.store.reads
         assert not await catch_up(harness, subscriber)
         assert harness.store.reads - reads < 20
+
+
+class TestAStreamWithoutMessages:
+    """A failover can lose the only messages of a stream before this process has read them."""
+
+    @staticmethod
+    async def start() -> Harness:
+        harness = Harness()
+        harness.store.lineage = "first"
+        return harness
+
+    async def test_subscribers_are_told_of_a_possible_loss_after_a_failover(self) -> None:
+        harness = await self.start()
+        _, log = await harness.subscriber()
+        harness.append("lost, and its announcement, too")
+        harness.store.fail_over("second")
+        await harness.publish()
+        await harness.publish()
+        assert offsets(log) == ["lost", 1, 2]
+
+    async def test_they_are_told_once_if_the_stream_remains_without_messages(self) -> None:
+        harness = await self.start()
+        _, log = await harness.subscriber()
+        for lineage in ("second", "second", "third"):
+            harness.store.fail_over(lineage)
+            harness.hub.deliver(Advanced("s"))
+            await harness.wait_for_repairs()
+        await harness.publish()
+        assert offsets(log) == ["lost", "lost", 1]
+
+    async def test_a_subscriber_that_catches_up_is_told_too(self) -> None:
+        harness = await self.start()
+        subscriber, log = await harness.subscriber()
+        subscriber.suspend()
+        harness.append("lost")
+        harness.store.fail_over("second")
+        await harness.publish()
+        assert not await catch_up(harness, subscriber)
+        await harness.publish()
+        assert offsets(log)[-1] == 2
+
+    async def test_the_stream_may_have_lost_all_its_messages_before(self) -> None:
+        harness = await self.start()
+        _, log = await harness.subscriber()
+        await harness.publish()
+        harness.store.fail_over("second")
+        harness.hub.deliver(Advanced("s"))
+        await harness.wait_for_repairs()
+        harness.append("lost")
+        harness.store.fail_over("third")
+        await harness.publish()
+        assert offsets(log) == [1, "lost", "lost", 1]
+
+    async def test_nothing_is_lost_while_the_lineage_stays(self) -> None:
+        harness = await self.start()
+        _, log = await harness.subscriber()
+        harness.hub.deliver(Advanced("s"))
+        await harness.wait_for_repairs()
+        await harness.publish()
+        assert offsets(log) == [1]

@@ -113,6 +113,19 @@ class DatabaseServer:
         """Return an expression that selects the lineage of the server's data, or `""` if that is unknown."""
         return _Lineage() if self._reports_lineage else Value("", output_field=CharField())
 
+    def read_lineage(self) -> str:
+        """Return the lineage of the server's data, or `""` if that is unknown. On PostgreSQL, this takes a query.
+
+        Raises:
+            DatabaseError: the server could not be reached.
+        """
+        if not self._reports_lineage:
+            return ""
+        with connections[self._database.alias].cursor() as cursor:
+            cursor.execute(f"SELECT {_Lineage.template}")
+            (lineage,) = cursor.fetchone()
+        return str(lineage)
+
     def is_foreign(self, lineage: str) -> Combinable:
         """Return the condition that a row belongs to a lineage other than that of the server's data.
 

@@ -224,6 +224,17 @@ class StreamStore(Store):
         ttl = self.settings.policy(stream).history_meta_ttl
         return ttl if ttl < IDLE_STREAM_TTL else None
 
+    async def alineage(self, *, durable: bool = False) -> str:
+        """Return the lineage of the data. Another lineage may lack messages that were stored in this one.
+
+        Args:
+            durable: whether to return the lineage of the data that contain the durable streams.
+
+        Returns:
+            The lineage; `""` if the store does not know it.
+        """
+        return ""
+
     def position(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message, or `("", 0)` if there never was one."""
         page = self.read(stream, after=0, limit=0)

@@ -138,6 +138,10 @@ class DurableStreamStore(RedisStreamStore):
                     return page
         return await self._model.aread(stream, after=after, limit=limit, max_size=max_size, following=following)
 
+    async def alineage(self, *, durable: bool = False) -> str:
+        """Return the lineage of the database for durable streams, and that of Redis for the others."""
+        return await (self._model.alineage() if durable else super().alineage())
+
     async def aposition(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message."""
         if self._is_durable(stream):

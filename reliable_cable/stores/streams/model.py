@@ -191,15 +191,15 @@ class ModelStreamStore(ModelStore, StreamStore):
         alive = self._entries(OuterRef("pk")).filter(created__gt=self._server.ago(policy.history_ttl))
         oldest = Subquery(alive.order_by("created", "offset").values("offset")[:1])
         streams = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
-        row = streams.annotate(oldest=oldest, ended=self._ended()).first()
+        row = streams.annotate(oldest=oldest, ended=self._ended(), present=self._server.lineage()).first()
         if row is None or row.ended:
-            return StreamPage("", 0, 1)
+            return StreamPage("", 0, 1, lineage=self._server.read_lineage() if row is None else row.present)
         low = row.low
         if not following:
             low = max(low, row.tail - policy.history_size + 1, row.tail + 1 if row.oldest is None else row.oldest)
         start = max(after + 1, low)
         if limit <= 0 or start > row.tail:
-            return StreamPage(row.epoch, row.tail, low)
+            return StreamPage(row.epoch, row.tail, low, lineage=row.present)
         kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=row.tail)
         if max_size is not None:
             kept = kept.filter(offset__lt=start + limit)
@@ -207,7 +207,17 @@ class ModelStreamStore(ModelStore, StreamStore):
             kept = kept.alias(size=Coalesce(earlier, 0)).filter(size__lte=max_size)
         rows = kept.order_by("offset").values_list("offset", "data", "exclude")[:limit]
         entries = [Entry(*values) for values in rows]
-        return StreamPage(row.epoch, row.tail, low, entries)
+        return StreamPage(row.epoch, row.tail, low, entries, row.present)
+
+    async def alineage(self, *, durable: bool = False) -> str:
+        """Return the lineage of the database. On SQLite, this takes no query."""
+        return await self._run(self._read_lineage)
+
+    @retried_read
+    def _read_lineage(self) -> str:
+        with self._database.store_errors("The lineage of the database cannot be read"):
+            self._lineages.prepare()
+            return self._server.read_lineage()
 
     @retried_read
     def position(self, stream: str) -> StreamPosition:

@@ -132,11 +132,18 @@ class RedisStreamStore(RedisStore, StreamStore):
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
         bounds = (after, max(limit, 0), int(following), "" if max_size is None else max_size)
         call = Call("read", self.keys(stream)[:2], [LINEAGE, self.script_time(), *self._limits(stream), *bounds])
-        ((epoch, tail, low, items),) = await self.client.arun(call, idempotent=True)
+        ((epoch, tail, low, items, lineage),) = await self.client.arun(call, idempotent=True)
         entries = (Entry(int(id_.partition(b"-")[0]), item[1].decode(), item[5].decode()) for id_, item in items)
-        return StreamPage(epoch.decode(), int(tail), int(low), tuple(entries))
+        return StreamPage(epoch.decode(), int(tail), int(low), tuple(entries), lineage.decode())
 
     read = sync_twin(aread)
+
+    async def alineage(self, *, durable: bool = False) -> str:
+        """Return the lineage that this process last found. This takes a round trip only before the first one."""
+        if self.client.lineage.identity is None:
+            await self.client.arun(Call("PING"), idempotent=True)
+        identity = self.client.lineage.identity
+        return "" if identity is None else identity.lineage
 
     async def aposition(self, stream: str) -> StreamPosition:
         """Return the position of the stream's newest message, or `("", 0)` if there never was one."""

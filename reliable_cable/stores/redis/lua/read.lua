@@ -3,14 +3,14 @@
 -- KEYS: meta, log; the lineage record. ARGV: the lineage; the time or ''; history size; history TTL in seconds; the
 --   offset after which the entries begin; the most entries to return; '1' to read all entries, or '0' to read entries
 --   within the history size and TTL; the size in bytes after which no further entry is returned, or '' for no limit.
--- Returns the epoch, the tail, the oldest offset that can be read (tail + 1 if there is none), and the entries in the
---   format of XRANGE. The epoch of a stream that does not exist is ''. So is the epoch of a stream whose epoch began in
+-- Returns the epoch, the tail, the oldest offset that can be read (tail + 1 if there is none), the entries in the format of
+--   XRANGE, and the lineage. The epoch of a stream that does not exist is ''. So is the epoch of a stream whose epoch began in
 --   another lineage, because the next append begins a new epoch.
 
 local lineage, size, ttl = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4])
 local after, limit, all = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
 local stored = redis.call('HMGET', KEYS[1], 'e', 't', 'r')
-if not exists(stored[1], stored[3], lineage) then return { '', 0, 1, {} } end
+if not exists(stored[1], stored[3], lineage) then return { '', 0, 1, {}, lineage } end
 local tail = tonumber(stored[2])
 local low = tail - redis.call('XLEN', KEYS[2]) + 1
 if not all then low = first_since(KEYS[2], math.max(low, tail - size + 1), tail, clock(ARGV[2]) - ttl, true) end
@@ -27,4 +27,4 @@ if limit > 0 and after < tail then
   end
   entries = redis.call('XRANGE', KEYS[2], first .. '-0', last .. '-0', 'COUNT', limit)
 end
-return { stored[1], tail, low, entries }
+return { stored[1], tail, low, entries, lineage }
