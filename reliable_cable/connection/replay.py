@@ -10,13 +10,14 @@ from typing import TypeVar
 
 from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
 from reliable_cable.exceptions import StoreError
+from reliable_cable.hub.stream import LOST
 from reliable_cable.hub.subscriber import SubscriberState
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
 
 from .stream_ids import stream_alias
-from .streams import LOST, SubscribedStream, SubscriptionStreams
+from .streams import SubscribedStream, SubscriptionStreams
 
 T = TypeVar("T")
 

@@ -17,9 +17,6 @@ from reliable_cable.stores.streams.base import NOWHERE
 
 from .connection import Connection
 
-#: The `first` position of a stream whose messages were lost. No stream has this epoch, so a restore rejects it.
-LOST: Final = StreamPosition("lost", 0)
-
 #: About how many bytes of a session record each stream takes, besides its name.
 STREAM_SIZE: Final = 128
 

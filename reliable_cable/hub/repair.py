@@ -112,8 +112,7 @@ class Repairs:
                 stream.repair_again = True
                 return
         self._apply(stream, page)
-        if stream.position == NOWHERE:
-            stream.lineage = page.lineage
+        stream.lineage = page.lineage
 
     def _begin_epoch(self, stream: HubStream, page: StreamPage) -> None:
         """Set the epoch of a stream that had no messages so far, if it has an epoch now.

@@ -27,8 +27,8 @@ MAX_QUEUED: Final = 8 * 2**20
 #: The most characters of early messages: those that a stream keeps while missing messages before them are being read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
-#: A position that no stream ever has. A subscriber that catches up from it is told of a loss.
-LOST: Final = StreamPosition("-", 0)
+#: The position of a subscriber whose messages were lost. No stream has this epoch, so a read from it is told of a loss.
+LOST: Final = StreamPosition("lost", 0)
 
 
 class StreamObserver(Protocol):
@@ -55,7 +55,7 @@ class HubStream:
     name: str
     #: The position of the last message that was taken. It is read from the store when the stream is opened.
     position: StreamPosition = NOWHERE
-    #: While the position is `NOWHERE`: the lineage in which the stream did not exist; "" if the store does not know it.
+    #: The lineage in which the store had that position; "" if the store does not know it.
     lineage: str = ""
     #: The serial of that message.
     serial: int = 0

@@ -118,6 +118,23 @@ class TestRequestsByTime:
             assert await received(client) == ["reject_history"]
 
 
+class TestStreamsWithoutMessages:
+    @pytest.mark.parametrize(("after", "answer"), [("first", "confirm_history"), ("second", "reject_history")])
+    async def test_a_failover_while_the_client_was_away_may_have_lost_messages(
+        self, after: str, answer: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        lineage = "first"
+
+        async def current(store: MemoryStreamStore, *, durable: bool = False) -> str:
+            return lineage
+
+        monkeypatch.setattr(MemoryStreamStore, "alineage", current)
+        async with Client() as client:
+            await client.subscribe(ROOM)
+        lineage = after
+        assert (await restored(client.sid))[1] == [answer]
+
+
 class TestReading:
     async def test_a_client_that_answers_no_ping_is_told_at_each_restore(self) -> None:
         sid = await session_with_a_loss()
