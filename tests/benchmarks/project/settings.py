@@ -33,7 +33,8 @@ DATABASES = {
         "OPTIONS": {"transaction_mode": "IMMEDIATE", "timeout": 10, "init_command": "PRAGMA journal_mode=WAL;"},
     }
 }
-RELIABLE_CABLE = {"REDIS_URL": REDIS_URL, "BROADCAST_KEY": "bench"}
+# The clients of `incoming` send as fast as they can.
+RELIABLE_CABLE = {"REDIS_URL": REDIS_URL, "BROADCAST_KEY": "bench", "MAX_FRAME_RATE": None}
 # For stock Channels (stock.py).
 CHANNEL_LAYERS = {
     "default": {
