@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.streams.base import IDLE_STREAM_TTL, Message, StreamStore
-from tests.stores.conftest import EVERY_STORE, Clock, MakeStore
+from tests.stores.conftest import EVERY_STORE, Clock, MakeStore, with_own_connection
 
 pytestmark = pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
 
@@ -306,7 +308,7 @@ class TestTwins:
         assert [entry.data for entry in page.entries] == ["1"]
         assert await store.aoffset_since("a", clock.now) == 0
         clock.advance(TTL)
-        assert await store._run_write(store.prune) == 1
+        assert await asyncio.to_thread(with_own_connection(store.prune)) == 1
         await store.apublish_transient("a", Message("2"))
         await store.awhisper("a", Message("3"))
         await store.aforget("a")
