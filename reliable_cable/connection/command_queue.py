@@ -160,7 +160,7 @@ class CommandQueue(ABC):
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     def answered(self, identifier: str, arrived: float) -> None:
-        """Take note that the `subscribe` that arrived at this time has been answered. A repeat of it is handled."""
+        """Record that the `subscribe` that arrived at this time has been answered. A repeat of it is handled."""
         if self._backlog is not None and self.is_wanted(identifier, arrived):
             del self._backlog.subscribing[identifier]
 

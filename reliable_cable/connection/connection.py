@@ -85,7 +85,7 @@ class Subscribed(Protocol):
         """Return what a restore needs, as JSON values."""
 
     def notice_read(self) -> None:
-        """Take note that the client has read all notices of losses."""
+        """Record that the client has read all notices of losses."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -140,7 +140,7 @@ class Connection:
     _notice_ping: int = 0
     _log: ClientLog | None = None
     _joins: TokenBucket | None = None
-    #: The faults since a time of the monotonic clock.
+    #: The number of recent faults, and when their number was last reduced, by the monotonic clock.
     _faults: int = 0
     _faults_since: float = 0.0
 

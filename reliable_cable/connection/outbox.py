@@ -167,7 +167,7 @@ class Outbox:
         return self.held + size <= account.limit // 4 and account.used + size <= account.limit
 
     def hold(self, size: int) -> None:
-        """Count a message that a subscriber holds until it is live. A negative size: it holds that much no longer."""
+        """Count a message that a subscriber holds until it is live. A negative size reduces the count."""
         self.held += size
         self.account.used += size
 

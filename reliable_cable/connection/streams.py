@@ -170,7 +170,7 @@ class SubscriptionStreams:
         self.connection.notice_sent()
 
     def notice_read(self) -> None:
-        """Take note that the client has read the notice of a loss."""
+        """Record that the client has read the notice of a loss."""
         for subscribed in self.streams.values():
             if subscribed.after_notice is not None:
                 subscribed.first, subscribed.after_notice = subscribed.after_notice, None

@@ -77,7 +77,7 @@ class LoginChecks:
         self._failing = False
 
     def add(self, connection: LoggedIn) -> None:
-        """Check the login of a connection from now on. Does nothing if it has none."""
+        """Check the login of a connection from now on. Do nothing if it has none."""
         if connection.login is None:
             return
         self._logins[connection] = connection.login

@@ -26,7 +26,7 @@ class _Reading(Enum):
 
     #: The first line of the next request.
     REQUEST = auto()
-    #: More of the headers.
+    #: The rest of the first line or of the headers.
     HEADERS = auto()
     #: The body of a request, or frames of a WebSocket.
     BODY = auto()

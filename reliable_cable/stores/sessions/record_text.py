@@ -124,7 +124,7 @@ class WrittenTexts:
         return self._texts.get(sid)
 
     def add(self, sid: str, text: RecordText) -> None:
-        """Take note that a text was written."""
+        """Remember a text that was written."""
         with self._lock:
             self._remove(sid)
             self._texts[sid] = text

@@ -117,7 +117,7 @@ class RedisSessionStore(RedisStore, SessionStore):
         return 0
 
     async def aprune(self, *, limit: int = 1000) -> int:
-        """Return 0, without a thread."""
+        """Async twin of `prune`, which needs no thread."""
         return self.prune(limit=limit)
 
     def _key(self, sid: str) -> str:
