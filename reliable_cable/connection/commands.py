@@ -305,7 +305,7 @@ class Commands(CommandQueue):
             return
         attribute, takes_data = method
         data = dict(command.data)
-        handler = partial(getattr(channel, attribute), *((data,) if takes_data else ()))
+        handler: Callable[[], Any] = partial(getattr(channel, attribute), *((data,) if takes_data else ()))
         if command.call is not None:
             handler = with_answer(handler, channel, command.call)
         began = self.connection.hub.engine.session_clock.moment()

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from reliable_cable.client.build import build
 from tests.node import FOLDER, node_modules, require_node
 from tests.support.server import Server, ServerPool
 
@@ -18,6 +19,13 @@ PATIENCE = 60.0
 @pytest.mark.parametrize(("script", "least"), [("anycable.mjs", 20), ("actioncable.mjs", 5), ("serverless.mjs", 3)])
 async def test_an_unmodified_client(server: Server, script: str, least: int) -> None:
     await run(server, script, least)
+
+
+@pytest.mark.node
+async def test_the_bundle(server: Server) -> None:
+    require_node()
+    await asyncio.to_thread(build)
+    await run(server, "bundle.mjs", 10)
 
 
 @pytest.mark.node
