@@ -26,7 +26,7 @@ from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
 from .openings import Openings
-from .started import Started
+from .started import Started, check_joins
 from .subscription import Subscription
 
 #: How long, in seconds after its arrival, to retry a `subscribe` that fails because a database or store cannot be
@@ -287,8 +287,7 @@ class Commands(CommandQueue):
         return True
 
     def _revocation(self, subscription: Subscription, authorized: float) -> SubscriptionRevocation | None:
-        connection = self.connection
-        return connection.hub.control.recent.find(connection.identity, subscription.scopes(), authorized)
+        return self.connection.hub.control.recent.find(self.connection.identity, subscription.scopes(), authorized)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -392,7 +391,10 @@ class Commands(CommandQueue):
             if outcome is REFUSED:
                 channel.undo(saved)
                 return REFUSED
-            return channel.take_reply(saved)
+            reply = channel.take_reply(saved)
+            if reply.presence:
+                check_joins(channel, name, reply, self.subscriptions.get(channel.identifier))
+            return reply
         except (Exception, asyncio.CancelledError) as cause:
             if cancelled(cause):
                 raise

@@ -185,6 +185,11 @@ class Subscription(SubscriptionStreams):
         if self._presence is not None:
             self._presence.release()
 
+    async def leave_soon(self) -> None:
+        """Let the member, if any, leave after `PRESENCE_GRACE`, because the client's page was closed."""
+        if self._presence is not None:
+            await self._presence.leave_soon()
+
     def break_cycles(self) -> None:
         """Break reference cycles, so that the subscription is freed without a garbage collection."""
         self.streams = {}

@@ -79,6 +79,8 @@ REVOKED: Final = "revoked"
 
 #: The close code. Every server can send it, and every client reconnects after it.
 CLOSE_NORMAL: Final = 1000
+#: The close code of a browser whose page is closed, reloaded or left.
+CLOSE_GOING_AWAY: Final = 1001
 
 #: The most characters of the id of a member.
 MAX_MEMBER_ID_LENGTH: Final = 255

@@ -70,6 +70,54 @@ class TestService:
             await rounds.next()
             assert store.info("s").total == expected
 
+    async def test_a_member_whose_page_was_closed_leaves_after_the_grace(
+        self, store: PresenceStore, clock: Clock
+    ) -> None:
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            if seconds == TTL / 3:
+                await asyncio.Event().wait()  # the next round does not come
+            slept.append(seconds)
+            clock.advance(seconds)
+            await asyncio.sleep(0)
+
+        store.settings = replace(store.settings, presence_grace=0.01)
+        service = PresenceService(store, sleep=sleep)
+        events = await heard(store)
+        for id_ in ("1", "2"):
+            await service.join("s", f"phone{id_}", id_, None)
+        await service.leave_soon("s", "phone1")
+        async with asyncio.timeout(10):
+            while store.info("s").total > 1:
+                await asyncio.sleep(0.001)
+        assert max(slept) <= 0.01
+        await settle()
+        assert events[-1] == PresenceEvent("s", "leave", "1")
+        await service.stop()
+
+    async def test_a_refresh_that_is_running_does_not_keep_a_member_whose_page_was_closed(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        await service.join("s", "phone", "1", None)
+        refreshing, finish = asyncio.Event(), asyncio.Event()
+        refresh = store.arefresh
+
+        async def slow(held: Any) -> Any:
+            refreshing.set()
+            await finish.wait()
+            return await refresh(held)
+
+        with mock.patch.object(store, "arefresh", slow):
+            task = asyncio.ensure_future(service.round())
+            await refreshing.wait()
+            leaving = asyncio.ensure_future(service.leave_soon("s", "phone"))
+            await settle()
+            finish.set()
+            await asyncio.gather(task, leaving)
+        clock.advance(store.settings.presence_grace)
+        assert store.info("s", overdue=False).total == 0
+
     async def test_a_suspended_process_keeps_its_members(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
     ) -> None:
