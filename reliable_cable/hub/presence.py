@@ -31,6 +31,9 @@ LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 #: How long, in seconds, a member may be overdue whose page was closed.
 SWEEP_INTERVAL: Final = 1.0
 
+#: How much longer than `PRESENCE_GRACE`, in seconds, to wait for the last of them, because the store has another clock.
+SWEEP_MARGIN: Final = 0.1
+
 #: The most members that are joined again in one call of the store.
 REJOIN_SIZE: Final = 1000
 
@@ -188,7 +191,8 @@ class PresenceService:
         except StoreError as error:
             self._report_failure(error)
             return
-        self._sweep_until = asyncio.get_running_loop().time() + self.store.settings.presence_grace
+        grace = self.store.settings.presence_grace + SWEEP_MARGIN
+        self._sweep_until = asyncio.get_running_loop().time() + grace
         if self._sweeps is None and not self._stopped:
             self._sweeps = asyncio.get_running_loop().create_task(self._sweep())
 
@@ -196,13 +200,11 @@ class PresenceService:
         """Remove the members that leave soon, because the next round may be later than that."""
         loop = asyncio.get_running_loop()
         try:
-            while True:
-                await self._sleep(min(max(self._sweep_until - loop.time(), 0), SWEEP_INTERVAL))
+            while (left := self._sweep_until - loop.time()) > 0:
+                await self._sleep(min(left, SWEEP_INTERVAL))
                 # While members cannot be refreshed, they must not be removed.
                 if not self._failing:
                     self._queue_signals(await self.store.aexpire())
-                if self._sweep_until <= loop.time():
-                    break
         except Exception as error:
             self._report_failure(error)
         finally:

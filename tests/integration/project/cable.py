@@ -297,6 +297,24 @@ class RoomChannel(Channel):
         self.presence.leave()
 
 
+class SilentChannel(Channel):
+    """Has no stream, so it cannot have members."""
+
+    def subscribed(self) -> None:
+        """Join presence if the params say so."""
+        if "joins" in self.params:
+            self.presence.join("handler")
+
+    def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+        """Allow all ids."""
+        return True
+
+    @action
+    def appear(self) -> None:
+        """Join presence."""
+        self.presence.join("handler")
+
+
 class LobbyChannel(Channel):
     """Has presence on the second of two streams, which only a handler can join."""
 
