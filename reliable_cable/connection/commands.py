@@ -145,7 +145,7 @@ class Commands(CommandQueue):
             known = self.subscriptions.get(identifier)
             if known is not None:
                 if known.confirmed:
-                    return  # a second confirmation would make the client unsubscribe
+                    return known.repeat()
                 await self._unsubscribe(known)
             channel = self.make_channel(identifier)
             if channel is None:

@@ -26,6 +26,8 @@ class Subscription(SubscriptionStreams):
     _replay: Replay | None = None
     #: Closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None
+    #: Whether a `subscribe` was repeated after the last confirmation.
+    repeated: bool = False
     #: What the last call of `subscribed` started. None: it was restored from a record without this.
     started: Started | None = None
 
@@ -115,6 +117,16 @@ class Subscription(SubscriptionStreams):
         self.confirmed = True
         self.acknowledge(MessageType.CONFIRM_SUBSCRIPTION)
         self.mark_confirmed()
+
+    def repeat(self) -> None:
+        """Handle a repeated `subscribe`: ignore the first one, and confirm the next one.
+
+        `@anycable/core` unsubscribes at a second confirmation, and repeats a `subscribe` at most once. For a second
+        subscription object, `@rails/actioncable` repeats it until it is confirmed. See Protocol: Subscriptions.
+        """
+        self.repeated = not self.repeated
+        if not self.repeated:
+            self.acknowledge(MessageType.CONFIRM_SUBSCRIPTION)
 
     def catch_up(
         self, request: HistoryRequest | None = None, joins: Sequence[PresenceClaim | PresenceJoin] = ()
