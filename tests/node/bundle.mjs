@@ -186,6 +186,35 @@ const scenarios = {
     equal(shown.at(-1), [], 'after stop()')
     ann.disconnect()
     bob.disconnect()
+  },
+
+  async 'a page that was closed leaves soon, and a lost connection does not'() {
+    const [watcher, closed, lost] = [open(), open({ monitor: false }), open({ monitor: false })]
+    const room = unique('room')
+    const atWatcher = await subscribe(watcher, 'RoomChannel', { room })
+    const events = []
+    atWatcher.on('presence', ({ type, id }) => type !== 'info' && events.push(`${type} ${id}`))
+    for (const [id, cable] of Object.entries({ closed, lost })) {
+      const channel = await subscribe(cable, 'RoomChannel', { room })
+      await channel.presence.join(id, {})
+      await eventually(() => events.includes(`join ${id}`), 'the join')
+    }
+    cut(lost)
+    closed.transport.ws.close(1001)
+    await eventually(() => events.includes('leave closed'), 'the leave')
+    equal(await atWatcher.presence.info(), { lost: {} }, 'the members')
+    watcher.disconnect()
+  },
+
+  async 'presence.join without a stream is an error'() {
+    const cable = open()
+    const channel = await subscribe(cable, 'SilentChannel', {})
+    const events = []
+    channel.on('presence', ({ type }) => events.push(type))
+    await channel.presence.join('ann', {})
+    await eventually(() => events.length === 1, 'the event')
+    equal(events, ['error'], 'the events')
+    cable.disconnect()
   }
 }
 
