@@ -131,14 +131,15 @@ def check_joins(channel: Channel, handler: str, reply: Reply, subscription: Subs
 
     Args:
         channel: the channel of the handler.
-        handler: the name of the handler. `resubscribed` is not checked: the streams are in the session record.
+        handler: the name of the handler.
         reply: the reply of the handler.
-        subscription: the subscription; None: it is being made.
+        subscription: the subscription. None: it is being made or restored, or has ended. Only a reply of `subscribed` is
+            checked then, because the streams of the others are not known here.
 
     Raises:
         ChannelError: it has no stream after the reply.
     """
-    if handler == "resubscribed" or reply.rejected:
+    if reply.rejected or (subscription is None and handler != "subscribed"):
         return
     former = set(subscription.streams) if subscription is not None else set()
     streams = {*_starts(reply), *(former - _stopped(reply, former))}
