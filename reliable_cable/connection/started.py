@@ -133,8 +133,8 @@ def check_joins(channel: Channel, handler: str, reply: Reply, subscription: Subs
         channel: the channel of the handler.
         handler: the name of the handler.
         reply: the reply of the handler.
-        subscription: the subscription. None: it is being made or restored, or has ended. Only a reply of `subscribed` is
-            checked then, because the streams of the others are not known here.
+        subscription: the subscription. None: it is being made or restored, or has ended. Then, only a reply of
+            `subscribed` is checked, because it starts all streams.
 
     Raises:
         ChannelError: it has no stream after the reply.
