@@ -8,8 +8,8 @@ const EXPLANATIONS = {
   refused: 'the action was refused',
   unknown_action: 'the channel has no such action',
   not_subscribed: 'the channel is not subscribed',
-  disconnected: 'the connection was lost, so it is unknown whether the action ran',
-  timeout: 'there was no answer in time, so it is unknown whether the action ran'
+  disconnected: 'there is no connection, or it was lost; the action may have run',
+  timeout: 'there was no answer in time; the action may have run'
 }
 
 export class CallError extends Error {
@@ -23,7 +23,7 @@ export class CallError extends Error {
 
 // The functions that end pending calls, by the ids of the calls.
 const pending = new Map()
-// The cables whose answers do not reach the channels.
+// The protocols of the cables whose answers do not reach the channels.
 const prepared = new WeakSet()
 
 // Ids are random, because a whisper of another client can look like an answer.
