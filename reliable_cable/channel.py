@@ -63,7 +63,7 @@ def action(method: F, /) -> F: ...
 @overload
 def action(*, name: str) -> Callable[[F], F]: ...
 def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F]:
-    """Allow clients to call a method of a channel.
+    """Allow clients to call a method of a channel, and to get what it returns.
 
     Args:
         method: the method, sync or async. It takes the dict of data that the client sends, or no argument. Its
@@ -211,7 +211,7 @@ class Channel:
         """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription."""
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Decide whether an action may be called. Return False to ignore the client's call."""
+        """Decide whether an action may be called. Return False to refuse the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.

@@ -168,6 +168,7 @@ class CableSettings:
     streams: Mapping[str, Mapping[str, Any]] = _setting({}, _check_streams)
     sessions_ttl: float = _setting(300, _number(0))
     presence_ttl: float = _setting(15, _number(0, exclusive=True))
+    presence_grace: float = _setting(3, _number(0))
     secret: str = _setting("", _TEXT)
     streams_secret: str = _setting("", _TEXT)
     #: Patterns. `True` is read as `"*"`, and `False` as no patterns.

@@ -287,7 +287,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         return commands
 
     async def _end(self, commands: Commands, code: int) -> None:
-        await end_connection(commands)
+        await end_connection(commands, page_closed=code == constants.CLOSE_GOING_AWAY)
         await invoke_isolated(self, partial(self.disconnect, code), base=CableConsumer)
 
     def _session_to_restore(self, query: dict[str, list[str]]) -> str | None:

@@ -1,8 +1,10 @@
 // Bundles cable.js into the folder that is given as the argument. The folder then contains:
 //   cable.js      for a plain <script>; the global `AnyCable` has its exports
 //   cable.mjs     an ES module
+//   cable.d.mts   the TypeScript types of the ES module
+//   anycable.d.ts the types of the bundled packages, which cable.d.mts uses
 //   LICENSES.txt  the licences of all bundled packages
-import { mkdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rename, writeFile } from 'node:fs/promises'
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -57,6 +59,20 @@ async function licences(folders) {
   return parts.join('\n\n')
 }
 
+// Returns the types of a package as ambient modules. So they are found without the package, wherever the bundle is.
+async function ambientTypes(folder) {
+  const { name } = await readPackage(folder)
+  const files = (await readdir(folder, { recursive: true })).filter(file => /\.d\.ts$/.test(file) && !/testing/.test(file))
+  const modules = files.sort().map(async file => {
+    const module = path.posix.join(name, file.replaceAll(path.sep, '/').replace(/\.d\.ts$/, '.js'))
+    // Browsers have a WebSocket of their own, so the package ws is not needed.
+    const types = (await readFile(path.join(folder, file), 'utf8')).replace("import WebSocket from 'ws'\n", '')
+    const absolute = types.replace(/(?<=from ')\.[^']*/g, target => path.posix.join(path.posix.dirname(module), target))
+    return `declare module '${module}' {\n${absolute.replaceAll('export declare ', 'export ')}}\n`
+  })
+  return [...(await Promise.all(modules)), `declare module '${name}' {\n  export * from '${name}/index.js'\n}\n`].join('')
+}
+
 const { version } = await readPackage(path.join(here, 'node_modules/@anycable/web'))
 const options = {
   absWorkingDir: here,
@@ -72,8 +88,11 @@ const options = {
 const script = await build({ ...options, format: 'iife', globalName: 'AnyCable' })
 const module = await build({ ...options, format: 'esm' })
 
+const folders = packageFolders(script.metafile)
 const files = {
-  'LICENSES.txt': await licences(packageFolders(script.metafile)),
+  'LICENSES.txt': await licences(folders),
+  'anycable.d.ts': (await Promise.all(folders.map(ambientTypes))).join(''),
+  'cable.d.mts': await readFile(path.join(here, 'cable.d.mts'), 'utf8'),
   'cable.mjs': module.outputFiles[0].text,
   'cable.js': script.outputFiles[0].text
 }

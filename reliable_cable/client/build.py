@@ -14,8 +14,17 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 #: The folder of the bundle.
 STATIC = HERE.parent / "static" / "reliable_cable"
-INPUTS = ("build.mjs", "cable.js", "package-lock.json", "package.json")
-OUTPUTS = ("LICENSES.txt", "cable.mjs", "cable.js")
+INPUTS = (
+    "build.mjs",
+    "cable.d.mts",
+    "cable.js",
+    "call.js",
+    "keep_subscribed.js",
+    "package-lock.json",
+    "package.json",
+    "watch_presence.js",
+)
+OUTPUTS = ("LICENSES.txt", "anycable.d.ts", "cable.d.mts", "cable.mjs", "cable.js")
 
 
 class ClientBuildError(Exception):

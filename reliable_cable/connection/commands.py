@@ -15,17 +15,18 @@ from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.protocol import commands, messages
-from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
+from reliable_cable.protocol.constants import CallFailure, DisconnectReason, Subprotocol
 from reliable_cable.protocol.control import SubscriptionRevocation
 from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
 from reliable_cable.stores.streams.base import Message
 
+from .answers import answer_failure, answer_unsubscribed, with_answer
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
 from .openings import Openings
-from .started import Started
+from .started import Started, check_joins
 from .subscription import Subscription
 
 #: How long, in seconds after its arrival, to retry a `subscribe` that fails because a database or store cannot be
@@ -76,9 +77,7 @@ class Commands(CommandQueue):
             return
         subscription = self.subscriptions.get(command.identifier)
         if subscription is None:
-            # A command may arrive after the client's own `unsubscribe`. Only `presence` needs an answer then.
-            if isinstance(command, commands.Presence):
-                self.connection.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))
+            answer_unsubscribed(self.connection, command)
             return
         match command:
             case commands.Perform():
@@ -146,7 +145,7 @@ class Commands(CommandQueue):
             known = self.subscriptions.get(identifier)
             if known is not None:
                 if known.confirmed:
-                    return  # a second confirmation would make the client unsubscribe
+                    return known.repeat()
                 await self._unsubscribe(known)
             channel = self.make_channel(identifier)
             if channel is None:
@@ -288,8 +287,7 @@ class Commands(CommandQueue):
         return True
 
     def _revocation(self, subscription: Subscription, authorized: float) -> SubscriptionRevocation | None:
-        connection = self.connection
-        return connection.hub.control.recent.find(connection.identity, subscription.scopes(), authorized)
+        return self.connection.hub.control.recent.find(self.connection.identity, subscription.scopes(), authorized)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -302,13 +300,18 @@ class Commands(CommandQueue):
             # This does not count as a bad frame, because a page from before a deployment may know other actions.
             known = ", ".join(channel.action_names()) or "none"
             self.log.warning("%s has no action %.80r; it has %s.", type(channel).__name__, name, known)
+            answer_failure(self.connection, command, CallFailure.UNKNOWN_ACTION)
             return
         attribute, takes_data = method
         data = dict(command.data)
-        handler = partial(getattr(channel, attribute), *((data,) if takes_data else ()))
+        handler: Callable[[], Any] = partial(getattr(channel, attribute), *((data,) if takes_data else ()))
+        if command.call is not None:
+            handler = with_answer(handler, channel, command.call)
         began = self.connection.hub.engine.session_clock.moment()
         reply = await self.call(channel, str(name), handler, partial(channel.before_action, str(name), data))
-        if reply is not None and reply is not REFUSED:
+        if reply is None or reply is REFUSED:
+            answer_failure(self.connection, command, CallFailure.FAILED if reply is None else CallFailure.REFUSED)
+        else:
             await self._apply(subscription, reply, began)
 
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
@@ -380,7 +383,7 @@ class Commands(CommandQueue):
                 is not called.
 
         Returns:
-            The reply; `REFUSED` if the check returned False; None if the handler or the check raised.
+            The reply; `REFUSED` if the handler or the check refused the client; None if one of them failed.
         """
         saved = channel.begin()
         try:
@@ -388,7 +391,10 @@ class Commands(CommandQueue):
             if outcome is REFUSED:
                 channel.undo(saved)
                 return REFUSED
-            return channel.take_reply(saved)
+            reply = channel.take_reply(saved)
+            if reply.presence:
+                check_joins(channel, name, reply, self.subscriptions.get(channel.identifier))
+            return reply
         except (Exception, asyncio.CancelledError) as cause:
             if cancelled(cause):
                 raise
@@ -397,14 +403,15 @@ class Commands(CommandQueue):
                 raise
             if not is_outage(cause):
                 self.connection.count_fault(HANDLER_FAULT)
-            if isinstance(cause, REFUSALS) and handler != channel.unsubscribed:
+            refused = isinstance(cause, REFUSALS) and handler != channel.unsubscribed
+            if refused:
                 self.log.info("%s: %s refused its client: %r", type(channel).__name__, name, cause)
             else:
                 self.log.exception("%s: %s failed.", type(channel).__name__, name)
             reply = await run_error_handler(channel, cause, name, self.log)
         if not reply.changed or await self.connection.save():
             await self.transmit(channel.identifier, reply)
-        return None
+        return REFUSED if refused else None
 
     async def transmit(self, identifier: str, reply: Reply) -> None:
         """Send the transmissions of a reply."""

@@ -38,7 +38,8 @@ def cancelled(error: BaseException) -> bool:
 _is_coroutine_function = lru_cache(maxsize=1024)(inspect.iscoroutinefunction)
 
 
-def _is_async(handler: Callable[..., Any]) -> bool:
+def is_async(handler: Callable[..., Any]) -> bool:
+    """Return whether a handler, or the handler that a `partial` calls, is a coroutine function."""
     target = handler.func if isinstance(handler, partial) else handler
     return _is_coroutine_function(getattr(target, "__func__", target))
 
@@ -96,8 +97,8 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
         around: returns the context manager in which they run, sync or async.
         calls: the check, if any, and the handler.
     """
-    asynchronous = _is_async(calls[-1])
-    if len(calls) > 1 and _is_async(calls[0]) is not asynchronous:
+    asynchronous = is_async(calls[-1])
+    if len(calls) > 1 and is_async(calls[0]) is not asynchronous:
         if await _run(around, calls[:1]) is False:
             return REFUSED
         calls = calls[1:]

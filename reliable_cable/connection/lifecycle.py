@@ -52,8 +52,13 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     hub.logins.add(connection)
 
 
-async def end_connection(commands: Commands) -> None:
-    """End a connection whose socket was closed: save its session for a restore, and release everything else."""
+async def end_connection(commands: Commands, *, page_closed: bool = False) -> None:
+    """End a connection whose socket was closed: save its session for a restore, and release everything else.
+
+    Args:
+        commands: the commands of the connection.
+        page_closed: whether the client has closed its page. Its members then leave after `PRESENCE_GRACE`.
+    """
     connection, hub = commands.connection, commands.connection.hub
     if connection.closed:
         return
@@ -65,6 +70,9 @@ async def end_connection(commands: Commands) -> None:
     _release_subscriptions(commands)
     await commands.finished()
     _release_subscriptions(commands)
+    if page_closed:
+        for subscription in commands.subscriptions.values():
+            await subscription.leave_soon()
     if connection.resumable:
         await hub.sessions.drop(connection)
     hub.connections.remove(connection)

@@ -121,7 +121,12 @@ class SubscriptionPresence:
     async def join(self, id_: str, info: Any) -> None:
         """Join the presence stream, or update the member's info."""
         stream = self._subscription.presence_stream
-        if stream is None or self._connection.closed:
+        if self._connection.closed:
+            return
+        if stream is None:
+            name = type(self._subscription.channel).__name__
+            self._log.warning("A join was refused: the subscription to %s has no stream.", name)
+            self._send(messages.presence_error())
             return
         before, self.member = self.member, (id_, info)
         former = self._former_key if stream == self._former_stream else None
@@ -177,6 +182,13 @@ class SubscriptionPresence:
         """Let the member expire, because the connection has ended. A restored session can take it over before that."""
         if self.member is not None and self._subscription.presence_stream is not None:
             self._service.release(self._subscription.presence_stream, self._key)
+
+    async def leave_soon(self) -> None:
+        """Let the member leave after `PRESENCE_GRACE`, because the client's page was closed."""
+        if self._former_key is not None:  # the member of the former session has not been taken over
+            await self._service.leave_soon(self._former_stream, self._former_key)
+        elif self.member is not None and self._subscription.presence_stream is not None:
+            await self._service.leave_soon(self._subscription.presence_stream, self._key)
 
     # -- the client's list --------------------------------------------------------------------------------------------
 

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reliable_cable.channel import Channel
+from reliable_cable.exceptions import ChannelError
 from reliable_cable.reply import PresenceJoin, Reply, StreamStart
+
+from .streams import SubscriptionStreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +124,27 @@ def _member(reply: Reply) -> tuple[str, Any] | None:
     """Return the member that a reply joins as and does not remove afterwards."""
     last = reply.presence[-1] if reply.presence else None
     return (last.id, last.info) if isinstance(last, PresenceJoin) else None
+
+
+def check_joins(channel: Channel, handler: str, reply: Reply, subscription: SubscriptionStreams | None) -> None:
+    """Check that the subscription has a stream if a handler joins presence.
+
+    Args:
+        channel: the channel of the handler.
+        handler: the name of the handler.
+        reply: the reply of the handler.
+        subscription: the subscription. None: it is being made or restored, or has ended. Then, only a reply of
+            `subscribed` is checked, because it starts all streams.
+
+    Raises:
+        ChannelError: it has no stream after the reply.
+    """
+    if reply.rejected or (subscription is None and handler != "subscribed"):
+        return
+    former = set(subscription.streams) if subscription is not None else set()
+    streams = {*_starts(reply), *(former - _stopped(reply, former))}
+    if not streams and any(isinstance(operation, PresenceJoin) for operation in reply.presence):
+        raise ChannelError(
+            f"{type(channel).__name__}: {handler} called presence.join(), but the subscription has no stream; call "
+            "stream_from() or stream_for(), too."
+        )

@@ -28,6 +28,8 @@ class Subscription(SubscriptionStreams):
     _replay: Replay | None = None
     #: Closes the connection if the client does not request the history of a restored subscription.
     deadline: asyncio.TimerHandle | None = None
+    #: Whether a `subscribe` was repeated after the last confirmation.
+    repeated: bool = False
     #: What the last call of `subscribed` started. None: it was restored from a record without this.
     started: Started | None = None
 
@@ -118,6 +120,16 @@ class Subscription(SubscriptionStreams):
         self.acknowledge(MessageType.CONFIRM_SUBSCRIPTION)
         self.mark_confirmed()
 
+    def repeat(self) -> None:
+        """Handle a repeated `subscribe`: ignore the first one, and confirm the next one.
+
+        `@anycable/core` unsubscribes at a second confirmation, and repeats a `subscribe` at most once. For a second
+        subscription object, `@rails/actioncable` repeats it until it is confirmed. See Protocol: Subscriptions.
+        """
+        self.repeated = not self.repeated
+        if not self.repeated:
+            self.acknowledge(MessageType.CONFIRM_SUBSCRIPTION)
+
     def catch_up(
         self, request: HistoryRequest | None = None, joins: Sequence[PresenceClaim | PresenceJoin] = ()
     ) -> None:
@@ -186,6 +198,11 @@ class Subscription(SubscriptionStreams):
         self.end()
         if self._presence is not None:
             self._presence.release()
+
+    async def leave_soon(self) -> None:
+        """Let the member, if any, leave after `PRESENCE_GRACE`, because the client's page was closed."""
+        if self._presence is not None:
+            await self._presence.leave_soon()
 
     def break_cycles(self) -> None:
         """Break reference cycles, so that the subscription is freed without a garbage collection."""

@@ -28,6 +28,12 @@ ROUNDS_PER_TTL: Final = 3
 #: differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
+#: How long, in seconds, a member may be overdue whose page was closed.
+SWEEP_INTERVAL: Final = 1.0
+
+#: How much longer than `PRESENCE_GRACE`, in seconds, to wait for the last of them, because the store has another clock.
+SWEEP_MARGIN: Final = 0.1
+
 #: The most members that are joined again in one call of the store.
 REJOIN_SIZE: Final = 1000
 
@@ -83,6 +89,12 @@ class PresenceService:
         self._rounds_left = 0
         self._failing = False
         self._rounds: asyncio.Task[None] | None = None
+        #: Set while no refresh is running. A refresh may renew the TTL of a member that was released meanwhile.
+        self._refreshed = asyncio.Event()
+        self._refreshed.set()
+        #: Removes the members that leave soon, until this time of the event loop.
+        self._sweeps: asyncio.Task[None] | None = None
+        self._sweep_until = 0.0
         self._stopped = False
         self._signals: deque[PresenceEvent] = deque()
         self._sending: asyncio.Task[None] | None = None
@@ -98,8 +110,9 @@ class PresenceService:
         self._members.clear()
         self._served.clear()
         await cancel(self._rounds)
-        # A task that is cancelled before its first step does not reset this itself.
-        self._rounds = None
+        await cancel(self._sweeps)
+        # A task that is cancelled before its first step does not reset these itself.
+        self._rounds = self._sweeps = None
         await self.rosters.close()
         if self._sending is not None:
             await asyncio.wait([self._sending])
@@ -165,6 +178,38 @@ class PresenceService:
         if self._members.pop((stream, session), None) is not None:
             self._start_rounds()
 
+    async def leave_soon(self, stream: str, session: str) -> None:
+        """Let a member leave after `PRESENCE_GRACE`, because its page was closed.
+
+        The store has the new expiry, so that the member leaves even if this process ends. If the store fails, the
+        member leaves after the TTL.
+        """
+        self.release(stream, session)
+        await self._refreshed.wait()
+        try:
+            await self.store.ashorten(stream, session)
+        except StoreError as error:
+            self._report_failure(error)
+            return
+        grace = self.store.settings.presence_grace + SWEEP_MARGIN
+        self._sweep_until = asyncio.get_running_loop().time() + grace
+        if self._sweeps is None and not self._stopped:
+            self._sweeps = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Remove the members that leave soon, because the next round may be later than that."""
+        loop = asyncio.get_running_loop()
+        try:
+            while (left := self._sweep_until - loop.time()) > 0:
+                await self._sleep(min(left, SWEEP_INTERVAL))
+                # While members cannot be refreshed, they must not be removed.
+                if not self._failing:
+                    self._queue_signals(await self.store.aexpire())
+        except Exception as error:
+            self._report_failure(error)
+        finally:
+            self._sweeps = None
+
     # -- rounds -------------------------------------------------------------------------------------------------------
 
     async def round(self) -> None:
@@ -174,6 +219,7 @@ class PresenceService:
             for stream, session in self._members:
                 sessions.setdefault(stream, []).append(session)
             if sessions:
+                self._refreshed.clear()
                 refreshed = await self.store.arefresh(sessions)
                 await self._rejoin(refreshed.unknown)
                 self.rosters.check(refreshed.incarnations)
@@ -184,6 +230,8 @@ class PresenceService:
             if self._failing:
                 self._failing = False
                 logger.info("The presence store works again.")
+        finally:
+            self._refreshed.set()
 
     def _report_failure(self, error: Exception) -> None:
         log = logger.debug if self._failing else logger.error

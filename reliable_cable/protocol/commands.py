@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from reliable_cable.exceptions import ProtocolError
 
+from .constants import CALL, MAX_CALL_ID_LENGTH
 from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
 from .presence import member_fault
@@ -64,9 +65,11 @@ class Perform(Command):
 
     Args:
         data: the decoded JSON object; its key `action` names the action.
+        call: the id of the call, which the client gave to get an answer, see Protocol: Calls. None: send no answer.
     """
 
     data: Mapping[str, Any]
+    call: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +290,12 @@ def _parse_perform(identifier: str, frame: Mapping[str, Any]) -> Perform:
         data = _load_object(data, "the data of 'message'")
     elif not isinstance(data, dict):
         raise ProtocolError("the data of 'message' is not a JSON object")
-    return Perform(identifier, data)
+    call = data.pop(CALL, None)
+    if call is not None:
+        if not isinstance(call, str) or not 0 < len(call) <= MAX_CALL_ID_LENGTH:
+            raise ProtocolError(f"the {CALL!r} of 'message' is not a string of 1 to {MAX_CALL_ID_LENGTH} characters")
+        encode(call)
+    return Perform(identifier, data, call)
 
 
 def _parse_whisper(identifier: str, frame: Mapping[str, Any]) -> Whisper:

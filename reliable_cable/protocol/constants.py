@@ -56,11 +56,31 @@ class DisconnectReason(StrEnum):
     SUPERSEDED = "superseded"
 
 
+class CallFailure(StrEnum):
+    """Why a call of an action has no result. The values are sent in answers, see Protocol: Calls."""
+
+    #: The action raised an error, or its result cannot be sent.
+    FAILED = "failed"
+    #: The action or its check refused the client.
+    REFUSED = "refused"
+    UNKNOWN_ACTION = "unknown_action"
+    NOT_SUBSCRIBED = "not_subscribed"
+
+
+#: The key of an action's data that asks for an answer. Its value is the id of the call.
+CALL: Final = "$call"
+#: The key that marks a message as the answer to a call. Its value is the id of the call.
+ANSWER: Final = "$answer"
+#: The most characters of the id of a call.
+MAX_CALL_ID_LENGTH: Final = 64
+
 #: The `type` of the message that tells a client that a subscription was revoked. It is also the default reason.
 REVOKED: Final = "revoked"
 
 #: The close code. Every server can send it, and every client reconnects after it.
 CLOSE_NORMAL: Final = 1000
+#: The close code of a browser whose page is closed, reloaded or left.
+CLOSE_GOING_AWAY: Final = 1001
 
 #: The most characters of the id of a member.
 MAX_MEMBER_ID_LENGTH: Final = 255

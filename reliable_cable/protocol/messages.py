@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .constants import REVOKED, DisconnectReason, MessageType
+from .constants import ANSWER, REVOKED, CallFailure, DisconnectReason, MessageType
 
 #: Shared, because `json.dumps` creates a new encoder for each call with options.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -60,6 +60,21 @@ def transmission(identifier: str, data: str) -> str:
 def revoked(identifier: str, reason: str) -> str:
     """Return the transmission that tells a client that a subscription was revoked, see Protocol: Revocations."""
     return transmission(identifier, dumps({"type": REVOKED, "reason": reason}))
+
+
+def answer(call: str, result: str) -> str:
+    """Return the answer to a call, which is sent as a transmission, see Protocol: Calls.
+
+    Args:
+        call: the id of the call.
+        result: the result of the action as JSON text.
+    """
+    return f'{{"{ANSWER}":{dumps(call)},"result":{result}}}'
+
+
+def failed_answer(call: str, failure: CallFailure) -> str:
+    """Return the answer to a call that has no result."""
+    return dumps({ANSWER: call, "error": failure})
 
 
 def broadcast_encoder(identifier: str, stream_id: str, epoch: str) -> Callable[[int, str], str]:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import PAGE_PATIENCE, Publisher
 from tests.browser.proxy import TcpProxy
+
+#: The setting PRESENCE_GRACE of the server (tests/browser/project/settings.py).
+GRACE = 2.0
+
+#: Records each text that a list has from now on.
+RECORD_TEXTS = """(list) => {
+  list.texts = [];
+  const record = () => list.texts.push(list.textContent);
+  new MutationObserver(record).observe(list, {childList: true, characterData: true, subtree: true});
+}"""
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -102,6 +114,43 @@ async def test_members_join_and_leave(open_window: OpenWindow, room: str) -> Non
     await bob.page.close()
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)"], timeout=PAGE_PATIENCE)
     await expect(alice["member-count"]).to_have_text("1")
+
+
+async def test_a_closed_page_leaves_before_one_whose_connection_was_lost(
+    open_window: OpenWindow, proxy: TcpProxy, room: str
+) -> None:
+    alice = await open_window("alice", f"/rooms/{room}/")
+    await open_window("bob", f"/rooms/{room}/", through=proxy)
+    carol = await open_window("carol", f"/rooms/{room}/")
+    members = alice["members"].locator("li")
+    await expect(members).to_have_text(["alice (you)", "bob", "carol"])
+    proxy.cut()
+    await carol.page.close()
+    await expect(members).to_have_text(["alice (you)", "bob"], timeout=PAGE_PATIENCE)
+    await expect(members).to_have_text(["alice (you)"], timeout=PAGE_PATIENCE)
+
+
+async def test_a_reload_does_not_flicker(open_window: OpenWindow, room: str) -> None:
+    alice = await open_window("alice", f"/rooms/{room}/")
+    bob = await open_window("bob", f"/rooms/{room}/")
+    members = alice["members"]
+    await expect(members.locator("li")).to_have_text(["alice (you)", "bob"])
+    for _ in range(5):
+        # Another page is closed after the reload. When it has left, Bob's former page has expired, too.
+        carol = await open_window("carol", f"/rooms/{room}/")
+        await expect(members.locator("li")).to_have_text(["alice (you)", "bob", "carol"])
+        await members.evaluate(RECORD_TEXTS)
+        began = time.monotonic()
+        await bob.page.reload()
+        await expect(bob["members"].locator("li")).to_have_text(["alice", "bob (you)", "carol"])
+        took = time.monotonic() - began
+        await carol.page.close()
+        await expect(members.locator("li")).to_have_text(["alice (you)", "bob"], timeout=PAGE_PATIENCE)
+        if took < GRACE:
+            texts = await members.evaluate("(list) => list.texts")
+            assert [text for text in texts if "bob" not in text] == []
+            return
+    pytest.skip("The machine is too busy: a reload takes longer than PRESENCE_GRACE.")
 
 
 async def test_members_after_a_cut(open_window: OpenWindow, proxy: TcpProxy, room: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.conftest import Connect
-from tests.support.client import BASE, Client, identify, unique
+from tests.support.client import BASE, PATIENCE, Client, identify, unique
 from tests.support.server import Kind, Server, ServerPool
 
 
@@ -298,3 +298,78 @@ async def test_a_member_that_does_not_return_after_a_server_restart_disappears(s
             else:
                 await client.send("history", room, history={"streams": {}})
                 await client.until(event("leave", "other"))
+
+
+async def test_only_a_member_whose_page_was_closed_leaves_after_the_grace(servers: ServerPool, kind: Kind) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=0.2) as server:
+        async with Client(server.url) as watcher, AsyncExitStack() as stack:
+            await watcher.subscribe(room)
+            members = {}
+            for name in ("cut", "closed cleanly", "page closed"):
+                members[name] = await stack.enter_async_context(Client(server.url))
+                await members[name].subscribe(room, presence={"id": name, "info": {}})
+                await watcher.expect(event("join", name))
+            await members["cut"].cut()
+            await members["closed cleanly"].close()
+            await members["page closed"].close(1001)
+            await watcher.expect(event("leave", "page closed"))
+            assert set(await get_members(watcher, room)) == {"cut", "closed cleanly"}
+
+
+async def test_a_reload_causes_no_event(servers: ServerPool, kind: Kind) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=PATIENCE / 2) as server:
+        async with Client(server.url) as watcher, Client(server.url) as other:
+            await watcher.subscribe(room)
+            await other.subscribe(room, presence={"id": "other", "info": {}})
+            await watcher.expect(event("join", "other"))
+            page = Client(server.url)
+            async with page:
+                await page.subscribe(room, presence={"id": "ann", "info": {}})
+                await watcher.expect(event("join", "ann"))
+                await page.close(1001)
+            async with Client(server.url) as reloaded:
+                await reloaded.subscribe(room, presence={"id": "ann", "info": {}})
+                await reloaded.barrier()
+                # This page is closed after the reload. So when it has left, the page before the reload has expired.
+                await other.close(1001)
+                await watcher.expect(event("leave", "other"))
+                assert set(await get_members(watcher, room)) == {"ann"}
+
+
+async def test_a_session_that_is_restored_after_its_page_was_closed_keeps_its_member(
+    servers: ServerPool, kind: Kind
+) -> None:
+    room = identify("RoomChannel", room=unique("room"))
+    with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=PATIENCE / 2) as server:
+        async with Client(server.url) as watcher, Client(server.url) as other:
+            await watcher.subscribe(room)
+            await other.subscribe(room, presence={"id": "other", "info": {}})
+            await watcher.expect(event("join", "other"))
+            page = Client(server.url)
+            async with page:
+                await page.subscribe(room, presence={"id": "ann", "info": {}})
+                await watcher.expect(event("join", "ann"))
+                await page.close(1001)
+            async with Client(server.url, sid=page.sid) as again:
+                assert again.welcome["restored_ids"] == [room]
+                await again.send("history", room, history={"streams": {}})
+                await again.until({"type": "confirm_history"})
+                await again.barrier()
+                await other.close(1001)
+                await watcher.expect(event("leave", "other"))
+                assert set(await get_members(watcher, room)) == {"ann"}
+
+
+async def test_a_join_without_a_stream_is_an_error(connect: Connect) -> None:
+    silent = identify("SilentChannel")
+    client = await connect()
+    await client.subscribe(silent)
+    await client.send("join", silent, presence={"id": "ann", "info": {}})
+    await client.expect({"type": "presence", "identifier": silent, "message": {"type": "error"}})
+    await client.perform(silent, "appear", **{"$call": "1"})
+    await client.expect({"identifier": silent, "message": {"$answer": "1", "error": "failed"}})
+    joining = identify("SilentChannel", joins=True)
+    await client.send("subscribe", joining)
+    await client.expect({"type": "reject_subscription", "identifier": joining})

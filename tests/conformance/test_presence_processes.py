@@ -142,6 +142,29 @@ async def test_each_join_and_leave_reaches_all_clients_once_and_is_signalled_by_
     assert sorted(got) == [("join", "ann"), ("leave", "ann")]
 
 
+async def test_a_member_whose_page_was_closed_leaves_early_although_its_server_is_killed(
+    redis: RedisServer, pools: dict[str, ServerPool], watch: Watch
+) -> None:
+    options: dict[str, Any] = {"REDIS_URL": redis.url, "PRESENCE_TTL": 9, "PRESENCE_GRACE": 1}
+    make, room, audit = pools["database"].make, unique("room"), unique("audit")
+    with make("daphne", **options) as one, make("uvicorn", **options) as two:
+        watcher = await watch(two, room)
+        page = await watch(one, room, "page closed")
+        await watch(one, room, "server killed")
+        await watcher.wait_for_members("page closed", "server killed")
+        audited = identify("AuditedChannel", audit=audit)
+        await page.client.send("subscribe", audited)
+        await page.client.until({"type": "confirm_subscription", "identifier": audited})
+        await page.client.close(1001)
+        async with asyncio.timeout(TIMEOUT):
+            while (await two.call("position", audit))["offset"] < 2:
+                pass  # `unsubscribed`, which broadcasts, is called after the store has the earlier expiry
+        one.kill()
+        await watcher.wait_for_members("server killed")
+        await watcher.wait_for_members()
+        assert watcher.events[2:] == [("leave", "page closed"), ("leave", "server killed")]
+
+
 async def test_members_of_a_killed_server_leave_once_unless_they_are_also_on_another_server(
     pair: Pair, watch: Watch
 ) -> None:

@@ -67,13 +67,15 @@ async def test_a_client_can_subscribe_to_a_rejected_identifier_again(connect: Co
         assert [frame.get("type") for frame in await client.barrier()] == [None, "reject_subscription"]
 
 
-async def test_a_repeated_subscribe_is_ignored(connect: Connect, server: Server) -> None:
+@pytest.mark.parametrize("protocol", [EXTENDED, BASE])
+async def test_every_second_repeat_of_a_subscribe_is_confirmed(connect: Connect, server: Server, protocol: str) -> None:
     audit = unique("audit")
-    client = await connect()
+    client = await connect(protocols=[protocol])
     identifier = await client.subscribe(identify("AuditedChannel", audit=audit))
-    await client.send("subscribe", identifier)
-    await client.send("subscribe", identifier, history={"since": 1, "streams": {}})
-    await client.nothing()
+    for _ in range(2):
+        await client.send("subscribe", identifier)
+        await client.nothing()
+        await client.subscribe(identifier)
     assert (await server.call("position", audit))["offset"] == 1, "`subscribed` must run once"
 
 

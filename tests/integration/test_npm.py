@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
+from reliable_cable.client.build import build
 from tests.node import FOLDER, node_modules, require_node
-from tests.support.server import Server, ServerPool
+from tests.support.client import unique
+from tests.support.redis import RedisPool, find_binaries
+from tests.support.server import Kind, Server, ServerPool
 
 #: How long, in seconds, all scenarios of a client may take together.
 PATIENCE = 60.0
@@ -18,6 +22,20 @@ PATIENCE = 60.0
 @pytest.mark.parametrize(("script", "least"), [("anycable.mjs", 20), ("actioncable.mjs", 5), ("serverless.mjs", 3)])
 async def test_an_unmodified_client(server: Server, script: str, least: int) -> None:
     await run(server, script, least)
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("engine", ["database", pytest.param("redis", marks=pytest.mark.redis)])
+async def test_the_bundle(request: pytest.FixtureRequest, servers: ServerPool, kind: Kind, engine: str) -> None:
+    """Presence is stored in memory if the engine is "database"."""
+    require_node()
+    await asyncio.to_thread(build)
+    options: dict[str, Any] = {"PRESENCE_TTL": 60, "PRESENCE_GRACE": 0.5}
+    if engine == "redis":
+        pool: RedisPool = request.getfixturevalue("redis_pool")
+        options |= {"REDIS_URL": pool.get(find_binaries()[0].name).url, "KEY_PREFIX": unique("cable-test-")}
+    with servers.make(kind, **options) as server:
+        await run(server, "bundle.mjs", 11)
 
 
 @pytest.mark.node

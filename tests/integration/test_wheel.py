@@ -18,7 +18,8 @@ import pytest
 from tests.node import require_node
 
 ROOT = Path(__file__).resolve().parents[2]
-BUNDLE = {f"reliable_cable/static/reliable_cable/{name}" for name in ("LICENSES.txt", "cable.js", "cable.mjs")}
+NAMES = ("LICENSES.txt", "anycable.d.ts", "cable.d.mts", "cable.js", "cable.mjs")
+BUNDLE = {f"reliable_cable/static/reliable_cable/{name}" for name in NAMES}
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
@@ -102,7 +103,8 @@ from django.contrib.staticfiles.finders import find
 from django.core.management import call_command
 import reliable_cable
 call_command("cable_client", verbosity=0)
-names = ["reliable_cable/cable.js", "reliable_cable/cable.mjs", "reliable_cable/LICENSES.txt"]
+from reliable_cable.client.build import OUTPUTS
+names = [f"reliable_cable/{name}" for name in OUTPUTS]
 print(json.dumps([reliable_cable.__file__, *map(find, names)]))
 """
 
@@ -112,7 +114,7 @@ def test_the_installed_wheel_has_the_bundle(installed: Path, tmp_path: Path, no_
     assert done.returncode == 0, done.stdout
     found = json.loads(done.stdout.splitlines()[-1])
     environment = installed.parents[1].resolve()
-    assert len(found) == 4
+    assert len(found) == 1 + len(NAMES)
     for name in found:
         assert name is not None
         assert Path(name).resolve().is_relative_to(environment)
@@ -155,9 +157,7 @@ def test_the_wheel_contains_the_licences_of_all_bundled_packages(wheel: Path) ->
         ("cable.mjs", "const names = await import(path.resolve('cable.mjs'))"),
     ],
 )
-def test_both_forms_of_the_bundle_export_the_names_of_the_client(
-    wheel: Path, tmp_path: Path, name: str, script: str
-) -> None:
+def test_both_forms_of_the_bundle_export_the_same_names(wheel: Path, tmp_path: Path, name: str, script: str) -> None:
     (tmp_path / name).write_bytes(zipfile.ZipFile(wheel).read(f"reliable_cable/static/reliable_cable/{name}"))
     program = f"""
         import fs from 'node:fs'; import path from 'node:path'; import vm from 'node:vm'
@@ -165,7 +165,16 @@ def test_both_forms_of_the_bundle_export_the_names_of_the_client(
         console.log(JSON.stringify(Object.keys(names).sort()))
     """
     done = run([require_node(), "--input-type=module", "-e", program], cwd=tmp_path)
-    assert done.stdout == '["Channel","createCable","createConsumer","fetchTokenFromHTML"]\n'
+    assert json.loads(done.stdout) == [
+        "CallError",
+        "Channel",
+        "call",
+        "createCable",
+        "createConsumer",
+        "fetchTokenFromHTML",
+        "keepSubscribed",
+        "watchPresence",
+    ]
 
 
 def test_a_source_archive_contains_the_bundle_and_needs_no_node(

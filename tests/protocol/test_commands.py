@@ -40,6 +40,8 @@ class TestCommands:
         assert parse_frame(command="subscribe", identifier="I") == Subscribe("I")
         assert parse_frame(command="unsubscribe", identifier="I") == Unsubscribe("I")
         assert parse_frame(command="message", identifier="I", data='{"action":"a"}') == Perform("I", {"action": "a"})
+        call = parse_frame(command="message", identifier="I", data='{"action":"a","$call":"1"}')
+        assert call == Perform("I", {"action": "a"}, "1")
         assert parse_frame(command="history", identifier="I") == History("I", HistoryRequest())
         assert parse_frame(command="whisper", identifier="I", data={"a": 1}) == Whisper("I", '{"a":1}')
         assert parse_frame(command="join", identifier="I", presence={"id": 42, "info": 1}) == Join(

@@ -242,6 +242,66 @@ class TestExpiry:
         assert store.info("s", records=False) == PresenceInfo(2, None)
 
 
+class TestShorten:
+    """Sessions whose pages were closed expire after PRESENCE_GRACE, which is 3 seconds."""
+
+    async def test_a_shortened_session_expires_after_the_grace(
+        self, store: PresenceStore, clock: Clock, recorder: Recorder
+    ) -> None:
+        store.join("s", "phone", "1")
+        store.join("s", "desk", "2")
+        store.shorten("s", "phone")
+        clock.advance(2.9)
+        assert store.expire() == []
+        clock.advance(0.1)
+        assert store.info("s", overdue=False).records == {"2": None}
+        assert store.expire() == [left("1")]
+        assert await recorder.events() == [joined("1"), joined("2"), left("1")]
+
+    def test_an_id_stays_while_another_session_has_it(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "before the reload", "1")
+        store.shorten("s", "before the reload")
+        store.join("s", "after the reload", "1")
+        clock.advance(3)
+        assert store.expire() == []
+        assert store.info("s").records == {"1": None}
+
+    def test_an_earlier_expiry_stays(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "phone", "1")
+        clock.advance(TTL - 1)
+        store.shorten("s", "phone")
+        clock.advance(1)
+        assert store.expire() == [left("1")]
+
+    def test_a_second_call_changes_nothing(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "phone", "1")
+        for _ in range(3):
+            store.shorten("s", "phone")
+            clock.advance(1)
+        assert store.expire() == [left("1")]
+
+    def test_sessions_that_are_refreshed_or_join_again_stay(self, store: PresenceStore, clock: Clock) -> None:
+        for session in ("phone", "desk"):
+            store.join("s", session, session)
+            store.shorten("s", session)
+        store.refresh({"s": ["phone"]})
+        store.join("s", "desk", "desk")
+        clock.advance(TTL - 1)
+        assert store.expire() == []
+
+    def test_a_session_that_takes_the_place_of_another_one_stays(self, store: PresenceStore, clock: Clock) -> None:
+        store.join("s", "phone", "1")
+        store.shorten("s", "phone")
+        store.join_all([Member("s", "phone again", "1", replaces="phone")])
+        store.shorten("s", "phone")
+        clock.advance(TTL - 1)
+        assert store.expire() == []
+
+    def test_an_unknown_session_is_ignored(self, store: PresenceStore) -> None:
+        store.shorten("s", "phone")
+        assert store.info("s").total == 0
+
+
 class TestAfterAnOutage:
     """After a time without a call of `expire`, no process can have refreshed its members."""
 

@@ -17,7 +17,7 @@ from tests.support.client import unique
 
 from .conftest import MEMORY, REDIS_STORES, Clock
 
-TTL, KEPT = 10.0, 20.0
+TTL, GRACE, KEPT = 10.0, 2.0, 20.0
 
 
 class Model:
@@ -73,6 +73,11 @@ class Model:
                 self.sessions[session] = (self.sessions[session][0], self.clock() + TTL)
         return [("s", session) for session in sessions if session not in self.sessions]
 
+    def shorten(self, session: str) -> None:
+        if session in self.sessions:
+            id_, deadline = self.sessions[session]
+            self.sessions[session] = (id_, min(deadline, self.clock() + GRACE))
+
     def overdue(self) -> list[str]:
         return [session for session, (_, deadline) in self.sessions.items() if deadline <= self.clock()]
 
@@ -96,6 +101,7 @@ STEPS = st.one_of(
         st.one_of(st.just(""), SESSIONS),
     ),
     st.tuples(st.just("leave"), SESSIONS),
+    st.tuples(st.just("shorten"), SESSIONS),
     st.tuples(st.just("refresh"), st.lists(SESSIONS, unique=True)),
     st.tuples(st.just("advance"), st.sampled_from([1, 3, 7, 30])),
     st.tuples(st.just("expire")),
@@ -114,7 +120,7 @@ def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, 
     clock = Clock()
     options = {**redis_settings, "key_prefix": unique("cable-test-")}
     make: Callable[..., PresenceStore] = MemoryPresenceStore if alias == "memory" else RedisPresenceStore
-    store = make(CableSettings(presence_ttl=TTL, sessions_ttl=KEPT, **options), clock=clock)
+    store = make(CableSettings(presence_ttl=TTL, presence_grace=GRACE, sessions_ttl=KEPT, **options), clock=clock)
     model = Model(clock)
     for name, *args in steps:
         if name == "join":
@@ -124,6 +130,9 @@ def test_a_store_does_what_the_model_does(alias: str, redis_settings: dict[str, 
             assert events == model.join(session, id_, info, joined, replaces, announced)
         elif name == "leave":
             assert store.leave("s", args[0]) == model.leave(args[0])
+        elif name == "shorten":
+            store.shorten("s", args[0])
+            model.shorten(args[0])
         elif name == "refresh":
             assert store.refresh({"s": args[0]}).unknown == model.refresh(args[0])
         elif name == "advance":

@@ -17,7 +17,7 @@ from django.test import override_settings
 
 from reliable_cable import InvalidStreamName
 from reliable_cable.conf import get_settings
-from reliable_cable.hub.presence import LAST_ROUNDS, PresenceService
+from reliable_cable.hub.presence import LAST_ROUNDS, SWEEP_MARGIN, PresenceService
 from reliable_cable.presence import presence_for
 from reliable_cable.signals import presence_joined, presence_left
 from reliable_cable.stores.engine import get_engine
@@ -69,6 +69,54 @@ class TestService:
             clock.advance(TTL / 3)
             await rounds.next()
             assert store.info("s").total == expected
+
+    async def test_a_member_whose_page_was_closed_leaves_after_the_grace(
+        self, store: PresenceStore, clock: Clock
+    ) -> None:
+        slept: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            if seconds == TTL / 3:
+                await asyncio.Event().wait()  # the next round does not come
+            slept.append(seconds)
+            await asyncio.sleep(seconds)
+            clock.advance(seconds)
+
+        store.settings = replace(store.settings, presence_grace=0.01)
+        service = PresenceService(store, sleep=sleep)
+        events = await heard(store)
+        for id_ in ("1", "2"):
+            await service.join("s", f"phone{id_}", id_, None)
+        await service.leave_soon("s", "phone1")
+        assert service._sweeps is not None
+        await asyncio.wait_for(service._sweeps, 10)
+        assert list(store.info("s").records or ()) == ["2"]
+        assert max(slept) <= 0.01 + SWEEP_MARGIN
+        await settle()
+        assert events[-1] == PresenceEvent("s", "leave", "1")
+        await service.stop()
+
+    async def test_a_refresh_that_is_running_does_not_keep_a_member_whose_page_was_closed(
+        self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock
+    ) -> None:
+        await service.join("s", "phone", "1", None)
+        refreshing, finish = asyncio.Event(), asyncio.Event()
+        refresh = store.arefresh
+
+        async def slow(held: Any) -> Any:
+            refreshing.set()
+            await finish.wait()
+            return await refresh(held)
+
+        with mock.patch.object(store, "arefresh", slow):
+            task = asyncio.ensure_future(service.round())
+            await refreshing.wait()
+            leaving = asyncio.ensure_future(service.leave_soon("s", "phone"))
+            await settle()
+            finish.set()
+            await asyncio.gather(task, leaving)
+        clock.advance(store.settings.presence_grace)
+        assert store.info("s", overdue=False).total == 0
 
     async def test_a_suspended_process_keeps_its_members(
         self, store: PresenceStore, service: PresenceService, rounds: Rounds, clock: Clock

@@ -141,12 +141,12 @@ class Client:
         if self.reading:
             self._reader = asyncio.create_task(self._read())
 
-    async def close(self) -> None:
-        """Close the connection with a closing handshake."""
+    async def close(self, code: int = 1000) -> None:
+        """Close the connection with a closing handshake. Browsers send the code 1001 when a page is closed."""
         if self._socket is not None:
             if not self.reading:
                 self._socket.transport.abort()
-            await self._socket.close()
+            await self._socket.close(code)
         if self._reader is not None:
             await asyncio.wait([self._reader])
 

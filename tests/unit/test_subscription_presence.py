@@ -28,6 +28,17 @@ class Room(Channel, abstract=True):
         return True
 
     @action
+    async def join_late(self) -> None:
+        self.connection.waiting.set()
+        await self.connection.resumed.wait()
+        self.presence.join("late")
+
+    @action
+    async def leave_and_join(self) -> None:
+        self.stop_all_streams()
+        self.presence.join("nowhere")
+
+    @action
     async def move(self) -> None:
         self.stream_from("other", presence=True)
 
@@ -201,3 +212,28 @@ class TestAfterARestore:
             assert (await client.communicator.receive_output())["type"] == "websocket.close"
         async with Client(client.sid) as again:
             assert again.welcome["restored_ids"] == []
+
+
+class TestJoinsWithoutAStream:
+    async def test_an_action_that_stops_all_streams_cannot_join(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await client.perform(ROOM, "leave_and_join")
+            assert await client.quiet()
+            assert connection_of(client).subscriptions[ROOM].record()["streams"], "its effects are dropped"
+        assert "leave_and_join called presence.join(), but the subscription has no stream" in caplog.text
+
+    async def test_a_join_after_the_subscription_was_revoked_is_no_error(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            connection = connection_of(client)
+            connection.consumer.waiting, connection.consumer.resumed = asyncio.Event(), asyncio.Event()
+            await client.perform(ROOM, "join_late")
+            await connection.consumer.waiting.wait()
+            connection.revoke([ROOM], "removed", connection.subscriptions[ROOM].authorized)
+            connection.consumer.resumed.set()
+            assert brief(await client.receive()) == {"type": "revoked", "reason": "removed"}
+            await client.communicator.receive_output(5)  # the server closes the connection after the action
+        assert [record for record in caplog.records if record.exc_info] == []

@@ -94,7 +94,7 @@ class PresenceStore(Store):
 
     A member is an id (a string) with an info (any JSON value). It has one or more sessions, one for each connection and
     subscription, each with an opaque key. A session ends with `leave`. It also ends when `expire` is called and
-    `settings.presence_ttl` seconds have passed since its last `refresh`.
+    `settings.presence_ttl` seconds have passed since its last `refresh`, or `settings.presence_grace` since `shorten`.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the
     last one ends. If a session joins with another id, it leaves the first id.
@@ -145,6 +145,13 @@ class PresenceStore(Store):
     def leave(self, stream: str, session: str) -> list[PresenceEvent]:
         """Remove a session from a stream; return the events that this caused. An unknown session is ignored."""
 
+    def shorten(self, stream: str, session: str) -> None:
+        """Let a session expire after `settings.presence_grace` seconds, if it would expire later.
+
+        An unknown session is ignored. A later `refresh` or `join` of the session renews the TTL as usual. A store that
+        does not override this lets the session expire after the TTL.
+        """
+
     @abstractmethod
     def refresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
         """Renew the TTL of sessions.
@@ -191,6 +198,7 @@ class PresenceStore(Store):
 
     ajoin_all = async_twin(join_all)
     aleave = async_twin(leave)
+    ashorten = async_twin(shorten)
     arefresh = async_twin(refresh)
     aexpire = async_twin(expire)
     ainfo = async_twin(info)

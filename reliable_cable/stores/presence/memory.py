@@ -58,6 +58,8 @@ class MemoryPresenceStore(PresenceStore):
         # (stream, session) -> (id, time of expiry), in the order of expiry: a new or refreshed session moves to the
         # end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
+        #: The earlier times of expiry of the sessions that `shorten` was called for, in their order.
+        self._shortened: dict[tuple[str, str], float] = {}
         #: The remembered leaves, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()
         #: The last time when `expire` was called and at least one session remained.
@@ -78,6 +80,14 @@ class MemoryPresenceStore(PresenceStore):
         with self._lock:
             return self._remove((stream, session)) if (stream, session) in self._sessions else []
 
+    def shorten(self, stream: str, session: str) -> None:
+        """Let a session expire earlier."""
+        with self._lock:
+            known = self._sessions.get((stream, session))
+            deadline = self.clock() + self.settings.presence_grace
+            if known is not None and deadline < known[1]:
+                self._shortened.setdefault((stream, session), deadline)
+
     def refresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
         """Renew the TTL of sessions."""
         unknown: list[tuple[str, str]] = []
@@ -88,8 +98,7 @@ class MemoryPresenceStore(PresenceStore):
                 if known is None:
                     unknown.append(key)
                 else:
-                    self._sessions[key] = (known[0], deadline)
-                    self._sessions.move_to_end(key)
+                    self._keep(key, known[0], deadline)
         return Refreshed(unknown, dict.fromkeys(held, self._incarnation))
 
     def expire(self) -> list[PresenceEvent]:
@@ -142,8 +151,7 @@ class MemoryPresenceStore(PresenceStore):
         former = self._sessions.get(key)
         if former is not None and former[0] != member.id:
             events += self._remove(key)
-        self._sessions[key] = (member.id, self.clock() + self.settings.presence_ttl)
-        self._sessions.move_to_end(key)
+        self._keep(key, member.id, self.clock() + self.settings.presence_ttl)
         state = self._streams.setdefault(member.stream, _Stream())
         known = state.members.get(member.id)
         if known is None:
@@ -160,17 +168,26 @@ class MemoryPresenceStore(PresenceStore):
         if former is None or former[0] != member.id or key in self._sessions:
             return
         self._sessions[key] = self._sessions.pop(replaced)
+        self._shortened.pop(replaced, None)
         known = self._streams[member.stream].members[member.id]
         names = {member.replaces: member.session}
         known.infos = {names.get(session, session): text for session, text in known.infos.items()}
 
     def _overdue(self) -> list[tuple[str, str]]:
         now = self.clock()
-        return [key for key, _ in takewhile(lambda item: item[1][1] <= now, self._sessions.items())]
+        overdue = [key for key, _ in takewhile(lambda item: item[1][1] <= now, self._sessions.items())]
+        overdue += [key for key, _ in takewhile(lambda item: item[1] <= now, self._shortened.items())]
+        return list(dict.fromkeys(overdue))
+
+    def _keep(self, key: tuple[str, str], id_: str, deadline: float) -> None:
+        self._sessions[key] = (id_, deadline)
+        self._sessions.move_to_end(key)
+        self._shortened.pop(key, None)
 
     def _remove(self, key: tuple[str, str]) -> list[PresenceEvent]:
         stream, session = key
         id_, _ = self._sessions.pop(key)
+        self._shortened.pop(key, None)
         state = self._streams[stream]
         member = state.members[id_]
         info = member.infos.pop(session)

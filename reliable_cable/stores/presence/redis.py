@@ -70,6 +70,12 @@ class RedisPresenceStore(RedisStore, PresenceStore):
 
     leave = sync_twin(aleave)
 
+    async def ashorten(self, stream: str, session: str) -> None:
+        """Let a session expire earlier."""
+        await self.client.arun(self._call("shorten", stream, session, self.settings.presence_grace), idempotent=True)
+
+    shorten = sync_twin(ashorten)
+
     async def arefresh(self, held: Mapping[str, Collection[str]]) -> Refreshed:
         """Renew the TTL of sessions, with one call for each stream."""
         calls = [self._call("refresh", stream, *sessions) for stream, sessions in held.items()]

@@ -5,4 +5,4 @@ from __future__ import annotations
 from demo_project.settings import *  # noqa: F403
 from demo_project.settings import RELIABLE_CABLE
 
-RELIABLE_CABLE = {**RELIABLE_CABLE, "PRESENCE_TTL": 2}
+RELIABLE_CABLE = {**RELIABLE_CABLE, "PRESENCE_TTL": 6, "PRESENCE_GRACE": 2}

@@ -9,6 +9,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group
+from django.core.exceptions import PermissionDenied
 from django.db import connection
 from django.utils import translation
 
@@ -296,6 +297,24 @@ class RoomChannel(Channel):
         self.presence.leave()
 
 
+class SilentChannel(Channel):
+    """Has no stream, so it cannot have members."""
+
+    def subscribed(self) -> None:
+        """Join presence if the params say so."""
+        if "joins" in self.params:
+            self.presence.join("handler")
+
+    def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the wire's name
+        """Allow all ids."""
+        return True
+
+    @action
+    def appear(self) -> None:
+        """Join presence."""
+        self.presence.join("handler")
+
+
 class LobbyChannel(Channel):
     """Has presence on the second of two streams, which only a handler can join."""
 
@@ -304,6 +323,41 @@ class LobbyChannel(Channel):
         self.stream_from(self.params["news"])
         self.stream_from(self.params["lobby"], presence=True)
         self.presence.join(self.params["id"], {"via": "handler"})
+
+
+class AnswerChannel(Channel):
+    """Has actions that return something."""
+
+    def subscribed(self) -> None:
+        """Stream from the stream that the params name, if any."""
+        if "stream" in self.params:
+            self.stream_from(self.params["stream"], whisper=True)
+
+    @action
+    def double(self, data: dict[str, Any]) -> int:
+        """Return twice the number."""
+        return int(data["number"]) * 2
+
+    @action
+    async def keys(self, data: dict[str, Any]) -> list[str]:
+        """Return the names of the data."""
+        return sorted(data)
+
+    @action
+    def refuse(self) -> None:
+        """Refuse the client."""
+        raise PermissionDenied("as the test asked")
+
+    @action
+    def fail(self) -> None:
+        """Raise an error."""
+        raise RuntimeError("fail raised, as the test asked")
+
+    @action
+    def wait(self, data: dict[str, Any]) -> str:
+        """Wait at a gate."""
+        gates[data["gate"]].enter()
+        return "late"
 
 
 class FillChannel(Channel):

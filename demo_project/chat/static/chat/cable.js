@@ -13,8 +13,7 @@ export const cable = AnyCable.createCable({
 });
 
 /**
- * Subscribe to a channel, and subscribe again whenever the client closes it. If the connection is lost while a
- * subscription is not confirmed, the client closes the channel without an error, and the page has to create it again.
+ * Subscribe to a channel, and subscribe again whenever the client closes it.
  *
  * @param {string} name the name of the channel
  * @param {object} params the params of the channel
@@ -23,19 +22,10 @@ export const cable = AnyCable.createCable({
  * @returns {{channel: object}} an object with the current channel
  */
 export function keepSubscribed(name, params, listen, rejected = () => {}) {
-  const holder = { channel: null };
-  const subscribe = () => {
-    const channel = cable.subscribeTo(name, { ...params });
-    holder.channel = channel;
-    channel.on("close", (error) => {
-      if (error?.name === "SubscriptionRejectedError") rejected();
-      // The client removes the old subscription only after the listeners of this event have returned.
-      else queueMicrotask(subscribe);
-    });
+  return AnyCable.keepSubscribed(cable, name, params, (channel) => {
+    channel.on("close", (error) => error?.name === "SubscriptionRejectedError" && rejected());
     listen(channel);
-  };
-  subscribe();
-  return holder;
+  });
 }
 
 /** Return whether commands can be sent over the channel now. */

@@ -1,0 +1,70 @@
+"""Answers to calls: actions whose client asks for the result, see Protocol: Calls."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from reliable_cable.channel import Channel
+from reliable_cable.conf import get_settings
+from reliable_cable.exceptions import ChannelError
+from reliable_cable.protocol import messages
+from reliable_cable.protocol.commands import Command, Perform, Presence
+from reliable_cable.protocol.constants import CallFailure
+from reliable_cable.validation import encode_json
+
+from .connection import Connection
+from .handlers import is_async
+
+
+def with_answer(handler: Callable[[], Any], channel: Channel, call: str) -> Callable[[], Any]:
+    """Return a handler that runs an action, and then transmits its result as the answer to a call.
+
+    The result is encoded where the action runs, and is a part of the handler's reply. So the client gets it only if all
+    other effects of the action are applied, and after them.
+
+    Args:
+        handler: runs the action.
+        channel: the channel of the action.
+        call: the id that the client gave the call.
+    """
+    return partial(_await_answer if is_async(handler) else _answer, handler, channel, call)
+
+
+async def _await_answer(handler: Callable[[], Any], channel: Channel, call: str) -> None:
+    _transmit(channel, call, await handler())
+
+
+def _answer(handler: Callable[[], Any], channel: Channel, call: str) -> None:
+    _transmit(channel, call, handler())
+
+
+def _transmit(channel: Channel, call: str, result: Any) -> None:
+    name = type(channel).__name__
+    try:
+        text, size = encode_json(result)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChannelError(f"{name}: the result {result!r:.200} cannot be encoded as JSON: {error}.") from error
+    limit = get_settings().max_broadcast_size
+    if size > limit:
+        raise ChannelError(
+            f"{name}: the result has {size} bytes as JSON; RELIABLE_CABLE['MAX_BROADCAST_SIZE'] allows {limit}."
+        )
+    channel.reply.transmissions.append(messages.answer(call, text))
+
+
+def answer_failure(connection: Connection, command: Perform, failure: CallFailure) -> None:
+    """Tell the client why an action has no result, if it asked for the result."""
+    if command.call is not None:
+        answer = messages.failed_answer(command.call, failure)
+        connection.outbox.push(messages.transmission(command.identifier, answer))
+
+
+def answer_unsubscribed(connection: Connection, command: Command) -> None:
+    """Answer a command that has no subscription, because it may have been sent before an `unsubscribe` took effect.
+
+    Only `presence` and calls are answered.
+    """
+    if isinstance(command, Presence):
+        connection.outbox.push(messages.presence_event(command.identifier, messages.presence_error()))
+    elif isinstance(command, Perform):
+        answer_failure(connection, command, CallFailure.NOT_SUBSCRIBED)
