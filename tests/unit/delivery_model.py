@@ -167,6 +167,8 @@ class Subscribed:
         #: "absent", "pending", "active", "leaving" (until the server has handled the command), or "away".
         self.state = "absent"
         self.confirmable = False
+        #: How many repeats of the subscribe were sent. Every second one is confirmed again.
+        self.repeats = 0
         self.requests: deque[Request] = deque()
         #: All requests since the subscribe. Each of them moved the position from which a restore sends entries to a
         #: client that has received none.

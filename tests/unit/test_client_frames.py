@@ -193,7 +193,7 @@ class TestPresence:
             await client.subscribe(PLAIN)
             await client.send("join", PLAIN, presence={"id": "ann"})
             await client.send("presence", PLAIN)
-            assert [frame["message"] for frame in await frames(client)] == [{"type": "error"}]
+            assert [frame["message"] for frame in await frames(client)] == [{"type": "error"}, {"type": "error"}]
 
 
 class TestWhispers:

@@ -132,7 +132,7 @@ class Delivery(DeliveryWorld):
             request = one.honest(name) if how == "honest" else self._since() if how == "since" else None
             one.subscribe(name, request)
         elif sub.state in ("pending", "active"):
-            one.send("subscribe", name)  # a repeat is ignored
+            one.repeat(name)
         self._flush(one)
         self.loop.iterate(then)
 
