@@ -157,6 +157,7 @@ class TestForgettingAll:
         clock.advance(1)
         store.forget_all()
         assert store.offset_since("a", before) is None
+        assert store.offset_since("a", 1) == 0, "all messages of the epoch, whatever was lost before"
         assert store.offset_since("unknown", before) is None, "a lost message may have been its first one"
         assert store.offset_since("a", clock.now) == 0
         store.append([("a", Message("2"))])

@@ -15,6 +15,10 @@ from reliable_cable.stores.base import Listener, Store, async_twin
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
 
+#: A time before this one, in seconds since 1970, is not the time of a page or of a ping. A request since then asks for
+#: all messages that the stream has in its epoch, whatever was lost before the epoch.
+LONG_AGO = 86400.0
+
 #: How long, in seconds, every entry stays readable for clients that follow the stream without a break, even beyond the
 #: history size. Such entries are called young, and such clients are called followers.
 YOUNG_TIME = 20.0

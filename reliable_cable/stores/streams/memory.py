@@ -16,6 +16,7 @@ from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.bus import Bus, BusListener
 
 from .base import (
+    LONG_AGO,
     YOUNG_SIZE,
     YOUNG_TIME,
     Advanced,
@@ -153,7 +154,7 @@ class MemoryStreamStore(StreamStore):
     def offset_since(self, stream: str, since: float) -> int | None:
         """Return the offset before the first message since a time, or None if some of them are gone."""
         with self._lock:
-            if 0 < since < self._began:
+            if LONG_AGO < since < self._began:
                 return None
             state = self._trimmed(stream)
             if state is None:

@@ -21,7 +21,7 @@ from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.bus import Bus
 from reliable_cable.stores.database.store import ModelStore, retried_read
 
-from .base import NOWHERE, Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
+from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
 from .model_lineage import Lineages
 from .model_outbox import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
@@ -255,7 +255,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 ended=self._ended(),
             ).first()
             began = self._lineages.began()
-            if 0 < since < began:
+            if LONG_AGO < since < began:
                 return None
             if row is None:
                 deleted_after = self.deleted_after(stream)

@@ -3,11 +3,11 @@
 -- KEYS: meta, log; the lineage record. ARGV: the lineage; the present time or ''; history size; history TTL in seconds;
 --   the time; how long ago, in seconds, a stream that does not exist may have had messages, or '' to ignore that.
 -- Returns the offset, false if some messages since then are gone, or 0 if the stream does not exist. Messages from before
--- the lineage began may be gone. The time 0 means the first message that is known.
+-- the lineage began may be gone. A time on the first day of 1970 asks for all messages of the epoch (`LONG_AGO`).
 
 local lineage, size, ttl, since = require_lineage(), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local began = tonumber(redis.call('HGET', KEYS[#KEYS], 'began') or 0)
-if since > 0 and since < began then return false end
+if since > 86400 and since < began then return false end
 local stored = redis.call('HMGET', KEYS[1], 'e', 't', 'r', 'a', 'z')
 if not stored[1] then
   if ARGV[6] ~= '' and since < clock(ARGV[2]) - tonumber(ARGV[6]) then return false end
