@@ -31,7 +31,7 @@ class Lineages:
             DatabaseError: the server could not be reached. The next call tries again.
         """
         self._server.prepare()
-        if not self._recorded:
+        if self._server.reports_lineage and not self._recorded:
             self.began()
             self._recorded = True
 
