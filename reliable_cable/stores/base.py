@@ -70,6 +70,11 @@ class Store(ABC):
         self.settings = settings
         self.clock = clock
 
+    @property
+    def place(self) -> str:
+        """Where the data are, in words for a developer. It contains no password."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
     def time(self) -> float:
         """Return the current time by the store's clock, in seconds since 1970.
 

@@ -63,7 +63,7 @@ def started(settings: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_uvicorn_is_the_default(started: dict[str, Any]) -> None:
     call_command("cable_serve", "[::1]:8001")
     given = SimpleNamespace(**started)
-    assert given.application == "demo_project.asgi:application"
+    assert given.application is application
     assert (given.host, given.port) == ("::1", 8001)
     assert (given.http, given.ws) == (PacedHTTPProtocol, CableWebSocketProtocol)
     assert (given.ws_max_size, given.backlog, given.lifespan) == (LARGEST, 4096, "off")

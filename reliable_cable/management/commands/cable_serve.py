@@ -1,17 +1,26 @@
 """`manage.py cable_serve`: runs uvicorn or daphne, configured for many subscribers."""
 
 import gc
+import importlib.metadata
 import importlib.util
 import logging
 import os
 from argparse import ArgumentParser
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.management.base import BaseCommand, CommandError
+from django.utils import autoreload
 from django.utils.module_loading import import_string
 
 from reliable_cable.conf import get_settings
+from reliable_cable.stores.engine import get_engine
+
+if TYPE_CHECKING:
+    from django.core.handlers.asgi import ASGIHandler
 
 try:
     import resource
@@ -58,9 +67,34 @@ class Command(BaseCommand):
             default=os.environ.get("FORWARDED_ALLOW_IPS"),
             help="IP addresses of proxies whose X-Forwarded headers are trusted; daphne accepts only '*', all of them",
         )
+        parser.add_argument(
+            "--reload",
+            action="store_true",
+            help="restart the server when the project's code changes; connections are closed without a drain",
+        )
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """Run the command. With `--reload`, `_serve_again` runs the system checks."""
+        return super().execute(*args, **{**options, "skip_checks": options["skip_checks"] or options["reload"]})
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Raise the limits of the process, and serve until a signal stops the server."""
+        """Serve until a signal stops the server. With `--reload`, begin again when the code changes."""
+        if options["reload"]:
+            autoreload.run_with_reloader(self._serve_again, **options)
+        else:
+            self._serve(**options)
+
+    def _serve_again(self, **options: Any) -> None:
+        """Serve in a thread of a child process, in which the reloader waits for a change of the code.
+
+        Errors in the code are raised here, because the reloader waits for the next change then.
+        """
+        autoreload.raise_last_exception()
+        self.check(display_num_errors=True)
+        self._serve(**options)
+
+    def _serve(self, **options: Any) -> None:
+        """Raise the limits of the process, and run the server."""
         host, separator, port = options["address"].rpartition(":")
         if not separator or not port.isdecimal():
             raise CommandError(f"{options['address']!r} is not an address; give host:port, for example 127.0.0.1:8000.")
@@ -72,7 +106,34 @@ class Command(BaseCommand):
         if oldest == DEFAULT_FULL_COLLECTION_THRESHOLD:  # the project has not changed it
             gc.set_threshold(youngest, middle, FULL_COLLECTION_THRESHOLD)
         serve = _serve_by_daphne if options["server"] == "daphne" else _serve_by_uvicorn
-        serve(application, host.strip("[]"), int(port), options)
+        served = _with_static_files(import_string(application))
+        serve(served, host.strip("[]"), int(port), options, partial(self._announce, application, options))
+
+    def _announce(self, application: str, options: dict[str, Any]) -> None:
+        """Print where the server listens, and what it uses."""
+        server = options["server"]
+        version = importlib.metadata.version(server)
+        self.stdout.write(f"Serving {application} at http://{options['address']}/ with {server} {version}.")
+        engine = get_engine()
+        places = {part: getattr(engine, part).place for part in ("streams", "presence", "sessions")}
+        for part, place in places.items():
+            self.stdout.write(f"{part.capitalize()}: {place}.")
+        if _serves_static_files():
+            self.stdout.write(f"Static files: {django_settings.STATIC_URL}, because DEBUG is on.")
+        self.stdout.flush()
+
+
+def _serves_static_files() -> bool:
+    return django_settings.DEBUG and apps.is_installed("django.contrib.staticfiles")
+
+
+def _with_static_files(application: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an application that also serves static files while DEBUG is on, as `runserver` does."""
+    if not _serves_static_files():
+        return application
+    from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+
+    return ASGIStaticFilesHandler(cast("ASGIHandler", application))  # it only calls the application
 
 
 def _raise_limit_of_open_files() -> None:
@@ -89,7 +150,9 @@ def _largest_frame() -> int:
     return 4 * get_settings().max_message_size
 
 
-def _serve_by_uvicorn(application: str, host: str, port: int, options: dict[str, Any]) -> None:
+def _serve_by_uvicorn(
+    application: Callable[..., Any], host: str, port: int, options: dict[str, Any], announce: Callable[[], None]
+) -> None:
     try:
         import uvicorn
 
@@ -106,8 +169,9 @@ def _serve_by_uvicorn(application: str, host: str, port: int, options: dict[str,
         from reliable_cable.servers.deflate import CompressingWebSocketProtocol
 
         protocol = CompressingWebSocketProtocol
+    announce()
     uvicorn.run(
-        ":".join(application.rsplit(".", 1)),
+        application,
         host=host,
         port=port,
         http=PacedHTTPProtocol,
@@ -122,7 +186,9 @@ def _serve_by_uvicorn(application: str, host: str, port: int, options: dict[str,
     )
 
 
-def _serve_by_daphne(application: str, host: str, port: int, options: dict[str, Any]) -> None:
+def _serve_by_daphne(
+    application: Callable[..., Any], host: str, port: int, options: dict[str, Any], announce: Callable[[], None]
+) -> None:
     # daphne must be imported before anything else imports Twisted, because it chooses the reactor.
     from daphne.endpoints import build_endpoint_description_strings
 
@@ -145,7 +211,7 @@ def _serve_by_daphne(application: str, host: str, port: int, options: dict[str, 
         server.ws_factory.setProtocolOptions(maxFramePayloadSize=size, maxMessagePayloadSize=size)
 
     server = PacedServer(
-        import_string(application),
+        application,
         endpoints=[f"{endpoint}:backlog={BACKLOG}"],
         # By default, daphne closes WebSockets after a day.
         websocket_timeout=-1,
@@ -153,8 +219,11 @@ def _serve_by_daphne(application: str, host: str, port: int, options: dict[str, 
         proxy_forwarded_port_header="X-Forwarded-Port" if trusted else None,
         proxy_forwarded_proto_header="X-Forwarded-Proto" if trusted else None,
         verbosity=0,
+        # The reloader's main thread handles signals.
+        signal_handlers=not options["reload"],
         ready_callable=limit_frame_size,
     )
+    announce()
     server.run()
     if server.abort_start:
         raise CommandError(f"The server cannot listen on {host}:{port}.")

@@ -45,6 +45,11 @@ class ModelStore(Store):
         self._database = Database(settings)
         self._server = DatabaseServer(self._database, clock)
 
+    @property
+    def place(self) -> str:
+        """Where the data are, in words for a developer."""
+        return f"database {self.settings.database!r}"
+
     @retried_read
     def time(self) -> float:
         """Return the current time by the server's clock on PostgreSQL, and by this host's clock on SQLite."""

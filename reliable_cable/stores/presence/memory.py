@@ -51,6 +51,8 @@ class MemoryPresenceStore(PresenceStore):
     An expired session is still present, and can be refreshed, until `expire` removes it.
     """
 
+    place = "memory of this process"
+
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
         self._incarnation = secrets.token_hex(8)

@@ -147,6 +147,13 @@ class RedisClient:
         #: The pub/sub connection of each event loop (see pubsub.py).
         self.pubsubs: dict[asyncio.AbstractEventLoop, Any] = {}
 
+    @property
+    def place(self) -> str:
+        """The address of the server and the number of the database."""
+        options = self._pool.connection_kwargs
+        address = options["path"] if "path" in options else f"{options['host']}:{options['port']}"
+        return f"Redis at {address}, database {self.database}"
+
     def close(self) -> None:
         """Close the connections of sync code."""
         self._pool.disconnect()

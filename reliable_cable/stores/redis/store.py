@@ -48,6 +48,11 @@ class RedisStore(Store):
         self._clock = clock
         self.client: RedisClient = client_for(settings)
 
+    @property
+    def place(self) -> str:
+        """Where the data are, in words for a developer."""
+        return self.client.place
+
     @cached_property
     def blocking(self) -> Self:
         """This store with a client that blocks."""

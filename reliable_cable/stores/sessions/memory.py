@@ -27,6 +27,8 @@ class _StoredRecord:
 class MemorySessionStore(SessionStore):
     """Stores session records in a dict, as JSON text, so that callers share no objects with the store."""
 
+    place = "memory of this process"
+
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
         # Both are in the order of expiry, because a new or renewed item moves to the end.

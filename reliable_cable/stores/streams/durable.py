@@ -70,6 +70,11 @@ class DurableStreamStore(RedisStreamStore):
         store._model = self._model.blocking
         return store
 
+    @property
+    def place(self) -> str:
+        """Where the data are, in words for a developer."""
+        return f"{super().place} (durable streams: {self._model.place})"
+
     def _is_durable(self, stream: str) -> bool:
         return self.settings.policy(stream).durable
 

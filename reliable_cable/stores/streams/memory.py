@@ -83,6 +83,8 @@ class MemoryStreamListener(BusListener[StreamEvent], StreamListener):
 class MemoryStreamStore(StreamStore):
     """Stores streams in this process only. Other processes do not receive their messages."""
 
+    place = "memory of this process"
+
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)
         self._bus: Bus[StreamEvent] = Bus()
