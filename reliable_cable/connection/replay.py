@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from reliable_cable.concurrency.retrying import RETRY_DELAY, retry
 from reliable_cable.exceptions import StoreError
-from reliable_cable.hub.stream import LOST
+from reliable_cable.hub.stream import LOST, HubStream
 from reliable_cable.hub.subscriber import SubscriberState
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
@@ -179,7 +179,7 @@ class Replay:
         hub, stream = self._subscription.connection.hub, subscribed.stream
         known = stream.position
         if position is not None:
-            page = await hub.history.read(stream.name, position, known)
+            page = await self._read(stream, position)
         else:
             cursor = subscribed.cursor
             offset = await hub.engine.streams.aoffset_since(stream.name, self._server_time(since or 0.0))
@@ -188,13 +188,23 @@ class Replay:
             if cursor.epoch in ("", known.epoch):
                 # What follows the cursor is still due, even if it is older than the time.
                 offset = min(offset, cursor.offset)
-            page = await hub.history.read(stream.name, StreamPosition("", offset), known)
+            page = await self._read(stream, StreamPosition("", offset))
             if known.epoch not in ("", page.epoch):
                 # The offset may belong to an epoch that has ended since then. Even with the offset 0, messages of that
                 # epoch are missing in the page.
                 return None
             position = StreamPosition(page.epoch, offset)
         return (position, page) if recoverable(position, page) else None
+
+    async def _read(self, stream: HubStream, position: StreamPosition) -> StreamPage:
+        """Read the first page after a position. If the hub has not noticed the page's epoch, repair the stream."""
+        hub = self._subscription.connection.hub
+        page = await hub.history.read(stream.name, position, stream.position)
+        if page.epoch != stream.position.epoch:
+            # Without this, the hub could still deliver late announcements of an epoch that has ended, and its clients
+            # would be told of the end twice.
+            await hub.repairs.finish(stream)
+        return page
 
     def _server_time(self, since: float) -> float:
         """Return a client's `since`, moved back if the client's clock is ahead of the store's."""

@@ -11,6 +11,7 @@ import pytest
 from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast, aforget
 from reliable_cable.channel import registry
+from reliable_cable.consumer import get_hub
 from reliable_cable.protocol import messages
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 
@@ -133,6 +134,23 @@ class TestStreamsWithoutMessages:
             await client.subscribe(ROOM)
         lineage = after
         assert (await restored(client.sid))[1] == [answer]
+
+
+class TestEpochsThatEndUnnoticed:
+    async def test_the_request_of_one_client_lets_the_hub_notice_the_end(self) -> None:
+        async with Client() as other:
+            await other.subscribe(ROOM)
+            await abroadcast("room", 1)
+            frame = await other.receive()
+            # The store fails over to one that has no messages, and announces nothing.
+            store = get_hub().engine.streams
+            assert isinstance(store, MemoryStreamStore)
+            del store._streams["room"]
+            async with Client() as client:
+                position = {"epoch": frame["epoch"], "offset": frame["offset"]}
+                await client.subscribe(ROOM, history={"streams": {"room": position}})
+                assert await received(client) == ["reject_history"]
+            assert await received(other) == ["reject_history"]
 
 
 class TestReading:
