@@ -3,6 +3,11 @@
 from django.core.exceptions import SynchronousOnlyOperation
 
 
+def reason(error: BaseException) -> str:
+    """Return the text of an error without its full stop, for the end of a sentence."""
+    return str(error).rstrip(".")
+
+
 class CableError(Exception):
     """Base class of all errors of this package."""
 

@@ -52,6 +52,7 @@ class StreamEntry(models.Model):
     created = models.FloatField()
 
     class Meta:
+        verbose_name_plural = "stream entries"
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["stream", "offset"], name="reliable_cable_entry_offset"),
             models.UniqueConstraint(fields=["stream", "idempotency_key"], name="reliable_cable_entry_key"),

@@ -17,4 +17,8 @@ class Migration(migrations.Migration):
                 ("began", models.FloatField()),
             ],
         ),
+        migrations.AlterModelOptions(
+            name="streamentry",
+            options={"verbose_name_plural": "stream entries"},
+        ),
     ]

@@ -41,15 +41,15 @@ class TestCommand:
         TransientEntry.objects.create(name="a", data="1", origin="", created=0)
         Session.objects.create(sid="old", identity="{}", authenticated=0, expires=0)
         Stream.objects.create(name="idle", epoch="e", tail=5, low=6)
-        assert prune("--limit", "2") == "Streams: 7 deleted.\nSessions: 1 deleted.\n"
+        assert prune("--limit", "2") == "Messages and idle streams: 7 deleted.\nSessions: 1 deleted.\n"
         assert [entry.offset for entry in StreamEntry.objects.order_by("offset")] == [6, 7]
         assert [stream.name for stream in Stream.objects.all()] == ["a"]
         assert not TransientEntry.objects.exists()
-        assert prune() == "Streams: 0 deleted.\nSessions: 0 deleted.\n"
+        assert prune() == "Messages and idle streams: 0 deleted.\nSessions: 0 deleted.\n"
 
     def test_no_sessions_deletes_no_sessions(self) -> None:
         Session.objects.create(sid="old", identity="{}", authenticated=0, expires=0)
-        assert prune("--no-sessions") == "Streams: 0 deleted.\n"
+        assert prune("--no-sessions") == "Messages and idle streams: 0 deleted.\n"
         assert Session.objects.count() == 1
 
     def test_a_limit_of_0_is_refused(self) -> None:

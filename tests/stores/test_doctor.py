@@ -40,7 +40,9 @@ def doctor(**settings: Any) -> str:
 
 def test_a_correct_redis_passes_and_delivers_the_test_message(redis: RedisServer) -> None:
     said = doctor(REDIS_URL=redis.url)
-    assert "streams: reliable_cable.stores.streams.redis.RedisStreamStore" in said
+    place = f"Redis at 127.0.0.1:{redis.port}, database 0"
+    assert f"streams: reliable_cable.stores.streams.redis.RedisStreamStore, {place}\n" in said
+    assert "Presence is in the memory" not in said
     assert "A test message arrived" in said
     assert re.search(r"The clock of Redis is 0\.\d\d\d s (ahead of|behind) this host's\.", said)
     assert "Nothing is wrong." in said
@@ -50,6 +52,21 @@ def test_the_memory_engine_passes_too() -> None:
     said = doctor(ENGINE="memory")
     assert "Nothing is wrong." in said
     assert "clock" not in said, "it is this host's"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_presence_in_memory_is_named_if_other_processes_can_read_the_streams() -> None:
+    said = doctor(ENGINE="database")
+    assert "presence: reliable_cable.stores.presence.memory.MemoryPresenceStore, memory of this process\n" in said
+    assert "Presence is in the memory of each server process" in said
+    assert "Set REDIS_URL" in said
+    assert "Presence is in the memory" not in doctor(ENGINE="memory")
+
+
+def test_a_password_that_redis_does_not_expect_is_named(redis: RedisServer) -> None:
+    url = redis.url.replace("redis://", "redis://:secret@")
+    with pytest.raises(CommandError, match=r"Redis refused the user or the password in REDIS_URL: .*[^.]\.$"):
+        doctor(REDIS_URL=url)
 
 
 def test_a_redis_that_may_evict_keys_fails_with_a_remedy(redis: RedisServer) -> None:

@@ -10,10 +10,17 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import CableError
 from reliable_cable.stores.engine import Engine, engine_paths, get_engine
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
 from reliable_cable.stores.streams.base import Message, StreamStore
+from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 #: How long, in seconds, to wait for the test message.
 PROBE_TIMEOUT = 5.0
+
+PRESENCE_IN_MEMORY = (
+    "Presence is in the memory of each server process: with several processes, a client sees only the members of its "
+    "own one. Set REDIS_URL to share presence."
+)
 
 
 class Command(BaseCommand):
@@ -32,9 +39,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Print the stores, the differences between the clocks, and all problems."""
         settings = get_settings()
-        for part, path in engine_paths(settings).items():
-            self.stdout.write(f"{part}: {path}")
         engine = get_engine()
+        for part, path in engine_paths(settings).items():
+            self.stdout.write(f"{part}: {path}, {getattr(engine, part).place}")
         store = engine.streams
         try:
             if options["new_epochs"]:
@@ -46,6 +53,8 @@ class Command(BaseCommand):
             took = asyncio.run(_probe(store))
         except CableError as error:
             raise CommandError(f"The engine does not work: {error}") from error
+        if isinstance(engine.presence, MemoryPresenceStore) and not isinstance(store, MemoryStreamStore):
+            self.stdout.write(self.style.WARNING(PRESENCE_IN_MEMORY))
         if took is None:
             problems.append(f"A test message was sent, but did not arrive within {PROBE_TIMEOUT:.0f} s.")
         else:

@@ -37,7 +37,7 @@ class Command(BaseCommand):
         engine = get_engine()
         try:
             streams = sum(iter(lambda: engine.streams.prune(limit=limit), 0))
-            self.stdout.write(f"Streams: {streams} deleted.")
+            self.stdout.write(f"Messages and idle streams: {streams} deleted.")
             if not options["no_sessions"]:
                 sessions = sum(iter(lambda: engine.sessions.prune(limit=limit), 0))
                 self.stdout.write(f"Sessions: {sessions} deleted.")

@@ -18,7 +18,7 @@ from django.db.models import Model, QuerySet
 from reliable_cable.concurrency.on_commit import in_transaction
 from reliable_cable.concurrency.threads import submit_store
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, CableError, StoreError
+from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, CableError, StoreError, reason
 from reliable_cable.logs import logger
 
 from .fair_lock import FairLock
@@ -254,7 +254,7 @@ class Database:
                     f" If the caller's own transaction has the lock, {OWN_LOCK_REMEDY}. Otherwise shorten "
                     f"transactions, or raise the timeout."
                 )
-            raise BroadcastError(f"Nothing was broadcast: database {self.alias!r}: {error}.{remedy}") from error
+            raise BroadcastError(f"Nothing was broadcast: database {self.alias!r}: {reason(error)}.{remedy}") from error
 
     @contextmanager
     def store_errors(self, message: str) -> Iterator[None]:
@@ -263,7 +263,7 @@ class Database:
             yield
         except Error as error:
             self._recover()
-            raise StoreError(f"{message}: database {self.alias!r}: {error}.") from error
+            raise StoreError(f"{message}: database {self.alias!r}: {reason(error)}.") from error
 
     def _recover(self) -> None:
         # Django replaces broken connections when a request begins, which never happens in commands, workers and shells.

@@ -31,7 +31,7 @@ from redis.exceptions import (
 from redis.retry import Retry
 
 from reliable_cable.conf import CableSettings
-from reliable_cable.exceptions import StoreError
+from reliable_cable.exceptions import StoreError, reason
 
 from .exchange import Command, Exchange, arun_exchange, finish, run_exchange
 from .idle import IdleQueue, release
@@ -139,7 +139,7 @@ class RedisClient:
         try:
             self._pool.connection_class(**self._pool.connection_kwargs)
         except (TypeError, ValueError) as error:
-            raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {error}.") from error
+            raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {reason(error)}.") from error
         #: The number of the database.
         self.database = int(self._pool.connection_kwargs.get("db") or 0)
         self._async_pools: dict[asyncio.AbstractEventLoop, redis.asyncio.ConnectionPool] = {}
@@ -346,7 +346,9 @@ class BlockingClient(RedisClient):
 
 def _unavailable(error: BaseException, sent: bool) -> RedisUnavailable:
     problem = "did not respond" if sent else "cannot be reached"
-    return RedisUnavailable(f"Redis {problem}: {error}.", sent=sent)
+    if isinstance(error, redis.AuthenticationError):
+        problem = "refused the user or the password in REDIS_URL"
+    return RedisUnavailable(f"Redis {problem}: {reason(error)}.", sent=sent)
 
 
 def _is_unavailable(reply: Any) -> bool:
@@ -359,11 +361,11 @@ def _is_unavailable(reply: Any) -> bool:
 def _checked(replies: list[Any]) -> list[Any]:
     errors = [reply for reply in replies if _is_unavailable(reply)]
     if errors:
-        message = f"Redis accepts no such command at present: {str(errors[0]).rstrip('.')}."
+        message = f"Redis accepts no such command at present: {reason(errors[0])}."
         raise RedisUnavailable(message, sent=len(errors) < len(replies)) from errors[0]
     for reply in replies:
         if isinstance(reply, ResponseError):
-            raise RedisRefused(f"Redis refused a command: {reply}.") from reply
+            raise RedisRefused(f"Redis refused a command: {reason(reply)}.") from reply
     return replies
 
 
