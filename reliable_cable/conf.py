@@ -2,11 +2,13 @@
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
@@ -95,6 +97,31 @@ def _instance(kind: type, allowed: str, *, not_empty: bool = False) -> Check:
 def _check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
     if value is not None and not (isinstance(value, str) and value.startswith(REDIS_SCHEMES)):
         raise _error(key, value, f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}")
+    if value is not None and not value.startswith("unix://"):
+        _check_redis_address(value)
+
+
+def _check_redis_address(url: str) -> None:
+    """Check the port and the database of a URL. redis-py raises an error without a name, or ignores the database."""
+    try:
+        address = urlsplit(url)
+        address.port  # noqa: B018 - raises an error if it is not a number
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{NAME}['REDIS_URL'] is not a URL with a host and a port: {error}.") from error
+    database = address.path.removeprefix("/")
+    if database and not database.isdecimal():
+        raise ImproperlyConfigured(
+            f"{NAME}['REDIS_URL'] has the database {database!r}; it must be a number, as in redis://localhost:6379/0."
+        )
+
+
+def _unknown(key: object, allowed: Iterable[str]) -> str:
+    """Return what an error says of an unknown key."""
+    names = list(allowed)
+    similar = get_close_matches(str(key).upper(), [name.upper() for name in names], n=1)
+    meant = [name for name in names if [name.upper()] == similar]
+    guess = f"; did you mean {meant[0]!r}?" if meant else "."
+    return f"the unknown key {key!r}{guess} Allowed: {', '.join(names)}."
 
 
 def _check_namespace(key: str | tuple[str, ...], value: Any) -> None:
@@ -133,9 +160,7 @@ def _check_streams(key: str | tuple[str, ...], value: Any) -> None:
             raise _error(("STREAMS", pattern), options, f"a dict with any of {', '.join(STREAM_OPTIONS)}")
         for name, option in options.items():
             if name not in STREAM_OPTIONS:
-                raise ImproperlyConfigured(
-                    f"{NAME}[{key!r}][{pattern!r}] has the unknown key {name!r}; allowed: {', '.join(STREAM_OPTIONS)}."
-                )
+                raise ImproperlyConfigured(f"{NAME}[{key!r}][{pattern!r}] has {_unknown(name, STREAM_OPTIONS)}")
             STREAM_OPTIONS[name](("STREAMS", pattern, name), option)
 
 
@@ -229,7 +254,7 @@ def read_settings(values: Any) -> CableSettings:
         raise ImproperlyConfigured(f"{NAME} is {values!r}; it must be a dict.")
     for key, value in values.items():
         if key not in CHECKS:
-            raise ImproperlyConfigured(f"{NAME} has the unknown key {key!r}; allowed: {', '.join(CHECKS)}.")
+            raise ImproperlyConfigured(f"{NAME} has {_unknown(key, CHECKS)}")
         CHECKS[key](key, value)
     given: dict[str, Any] = {key.lower(): value for key, value in values.items()}
     given.setdefault("engine", "redis" if given.get("redis_url") else "database")
