@@ -229,6 +229,12 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         transport = transport_for(self.scope, send)
         hub = get_hub()
         if subprotocol is None or hub.draining:
+            if subprotocol is None:
+                handshake_log.warning(
+                    "A client was refused, because it offers none of the subprotocols %s. The packages @anycable/web "
+                    "and @rails/actioncable offer them.",
+                    ", ".join(constants.Subprotocol),
+                )
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         if transport.drainable:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.http import Http404
@@ -170,6 +171,19 @@ class TestRefusals:
         assert await client.receive() == {"type": "disconnect", "reason": "unauthorized", "reconnect": False}
         assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
         assert logged(caplog) == [("INFO", f"Guarded.connect refused its client: {REFUSALS[how]}")]
+
+
+@pytest.mark.parametrize("offered", [[], ["soap"], ["actioncable-unsupported", "anycable-token.secret"]])
+async def test_a_client_without_a_supported_subprotocol_is_refused_with_a_reason_in_the_log(
+    offered: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    communicator = WebsocketCommunicator(CableConsumer.as_asgi(), "/cable", subprotocols=offered)
+    connected, _ = await communicator.connect()
+    assert not connected
+    ((level, message),) = logged(caplog)
+    assert level == "WARNING"
+    assert "none of the subprotocols actioncable-v1-ext-json, actioncable-v1-json" in message
+    assert "secret" not in message
 
 
 async def test_of_many_refused_handshakes_the_number_is_logged_after_a_minute(
