@@ -14,6 +14,7 @@ import pytest
 from django.db import OperationalError, connections, transaction
 from django.db.backends.sqlite3.base import DatabaseWrapper as SQLite
 
+from reliable_cable import models
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.stores.database import database
 from reliable_cable.stores.sessions.model import ModelSessionStore
@@ -249,3 +250,12 @@ class TestBrokenConnections:
         with pytest.raises(BroadcastError):
             broadcast_twice()
         assert kept(store) == []
+
+
+@model_stores
+def test_a_missing_table_is_named_with_its_remedy(store: ModelStreamStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    append(store, "1")
+    monkeypatch.setattr(models.Stream._meta, "db_table", "reliable_cable_absent")
+    for call, error in ((lambda: kept(store), StoreError), (lambda: append(store, "2"), BroadcastError)):
+        with pytest.raises(error, match=r"reliable_cable_absent(.|\n)* Run `manage\.py migrate`\.$"):
+            call()

@@ -118,6 +118,8 @@ class Command(BaseCommand):
         places = {part: getattr(engine, part).place for part in ("streams", "presence", "sessions")}
         for part, place in places.items():
             self.stdout.write(f"{part.capitalize()}: {place}.")
+        if django_settings.DEBUG:
+            self.check_migrations()
         if _serves_static_files():
             self.stdout.write(f"Static files: {django_settings.STATIC_URL}, because DEBUG is on.")
         self.stdout.flush()

@@ -104,6 +104,14 @@ def is_conflict(error: BaseException) -> bool:
     return code in _POSTGRES_CONFLICTS
 
 
+def _remedy(error: Error) -> str:
+    """Return a sentence that says what to do if a table or a column is missing, or an empty text."""
+    text = str(error)
+    if "reliable_cable_" in text and ("no such" in text or "does not exist" in text):
+        return " Run `manage.py migrate`."
+    return ""
+
+
 class Database:
     """Runs the reads and writes of stores in one of Django's databases.
 
@@ -248,7 +256,7 @@ class Database:
             ) from error.__cause__
         except Error as error:
             self._recover()
-            remedy = ""
+            remedy = _remedy(error)
             if "locked" in str(error):
                 remedy = (
                     f" If the caller's own transaction has the lock, {OWN_LOCK_REMEDY}. Otherwise shorten "
@@ -263,7 +271,7 @@ class Database:
             yield
         except Error as error:
             self._recover()
-            raise StoreError(f"{message}: database {self.alias!r}: {reason(error)}.") from error
+            raise StoreError(f"{message}: database {self.alias!r}: {reason(error)}.{_remedy(error)}") from error
 
     def _recover(self) -> None:
         # Django replaces broken connections when a request begins, which never happens in commands, workers and shells.
