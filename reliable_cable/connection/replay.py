@@ -197,13 +197,12 @@ class Replay:
         return (position, page) if recoverable(position, page) else None
 
     async def _read(self, stream: HubStream, position: StreamPosition) -> StreamPage:
-        """Read the first page after a position. If the hub has not noticed the page's epoch, repair the stream."""
+        """Read the first page after a position. Let the hub repair the stream if it has not noticed the page's epoch."""
         hub = self._subscription.connection.hub
         page = await hub.history.read(stream.name, position, stream.position)
         if page.epoch != stream.position.epoch:
-            # Without this, the hub could still deliver late announcements of an epoch that has ended, and its clients
-            # would be told of the end twice.
-            await hub.repairs.finish(stream)
+            # Until then, the hub could still deliver late announcements of an epoch that has ended.
+            hub.repairs.request(stream)
         return page
 
     def _server_time(self, since: float) -> float:

@@ -229,6 +229,9 @@ class Client:
                     first -= 1
                 if self.skippable(stream, min(first, due), index):
                     return request
+            elif request.since is not None and request.initial and index <= due:
+                # The server had not noticed the messages from before that time. It sends them, too.
+                return request
         return None
 
     def _fault(self, sub: Subscribed, track: Track, stream: str, index: int) -> str | None:
