@@ -11,6 +11,7 @@
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
 | `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 in its place. |
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
+| `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` looks for it. |
 
 If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
 connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
@@ -33,6 +34,8 @@ from django.utils.module_loading import import_string
 from .conf import NAME, CableSettings, get_settings
 from .namespaces import find_callable
 from .stores.engine import engine_classes, get_engine
+from .stores.presence.memory import MemoryPresenceStore
+from .stores.streams.memory import MemoryStreamStore
 
 TAG = "reliable_cable"
 
@@ -198,6 +201,30 @@ def check_public_streams_of_deployments(**kwargs: Any) -> list[CheckMessage]:
     if not _all_streams_are_public():
         return []
     return [Error(PUBLIC_STREAMS_PROBLEM, hint=PUBLIC_STREAMS_HINT, id="reliable_cable.E005")]
+
+
+@register(TAG, deploy=True)
+def check_stores_in_memory(**kwargs: Any) -> list[CheckMessage]:
+    """Report streams or presence in the memory of one process (W005)."""
+    settings = _valid_settings()
+    if settings is None:
+        return []
+    try:
+        classes = engine_classes(settings)
+    except ImproperlyConfigured:
+        return []  # reported as E003
+    if issubclass(classes["streams"], MemoryStreamStore):
+        problem = (
+            "Streams are in the memory of one process. A broadcast from another process (a second server process, a "
+            "task, the shell) reaches no client of this one, and a restart loses every history."
+        )
+        hint = f"Remove {NAME}['ENGINE'], so that streams are in the database, or set {NAME}['REDIS_URL']."
+    elif issubclass(classes["presence"], MemoryPresenceStore):
+        problem = "Presence is in the memory of each process. Members on other processes are not seen."
+        hint = f"Set {NAME}['REDIS_URL'], or run one server process only and silence this check."
+    else:
+        return []
+    return [Warning(problem, hint=hint, id="reliable_cable.W005")]
 
 
 def _all_streams_are_public() -> bool:

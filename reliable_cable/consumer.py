@@ -14,6 +14,8 @@ from urllib.parse import parse_qs
 from channels.consumer import AsyncConsumer, get_handler_name
 from channels.exceptions import StopConsumer
 from channels.layers import get_channel_layer
+from django.apps import apps
+from django.core.exceptions import ImproperlyConfigured
 
 from . import origins
 from .client_log import handshake_log
@@ -172,8 +174,12 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             allowed_origins: replaces the attribute of the class.
 
         Raises:
-            ImproperlyConfigured: `allowed_origins` is not valid.
+            ImproperlyConfigured: `allowed_origins` is not valid, or `reliable_cable` is not in `INSTALLED_APPS`.
         """
+        if apps.apps_ready and not apps.is_installed("reliable_cable"):
+            raise ImproperlyConfigured(
+                "'reliable_cable' is not in INSTALLED_APPS, so no channels would be found. Add it there."
+            )
         origins.check_allowed_origins(cls.__name__, initkwargs.get("allowed_origins", cls.allowed_origins))
         return super().as_asgi(**initkwargs)
 

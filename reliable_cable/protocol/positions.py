@@ -19,6 +19,10 @@ class StreamPosition:
     epoch: str
     offset: int
 
+    def as_dict(self) -> dict[str, str | int]:
+        """Return the position as a dict with `epoch` and `offset`, which can be encoded as JSON."""
+        return {"epoch": self.epoch, "offset": self.offset}
+
 
 @dataclass(frozen=True, slots=True)
 class HistoryRequest:

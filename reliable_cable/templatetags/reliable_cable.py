@@ -1,14 +1,17 @@
 """Template tags for pages that use the cable. Load them with `{% load reliable_cable %}`."""
 
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 from django import template
+from django.contrib.staticfiles import finders
 from django.templatetags.static import static
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from reliable_cable import signing
+from reliable_cable.logs import logger
 from reliable_cable.stores.engine import get_engine
 
 register = template.Library()
@@ -51,6 +54,7 @@ def cable_script(context: template.Context, nonce: str | None = None) -> SafeStr
         nonce: the nonce of the Content-Security-Policy; None: use the nonce of Django's CSP support (6.0 and later) or
             of django-csp, if one of them is in use.
     """
+    _warn_if_missing()
     if nonce is None:
         nonce = _request_nonce(context)
     if nonce is None:
@@ -62,6 +66,17 @@ def cable_script(context: template.Context, nonce: str | None = None) -> SafeStr
 def signed_stream_name(name: str) -> str:
     """Render a signed stream name, for example in `data-stream="{% signed_stream_name "chat/1" %}"`."""
     return signing.signed_stream_name(name)
+
+
+@cache
+def _warn_if_missing() -> None:
+    """Log once in each process that the bundle is missing, as after an editable install without Node."""
+    if finders.find(SCRIPT) is None:
+        logger.warning(
+            "{%% cable_script %%} refers to %s, but there is no such static file. If you did not install a wheel, "
+            "install Node 20 or later and run `manage.py cable_client`.",
+            SCRIPT,
+        )
 
 
 def _request_nonce(context: template.Context) -> str | None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from reliable_cable.protocol.positions import UNKNOWN_POSITION, HistoryRequest, StreamPosition
 
 EARLY, LATE = StreamPosition("e", 1), StreamPosition("e", 5)
 ELSEWHERE = StreamPosition("f", 3)
+
+
+def test_the_dict_of_a_position_can_be_encoded_as_json() -> None:
+    assert json.dumps(LATE.as_dict()) == '{"epoch": "e", "offset": 5}'
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -246,3 +248,19 @@ class TestParams:
         assert params.get("id") is None
         assert "id" not in params
         assert {**params} == {"room": 1}
+
+
+def test_a_project_without_the_app_gets_an_error_that_names_the_setting() -> None:
+    program = """
+import django
+from django.conf import settings
+
+settings.configure(INSTALLED_APPS=[])
+django.setup()
+
+from reliable_cable import CableConsumer
+
+CableConsumer.as_asgi()
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "ImproperlyConfigured: 'reliable_cable' is not in INSTALLED_APPS" in result.stderr

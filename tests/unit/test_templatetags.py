@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -25,6 +26,7 @@ from reliable_cable.signing import verify_stream_name
 from reliable_cable.stores.clock import MARGIN
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.streams.memory import MemoryStreamStore
+from reliable_cable.templatetags import reliable_cable as tags
 
 from . import wire
 
@@ -209,3 +211,29 @@ class TestSignedStreamName:
 
     def test_the_signed_name_can_be_assigned_to_a_variable(self) -> None:
         assert verify_stream_name(render("{% signed_stream_name name as s %}{{ s }}", {"name": "chat/2"})) == "chat/2"
+
+
+class TestMissingBundle:
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path) -> Iterator[None]:
+        """Look for static files in a folder of this test only."""
+        finder = "django.contrib.staticfiles.finders.FileSystemFinder"
+        # Django's tests clear the cache of finders when STATICFILES_DIRS changes.
+        with override_settings(STATICFILES_DIRS=[tmp_path], STATICFILES_FINDERS=[finder]):
+            tags._warn_if_missing.cache_clear()
+            yield
+        tags._warn_if_missing.cache_clear()
+
+    def test_it_is_logged_once_with_the_command_that_creates_it(self, caplog: pytest.LogCaptureFixture) -> None:
+        render("{% cable_script %}{% cable_script %}")
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert line.startswith(
+            "{% cable_script %} refers to reliable_cable/cable.js, but there is no such static file."
+        )
+        assert "run `manage.py cable_client`" in line
+
+    def test_a_bundle_that_exists_is_not_logged(self, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+        (tmp_path / "reliable_cable").mkdir()
+        (tmp_path / tags.SCRIPT).touch()
+        render("{% cable_script %}")
+        assert not caplog.records
