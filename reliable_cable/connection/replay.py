@@ -197,7 +197,7 @@ class Replay:
         return (position, page) if recoverable(position, page) else None
 
     async def _read(self, stream: HubStream, position: StreamPosition) -> StreamPage:
-        """Read the first page after a position. Let the hub repair the stream if it has not noticed the page's epoch."""
+        """Read the first page after a position. Request a repair if the hub has not noticed the page's epoch."""
         hub = self._subscription.connection.hub
         page = await hub.history.read(stream.name, position, stream.position)
         if page.epoch != stream.position.epoch:
