@@ -121,7 +121,9 @@ class Repairs:
         lost.
         """
         start = StreamPosition(page.epoch, 0)
-        if page.low == 1 and stream.lineage not in ("", page.lineage):
+        # The control bus is not told of this. Otherwise, every client would reconnect after each restart of a Redis that
+        # had no control messages.
+        if stream.observer is None and page.low == 1 and stream.lineage not in ("", page.lineage):
             stream.lose_beginning(start)
             self._data_lost()
         elif page.epoch:
