@@ -121,8 +121,8 @@ class Repairs:
         lost.
         """
         start = StreamPosition(page.epoch, 0)
-        # The control bus is not told of this. Otherwise, every client would reconnect after each restart of a Redis that
-        # had no control messages.
+        # The control bus is not told of this. Otherwise, every client would reconnect after each restart of a Redis
+        # that had no control messages.
         if stream.observer is None and page.low == 1 and stream.lineage not in ("", page.lineage):
             stream.lose_beginning(start)
             self._data_lost()
