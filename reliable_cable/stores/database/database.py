@@ -51,7 +51,7 @@ MAX_PAUSE = 0.05
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether to retry writes only for the database's own timeout, because the caller may hold the write lock itself.
+#: Whether to retry writes no longer than the database's own timeout, because the caller may hold the write lock itself.
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
@@ -307,7 +307,7 @@ class Database:
 
 
 def _with_short_wait(call: Callable[[], T]) -> T:
-    """Run a call whose writes retry only for the database's own timeout."""
+    """Run a call, and retry its writes no longer than the database's own timeout."""
     token = _short_wait.set(True)
     try:
         return call()
