@@ -42,7 +42,7 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
 
 
 class LatestByCondition(OrderedDict[str, V]):
-    """The latest values, by the keys of their conditions. Their number is limited to the history size of the bus."""
+    """The latest values, by the keys of their conditions. At most as many are kept as messages on the control bus."""
 
     def put(self, condition: Identity, value: V) -> None:
         """Add a value. It replaces an earlier one with the same condition."""

@@ -63,7 +63,7 @@ class SessionRecords(SessionWriter):
         self.losses.end_if_idle()
 
     def void(self, session: LiveSession) -> None:
-        """Remove a session, and delete its records. No client of this process can restore it from now on."""
+        """Remove a session, and delete its records. From now on, it cannot be restored in this process."""
         self.discard(session)
         if self.enabled:
             self.delete(session.sids)
