@@ -144,7 +144,7 @@ atexit.register(_end_threads_at_exit)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, in that of Django's ORM calls."""
+    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, in the thread of Django's ORM."""
     return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 

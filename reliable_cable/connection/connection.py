@@ -237,7 +237,7 @@ class Connection:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def receive(self, text: str | None) -> None:
-        """Handle a frame that the client sent; None: a binary frame. Commands are queued, so this returns at once."""
+        """Handle a text frame, or a binary frame if `text` is None. Commands are queued, so this returns at once."""
         if self.state is not ConnectionState.OPEN:
             return
         try:

@@ -32,12 +32,12 @@ class Started:
 
     @classmethod
     def by(cls, reply: Reply) -> Started:
-        """Return what a reply of `subscribed` starts."""
+        """Return the streams and the member that a reply of `subscribed` starts."""
         return cls(tuple(_starts(reply)), _member(reply))
 
     @classmethod
     def load(cls, record: Mapping[str, Any]) -> Started | None:
-        """Return what a record contains; None if an earlier release wrote it, which did not store this."""
+        """Load this from the record of a subscription; None if an earlier release wrote the record without it."""
         data = record.get("subscribed")
         if data is None:
             return None

@@ -31,7 +31,7 @@ PRUNE_LIMIT = 500
 class SeenIds:
     """Finds the new rows of a table, although rows may become visible out of the order of their ids.
 
-    A database to which a backup was restored gives ids again. So a row is identified by its id and its time.
+    After the restore of a backup, a database assigns the same ids again. So a row is identified by its id and its time.
 
     Args:
         clock: a monotonic clock, in seconds.
