@@ -129,7 +129,7 @@ class Connection:
     #: Handles the commands; set while the connection is open.
     commands: CommandQueue = field(init=False)
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
-    #: When the next ping is due. Only the heartbeat uses this.
+    #: The tick at which the connection is pinged next. Only the heartbeat uses this.
     ping_due: int = 0
     #: Whether frames of the client are not read for now (see `reading.Reading`).
     reading_paused: bool = False

@@ -206,7 +206,7 @@ class HubStream:
                 subscriber.owner.messages_lost()
 
     def lose_beginning(self, position: StreamPosition) -> None:
-        """Tell all subscribers that messages may be lost. The stream had none so far, and continues at a position."""
+        """Continue a stream that had no messages so far at a position, and tell all subscribers of a possible loss."""
         for group in self.groups.values():
             for subscriber in group.subscribers:
                 if subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor == self.position:
