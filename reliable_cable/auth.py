@@ -72,7 +72,7 @@ async def get_user(session: SessionBase) -> Any:
     """Return the user of a session, or an `AnonymousUser`."""
     user = await _users(session) if session.session_key else None
     if user is None:
-        # Imported late, because that module has models, and the apps may not be ready when `auth` is imported.
+        # This is imported late, because that module has models, and the apps may not be ready when `auth` is imported.
         from django.contrib.auth.models import AnonymousUser
 
         return AnonymousUser()

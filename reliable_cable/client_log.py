@@ -11,16 +11,16 @@ from typing import Any, Final
 
 from reliable_cable.logs import logger
 
-#: The most lines a minute that are logged on behalf of one client.
+#: The most lines that are logged on behalf of one client in each `INTERVAL`.
 MAX_LINES: Final = 20
-#: How many of these lines may have a traceback.
+#: The most tracebacks that are logged on behalf of one client in each `INTERVAL`.
 MAX_TRACEBACKS: Final = 5
-#: The length of that minute, in seconds.
+#: After how long, in seconds, the counts of lines and tracebacks begin again.
 INTERVAL: Final = 60.0
 
 
 class ClientLog(logging.LoggerAdapter[logging.Logger]):
-    """The logger of a connection. It logs the first lines of each minute, and then the number of the others.
+    """The logger of a connection. In each `INTERVAL`, it logs the first lines, and then the number of the others.
 
     Args:
         subject: what the lines are about.
@@ -43,7 +43,7 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         return self._lines <= MAX_LINES
 
     def report(self, *, ended: bool = False) -> None:
-        """Log how many lines were left out, if the minute is over.
+        """Log how many lines were left out, if the `INTERVAL` is over.
 
         Args:
             ended: whether the connection has ended, so that nothing more will be logged.
@@ -57,7 +57,7 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
             self.logger.warning("And %d more lines about %s.", omitted, self._subject)
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
-        """Leave out the traceback if enough of them were logged."""
+        """Leave out the traceback of a line if `MAX_TRACEBACKS` were logged before."""
         if kwargs.get("exc_info"):
             self._tracebacks += 1
             if self._tracebacks > MAX_TRACEBACKS:

@@ -26,7 +26,7 @@ ENGINE_PARTS = ("streams", "presence", "sessions")
 #: How long, in seconds, to keep the epoch and the offset of a stream after its newest message, unless settings say
 #: otherwise (see Protocol: History).
 IDLE_STREAM_TTL: Final = 30 * 86400.0
-#: The shortest such time, in seconds. An append that got no response is retried, and needs its stream meanwhile.
+#: The shortest `history_meta_ttl`, in seconds. The retries of an append that got no response need its stream meanwhile.
 MIN_META_TTL: Final = 60
 
 
@@ -116,7 +116,7 @@ def _check_redis_address(url: str) -> None:
 
 
 def _unknown(key: object, allowed: Iterable[str]) -> str:
-    """Return what an error says of an unknown key."""
+    """Return the end of the error message for an unknown key."""
     names = list(allowed)
     similar = get_close_matches(str(key).upper(), [name.upper() for name in names], n=1)
     meant = [name for name in names if [name.upper()] == similar]

@@ -86,7 +86,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     #: The origins of the pages that may connect: a list such as `["https://example.com", "https://*.example.com"]`, or
     #: `"*"` for all. None: only the origins of this site, see `reliable_cable.origins.is_allowed`.
     allowed_origins: Sequence[str] | None = None
-    #: The alias of the channel layer to receive messages from; None: receive none.
+    #: The alias of the channel layer from which the consumer receives messages; None if it uses no layer.
     channel_layer_alias: str | None = None
 
     scope: dict[str, Any]
@@ -98,7 +98,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
-    #: The reason for which `connect` refused the connection; None: it was not refused.
+    #: The reason for which `connect` refused the connection; None if it was not refused.
     _rejection: DisconnectReason | None = None
     #: A future for the connection's context, which is set when the client has been welcomed. Messages of the channel
     #: layer are handled only after that.

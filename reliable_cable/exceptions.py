@@ -44,7 +44,7 @@ class InvalidOption(BroadcastError, ValueError):
 
 
 class InvalidIdentifier(CableError, ValueError):
-    """A call of `disconnect` has no identifier, an unknown one, or one whose value cannot identify a connection."""
+    """A call of `disconnect` or `revoke` has an identifier that no connection can have, or `disconnect` has none."""
 
 
 class ChannelError(CableError):

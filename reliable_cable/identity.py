@@ -16,7 +16,8 @@ Identity = Mapping[str, str]
 #: Every name in `identified_by` of the consumer classes that were defined in this process.
 identifier_names: set[str] = {"user"}
 
-# The following names cannot be names of identifiers.
+# No identifier can have one of the following names.
+
 #: The key of a condition that selects subscriptions by their channel.
 CHANNEL: Final = "@channel"
 #: The key of a condition that selects subscriptions by one of their streams.

@@ -31,9 +31,9 @@ class Stream(models.Model):
 class Lineage(models.Model):
     """A lineage of the database's data (see stores/streams/model_lineage.py)."""
 
-    #: The name by which the server reports it, or "" if the server does not report lineages.
+    #: The name that the server reports, or "" if it reports no lineages.
     name = models.CharField(max_length=64, unique=True)
-    #: The time since which all messages are known; 0: all messages ever.
+    #: The time before which messages may have been lost; 0 if no messages were lost.
     began = models.FloatField()
 
     def __str__(self) -> str:

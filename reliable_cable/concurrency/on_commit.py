@@ -18,7 +18,7 @@ from reliable_cable.signals import broadcast_failed
 
 from .threads import has_own_thread
 
-#: Called with the aliases of the databases that have an open transaction. It registers `on_commit` hooks for them.
+#: A function that registers `on_commit` hooks for databases with an open transaction. Its argument is their aliases.
 Schedule = Callable[[Sequence[str]], None]
 
 

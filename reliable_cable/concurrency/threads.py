@@ -144,7 +144,7 @@ atexit.register(_end_threads_at_exit)
 
 
 async def run_handler(call: Callable[..., T], *args: Any) -> T:
-    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, in that of Django's ORM calls."""
+    """Run a sync channel handler in one of `HANDLER_THREADS` threads; if that is 0, in the thread of Django's ORM."""
     return await _run("handler", get_settings().handler_threads, _with_fresh_connections, call, *args)
 
 
@@ -238,8 +238,8 @@ def _with_fresh_connections(call: Callable[..., T], *args: Any) -> T:
 def _with_kept_connections(call: Callable[..., T], *args: Any) -> T:
     """Run a call and leave this thread's database connections open, because the next call usually follows soon.
 
-    A connection is closed `EXTRA_AGE` seconds after its `CONN_MAX_AGE` has passed. It is checked before its next use
-    after an error, and after `CHECK_AFTER` idle seconds.
+    A connection that is older than its `CONN_MAX_AGE` by more than `EXTRA_AGE` seconds is closed before the call. After
+    an error, and after `CHECK_AFTER` idle seconds, a connection is checked before its next use.
     """
     now = time.monotonic()
     idle = now - getattr(_local, "used_at", now) > CHECK_AFTER

@@ -4,7 +4,7 @@ from typing import Final
 
 #: The part of `MAX_PENDING_SIZE` that the subscriptions of a connection may fill, with their states and members.
 LASTING_SHARE: Final = 0.25
-#: The subscriptions may fill at least this number of bytes, times `MAX_SUBSCRIPTIONS`.
+#: The subscriptions may fill at least `MAX_SUBSCRIPTIONS` times this number of bytes.
 SUBSCRIPTION_SIZE: Final = 512
 
 
@@ -27,15 +27,16 @@ class Account:
         self.half = limit // 2
         #: How many bytes are queued and held.
         self.used = 0
-        #: How many bytes the subscriptions fill, and how many they may fill.
+        #: How many bytes the subscriptions fill.
         self.lasting = 0
+        #: The most bytes that the subscriptions may fill.
         self.lasting_limit = max(int(limit * LASTING_SHARE), subscriptions * SUBSCRIPTION_SIZE)
 
     def reserve(self, size: int) -> bool:
-        """Count a part of a subscription. Return False, and count nothing, if the subscriptions would fill too much.
+        """Reserve bytes for a subscription. If the limit would be exceeded, reserve nothing and return False.
 
         Args:
-            size: its size in bytes. A negative size gives back what was reserved.
+            size: the number of bytes. A negative number releases reserved bytes.
         """
         if size > 0 and self.lasting + size > self.lasting_limit:
             return False

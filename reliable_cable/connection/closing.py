@@ -12,7 +12,7 @@ from reliable_cable.protocol.constants import DisconnectReason
 
 
 class SessionFate(Enum):
-    """What becomes of the session of a connection that is closed."""
+    """What happens to the session when its connection is closed."""
 
     #: The client may restore it.
     KEPT = "kept"
@@ -35,7 +35,7 @@ class Closing:
     """How a connection is closed for one reason.
 
     Attributes:
-        session: what becomes of the session.
+        session: what happens to the session.
         notified: which clients are sent a `disconnect` frame.
         reconnect: whether the client is to reconnect, unless the caller of `close` decides that.
         abort: whether the socket is dropped at once. Otherwise the queued frames are sent first.

@@ -19,10 +19,11 @@ from reliable_cable.protocol import commands
 
 from .account import Account
 
-#: The most commands that may be queued. Then no frames of the client are read until half of the commands are left.
+#: The most commands that may be queued. When so many are queued, no frames of the client are read until half of the
+#: commands have been handled.
 MAX_QUEUED_COMMANDS: Final = 256
 
-#: Commands that clients often send several times in a row.
+#: The commands that clients often send several times in a row.
 _REPEATED = (commands.Perform, commands.Whisper)
 
 
@@ -44,7 +45,7 @@ class _Backlog:
     parked: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
-        """Let a waiting task continue. It ends if there is no command."""
+        """Let a waiting task continue. The task ends if no command is queued."""
         if self.parked is not None and not self.parked.done():
             self.parked.set_result(None)
 
@@ -101,7 +102,7 @@ class CommandQueue(ABC):
         arrived = 0.0
         if isinstance(command, commands.Subscribe):
             if command.identifier in backlog.subscribing:
-                return  # repeated while the first one is being handled
+                return  # the client repeated a `subscribe` that has not been answered
             arrived = backlog.subscribing[command.identifier] = asyncio.get_running_loop().time()
         elif isinstance(command, commands.Unsubscribe):
             backlog.subscribing.pop(command.identifier, None)
@@ -123,7 +124,7 @@ class CommandQueue(ABC):
         self._start().commands.appendleft((call, 0, 0.0))
 
     def _start(self) -> _Backlog:
-        """Return the backlog. Its task handles commands that are added in this iteration of the event loop."""
+        """Return the backlog, with a running task. Commands must be added in this iteration of the event loop."""
         if self._backlog is None:
             self._backlog = _Backlog()
             self._task = self._tasks.spawn(self._run(self._backlog))
@@ -138,12 +139,12 @@ class CommandQueue(ABC):
             self._backlog.commands = deque(each for each in self._backlog.commands if callable(each[0]))
             self._make_room()
 
-    def rest(self) -> None:
-        """Let the task end if it has nothing to do."""
+    def end_if_idle(self) -> None:
+        """End the lingering task if no command is queued."""
         if self._backlog is not None:
             self._backlog.wake()
 
-    async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
+    async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the timeout cancels nothing
         """Wait until the queued commands have been handled, for at most `timeout` seconds."""
         if self._backlog is not None and self._task is not None:
             self._backlog.lingers = False
@@ -152,7 +153,7 @@ class CommandQueue(ABC):
 
     @property
     def next_command(self) -> commands.Command | InternalCall | None:
-        """The command that is handled next; None: none is queued."""
+        """The next command to handle; None if no command is queued."""
         return self._backlog.commands[0][0] if self._backlog is not None and self._backlog.commands else None
 
     def is_wanted(self, identifier: str, arrived: float) -> bool:
@@ -160,7 +161,7 @@ class CommandQueue(ABC):
         return self._backlog is not None and self._backlog.subscribing.get(identifier) == arrived
 
     def answered(self, identifier: str, arrived: float) -> None:
-        """Record that the `subscribe` that arrived at this time has been answered. A repeat of it is handled."""
+        """Record that the `subscribe` that arrived at this time has been answered. Repeats are no longer ignored."""
         if self._backlog is not None and self.is_wanted(identifier, arrived):
             del self._backlog.subscribing[identifier]
 

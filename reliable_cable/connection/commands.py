@@ -58,7 +58,7 @@ class Commands(CommandQueue):
         super().__init__(connection.hub.tasks, connection.account)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
-        #: None while no `subscribe` is handled in a task of its own.
+        #: The `subscribe` commands that are handled in tasks of their own; None if there are none.
         self._openings: Openings | None = None
         connection.commands = self
         connection.subscriptions = self.subscriptions
@@ -132,11 +132,11 @@ class Commands(CommandQueue):
             await self._openings.wait()
             self._openings = None
 
-    async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
+    async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the timeout cancels nothing
         """Wait until the queued commands have been handled, for at most `timeout` seconds."""
         await super().finished(timeout)
         if self._openings is not None:
-            # The commands that were queued behind them have been dropped.
+            # If the connection has ended, the commands after these `subscribe` commands have been dropped.
             await self._openings.wait(timeout)
 
     async def _subscribe(self, command: commands.Subscribe, arrived: float) -> None:
@@ -198,7 +198,7 @@ class Commands(CommandQueue):
         subscription.authorized_at = self.connection.hub.engine.session_clock.moment()
         async with self._one_handler():
             reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe, retried=True)
-        reply = reply or REFUSED  # None: the handler failed
+        reply = reply or REFUSED  # it is None if the handler failed
         joins: list[Any] = []
         if not reply.rejected:
             subscription.started = Started.by(reply)
@@ -214,7 +214,7 @@ class Commands(CommandQueue):
         if not reply.rejected and self._revocation(subscription, subscription.authorized) is not None:
             raise _RevokedError("it was revoked while it was being made")
         if not reply.rejected and not subscription.reserve(subscription.member):
-            self.log.warning("A subscription was rejected: what it keeps is too large, with the other subscriptions.")
+            self.log.warning("A subscription was rejected: the subscriptions, states and members are too large.")
             reply = REFUSED
         await self.transmit(subscription.identifier, reply)
         if reply.rejected:
@@ -222,7 +222,7 @@ class Commands(CommandQueue):
             self.connection.reject(subscription.identifier)
             return
         if self._revocation(subscription, subscription.authorized) is not None:
-            # It was revoked while the client received the transmissions, which must not be sent twice.
+            # The subscription was revoked while the client received the transmissions. A retry would repeat them.
             subscription.end()
             self.connection.close(DisconnectReason.SERVER_RESTART)
             return
@@ -315,7 +315,7 @@ class Commands(CommandQueue):
             await self._apply(subscription, reply, began)
 
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
-        """Apply the reply of an action, which began at a moment of `Engine.session_clock`."""
+        """Apply the reply of an action that began at the time `began`, by the monotonic clock of `session_clock`."""
         try:
             await subscription.apply_streams(reply)
         except Exception:
@@ -325,7 +325,7 @@ class Commands(CommandQueue):
             self.connection.close(DisconnectReason.SERVER_RESTART)
             return
         if reply.streams and not subscription.revoked:
-            # A stream may have been revoked before the handler started it, but after the handler had decided to.
+            # A stream may have been revoked after the handler had decided to start it.
             revocation = self._revocation(subscription, self.connection.hub.engine.session_clock.at(began))
             if revocation is not None:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)

@@ -37,8 +37,9 @@ from .stream_ids import StreamIds
 
 T = TypeVar("T")
 
-#: How many times a second a client may join presence. It may save up this many joins, plus one for each subscription.
+#: How many joins a second a client may request.
 JOIN_RATE: Final = 2.0
+#: How many joins a client may request at once, in addition to one for each of its `MAX_SUBSCRIPTIONS`.
 JOIN_BURST: Final = 20
 #: The most faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
 MAX_FAULTS: Final = 200
@@ -50,8 +51,8 @@ FRAME_FAULT: Final = 10
 HANDLER_FAULT: Final = 1
 #: The most bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
-#: How long, in seconds, to wait for queued frames before a socket is closed. Before that, draining waits for queued
-#: commands, for the same time.
+#: How long, in seconds, to wait until queued frames are sent before a socket is closed. Draining first waits for the
+#: queued commands, up to the same time.
 CLOSE_TIMEOUT: Final = 2.0
 
 
@@ -79,10 +80,10 @@ class Subscribed(Protocol):
         """When the channel began to decide about the subscription, by the session store's clock."""
 
     def scopes(self) -> Sequence[Identity]:
-        """Return what the condition of a revocation can name of the subscription."""
+        """Return the conditions that select the subscription: its channel, and each of its streams."""
 
     def record(self) -> dict[str, Any]:
-        """Return what a restore needs, as JSON values."""
+        """Return the subscription's part of the session record, as JSON values."""
 
     def notice_read(self) -> None:
         """Record that the client has read all notices of losses."""
@@ -122,26 +123,28 @@ class Connection:
     #: Whether the session can be restored.
     resumable: bool = field(init=False)
     stream_ids: StreamIds = field(init=False)
-    #: What the client makes the server keep.
+    #: Counts the bytes that the client makes the server keep.
     account: Account = field(init=False)
     outbox: Outbox = field(init=False)
     #: Handles the commands; set while the connection is open.
     commands: CommandQueue = field(init=False)
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
-    #: When the next ping is due. Only the heartbeat uses this.
+    #: The tick at which the connection is pinged next. Only the heartbeat uses this.
     ping_due: int = 0
     #: Whether frames of the client are not read for now (see `reading.Reading`).
     reading_paused: bool = False
     _last_pong: float | None = None
-    #: How many pings were sent, and how many were answered.
+    #: How many pings were sent.
     _pings: int = 0
+    #: How many pings were answered.
     _pongs: int = 0
     #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
     _notice_ping: int = 0
     _log: ClientLog | None = None
     _joins: TokenBucket | None = None
-    #: The number of recent faults, and when their number was last reduced, by the monotonic clock.
+    #: The number of faults since `_faults_since`.
     _faults: int = 0
+    #: When the count of faults began, by the monotonic clock.
     _faults_since: float = 0.0
 
     def __post_init__(self, subprotocol: Subprotocol) -> None:
@@ -186,7 +189,7 @@ class Connection:
     # -- the session --------------------------------------------------------------------------------------------------
 
     def record(self) -> SessionRecord:
-        """Return what a restore of the session needs."""
+        """Return the current session record."""
         return SessionRecord(
             self.identity,
             self.authenticated,
@@ -194,7 +197,7 @@ class Connection:
                 "sids": list(self.sids[1:]),
                 "alive": not self.closed,
                 "left_at": self.hub.engine.session_clock.now(),
-                # The client subscribes to the others again, with its own request for history.
+                # The client itself subscribes to the others again, and requests their history.
                 "subscriptions": [each.record() for each in self.subscriptions.values() if each.restorable],
             },
             self.account.lasting,
@@ -219,7 +222,7 @@ class Connection:
         return False
 
     def forget_session(self) -> None:
-        """Let no client restore the session."""
+        """Delete the session, so that no client can restore it."""
         if self.resumable:
             self.resumable = False
             self.hub.sessions.void(self)
@@ -227,14 +230,14 @@ class Connection:
     # -- handlers -----------------------------------------------------------------------------------------------------
 
     async def run_isolated(self, call: Callable[[], T]) -> T:
-        """Run sync code as a sync handler is run: in a thread, in the connection's context, and in `around_command`."""
+        """Run sync code like a sync handler: in a thread, in the connection's context, inside of `around_command`."""
         result: T = await run_in_context(self.context, invoke_isolated(self.consumer, call))
         return result
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def receive(self, text: str | None) -> None:
-        """Handle a frame that the client sent; None: a binary frame. Commands are queued, so this returns at once."""
+        """Handle a text frame, or a binary frame if `text` is None. Commands are queued, so this returns at once."""
         if self.state is not ConnectionState.OPEN:
             return
         try:
@@ -264,7 +267,7 @@ class Connection:
         self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read frames again. The client has the whole `PONG_TIMEOUT` again to answer a ping."""
+        """Read frames again. From now on, the client has the whole `PONG_TIMEOUT` to answer a ping."""
         self.reading_paused = False
         if self._last_pong is not None:
             self._last_pong = time.monotonic()
@@ -298,7 +301,7 @@ class Connection:
             self.close(DisconnectReason.INVALID_REQUEST)
 
     def may_join(self) -> bool:
-        """Count a join that the client asks for. Return whether it may be made now."""
+        """Count a join that the client requests. Return whether the rate of its joins allows it."""
         if self._joins is None:
             self._joins = TokenBucket(JOIN_RATE, JOIN_BURST + self.hub.settings.max_subscriptions)
         if self._joins.try_to_take(1, time.monotonic()):
@@ -324,7 +327,7 @@ class Connection:
                 return False
         if self.ending:
             return False
-        self.commands.rest()
+        self.commands.end_if_idle()
         if self._log is not None:
             self._log.report()
         self._pings += 1
@@ -395,7 +398,7 @@ class Connection:
             self.hub.tasks.spawn(self._finish(reading=closing.reading))
 
     async def drain(self, delay: float) -> None:
-        """Close the connection after `delay` seconds and after the queued commands. The client is to reconnect."""
+        """Close the connection after `delay` seconds and after its queued commands. The client is to reconnect."""
         await asyncio.sleep(delay)
         if not self.closed:
             await self.commands.finished(CLOSE_TIMEOUT)

@@ -45,7 +45,7 @@ def is_async(handler: Callable[..., Any]) -> bool:
 
 
 def _overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callable[[], Any]]:
-    """Return the handlers that are not the ones of `base`, which do nothing."""
+    """Return the handlers without those that `base` itself defines, which do nothing."""
     overridden = []
     for handler in handlers:
         target = handler.func if isinstance(handler, partial) else handler
@@ -85,7 +85,7 @@ async def invoke_isolated(
     calls = _overridden(base, check, handler)
     if not calls:
         return None
-    # The tasks of a connection have its context: only `connect` changes it.
+    # All tasks of a connection run in its context, which only `connect` changes. So a handler runs in a copy.
     result = await run_in_context(copy_context(), _run(consumer.around_command, calls))
     return REFUSED if result is False and calls[-1] is check else result
 

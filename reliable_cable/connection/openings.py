@@ -1,6 +1,6 @@
 """The `subscribe` commands of one connection whose streams are opened together.
 
-Opening many streams together takes one query, and no longer than opening one. So while the streams of a `subscribe` are
+Opening many streams together takes one query, as opening one stream does. So while the streams of a `subscribe` are
 being opened, the handlers of further `subscribe` commands run, one after another. All other commands wait. The answers
 are sent in the order of the commands.
 """
@@ -47,7 +47,7 @@ class Openings:
         if earlier:
             await asyncio.wait(earlier)
 
-    async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - gives up, and cancels nothing
+    async def wait(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the timeout cancels nothing
         """Wait until all tasks have ended, for at most `timeout` seconds."""
         if self.running:
             await asyncio.wait(self.running.values(), timeout=timeout)

@@ -108,9 +108,11 @@ class Outbox:
     _queue: deque[str] = field(default_factory=lambda: _EMPTY)
     _size: int = 0
     _paused: bool = False
-    #: The timer of the next check of a full socket, and what the last check has found.
+    #: The timer of the next check of a full socket.
     _watch: asyncio.TimerHandle | None = None
+    #: Whether the socket has accepted a frame since the last check.
     _moved: bool = False
+    #: The number of unsent bytes at the last check; None if it was unknown.
     _unsent_then: int | None = None
     _reading: asyncio.Lock | None = None
     _task: asyncio.Task[None] | None = None
@@ -261,7 +263,7 @@ class Outbox:
         if not self.blocked:
             return
         unsent, then = self.unsent(), self._unsent_then
-        # A ping that the server itself has sent may have increased the number.
+        # The number may have increased although the client reads nothing, because the server itself sends pings.
         if self._moved or (unsent is not None and then is not None and unsent < then):
             self._watch_socket()
         else:

@@ -132,7 +132,7 @@ class SubscriptionPresence:
         former = self._former_key if stream == self._former_stream else None
         try:
             if not self._subscription.reserve(self.member):
-                self._log.warning("A join was refused: what it keeps is too large, with the client's subscriptions.")
+                self._log.warning("A join was refused: the subscriptions, states and members are too large.")
                 self.member = before
                 self._send(messages.presence_error())
                 return
@@ -162,7 +162,7 @@ class SubscriptionPresence:
         stream = self._subscription.presence_stream
         if self.member is not None and stream is not None:
             self.member = None
-            if self._subscription.reserved:  # it may have ended
+            if self._subscription.reserved:  # a subscription that has ended reserves nothing
                 self._subscription.reserve(None)
             self._connection.changed()
             await self._service.leave(stream, self._key)
@@ -237,13 +237,13 @@ class SubscriptionPresence:
             return
         difference, self._roster = resumed
         self._restored_incarnation = None
-        # These must be sent before any later event, so nothing may wait for the socket between them.
+        # All of these events must be sent before any later event, so nothing may wait for the socket between them.
         events = [
             *(self._event(messages.presence_leave(id_)) for id_ in difference.leaves),
             *(self._event(messages.presence_join(id_, info)) for id_, info in difference.joins.items()),
         ]
         if sum(map(len, events)) > self._connection.account.half:
-            # They would fill the outbox. With this record, the client subscribes again, and requests a new list.
+            # The events would fill the outbox. With this record, the client subscribes again, and requests a new list.
             self._roster, self._restored_incarnation = None, OTHER_INCARNATION
             self._connection.close(DisconnectReason.SERVER_RESTART)
             return
@@ -258,7 +258,7 @@ class SubscriptionPresence:
     # -- restore ------------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
-        """Return what a restore needs, as JSON values."""
+        """Return the presence record of the subscription, as JSON values."""
         member = self.member
         if self._pending_joins:
             member = self._pending_joins[-1].id, self._pending_joins[-1].info

@@ -14,13 +14,14 @@ from reliable_cable.protocol.constants import DisconnectReason
 
 from .connection import Connection
 
-#: The most frames of one client that are read before other connections get a turn in the event loop.
+#: The most frames of one client that are read before other tasks of the event loop run.
 FRAMES_PER_ITERATION: Final = 8
-#: A frame counts as one more frame for each time that it has this number of characters.
+#: A long frame counts as one more frame for each of its parts with this number of characters.
 FRAME_SIZE: Final = 8 * 1024
 #: How long, in seconds, a client may send frames faster than `MAX_FRAME_RATE`. After that, it is disconnected.
 FLOOD_TIME: Final = 10.0
-#: A client may send the frames of this time, in seconds, at once, plus one for each of its `MAX_SUBSCRIPTIONS`.
+#: How many seconds' worth of frames, at `MAX_FRAME_RATE`, a client may send at once. One more frame is allowed for each
+#: of its `MAX_SUBSCRIPTIONS`.
 BURST_TIME: Final = 2.0
 #: How often, in seconds, a connection that is not read checks whether its socket is lost.
 CHECK_INTERVAL: Final = 1.0
@@ -29,8 +30,8 @@ CHECK_INTERVAL: Final = 1.0
 class Reading:
     """Limits how fast the frames of one connection are read.
 
-    A token bucket limits the rate. Nothing is read either while the queue of commands is full, or while the client
-    makes the server keep too much for it. The server's buffers then fill, and the client has to wait.
+    A token bucket limits the rate. Reading also stops while the queue of commands is full, and while the client makes
+    the server keep too many bytes. The server's buffers then fill, and the client has to wait.
 
     Args:
         connection: the connection.
@@ -45,7 +46,7 @@ class Reading:
         self._bucket = TokenBucket(rate, rate * BURST_TIME + settings.max_subscriptions) if rate is not None else None
         #: The frames that were read since the last pause.
         self._frames = 0
-        #: Since when the client has sent more than it may; None: it has not.
+        #: Since when the client has sent frames faster than `MAX_FRAME_RATE`; None while it does not.
         self._over_since: float | None = None
 
     def count(self, message: Mapping[str, Any]) -> bool:
@@ -64,15 +65,15 @@ class Reading:
         delay = self._delay(asyncio.get_running_loop().time())
         connection.pause_reading()
         await asyncio.sleep(delay)
-        while not connection.transport.lost and (wait := self._obstacle()) is not None:
+        while not connection.transport.lost and (wait := self._next_wait()) is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_INTERVAL):
                     await wait()
             connection.pause_reading()
         connection.resume_reading()
 
-    def _obstacle(self) -> Callable[[], Awaitable[None]] | None:
-        """Return a function that waits until something is gone that prevents reading; None if nothing does."""
+    def _next_wait(self) -> Callable[[], Awaitable[None]] | None:
+        """Return what to await before the next frame may be read; None if it may be read now."""
         connection = self._connection
         if connection.commands.full:
             return connection.commands.has_room

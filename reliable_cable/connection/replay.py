@@ -35,7 +35,7 @@ class Replay:
         ended: called when all requests have been handled, or one has failed.
     """
 
-    __slots__ = ("_again", "_answers", "_before_live", "_ended", "_request", "_subscription", "_task")
+    __slots__ = ("_answers", "_before_live", "_ended", "_pending", "_request", "_subscription", "_task")
 
     def __init__(
         self,
@@ -46,17 +46,19 @@ class Replay:
         self._subscription = subscription
         self._before_live = before_live
         self._ended = ended
-        #: Whether a request is waiting; the client's requests among them, merged; and how many answers they need.
-        self._again = False
+        #: Whether a request is pending.
+        self._pending = False
+        #: The pending requests of the client, merged into one; None if the client has made none.
         self._request: HistoryRequest | None = None
+        #: How many answers the pending requests of the client need.
         self._answers = 0
         self._task = subscription.connection.hub.tasks.spawn(self._run())
 
     def add(self, request: HistoryRequest | None) -> None:
         """Handle a request after the one that is being handled."""
-        self._again = True
+        self._pending = True
         if request is None:
-            return  # a request of the client that is waiting has the same effect
+            return  # a pending request of the client has the same effect
         self._suspend()
         wanted = self._without_other_streams(request)
         self._request = wanted if self._request is None else self._request.merged(wanted)
@@ -77,8 +79,8 @@ class Replay:
     async def _run(self) -> None:
         subscription = self._subscription
         try:
-            while self._again:
-                self._again = False
+            while self._pending:
+                self._pending = False
                 request, self._request = self._request, None
                 answers, self._answers = self._answers, 0
                 await self._handle(request, answers)
@@ -96,7 +98,7 @@ class Replay:
             await subscription.connection.hub.pacer.wait()
             await self._send_history(request, answers)
         await self._before_live()
-        # The join reaches the client before live messages do.
+        # The client must receive its own join before live messages.
         await asyncio.sleep(0)
         await self._go_live()
         subscription.connection.changed()
@@ -186,7 +188,7 @@ class Replay:
             if offset is None:
                 return None
             if cursor.epoch in ("", known.epoch):
-                # What follows the cursor is still due, even if it is older than the time.
+                # The entries after the cursor were not sent, so they are needed even if they are older than the time.
                 offset = min(offset, cursor.offset)
             page = await self._read(stream, StreamPosition("", offset))
             if known.epoch not in ("", page.epoch):

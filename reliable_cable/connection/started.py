@@ -32,12 +32,12 @@ class Started:
 
     @classmethod
     def by(cls, reply: Reply) -> Started:
-        """Return what a reply of `subscribed` starts."""
+        """Return the streams and the member that a reply of `subscribed` starts."""
         return cls(tuple(_starts(reply)), _member(reply))
 
     @classmethod
     def load(cls, record: Mapping[str, Any]) -> Started | None:
-        """Return what a record contains; None if an earlier release wrote it, which did not store this."""
+        """Load this from the record of a subscription; None if an earlier release wrote the record without it."""
         data = record.get("subscribed")
         if data is None:
             return None
@@ -82,8 +82,8 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
 def compare_member(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
     """Return the member of a subscription that is being restored after a new call of `subscribed`.
 
-    The member changes only if `subscribed` joins or leaves otherwise than before. A member that an action removed does
-    not return because only its info has changed.
+    The member stays as it is if `subscribed` joins with the same id and info as in its last call. If an action has
+    removed the member, a change of its info alone does not bring it back.
     """
     recorded = tuple(record["member"]) if record["member"] is not None else None
     started, member = Started.load(record), _member(reply)

@@ -43,23 +43,23 @@ class SubscribedStream(Subscriber):
     start: StreamStart
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
-    #: The next value of `first`, from a notice of a loss until the client has read the notice.
+    #: The value that `first` gets when the client has read the latest notice of a loss; None if it has read them all.
     after_notice: StreamPosition | None = None
     #: The stream; set when it is open.
     stream: HubStream = field(init=False)
 
     @property
     def is_behind(self) -> bool:
-        """Whether it needs entries from the store before it can go live."""
+        """Whether the subscriber needs entries from the store before it can go live."""
         return self.state is SubscriberState.CATCHING_UP and self.cursor != self.stream.position
 
     def resume(self) -> None:
-        """Start live delivery, if it is caught up."""
+        """Start live delivery, if the subscriber was catching up."""
         if self.state is SubscriberState.CATCHING_UP:
             self.stream.go_live(self)
 
     def suspend(self) -> None:
-        """Stop live delivery, if it is live."""
+        """Stop live delivery, if the subscriber is live."""
         if self.state is SubscriberState.LIVE:
             self.stream.stop_live(self)
 
@@ -95,21 +95,21 @@ class SubscriptionStreams:
     #: Whether the client knows the subscription: it was confirmed, or its history was sent after a restore.
     known: bool = False
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
-    #: Whether a session record may contain it. It may not while the start of its first replay is being looked up.
+    #: Whether a session record may contain the subscription. It may not while the start of its first replay is unknown.
     restorable: bool = True
     #: When the client left the restored session; None after it has received what it missed.
     left_at: float | None = None
     #: When `subscribed` was called, by the monotonic clock of `Engine.session_clock`.
     authorized_at: float = 0.0
-    #: The time of `authorized` in the session that was restored; None: it was not restored.
+    #: The value of `authorized` in the session that was restored; None if the subscription was not restored.
     recorded_authorized: float | None = None
-    #: Whether it was ended by a revocation, perhaps while a handler was running.
+    #: Whether a revocation has ended the subscription, perhaps while a handler was running.
     revoked: bool = False
-    #: How many bytes of the connection's account it has reserved.
+    #: How many bytes the subscription has reserved in the connection's account.
     reserved: int = 0
 
     def reserve(self, member: tuple[str, Any] | None) -> bool:
-        """Count what a session record holds of the subscription. Return False if the connection has too much of that.
+        """Reserve the bytes that the subscription takes in a session record. Return False if the account has too few.
 
         Args:
             member: the id and info of its member; None: it has none.
@@ -141,11 +141,11 @@ class SubscriptionStreams:
         return self.connection.hub.engine.session_clock.at(self.authorized_at)
 
     def scopes(self) -> list[Identity]:
-        """Return what the condition of a revocation can name of the subscription."""
+        """Return the conditions that select the subscription: its channel, and each of its streams."""
         return subscription_scopes(type(self.channel).name, self.streams)
 
     def mark_confirmed(self) -> None:
-        """Allow messages that the client understands only if it knows the subscription, such as presence events."""
+        """Allow presence events and other messages that a client understands only if it knows the subscription."""
         self.known = True
         for subscribed in self.streams.values():
             subscribed.confirmed = True
@@ -162,7 +162,7 @@ class SubscriptionStreams:
             self.connection.close(DisconnectReason.SERVER_RESTART)
 
     def reject_history(self) -> None:
-        """Send the notice of a loss. When the client has read it, a restore begins after the loss."""
+        """Send the notice of a loss. After the client has read the notice, a restore begins after the loss."""
         self.acknowledge(MessageType.REJECT_HISTORY)
         for subscribed in self.streams.values():
             if subscribed.state is not SubscriberState.OPENING:

@@ -30,7 +30,7 @@ class Subscription(SubscriptionStreams):
     deadline: asyncio.TimerHandle | None = None
     #: Whether a `subscribe` was repeated after the last confirmation.
     repeated: bool = False
-    #: What the last call of `subscribed` started. None: it was restored from a record without this.
+    #: What the last call of `subscribed` started; None if the subscription was restored from a record without this.
     started: Started | None = None
 
     @property
@@ -42,7 +42,7 @@ class Subscription(SubscriptionStreams):
 
     @property
     def member(self) -> tuple[str, Any] | None:
-        """The id and info of the member that it has joined as; None: it is not a member."""
+        """The id and info of the member that the subscription has joined as; None if it has not joined."""
         return None if self._presence is None else self._presence.member
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ class Subscription(SubscriptionStreams):
     async def apply_streams(
         self, reply: Reply, request: HistoryRequest | None = None, *, until: float | None = None
     ) -> None:
-        """Start and stop the streams that a handler asked for. New ones are catching up until `catch_up` is called.
+        """Start and stop the streams that a handler asked for. New streams do not go live before `catch_up` is called.
 
         Args:
             reply: the reply of the handler.
@@ -121,7 +121,7 @@ class Subscription(SubscriptionStreams):
         self.mark_confirmed()
 
     def repeat(self) -> None:
-        """Handle a repeated `subscribe`: ignore the first one, and confirm the next one.
+        """Handle a repeated `subscribe`: ignore the first repeat, and confirm the second one.
 
         `@anycable/core` unsubscribes at a second confirmation, and repeats a `subscribe` at most once. For a second
         subscription object, `@rails/actioncable` repeats it until it is confirmed. See Protocol: Subscriptions.
@@ -212,7 +212,7 @@ class Subscription(SubscriptionStreams):
     # -- restore ------------------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any]:
-        """Return what a restore needs, as JSON values."""
+        """Return the subscription's part of the session record, as JSON values."""
         presence = self._presence.record() if self._presence else blank_record(self.connection.sid, self.identifier)
         return {
             "identifier": self.identifier,

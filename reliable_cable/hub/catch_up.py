@@ -16,7 +16,7 @@ from .subscriber import Subscriber, SubscriberState
 #: How many characters of entries are written to a connection at once.
 WRITE_SIZE: Final = 64 * 1024
 
-#: The delays, in seconds, after the repairs of a stream that does not match a page. There is one repair for each delay.
+#: How long, in seconds, to wait after each repair of a stream that does not match a page. Each repair has one delay.
 RETRY_DELAYS: Final = (0.0, 0.05, 0.2, 0.5)
 
 

@@ -61,8 +61,8 @@ class Connections:
     def add(self, connection: HubConnection) -> None:
         """Add a connection. It supersedes the connection that had its session before.
 
-        If both were restored at the same time, the one that was authenticated later stays: its client opened it after
-        it had given up the other one.
+        If both connections restore the session at the same time, the one that was authenticated later stays, because
+        the client opened it after it had given up the other one.
         """
         self._by_sid[connection.sid] = connection
         for sid in connection.sids:

@@ -35,7 +35,7 @@ from .stream import HubStream, StreamObserver
 ANNOUNCE_DELAY: Final = 0.02
 #: The most takeovers in one message.
 MAX_TAKEOVERS: Final = 500
-#: The time, in seconds, over which connections are closed whose clients must be authenticated again.
+#: Over how many seconds to spread the closing of connections whose clients must be authenticated again.
 REAUTHENTICATION_TIME: Final = 10.0
 
 
@@ -162,8 +162,8 @@ class ControlBus:
         connection = self._connections.find(takeover.sid)
         if connection is None or takeover.successor in connection.sids:
             return  # the connection continues the successor's session
-        # If both connections restored the same former session, the later announcement decides. That of an unconfirmed
-        # connection follows this one.
+        # If both connections restored the same former session, the later announcement decides. The announcement of an
+        # unconfirmed connection comes after this one.
         if connection.sid == takeover.sid or connection.sid not in self._unconfirmed:
             connection.close(DisconnectReason.SUPERSEDED)
 

@@ -19,7 +19,7 @@ class Pinged(Protocol):
     """A connection that is pinged."""
 
     ping_interval: float
-    #: The tick of its next ping. Only the heartbeat uses this.
+    #: The tick at which the connection is pinged next. Only the heartbeat uses this.
     ping_due: int
 
     def ping(self, frame: str) -> bool:

@@ -51,7 +51,7 @@ class _CachedPage:
     """A page, and the frames of its entries.
 
     Args:
-        page: what the store returned.
+        page: the page that the store returned.
         after: the offset after which it was read.
         expires: when it is dropped, by the clock of the event loop.
         size: the size of its payloads, in characters.

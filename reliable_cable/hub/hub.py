@@ -68,8 +68,9 @@ class Hub:
         self.history = HistoryReader(engine.streams)
         self.pacer = Pacer(PER_ITERATION)
         self._streams: dict[str, HubStream] = {}
-        #: The streams that the next batch opens, and the task that opens the batches.
+        #: The streams that the next batch opens.
         self._unopened: list[HubStream] = []
+        #: The task that opens the batches.
         self._opener: asyncio.Task[None] | None = None
         self._closing: dict[str, asyncio.Task[None]] = {}
         self._listener = engine.streams.listen(self.deliver)
@@ -244,7 +245,7 @@ class Hub:
                 self._remove(stream)  # all callers gave up meanwhile
 
     async def _listen_to(self, streams: Sequence[HubStream], until: float) -> None:
-        """Listen to streams, and read where they are. For a single stream, retry while the store fails."""
+        """Listen to streams, and read their positions. For a single stream, retry while the store fails."""
         names = [stream.name for stream in streams]
         closing = [self._closing[name] for name in names if name in self._closing]
         if closing:
@@ -267,14 +268,15 @@ class Hub:
                     raise  # all callers were cancelled
 
     async def _listen(self, streams: Sequence[HubStream]) -> None:
-        """Start to receive the events of streams, and read where they are."""
+        """Start to receive the events of streams, and read their positions."""
         await self._listener.subscribe_many([stream.name for stream in streams])
         for stream in streams:
             await self.presence.open(stream.name)
         store = self.engine.streams
         policies = {stream.name: self.settings.policy(stream.name) for stream in streams}
         kept = [stream for stream in streams if policies[stream.name].history_size]
-        # A lineage is read before the positions: a stream that does not exist then did not exist in that lineage.
+        # The lineage is read before the positions. So if a stream turns out not to exist, it did not exist in that
+        # lineage either.
         kinds = {policies[stream.name].durable for stream in kept}
         lineages = {durable: await store.alineage(durable=durable) for durable in kinds}
         positions = await store.apositions([stream.name for stream in kept]) if kept else []

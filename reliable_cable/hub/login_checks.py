@@ -131,7 +131,7 @@ class LoginChecks:
             if error is not None:
                 failed = True
                 self._report(error)
-            # Use a thread for at most half of the time.
+            # This pause lets the checks use a thread for at most half of the time.
             await asyncio.sleep(loop.time() - started)
         self._failing = failed
 
@@ -145,9 +145,9 @@ class LoginChecks:
             return None
         logins = [self._logins[connection] for connection in batch]
         for login in logins:
-            # Before the look-up: a change that is announced meanwhile makes the login due again.
+            # This comes before the look-up, because a change that is announced meanwhile makes the login due again.
             self._postpone(login, least=SPREAD)
-        # Not always the same one: its `around_command` may fail.
+        # The choice is random, because `around_command` may fail for some connections only.
         chosen = random.choice(batch)  # noqa: S311 - no secret
         failure = None
         for connection, login, verdict in zip(batch, logins, await self._attempt(chosen, logins), strict=True):

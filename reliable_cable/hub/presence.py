@@ -28,10 +28,10 @@ ROUNDS_PER_TTL: Final = 3
 #: differ.
 LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 
-#: How long, in seconds, a member may be overdue whose page was closed.
+#: How often, in seconds, to remove expired members after a client has closed its page.
 SWEEP_INTERVAL: Final = 1.0
 
-#: How much longer than `PRESENCE_GRACE`, in seconds, to wait for the last of them, because the store has another clock.
+#: How much longer than `PRESENCE_GRACE`, in seconds, to do so, because the store has another clock.
 SWEEP_MARGIN: Final = 0.1
 
 #: The most members that are joined again in one call of the store.
@@ -92,8 +92,9 @@ class PresenceService:
         #: Set while no refresh is running. A refresh may renew the TTL of a member that was released meanwhile.
         self._refreshed = asyncio.Event()
         self._refreshed.set()
-        #: Removes the members that leave soon, until this time of the event loop.
+        #: Removes expired members after a client has closed its page; None if no such member is left.
         self._sweeps: asyncio.Task[None] | None = None
+        #: When to stop the sweeps, by the clock of the event loop.
         self._sweep_until = 0.0
         self._stopped = False
         self._signals: deque[PresenceEvent] = deque()
@@ -174,7 +175,7 @@ class PresenceService:
         self._queue_signals(await self.store.aleave(stream, session))
 
     def release(self, stream: str, session: str) -> None:
-        """Stop keeping a member present. It expires unless it is removed or taken over before that."""
+        """Stop refreshing a member. It expires unless it is removed or taken over before that."""
         if self._members.pop((stream, session), None) is not None:
             self._start_rounds()
 
@@ -197,7 +198,7 @@ class PresenceService:
             self._sweeps = asyncio.get_running_loop().create_task(self._sweep())
 
     async def _sweep(self) -> None:
-        """Remove the members that leave soon, because the next round may be later than that."""
+        """Remove the members of closed pages, because the next round may come long after they have expired."""
         loop = asyncio.get_running_loop()
         try:
             while (left := self._sweep_until - loop.time()) > 0:

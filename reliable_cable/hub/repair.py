@@ -97,10 +97,10 @@ class Repairs:
             return
         if stream.position == NOWHERE:
             self._begin_epoch(stream, page)
-        # An announced message may be the next one although the store has already trimmed it.
+        # An early message may be the next one although the store has already trimmed it.
         stream.take_early()
         if stream.position != asked and _overtaken(stream.position, page):
-            # All entries of the page were delivered meanwhile, unless they are of another epoch.
+            # The page has nothing new, unless it is of another epoch.
             stream.repair_again = stream.repair_again or page.epoch != stream.position.epoch
             return
         position = stream.position

@@ -1,4 +1,4 @@
-"""Finds the subscriptions, and the recorded subscriptions of sessions, that revocations concern."""
+"""Finds the subscriptions that revocations concern, both of connections and in session records."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ class RevocableSubscription(Protocol):
         """When the channel began to decide about the subscription, by the session store's clock."""
 
     def scopes(self) -> Sequence[Identity]:
-        """Return what a condition can name of the subscription."""
+        """Return the conditions that select the subscription: its channel, and each of its streams."""
 
 
 def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], authorized: float) -> bool:
@@ -35,14 +35,14 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
 
     Args:
         revocation: the revocation.
-        scopes: what a condition can name of the subscription.
+        scopes: the conditions that select the subscription (see `identity.subscription_scopes`).
         authorized: when the channel began to decide about the subscription.
     """
     return any(matches(revocation.scope, scope) for scope in scopes) and is_revoked(authorized, [revocation.at])
 
 
 class LatestByCondition(OrderedDict[str, V]):
-    """The latest values, by the keys of their conditions: at most as many as the control stream keeps messages."""
+    """The latest values, by the keys of their conditions. At most as many are kept as messages on the control bus."""
 
     def put(self, condition: Identity, value: V) -> None:
         """Add a value. It replaces an earlier one with the same condition."""
@@ -82,7 +82,7 @@ async def last_revoked(
 
     Args:
         store: the session store.
-        subscriptions: for each subscription the identity of its connection, and what a condition can name of it.
+        subscriptions: for each subscription the identity of its connection, and the conditions that select it.
 
     Raises:
         StoreError: the store could not be read.
@@ -114,7 +114,7 @@ async def without_revoked(store: SessionStore, records: Sequence[SessionRecord |
 
 def _without_revoked(record: SessionRecord, times: Iterable[float]) -> SessionRecord:
     items = record.data.get("subscriptions", ())
-    # A record of the previous release has no times. Any revocation that is remembered then concerns it.
+    # A record of the previous release has no times, so every revocation that the store remembers concerns it.
     kept = [
         item
         for item, at in zip(items, times, strict=False)

@@ -43,7 +43,7 @@ class Roster:
     repair_requested: bool = False
     #: Runs after a loss of data, while other servers may still have to join their members again.
     rejoin_timer: asyncio.TimerHandle | None = None
-    #: Whether that time is over, so that leave events can be sent for the ids that are still missing.
+    #: Whether `rejoin_timer` has ended, so that leave events can be sent for the ids that are still missing.
     rejoin_time_over: bool = False
 
 

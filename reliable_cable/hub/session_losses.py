@@ -43,8 +43,9 @@ class LossDetector:
     def __init__(self, writer: SessionWriter) -> None:
         self._writer = writer
         self._store = writer.store
-        #: The id of the newest witness that the store has, and that of the newest one that was passed to the writer.
+        #: The id of the newest witness that the store has; empty if it has none.
         self._witness = ""
+        #: The id of the newest witness that was passed to the writer.
         self._next_witness = ""
         self._lost_at = -math.inf
         #: Set when the next check must begin at once.

@@ -14,7 +14,7 @@ from .session_losses import LossDetector
 from .session_sweep import SessionSweep
 from .session_writer import LiveSession, SessionWriter, make_record
 
-#: How long, in seconds, a load of session records may take. The returning clients then subscribe again instead.
+#: How long, in seconds, a load of session records may take. If it takes longer, the returning clients subscribe again.
 LOAD_TIMEOUT: Final = 2.0
 
 
@@ -63,7 +63,7 @@ class SessionRecords(SessionWriter):
         self.losses.end_if_idle()
 
     def void(self, session: LiveSession) -> None:
-        """Remove a session, and delete its records. It cannot be restored here even before they are deleted."""
+        """Remove a session, and delete its records. From now on, it cannot be restored in this process."""
         self.discard(session)
         if self.enabled:
             self.delete(session.sids)

@@ -27,10 +27,10 @@ SAVE_TIMEOUT: Final = 8.0
 #: The most records that are created and written at once. Other tasks of the event loop run between two batches.
 SAVE_SIZE: Final = 100
 
-#: The most bytes of records, about, that are created and written at once.
+#: About how many bytes of records are created and written at once, at most.
 SAVE_BYTES: Final = 1024 * 1024
 
-#: The most bytes of records, about, that are kept for sessions that have ended while the store fails.
+#: About how many bytes of records of ended sessions are kept while the store fails, at most.
 MAX_KEPT_SIZE: Final = 64 * 1024 * 1024
 
 #: A session id that no session has. It is used to find out whether the store responds.
@@ -248,7 +248,7 @@ class SessionWriter:
             result.set_result(unwritten)
 
     def _give_up_oldest(self) -> None:
-        """Give up the oldest records of ended sessions if all of them are larger than `MAX_KEPT_SIZE`."""
+        """Give up the oldest records of ended sessions, until the others have at most `MAX_KEPT_SIZE` bytes."""
         kept = sum(item.size for item in self._pending.values())
         given_up = []
         for sid, item in self._pending.items():
@@ -261,7 +261,7 @@ class SessionWriter:
             del self._pending[sid]
         if given_up:
             logger.warning(
-                "%d session records are given up, because more than %d bytes wait for the session store. "
+                "%d session records are given up, because more than %d bytes are pending for the session store. "
                 "Their clients subscribe again.",
                 len(given_up),
                 MAX_KEPT_SIZE,
@@ -270,8 +270,8 @@ class SessionWriter:
     async def _write_all(self, pending: list[tuple[str, _Pending]], deletions: Collection[str]) -> set[str]:
         """Write records, and delete others. Return the ids of the sessions whose records could not be written."""
         if self._failing:
-            # Ask first whether the store works again. `save` relies on this: while the store is failing, it is sent no
-            # records of new sessions.
+            # Ask first whether the store works again. `save` relies on this, because the store must get no records of
+            # new sessions while it is failing.
             await self.store.atouch([UNUSED_ID])
         unwritten: set[str] = set()
         for records in _batches(pending):

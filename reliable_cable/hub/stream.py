@@ -73,9 +73,10 @@ class HubStream:
     #: Early messages: they were announced although messages before them are missing.
     _early: list[Published | Transient] = field(default_factory=list)
     _early_size: int = 0
-    #: Messages to be written, and the serial of the last kept message before them.
+    #: The messages that the next batches write.
     _queue: deque[Entry | Transient] = field(default_factory=deque)
     _queue_size: int = 0
+    #: The serial of the last kept message before the queue.
     _fanned_out: int = 0
     #: The callback or task that writes the next messages; None if there is neither.
     _sending: asyncio.Handle | asyncio.Task[None] | None = None
@@ -138,7 +139,7 @@ class HubStream:
             self._early_size += size + 1
 
     def take_early(self) -> None:
-        """Take the early messages that come next. A transient one is sent after those that came before it."""
+        """Take the early messages that follow the position. Send a transient one after the messages before it."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
@@ -152,11 +153,11 @@ class HubStream:
 
     @property
     def has_early(self) -> bool:
-        """Whether messages are kept because others before them are missing."""
+        """Whether there are early messages."""
         return bool(self._early)
 
     def drop_early(self) -> None:
-        """Drop the early messages with a position, which were read or lost. Send the others."""
+        """Drop the early messages that have a position, which were read or lost. Send the transient ones."""
         early, self._early, self._early_size = self._early, [], 0
         for event in early:
             if isinstance(event, Transient):
@@ -205,7 +206,7 @@ class HubStream:
                 subscriber.owner.messages_lost()
 
     def lose_beginning(self, position: StreamPosition) -> None:
-        """Tell all subscribers that messages may be lost. The stream had none so far, and continues at a position."""
+        """Continue a stream that had no messages so far at a position, and tell all subscribers of a possible loss."""
         for group in self.groups.values():
             for subscriber in group.subscribers:
                 if subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor == self.position:
@@ -302,6 +303,6 @@ class HubStream:
         self._fanned_out = self.serial
 
     def _failed(self) -> None:
-        """Tell all live subscribers of a loss: some may not have been sent a message."""
+        """Tell all live subscribers of a loss, because some of them may not have been sent a message."""
         logger.exception("Messages of the stream %r could not be sent.", self.name)
         self.start_over(self.position)

@@ -17,7 +17,7 @@ from reliable_cable.stores.streams.base import NOWHERE
 #: The value of `Subscriber.at` while the subscriber is not live.
 NOT_LIVE: Final = -1
 
-#: How many messages without a position are kept for a subscriber that is catching up.
+#: The most messages without a position that are held for a subscriber that is catching up.
 MAX_HELD: Final = 100
 
 #: What the subscribers of a group share: the identifier, the stream id, and the class of frames that they can read.
@@ -57,7 +57,7 @@ class SubscriberOutbox(Protocol):
         """Return whether `size` more bytes may be held."""
 
     def hold(self, size: int) -> None:
-        """Count a message that is held; a negative size: one that is no longer held."""
+        """Count a message that a subscriber holds until it is live. A negative size reduces the count."""
 
     def failed(self) -> None:
         """Stop sending because the socket is closed."""
@@ -70,7 +70,7 @@ class SubscriberOwner(Protocol):
     """The subscription that a subscriber belongs to."""
 
     def fell_behind(self) -> None:
-        """Catch up when the socket, which is full, accepts frames again."""
+        """Catch up as soon as the socket accepts frames again."""
 
     def messages_lost(self) -> None:
         """Tell the client that a live subscriber has lost messages."""
@@ -130,7 +130,7 @@ class Subscriber:
         self._release_held()
 
     def hold(self, frame: Frame) -> None:
-        """Keep a message without a position until the subscriber is live. Beyond the bounds it is dropped."""
+        """Hold a message without a position until the subscriber is live, or drop it if too many are held."""
         if self.state is SubscriberState.CLOSED or not self.outbox.can_hold(len(frame)):
             return
         if self._held is None:

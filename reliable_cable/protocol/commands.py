@@ -206,7 +206,8 @@ def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-#: Shared, because `json.loads` and `json.dumps` create a new decoder or encoder for each call with options.
+#: One decoder and one encoder for all calls, because `json.loads` and `json.dumps` create a new one for each call with
+#: options.
 _DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -221,7 +222,7 @@ def _load_object(text: str, subject: str) -> dict[str, Any]:
     Raises:
         ProtocolError: the text is not a JSON object, or is nested too deeply.
     """
-    # Most texts are short, so a call is saved.
+    # Most texts are too short to be nested too deeply, so that they need no search for brackets.
     if len(text) >= SHORTEST_TOO_DEEP and is_too_deep(text):
         raise ProtocolError(f"{subject} has {TOO_DEEP}")
     try:

@@ -17,7 +17,7 @@ class Subprotocol(StrEnum):
         return self is Subprotocol.EXTENDED_JSON
 
 
-#: A tuple, because iterating over the enumeration itself is much slower.
+#: This is a tuple, because iterating over the enumeration itself is much slower.
 _PREFERRED_FIRST: Final = tuple(Subprotocol)
 
 

@@ -59,8 +59,8 @@ class LoginChange:
     """A Django login has ended, or may have ended.
 
     Attributes:
-        condition: the part of `logins.Login.identity` that the logins have. If it names a session, its login has ended.
-            If it names a user, the logins of the user must be checked.
+        condition: names a session or a user, in the form of `logins.Login.identity`. The login of such a session has
+            ended. The logins of such a user must be checked.
     """
 
     condition: Mapping[str, str]

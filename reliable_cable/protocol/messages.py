@@ -9,7 +9,7 @@ from typing import Any
 
 from .constants import ANSWER, REVOKED, CallFailure, DisconnectReason, MessageType
 
-#: Shared, because `json.dumps` creates a new encoder for each call with options.
+#: One encoder for all calls, because `json.dumps` creates a new one for each call with options.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 

@@ -53,7 +53,7 @@ class ToldMembers:
     def snapshot(self, present: Set[str]) -> None:
         """Record that one client, which had no list before, was sent the ids of all members."""
         first, self._has_snapshot = not self._has_snapshot, True
-        # Ids that are in both keep their value. The first client is the only one so far.
+        # Ids that are in both keep their value. If this client is the first one, no other client lacks the new ids.
         for id_ in self.ids.keys() ^ present:
             self.ids[id_] = first and id_ in present
 

@@ -50,7 +50,7 @@ class DaphneTransport(Transport):
         transport = protocol.transport
         if isinstance(transport, tcp.Connection) and not transport.TLS and not self.lost:
             self.write = partial(_write, protocol, transport, transport.socket.send)
-            # All frames of one read are parsed before other connections get a turn.
+            # All frames of one read are parsed before other connections are served.
             transport.bufferSize = READ_SIZE
 
     @property

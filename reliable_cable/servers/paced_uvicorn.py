@@ -35,7 +35,7 @@ class _Reading(Enum):
 class PacedHTTPProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which processes the first data of a connection when the pacer admits it."""
 
-    #: Shared by all connections of the process, because a server has one event loop.
+    #: The pacer of all connections of the process, because a server has one event loop.
     pacer: ClassVar[Pacer] = Pacer(PER_ITERATION)
     _begun = False
     _reading = _Reading.REQUEST

@@ -23,7 +23,7 @@ class UvicornTransport(Transport):
         super().__init__(protocol.send)
         self._protocol = protocol
         self.grace = protocol.config.timeout_graceful_shutdown or 0.0
-        # uvicorn parses all frames of one read before other connections get a turn. uvloop has no such attribute.
+        # uvicorn parses all frames of one read before other connections are served. uvloop has no such attribute.
         if hasattr(protocol.transport, "max_size"):
             protocol.transport.max_size = READ_SIZE
 
@@ -37,7 +37,7 @@ class UvicornTransport(Transport):
         self._protocol.transport.abort()
 
     def pause_reading(self) -> None:
-        """Give the client more time to answer uvicorn's ping. uvicorn itself reads no more."""
+        """Give the client more time to answer uvicorn's ping. uvicorn itself stops reading."""
         timer = getattr(self._protocol, "pong_timer", None)
         if timer is not None:
             timer.cancel()

@@ -85,9 +85,9 @@ class Command(BaseCommand):
             self._serve(**options)
 
     def _serve_again(self, **options: Any) -> None:
-        """Serve in a thread of a child process, in which the reloader waits for a change of the code.
+        """Serve in a thread of the reloader's child process. Another thread of it waits for a change of the code.
 
-        Errors in the code are raised here, because the reloader waits for the next change then.
+        An error in the code is raised here. The reloader then waits for the next change.
         """
         autoreload.raise_last_exception()
         self.check(display_num_errors=True)

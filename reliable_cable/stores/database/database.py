@@ -44,14 +44,14 @@ OWN_LOCK_REMEDY = "wait for its commit (leave out immediate=True and using, or m
 #: How long a process leaves SQLite's write lock free after a write, as a share of the write's duration. Without this
 #: pause, the project's own transactions would hardly ever get the lock while broadcasts are queued.
 PAUSE_SHARE = 0.25
-#: The longest pause, in seconds.
+#: How long, in seconds, a process leaves the write lock free after a write, at most.
 MAX_PAUSE = 0.05
 
 #: The error codes of conflicts. A transaction with a conflict was rolled back, and may succeed when it is retried.
 _SQLITE_CONFLICTS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _POSTGRES_CONFLICTS = {"40001", "40P01"}
 
-#: Whether to retry writes only for the database's own timeout, because the caller may hold the write lock itself.
+#: Whether to retry writes no longer than the database's own timeout, because the caller may hold the write lock itself.
 _short_wait: ContextVar[bool] = ContextVar("reliable_cable_short_wait", default=False)
 
 
@@ -60,7 +60,7 @@ class _WriteQueue:
 
     def __init__(self) -> None:
         self._lock = FairLock()
-        #: The thread that holds the lock.
+        #: The id of the thread that holds the lock; 0 if no thread holds it.
         self._owner = 0
         self._pause_end = 0.0
 
@@ -307,7 +307,7 @@ class Database:
 
 
 def _with_short_wait(call: Callable[[], T]) -> T:
-    """Run a call whose writes retry only for the database's own timeout."""
+    """Run a call, and retry its writes no longer than the database's own timeout."""
     token = _short_wait.set(True)
     try:
         return call()

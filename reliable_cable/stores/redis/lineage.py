@@ -48,7 +48,7 @@ class LineageTracker:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        #: The server and the lineage that the newest connection leads to. None: no connection has been opened.
+        #: The server and the lineage that the newest connection leads to; None if no connection has been opened.
         self.identity: Identity | None = None
         #: The number of the current generation. Connections of earlier generations are reopened before their next use.
         self._generation = 0

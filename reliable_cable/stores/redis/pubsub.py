@@ -26,8 +26,9 @@ PING_INTERVAL: Final = 2.0
 SILENCE_TIMEOUT: Final = 7.0
 #: How long, in seconds, a fence waits for its reply. Then the connection is closed, and messages in transit are lost.
 FENCE_TIMEOUT: Final = 5.0
-#: The shortest and the longest delay, in seconds, before another attempt to connect.
+#: The shortest delay, in seconds, before another attempt to connect.
 MIN_RETRY_DELAY: Final = 0.05
+#: The longest delay, in seconds, before another attempt to connect.
 MAX_RETRY_DELAY: Final = 1.0
 #: The most channels that one command names, not counting their former names.
 CHANNELS_PER_COMMAND: Final = 500

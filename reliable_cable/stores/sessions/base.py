@@ -73,7 +73,7 @@ class SessionStore(Store):
         """
 
     def load_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
-        """Do the same as `load` for several sessions. Override this if one round trip is enough."""
+        """Return the records of several sessions, as `load` does. Override this if one round trip is enough."""
         return [self.load(sid, identity) for sid, identity in wanted]
 
     @abstractmethod

@@ -91,7 +91,7 @@ class ModelSessionStore(ModelStore, SessionStore):
             self._write("deleted", self._database.rows(Session).filter(sid__in=sids).delete)
 
     def revoke(self, condition: Identity) -> float:
-        """Store the time of a revocation with one INSERT, so that it also applies to records that are saved later."""
+        """Store the time of a revocation with one INSERT. It also applies to records that are saved later."""
         with self._errors("revoked"):
             now = self._server.time()
         if self.settings.sessions_ttl:

@@ -1,4 +1,4 @@
-"""The texts of session records in Redis, and what a change of a record changes in its text."""
+"""The texts of session records in Redis, and the differences between two texts of a session."""
 
 import json
 import secrets
@@ -30,14 +30,17 @@ def encode(record: SessionRecord) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TextChange:
-    """What makes a new text from an old one.
+    """The difference between an old text and a new one.
+
+    The new text consists of four parts: the beginning of the old text, `inserted`, a later part of the old text, and
+    `end`.
 
     Args:
-        kept: how many of the first bytes stay.
-        inserted: the text that follows them.
-        resumed: the position of the first byte of the old text that stays after that, counted from 1.
-        ended: the position of the last of these bytes.
-        end: the new end.
+        kept: how many bytes of the beginning of the old text are used.
+        inserted: the text after that.
+        resumed: the position in the old text where its later part begins, counted from 1.
+        ended: the position in the old text of the last byte of that part.
+        end: the text after that.
     """
 
     kept: int
@@ -52,7 +55,7 @@ class RecordText:
     """A record as JSON text, in parts.
 
     Args:
-        parts: the beginning, with a part for each item of a list. So each subscription has a part.
+        parts: the beginning of the text, which contains all lists. Each item of a list is a part of its own.
         values: the values that are not lists, which may differ in every record of a session.
         version: identifies the text. It consists of white space, which readers of JSON ignore.
     """
@@ -92,7 +95,7 @@ class RecordText:
         return sum(map(len, self.parts)) + len(self.values) + len(self.version)
 
     def change_from(self, old: "RecordText") -> TextChange:
-        """Return what makes this text from an older one."""
+        """Return the difference between an older text and this one."""
         same = _count_equal(self.parts, old.parts)
         rest, old_rest = self.parts[same:], old.parts[same:]
         same_last = _count_equal(rest[::-1], old_rest[::-1])
@@ -108,10 +111,10 @@ def _count_equal(parts: tuple[str, ...], others: tuple[str, ...]) -> int:
 
 
 class WrittenTexts:
-    """The large texts that this process wrote last, so that a change of a record can be written without the rest.
+    """The large texts that this process wrote last. With these, only the changed part of a record has to be written.
 
-    When they have more than `MAX_WRITTEN_SIZE` bytes, the one that was written longest ago is forgotten. All threads of
-    the process may use this.
+    When they have more than `MAX_WRITTEN_SIZE` bytes in total, the oldest ones are forgotten. All methods are
+    thread-safe.
     """
 
     def __init__(self) -> None:

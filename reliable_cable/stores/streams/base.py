@@ -104,7 +104,7 @@ class StreamListener(Listener):
     """
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Do the same as `subscribe` for several streams. Override this if one round trip is enough.
+        """Start to announce the events of several streams. Override this if one round trip is enough.
 
         If this raises, the caller unsubscribes from all of the streams.
         """
@@ -224,7 +224,7 @@ class StreamStore(Store):
         """
 
     def deleted_after(self, stream: str) -> float | None:
-        """Return after how many idle seconds a stream is deleted; None: so many that `offset_since` ignores it."""
+        """Return after how many idle seconds a stream is deleted; None if `offset_since` need not consider this."""
         ttl = self.settings.policy(stream).history_meta_ttl
         return ttl if ttl < IDLE_STREAM_TTL else None
 
@@ -245,7 +245,7 @@ class StreamStore(Store):
         return StreamPosition(page.epoch, page.tail)
 
     async def apositions(self, streams: Collection[str]) -> list[StreamPosition]:
-        """Do the same as `aposition` for several streams. Override this if one round trip is enough."""
+        """Return the positions of several streams. Override this if one round trip is enough."""
         return [await self.aposition(stream) for stream in streams]
 
     @abstractmethod

@@ -298,7 +298,7 @@ class _Listener(RedisStreamListener):
             raise
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Do the same for several streams, with few round trips to each of the two stores."""
+        """Start to announce the events of several streams, with few round trips to each of the two stores."""
         await super().subscribe_many(streams)
         await self._tables.subscribe_many([stream for stream in streams if self._settings.policy(stream).durable])
 

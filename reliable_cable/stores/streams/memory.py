@@ -62,7 +62,7 @@ class _Stream:
         return self.tail - len(self.kept) + 1
 
     def trim(self, policy: StreamPolicy, now: float) -> int:
-        """Move entries that exceed the size or TTL to `young`. Drop its old entries, and return their number."""
+        """Move entries that exceed the size or TTL to `young`. Drop entries that are not young; return their number."""
         while self.kept and (len(self.kept) > policy.history_size or self.kept[0].created <= now - policy.history_ttl):
             old = self.kept.popleft()
             self.trimmed_at = old.created

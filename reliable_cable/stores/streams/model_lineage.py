@@ -1,4 +1,4 @@
-"""When the data of a database may have lost messages: after a failover, or after a backup was restored.
+"""Records when a database may have lost messages: after a failover, or after a backup was restored.
 
 The table `Lineage` has the time at which each lineage of the data was found (see stores/database/server.py). Messages
 from before that time may be lost, even messages of streams that no longer exist.

@@ -31,7 +31,7 @@ PRUNE_LIMIT = 500
 class SeenIds:
     """Finds the new rows of a table, although rows may become visible out of the order of their ids.
 
-    A database to which a backup was restored gives ids again. So a row is identified by its id and its time.
+    After the restore of a backup, a database assigns the same ids again. So a row is identified by its id and its time.
 
     Args:
         clock: a monotonic clock, in seconds.
@@ -51,7 +51,7 @@ class SeenIds:
     def add(self, rows: Collection[tuple[int, float]]) -> list[tuple[int, float]]:
         """Record the visible rows beyond the horizon, and return the new ones.
 
-        The first call returns nothing, because these rows are older than the listener.
+        The first call returns nothing, because the rows that it records are older than the listener.
 
         Args:
             rows: the id and the time of each row.
@@ -154,7 +154,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         await self.subscribe_many([stream])
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Do the same for several streams, with one query. None of them is subscribed to if the query fails."""
+        """Start to announce the events of several streams, with one query. If the query fails, announce none."""
         new = [stream for stream in streams if stream not in self._known]
         if not new:
             return
@@ -173,7 +173,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
                 self._woken.set()
 
     async def _first_tails(self, streams: Collection[str]) -> Mapping[str, StreamPosition]:
-        """Return the positions of new streams. Before the first ones, let the poller know the rows that exist now."""
+        """Return the positions of new streams. The first call also records the existing rows as seen."""
         if self._poller is None:
             self._seen = SeenIds()
             self._poller = self._tasks.spawn(self._keep_polling())

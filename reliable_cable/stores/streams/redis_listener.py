@@ -49,7 +49,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
         await self.subscribe_many([stream])
 
     async def subscribe_many(self, streams: Collection[str]) -> None:
-        """Do the same for several streams, with one command for each `CHANNELS_PER_COMMAND` of them."""
+        """Start to announce the events of several streams, `CHANNELS_PER_COMMAND` of them with each command."""
         if self._checker is None:
             self._checker = asyncio.create_task(self._keep_checking(), name="cable-position-check")
         await self._subscribe_channels(streams)
