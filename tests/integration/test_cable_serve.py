@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -55,6 +56,10 @@ class Site:
         """Let the only page of the project have this text."""
         (self.folder / "site1/urls.py").write_text(URLS.format(text=text))
 
+    def break_code(self) -> None:
+        """Write code that Python cannot parse."""
+        (self.folder / "site1/urls.py").write_text("urlpatterns = [")
+
     @contextmanager
     def served(self, kind: Kind, *options: str) -> Iterator[None]:
         """Serve the project."""
@@ -76,27 +81,33 @@ class Site:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def wait_for(self, text: str, *, written: bool = False) -> None:
-        """Wait until the page has this text.
+    def wait_for(self, text: str) -> None:
+        """Wait until the page has this text."""
+        self.wait_until(lambda: self.has(text))
+
+    def wait_until(self, condition: Callable[[], bool], write: Callable[[], object] = lambda: None) -> None:
+        """Wait until a condition is true.
 
         Args:
-            text: the text.
-            written: whether to write the text into the code now, and again every five seconds. The reloader does not
+            condition: the condition.
+            write: changes the code. It is called now, and again every five seconds, because the reloader does not
                 notice a change that happens before it has looked at the file for the first time.
         """
         write_at = time.monotonic()
-        deadline = write_at + 60
-        while True:
-            if written and time.monotonic() >= write_at:
-                self.answer_with(text)
-                write_at += 5
-            try:
-                if self.get("").text == text:
-                    return
-            except httpx.TransportError:
-                pass
+        deadline = write_at + 90
+        while not condition():
             assert time.monotonic() < deadline, self.output.read_text()
+            if time.monotonic() >= write_at:
+                write()
+                write_at += 5
             time.sleep(0.05)
+
+    def has(self, text: str) -> bool:
+        """Return whether the page can be read and has this text."""
+        try:
+            return self.get("").text == text
+        except httpx.TransportError:
+            return False
 
     def get(self, path: str) -> httpx.Response:
         """Request a page."""
@@ -133,10 +144,6 @@ def test_static_files_are_served_only_while_debug_is_on(site: Site, kind: Kind) 
 @both_servers
 def test_it_reloads_changed_code_and_survives_an_error_in_it(site: Site, kind: Kind) -> None:
     with site.served(kind, "--reload"):
-        site.wait_for("two", written=True)
-        (site.folder / "site1/urls.py").write_text("urlpatterns = [")
-        deadline = time.monotonic() + 60
-        while "SyntaxError" not in site.output.read_text():
-            assert time.monotonic() < deadline, site.output.read_text()
-            time.sleep(0.05)
-        site.wait_for("three", written=True)
+        site.wait_until(lambda: site.has("two"), partial(site.answer_with, "two"))
+        site.wait_until(lambda: "SyntaxError" in site.output.read_text(), site.break_code)
+        site.wait_until(lambda: site.has("three"), partial(site.answer_with, "three"))
