@@ -1,4 +1,6 @@
-"""Receivers of the signals that Django sends when a login may have ended, except for `user_logged_out`.
+"""Receivers of the signals that Django sends when a login may have ended.
+
+A logout also closes all connections that are identified by the user (see `disconnecting.disconnect_logged_out`).
 
 Each of them sends one control message after the commit. The hubs of the server processes then check the logins of the
 user, or close the connections of the session. Other changes are found by the regular checks (`hub.login_checks`).
@@ -12,7 +14,7 @@ from typing import Any
 
 from django.apps import apps
 from django.conf import settings
-from django.contrib.auth.signals import user_logged_in
+from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.db.models.signals import post_delete, post_save
 
 from .concurrency.on_commit import call_after_commit, defer_to_commit
@@ -27,6 +29,7 @@ from .stores.streams.base import Message
 def connect_receivers() -> None:
     """Connect the receivers of this module. Signals of the user model are also sent by its proxies and children."""
     user_logged_in.connect(end_replaced_session, dispatch_uid="reliable_cable.login")
+    user_logged_out.connect(end_logged_out_session, dispatch_uid="reliable_cable.session_logout")
     try:
         user_model = apps.get_model(settings.AUTH_USER_MODEL)
     except LookupError:
@@ -46,6 +49,13 @@ def end_replaced_session(sender: object, request: Any = None, **kwargs: Any) -> 
     # saved.
     if former and request.session.session_key is None:
         _announce(LoginChange({SESSION: session_digest(former)}))
+
+
+def end_logged_out_session(sender: object, request: Any = None, **kwargs: Any) -> None:
+    """Close the connections of a session whose user logs out, whatever identifies these connections."""
+    key = getattr(getattr(request, "session", None), "session_key", None)
+    if key:
+        _announce(LoginChange({SESSION: session_digest(key)}))
 
 
 def check_saved_user(

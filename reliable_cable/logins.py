@@ -101,44 +101,53 @@ def check_logins(logins: Sequence[Login]) -> list[bool | Exception]:
     sessions = _find_sessions({login.session_key for login in logins})
     users = _find_users({(login.backend, login.user_id) for login in logins})
     return [
-        _judge(login, sessions.get(login.session_key, False), users.get((login.backend, login.user_id)))
-        for login in logins
+        _judge(login, sessions.get(login.session_key), users.get((login.backend, login.user_id))) for login in logins
     ]
 
 
-def _judge(login: Login, session: bool | Exception, user: Any) -> bool | Exception:
-    if session is False or user is None:
+def _judge(login: Login, session: str | Exception | None, user: Any) -> bool | Exception:
+    if session is None or user is None:
         return False
     for error in (session, user):
         if isinstance(error, Exception):
             return error
-    return has_valid_hash(user, login.auth_hash)
+    return session == login.user_id and has_valid_hash(user, login.auth_hash)
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
 
-def _find_sessions(keys: Collection[str]) -> Mapping[str, bool | Exception]:
-    """Return, by key, whether a session is unexpired and has a user, or an error. Missing sessions are left out."""
+def _find_sessions(keys: Collection[str]) -> Mapping[str, str | Exception]:
+    """Return, by key, the id of the user of an unexpired session, or an error.
+
+    Sessions that are missing, and those without a user, are left out.
+    """
     from django.contrib.sessions.backends import cache, cached_db, db
 
     store: Any = import_module(settings.SESSION_ENGINE).SessionStore
     if store.load is cache.SessionStore.load:
-        return dict.fromkeys(_find_in_cache(store, keys), True)
+        return _find_in_cache(store, keys)
     if _reads_from_database(store):
         if store.load is db.SessionStore.load:
-            return dict.fromkeys(_find_in_database(store, keys), True)
+            return _find_in_database(store, keys)
         if store.load is cached_db.SessionStore.load:
             try:
                 cached = _find_in_cache(store, keys)
             except Exception:  # the engine itself also queries the database then
-                cached = set()
-            return dict.fromkeys(cached | _find_in_database(store, set(keys) - cached), True)
-    return {key: _attempt(partial(_has_user, store, key)) for key in keys}
+                cached = {}
+            return cached | _find_in_database(store, set(keys) - set(cached))
+    found = {key: _attempt(partial(_load, store, key)) for key in keys}
+    return {key: user for key, user in found.items() if user is not None}
 
 
-def _has_user(store: Any, key: str) -> bool:
-    return store(key).get(SESSION_KEY) is not None
+def _load(store: Any, key: str) -> str | None:
+    return _user_in(store(key))
+
+
+def _user_in(data: Any) -> str | None:
+    """Return the id of the user in the data of a session; None: there is no user."""
+    id_ = data.get(SESSION_KEY)
+    return None if id_ is None else str(id_)
 
 
 def _reads_from_database(store: Any) -> bool:
@@ -148,17 +157,22 @@ def _reads_from_database(store: Any) -> bool:
     return getattr(store, name, None) is getattr(db.SessionStore, name)
 
 
-def _find_in_database(store: Any, keys: Collection[str]) -> set[str]:
+def _find_in_database(store: Any, keys: Collection[str]) -> dict[str, str | Exception]:
     if not keys:
-        return set()
+        return {}
     alive = store.get_model_class().objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
-    return set(alive.values_list("session_key", flat=True))
+    decode = store().decode
+    return _with_users((key, decode(data)) for key, data in alive.values_list("session_key", "session_data"))
 
 
-def _find_in_cache(store: Any, keys: Collection[str]) -> set[str]:
+def _find_in_cache(store: Any, keys: Collection[str]) -> dict[str, str | Exception]:
     prefix = store.cache_key_prefix
     data = caches[settings.SESSION_CACHE_ALIAS].get_many([prefix + key for key in keys])
-    return {key for key in keys if SESSION_KEY in data.get(prefix + key, ())}
+    return _with_users((key, data.get(prefix + key, {})) for key in keys)
+
+
+def _with_users(sessions: Iterable[tuple[str, Any]]) -> dict[str, str | Exception]:
+    return {key: user for key, data in sessions if (user := _user_in(data)) is not None}
 
 
 # -- users ------------------------------------------------------------------------------------------------------------

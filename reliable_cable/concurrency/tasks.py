@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Collection, Coroutine
+from contextvars import Context
 from typing import Any
 
 
@@ -35,9 +36,14 @@ class BackgroundTasks:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run a coroutine as a task of the running event loop."""
-        task = asyncio.get_running_loop().create_task(coroutine)
+    def spawn(self, coroutine: Coroutine[Any, Any, Any], context: Context | None = None) -> asyncio.Task[Any]:
+        """Run a coroutine as a task of the running event loop.
+
+        Args:
+            coroutine: the coroutine.
+            context: the context of the task; None: a copy of the current context.
+        """
+        task = asyncio.get_running_loop().create_task(coroutine, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

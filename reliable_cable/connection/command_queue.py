@@ -10,6 +10,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -59,13 +60,15 @@ class CommandQueue(ABC):
     Args:
         tasks: the background tasks of the event loop.
         account: counts the frames of the queued commands.
+        context: the context of the connection. Commands run in copies of it.
     """
 
-    __slots__ = ("_account", "_backlog", "_room", "_task", "_tasks", "full")
+    __slots__ = ("_account", "_backlog", "_context", "_room", "_task", "_tasks", "full")
 
-    def __init__(self, tasks: BackgroundTasks, account: Account) -> None:
+    def __init__(self, tasks: BackgroundTasks, account: Account, context: Context) -> None:
         self._tasks = tasks
         self._account = account
+        self._context = context
         #: Whether no more commands may be read until about half of the queued ones have been handled.
         self.full = False
         #: Gets its result when the queue is no longer full; None while nothing waits for that.
@@ -127,7 +130,8 @@ class CommandQueue(ABC):
         """Return the backlog, with a running task. Commands must be added in this iteration of the event loop."""
         if self._backlog is None:
             self._backlog = _Backlog()
-            self._task = self._tasks.spawn(self._run(self._backlog))
+            # A revocation starts the task too, and the control bus runs in the context of another connection.
+            self._task = self._tasks.spawn(self._run(self._backlog), context=self._context.copy())
         else:
             self._backlog.wake()
         return self._backlog

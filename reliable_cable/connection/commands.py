@@ -55,7 +55,7 @@ class Commands(CommandQueue):
     __slots__ = ("_openings", "connection", "subscriptions")
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection.hub.tasks, connection.account)
+        super().__init__(connection.hub.tasks, connection.account, connection.context)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
         #: The `subscribe` commands that are handled in tasks of their own; None if there are none.

@@ -51,9 +51,9 @@ def user() -> Any:
 
 
 def control_messages() -> list[Any]:
-    """Return the control messages that have been sent, without their times."""
+    """Return the revocations that have been sent, without their times."""
     page = get_engine().streams.read(CONTROL_STREAM, after=0, limit=100)
-    messages = [json.loads(entry.data) for entry in page.entries]
+    messages = [message for entry in page.entries if "revoke" in (message := json.loads(entry.data))]
     for message in messages:
         assert message.pop("at") > 0
     return messages

@@ -12,7 +12,7 @@ import pytest
 from django.apps import apps
 from django.contrib.auth import get_user_model, login
 from django.contrib.auth.models import User
-from django.contrib.auth.signals import user_logged_in
+from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.db import transaction
 from django.db.models.signals import post_save
@@ -137,6 +137,19 @@ class TestLogins:
     def test_a_login_without_a_request_is_ignored(self, user: Any) -> None:
         user_logged_in.send(type(user), request=None, user=user)
         user_logged_in.send(type(user), request=RequestFactory().get("/"), user=user)
+        assert changes() == []
+
+    def test_a_logout_ends_the_session(self, user: Any) -> None:
+        browser = Client()
+        browser.force_login(user)
+        key = browser.session.session_key
+        assert key
+        browser.logout()
+        assert changes() == [LoginChange({"session": session_digest(key)})]
+
+    def test_a_logout_without_a_session_is_ignored(self, user: Any) -> None:
+        user_logged_out.send(type(user), request=None, user=user)
+        user_logged_out.send(type(user), request=RequestFactory().get("/"), user=user)
         assert changes() == []
 
     def test_session_keys_are_not_sent(self, user: Any) -> None:

@@ -21,6 +21,7 @@ from django.contrib.sessions.backends.db import SessionStore as DatabaseSessionS
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.db import OperationalError, connections
+from django.test import Client as Browser
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -150,6 +151,20 @@ class TestStoredSessions:
         user = make_user()
         expired = log_in(user, expiry=timezone.now() - timedelta(seconds=5))
         assert check_logins([expired, log_in(user, expiry=60)]) == [False, True]
+
+    @pytest.mark.parametrize("content", ["nobody", "another user"])
+    def test_a_session_without_the_user_of_the_login_ends_the_login(
+        self, engine: str, alias: str, content: str
+    ) -> None:
+        user, other = make_user(), make_user("bob")
+        login = log_in(user)
+        session = import_module(django_settings.SESSION_ENGINE).SessionStore(login.session_key)
+        if content == "nobody":
+            del session[SESSION_KEY]
+        else:
+            session[SESSION_KEY] = str(other.pk)
+        session.save()
+        assert check_logins([login, log_in(user)]) == [False, True]
 
 
 @pytest.mark.parametrize("alias", [SQLITE], indirect=True)
@@ -287,6 +302,32 @@ class TestChecksOfConnections:
             await get_user_model().objects.filter(username="a").aupdate(is_active=False)
             get_hub().control.messages_lost()
             assert await client.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_logout_closes_the_connections_of_the_session_whatever_identifies_them(settings: Any) -> None:
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+
+    class DeviceConsumer(CableConsumer):
+        identified_by = ("tenant",)
+
+        def connect(self) -> None:
+            self.tenant = "phone"
+
+    def log_in_browser(user: Any) -> tuple[Browser, Client]:
+        browser = Browser()
+        browser.force_login(user)
+        session = browser.session
+        assert session[SESSION_KEY] == str(user.pk)
+        return browser, Client(consumer=DeviceConsumer, scope={"session": session, "user": user})
+
+    user = await sync_to_async(make_user)()
+    browser, client = await sync_to_async(log_in_browser)(user)
+    _, other = await sync_to_async(log_in_browser)(user)
+    async with client, other:
+        await sync_to_async(browser.logout)()
+        assert await client.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
+        assert await other.quiet()
 
 
 class TestWhichConnections:

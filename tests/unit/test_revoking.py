@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 from reliable_cable import (
+    CableConsumer,
     Channel,
     abroadcast,
     action,
@@ -109,6 +111,38 @@ async def resume(client: Client, identifier: str) -> None:
     """Request the history of a restored subscription."""
     await client.send("history", identifier)
     assert (await client.receive())["type"] == "confirm_history"
+
+
+class TestContext:
+    """A revocation arrives in another context. Commands run in copies of the context of their connection."""
+
+    async def test_handlers_after_a_revocation_have_the_context_of_their_connection(self) -> None:
+        tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+        seen: list[tuple[str, str]] = []
+
+        class Named(Room, abstract=True):
+            async def unsubscribed(self) -> None:
+                seen.append(("unsubscribed", tenant.get()))
+
+            @action
+            async def speak(self) -> None:
+                seen.append(("speak", tenant.get()))
+                self.transmit({"spoken": 1})
+
+        class Tenants(CableConsumer):
+            async def connect(self) -> None:
+                tenant.set(self.user)
+
+        registry["Room"] = [Named]
+        async with Client(consumer=Tenants, scope={"user": "bob"}), ann(consumer=Tenants, protocol=BASE) as client:
+            for each in (room("a"), room("b")):
+                await client.subscribe(each)
+            await arevoke(user="ann", stream="a")
+            assert await client.receive_many(2)
+            await until(lambda: seen)
+            await client.perform(room("b"), "speak")
+            assert (await client.receive())["message"] == {"spoken": 1}
+            assert seen == [("unsubscribed", "ann"), ("speak", "ann")]
 
 
 class TestConnectedClients:
