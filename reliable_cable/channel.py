@@ -17,7 +17,7 @@ from .protocol.payloads import is_falsy
 from .protocol.positions import StreamPosition
 from .protocol.presence import member_fault
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import BatchOptions, copy_json, encode_json, qualify_stream, target_name
+from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, target_name
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -120,7 +120,7 @@ class ChannelPresence:
         text = str(id).encode(errors="replace").decode()
         if id is None or not text:
             raise ChannelError(f"{type(self._channel).__name__}: presence.join() needs an id, and got {id!r}.")
-        encoded = _encode(info, self._channel)
+        encoded, _ = encode_channel_value(info, f"{type(self._channel).__name__}: the info")
         fault = member_fault(text, encoded)
         if fault:
             raise ChannelError(f"{type(self._channel).__name__}: presence.join() is refused: {fault}.")
@@ -164,7 +164,7 @@ class Channel:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        actions = {}
+        actions: dict[str, tuple[str, bool]] = {}
         for attribute in dir(cls):
             method = inspect.getattr_static(cls, attribute, None)
             public = getattr(method, _ACTION, None)
@@ -172,7 +172,12 @@ class Channel:
                 _check_attribute(cls, attribute, "a state")
             elif callable(method) and public is not None:
                 _check_attribute(cls, attribute, f"the action {public!r}")
+                former, _ = actions.get(public, (attribute, False))
+                if inspect.getattr_static(cls, former) is not method:
+                    raise ChannelError(f"{cls.__qualname__}: {former} and {attribute} are both the action {public!r}.")
                 actions[public] = (attribute, len(inspect.signature(method).parameters) > 1)
+        if not isinstance(cls.name, str) or not cls.name:
+            raise ChannelError(f"{cls.__qualname__}.name is {cls.name!r}; it must be a non-empty string.")
         cls._actions = actions
         _names.add(cls.name)
         if abstract:
@@ -282,7 +287,7 @@ class Channel:
         Raises:
             ChannelError: the data cannot be encoded as JSON, or is falsy in JavaScript. Clients drop such messages.
         """
-        text = _encode(data, self)
+        text, _ = encode_channel_value(data, f"{type(self).__name__}: the message")
         if is_falsy(text):
             raise ChannelError(
                 f"{type(self).__name__}.transmit({data!r}): clients drop falsy messages; wrap it in a dict."
@@ -411,10 +416,3 @@ def _check_attribute(cls: type[Channel], name: str, declared: str) -> None:
             f"{cls.__qualname__}: {declared} replaces the attribute or hook {name!r} of Channel. Rename it. Clients "
             f"can still call an action {name!r} if it is marked with @action(name={name!r})."
         )
-
-
-def _encode(value: Any, channel: Channel) -> str:
-    try:
-        return encode_json(value)[0]
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ChannelError(f"{type(channel).__name__}: {value!r:.200} cannot be encoded as JSON: {error}.") from None

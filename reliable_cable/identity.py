@@ -7,6 +7,8 @@ from itertools import combinations
 from typing import Any, Final
 from uuid import UUID
 
+from django.apps import apps
+from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 
 #: The identifiers of a connection by name, such as `{"user": "auth.user:1"}`. The text of an anonymous user is empty.
@@ -27,6 +29,7 @@ _NAMESPACE: Final = "@namespace"
 
 #: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.
 _PRIMARY_KEYS: Final = (int, UUID)
+_PRIMARY_KEY_NAMES: Final = frozenset(each.__name__ for each in _PRIMARY_KEYS)
 
 
 def row_name(instance: Any) -> str:
@@ -59,6 +62,35 @@ def reason_against(name: str, value: Any) -> str:
     if str(value) == object.__repr__(value):
         return f"the type {type(value).__name__} has no text of its own; define its `__str__`"
     return ""
+
+
+def parse_identifier(name: str, text: object) -> str:
+    """Return the text of an identifier in the form that `identify` returns.
+
+    The label of a proxy model becomes that of its concrete model, and a primary key gets its usual form.
+
+    Args:
+        name: the name of the identifier.
+        text: the text, from outside: `auth.user:1` for a row, `<type>:<value>` for another value.
+
+    Raises:
+        ValueError: no connection can have this identifier. The message says why.
+    """
+    if not isinstance(text, str) or not text.partition(":")[2]:
+        raise ValueError('is neither "<app>.<model>:<primary key>" nor "<type>:<value>"')
+    kind, _, value = text.partition(":")
+    if name == "user" and kind in _PRIMARY_KEY_NAMES:
+        raise ValueError('is a primary key, which matches no connection; give "<app>.<model>:<primary key>"')
+    if "." not in kind:
+        return text
+    try:
+        model = apps.get_model(kind)
+        key = model._meta.pk.to_python(value)
+    except (LookupError, ValueError):
+        raise ValueError(f"has the label {kind!r:.80}, and there is no such model") from None
+    except ValidationError as error:
+        raise ValueError(f"has a primary key that {kind} cannot have: {' '.join(error.messages)}") from None
+    return row_name(model(pk=key))
 
 
 def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:

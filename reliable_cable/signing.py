@@ -9,7 +9,7 @@ from hashlib import sha256
 
 from django.conf import settings as django_settings
 
-from .conf import derived_secret, get_settings
+from .conf import NAMESPACE_SEPARATOR, derived_secret, get_settings
 from .exceptions import InvalidStreamName
 from .namespaces import current_namespace, qualify
 
@@ -23,10 +23,14 @@ def signed_stream_name(name: str) -> str:
     It is valid for connections of the current namespace.
 
     Raises:
-        InvalidStreamName: the name is not a string, is empty, or cannot be encoded as UTF-8.
+        InvalidStreamName: the name is not a string, is empty, cannot be encoded as UTF-8, or contains the character
+            that separates namespaces from names.
     """
     if not isinstance(name, str) or not name:
         raise InvalidStreamName(f"The stream's name is {name!r}; it must be a non-empty string.")
+    if NAMESPACE_SEPARATOR in name:
+        # With this character, a name without a namespace would be a name in another namespace.
+        raise InvalidStreamName(f"The stream's name {name!r} contains {NAMESPACE_SEPARATOR!r}, which is not allowed.")
     try:
         text = json.dumps(qualify(current_namespace(), name), ensure_ascii=False).encode()
     except UnicodeEncodeError:

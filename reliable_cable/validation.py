@@ -203,6 +203,22 @@ def encode_json(value: Any) -> tuple[str, int]:
     return text, len(text.encode())
 
 
+def encode_channel_value(value: Any, described: str) -> tuple[str, int]:
+    """Return a value that a channel sends as JSON text, and the size of the text in bytes.
+
+    Args:
+        value: the value.
+        described: what the value is, for the error: `ChatChannel: the result`.
+
+    Raises:
+        ChannelError: the value cannot be encoded, or is nested too deeply.
+    """
+    try:
+        return encode_json(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChannelError(f"{described} {value!r:.200} cannot be encoded as JSON: {error}.") from error
+
+
 def copy_json(value: Any) -> tuple[Any, int]:
     """Return a deep copy of a JSON value, and its size as JSON text in bytes.
 

@@ -10,7 +10,7 @@ from reliable_cable.exceptions import ChannelError
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import Command, Perform, Presence
 from reliable_cable.protocol.constants import CallFailure
-from reliable_cable.validation import encode_json
+from reliable_cable.validation import encode_channel_value
 
 from .connection import Connection
 from .handlers import is_async
@@ -40,10 +40,7 @@ def _answer(handler: Callable[[], Any], channel: Channel, call: str) -> None:
 
 def _transmit(channel: Channel, call: str, result: Any) -> None:
     name = type(channel).__name__
-    try:
-        text, size = encode_json(result)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ChannelError(f"{name}: the result {result!r:.200} cannot be encoded as JSON: {error}.") from error
+    text, size = encode_channel_value(result, f"{name}: the result")
     limit = get_settings().max_broadcast_size
     if size > limit:
         raise ChannelError(

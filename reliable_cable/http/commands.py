@@ -7,7 +7,7 @@ from typing import Any
 
 from reliable_cable.disconnecting import check_names, disconnect_identity
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidIdentifier, StoreError
-from reliable_cable.identity import Identity
+from reliable_cable.identity import Identity, parse_identifier
 from reliable_cable.logs import logger
 from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
 
@@ -60,17 +60,17 @@ def _condition(text: Any) -> Identity:
         raise _invalid(f"The identifier is not JSON ({error})") from error
     if not isinstance(identifiers, dict) or not identifiers:
         raise _invalid("The identifier is not a JSON object with at least one name")
+    condition = {}
     for name, value in identifiers.items():
-        # The text begins with the type of the value that `connect` set (identity.py).
-        if not isinstance(value, str) or not value.partition(":")[2]:
-            raise _invalid(
-                f'The identifier has a {name!r} that is neither "<app>.<model>:<primary key>" nor "<type>:<value>"'
-            )
+        try:
+            condition[name] = parse_identifier(name, value)
+        except ValueError as error:
+            raise _invalid(f"The identifier has a {name!r} that {error}") from error
     try:
-        check_names(identifiers)
+        check_names(condition)
     except InvalidIdentifier as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
-    return identifiers
+    return condition
 
 
 def _invalid(problem: str) -> Refusal:

@@ -40,6 +40,11 @@ class TestNames:
         assert find_channel("news.other") is RenamedChannel
         assert find_channel("RenamedChannel") is None
 
+    @pytest.mark.parametrize("name", ["", None, 1, property(lambda self: "news")])
+    def test_a_name_must_be_a_string(self, name: Any) -> None:
+        with pytest.raises(ChannelError, match=r"^News\.name is .*; it must be a non-empty string\.$"):
+            type("News", (Channel,), {"name": name, "__qualname__": "News"})
+
     def test_an_abstract_channel_is_not_found(self) -> None:
         class AbstractChannel(Channel, abstract=True):
             pass
@@ -117,6 +122,26 @@ class TestActions:
 
         assert C.find_action("name") == ("rename", False)
         assert C.name == "C"
+
+    def test_two_methods_cannot_be_the_same_action(self) -> None:
+        class Parent(Channel, abstract=True):
+            @action
+            def speak(self) -> None: ...
+
+        with pytest.raises(ChannelError, match=r"Child: say and speak are both the action 'speak'\.$"):
+
+            class Child(Parent):
+                @action(name="speak")
+                def say(self) -> None: ...
+
+    def test_a_method_may_have_two_names(self) -> None:
+        class Chat(Channel, abstract=True):
+            @action
+            def speak(self) -> None: ...
+
+            say = speak
+
+        assert Chat.action_names() == ["speak"]
 
     @pytest.mark.parametrize(
         "attribute",

@@ -7,6 +7,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.test.utils import isolate_apps
 
 from reliable_cable import disconnect
 from reliable_cable.conf import CONTROL_STREAM
@@ -55,6 +57,20 @@ class TestCommands:
         first, second = control_messages()
         assert first == second
 
+    def test_other_names_of_the_same_row_have_the_same_effect(self) -> None:
+        with isolate_apps("tests") as models:
+
+            class Staff(get_user_model()):  # type: ignore[misc]
+                class Meta:
+                    app_label = "tests"
+                    proxy = True
+
+        with mock.patch("reliable_cable.identity.apps", models):
+            assert post(command(disconnect_payload(user="tests.Staff:42"))).status_code == 201
+        for name in ("auth.User:42", "auth.user:042"):
+            assert post(command(disconnect_payload(user=name))).status_code == 201
+        assert [message["revoke"] for message in control_messages()] == [{"user": "auth.user:42"}] * 3
+
     @pytest.mark.parametrize(
         ("body", "problem"),
         [
@@ -72,6 +88,10 @@ class TestCommands:
             (command(disconnect_payload(user="42")), "'user' that is neither"),
             (command(disconnect_payload(user="")), "'user' that is neither"),
             (command(disconnect_payload(user="str:")), "'user' that is neither"),
+            (command(disconnect_payload(user="int:42")), "'user' that is a primary key"),
+            (command(disconnect_payload(user="auth.usr:42")), "the label 'auth.usr', and there is no such model"),
+            (command(disconnect_payload(user="auth.a.b:42")), "the label 'auth.a.b', and there is no such model"),
+            (command(disconnect_payload(user="auth.user:ann")), "a primary key that auth.user cannot have: “ann”"),
             (command(disconnect_payload(user="str:ann", reconnect="no")), '"reconnect" that is not true or false'),
             ([command(disconnect_payload(user="str:ann"))], 'Message 1 of 1 has no "stream"'),
         ],
