@@ -243,7 +243,7 @@ def _parse_history(value: Any) -> HistoryRequest:
     if not isinstance(value, dict):
         return HistoryRequest()
     since = value.get("since")
-    if isinstance(since, bool) or not isinstance(since, int | float) or not 0 < since < math.inf:
+    if isinstance(since, bool) or not isinstance(since, int | float) or not 0 <= since < math.inf:
         since = None
     positions: dict[str, StreamPosition] = {}
     streams = value.get("streams")

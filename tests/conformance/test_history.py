@@ -69,6 +69,15 @@ async def test_since_is_inclusive_and_in_seconds(connect: Connect, server: Serve
     assert await replay(client, identifier, {"since": before, "streams": {}}) == ([1, 2, 3], "confirm_history")
 
 
+@pytest.mark.parametrize("since", [0, 1])
+async def test_since_0_asks_for_all_messages(connect: Connect, server: Server, since: int) -> None:
+    stream = unique("history")
+    await fill(server, stream, 3)
+    client = await connect()
+    identifier = identify("StreamChannel", streams=[stream])
+    assert await replay(client, identifier, {"since": since, "streams": {}}) == ([1, 2, 3], "confirm_history")
+
+
 async def test_since_is_not_used_for_a_stream_with_a_position(connect: Connect, server: Server) -> None:
     stream, other = unique("history"), unique("history")
     before = int(time.time())

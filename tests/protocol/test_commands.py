@@ -77,6 +77,8 @@ class TestCommands:
         [
             ({"since": False, "streams": {}}, HistoryRequest()),
             ({"streams": {}, "since": 3.5}, HistoryRequest(3.5)),
+            ({"since": 0}, HistoryRequest(0)),
+            ({"since": -1}, HistoryRequest()),
             ({}, HistoryRequest()),
             ({"since": "x", "streams": []}, HistoryRequest()),
             ({"streams": {"s": {"epoch": "e"}, "t": 4, "u": {"epoch": 1, "offset": 1}}}, HistoryRequest()),
