@@ -1,4 +1,4 @@
-"""Connections end when the Django login that authenticated them has ended. README has the table of these events.
+"""Connections end when the Django login that authenticated them has ended. See Rights: When a login ends otherwise.
 
 Servers have the default interval unless a test says otherwise. It is longer than the patience of a test, so a
 connection that ends was closed because of a signal.

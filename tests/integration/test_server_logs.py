@@ -1,4 +1,4 @@
-"""The whole output of servers, started by the commands of README: it has no session ids, tokens and cookies."""
+"""The whole output of servers, started by the commands of docs/deployment.md: it has no session ids, tokens and cookies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 from tests.support.client import EXTENDED, PATIENCE, Client
 from tests.support.server import PROJECT, ROOT, environment, free_port, make_database
 
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/deployment.md").read_text()
 SECRET = "0SECRET0"
 QUERY = f"jid={SECRET}jid&access_token={SECRET}token"
 
@@ -35,14 +35,14 @@ BROKEN = {
 
 
 def commands() -> list[str]:
-    """Return the commands of README that start a server."""
-    lines = re.findall(r"^\.venv/bin/(.*(?:uvicorn --|daphne -|cable_serve).*)$", README, re.MULTILINE)
-    # README names this one in its text only.
+    """Return the commands of docs/deployment.md that start a server."""
+    lines = re.findall(r"^\.venv/bin/(.*(?:uvicorn --|daphne -|cable_serve).*)$", PAGE, re.MULTILINE)
+    # README names this one.
     return [re.sub(r"\s+#.*", "", line) for line in lines if "workers" not in line] + ["python manage.py runserver"]
 
 
 def command_line(command: str, port: int) -> list[str]:
-    """Return a command of README that serves the project of the tests on a port."""
+    """Return a command of docs/deployment.md that serves the project of the tests on a port."""
     program, *words = command.replace("demo_project.asgi", f"{PROJECT}.asgi").split()
     words = [word.replace("manage.py", "-mdjango").replace("8000", str(port)) for word in words]
     if program == "uvicorn":
@@ -113,7 +113,7 @@ async def connect_in_all_ways(port: int) -> list[str]:
 
 
 OPTIONS: dict[str, Callable[[list[str]], list[str]]] = {
-    "as in README": lambda command: command,
+    "as in the page": lambda command: command,
     "with all levels": lambda command: (
         [*command, "--log-level", "debug"]
         if "cable_serve" in command
@@ -130,7 +130,7 @@ OPTIONS: dict[str, Callable[[list[str]], list[str]]] = {
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        *((command, options) for command in commands() for options in ("as in README", "with all levels")),
+        *((command, options) for command in commands() for options in ("as in the page", "with all levels")),
         *((command, "with workers") for command in commands() if command.startswith("uvicorn")),
     ],
 )
@@ -147,7 +147,7 @@ async def test_the_output_of_a_server_has_no_secrets(
         assert "?sid=***" in output, "the requests were logged"
 
 
-def test_readme_has_a_command_for_each_server() -> None:
+def test_the_page_has_a_command_for_each_server() -> None:
     assert [command.split()[0] for command in commands()].count("uvicorn") == 1
     assert [command.split()[0] for command in commands()].count("daphne") == 1
     assert sum("cable_serve" in command for command in commands()) >= 2

@@ -1,4 +1,7 @@
-"""The pages in docs/: valid frames, code that compiles, existing commands and paths, and a complete reference."""
+"""README and the pages in docs/: valid frames, code that compiles, existing commands and paths, a complete reference.
+
+`tests/browser/test_first_hour.py` follows README as a newcomer does.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ import reliable_cable
 from reliable_cable.connection.stream_ids import stream_alias
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
+from tests.node import require_node
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -45,9 +50,10 @@ PROTOCOL_HEADINGS = [
     "Slow clients",
     "Traps",
 ]
-LANGUAGES = {"json", "python", "sh", "text", "{eval-rst}", "{toctree}"}
+README = ROOT / "README.md"
+LANGUAGES = {"html", "js", "json", "nginx", "python", "sh", "text", "{eval-rst}", "{toctree}"}
 #: Programs outside of the virtual environment that commands in these pages may start.
-PROGRAMS = {"cd", "git", "python3"}
+PROGRAMS = {".", "cd", "curl", "django-admin", "docker", "export", "git", "honcho", "python3"}
 #: Packages by the name of their program, where the names differ.
 PACKAGES = {"lint-imports": "import-linter"}
 
@@ -66,7 +72,7 @@ class Block:
 
 
 def read_blocks() -> Iterator[Block]:
-    for path in sorted(DOCS.glob("*.md")):
+    for path in (*sorted(DOCS.glob("*.md")), README):
         fence = None
         lines: list[str] = []
         for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -225,11 +231,22 @@ def test_python_blocks_compile_and_import_what_exists() -> None:
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], str(block)
 
 
+@pytest.mark.node
+@pytest.mark.parametrize("block", blocks("js"))
+def test_javascript_blocks_are_valid(block: Block, tmp_path: Path) -> None:
+    require_node()
+    module = tmp_path / "block.mjs"
+    module.write_text(block.text)
+    done = subprocess.run(["node", "--check", str(module)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def shell_commands() -> Iterator[Any]:
     for block in BLOCKS:
         if block.language == "sh":
-            for line in block.text.splitlines():
-                for words in split_commands(line):
+            for line in block.text.replace("\\\n", "").splitlines():
+                # What is inside of `$(…)` belongs to the command outside.
+                for words in split_commands(re.sub(r"\$\(.*?\)(?=\s|$)", "output", line)):
                     yield pytest.param(words, id=f"{block.page}: {' '.join(words)}")
 
 
@@ -249,17 +266,17 @@ def split_commands(line: str) -> list[list[str]]:
 @pytest.mark.parametrize("words", list(shell_commands()))
 def test_commands_name_programs_options_and_files_that_exist(words: list[str]) -> None:
     variables = list(takewhile(lambda word: "=" in word, words))
-    for variable in variables:
-        assert f'"{variable.partition("=")[0]}"' in (ROOT / "tests/conftest.py").read_text()
-    program, *arguments = words[len(variables) :]
+    program, *arguments = words[len(variables) :] or ["export"]
     match program:
         case ".venv/bin/pytest":
+            for variable in variables:
+                assert f'"{variable.partition("=")[0]}"' in (ROOT / "tests/conftest.py").read_text()
             check_pytest(arguments)
-        case ".venv/bin/python" if arguments[0] == "-m":
+        case ".venv/bin/python" | "python" if arguments[0] == "-m":
             check_module(arguments[1], arguments[2:])
-        case ".venv/bin/python" if arguments[0] == "manage.py":
+        case ".venv/bin/python" | "python" if arguments[0] == "manage.py":
             check_management(arguments[1], arguments[2:])
-        case ".venv/bin/pip":
+        case ".venv/bin/pip" | "pip":
             check_pip(arguments)
         case ".venv/bin/sphinx-build":
             source, output = arguments[-2:]
@@ -291,6 +308,9 @@ def check_pytest(arguments: list[str]) -> None:
 def check_module(name: str, arguments: list[str]) -> None:
     if name in ("venv", "build"):
         return
+    if name == "reliable_cable.setup":
+        check_management("cable_setup", arguments)
+        return
     folder = ROOT / name.replace(".", "/")
     assert (folder / "__main__.py").is_file()
     # The modules of the command declare its options.
@@ -308,7 +328,7 @@ def check_management(name: str, arguments: list[str]) -> None:
 
 def check_pip(arguments: list[str]) -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    for names in re.findall(r"\.\[(.+)\]", " ".join(arguments)):
+    for names in re.findall(r"(?:\.|reliable_cable)\[(.+?)\]", " ".join(arguments)):
         assert set(names.split(",")) <= extras.keys()
 
 
@@ -327,7 +347,7 @@ def test_paths_in_text_exist(page: str) -> None:
     assert [path for path in named if "NAME" not in path and not any((place / path).exists() for place in places)] == []
 
 
-@pytest.mark.parametrize("path", [*DOCS.glob("*.md"), ROOT / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*DOCS.glob("*.md"), README], ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text()):
         file, _, anchor = target.partition("#")

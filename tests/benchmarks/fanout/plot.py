@@ -1,4 +1,4 @@
-"""Draws the plot in README.md, an SVG for light and dark pages."""
+"""Draws the plot in docs/deployment.md, an SVG for light and dark pages."""
 
 from __future__ import annotations
 
