@@ -147,7 +147,8 @@ class Newcomer:
                 httpx.get(f"{self.url}/", trust_env=False, timeout=PATIENCE)
                 return
             except httpx.TransportError:
-                assert time.monotonic() < deadline and self.server.poll() is None, self.log
+                assert time.monotonic() < deadline, self.log
+                assert self.server.poll() is None, self.log
                 time.sleep(0.05)
 
     def stop(self) -> None:

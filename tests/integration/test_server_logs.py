@@ -1,4 +1,4 @@
-"""The whole output of servers, started by the commands of docs/deployment.md: it has no session ids, tokens and cookies."""
+"""The whole output of servers that the commands in docs/deployment.md start has no session ids, tokens and cookies."""
 
 from __future__ import annotations
 
