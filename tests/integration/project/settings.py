@@ -13,7 +13,7 @@ USE_TZ = True
 ROOT_URLCONF = "tests.integration.project.urls"
 ASGI_APPLICATION = "tests.integration.project.asgi.application"
 INSTALLED_APPS = [
-    "daphne",
+    *json.loads(os.environ.get("CABLE_TEST_SERVER_APPS", '["daphne"]')),
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
