@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import InvalidStatus
 
-from tests.support.client import PATIENCE
+from tests.support.client import PATIENCE, Client
 from tests.support.server import PROJECT, Kind, Server, make_database
 
 APPLICATION = f"{PROJECT}.asgi:application"
@@ -55,3 +56,18 @@ async def test_a_coroutine_that_was_never_awaited_is_reported(command: str, temp
         await server.call("broadcast_without_await", "room")
         await server.logs("coroutine 'abroadcast' was never awaited")
         assert "tests/integration/project/calls.py:" in server.log
+
+
+async def refuse(server: Server, path: str) -> None:
+    """Try to open a WebSocket that the server refuses."""
+    url = server.url.replace("/cable", path)
+    with pytest.raises(InvalidStatus):
+        await Client(url).open()
+
+
+@every_command
+async def test_a_wrong_path_is_one_line_that_names_the_right_one(command: str, template: Path, tmp_path: Path) -> None:
+    with CommandServer(command, tmp_path, template) as server:
+        await refuse(server, "/cabel")
+        await server.logs("No WebSocket route has the path '/cabel'. The routes are: /cable, /tenants, /layered.")
+        assert "Traceback" not in server.log
