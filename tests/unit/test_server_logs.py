@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -12,9 +12,15 @@ from django.core.asgi import get_asgi_application
 from django.urls import path, re_path
 
 from reliable_cable import CableConsumer
+from reliable_cable.client_log import handshake_log
 from reliable_cable.server_logs import explain_routing
 
 consumer = CableConsumer.as_asgi()
+
+
+@pytest.fixture(autouse=True)
+def _no_lines_before() -> None:
+    handshake_log.report(ended=True)
 
 
 async def logged_exception(application: Any, path: str = "/cabel", type_: str = "websocket") -> logging.LogRecord:
@@ -36,11 +42,10 @@ async def test_a_wrong_path_names_all_routes(caplog: pytest.LogCaptureFixture) -
     assert line.endswith("Correct the URL in {% cable_meta_tags %} or createCable(), or the URLRouter in asgi.py.")
 
 
-@pytest.mark.parametrize(
-    "application",
-    [ProtocolTypeRouter({"http": get_asgi_application()}), get_asgi_application()],
-    ids=["router", "django"],
-)
+HTTP = get_asgi_application()
+
+
+@pytest.mark.parametrize("application", [ProtocolTypeRouter({"http": HTTP}), HTTP], ids=["router", "Django"])
 async def test_an_application_without_websockets_is_told_what_asgi_py_lacks(
     application: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,7 +67,7 @@ class TestOtherExceptions:
         async def fail(scope: Any, receive: Any, send: Any) -> None:
             raise ValueError("No route found for path 'x'.")
 
-        router = URLRouter([path("cable", fail)])
+        router = URLRouter([path("cable", cast(Any, fail))])
         assert explain_routing(await logged_exception(router, "/cable"))
         assert caplog.messages == []
 
