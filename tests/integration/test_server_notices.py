@@ -6,12 +6,13 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from tests.support.client import PATIENCE, Client
+from tests.support.client import PATIENCE, Client, identify
 from tests.support.server import PROJECT, Kind, Server, make_database
 
 APPLICATION = f"{PROJECT}.asgi:application"
@@ -28,11 +29,11 @@ every_command = pytest.mark.parametrize("command", COMMANDS)
 class CommandServer(Server):
     """A server that one of `COMMANDS` starts."""
 
-    def __init__(self, command: str, folder: Path, template: Path) -> None:
+    def __init__(self, command: str, folder: Path, template: Path, *, shared: bool = False) -> None:
         kind, self._words = COMMANDS[command]
         # Only `runserver` needs daphne in INSTALLED_APPS.
         apps = ["daphne"] if "runserver" in self._words else []
-        super().__init__(kind, folder, template, CABLE_TEST_SERVER_APPS=json.dumps(apps))
+        super().__init__(kind, folder, template, shared=shared, CABLE_TEST_SERVER_APPS=json.dumps(apps))
 
     def _command(self) -> list[str]:
         return [sys.executable, "-m", *(word.replace("{port}", str(self.port)) for word in self._words)]
@@ -71,3 +72,32 @@ async def test_a_wrong_path_is_one_line_that_names_the_right_one(command: str, t
         await refuse(server, "/cabel")
         await server.logs("No WebSocket route has the path '/cabel'. The routes are: /cable, /tenants, /layered.")
         assert "Traceback" not in server.log
+
+
+async def join(server: Server, clients: AsyncExitStack) -> None:
+    """Let a client of a server become a member of a stream."""
+    client = await clients.enter_async_context(Client(server.url))
+    identifier = identify("LobbyChannel", news="news", lobby="lobby", id="ann")
+    await client.subscribe(identifier)
+
+
+UNSHARED = "Another process has members, too, but presence is in the memory of each process"
+
+
+async def test_members_in_two_processes_are_reported_unless_they_share_presence(template: Path, tmp_path: Path) -> None:
+    former, other = tmp_path / "former", tmp_path / "other"
+    async with AsyncExitStack() as stack:
+        for folder in (former, other):
+            folder.mkdir()
+        with CommandServer("uvicorn", former, template, shared=True) as server:
+            await join(server, stack)
+        with (
+            CommandServer("daphne", tmp_path, template, shared=True) as one,
+            CommandServer("uvicorn", other, template, shared=True) as two,
+        ):
+            await join(one, stack)
+            await one.call("broadcast", "news", 1)
+            assert UNSHARED not in one.log, "the former process has ended"
+            for _ in range(2):
+                await join(two, stack)
+            await one.logs(UNSHARED)
