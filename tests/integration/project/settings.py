@@ -45,6 +45,7 @@ if "CABLE_TEST_POSTGRES" in os.environ:
         "HOST": os.environ["CABLE_TEST_POSTGRES"],
         "PORT": os.environ.get("CABLE_TEST_POSTGRES_PORT", ""),
         "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": "CABLE_TEST_HEALTH_CHECKS" in os.environ,
     }
 RELIABLE_CABLE = {
     "SECRET": "a secret that tests can sign with",
