@@ -14,16 +14,18 @@ class ReliableCableConfig(AppConfig):
         """Import the module `cable` of each installed app, as Django's admin imports `admin`.
 
         This also registers the system checks and the built-in channel, and connects the receivers that close or check a
-        user's connections when a login ends. Before that, it adds the filters that keep secrets out of logs.
+        user's connections when a login ends. Before that, it adds what keeps secrets out of logs, and
+        what reports mistakes that servers hide.
         """
         from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules
 
-        from . import checks, logs  # noqa: F401 - registers the checks
+        from . import checks, logs, server_logs  # noqa: F401 - registers the checks
         from .disconnecting import disconnect_logged_out
         from .login_signals import connect_receivers
 
         logs.install()
+        server_logs.install()
         autodiscover_modules("cable")
         from . import pubsub_channel  # noqa: F401 - registers `$pubsub`
 

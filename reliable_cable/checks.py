@@ -12,6 +12,7 @@
 | `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 in its place. |
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
 | `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` looks for it. |
+| `reliable_cable.W006` | Database connections are kept without health checks. Only `check --deploy` looks for it. |
 
 If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
 connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
@@ -225,6 +226,27 @@ def check_stores_in_memory(**kwargs: Any) -> list[CheckMessage]:
     else:
         return []
     return [Warning(problem, hint=hint, id="reliable_cable.W005")]
+
+
+@register(TAG, deploy=True)
+def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
+    """Report databases whose connections are kept (`CONN_MAX_AGE`) but not checked (`CONN_HEALTH_CHECKS`) (W006).
+
+    Sync handlers, stores and `CableAuthMiddlewareStack` check their connections themselves. Channels'
+    `AuthMiddlewareStack` and Django's views do not.
+    """
+    return [
+        Warning(
+            f"DATABASES[{alias!r}] keeps connections (CONN_MAX_AGE) without health checks. After a restart of the "
+            "database, the next WebSocket handshake with AuthMiddlewareStack fails, and so do the next requests.",
+            hint=f"Set DATABASES[{alias!r}]['CONN_HEALTH_CHECKS'] to True.",
+            id="reliable_cable.W006",
+        )
+        for alias, options in django_settings.DATABASES.items()
+        if options.get("CONN_MAX_AGE", 0) != 0
+        and not options.get("CONN_HEALTH_CHECKS")
+        and "sqlite" not in options.get("ENGINE", "")
+    ]
 
 
 def _all_streams_are_public() -> bool:

@@ -7,10 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
+#: How long, in seconds, a call may wait for a thread before that is reported.
+MAX_WAIT: Final = 1.0
+#: The shortest time, in seconds, between two reports of calls that wait.
+REPORT_INTERVAL: Final = 60.0
 
 #: A call that passes its result to a future.
 _Job = Callable[[], None]
@@ -43,15 +47,29 @@ class DaemonExecutor(Executor):
         size: the greatest number of threads.
         idle_time: how long, in seconds, a thread waits for a job before it ends.
         at_end: called in each thread before it ends.
+        on_wait: called if a call waits for `MAX_WAIT` or longer because all threads are busy, with the time that it
+            has waited, in seconds. It is called at most once in each `REPORT_INTERVAL`.
     """
 
-    def __init__(self, name: str, size: int, *, idle_time: float, at_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        *,
+        idle_time: float,
+        at_end: Callable[[], None],
+        on_wait: Callable[[float], None] | None = None,
+    ) -> None:
         self._name = name
         self._size = size
         self._idle_time = idle_time
         self._at_end = at_end
+        self._on_wait = on_wait
+        #: When `on_wait` may be called again, by the monotonic clock.
+        self._report_at = 0.0
         self._lock = threading.Lock()
-        self._jobs: deque[_Job] = deque()
+        #: The jobs that wait for a thread, with the times at which they were submitted, by the monotonic clock.
+        self._jobs: deque[tuple[float, _Job]] = deque()
         self._idle: list[_Inbox] = []
         #: The number of threads that take jobs.
         self._active = 0
@@ -68,14 +86,30 @@ class DaemonExecutor(Executor):
         """
         future: Future[T] = Future()
         job = partial(_run, future, partial(fn, *args, **kwargs))
+        waiting_since = None
         with self._lock:
             if self._idle:
                 self._idle.pop().put(job)
             elif self._active < self._size:
                 self._start(job)
             else:
-                self._jobs.append(job)
+                self._jobs.append((time.monotonic(), job))
+                waiting_since = self._jobs[0][0]
+        if waiting_since is not None:
+            self._report(waiting_since)
         return future
+
+    def _report(self, waiting_since: float) -> None:
+        """Call `on_wait` if a job has waited too long."""
+        now = time.monotonic()
+        waited = now - waiting_since
+        if self._on_wait is None or waited < MAX_WAIT:
+            return
+        with self._lock:
+            if now < self._report_at:
+                return
+            self._report_at = now + REPORT_INTERVAL
+        self._on_wait(waited)
 
     def _start(self, job: _Job) -> None:
         inbox: _Inbox = SimpleQueue()
@@ -102,12 +136,16 @@ class DaemonExecutor(Executor):
     def _next(self, inbox: _Inbox) -> _Job | None:
         """Wait for the next job. Return None if the thread must end."""
         with self._lock:
-            if self._jobs:
-                return self._jobs.popleft()
-            if threading.current_thread() in self._ending:
-                self._active -= 1
-                return None
-            self._idle.append(inbox)
+            waiting = self._jobs.popleft() if self._jobs else None
+            if waiting is None:
+                if threading.current_thread() in self._ending:
+                    self._active -= 1
+                    return None
+                self._idle.append(inbox)
+        if waiting is not None:
+            since, job = waiting
+            self._report(since)
+            return job
         try:
             return inbox.get(timeout=self._idle_time)
         except Empty:

@@ -100,8 +100,21 @@ def _close_connections() -> None:
 
 def _executor(kind: str, size: int) -> DaemonExecutor:
     key = (os.getpid(), kind, size)
-    return _executors.get(key) or _executors.setdefault(
-        key, DaemonExecutor(f"cable-{kind}", size, idle_time=IDLE_TIME, at_end=_close_connections)
+    executor = _executors.get(key)
+    if executor is None:
+        on_wait = partial(_report_wait, size) if kind == "handler" else None
+        executor = DaemonExecutor(
+            f"cable-{kind}", size, idle_time=IDLE_TIME, at_end=_close_connections, on_wait=on_wait
+        )
+    return _executors.setdefault(key, executor)
+
+
+def _report_wait(size: int, waited: float) -> None:
+    logger.warning(
+        "A sync handler has waited %.1f s, because all %d threads for sync handlers are busy. Raise "
+        "RELIABLE_CABLE['HANDLER_THREADS'], make slow handlers faster, or write them as `async def`.",
+        waited,
+        size,
     )
 
 

@@ -26,6 +26,8 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
     """
     connection, hub = commands.connection, commands.connection.hub
     hub.control.acquire()
+    if not connection.extended:
+        hub.connections.report_base_client()
     connection.transport.attach(connection.outbox.pause, connection.outbox.resume)
     restored = await restore(commands, sid) if sid and connection.resumable else None
     # From here to the welcome there is no `await`, so no revocation or takeover can arrive before the connection is

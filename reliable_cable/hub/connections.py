@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from reliable_cable.identity import Identity
-from reliable_cable.protocol.constants import DisconnectReason
+from reliable_cable.logs import logger
+from reliable_cable.protocol.constants import DisconnectReason, Subprotocol
 
 from .heartbeat import Pinged
 from .login_checks import LoggedIn
@@ -46,6 +47,7 @@ class Connections:
         #: The connections by each of their session ids, former ones included.
         self._by_any_sid: dict[str, HubConnection] = {}
         self._all_closed = asyncio.Event()
+        self._base_client_reported = False
 
     def __len__(self) -> int:
         return len(self._by_sid)
@@ -73,6 +75,19 @@ class Connections:
                     return
                 other.close(DisconnectReason.SUPERSEDED)
             self._by_any_sid[sid] = connection
+
+    def report_base_client(self) -> None:
+        """Log what a client of the base protocol loses, once in the life of this object."""
+        if self._base_client_reported:
+            return
+        self._base_client_reported = True
+        logger.warning(
+            "A client speaks the base protocol (%s). It loses the messages that are sent while it is disconnected. Let "
+            'the page use @anycable/web with createCable({protocol: "%s"}). This is logged only for the first such '
+            "client of the process.",
+            Subprotocol.BASE_JSON,
+            Subprotocol.EXTENDED_JSON,
+        )
 
     def remove(self, connection: HubConnection) -> None:
         """Remove a connection that has ended."""

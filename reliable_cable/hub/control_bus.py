@@ -20,7 +20,13 @@ from reliable_cable.identity import condition_keys, matches
 from reliable_cable.logs import logger
 from reliable_cable.protocol import control
 from reliable_cable.protocol.constants import REVOKED, DisconnectReason
-from reliable_cable.protocol.control import LoginChange, Revocation, SubscriptionRevocation, Takeover
+from reliable_cable.protocol.control import (
+    LoginChange,
+    Revocation,
+    SubscriptionRevocation,
+    Takeover,
+    UnsharedPresence,
+)
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.sessions.base import is_revoked
 from reliable_cable.stores.streams.base import Message
@@ -30,6 +36,7 @@ from .login_checks import LoginChecks
 from .revocations import LatestByCondition, RecentRevocations, concerns, last_revoked
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
+from .unshared_presence import UnsharedPresenceNotice
 
 #: How long, in seconds, to collect takeovers before they are announced together.
 ANNOUNCE_DELAY: Final = 0.02
@@ -71,6 +78,8 @@ class ControlBus:
         self._tasks = tasks
         self._observe = observe
         self._stop_observing = stop_observing
+        #: Notices that another process has members in its own memory.
+        self.unshared_presence = UnsharedPresenceNotice(engine, tasks)
         self._users = 0
         self._observing: asyncio.Task[HubStream] | None = None
         self._clocks: list[asyncio.Task[None]] = []
@@ -127,6 +136,8 @@ class ControlBus:
                         self._supersede(message)
                     case LoginChange():
                         self._logins.handle(message)
+                    case UnsharedPresence():
+                        self.unshared_presence.receive(message)
         except Exception:
             # A server of another version may have sent it.
             logger.exception("A control message of %d characters could not be handled.", len(data))

@@ -60,7 +60,6 @@ class Hub:
         self.draining = False
         self.tasks = BackgroundTasks()
         self.connections = Connections()
-        self.presence = PresenceService(engine.presence, self._send_presence)
         self.sessions = SessionRecords(engine.sessions, engine.session_clock)
         # Clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
@@ -78,6 +77,9 @@ class Hub:
         self.catch_up = CatchUp(self.history, self.repairs, settings.max_pending_size)
         self.control = ControlBus(
             engine, self.connections, self.sessions, self.logins, self.tasks, self.observe, self.stop_observing
+        )
+        self.presence = PresenceService(
+            engine.presence, self._send_presence, joined=self.control.unshared_presence.member_joined
         )
         self.tasks.spawn(self._log_problems())
 

@@ -57,6 +57,10 @@ def _send_nothing(stream: str, message: str) -> None:
     """Send nothing, because the process has no clients."""
 
 
+def _do_nothing() -> None:
+    """Do nothing, because only a hub needs to know of joins."""
+
+
 class PresenceService:
     """Keeps the members of live connections present, removes expired members, and sends the presence signals.
 
@@ -67,6 +71,7 @@ class PresenceService:
     Args:
         store: the presence store.
         send: called with a stream and a presence message, which it sends to the stream's clients in this process.
+        joined: called when a member of this process joins.
         sleep: called with the number of seconds to wait between two rounds.
     """
 
@@ -75,9 +80,11 @@ class PresenceService:
         store: PresenceStore,
         send: Callable[[str, str], None] = _send_nothing,
         *,
+        joined: Callable[[], None] = _do_nothing,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self.store = store
+        self._joined = joined
         self.rosters = Rosters(store, send)
         self._sleep = sleep
         #: The members to keep present, by stream and session.
@@ -153,6 +160,7 @@ class PresenceService:
         joined = former is not None and former.member.joined and former.member.id == id_
         local = self._members[stream, session] = _LocalMember(Member(stream, session, id_, info, joined, replaces))
         self._start_rounds()
+        self._joined()
         try:
             await self._join_all([local])
         except StoreError as error:

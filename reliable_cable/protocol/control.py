@@ -66,7 +66,20 @@ class LoginChange:
     condition: Mapping[str, str]
 
 
-ControlMessage = Revocation | SubscriptionRevocation | Takeover | LoginChange
+@dataclass(frozen=True, slots=True)
+class UnsharedPresence:
+    """A process has members in a presence store that is in its own memory.
+
+    Attributes:
+        incarnation: identifies the data of that store.
+        at: the time, in seconds since 1970 by the session store's clock.
+    """
+
+    incarnation: str
+    at: float
+
+
+ControlMessage = Revocation | SubscriptionRevocation | Takeover | LoginChange | UnsharedPresence
 
 
 def encode_revocation(revocation: Revocation) -> str:
@@ -101,6 +114,11 @@ def encode_login_change(change: LoginChange) -> str:
     return json.dumps({"login": dict(change.condition)})
 
 
+def encode_unshared_presence(message: UnsharedPresence) -> str:
+    """Return a control message that says that a process has members, as JSON text."""
+    return json.dumps({"unshared_presence": message.incarnation, "at": message.at})
+
+
 def decode(text: str) -> Sequence[ControlMessage]:
     """Return the contents of a control message: several takeovers, or one of the others.
 
@@ -116,4 +134,6 @@ def decode(text: str) -> Sequence[ControlMessage]:
         return [Revocation(dict(message["revoke"]), float(message["at"]), bool(message["reconnect"]))]
     if "login" in message:
         return [LoginChange(dict(message["login"]))]
+    if "unshared_presence" in message:
+        return [UnsharedPresence(str(message["unshared_presence"]), float(message["at"]))]
     return [Takeover(sid, successor) for sid, successor in message.get("supersede", ())]

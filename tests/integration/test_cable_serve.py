@@ -130,6 +130,13 @@ def test_it_prints_where_it_serves_and_what_it_uses(site: Site, kind: Kind) -> N
     assert "Static files: /static/, because DEBUG is on." in output
 
 
+def test_it_says_that_other_processes_cannot_broadcast_to_streams_in_memory(site: Site) -> None:
+    site.add_settings('RELIABLE_CABLE = {"ENGINE": "memory"}')
+    with site.served("uvicorn"):
+        output = site.output.read_text()
+    assert "Streams: memory of this process, which broadcasts of other processes do not reach." in output
+
+
 @both_servers
 def test_static_files_are_served_only_while_debug_is_on(site: Site, kind: Kind) -> None:
     with site.served(kind):

@@ -56,12 +56,14 @@ class Stage:
         self._template = template
         self._folder = folder
 
-    def make(self, kind: Kind, *, cable_serve: bool = False, **settings: Any) -> Server:
+    def make(self, kind: Kind, *, cable_serve: bool = False, health_checks: bool = False, **settings: Any) -> Server:
         """Return a server with keys of `RELIABLE_CABLE`. It is not started."""
         folder = self._folder / f"{kind}-{cable_serve}"
         folder.mkdir()
         server = Server(kind, folder, self._template, settings, shared=True, CABLE_TEST_POSTGRES=self.postgres)
         server.by_cable_serve = cable_serve
+        if health_checks:
+            server.environment["CABLE_TEST_HEALTH_CHECKS"] = "1"
         return server
 
 
@@ -166,3 +168,18 @@ async def test_logins_that_cannot_be_checked_during_an_outage_end_no_connection(
             await second.nothing()
         # daphne's own handler writes each message a second time.
         assert server.log.count("Logins could not be checked") == {"daphne": 2, "uvicorn": 1}[kind]
+
+
+@pytest.mark.parametrize("kind", ["daphne", "uvicorn"])
+async def test_a_handshake_right_after_a_restart_needs_health_checks_of_kept_connections(
+    stage: Stage, kind: Kind
+) -> None:
+    """The look-ups of `AuthMiddlewareStack` use a connection that the restart has closed."""
+    with stage.make(kind, health_checks=True) as server:
+        cookie = await server.sign_in("alice")
+        async with Client(server.url, cookie=cookie):
+            pass
+        await asyncio.to_thread(outage.stop, stage.postgres, mode="fast")
+        await asyncio.to_thread(outage.start, stage.postgres)
+        async with Client(server.url, cookie=cookie):
+            pass

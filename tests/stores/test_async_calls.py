@@ -34,6 +34,7 @@ from reliable_cable import (
     history,
     position,
     presence_for,
+    revoke,
 )
 from reliable_cable.concurrency.threads import has_own_thread
 from reliable_cable.conf import CONTROL_STREAM, get_settings
@@ -61,6 +62,7 @@ CALLS: list[tuple[Callable[[], object], str]] = [
     (lambda: position("a"), "aposition"),
     (lambda: history("a"), "ahistory"),
     (lambda: disconnect(user="ann"), "adisconnect"),
+    (lambda: revoke(stream="a"), "arevoke"),
     (lambda: presence_for("a").info(), "ainfo"),
     (lambda: presence_for("a").total(), "atotal"),
     (lambda: Room.broadcast_to(1, 1), "abroadcast_to"),

@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from reliable_cable.concurrency.daemon_executor import DaemonExecutor
+from reliable_cable.concurrency import daemon_executor
+from reliable_cable.concurrency.daemon_executor import MAX_WAIT, REPORT_INTERVAL, DaemonExecutor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,8 +25,14 @@ class Executor(DaemonExecutor):
 
     def __init__(self, size: int = 2, idle_time: float = 30.0) -> None:
         self.ended: list[threading.Thread] = []
+        #: How long calls had waited when that was reported.
+        self.waited: list[float] = []
         super().__init__(
-            "test", size, idle_time=idle_time, at_end=lambda: self.ended.append(threading.current_thread())
+            "test",
+            size,
+            idle_time=idle_time,
+            at_end=lambda: self.ended.append(threading.current_thread()),
+            on_wait=self.waited.append,
         )
 
 
@@ -217,3 +225,59 @@ def test_a_process_ends_while_a_job_hangs_and_logs_its_thread() -> None:
 
 def test_a_forked_process_has_its_own_threads() -> None:
     assert run(FORK) == ""
+
+
+class TestWaits:
+    """The clock of these tests stands still between its steps."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+        now = [1000.0]
+        clock = SimpleNamespace(monotonic=lambda: now[0])
+        monkeypatch.setattr(daemon_executor, "time", clock)
+        yield now
+        monkeypatch.undo()
+
+    def test_a_call_that_began_late_is_reported(self, make_executor: MakeExecutor, clock: list[float]) -> None:
+        executor, end = make_executor(size=1), threading.Event()
+        executor.submit(end.wait, 30)
+        late = executor.submit(int)
+        clock[0] += MAX_WAIT
+        end.set()
+        assert late.result(30) == 0
+        assert executor.waited == [MAX_WAIT]
+
+    def test_calls_that_never_begin_are_reported_at_the_next_call(
+        self, make_executor: MakeExecutor, clock: list[float]
+    ) -> None:
+        executor, end = make_executor(size=1), threading.Event()
+        for _ in range(2):
+            executor.submit(end.wait, 30)
+        clock[0] += MAX_WAIT
+        executor.submit(int)
+        assert executor.waited == [MAX_WAIT]
+        end.set()
+
+    def test_waits_are_reported_once_a_minute(self, make_executor: MakeExecutor, clock: list[float]) -> None:
+        executor, end = make_executor(size=1), threading.Event()
+        for _ in range(2):
+            executor.submit(end.wait, 30)
+        for waited in (MAX_WAIT, REPORT_INTERVAL, MAX_WAIT + REPORT_INTERVAL):
+            clock[0] = 1000.0 + waited
+            executor.submit(int)
+        assert executor.waited == [MAX_WAIT, MAX_WAIT + REPORT_INTERVAL]
+        end.set()
+
+    def test_short_waits_and_calls_that_find_a_thread_are_not_reported(
+        self, make_executor: MakeExecutor, clock: list[float]
+    ) -> None:
+        executor, end = make_executor(size=2), threading.Event()
+        executor.submit(end.wait, 30)
+        clock[0] += MAX_WAIT
+        assert executor.submit(int).result(30) == 0
+        executor.submit(end.wait, 30)
+        short = executor.submit(int)
+        clock[0] += MAX_WAIT / 2
+        end.set()
+        assert short.result(30) == 0
+        assert executor.waited == []

@@ -13,8 +13,9 @@ from django.db import connections
 
 from reliable_cable import CableConsumer, Channel, action
 from reliable_cable.channel import registry
+from reliable_cable.concurrency import daemon_executor
 
-from .wire import Client, identifier
+from .wire import Client, identifier, until
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,37 @@ class Rows(Channel, abstract=True):
             cursor.execute("SELECT current_setting('cable.tenant', true)")
             self.transmit({"tenant": cursor.fetchone()[0]})
         Tenants.meet()
+
+
+class Slow(Channel, abstract=True):
+    """Has a sync handler that waits."""
+
+    #: Set while subscriptions may go on.
+    may_go_on = threading.Event()
+
+    def subscribed(self) -> None:
+        self.may_go_on.wait(30)
+
+
+async def test_a_handler_that_waits_for_a_thread_is_logged_with_the_remedy(
+    settings: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No other test uses this number of threads, so this pool has reported nothing in the last minute.
+    settings.RELIABLE_CABLE["HANDLER_THREADS"] = 3
+    monkeypatch.setitem(registry, "Slow", [Slow])
+    monkeypatch.setattr(daemon_executor, "MAX_WAIT", 0.0)
+    Slow.may_go_on.clear()
+    async with contextlib.AsyncExitStack() as clients:
+        each = [await clients.enter_async_context(Client()) for _ in range(8)]
+        for client in each:
+            await client.send("subscribe", identifier("Slow"))
+        await until(lambda: caplog.messages)
+        Slow.may_go_on.set()
+        for client in each:
+            assert (await client.receive())["type"] == "confirm_subscription"
+    (line,) = caplog.messages
+    assert line.startswith("A sync handler has waited ")
+    assert "all 3 threads for sync handlers are busy. Raise RELIABLE_CABLE['HANDLER_THREADS']" in line
 
 
 class Tenants(CableConsumer):

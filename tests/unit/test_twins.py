@@ -10,7 +10,7 @@ import pytest
 from django.utils.module_loading import import_string
 
 import reliable_cable
-from reliable_cable import Channel, broadcasting
+from reliable_cable import AsyncContextError, Channel, broadcasting
 from reliable_cable.presence import StreamPresence
 from reliable_cable.stores.engine import ENGINE_CLASSES
 from reliable_cable.stores.presence.base import PresenceStore
@@ -58,6 +58,15 @@ def test_every_public_async_function_has_a_sync_twin() -> None:
     public = [getattr(reliable_cable, name) for name in dir(reliable_cable)]
     asynchronous = [function for function in public if inspect.iscoroutinefunction(function)]
     assert asynchronous == [twin for _, twin in twins(reliable_cable)]
+
+
+PUBLIC_PAIRS = [pair for owner in (reliable_cable, Channel, StreamPresence) for pair in twins(owner)]
+
+
+@pytest.mark.parametrize(("sync", "twin"), PUBLIC_PAIRS, ids=[twin.__qualname__ for _, twin in PUBLIC_PAIRS])
+async def test_on_an_event_loop_every_sync_function_names_its_twin(sync: Any, twin: Any) -> None:
+    with pytest.raises(AsyncContextError, match=rf"would block the event loop .* use `await {twin.__name__}\(\)`"):
+        sync()
 
 
 def test_broadcast_to_takes_the_options_of_broadcast() -> None:

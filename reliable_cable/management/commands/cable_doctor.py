@@ -17,6 +17,10 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 #: How long, in seconds, to wait for the test message.
 PROBE_TIMEOUT = 5.0
 
+STREAMS_IN_MEMORY = (
+    "Streams are in the memory of each process: broadcasts of other processes (tasks, the shell, a second server "
+    "process) reach no client of a server. Remove ENGINE, so that streams are in the database, or set REDIS_URL."
+)
 PRESENCE_IN_MEMORY = (
     "Presence is in the memory of each server process: with several processes, a client sees only the members of its "
     "own one. Set REDIS_URL to share presence."
@@ -53,7 +57,9 @@ class Command(BaseCommand):
             took = asyncio.run(_probe(store))
         except CableError as error:
             raise CommandError(f"The engine does not work: {error}") from error
-        if isinstance(engine.presence, MemoryPresenceStore) and not isinstance(store, MemoryStreamStore):
+        if isinstance(store, MemoryStreamStore):
+            self.stdout.write(self.style.WARNING(STREAMS_IN_MEMORY))
+        elif isinstance(engine.presence, MemoryPresenceStore):
             self.stdout.write(self.style.WARNING(PRESENCE_IN_MEMORY))
         if took is None:
             problems.append(f"A test message was sent, but did not arrive within {PROBE_TIMEOUT:.0f} s.")

@@ -16,6 +16,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import autoreload
 from django.utils.module_loading import import_string
 
+from reliable_cable import server_logs
 from reliable_cable.conf import get_settings
 from reliable_cable.stores.engine import get_engine
 
@@ -205,6 +206,7 @@ def _serve_by_daphne(
             f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
+    server_logs.install()  # again, because the project may not use daphne itself
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:

@@ -83,7 +83,7 @@ class MemoryStreamListener(BusListener[StreamEvent], StreamListener):
 class MemoryStreamStore(StreamStore):
     """Stores streams in this process only. Other processes do not receive their messages."""
 
-    place = "memory of this process"
+    place = "memory of this process, which broadcasts of other processes do not reach"
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__(settings, clock=clock)

@@ -98,6 +98,11 @@ def commit_broadcasts(stream: str, payloads: Sequence[Any], *, commit: bool, hol
     return {"committed": "first" in ran, "hooks": "last" in ran, "error": error}
 
 
+def broadcast_without_await(stream: str) -> None:
+    """Call `abroadcast`, and forget `await`."""
+    reliable_cable.abroadcast(stream, 1)  # type: ignore[unused-coroutine]
+
+
 def broadcast_batch(stream: str, payloads: Sequence[Any]) -> list[dict[str, Any]]:
     """Broadcast several messages in one batch, and return their positions."""
     positions = reliable_cable.broadcast_batch([(stream, payload) for payload in payloads])
@@ -233,6 +238,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "broadcast": reliable_cable.broadcast,
     "broadcast_batch": broadcast_batch,
     "broadcast_in_transaction": broadcast_in_transaction,
+    "broadcast_without_await": broadcast_without_await,
     "burst": burst,
     "change_user": change_user,
     "commit_broadcasts": commit_broadcasts,

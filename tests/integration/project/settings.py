@@ -13,7 +13,7 @@ USE_TZ = True
 ROOT_URLCONF = "tests.integration.project.urls"
 ASGI_APPLICATION = "tests.integration.project.asgi.application"
 INSTALLED_APPS = [
-    "daphne",
+    *json.loads(os.environ.get("CABLE_TEST_SERVER_APPS", '["daphne"]')),
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -45,6 +45,7 @@ if "CABLE_TEST_POSTGRES" in os.environ:
         "HOST": os.environ["CABLE_TEST_POSTGRES"],
         "PORT": os.environ.get("CABLE_TEST_POSTGRES_PORT", ""),
         "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": "CABLE_TEST_HEALTH_CHECKS" in os.environ,
     }
 RELIABLE_CABLE = {
     "SECRET": "a secret that tests can sign with",

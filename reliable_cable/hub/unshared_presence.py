@@ -1,0 +1,70 @@
+"""Notices that several processes have members while presence is in the memory of each of them."""
+
+from reliable_cable.concurrency.tasks import BackgroundTasks
+from reliable_cable.conf import CONTROL_STREAM
+from reliable_cable.exceptions import BroadcastError, StoreError
+from reliable_cable.logs import logger
+from reliable_cable.protocol import control
+from reliable_cable.protocol.control import UnsharedPresence
+from reliable_cable.stores.engine import Engine
+from reliable_cable.stores.presence.memory import MemoryPresenceStore
+from reliable_cable.stores.streams.base import Message
+from reliable_cable.stores.streams.memory import MemoryStreamStore
+
+
+class UnsharedPresenceNotice:
+    """Logs once that another process has members, too, whom the clients of this one do not see.
+
+    Each process announces its first member to the others, on the control bus. So this does nothing if streams are in
+    memory, too. It also does nothing without handler threads, because the announcement would become a part of a test's
+    transaction.
+
+    Args:
+        engine: the stores.
+        tasks: the background tasks of this event loop.
+    """
+
+    def __init__(self, engine: Engine, tasks: BackgroundTasks) -> None:
+        self._engine = engine
+        self._tasks = tasks
+        self._began = engine.session_clock.moment()
+        #: Whether the first member is still to be announced.
+        self._silent = (
+            isinstance(engine.presence, MemoryPresenceStore)
+            and not isinstance(engine.streams, MemoryStreamStore)
+            and engine.streams.settings.handler_threads > 0
+        )
+        #: Identifies the presence store of this process; None while it has had no member.
+        self._own: str | None = None
+        self._reported = False
+
+    def member_joined(self) -> None:
+        """Announce the first member of this process."""
+        if self._silent:
+            self._silent = False
+            self._own = self._engine.presence.info(CONTROL_STREAM, records=False).incarnation
+            self._tasks.spawn(self._announce(self._own))
+
+    async def _announce(self, incarnation: str) -> None:
+        clock = self._engine.session_clock
+        try:
+            await clock.ready()
+            text = control.encode_unshared_presence(UnsharedPresence(incarnation, clock.now()))
+            await self._engine.streams.aappend([(CONTROL_STREAM, Message(text))])
+        except (BroadcastError, StoreError):
+            self._silent = True  # the next member is announced
+
+    def receive(self, message: UnsharedPresence) -> None:
+        """Handle the announcement of a process."""
+        # An announcement that is older than this event loop may be that of a process which this one has replaced.
+        if (
+            self._reported
+            or self._own in (None, message.incarnation)
+            or message.at < self._engine.session_clock.at(self._began)
+        ):
+            return
+        self._reported = True
+        logger.warning(
+            "Another process has members, too, but presence is in the memory of each process: clients see only the "
+            "members of their own process. Set RELIABLE_CABLE['REDIS_URL'] to share presence. This is logged once."
+        )

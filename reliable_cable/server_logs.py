@@ -1,0 +1,88 @@
+"""Reports mistakes in a project that servers hide, or log without a remedy."""
+
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from traceback import walk_tb
+from typing import Any, Final
+
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.core.handlers.asgi import ASGIHandler
+
+from .client_log import handshake_log
+from .logs import logger
+
+#: The loggers of servers that log the exceptions of ASGI applications.
+_EXCEPTION_LOGGERS: Final = ("daphne.server", "uvicorn.error")
+
+
+def install() -> None:
+    """Report the mistakes in this process. Repeated calls change nothing."""
+    for name in _EXCEPTION_LOGGERS:
+        logging.getLogger(name).addFilter(explain_routing)
+    # daphne imports this module before it can hide a warning.
+    twisted = sys.modules.get("twisted.logger")
+    if twisted is not None:
+        twisted.globalLogPublisher.addObserver(log_unawaited)
+
+
+def log_unawaited(event: Mapping[str, Any]) -> None:
+    """Log Python's warning of a coroutine that was never awaited.
+
+    Twisted redirects Python's warnings to its own log, and daphne discards that log, unless its verbosity is 2 or more.
+
+    Args:
+        event: an event of Twisted's log.
+    """
+    text = str(event.get("warning", "")).partition("\n")[0]
+    if text.startswith("coroutine ") and text.endswith(" was never awaited"):
+        logger.warning(
+            "%s:%s: %s, so it did nothing. Write `await` before the call, or call the sync function in sync code.",
+            event["filename"],
+            event["lineno"],
+            text,
+        )
+
+
+def explain_routing(record: logging.LogRecord) -> bool:
+    """Replace the traceback of a WebSocket that has no route by one line, which names the remedy.
+
+    Args:
+        record: a record of a server.
+
+    Returns:
+        False if the line was logged in place of the record.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)] if isinstance(error, ValueError) else []
+    if not frames:
+        return True
+    frame = frames[-1]
+    router, scope = frame.f_locals.get("self"), frame.f_locals.get("scope")
+    if not isinstance(scope, Mapping) or scope.get("type") != "websocket":
+        return True
+    if isinstance(router, URLRouter) and str(error).startswith("No route found"):
+        handshake_log.error(
+            "No WebSocket route has the path %r. The routes are: %s. Correct the URL in {%% cable_meta_tags %%} or "
+            "createCable(), or the URLRouter in asgi.py.",
+            scope["path"],
+            ", ".join(_paths(router)),
+        )
+        return False
+    if isinstance(router, ProtocolTypeRouter | ASGIHandler):
+        handshake_log.error(
+            "The ASGI application serves no WebSockets. Let asgi.py have a ProtocolTypeRouter with the entry "
+            '"websocket": AuthMiddlewareStack(URLRouter([path("cable", CableConsumer.as_asgi())])).'
+        )
+        return False
+    return True
+
+
+def _paths(router: Any, prefix: str = "/") -> Iterator[str]:
+    """Yield the paths of the routes of a `URLRouter`, with those of the routers in them."""
+    for route in router.routes:
+        path = prefix + str(route.pattern).removeprefix("^")
+        if isinstance(route.callback, URLRouter):
+            yield from _paths(route.callback, path)
+        else:
+            yield path
