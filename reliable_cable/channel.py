@@ -37,15 +37,6 @@ MAX_STATE_SIZE = 16 * 1024
 _OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 
-def duplicate_channels() -> list[tuple[str, list[str]]]:
-    """Return the names that more than one channel class has, with the dotted paths of these classes."""
-    return [
-        (name, [f"{cls.__module__}.{cls.__qualname__}" for cls in classes])
-        for name, classes in registry.items()
-        if len(classes) > 1
-    ]
-
-
 def find_channel(name: str) -> type[Channel] | None:
     """Return the channel class that clients call `name`, or None if there is none."""
     classes = registry.get(name)
@@ -343,6 +334,11 @@ class Channel:
         return (await Batch.of_one(cls.broadcasting_for(target), data, idempotency_key, options).asend())[0]
 
     # -- for the connection --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def is_registered(cls) -> bool:
+        """Return whether clients can subscribe to a channel of this name."""
+        return bool(registry.get(cls.name))
 
     @classmethod
     def find_action(cls, name: str) -> tuple[str, bool] | None:
