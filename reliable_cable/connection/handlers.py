@@ -27,6 +27,9 @@ REFUSED = Reply(rejected=True)
 #: The errors with which a handler refuses what its client asked for. They are logged without a traceback.
 REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
 
+#: Otherwise, a check that raised an error would count as one that allows the call.
+_SUPPRESSED: Final = "around_command suppressed an error of a handler or its check; let errors pass through it"
+
 
 def cancelled(error: BaseException) -> bool:
     """Return whether this task was cancelled. If not, something that a handler awaited was cancelled."""
@@ -106,6 +109,7 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
     if not hasattr(manager, "__enter__"):
         async with manager:
             return await _run(nullcontext, calls)
+        raise RuntimeError(_SUPPRESSED)
     if not asynchronous:
         return await run_handler(_run_in_thread, manager, calls)
     refresh_connections()
@@ -114,6 +118,7 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
             if await check() is False:
                 return REFUSED
         return await calls[-1]()
+    raise RuntimeError(_SUPPRESSED)
 
 
 def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callable[[], Any]]) -> Any:
@@ -122,6 +127,7 @@ def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callabl
             if check() is False:
                 return REFUSED
         return calls[-1]()
+    raise RuntimeError(_SUPPRESSED)
 
 
 async def run_error_handler(channel: Channel, cause: BaseException, name: str, log: ClientLog) -> Reply:
