@@ -91,11 +91,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     scope: dict[str, Any]
     user: Any = None
-    #: The namespace that the setting `NAMESPACE` gives the connection, or `""`.
-    namespace: str = ""
-    #: The connection; None until the client has been welcomed.
-    session: Connection | None = None
 
+    _namespace = ""
+    _session: Connection | None = None
     #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
     #: The reason for which `connect` refused the connection; None if it was not refused.
@@ -110,12 +108,23 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _check_attributes(cls)
         identifier_names.update(cls.identified_by)
         if inspect.isgeneratorfunction(cls.around_command) or inspect.isasyncgenfunction(cls.around_command):
             raise TypeError(
                 f"{cls.__qualname__}.around_command is a generator; decorate it with @contextmanager, or with "
                 "@asynccontextmanager if it is async."
             )
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that the setting `NAMESPACE` gives the connection, or `""`."""
+        return self._namespace
+
+    @property
+    def session(self) -> Connection | None:
+        """The connection; None until the client has been welcomed."""
+        return self._session
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
@@ -188,7 +197,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         # The authentication middleware has just run.
         self._authenticated = get_hub().engine.session_clock.moment()
         self.scope = scope
-        self.namespace = enter_namespace(scope)
+        self._namespace = enter_namespace(scope)
         self.base_send = send
         self.user = scope.get("user")
         login = find_login(scope)
@@ -206,7 +215,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             commands = await self._accept(send, login)
             if commands is None:
                 return
-            connection = self.session = commands.connection
+            connection = self._session = commands.connection
             if self._connected is not None:
                 self._connected.set_result(copy_context())
             reading = Reading(connection)
@@ -226,7 +235,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if commands is not None:
                 # A server that stops cancels this task. The session must be saved nevertheless.
                 await asyncio.shield(commands.connection.hub.tasks.spawn(self._end(commands, code)))
-                self.session = None
+                self._session = None
             if layer_task is not None:
                 layer_task.cancel()
 
@@ -344,6 +353,19 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if handler is None:
             raise ValueError(f"No handler for message type {message['type']}")
         await handler(message)
+
+
+def _check_attributes(cls: type[CableConsumer]) -> None:
+    """Raise `TypeError` if `identified_by` is not valid, or if a class replaces an attribute that the consumer sets."""
+    names: Any = cls.identified_by
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise TypeError(
+            f"{cls.__qualname__}.identified_by is {names!r}; it must be a tuple of names of attributes, such as "
+            "('user',) or ('user', 'tenant')."
+        )
+    for name in ("namespace", "session"):
+        if name in names or getattr(cls, name) is not getattr(CableConsumer, name):
+            raise TypeError(f"{cls.__qualname__} uses {name!r}, which is an attribute of CableConsumer. Rename it.")
 
 
 def _install_drain(transport: Transport) -> None:
