@@ -204,7 +204,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         message = await receive()
         if message["type"] != "websocket.connect":
             return
-        if not origins.is_allowed(scope, self.allowed_origins):
+        tenants = get_settings().namespace is not None
+        if not origins.is_allowed(scope, self.allowed_origins, tenants=tenants):
             origins.log_refusal(scope)
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return
