@@ -98,6 +98,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     _authenticated = 0.0
     #: The reason for which `connect` refused the connection; None if it was not refused.
     _rejection: DisconnectReason | None = None
+    #: Whether `connect` has returned without a refusal.
+    _accepted = False
     #: A future for the connection's context, which is set when the client has been welcomed. Messages of the channel
     #: layer are handled only after that.
     _connected: asyncio.Future[Context] | None = None
@@ -165,7 +167,13 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
         Raises:
             ValueError: the reason is neither of these.
+            RuntimeError: `connect` has returned, so that the client has been accepted.
         """
+        if self._accepted:
+            raise RuntimeError(
+                f"{type(self).__name__}.reject_connection: call this in `connect`. A channel rejects a subscription by "
+                "`self.reject()`; `disconnect()` of `reliable_cable` closes connections."
+            )
         if reason not in REJECTION_REASONS:
             allowed = " or ".join(repr(str(each)) for each in REJECTION_REASONS)
             raise ValueError(
@@ -287,6 +295,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.send", "text": text})
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
+        self._accepted = True
         query_string = self.scope.get("query_string")
         query = parse_qs(query_string.decode("latin1")) if query_string else {}
         connection = Connection(
