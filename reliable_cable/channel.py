@@ -199,10 +199,16 @@ class Channel:
         """
 
     def before_subscribe(self) -> Any:
-        """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription."""
+        """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription.
+
+        So does every other false value except None.
+        """
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Decide whether an action may be called. Return False to refuse the client's call."""
+        """Decide whether an action may be called. Return False to refuse the client's call.
+
+        So does every other false value except None.
+        """
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
