@@ -199,16 +199,10 @@ class Channel:
         """
 
     def before_subscribe(self) -> Any:
-        """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription.
-
-        So does every other false value except None.
-        """
+        """Decide whether `subscribed` or `resubscribed` may be called. A false value except None rejects it."""
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Decide whether an action may be called. Return False to refuse the client's call.
-
-        So does every other false value except None.
-        """
+        """Decide whether an action may be called. A false value except None refuses the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
