@@ -37,15 +37,6 @@ MAX_STATE_SIZE = 16 * 1024
 _OPTIONAL_HOOKS = frozenset({"authorize_presence"})
 
 
-def duplicate_channels() -> list[tuple[str, list[str]]]:
-    """Return the names that more than one channel class has, with the dotted paths of these classes."""
-    return [
-        (name, [f"{cls.__module__}.{cls.__qualname__}" for cls in classes])
-        for name, classes in registry.items()
-        if len(classes) > 1
-    ]
-
-
 def find_channel(name: str) -> type[Channel] | None:
     """Return the channel class that clients call `name`, or None if there is none."""
     classes = registry.get(name)
@@ -213,10 +204,10 @@ class Channel:
         """
 
     def before_subscribe(self) -> Any:
-        """Decide whether `subscribed` or `resubscribed` may be called. Return False to reject the subscription."""
+        """Decide whether `subscribed` or `resubscribed` may be called. A false value except None rejects it."""
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Decide whether an action may be called. Return False to refuse the client's call."""
+        """Decide whether an action may be called. A false value except None refuses the client's call."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
@@ -348,6 +339,11 @@ class Channel:
         return (await Batch.of_one(cls.broadcasting_for(target), data, idempotency_key, options).asend())[0]
 
     # -- for the connection --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def is_registered(cls) -> bool:
+        """Return whether clients can subscribe to a channel of this name."""
+        return bool(registry.get(cls.name))
 
     @classmethod
     def find_action(cls, name: str) -> tuple[str, bool] | None:

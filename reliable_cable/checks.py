@@ -75,15 +75,17 @@ def check_settings(**kwargs: Any) -> list[CheckMessage]:
 def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
     """Report channel classes with the same name (E002)."""
     # Importing this module reads the settings. If they are invalid, E001 must be reported in place of an error here.
-    from .channel import duplicate_channels
+    from .channel import registry
 
     return [
         Error(
-            f"{len(paths)} channels have the name {name!r}: {', '.join(paths)}. Clients reach only the first.",
+            f"{len(classes)} channels have the name {name!r}: "
+            f"{', '.join(f'{cls.__module__}.{cls.__qualname__}' for cls in classes)}. Clients reach only the first.",
             hint="Rename a class or set its `name`. Declare a base class with `abstract=True`.",
             id="reliable_cable.E002",
         )
-        for name, paths in duplicate_channels()
+        for name, classes in registry.items()
+        if len(classes) > 1
     ]
 
 

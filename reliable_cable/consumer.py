@@ -91,15 +91,15 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     scope: dict[str, Any]
     user: Any = None
-    #: The namespace that the setting `NAMESPACE` gives the connection, or `""`.
-    namespace: str = ""
-    #: The connection; None until the client has been welcomed.
-    session: Connection | None = None
 
+    _namespace = ""
+    _session: Connection | None = None
     #: When the client was authenticated, by the monotonic clock of `Engine.session_clock`.
     _authenticated = 0.0
     #: The reason for which `connect` refused the connection; None if it was not refused.
     _rejection: DisconnectReason | None = None
+    #: Whether `connect` has returned without a refusal.
+    _accepted = False
     #: A future for the connection's context, which is set when the client has been welcomed. Messages of the channel
     #: layer are handled only after that.
     _connected: asyncio.Future[Context] | None = None
@@ -110,12 +110,23 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        _check_attributes(cls)
         identifier_names.update(cls.identified_by)
         if inspect.isgeneratorfunction(cls.around_command) or inspect.isasyncgenfunction(cls.around_command):
             raise TypeError(
                 f"{cls.__qualname__}.around_command is a generator; decorate it with @contextmanager, or with "
                 "@asynccontextmanager if it is async."
             )
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that the setting `NAMESPACE` gives the connection, or `""`."""
+        return self._namespace
+
+    @property
+    def session(self) -> Connection | None:
+        """The connection; None until the client has been welcomed."""
+        return self._session
 
     # -- for subclasses -----------------------------------------------------------------------------------------------
 
@@ -156,7 +167,13 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
         Raises:
             ValueError: the reason is neither of these.
+            RuntimeError: `connect` has returned, so that the client has been accepted.
         """
+        if self._accepted:
+            raise RuntimeError(
+                f"{type(self).__name__}.reject_connection: call this in `connect`. A channel rejects a subscription by "
+                "`self.reject()`; `disconnect()` of `reliable_cable` closes connections."
+            )
         if reason not in REJECTION_REASONS:
             allowed = " or ".join(repr(str(each)) for each in REJECTION_REASONS)
             raise ValueError(
@@ -188,14 +205,15 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         # The authentication middleware has just run.
         self._authenticated = get_hub().engine.session_clock.moment()
         self.scope = scope
-        self.namespace = enter_namespace(scope)
+        self._namespace = enter_namespace(scope)
         self.base_send = send
         self.user = scope.get("user")
         login = find_login(scope)
         message = await receive()
         if message["type"] != "websocket.connect":
             return
-        if not origins.is_allowed(scope, self.allowed_origins):
+        tenants = get_settings().namespace is not None
+        if not origins.is_allowed(scope, self.allowed_origins, tenants=tenants):
             origins.log_refusal(scope)
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return
@@ -206,7 +224,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             commands = await self._accept(send, login)
             if commands is None:
                 return
-            connection = self.session = commands.connection
+            connection = self._session = commands.connection
             if self._connected is not None:
                 self._connected.set_result(copy_context())
             reading = Reading(connection)
@@ -226,7 +244,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if commands is not None:
                 # A server that stops cancels this task. The session must be saved nevertheless.
                 await asyncio.shield(commands.connection.hub.tasks.spawn(self._end(commands, code)))
-                self.session = None
+                self._session = None
             if layer_task is not None:
                 layer_task.cancel()
 
@@ -278,6 +296,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.send", "text": text})
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
+        self._accepted = True
         query_string = self.scope.get("query_string")
         query = parse_qs(query_string.decode("latin1")) if query_string else {}
         connection = Connection(
@@ -345,6 +364,19 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if handler is None:
             raise ValueError(f"No handler for message type {message['type']}")
         await handler(message)
+
+
+def _check_attributes(cls: type[CableConsumer]) -> None:
+    """Raise `TypeError` if `identified_by` is not valid, or if a class replaces an attribute that the consumer sets."""
+    names: Any = cls.identified_by
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name.isidentifier() for name in names):
+        raise TypeError(
+            f"{cls.__qualname__}.identified_by is {names!r}; it must be a tuple of names of attributes, such as "
+            "('user',) or ('user', 'tenant')."
+        )
+    for name in ("namespace", "session"):
+        if name in names or getattr(cls, name) is not getattr(CableConsumer, name):
+            raise TypeError(f"{cls.__qualname__} uses {name!r}, which is an attribute of CableConsumer. Rename it.")
 
 
 def _install_drain(transport: Transport) -> None:

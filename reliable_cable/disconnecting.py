@@ -87,6 +87,9 @@ class NamedChannel(Protocol):
     def name(self) -> str:
         """The name that clients use for the channel."""
 
+    def is_registered(self) -> bool:
+        """Return whether clients can subscribe to a channel of this name."""
+
 
 @sync_only("arevoke")
 def revoke(
@@ -156,10 +159,15 @@ def _prepare_revoke(
         raise InvalidOption("revoke() needs either a channel or a stream: revoke(user=user, channel=ChatChannel).")
     if stream is not None:
         scope = {STREAM: resolve_stream(stream)}
-    elif isinstance(channel, type) and isinstance(getattr(channel, "name", None), str):
-        scope = {CHANNEL: channel.name}
-    else:
+    elif not (isinstance(channel, type) and hasattr(channel, "is_registered")):
         raise InvalidOption(f"revoke(channel={channel!r}): the channel must be a channel class.")
+    elif not channel.is_registered():
+        raise InvalidOption(
+            f"revoke(channel={channel.__name__}): no client can subscribe to this class. Nothing was revoked. Call "
+            "revoke() for each channel that inherits from it."
+        )
+    else:
+        scope = {CHANNEL: channel.name}
     return _Revoke({**_condition("revoke", identifiers), **scope}, reason)
 
 

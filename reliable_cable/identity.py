@@ -1,8 +1,9 @@
 """Identities of connections: the values of `identified_by`, as texts that are the same in every process."""
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import Any, Final
 from uuid import UUID
@@ -30,6 +31,8 @@ _NAMESPACE: Final = "@namespace"
 #: The types of primary keys. A user is identified by the user object, so that no connection has such an identifier.
 _PRIMARY_KEYS: Final = (int, UUID)
 _PRIMARY_KEY_NAMES: Final = frozenset(each.__name__ for each in _PRIMARY_KEYS)
+#: The collections that are passed by mistake, to name several users at once.
+_COLLECTIONS: Final = (list, tuple, set, frozenset, dict)
 
 
 def row_name(instance: Any) -> str:
@@ -53,8 +56,10 @@ def reason_against(name: str, value: Any) -> str:
         name: the name of the identifier.
         value: its value.
     """
-    if isinstance(value, type | QuerySet):
-        return "a class or a queryset is not one value"
+    if isinstance(value, type | QuerySet | Iterator) or type(value) in _COLLECTIONS:
+        return "a class, a queryset or a collection is not one value"
+    if inspect.isroutine(value) or inspect.isawaitable(value):
+        return "a function or an awaitable is not a value; call it or await it"
     if value == "" or not identify(value) or getattr(value, "pk", value) is None:
         return "the value identifies nobody, or is not saved"
     if name == "user" and isinstance(value, _PRIMARY_KEYS):

@@ -93,12 +93,14 @@ def check_allowed_origins(name: str, allowed: object) -> None:
             )
 
 
-def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None) -> bool:
+def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenants: bool = False) -> bool:
     """Return whether the page that sent a handshake may open a WebSocket.
 
     Args:
         scope: the ASGI scope of the handshake.
         allowed: the consumer's `allowed_origins`.
+        tenants: whether the hosts of `ALLOWED_HOSTS` belong to several tenants. A page of one of them must not open a
+            WebSocket of another one, so only the host of the handshake counts.
     """
     if allowed == EVERY_ORIGIN:
         return True
@@ -110,7 +112,7 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None) -> bool:
         return False
     if allowed is not None:
         return _matches_any(origin, allowed)
-    return _is_own(origin, scope) or _matches_any(origin, settings.CSRF_TRUSTED_ORIGINS)
+    return _is_own(origin, scope, tenants=tenants) or _matches_any(origin, settings.CSRF_TRUSTED_ORIGINS)
 
 
 def _matches_any(origin: Origin, patterns: Sequence[str]) -> bool:
@@ -123,7 +125,7 @@ def _parse_patterns(patterns: tuple[str, ...]) -> list[Origin]:
     return [pattern for pattern in parsed if pattern is not None]
 
 
-def _is_own(origin: Origin, scope: Mapping[str, Any]) -> bool:
+def _is_own(origin: Origin, scope: Mapping[str, Any], *, tenants: bool) -> bool:
     """Return whether an origin belongs to this site: to the host of the handshake, or to one of `ALLOWED_HOSTS`."""
     if origin.scheme not in _DEFAULT_PORTS:
         return False
@@ -132,7 +134,7 @@ def _is_own(origin: Origin, scope: Mapping[str, Any]) -> bool:
     if origin.scheme == "http" and request.is_secure():
         return False
     hosts = settings.ALLOWED_HOSTS or (_LOCAL_HOSTS if settings.DEBUG else ())
-    if any(is_same_domain(origin.host, pattern) for pattern in hosts if pattern != "*"):
+    if not tenants and any(is_same_domain(origin.host, pattern) for pattern in hosts if pattern != "*"):
         return True
     try:
         host, port = split_domain_port(request.get_host())
@@ -142,9 +144,14 @@ def _is_own(origin: Origin, scope: Mapping[str, Any]) -> bool:
 
 
 def _as_request(scope: Mapping[str, Any]) -> ASGIRequest:
-    """Return the handshake as a Django request, which applies the settings for hosts and for schemes behind proxies."""
+    """Return the handshake as a Django request, which applies the settings for hosts and for schemes behind proxies.
+
+    The query and the type of the content are left out, because Django raises an error for some values.
+    """
     scheme = "https" if scope.get("scheme") in ("https", "wss") else "http"
-    return ASGIRequest({**scope, "method": "GET", "scheme": scheme}, BytesIO())
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
+    simple = {**scope, "method": "GET", "scheme": scheme, "query_string": b"", "headers": headers}
+    return ASGIRequest(simple, BytesIO())
 
 
 def _without_default(port: str, scheme: str) -> str:
@@ -167,8 +174,9 @@ def log_refusal(scope: Mapping[str, Any]) -> None:
     _logged_at = now
     host = next((value for name, value in scope.get("headers", ()) if name.lower() == b"host"), b"")
     logger.warning(
-        "A WebSocket was refused: its Origin is %r, its Host is %r. Allowed are this host, ALLOWED_HOSTS and "
-        "CSRF_TRUSTED_ORIGINS, or `allowed_origins` of the consumer. Other refusals of the next minute are not logged.",
+        "A WebSocket was refused: its Origin is %r, its Host is %r. Allowed are this host, ALLOWED_HOSTS (unless "
+        "NAMESPACE is set) and CSRF_TRUSTED_ORIGINS, or `allowed_origins` of the consumer. Other refusals of the next "
+        "minute are not logged.",
         ", ".join(_origin_headers(scope)),
         host.decode("latin1"),
     )

@@ -13,7 +13,7 @@ from reliable_cable.protocol.constants import CallFailure
 from reliable_cable.validation import encode_channel_value
 
 from .connection import Connection
-from .handlers import is_async
+from .handlers import finished, is_async
 
 
 def with_answer(handler: Callable[[], Any], channel: Channel, call: str) -> Callable[[], Any]:
@@ -31,11 +31,11 @@ def with_answer(handler: Callable[[], Any], channel: Channel, call: str) -> Call
 
 
 async def _await_answer(handler: Callable[[], Any], channel: Channel, call: str) -> None:
-    _transmit(channel, call, await handler())
+    _transmit(channel, call, finished(handler, await handler()))
 
 
 def _answer(handler: Callable[[], Any], channel: Channel, call: str) -> None:
-    _transmit(channel, call, handler())
+    _transmit(channel, call, finished(handler, handler()))
 
 
 def _transmit(channel: Channel, call: str, result: Any) -> None:

@@ -23,7 +23,7 @@ from reliable_cable.stores.streams.base import Message
 
 from .answers import answer_failure, answer_unsubscribed, with_answer
 from .command_queue import CommandQueue
-from .connection import HANDLER_FAULT, Connection
+from .connection import HANDLER_FAULT, Connection, ConnectionState
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
 from .openings import Openings
 from .started import Started, check_joins
@@ -32,7 +32,6 @@ from .subscription import Subscription
 #: How long, in seconds after its arrival, to retry a `subscribe` that fails because a database or store cannot be
 #: reached. The client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
-
 #: How long, in seconds, the streams of a `subscribe` may take to open even after `SUBSCRIBE_TIMEOUT` has passed.
 MIN_OPEN_TIME: Final = 1.0
 
@@ -93,7 +92,7 @@ class Commands(CommandQueue):
                 await self._whisper(subscription, data)
             case commands.Join(presence=claim):
                 if await subscription.presence.authorizes(claim):
-                    await subscription.presence.join(claim.id, claim.info)
+                    await subscription.presence.join(claim.id, claim.info, claimed=True)
             case commands.Leave():
                 await subscription.presence.leave()
             case commands.Presence(return_records=return_records):
@@ -409,7 +408,8 @@ class Commands(CommandQueue):
             else:
                 self.log.exception("%s: %s failed.", type(channel).__name__, name)
             reply = await run_error_handler(channel, cause, name, self.log)
-        if not reply.changed or await self.connection.save():
+        # After a failed restore, the client subscribes again, and gets the messages then.
+        if self.connection.state is not ConnectionState.OPENING and (not reply.changed or await self.connection.save()):
             await self.transmit(channel.identifier, reply)
         return REFUSED if refused else None
 

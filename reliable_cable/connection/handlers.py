@@ -5,7 +5,7 @@ Each call of a handler has its own copy of the connection's context.
 
 import asyncio
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from functools import lru_cache, partial
@@ -26,6 +26,9 @@ REFUSED = Reply(rejected=True)
 
 #: The errors with which a handler refuses what its client asked for. They are logged without a traceback.
 REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
+
+#: Otherwise, a check that raised an error would count as one that allows the call.
+_SUPPRESSED: Final = "around_command suppressed an error of a handler or its check; let errors pass through it"
 
 
 def cancelled(error: BaseException) -> bool:
@@ -76,18 +79,18 @@ async def invoke_isolated(
     Args:
         consumer: the consumer of the connection.
         handler: the handler, a method of an object, or a partial call of it.
-        check: called first. If it returns False, the handler is not called.
+        check: called first. If it refuses, the handler is not called.
         base: the class that declares the handler and the check.
 
     Returns:
-        The result of the handler, or `REFUSED` if the check returned False.
+        The result of the handler, or `REFUSED` if the check refused.
     """
     calls = _overridden(base, check, handler)
     if not calls:
         return None
     # All tasks of a connection run in its context, which only `connect` changes. So a handler runs in a copy.
     result = await run_in_context(copy_context(), _run(consumer.around_command, calls))
-    return REFUSED if result is False and calls[-1] is check else result
+    return REFUSED if calls[-1] is check and _refuses(result) else result
 
 
 async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) -> Any:
@@ -99,29 +102,54 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
     """
     asynchronous = is_async(calls[-1])
     if len(calls) > 1 and is_async(calls[0]) is not asynchronous:
-        if await _run(around, calls[:1]) is False:
+        if _refuses(await _run(around, calls[:1])):
             return REFUSED
         calls = calls[1:]
     manager = around()
     if not hasattr(manager, "__enter__"):
         async with manager:
             return await _run(nullcontext, calls)
+        raise RuntimeError(_SUPPRESSED)
     if not asynchronous:
         return await run_handler(_run_in_thread, manager, calls)
     refresh_connections()
     with manager:
         for check in calls[:-1]:
-            if await check() is False:
+            if _refuses(finished(check, await check())):
                 return REFUSED
-        return await calls[-1]()
+        return finished(calls[-1], await calls[-1]())
+    raise RuntimeError(_SUPPRESSED)
 
 
 def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callable[[], Any]]) -> Any:
     with manager:
         for check in calls[:-1]:
-            if check() is False:
+            if _refuses(finished(check, check())):
                 return REFUSED
-        return calls[-1]()
+        return finished(calls[-1], calls[-1]())
+    raise RuntimeError(_SUPPRESSED)
+
+
+def _refuses(verdict: object) -> bool:
+    """Return whether the result of a check refuses the call. None allows it, because a check may return nothing."""
+    return verdict is not None and not verdict
+
+
+def finished(call: Callable[[], Any], result: Any) -> Any:
+    """Return the result of a handler or a check.
+
+    Raises:
+        TypeError: the result is a coroutine or a generator, so the code of the handler has not run.
+    """
+    if not (inspect.isawaitable(result) or isinstance(result, Generator | AsyncGenerator)):
+        return result
+    if inspect.iscoroutine(result):
+        result.close()
+    target = call.func if isinstance(call, partial) else call
+    raise TypeError(
+        f"{getattr(target, '__qualname__', target)} returned a {type(result).__name__}, so its code has not run. If it "
+        "is async, it must be declared with `async def`, and so must the wrapper functions of its decorators."
+    )
 
 
 async def run_error_handler(channel: Channel, cause: BaseException, name: str, log: ClientLog) -> Reply:

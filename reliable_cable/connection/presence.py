@@ -52,6 +52,7 @@ class SubscriptionPresence:
         "_restored_incarnation",
         "_roster",
         "_subscription",
+        "claimed",
         "member",
     )
 
@@ -59,6 +60,8 @@ class SubscriptionPresence:
         self._subscription = subscription
         #: The id and info of the member; None while the subscription is not a member.
         self.member: tuple[str, Any] | None = None
+        #: Whether the client itself requested the last join. A restore then asks `authorize_presence` again.
+        self.claimed = False
         self._key = member_key(subscription.connection.sid, subscription.identifier)
         #: Joins to make after the history has been sent.
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
@@ -118,8 +121,14 @@ class SubscriptionPresence:
             self._log.exception("A join was refused: %s.authorize_presence() failed.", type(channel).__name__)
             return False
 
-    async def join(self, id_: str, info: Any) -> None:
-        """Join the presence stream, or update the member's info."""
+    async def join(self, id_: str, info: Any, *, claimed: bool = False) -> None:
+        """Join the presence stream, or update the member's info.
+
+        Args:
+            id_: the id of the member.
+            info: the info of the member.
+            claimed: whether the client itself requested the join.
+        """
         stream = self._subscription.presence_stream
         if self._connection.closed:
             return
@@ -128,12 +137,13 @@ class SubscriptionPresence:
             self._log.warning("A join was refused: the subscription to %s has no stream.", name)
             self._send(messages.presence_error())
             return
-        before, self.member = self.member, (id_, info)
+        before = self.member, self.claimed
+        self.member, self.claimed = (id_, info), claimed
         former = self._former_key if stream == self._former_stream else None
         try:
             if not self._subscription.reserve(self.member):
                 self._log.warning("A join was refused: the subscriptions, states and members are too large.")
-                self.member = before
+                self.member, self.claimed = before
                 self._send(messages.presence_error())
                 return
             await self._service.join(stream, self._key, id_, info, replaces=former or "")
@@ -150,7 +160,7 @@ class SubscriptionPresence:
         """Make the pending joins."""
         while self._pending_joins:
             join = self._pending_joins.pop(0)
-            await self.join(join.id, join.info)
+            await self.join(join.id, join.info, claimed=isinstance(join, PresenceClaim))
 
     async def leave(self) -> None:
         """Leave the presence stream, and drop the pending joins.
@@ -176,7 +186,7 @@ class SubscriptionPresence:
         if self.member is not None:
             member, self.member = self.member, None
             await self._service.leave(former, self._key)
-            await self.join(*member)
+            await self.join(*member, claimed=self.claimed)
 
     def release(self) -> None:
         """Let the member expire, because the connection has ended. A restored session can take it over before that."""
@@ -216,7 +226,7 @@ class SubscriptionPresence:
             left_at: when the client left the former session, by the session store's clock.
         """
         if self.member is not None:
-            await self.join(*self.member)
+            await self.join(*self.member, claimed=self.claimed)
         if self._former_key is not None and self._former_key != self._key:
             await self._service.leave(self._former_stream, self._former_key)
         self._former_key = None
@@ -259,11 +269,13 @@ class SubscriptionPresence:
 
     def record(self) -> dict[str, Any]:
         """Return the presence record of the subscription, as JSON values."""
-        member = self.member
+        member, claimed = self.member, self.claimed
         if self._pending_joins:
-            member = self._pending_joins[-1].id, self._pending_joins[-1].info
+            last = self._pending_joins[-1]
+            member, claimed = (last.id, last.info), isinstance(last, PresenceClaim)
         return {
             "member": list(member) if member is not None else None,
+            **({"claimed": True} if claimed and member is not None else {}),
             "watching": self._roster.incarnation if self._roster is not None else self._restored_incarnation,
             "key": self._former_key or self._key,
         }
@@ -276,6 +288,7 @@ class SubscriptionPresence:
             member: the member that the subscription has from now on.
         """
         self.member = member
+        self.claimed = member is not None and list(member) == record["member"] and bool(record.get("claimed"))
         self._restored_incarnation = record["watching"]
         # Without a member in the record, there is none to remove. A member that joined just before its server died may
         # be missing in the record. It leaves when it expires.

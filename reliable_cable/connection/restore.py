@@ -12,7 +12,7 @@ from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.protocol import messages
-from reliable_cable.protocol.commands import parse_identifier
+from reliable_cable.protocol.commands import PresenceClaim, parse_identifier
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import Reply
 
@@ -212,13 +212,30 @@ async def _open(
     """Open the streams of a subscription. Return False if the client has to subscribe again."""
     if _has_resubscribed(subscription.channel):
         subscription.started = Started.load(item)
-        await subscription.restore(item, item["streams"], member_after(item, reply), left_at, until=until)
+        member = await _allowed_member(subscription, member_after(item, reply), item)
+        await subscription.restore(item, item["streams"], member, left_at, until=until)
         await subscription.apply_streams(reply)
     else:
         streams = compare_streams(item, reply)
         if streams is None:
             return False
         subscription.started = Started.by(reply)
-        await subscription.restore(item, streams, compare_member(item, reply), left_at, until=until)
+        member = await _allowed_member(subscription, compare_member(item, reply), item)
+        await subscription.restore(item, streams, member, left_at, until=until)
     # A client's list of members cannot be corrected to that of another stream.
     return item["watching"] is None or subscription.presence_stream == recorded_presence_stream(item)
+
+
+async def _allowed_member(
+    subscription: Subscription, member: tuple[str, Any] | None, record: Mapping[str, Any]
+) -> tuple[str, Any] | None:
+    """Return the member of a subscription that is being restored; None if the channel does not allow it any longer.
+
+    If the client itself had requested the join, `authorize_presence` decides again.
+
+    Raises:
+        Exception: `authorize_presence` failed because of an outage.
+    """
+    if member is None or not record.get("claimed") or list(member) != record["member"]:
+        return member
+    return member if await subscription.presence.authorizes(PresenceClaim(*member)) else None

@@ -14,10 +14,20 @@ BAD_REQUEST = 400
 FORBIDDEN = 403
 
 
-async def status(server: Server, *origins: bytes, cookie: str = "") -> int:
-    """Send a handshake with these `Origin` headers, and return the status of the response."""
+async def status(
+    server: Server, *origins: bytes, cookie: str = "", target: bytes = b"/cable", header: bytes = b""
+) -> int:
+    """Send a handshake with these `Origin` headers, and return the status of the response.
+
+    Args:
+        server: the server.
+        origins: the values of the headers `Origin`.
+        cookie: the header `Cookie`.
+        target: the path and the query.
+        header: the line of another header.
+    """
     lines = [
-        b"GET /cable HTTP/1.1",
+        b"GET " + target + b" HTTP/1.1",
         b"Host: 127.0.0.1:%d" % server.port,
         b"Connection: Upgrade",
         b"Upgrade: websocket",
@@ -26,6 +36,7 @@ async def status(server: Server, *origins: bytes, cookie: str = "") -> int:
         b"Sec-WebSocket-Protocol: " + EXTENDED.encode(),
         *(b"Origin: " + origin for origin in origins),
         *([b"Cookie: " + cookie.encode()] if cookie else []),
+        *([header] if header else []),
     ]
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
@@ -83,3 +94,24 @@ async def test_a_handshake_with_two_origins_is_refused(server: Server) -> None:
     # uvicorn itself answers with 400.
     expected = BAD_REQUEST if server.kind == "uvicorn" else FORBIDDEN
     assert await status(server, b"http://127.0.0.1", b"http://127.0.0.1") == expected
+
+
+@pytest.mark.parametrize(
+    ("target", "header"),
+    [
+        (b"/cable?\xff", b""),
+        (b"/cable?sid=%ff", b""),
+        (b"/cable", b"Content-Type: text/plain; charset*=no-such''x"),
+        (b"/cable", b"Content-Length: x"),
+        (b"/cable", b"X-Forwarded-Host: \xff"),
+    ],
+)
+async def test_what_else_a_handshake_has_causes_no_traceback(server: Server, target: bytes, header: bytes) -> None:
+    before = len(server.log)
+    own = b"http://127.0.0.1:%d" % server.port
+    # The servers themselves answer some of them with 400, or refuse them.
+    answers = {BAD_REQUEST, FORBIDDEN, SWITCHING_PROTOCOLS}
+    assert await status(server, own, target=target, header=header) in answers
+    assert await status(server, b"http://evil.com", target=target, header=header) in {BAD_REQUEST, FORBIDDEN}
+    assert await status(server) == SWITCHING_PROTOCOLS
+    assert "Traceback" not in server.log[before:]

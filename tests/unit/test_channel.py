@@ -12,7 +12,8 @@ from django.contrib.auth.models import User
 from django.test.utils import isolate_apps
 
 from reliable_cable import Channel, ChannelError, InvalidStreamName, action, state
-from reliable_cable.channel import duplicate_channels, find_channel, registry
+from reliable_cable.channel import find_channel, registry
+from reliable_cable.checks import check_channel_names
 from reliable_cable.reply import PresenceJoin, PresenceLeave, StreamStart, StreamStop
 from tests.protocol.test_nesting import nested
 from tests.protocol.test_payloads import FALSY, TRUTHY
@@ -59,7 +60,9 @@ class TestNames:
             name = "same"
 
         path = f"{__name__}.TestNames.test_two_classes_with_the_same_name_are_reported.<locals>"
-        assert ("same", [f"{path}.First", f"{path}.Second"]) in duplicate_channels()
+        problems = [problem.msg for problem in check_channel_names()]
+        same = f"2 channels have the name 'same': {path}.First, {path}.Second. Clients reach only the first."
+        assert same in problems
 
     def test_a_subclass_does_not_inherit_the_name(self) -> None:
         class Parent(Channel):

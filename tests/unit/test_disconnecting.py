@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -32,6 +33,7 @@ from reliable_cable import (
     disconnect,
     revoke,
 )
+from reliable_cable.channel import registry
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.identity import identifier_names
 from reliable_cable.stores.engine import get_engine
@@ -90,10 +92,27 @@ class TestDisconnect:
         disconnect(user=Staff.objects.get(pk=user.pk))
         assert control_messages() == [{"revoke": {"user": f"auth.user:{user.pk}"}, "reconnect": False}]
 
-    @pytest.mark.parametrize("value", [1, True, uuid4(), "", object(), User, User.objects.all()])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *(1, True, uuid4(), "", object(), User, User.objects.all()),
+            # Several users at once, or a function that was not called.
+            *([User(pk=1)], (User(pk=1),), {"user"}, frozenset(), {"user": 1}, iter(["user"]), uuid4, str.upper),
+        ],
+    )
     def test_rejects_values_that_no_connection_has(self, value: Any) -> None:
         with pytest.raises(InvalidIdentifier, match=r"disconnect\(user="):
             disconnect(user=value)
+        assert control_messages() == []
+
+    async def test_rejects_a_user_that_was_not_awaited(self) -> None:
+        async def auser() -> User:
+            return User(pk=1)
+
+        user = auser()
+        with pytest.raises(InvalidIdentifier, match="await it"):
+            await adisconnect(user=user)
+        await user
         assert control_messages() == []
 
     def test_requires_an_identifier(self) -> None:
@@ -157,6 +176,17 @@ class Room(Channel, abstract=True):
     pass
 
 
+class Base(Channel, abstract=True):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _room() -> Iterator[None]:
+    registry["Room"] = [Room]
+    yield
+    del registry["Room"]
+
+
 class TestRevoke:
     def test_a_channel_or_a_stream_is_stored_with_the_identifiers(self) -> None:
         with transaction.atomic():
@@ -190,6 +220,9 @@ class TestRevoke:
             ({"user": "ann"}, InvalidOption, "either a channel or a stream"),
             ({"channel": Room, "stream": "a"}, InvalidOption, "either a channel or a stream"),
             ({"channel": "Room"}, InvalidOption, "must be a channel class"),
+            ({"channel": Base}, InvalidOption, "no client can subscribe to this class"),
+            ({"channel": Channel}, InvalidOption, "no client can subscribe to this class"),
+            ({"channel": get_user_model()}, InvalidOption, "must be a channel class"),
             ({"stream": ""}, InvalidStreamName, "0 characters"),
             ({"stream": "a", "user": None}, InvalidIdentifier, "identifies nobody"),
             ({"stream": "a", "user": 1}, InvalidIdentifier, r"revoke\(user=…\) .* give the user object"),

@@ -268,11 +268,14 @@ class TestThreads:
 class Around(CableConsumer):
     """Records when handlers begin and end, and gives them a language."""
 
+    #: The errors that do not pass through it.
+    suppressed: tuple[type[Exception], ...] = ()
+
     @contextlib.contextmanager
     def around_command(self) -> Iterator[None]:
         Events.seen.append(("enter", "", threading.get_ident()))
         try:
-            with translation.override("fr"):
+            with translation.override("fr"), contextlib.suppress(*Around.suppressed):
                 yield
         except ValueError:
             Events.seen.append(("raised", "", threading.get_ident()))
@@ -373,6 +376,23 @@ class TestAroundCommand:
             assert (await client.receive())["type"] == "reject_subscription"
         assert Events.names() == []
         assert "no tenant" in caplog.text
+
+    @BOTH
+    @pytest.mark.parametrize("channel", ["Sync", "Async", "Mixed"])
+    async def test_a_manager_that_suppresses_the_error_of_a_check_does_not_allow_the_call(
+        self, consumer: type[CableConsumer], channel: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    ) -> None:
+        def before_action(self: Channel, action: str, data: Any) -> Any:
+            raise PermissionError
+
+        monkeypatch.setattr(Sync, "before_action", before_action)
+        monkeypatch.setattr(Around, "suppressed", (PermissionError,))
+        async with Client(consumer=consumer) as client:
+            await client.subscribe(identifier(channel))
+            await client.perform(identifier(channel), "speak")
+            assert (await client.receive())["message"] == {"failed": "speak"}
+        assert "speak" not in Events.names()
+        assert "around_command suppressed an error" in caplog.text
 
     def test_a_generator_that_is_no_context_manager_is_refused(self) -> None:
         with pytest.raises(TypeError, match=r"Plain\.around_command is a generator; decorate it with @contextmanager"):

@@ -175,6 +175,17 @@ class TestOtherEngines:
         settings.SESSION_COOKIE_AGE = -1
         assert check_logins([login]) == [False]
 
+    @pytest.mark.parametrize("engine", ["cache"], indirect=True)
+    def test_a_cache_that_has_lost_its_data_ends_all_logins_and_one_that_fails_ends_none(
+        self, engine: str, alias: str
+    ) -> None:
+        logins = [log_in(make_user(name)) for name in ("ann", "bob")]
+        away = mock.patch.object(type(cache._connections["default"]), "get_many", side_effect=ConnectionError)  # type: ignore[attr-defined]
+        with away, pytest.raises(ConnectionError):
+            check_logins(logins)
+        cache.clear()
+        assert check_logins(logins) == [False, False]
+
     @pytest.mark.parametrize("engine", ["cached_db"], indirect=True)
     def test_the_database_decides_if_the_cache_has_lost_a_session_or_fails(self, engine: str, alias: str) -> None:
         login = log_in(make_user())

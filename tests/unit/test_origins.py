@@ -62,6 +62,11 @@ def handshake(*origin: str | bytes, host: str = "example.com", scheme: str = "ws
     }
 
 
+def namespace(scope: Any = None) -> str:
+    """Return the only tenant."""
+    return "tenant"
+
+
 @pytest.fixture(autouse=True)
 def _settings(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings.ALLOWED_HOSTS = ["example.com"]
@@ -73,6 +78,11 @@ class TestWithoutAllowedOrigins:
     def test_a_client_without_an_origin_is_allowed(self) -> None:
         assert is_allowed(handshake(), None)
         assert is_allowed({"type": "websocket"}, None)
+
+    @pytest.mark.parametrize(("origin", "allowed"), [("http://example.com", True), ("http://evil.com", False)])
+    def test_the_query_and_other_headers_do_not_matter(self, origin: str, allowed: bool) -> None:
+        scope = {**handshake(origin, content_type="text/plain; charset*=no-such''x"), "query_string": b"\xff"}
+        assert is_allowed(scope, None) is allowed
 
     @pytest.mark.parametrize("origin", INVALID)
     def test_an_invalid_origin_is_refused(self, settings: Any, origin: str) -> None:
@@ -323,6 +333,18 @@ class TestConsumer:
         assert await self.is_welcomed("https://app.test", Listed)
         assert not await self.is_welcomed("http://example.com", Listed)
         assert len(connects) == 1
+
+    async def test_a_page_of_another_tenant_is_refused(self, settings: Any) -> None:
+        settings.ALLOWED_HOSTS = [".example.com"]
+        own, other = "http://example.com", "http://tenant.example.com"
+        settings.RELIABLE_CABLE = {"ENGINE": "memory"}
+        assert await self.is_welcomed(own, CableConsumer)
+        assert await self.is_welcomed(other, CableConsumer)
+        settings.RELIABLE_CABLE = {"ENGINE": "memory", "NAMESPACE": f"{__name__}.namespace"}
+        assert await self.is_welcomed(own, CableConsumer)
+        assert not await self.is_welcomed(other, CableConsumer)
+        settings.CSRF_TRUSTED_ORIGINS = [other]
+        assert await self.is_welcomed(other, CableConsumer)
 
     async def test_the_argument_replaces_the_attribute(self, settings: Any) -> None:
         settings.RELIABLE_CABLE = {"ENGINE": "memory"}

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from reliable_cable import CableConsumer
-from tests.unit.wire import Client
+from reliable_cable import CableConsumer, Channel
+from reliable_cable.channel import registry
+from tests.unit.wire import Client, identifier
 
 
 class Guarded(CableConsumer):
@@ -46,3 +47,18 @@ def test_the_error_for_another_reason_lists_the_allowed_ones(reason: Any) -> Non
     with pytest.raises(ValueError, match=r"Guarded.*; it must be 'unauthorized' or 'token_expired'\.$") as error:
         Guarded().reject_connection(reason)
     assert repr(reason) in str(error.value)
+
+
+async def test_a_channel_that_calls_it_gets_an_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Otherwise the client would silently stay connected, and subscribed.
+    class Late(Channel, abstract=True):
+        async def subscribed(self) -> None:
+            self.connection.reject_connection()
+
+    monkeypatch.setitem(registry, "Late", [Late])
+    async with Client() as client:
+        await client.send("subscribe", identifier("Late"))
+        assert (await client.receive())["type"] == "reject_subscription"
+    assert "CableConsumer.reject_connection: call this in `connect`" in caplog.text

@@ -54,6 +54,9 @@ class Room(Channel, abstract=True):
             self.presence.join(*Room.member)
         self.transmit({"count": self.count})
 
+    async def handle_error(self, error: Exception, handler: str) -> None:
+        self.transmit({"failed": handler})
+
     @action
     async def increment(self) -> None:
         self.count += 1
@@ -162,7 +165,11 @@ class TestRights:
         sid = await begin()
         monkeypatch.setattr(Room, "readable", [""])
         async with Client(sid) as client:
+            # No frame may come before the welcome.
             assert client.welcome["restored_ids"] == []
+            assert await client.quiet()
+            await client.send("subscribe", ROOM)
+            assert (await client.receive())["message"] == {"failed": "subscribed"}
 
     async def test_slow_handlers_do_not_delay_the_welcome_for_long(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Otherwise the client would give up the connection and reconnect, again and again.

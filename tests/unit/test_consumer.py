@@ -1,0 +1,53 @@
+"""`CableConsumer`: the names that a subclass may use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reliable_cable import CableConsumer
+from reliable_cable.identity import identifier_names
+
+from .wire import Client
+
+
+@pytest.fixture(autouse=True)
+def _settings(settings: Any) -> None:
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+
+
+def define(*bases: type, **attributes: Any) -> None:
+    """Define a consumer class."""
+    type("AppConsumer", (*bases, CableConsumer), attributes)
+
+
+# With `("user")`, the identity of all clients would be the same, and each could restore the session of any other.
+@pytest.mark.parametrize("names", ["user", "user,tenant", None, {"user"}, ("user", 1), ("the user",), ("@channel",)])
+def test_identified_by_must_be_a_tuple_of_names(names: Any) -> None:
+    before = set(identifier_names)
+    with pytest.raises(TypeError, match=r"AppConsumer\.identified_by is .*; it must be a tuple of names"):
+        define(identified_by=names)
+    assert identifier_names == before
+
+
+@pytest.mark.parametrize("name", ["namespace", "session"])
+class TestAttributesOfTheConsumer:
+    def test_a_subclass_cannot_replace_one(self, name: str) -> None:
+        for bases, attributes in [((), {name: "mine"}), ((type("Mixin", (), {name: "mine"}),), {})]:
+            with pytest.raises(TypeError, match=rf"AppConsumer uses '{name}', which is an attribute of CableConsumer"):
+                define(*bases, **attributes)
+
+    def test_one_cannot_be_an_identifier(self, name: str) -> None:
+        with pytest.raises(TypeError, match=rf"AppConsumer uses '{name}'"):
+            define(identified_by=("user", name))
+
+    async def test_connect_cannot_set_one(self, name: str) -> None:
+        # A namespace that `connect` sets would silently separate the connection from all broadcasts.
+        class AppConsumer(CableConsumer):
+            async def connect(self) -> None:
+                setattr(self, name, "mine")
+
+        with pytest.raises(AttributeError, match=name):
+            async with Client(consumer=AppConsumer):
+                pass

@@ -1,0 +1,109 @@
+"""Handlers and checks whose code has not run when they return: coroutines of sync wrappers, and generators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import pytest
+
+from reliable_cable import CableConsumer, Channel, action
+from reliable_cable.channel import registry
+from reliable_cable.stores.engine import get_engine
+
+from .wire import Client, identifier
+
+
+def logged(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a handler with a sync wrapper, as decorators often do."""
+
+    @wraps(handler)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return handler(*args, **kwargs)
+
+    return wrapper
+
+
+async def refuse(*args: Any) -> bool:
+    """Refuse, once this is awaited."""
+    return False
+
+
+async def pass_on(*args: Any) -> Any:
+    """Refuse as `refuse` does, but without an `await`."""
+    return refuse()
+
+
+def generate(*args: Any) -> Iterator[bool]:
+    """Refuse, once this is iterated."""
+    yield False
+
+
+async def agenerate(*args: Any) -> Any:
+    """Refuse, once this is iterated."""
+    yield False
+
+
+UNFINISHED = pytest.mark.parametrize("check", [logged(refuse), pass_on, generate, agenerate])
+
+
+@pytest.fixture
+def channel(settings: Any) -> Iterator[type[Channel]]:
+    """A channel whose handlers allow everything."""
+
+    class Guarded(Channel, abstract=True):
+        async def subscribed(self) -> None:
+            self.stream_from("secret")
+
+        @action
+        async def read(self) -> str:
+            return "secret"
+
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "PING_INTERVAL": 60}
+    registry["Guarded"] = [Guarded]
+    yield Guarded
+    del registry["Guarded"]
+
+
+GUARDED = identifier("Guarded")
+
+
+@UNFINISHED
+@pytest.mark.parametrize("hook", ["before_subscribe", "subscribed", "before_action", "read", "authorize_presence"])
+async def test_what_has_not_run_allows_nothing(
+    channel: type[Channel], hook: str, check: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    setattr(channel, hook, check)
+    async with Client() as client:
+        await client.send("subscribe", GUARDED, presence={"id": "1", "info": {}})
+        if hook in ("before_subscribe", "subscribed"):
+            assert (await client.receive())["type"] == "reject_subscription"
+        else:
+            assert (await client.receive())["type"] == "confirm_subscription"
+            await client.perform(GUARDED, "read", **{"$call": "1"})
+            expected = {"result": "secret"} if hook == "authorize_presence" else {"error": "failed"}
+            assert (await client.receive())["message"] == {"$answer": "1", **expected}
+    assert "so its code has not run" in caplog.text
+    assert get_engine().presence.info("secret").total == 0
+
+
+@UNFINISHED
+async def test_connect_that_has_not_run_accepts_nobody(channel: type[Channel], check: Any) -> None:
+    consumer = type("AppConsumer", (CableConsumer,), {"connect": check})
+    with pytest.raises(TypeError, match="so its code has not run"):
+        async with Client(consumer=consumer):
+            pass
+
+
+@pytest.mark.parametrize("verdict", [False, 0, "", [], {}])
+@pytest.mark.parametrize("hook", ["before_subscribe", "before_action"])
+async def test_every_false_value_of_a_check_but_none_refuses(channel: type[Channel], hook: str, verdict: Any) -> None:
+    setattr(channel, hook, lambda *args: verdict)
+    async with Client() as client:
+        await client.send("subscribe", GUARDED)
+        expected = "reject_subscription" if hook == "before_subscribe" else "confirm_subscription"
+        assert (await client.receive())["type"] == expected
+        if hook == "before_action":
+            await client.perform(GUARDED, "read", **{"$call": "1"})
+            assert (await client.receive())["message"] == {"$answer": "1", "error": "refused"}
