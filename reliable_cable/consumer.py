@@ -279,7 +279,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 handshake_log.warning("A connection was not accepted because a database cannot be reached: %s", error)
             else:
                 # If the server logged the error, a client that repeats its handshake could fill the log.
-                handshake_log.exception("%s.connect failed.", type(self).__name__)
+                handshake_log.exception("%s.connect failed: %r", type(self).__name__, error)
             # Without a disconnect message, the client reconnects.
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None

@@ -45,6 +45,14 @@ def ended_threads() -> Iterator[None]:
     end_threads(30)
 
 
+@pytest.fixture(autouse=True)
+def _whole_handshake_log() -> None:
+    """Log the refused handshakes of each test, although those of all tests together exceed the limit of the log."""
+    from reliable_cable.client_log import handshake_log
+
+    handshake_log.report(ended=True)
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(
     request: pytest.FixtureRequest, django_db_modify_db_settings_parallel_suffix: None

@@ -353,7 +353,9 @@ class TestConnecting:
         monkeypatch.setattr("reliable_cable.consumer.handshake_log", ClientLog("handshakes"))
         for _ in range(MAX_LINES + 5):
             assert await Client(consumer=Broken).communicator.connect() == (False, 1000)
-        records = [record for record in caplog.records if record.message == "Broken.connect failed."]
+        records = [
+            record for record in caplog.records if record.message == "Broken.connect failed: LookupError('a bug')"
+        ]
         assert len(records) == MAX_LINES
         errors = [record.exc_info[1] for record in records if record.exc_info]
         assert [str(error) for error in errors] == ["a bug"] * MAX_TRACEBACKS

@@ -12,15 +12,9 @@ from django.core.asgi import get_asgi_application
 from django.urls import path, re_path
 
 from reliable_cable import CableConsumer
-from reliable_cable.client_log import handshake_log
 from reliable_cable.server_logs import explain_routing
 
 consumer = CableConsumer.as_asgi()
-
-
-@pytest.fixture(autouse=True)
-def _no_lines_before() -> None:
-    handshake_log.report(ended=True)
 
 
 async def logged_exception(application: Any, path: str = "/cabel", type_: str = "websocket") -> logging.LogRecord:
