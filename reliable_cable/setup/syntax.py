@@ -10,8 +10,6 @@ from typing import Any, Final, TypeVar
 
 import libcst as cst
 from libcst import matchers as m
-from libcst.codemod import CodemodContext
-from libcst.codemod.visitors import AddImportsVisitor
 from libcst.helpers import get_full_name_for_node
 
 Brackets = TypeVar("Brackets", cst.List, cst.Dict)
@@ -212,12 +210,11 @@ def _is_imported(module: cst.Module, source: str, name: str) -> bool:
 def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module:
     if not names:
         return module
-    lines = [(number, _source(statement)) for number, statement in _import_block(module)]
-    if any(where == source for _, where in lines):
-        context = CodemodContext()
-        for name in names:
-            AddImportsVisitor.add_needed_import(context, source, name)
-        return AddImportsVisitor(context).transform_module(module)
+    block = _import_block(module)
+    for _, node in block:
+        if isinstance(node, cst.ImportFrom) and _source(node) == source and not isinstance(node.names, cst.ImportStar):
+            return replace(module, node, _with_names(node, names))
+    lines = [(number, _source(node)) for number, node in block]
     packages = [(n, w) for n, w in lines if w and w.split(".")[0] not in {*sys.stdlib_module_names, "__future__"}]
     later = next((number for number, where in packages if where > source), None)
     new = cst.ensure_type(cst.parse_statement(f"from {source} import {', '.join(names)}"), cst.SimpleStatementLine)
@@ -230,6 +227,24 @@ def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module
     if not packages and index:
         new = new.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
     return module.with_changes(body=[*body[:index], new, *body[index:]])
+
+
+def _with_names(node: cst.ImportFrom, names: list[str]) -> cst.ImportFrom:
+    """Return a `from … import` with more names. libcst's own visitor for that fails if zope.interface is loaded."""
+    aliases = [] if isinstance(node.names, cst.ImportStar) else list(node.names)
+    space: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
+    if node.lpar and isinstance(node.lpar.whitespace_after, cst.ParenthesizedWhitespace):
+        space = node.lpar.whitespace_after.with_changes(first_line=LINE_BREAK, empty_lines=[])
+    comma = cst.Comma(whitespace_after=space)
+    for name in names:
+        new = cst.ImportAlias(cst.Name(name))
+        index = next((i for i, alias in enumerate(aliases) if alias.evaluated_name > name), len(aliases))
+        if index < len(aliases):
+            aliases.insert(index, new.with_changes(comma=comma))
+        else:
+            last = aliases.pop()
+            aliases += [last.with_changes(comma=comma), new.with_changes(comma=last.comma)]
+    return node.with_changes(names=aliases)
 
 
 def _source(node: cst.CSTNode) -> str:
