@@ -153,6 +153,7 @@ class ProjectServer(Server):
     def __init__(self, project: Project, folder: Path) -> None:
         super().__init__("daphne", folder, project.folder, shared=True)
         self.project = project
+        self.directory = project.folder
         self.environment = own_environment()
 
     def page(self, path: str) -> httpx.Response:
@@ -160,8 +161,7 @@ class ProjectServer(Server):
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", trust_env=False, timeout=PATIENCE)
 
     def _command(self) -> list[str]:
-        manage = str(self.project.folder / "manage.py")
-        return [str(self.project.python), manage, "runserver", "--noreload", f"127.0.0.1:{self.port}"]
+        return [str(self.project.python), "manage.py", "runserver", "--noreload", f"127.0.0.1:{self.port}"]
 
     def _wait_until_ready(self) -> bool:
         deadline = time.monotonic() + PATIENCE
