@@ -17,7 +17,10 @@ def main() -> int | str:
         return "There is no manage.py here. Change to the folder of your project's manage.py."
     code = f"{RUN}.run_from_argv({['manage.py', 'cable_setup', *sys.argv[1:]]!r})"
     command = [sys.executable, "manage.py", "shell", "--verbosity", "0", "--command", code]
-    return subprocess.run(command, check=False).returncode  # noqa: S603 - the user's own arguments
+    try:
+        return subprocess.run(command, check=False).returncode  # noqa: S603 - the user's own arguments
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -79,10 +79,13 @@ def plan_asgi(plan: Plan) -> str | None:
             raise NotUnderstood("neither ASGI_APPLICATION nor WSGI_APPLICATION is set to the path of an application")
         module_name, _, variable = application.rpartition(".")
         source = find_source(module_name) or _new_source(module_name)
-        if not _serves_cable(source):
+        serving = next((each for each in (source, *imported_sources(source)) if _has_cable(each.module)), None)
+        if serving is None:
             module, notes = _add_route(source.module, variable)
             plan.edit(source, module.bytes)
             plan.notes.extend(note.format(path=shown(source.path), **names) for note, names in notes)
+        elif serving is not source:
+            plan.notes.append(f"{shown(source.path)} stays as it is, because {shown(serving.path)} has a cable.")
     except NotUnderstood as error:
         where = shown(source.path) if source else "asgi.py"
         plan.steps.append(Step(f"{where}: {error}. Route WebSockets to the cable there, as in this example:", BY_HAND))
@@ -111,14 +114,10 @@ def _new_source(name: str) -> Source:
     return with_changes(wsgi, name=name, path=wsgi.path.with_name("asgi.py"), text=b"", module=module)
 
 
-def _serves_cable(source: Source) -> bool:
-    """Return whether a file or one that it imports names `CableConsumer` or has a route with the path of the cable."""
-    return any(_has_cable(each.module) for each in (source, *imported_sources(source)))
-
-
 def _has_cable(module: cst.Module) -> bool:
+    """Return whether a module names `CableConsumer` or has a route with the path of the cable."""
     routes = [call for name in ("path", "re_path") for call in calls(module, name) if call.args]
-    paths = {(string_value(call.args[0].value) or "").strip("^/$") for call in routes}
+    paths = {(string_value(call.args[0].value) or "").strip("^/?$") for call in routes}
     return "cable" in paths or bool(m.findall(module, m.Name("CableConsumer")))
 
 
@@ -154,8 +153,8 @@ def _add_route(module: cst.Module, variable: str) -> tuple[cst.Module, Notes]:
 def _with_route(routes: cst.BaseExpression, route: str) -> cst.List:
     if isinstance(routes, cst.List):
         return insert_first(routes, route)
-    if not isinstance(routes, cst.Name | cst.Attribute | cst.Call):
-        raise NotUnderstood("the argument of `URLRouter` is neither a list nor a name")
+    if not isinstance(routes, cst.Name | cst.Attribute | cst.Call | cst.BinaryOperation):
+        raise NotUnderstood("the argument of `URLRouter` is not a list, a name or a sum")
     first = cst.Element(cst.parse_expression(route), comma=cst.Comma(whitespace_after=cst.SimpleWhitespace(" ")))
     return cst.List([first, cst.StarredElement(routes)])
 

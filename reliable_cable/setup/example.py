@@ -47,7 +47,7 @@ def _has_string(module: cst.Module, value: str) -> bool:
 
 def _add_url(module: cst.Module) -> cst.Module:
     """Return a URL module with the example first: a later route may match everything."""
-    first = operands(only_value(module, "urlpatterns"))[0]
+    first = operands(only_value(module, "urlpatterns", extended=True))[0]
     if not isinstance(first, cst.List):
         raise NotUnderstood("`urlpatterns` does not begin with a list")
     extended = insert_first(first, in_quotes_of(module, ROUTE))

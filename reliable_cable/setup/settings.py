@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import libcst as cst
-from django.conf import settings
+from django.conf import ENVIRONMENT_VARIABLE, settings
 
 from .plan import Plan, Step, shown
 from .project import Source, imported_sources, required_source
@@ -60,13 +61,15 @@ def plan_settings(plan: Plan, asgi_application: str | None, example: str | None)
             module = insert_statements(module, code, after="WSGI_APPLICATION" if name == "ASGI_APPLICATION" else None)
         plan.edit(source, module.bytes)
     except NotUnderstood as error:
-        where = shown(source.path) if source else f"the settings ({settings.SETTINGS_MODULE})"
-        code = "".join(f"# {part}: {app!r}\n" for part, apps in _parts(front, back, own) for app in apps)
+        where = shown(source.path) if source else f"the settings ({_settings_module()})"
+        lines = [*(f'"{app}",' for app in front), "# … your apps", *(f'"{app}",' for app in back + own)]
+        indented = "\n    ".join(lines)
+        code = f"INSTALLED_APPS = [\n    {indented}\n]\n" if front or back or own else ""
         plan.steps.append(Step(f"{where}: {error}. Write there:", code + "".join(statements.values())))
 
 
-def _parts(front: list[str], back: list[str], own: list[str]) -> list[tuple[str, list[str]]]:
-    return [("the first of INSTALLED_APPS", front), ("also in INSTALLED_APPS", back + own)]
+def _settings_module() -> str:
+    return os.environ.get(ENVIRONMENT_VARIABLE, "")
 
 
 def _has_app(name: str) -> bool:
@@ -85,9 +88,11 @@ def _note_late_daphne(plan: Plan) -> None:
 
 def _defining_source(name: str) -> Source:
     """Return the settings file that assigns a setting: the settings module, or one from which it imports all names."""
-    first = required_source(settings.SETTINGS_MODULE)
+    first = required_source(_settings_module())
     sources = {source.path: source for source in (first, *imported_sources(first, star=True))}
-    defining = [source for source in sources.values() if find_assignments(source.module, name)]
+    defining = [
+        source for source in sources.values() if any(not a.extends for a in find_assignments(source.module, name))
+    ]
     if len(defining) != 1:
         files = ", ".join(shown(source.path) for source in defining) or "no file that is a part of the settings"
         raise NotUnderstood(f"`{name}` is assigned in {files}, not in exactly one file")
@@ -99,20 +104,20 @@ def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[s
 
     `INSTALLED_APPS` may be a list, or a sum of lists with names, such as `DJANGO_APPS + THIRD_PARTY_APPS + LOCAL_APPS`.
     """
-    value = only_value(module, "INSTALLED_APPS")
+    value = only_value(module, "INSTALLED_APPS", extended=True)
     names = ["INSTALLED_APPS"]
     if not isinstance(value, cst.List):
         names = [operand.value for operand in operands(value) if isinstance(operand, cst.Name)]
         if len(names) != len(operands(value)):
             raise NotUnderstood("`INSTALLED_APPS` is neither a list nor a sum of lists that have names")
     for name in names:
-        _check_list(only_value(module, name), name)
+        _check_list(only_value(module, name, extended=True), name)
     third_party = next((name for name in names if "THIRD" in name), names[-1])
     edits = [(names[0], insert_first, front), (third_party, insert_last, back), (names[-1], insert_last, own)]
     insert: Any
     for name, insert, apps in edits:
         for app in apps:
-            old = only_value(module, name)
+            old = only_value(module, name, extended=True)
             module = replace(module, old, insert(old, in_quotes_of(module, f'"{app}"')))
     return module
 

@@ -23,59 +23,69 @@ class NotUnderstood(Exception):
 
 @dataclass(frozen=True)
 class Assignment:
-    """An assignment to a variable.
+    """A statement that gives a variable a value.
 
     Args:
-        value: the assigned expression.
+        value: the assigned expression; None: the statement is no plain assignment.
         top_level: whether the statement is in no block.
+        extends: whether the expression contains the former value.
     """
 
-    value: cst.BaseExpression
+    value: cst.BaseExpression | None
     top_level: bool
+    extends: bool
 
 
 def find_assignments(module: cst.Module, name: str) -> list[Assignment]:
-    """Return the assignments to a global variable, also those in `if` and `try`, except those that extend its value."""
+    """Return the statements that give a global variable a value, also those in `if` and `try`."""
     finder = _Assignments(name)
     module.visit(finder)
     outer = {id(small) for line in module.body if isinstance(line, cst.SimpleStatementLine) for small in line.body}
     return [
-        Assignment(node.value, id(node) in outer)
-        for node in finder.found
-        if node.value is not None and not m.findall(node.value, m.Name(name))
+        Assignment(value, id(node) in outer, value is not None and bool(m.findall(value, m.Name(name))))
+        for node, value in finder.found
     ]
 
 
 class _Assignments(cst.CSTVisitor):
     def __init__(self, name: str) -> None:
         self.name = name
-        self.found: list[cst.Assign | cst.AnnAssign] = []
+        self.found: list[tuple[cst.CSTNode, cst.BaseExpression | None]] = []
 
     def visit_Assign(self, node: cst.Assign) -> bool:  # noqa: N802 - libcst's names
         if any(m.findall(target.target, m.Name(self.name)) for target in node.targets):
-            self.found.append(node)
+            self.found.append((node, node.value))
         return False
 
     def visit_AnnAssign(self, node: cst.AnnAssign) -> bool:  # noqa: N802
         if m.matches(node.target, m.Name(self.name)):
-            self.found.append(node)
+            self.found.append((node, node.value))
         return False
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: N802
+        if node.name.value == self.name:
+            self.found.append((node, None))
         return False
 
     def visit_ClassDef(self, node: cst.ClassDef) -> bool:  # noqa: N802
+        if node.name.value == self.name:
+            self.found.append((node, None))
         return False
 
 
-def only_value(module: cst.Module, name: str) -> cst.BaseExpression:
+def only_value(module: cst.Module, name: str, *, extended: bool = False) -> cst.BaseExpression:
     """Return the value of a variable that is assigned once, at the top level.
+
+    Args:
+        module: the module.
+        name: the name of the variable.
+        extended: whether later assignments may extend the value, as `name = [*name, …]` does.
 
     Raises:
         NotUnderstood: there is not exactly one such assignment.
     """
-    found = find_assignments(module, name)
-    if len(found) != 1 or not found[0].top_level:
+    found = [each for each in find_assignments(module, name) if not (extended and each.extends)]
+    if len(found) != 1 or not found[0].top_level or found[0].value is None:
         raise NotUnderstood(f"`{name}` is not assigned exactly once, outside of blocks")
     return found[0].value
 
@@ -166,7 +176,7 @@ def insert_last(node: Brackets, code: str) -> Brackets:
 
 def insert_statements(module: cst.Module, code: str, *, after: str | None = None) -> cst.Module:
     """Return a module with more statements, behind the assignment to a variable or, without one, at the end."""
-    added = cst.parse_module(in_quotes_of(module, code), module.config_for_parsing)
+    added = cst.parse_module(in_quotes_of(module, code))
     body = list(module.body)
     index = len(body)
     if after is not None:

@@ -74,7 +74,8 @@ class Environments:
 
     def _uv(self, *arguments: str) -> None:
         done = subprocess.run([sys.executable, "-m", "uv", *arguments, "--quiet"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        if done.returncode:
+            missing(f"uv, or what it installs ({done.stderr.strip()})")
 
 
 class Project:

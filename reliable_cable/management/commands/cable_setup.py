@@ -14,10 +14,10 @@ NEXT_STEPS = """
 Next:
 
     python manage.py migrate
-    python manage.py test {app}
     python manage.py runserver
-
-Then open http://127.0.0.1:8000/{url} in two windows.
+"""
+EXAMPLE = """
+Then open http://127.0.0.1:8000/{url} in two windows. `python manage.py test {app}` runs the tests of the example.
 """
 
 
@@ -59,8 +59,9 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"Not all files were written: {error}") from error
         self.stdout.write(self.style.SUCCESS(f"Files written: {len(plan.changes)}."))
+        self.stdout.write(NEXT_STEPS)
         if options["example"]:
-            self.stdout.write(NEXT_STEPS.format(app=APP, url=URL))
+            self.stdout.write(EXAMPLE.format(app=APP, url=URL))
 
     def _show(self, plan: Plan) -> None:
         for line in plan.diff():
@@ -78,5 +79,5 @@ class Command(BaseCommand):
     def _confirmed(self) -> bool:
         try:
             return input("\nMake these changes? [y/N] ").strip().lower() in ("y", "yes")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return False
