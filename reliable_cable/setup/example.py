@@ -17,6 +17,13 @@ APP: Final = "cable_example"
 URL: Final = "cable-example/"
 ROUTE: Final = f'path("{URL}", include("{APP}.urls"))'
 IMPORTS: Final = {"django.urls": ["include", "path"]}
+BY_HAND: Final = f"""from django.urls import include, path
+
+urlpatterns = [
+    {ROUTE},
+    # … your routes
+]
+"""
 TEMPLATES: Final = Path(__file__).with_name("templates")
 #: The ending of a template's name. Without it, linters and test runners would take the templates for code.
 SUFFIX: Final = "-tpl"
@@ -32,7 +39,7 @@ def plan_example(plan: Plan) -> None:
         folder = source.root / APP
     except NotUnderstood as error:
         where = shown(source.path) if source else f"the URLs ({settings.ROOT_URLCONF})"
-        plan.steps.append(Step(f"{where}: {error}. Write this in urlpatterns:", ROUTE))
+        plan.steps.append(Step(f"{where}: {error}. Write there:", BY_HAND))
         folder = (source.root if source else Path.cwd()) / APP
     for template in sorted(TEMPLATES.rglob(f"*{SUFFIX}")):
         name = template.relative_to(TEMPLATES)

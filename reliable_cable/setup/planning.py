@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from .asgi import plan_asgi
-from .example import APP, URL, plan_example
+from .example import APP, plan_example
 from .plan import Plan
 from .settings import plan_settings
-
-__all__ = ["URL", "Plan", "make_plan"]
 
 
 def make_plan(*, example: bool) -> Plan:
@@ -21,5 +19,6 @@ def make_plan(*, example: bool) -> Plan:
     plan_settings(plan, application, APP if example else None)
     if example:
         plan_example(plan)
-    plan.changes = dict(sorted(plan.changes.items()))
+    # Changes of the project's own files come last, next to the question.
+    plan.changes = dict(sorted(plan.changes.items(), key=lambda change: (change[0].exists(), change[0])))
     return plan

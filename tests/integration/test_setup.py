@@ -163,6 +163,14 @@ def test_without_libcst_the_error_names_the_extra(stock: Project) -> None:
     assert stock.files() == files
 
 
+def test_the_settings_can_be_named(stock: Project) -> None:
+    stock.write({"mysite/other.py": "from .settings import *\n\nROOT_URLCONF = 'mysite.other_urls'\n"})
+    stock.write({"mysite/other_urls.py": "urlpatterns = []\n"})
+    output = stock.set_up("--dry-run", "--settings", "mysite.other")
+    assert "+++ b/mysite/other_urls.py" in output
+    assert "+++ b/mysite/settings.py" in output
+
+
 def test_without_manage_py_the_error_says_where_to_run_it(tmp_path: Path) -> None:
     done = Project(tmp_path, Path(sys.executable)).run("-m", "reliable_cable.setup")
     assert done.returncode == 1

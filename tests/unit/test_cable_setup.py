@@ -369,7 +369,7 @@ class TestExample:
         output = site.set_up(example=True)
         assert site["urls.py"] == text
         assert "Not changed: SITE/urls.py: `urlpatterns` does not begin with a list" in output
-        assert '    path("cable-example/", include("cable_example.urls"))\n' in output
+        assert '        path("cable-example/", include("cable_example.urls")),\n' in output
         assert (tmp_path / "cable_example/cable.py").exists()
 
     def test_urls_of_an_installed_package_stay(self, make: Make, settings: Any) -> None:
