@@ -71,11 +71,6 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> Make
     return make
 
 
-def diff(output: str) -> list[str]:
-    """Return the changed lines of a diff."""
-    return [line for line in output.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
-
-
 class TestSettings:
     @pytest.mark.parametrize(
         ("before", "after"),
@@ -361,7 +356,16 @@ class TestExample:
         names = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("cable_example/**/*.*")}
         assert {"cable_example/cable.py", "cable_example/static/cable_example/page.js"} <= names
         assert [name for name in names if name.endswith("-tpl")] == []
-        assert diff(site.set_up(example=True, dry_run=True, yes=False))
+
+    def test_files_of_the_example_that_exist_stay(self, make: Make, tmp_path: Path) -> None:
+        site = make()
+        path = tmp_path / "cable_example" / "cable.py"
+        path.parent.mkdir()
+        path.write_text("# mine\n")
+        output = site.set_up(example=True)
+        assert path.read_text() == "# mine\n"
+        assert "b/cable_example/views.py" in output
+        assert "b/cable_example/cable.py" not in output
 
     def test_urls_that_are_not_understood_stay(self, make: Make, tmp_path: Path) -> None:
         text = "urlpatterns = patterns()\n"
@@ -413,6 +417,19 @@ class TestAnswers:
         monkeypatch.setattr(plan_module.Plan, "apply", fail)
         with pytest.raises(CommandError, match=r"Not all files were written: asgi\.py is read-only"):
             make().set_up()
+
+    def test_a_dry_run_writes_nothing(self, make: Make, tmp_path: Path) -> None:
+        site = make()
+        assert "+++ b/cable_example/cable.py" in site.set_up(yes=False, dry_run=True, example=True)
+        assert (site["asgi.py"], site["urls.py"], site["settings.py"]) == (ASGI, URLS, SETTINGS)
+        assert not (tmp_path / "cable_example").exists()
+
+    def test_without_the_example_only_two_files_are_changed(self, make: Make, tmp_path: Path) -> None:
+        site = make()
+        output = site.set_up()
+        assert "Files written: 2." in output
+        assert "cable-example" not in output
+        assert not (tmp_path / "cable_example").exists()
 
     def test_without_libcst_the_error_names_the_extra(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in [name for name in sys.modules if name.startswith("reliable_cable.setup.")]:
