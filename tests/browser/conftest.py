@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, StorageState, async_playwright
 
-from reliable_cable.client.build import is_fresh
+from reliable_cable.client.build import build, is_fresh
 from tests.browser.demo import DemoServer, Publisher, Window, prepare
 from tests.browser.proxy import TcpProxy
 
@@ -51,10 +51,16 @@ async def chromium() -> AsyncIterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of the demo, as `manage.py demo` prepares it."""
+def bundle() -> None:
+    """The bundle of the client in the static files."""
     if not is_fresh() and not (shutil.which("node") and shutil.which("npm")):
         missing("Node")
+    build()
+
+
+@pytest.fixture(scope="session")
+def prepared(bundle: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of the demo, as `manage.py demo` prepares it."""
     path = tmp_path_factory.mktemp("demo") / "prepared.sqlite3"
     prepare(path)
     return path

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tests.support.fixtures import beside, kind, server, servers, strict
+from tests.support.projects import environments
 
-__all__ = ["beside", "kind", "server", "servers", "strict"]
+__all__ = ["beside", "environments", "kind", "server", "servers", "strict"]

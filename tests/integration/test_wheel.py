@@ -24,12 +24,16 @@ BUNDLE = {f"reliable_cable/static/reliable_cable/{name}" for name in NAMES}
 pytestmark = [pytest.mark.node, pytest.mark.timeout(300)]
 
 
+def built(folder: str, names: list[str]) -> set[str]:
+    """Return the names in a folder that are not in git, as `shutil.copytree` asks for them."""
+    return {"node_modules", "__pycache__", *(["static"] if Path(folder).name == "reliable_cable" else [])}
+
+
 @pytest.fixture(scope="session")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package as in a fresh clone, without the bundle and node_modules."""
     folder = tmp_path_factory.mktemp("clone") / "project"
-    ignore = shutil.ignore_patterns("node_modules", "__pycache__", "static")
-    shutil.copytree(ROOT / "reliable_cable", folder / "reliable_cable", ignore=ignore)
+    shutil.copytree(ROOT / "reliable_cable", folder / "reliable_cable", ignore=built)
     for name in ("pyproject.toml", "README.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     return folder
@@ -130,6 +134,9 @@ def test_the_wheel_contains_only_the_package(wheel: Path) -> None:
         "reliable_cable/migrations/0001_initial.py",
         "reliable_cable/management/commands/cable_client.py",
     } <= names
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "reliable_cable/setup/templates").rglob("*-tpl")}
+    assert "reliable_cable/setup/templates/templates/cable_example/page.html-tpl" in templates
+    assert templates <= names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "reliable_cable").rglob("*.py")}
     not_shipped = {"reliable_cable/client/hatch_build.py"}
     shipped = {name for name in names if name.startswith("reliable_cable/")}
@@ -139,6 +146,16 @@ def test_the_wheel_contains_only_the_package(wheel: Path) -> None:
         wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"
     }
     assert [name for name in names if "node_modules" in name or "package" in name.split("/")[-1]] == []
+
+
+def test_the_installed_wheel_can_set_up_a_project(installed: Path, tmp_path: Path) -> None:
+    start = [str(installed), "-m", "django", "startproject", "mysite", "."]
+    assert run(start, cwd=tmp_path).returncode == 0
+    done = run([str(installed), "-m", "reliable_cable.setup", "--yes"], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "cable_example/templates/cable_example/page.html").read_text().startswith("{% load")
+    done = run([str(installed), "manage.py", "test", "cable_example"], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_wheel_contains_the_licences_of_all_bundled_packages(wheel: Path) -> None:
@@ -192,7 +209,7 @@ def test_a_source_archive_contains_the_bundle_and_needs_no_node(
 def test_building_a_wheel_without_bundle_and_node_fails_with_a_reason(
     clone: Path, tmp_path: Path, no_node: str
 ) -> None:
-    shutil.copytree(clone, tmp_path / "project", ignore=shutil.ignore_patterns("static", "node_modules"))
+    shutil.copytree(clone, tmp_path / "project", ignore=built)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tmp_path / "project")]
     done = run(command, cwd=tmp_path, path=no_node)
     assert done.returncode != 0
@@ -202,7 +219,7 @@ def test_building_a_wheel_without_bundle_and_node_fails_with_a_reason(
 
 def test_an_editable_install_needs_no_node(clone: Path, tmp_path: Path, no_node: str) -> None:
     project = tmp_path / "project"
-    shutil.copytree(clone, project, ignore=shutil.ignore_patterns("static", "node_modules"))
+    shutil.copytree(clone, project, ignore=built)
     program = "import hatchling.build, sys; print(hatchling.build.build_editable(sys.argv[1]))"
     done = run([sys.executable, "-c", program, str(tmp_path)], cwd=project, path=no_node)
     assert done.returncode == 0, done.stdout

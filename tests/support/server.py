@@ -100,6 +100,8 @@ class Server(OwnProcess):
         super().__init__(folder / f"{kind}.log")
         self.kind = kind
         self.port = 0
+        #: The folder in which the process is started.
+        self.directory = ROOT
         self.database = template if shared else folder / f"{kind}.sqlite3"
         if not shared:
             shutil.copy(template, self.database)
@@ -136,7 +138,7 @@ class Server(OwnProcess):
             self.port = chosen or free_port()
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    self._command(), cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT
+                    self._command(), cwd=self.directory, env=self.environment, stdout=log, stderr=subprocess.STDOUT
                 )
             if self._wait_until_ready():
                 return

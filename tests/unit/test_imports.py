@@ -73,6 +73,8 @@ WRONG = {
     "hub/rosters.py": ("from redis import Redis", "hub.rosters -> redis"),
     "broadcasting.py": ("from .hub import hub", "broadcasting -> reliable_cable.hub"),
     "consumer.py": ("from .client import build", "consumer -> reliable_cable.client"),
+    "admin.py": ("import libcst", "admin -> libcst"),
+    "templatetags/reliable_cable.py": ("from reliable_cable.setup import plan", "reliable_cable.setup.plan"),
     "checks.py": ("from .migrations import __path__", "checks -> reliable_cable.migrations"),
     "apps.py": ("import tests.settings", "apps -> tests"),
     "urls.py": ("import demo_project", "urls -> demo_project"),

@@ -1,0 +1,32 @@
+"""`python -m reliable_cable.setup`: `manage.py cable_setup` for a project that does not have the app yet.
+
+Django finds the command only if `reliable_cable` is in `INSTALLED_APPS`. This program has the project's own manage.py
+run it, which prepares paths and environment variables as the project needs them.
+"""
+
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+RUN = "from django.core.management import load_command_class as load; load('reliable_cable', 'cable_setup')"
+
+
+def main() -> int | str:
+    """Run the command, and return its exit code, or what is wrong."""
+    if not Path("manage.py").is_file():
+        return "There is no manage.py here. Change to the folder of your project's manage.py."
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--settings")
+    known, arguments = parser.parse_known_args()
+    settings = ["--settings", known.settings] if known.settings else []
+    code = f"{RUN}.run_from_argv({['manage.py', 'cable_setup', *arguments]!r})"
+    command = [sys.executable, "manage.py", "shell", *settings, "--verbosity", "0", "--command", code]
+    try:
+        return subprocess.run(command, check=False).returncode  # noqa: S603 - the user's own arguments
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Plans the example: an app with a channel, a page and tests, and its line in the URLs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import libcst as cst
+from django.conf import settings
+from libcst import matchers as m
+
+from .plan import Change, Plan, Step, shown
+from .project import required_source
+from .syntax import NotUnderstood, add_imports, in_quotes_of, insert_first, only_value, operands, replace, string_value
+
+APP: Final = "cable_example"
+URL: Final = "cable-example/"
+ROUTE: Final = f'path("{URL}", include("{APP}.urls"))'
+IMPORTS: Final = {"django.urls": ["include", "path"]}
+BY_HAND: Final = f"""from django.urls import include, path
+
+urlpatterns = [
+    {ROUTE},
+    # … your routes
+]
+"""
+TEMPLATES: Final = Path(__file__).with_name("templates")
+#: The ending of a template's name. Without it, linters and test runners would take the templates for code.
+SUFFIX: Final = "-tpl"
+
+
+def plan_example(plan: Plan) -> None:
+    """Add the files of the example app and its URL to a plan. Files that exist are left as they are."""
+    source = None
+    try:
+        source = required_source(settings.ROOT_URLCONF)
+        if not _has_string(source.module, f"{APP}.urls"):
+            plan.edit(source, _add_url(source.module).bytes)
+        folder = source.root / APP
+    except NotUnderstood as error:
+        where = shown(source.path) if source else f"the URLs ({settings.ROOT_URLCONF})"
+        plan.steps.append(Step(f"{where}: {error}. Write there:", BY_HAND))
+        folder = (source.root if source else Path.cwd()) / APP
+    for template in sorted(TEMPLATES.rglob(f"*{SUFFIX}")):
+        name = template.relative_to(TEMPLATES)
+        path = folder / name.with_name(name.name.removesuffix(SUFFIX))
+        if not path.exists():
+            plan.changes[path] = Change(b"", template.read_bytes())
+
+
+def _has_string(module: cst.Module, value: str) -> bool:
+    return any(string_value(node) == value for node in m.findall(module, m.SimpleString()))
+
+
+def _add_url(module: cst.Module) -> cst.Module:
+    """Return a URL module with the example first: a later route may match everything."""
+    first = operands(only_value(module, "urlpatterns", extended=True))[0]
+    if not isinstance(first, cst.List):
+        raise NotUnderstood("`urlpatterns` does not begin with a list")
+    extended = insert_first(first, in_quotes_of(module, ROUTE))
+    return add_imports(replace(module, first, extended), IMPORTS)

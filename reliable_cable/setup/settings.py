@@ -1,0 +1,131 @@
+"""Plans the changes of the settings: `INSTALLED_APPS`, `ASGI_APPLICATION` and `RELIABLE_CABLE`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+import libcst as cst
+from django.conf import ENVIRONMENT_VARIABLE, settings
+
+from .plan import Plan, Step, shown
+from .project import Source, imported_sources, required_source
+from .syntax import (
+    NotUnderstood,
+    find_assignments,
+    in_quotes_of,
+    insert_first,
+    insert_last,
+    insert_statements,
+    only_value,
+    operands,
+    replace,
+    string_value,
+)
+
+CABLE_SETTINGS: Final = """
+
+# Streams are stored in the database. With Redis, several servers also share presence, and broadcasts arrive sooner.
+RELIABLE_CABLE = {
+    # "REDIS_URL": "redis://localhost:6379/0",
+}
+"""
+
+
+def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> None:
+    """Add the changes of the settings to a plan.
+
+    Args:
+        plan: the plan.
+        asgi_application: the value of `ASGI_APPLICATION` to set if the project has none; None: it is not known.
+        example: the example app; None: there is none.
+    """
+    front = [] if _has_app("daphne") else ["daphne"]
+    back = [app for app in ("channels", "reliable_cable") if not _has_app(app)]
+    own = [example] if example and not _has_app(example) else []
+    statements = {}
+    if not getattr(settings, "ASGI_APPLICATION", None) and asgi_application:
+        statements["ASGI_APPLICATION"] = f'ASGI_APPLICATION = "{asgi_application}"\n'
+    if not hasattr(settings, "RELIABLE_CABLE"):
+        statements["RELIABLE_CABLE"] = CABLE_SETTINGS
+    _note_late_daphne(plan)
+    if not (front or back or own or statements):
+        return
+    source = None
+    try:
+        source = _defining_source("INSTALLED_APPS")
+        module = _add_apps(source.module, front, back, own)
+        for name, code in statements.items():
+            if find_assignments(module, name):
+                raise NotUnderstood(f"`{name}` is assigned here, but is not in force")
+            module = insert_statements(module, code, after="WSGI_APPLICATION" if name == "ASGI_APPLICATION" else None)
+        plan.edit(source, module.bytes)
+    except NotUnderstood as error:
+        where = shown(source.path) if source else f"the settings ({_settings_module()})"
+        lines = [*(f'"{app}",' for app in front), "# … your apps", *(f'"{app}",' for app in back + own)]
+        indented = "\n    ".join(lines)
+        code = f"INSTALLED_APPS = [\n    {indented}\n]\n" if front or back or own else ""
+        plan.steps.append(Step(f"{where}: {error}. Write there:", code + "".join(statements.values())))
+
+
+def _settings_module() -> str:
+    return os.environ.get(ENVIRONMENT_VARIABLE, "")
+
+
+def _has_app(name: str) -> bool:
+    return any(app == name or app.startswith(f"{name}.apps.") for app in settings.INSTALLED_APPS)
+
+
+def _note_late_daphne(plan: Plan) -> None:
+    apps = list(settings.INSTALLED_APPS)
+    if {"daphne", "django.contrib.staticfiles"} <= set(apps):
+        if apps.index("daphne") > apps.index("django.contrib.staticfiles"):
+            plan.notes.append(
+                'Move "daphne" to the beginning of INSTALLED_APPS. Behind "django.contrib.staticfiles", its runserver '
+                "is not used, and Django's serves no WebSockets."
+            )
+
+
+def _defining_source(name: str) -> Source:
+    """Return the settings file that assigns a setting: the settings module, or one from which it imports all names."""
+    first = required_source(_settings_module())
+    sources = {source.path: source for source in (first, *imported_sources(first, star=True))}
+    defining = [
+        source for source in sources.values() if any(not a.extends for a in find_assignments(source.module, name))
+    ]
+    if len(defining) != 1:
+        files = ", ".join(shown(source.path) for source in defining) or "no file that is a part of the settings"
+        raise NotUnderstood(f"`{name}` is assigned in {files}, not in exactly one file")
+    return defining[0]
+
+
+def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[str]) -> cst.Module:
+    """Return a settings module with more apps.
+
+    `INSTALLED_APPS` may be a list, or a sum of lists with names, such as `DJANGO_APPS + THIRD_PARTY_APPS + LOCAL_APPS`.
+    """
+    value = only_value(module, "INSTALLED_APPS", extended=True)
+    names = ["INSTALLED_APPS"]
+    if not isinstance(value, cst.List):
+        names = [operand.value for operand in operands(value) if isinstance(operand, cst.Name)]
+        if len(names) != len(operands(value)):
+            raise NotUnderstood("`INSTALLED_APPS` is neither a list nor a sum of lists that have names")
+    for name in names:
+        _check_list(only_value(module, name, extended=True), name)
+    third_party = next((name for name in names if "THIRD" in name), names[-1])
+    edits = [(names[0], insert_first, front), (third_party, insert_last, back), (names[-1], insert_last, own)]
+    insert: Any
+    for name, insert, apps in edits:
+        for app in apps:
+            old = only_value(module, name, extended=True)
+            module = replace(module, old, insert(old, in_quotes_of(module, f'"{app}"')))
+    return module
+
+
+def _check_list(value: cst.BaseExpression, name: str) -> None:
+    """Check that a value is a list literal, and that its strings are apps in force: the settings may replace them."""
+    if not isinstance(value, cst.List):
+        raise NotUnderstood(f"`{name}` is not a list")
+    found = {string_value(element.value) for element in value.elements} - {None}
+    if not found <= set(settings.INSTALLED_APPS):
+        raise NotUnderstood(f"`{name}` has apps that are not in force, so another file or statement replaces it")

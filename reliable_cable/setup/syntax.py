@@ -1,0 +1,280 @@
+"""Edits of Python source that keep its formatting and comments."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import libcst as cst
+from libcst import matchers as m
+from libcst.helpers import get_full_name_for_node
+
+Brackets = TypeVar("Brackets", cst.List, cst.Dict)
+
+LINE_BREAK: Final = cst.TrailingWhitespace()
+
+
+class NotUnderstood(Exception):
+    """Source that is not edited, because it has another form than expected. The message says what was expected."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A statement that gives a variable a value.
+
+    Args:
+        value: the assigned expression; None: the statement is no plain assignment.
+        top_level: whether the statement is in no block.
+        extends: whether the expression contains the former value.
+    """
+
+    value: cst.BaseExpression | None
+    top_level: bool
+    extends: bool
+
+
+def find_assignments(module: cst.Module, name: str) -> list[Assignment]:
+    """Return the statements that give a global variable a value, also those in `if` and `try`."""
+    finder = _Assignments(name)
+    module.visit(finder)
+    outer = {id(small) for line in module.body if isinstance(line, cst.SimpleStatementLine) for small in line.body}
+    return [
+        Assignment(value, id(node) in outer, value is not None and bool(m.findall(value, m.Name(name))))
+        for node, value in finder.found
+    ]
+
+
+class _Assignments(cst.CSTVisitor):
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.found: list[tuple[cst.CSTNode, cst.BaseExpression | None]] = []
+
+    def visit_Assign(self, node: cst.Assign) -> bool:  # noqa: N802 - libcst's names
+        if any(m.findall(target.target, m.Name(self.name)) for target in node.targets):
+            self.found.append((node, node.value))
+        return False
+
+    def visit_AnnAssign(self, node: cst.AnnAssign) -> bool:  # noqa: N802
+        if m.matches(node.target, m.Name(self.name)):
+            self.found.append((node, node.value))
+        return False
+
+    def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: N802
+        if node.name.value == self.name:
+            self.found.append((node, None))
+        return False
+
+    def visit_ClassDef(self, node: cst.ClassDef) -> bool:  # noqa: N802
+        if node.name.value == self.name:
+            self.found.append((node, None))
+        return False
+
+
+def only_value(module: cst.Module, name: str, *, extended: bool = False) -> cst.BaseExpression:
+    """Return the value of a variable that is assigned once, at the top level.
+
+    Args:
+        module: the module.
+        name: the name of the variable.
+        extended: whether later assignments may extend the value, as `name = [*name, …]` does.
+
+    Raises:
+        NotUnderstood: there is not exactly one such assignment.
+    """
+    found = [each for each in find_assignments(module, name) if not (extended and each.extends)]
+    if len(found) != 1 or not found[0].top_level or found[0].value is None:
+        raise NotUnderstood(f"`{name}` is not assigned exactly once, outside of blocks")
+    return found[0].value
+
+
+def operands(value: cst.BaseExpression) -> list[cst.BaseExpression]:
+    """Return the operands of a sum, from left to right. An expression that is no sum is its only operand."""
+    if isinstance(value, cst.BinaryOperation) and isinstance(value.operator, cst.Add):
+        return [*operands(value.left), *operands(value.right)]
+    return [value]
+
+
+def string_value(node: cst.CSTNode | None) -> str | None:
+    """Return the value of a plain string literal; None for all other expressions."""
+    value = node.evaluated_value if isinstance(node, cst.SimpleString) else None
+    return value if isinstance(value, str) else None
+
+
+def calls(node: cst.CSTNode, function: str) -> list[cst.Call]:
+    """Return the calls of a function in a piece of code, outer ones first. The function may be an attribute."""
+    named = m.Call(func=m.Name(function) | m.Attribute(attr=m.Name(function)))
+    return [found for found in m.findall(node, named) if isinstance(found, cst.Call)]
+
+
+def only_argument(call: cst.Call) -> cst.BaseExpression | None:
+    """Return the positional argument of a call that has no other; None for all other calls."""
+    if len(call.args) != 1 or call.args[0].keyword or call.args[0].star:
+        return None
+    return call.args[0].value
+
+
+def replace(module: cst.Module, old: cst.CSTNode, new: cst.CSTNode) -> cst.Module:
+    """Return a module with another node in place of one of its nodes."""
+    return cst.ensure_type(module.deep_replace(old, new), cst.Module)
+
+
+def in_quotes_of(module: cst.Module, code: str) -> str:
+    """Return code that is written with double quotes, with the quotes that most strings of a module have."""
+    strings = [node.value for node in m.findall(module, m.SimpleString()) if isinstance(node, cst.SimpleString)]
+    quotes = Counter(text.lstrip("rbuRBU")[0] for text in strings if '"""' not in text)
+    return code.replace('"', "'") if quotes["'"] > quotes['"'] else code
+
+
+# -- insertions -------------------------------------------------------------------------------------------------------
+
+
+def insert_first(node: cst.List, code: str) -> cst.List:
+    """Return a list literal with one more element, on a line of its own if the first element has one."""
+    element = cst.Element(cst.parse_expression(code))
+    if not node.elements:
+        return node.with_changes(elements=[element])
+    opening = node.lbracket.whitespace_after
+    separator: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
+    if isinstance(opening, cst.ParenthesizedWhitespace):
+        # Comment lines stay above the element that they are above.
+        separator = opening.with_changes(first_line=LINE_BREAK)
+        opening = opening.with_changes(empty_lines=[])
+    first = element.with_changes(comma=cst.Comma(whitespace_after=separator))
+    return node.with_changes(lbracket=cst.LeftSquareBracket(whitespace_after=opening), elements=[first, *node.elements])
+
+
+def insert_last(node: Brackets, code: str) -> Brackets:
+    """Return a list or dict literal with one more element, on a line of its own if the first element has one."""
+    new: Any
+    if isinstance(node, cst.List):
+        names, new = ("lbracket", "rbracket"), cst.Element(cst.parse_expression(code))
+    else:
+        parsed = cst.ensure_type(cst.parse_expression(f"{{{code}}}"), cst.Dict)
+        names, new = ("lbrace", "rbrace"), parsed.elements[0]
+    if not node.elements:
+        return node.with_changes(elements=[new])
+    opening = getattr(node, names[0]).whitespace_after
+    close = getattr(node, names[1])
+    separator: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
+    closing = close.whitespace_before
+    if isinstance(opening, cst.ParenthesizedWhitespace):
+        separator = opening.with_changes(first_line=LINE_BREAK, empty_lines=[])
+        if isinstance(closing, cst.ParenthesizedWhitespace):
+            # A comment behind the last element stays there.
+            separator = separator.with_changes(first_line=closing.first_line, empty_lines=closing.empty_lines)
+            closing = closing.with_changes(first_line=LINE_BREAK, empty_lines=[])
+            new = new.with_changes(comma=cst.Comma())
+    last: Any = node.elements[-1]
+    return node.with_changes(
+        elements=[*node.elements[:-1], last.with_changes(comma=cst.Comma(whitespace_after=separator)), new],
+        **{names[1]: close.with_changes(whitespace_before=closing)},
+    )
+
+
+def insert_statements(module: cst.Module, code: str, *, after: str | None = None) -> cst.Module:
+    """Return a module with more statements, behind the assignment to a variable or, without one, at the end."""
+    added = cst.parse_module(in_quotes_of(module, code))
+    body = list(module.body)
+    index = len(body)
+    if after is not None:
+        assigned = m.SimpleStatementLine(body=[m.Assign(targets=[m.AssignTarget(m.Name(after))])])
+        index = next((number + 1 for number, line in enumerate(body) if m.matches(line, assigned)), index)
+    statements = list(added.body)
+    if added.header:
+        statements[0] = statements[0].with_changes(leading_lines=[*added.header, *statements[0].leading_lines])
+    if index < len(body):
+        return module.with_changes(body=[*body[:index], *statements, *body[index:]])
+    # Comments at the end of the file are in its footer. The new statements follow them.
+    statements[0] = statements[0].with_changes(leading_lines=[*module.footer, *statements[0].leading_lines])
+    return module.with_changes(body=[*body, *statements], footer=added.footer)
+
+
+def add_imports(module: cst.Module, needed: Mapping[str, Iterable[str]]) -> cst.Module:
+    """Return a module that imports names from modules, at the top and in alphabetical order.
+
+    Raises:
+        NotUnderstood: a name is already in use for something else.
+    """
+    for source, names in needed.items():
+        module = _add_import(module, source, [name for name in names if not _is_imported(module, source, name)])
+    return module
+
+
+def _is_imported(module: cst.Module, source: str, name: str) -> bool:
+    imported = [
+        (_source(node), alias.evaluated_alias or alias.evaluated_name)
+        for node in m.findall(module, m.ImportFrom())
+        if isinstance(node, cst.ImportFrom) and not isinstance(node.names, cst.ImportStar)
+        for alias in node.names
+    ]
+    if (source, name) in imported:
+        return True
+    if find_assignments(module, name) or any(bound == name for _, bound in imported):
+        raise NotUnderstood(f"the name `{name}` is in use for something else than {source}.{name}")
+    return False
+
+
+def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module:
+    if not names:
+        return module
+    block = _import_block(module)
+    for _, node in block:
+        if isinstance(node, cst.ImportFrom) and _source(node) == source and not isinstance(node.names, cst.ImportStar):
+            return replace(module, node, _with_names(node, names))
+    lines = [(number, _source(node)) for number, node in block]
+    packages = [(n, w) for n, w in lines if w and w.split(".")[0] not in {*sys.stdlib_module_names, "__future__"}]
+    later = next((number for number, where in packages if where > source), None)
+    new = cst.ensure_type(cst.parse_statement(f"from {source} import {', '.join(names)}"), cst.SimpleStatementLine)
+    body: list[Any] = list(module.body)
+    if later is not None:
+        new = new.with_changes(leading_lines=body[later].leading_lines)
+        body[later] = body[later].with_changes(leading_lines=[])
+        return module.with_changes(body=[*body[:later], new, *body[later:]])
+    index = packages[-1][0] + 1 if packages else lines[-1][0] + 1 if lines else int(_has_docstring(module))
+    if not packages and index:
+        new = new.with_changes(leading_lines=[cst.EmptyLine(indent=False)])
+    return module.with_changes(body=[*body[:index], new, *body[index:]])
+
+
+def _with_names(node: cst.ImportFrom, names: list[str]) -> cst.ImportFrom:
+    """Return a `from … import` with more names. libcst's own visitor for that fails if zope.interface is loaded."""
+    aliases = [] if isinstance(node.names, cst.ImportStar) else list(node.names)
+    space: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
+    if node.lpar and isinstance(node.lpar.whitespace_after, cst.ParenthesizedWhitespace):
+        space = node.lpar.whitespace_after.with_changes(first_line=LINE_BREAK, empty_lines=[])
+    comma = cst.Comma(whitespace_after=space)
+    for name in names:
+        new = cst.ImportAlias(cst.Name(name))
+        index = next((i for i, alias in enumerate(aliases) if alias.evaluated_name > name), len(aliases))
+        if index < len(aliases):
+            aliases.insert(index, new.with_changes(comma=comma))
+        else:
+            last = aliases.pop()
+            aliases += [last.with_changes(comma=comma), new.with_changes(comma=last.comma)]
+    return node.with_changes(names=aliases)
+
+
+def _source(node: cst.CSTNode) -> str:
+    """Return the module that a `from … import` names; `""` for other imports and relative ones."""
+    if not isinstance(node, cst.ImportFrom) or node.relative or node.module is None:
+        return ""
+    return get_full_name_for_node(node.module) or ""
+
+
+def _has_docstring(module: cst.Module) -> bool:
+    return bool(module.body) and m.matches(module.body[0], m.SimpleStatementLine([m.Expr(m.SimpleString())]))
+
+
+def _import_block(module: cst.Module) -> list[tuple[int, cst.Import | cst.ImportFrom]]:
+    """Return the imports before the first other statement, and their numbers in the module."""
+    block = []
+    for number, line in enumerate(module.body):
+        small = line.body[0] if isinstance(line, cst.SimpleStatementLine) else None
+        if isinstance(small, cst.Import | cst.ImportFrom):
+            block.append((number, small))
+        elif number or not _has_docstring(module):
+            break
+    return block
