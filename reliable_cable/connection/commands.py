@@ -387,8 +387,7 @@ class Commands(CommandQueue):
         """
         saved = channel.begin()
         try:
-            outcome: object = await invoke_isolated(channel.connection, handler, check)
-            if outcome is REFUSED:
+            if await invoke_isolated(channel.connection, handler, check) is REFUSED:
                 channel.undo(saved)
                 return REFUSED
             reply = channel.take_reply(saved)
@@ -399,6 +398,7 @@ class Commands(CommandQueue):
             if cancelled(cause):
                 raise
             channel.undo(saved)
+            self.connection.on_error(cause)
             if retried and is_outage(cause):
                 raise
             if not is_outage(cause):

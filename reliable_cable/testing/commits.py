@@ -1,0 +1,65 @@
+"""Commits in tests whose transaction never commits, such as those of `TestCase`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import takewhile
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from reliable_cable.concurrency import on_commit
+
+
+def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Return whether a transaction of the tested code is open, one that the code can roll back on its own.
+
+    The transactions of the `TestCase` itself do not count. Inside them, `atomic()` of the tested code is a savepoint.
+    """
+    own = len(list(takewhile(lambda block: block._from_testcase, connection.atomic_blocks)))
+    if not own:
+        return on_commit.in_transaction(connection)
+    # The outermost block has no savepoint, and blocks with `savepoint=False` have None.
+    return any(savepoint is not None for savepoint in connection.savepoint_ids[own - 1 :])
+
+
+def take_hooks(
+    connection: BaseDatabaseWrapper, wanted: Callable[[int, Callable[[], object]], bool]
+) -> list[Callable[[], object]]:
+    """Remove `on_commit` hooks from a connection, and return them.
+
+    Args:
+        connection: the connection.
+        wanted: returns whether to take a hook. It is called with the hook's index and the hook.
+    """
+    entries = [(wanted(index, entry[1]), entry) for index, entry in enumerate(connection.run_on_commit)]
+    connection.run_on_commit = [entry for taken, entry in entries if not taken]
+    return [entry[1] for taken, entry in entries if taken]
+
+
+@contextmanager
+def commits_of_tested_code() -> Iterator[None]:
+    """Let the calls of this package wait only for the transactions of the tested code.
+
+    When its outermost `atomic()` ends, these calls are made, as they are after a commit. Hooks of other packages wait
+    for the commit that never comes, as in every `TestCase`.
+    """
+    before = on_commit.must_wait
+    on_commit.must_wait = in_tested_transaction
+    try:
+        with ExitStack() as stack:
+            for connection in connections.all():
+                stack.enter_context(connection.execute_wrapper(_call_hooks_after_release))
+            yield
+    finally:
+        on_commit.must_wait = before
+
+
+def _call_hooks_after_release(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    """Run a statement, and after the last `RELEASE SAVEPOINT` of the tested code, the hooks of this package."""
+    result = execute(sql, params, many, context)
+    connection = context["connection"]
+    if str(sql).startswith("RELEASE SAVEPOINT") and not in_tested_transaction(connection):
+        for hook in take_hooks(connection, lambda index, hook: isinstance(hook, on_commit.CommitHook)):
+            hook()
+    return result
