@@ -379,15 +379,15 @@ class Commands(CommandQueue):
             name: the name of the handler, for the log and for `handle_error`.
             handler: the handler.
             check: called first. If it returns False, the handler is not called.
-            retried: whether the caller retries after an outage. The outage's error is then raised, and `handle_error`
-                is not called.
+            retried: whether the caller retries after an outage, whose error is then raised without `handle_error`.
 
         Returns:
             The reply; `REFUSED` if the handler or the check refused the client; None if one of them failed.
         """
         saved = channel.begin()
         try:
-            if await invoke_isolated(channel.connection, handler, check) is REFUSED:
+            outcome: object = await invoke_isolated(channel.connection, handler, check)
+            if outcome is REFUSED:
                 channel.undo(saved)
                 return REFUSED
             reply = channel.take_reply(saved)

@@ -8,6 +8,6 @@ from .cases import CableTestCase as CableTestCase
 from .cases import CableTestMixin as CableTestMixin
 from .channel_tester import ChannelTester as ChannelTester
 from .communicator import CableCommunicator as CableCommunicator
-from .communicator import CableSubscription as CableSubscription
-from .communicator import CallFailed as CallFailed
 from .isolation import isolated_cable as isolated_cable
+from .subscription import CableSubscription as CableSubscription
+from .subscription import CallFailed as CallFailed

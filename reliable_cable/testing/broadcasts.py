@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +80,7 @@ def _call_hooks(before: Mapping[str, int]) -> None:
         if not connection.in_atomic_block or in_tested_transaction(connection):
             continue
         first = before.get(connection.alias, 0)
-        while hooks := take_hooks(connection, lambda index, hook, first=first: index >= first):
+        while hooks := take_hooks(connection, first=first):
             for hook in hooks:
                 hook()
 
@@ -137,7 +137,7 @@ def assert_no_broadcasts(stream: str | None = None, *, matching: Any = None) -> 
 def _matches(pattern: Any, data: Any) -> bool:
     if pattern is None:
         return True
-    if isinstance(pattern, Callable):  # type: ignore[arg-type]
+    if callable(pattern):
         return bool(pattern(data))
     return _contains(data, pattern)
 

@@ -1,8 +1,5 @@
 """`ChannelTester`: one subscription to a channel, for tests of the channel."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Coroutine, Mapping
 from typing import Any, Self, TypeVar
 
@@ -13,8 +10,10 @@ from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
 from reliable_cable.namespaces import split_namespace
 
-from .communicator import CableCommunicator, CableSubscription, CallFailed
-from .isolation import Isolation, current_isolation
+from .client_socket import is_message
+from .communicator import CableCommunicator
+from .isolation import current_isolation
+from .subscription import CallFailed
 
 T = TypeVar("T")
 
@@ -47,12 +46,12 @@ class ChannelTester:
             raise ValueError(f"Clients do not reach {channel.__qualname__} by the name {channel.name!r}.")
         self._channel_class = channel
         self._client = CableCommunicator(consumer.as_asgi(), user=_anonymous() if user is None else user)
-        self._subscription = CableSubscription(self._client, json.dumps({"channel": channel.name, **(params or {})}))
+        self._subscription = self._client.add_subscription(channel, params)
         #: The data that the channel has transmitted to the client, in order.
         self.transmissions: list[Any] = []
         #: Why the subscription was rejected, for a reader of the test's output; `""` if it was not.
         self.rejection = ""
-        self._isolation: Isolation = current_isolation()
+        self._isolation = current_isolation()
         self._isolation.opened.append(self)
 
     async def __aenter__(self) -> Self:
@@ -79,7 +78,6 @@ class ChannelTester:
         if self._client.connection is None and not await self._client.connect():
             self.rejection = f"the connection was refused: {self._client.disconnect_reason or self._client.close_code}"
             return False
-        self._client.subscriptions[self._subscription.identifier] = self._subscription
         self.rejection = ""
         try:
             await self._subscription.subscribe()
@@ -179,12 +177,12 @@ class ChannelTester:
     @property
     def _server_side(self) -> Subscription | None:
         connection = self._client.connection
-        subscription: Any = connection and connection.subscriptions.get(self._subscription.identifier)
-        return subscription
+        known = None if connection is None else connection.subscriptions.get(self._subscription.identifier)
+        return known if isinstance(known, Subscription) else None
 
     def _take_results(self) -> BaseException | None:
         """Take over the transmissions. Return the first error of a handler since the last call."""
-        sent = self._client._take_all(lambda frame: "message" in frame and frame.keys().isdisjoint({"type", "epoch"}))
+        sent = self._client.take_all(lambda frame: is_message(frame) and "epoch" not in frame)
         self.transmissions += [frame["message"] for frame in sent]
         errors = self._client.errors.copy()
         self._client.errors.clear()

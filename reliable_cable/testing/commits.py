@@ -16,7 +16,7 @@ def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
 
     The transactions of the `TestCase` itself do not count. Inside them, `atomic()` of the tested code is a savepoint.
     """
-    own = len(list(takewhile(lambda block: block._from_testcase, connection.atomic_blocks)))
+    own = len(list(takewhile(lambda block: getattr(block, "_from_testcase", False), connection.atomic_blocks)))
     if not own:
         return on_commit.in_transaction(connection)
     # The outermost block has no savepoint, and blocks with `savepoint=False` have None.
@@ -24,17 +24,18 @@ def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
 
 
 def take_hooks(
-    connection: BaseDatabaseWrapper, wanted: Callable[[int, Callable[[], object]], bool]
+    connection: BaseDatabaseWrapper, *, first: int = 0, kind: type[Any] = object
 ) -> list[Callable[[], object]]:
     """Remove `on_commit` hooks from a connection, and return them.
 
     Args:
         connection: the connection.
-        wanted: returns whether to take a hook. It is called with the hook's index and the hook.
+        first: how many hooks, those that were registered first, to leave out.
+        kind: the class of the hooks.
     """
-    entries = [(wanted(index, entry[1]), entry) for index, entry in enumerate(connection.run_on_commit)]
-    connection.run_on_commit = [entry for taken, entry in entries if not taken]
-    return [entry[1] for taken, entry in entries if taken]
+    later = connection.run_on_commit[first:]
+    connection.run_on_commit[first:] = [entry for entry in later if not isinstance(entry[1], kind)]
+    return [entry[1] for entry in later if isinstance(entry[1], kind)]
 
 
 @contextmanager
@@ -60,6 +61,6 @@ def _call_hooks_after_release(execute: Any, sql: Any, params: Any, many: bool, c
     result = execute(sql, params, many, context)
     connection = context["connection"]
     if str(sql).startswith("RELEASE SAVEPOINT") and not in_tested_transaction(connection):
-        for hook in take_hooks(connection, lambda index, hook: isinstance(hook, on_commit.CommitHook)):
+        for hook in take_hooks(connection, kind=on_commit.CommitHook):
             hook()
     return result
