@@ -52,7 +52,6 @@ class ChannelTester:
         #: Why the subscription was rejected, for a reader of the test's output; `""` if it was not.
         self.rejection = ""
         self._isolation = current_isolation()
-        self._isolation.opened.append(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -189,6 +188,8 @@ class ChannelTester:
         return errors[0] if errors else None
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self not in self._isolation.opened:
+            self._isolation.opened.append(self)
         return self._isolation.loop_thread.run(coroutine)
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from itertools import takewhile
 from typing import Any
+from unittest.mock import patch
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -43,7 +45,8 @@ def commits_of_tested_code() -> Iterator[None]:
     """Let the calls of this package wait only for the transactions of the tested code.
 
     When its outermost `atomic()` ends, these calls are made, as they are after a commit. Hooks of other packages wait
-    for the commit that never comes, as in every `TestCase`.
+    for the commit that never comes, as in every `TestCase`. Channels' `database_sync_to_async`, which its middlewares
+    use, does not close a connection with an open transaction, as it usually does.
     """
     before = on_commit.must_wait
     on_commit.must_wait = in_tested_transaction
@@ -51,9 +54,32 @@ def commits_of_tested_code() -> Iterator[None]:
         with ExitStack() as stack:
             for connection in connections.all():
                 stack.enter_context(connection.execute_wrapper(_call_hooks_after_release))
+                replaced = {
+                    "close_if_unusable_or_obsolete": partial(_close_outside_of_transactions, connection),
+                    "on_commit": partial(_call_once_on_commit, connection),
+                }
+                stack.enter_context(patch.multiple(connection, **replaced))
             yield
     finally:
         on_commit.must_wait = before
+
+
+def _close_outside_of_transactions(connection: BaseDatabaseWrapper) -> None:
+    if not connection.in_atomic_block:
+        type(connection).close_if_unusable_or_obsolete(connection)
+
+
+def _call_once_on_commit(connection: BaseDatabaseWrapper, func: Callable[[], object], robust: bool = False) -> None:
+    """Register a hook that `capture_broadcasts` and Django's `captureOnCommitCallbacks` call only once together."""
+    uncalled = [func]
+
+    @wraps(func)
+    def hook() -> None:
+        while uncalled:
+            uncalled.pop()()
+
+    own = isinstance(func, on_commit.CommitHook)
+    type(connection).on_commit(connection, func if own else hook, robust)
 
 
 def _call_hooks_after_release(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
