@@ -54,7 +54,7 @@ def commits_of_tested_code() -> Iterator[None]:
         with ExitStack() as stack:
             for connection in connections.all():
                 stack.enter_context(connection.execute_wrapper(_call_hooks_after_release))
-                replaced = {
+                replaced: Any = {
                     "close_if_unusable_or_obsolete": partial(_close_outside_of_transactions, connection),
                     "on_commit": partial(_call_once_on_commit, connection),
                 }

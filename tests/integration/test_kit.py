@@ -1,0 +1,79 @@
+"""The test kit in a project: with pytest and its plugin, and with Django's test runner."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.postgres import find_postgres, running_postgres
+from tests.support.redis import RedisServer
+from tests.support.server import ROOT
+
+PROJECT = "tests/integration/kit_project"
+#: The plugin is named, because an editable install may be older than its entry point.
+PYTEST = [
+    *("-m", "pytest", "-c", os.devnull, "--rootdir", str(ROOT), "-W", "error", "-p", "no:cacheprovider"),
+    *("-p", "no:reliable_cable", "-p", "reliable_cable.testing.pytest_plugin", "-o", "asyncio_mode=auto"),
+    *("--noconftest", "-o", "asyncio_default_fixture_loop_scope=function"),
+]
+DJANGO = ["-W", "error", "-m", "django", "test", PROJECT, "--top-level-directory", ".", "--pattern", "check_django.py"]
+
+
+def run(arguments: list[str], **environment: str) -> str:
+    """Run Python with the settings of the project, and return its output."""
+    variables = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.integration.kit_project.settings", **environment}
+    variables.pop("PYTEST_ADDOPTS", None)
+    command = [sys.executable, *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The directory of the socket of a PostgreSQL server."""
+    binaries = find_postgres()
+    assert binaries is not None
+    with running_postgres(binaries) as host:
+        yield host
+
+
+@pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["", "parallel"])
+@pytest.mark.parametrize("engine", ["memory", "database"])
+def test_pytest(engine: str, options: list[str]) -> None:
+    output = run([*PYTEST, *options, f"{PROJECT}/check_pytest.py"], KIT_ENGINE=engine)
+    assert re.search(r"\b6 passed", output)
+
+
+@pytest.mark.parametrize("options", [[], ["--parallel", "2"]], ids=["", "parallel"])
+@pytest.mark.parametrize("engine", ["memory", "database"])
+def test_the_test_runner_of_django(engine: str, options: list[str]) -> None:
+    output = run([*DJANGO, *options], KIT_ENGINE=engine)
+    assert "Ran 6 tests" in output
+
+
+def test_redis(redis_server: RedisServer) -> None:
+    environment = {"KIT_ENGINE": "redis", "KIT_REDIS": redis_server.url}
+    assert "6 passed" in run([*PYTEST, "-n", "2", f"{PROJECT}/check_pytest.py"], **environment)
+    assert "Ran 6 tests" in run([*DJANGO, "--parallel", "2"], **environment)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("engine", ["memory", "database"])
+def test_a_test_database_of_postgresql_can_be_dropped(engine: str, postgres: str) -> None:
+    """Connections that are kept open by CONN_MAX_AGE do not prevent that."""
+    environment = {"KIT_ENGINE": engine, "KIT_POSTGRES": postgres}
+    assert "6 passed" in run([*PYTEST, f"{PROJECT}/check_pytest.py"], **environment)
+    assert "Ran 6 tests" in run(DJANGO, **environment)
+
+
+def test_the_plugin_does_nothing_in_a_project_without_the_app(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
+    assert "1 passed" in run([*PYTEST, "-p", "no:django", str(tmp_path)])
