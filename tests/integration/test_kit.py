@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -25,12 +26,61 @@ PYTEST = [
 DJANGO = ["-W", "error", "-m", "django", "test", PROJECT, "--top-level-directory", ".", "--pattern", "check_django.py"]
 
 
-def run(arguments: list[str], **environment: str) -> str:
-    """Run Python with the settings of the project, and return its output."""
+#: What README.md leaves out: settings, models and imports. The rest comes from its blocks.
+README_PROJECT = {
+    "settings.py": """
+        SECRET_KEY = "tests"
+        INSTALLED_APPS = [
+            "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "channels",
+            "reliable_cable", "chat",
+        ]
+        ASGI_APPLICATION = "asgi.application"
+        DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+        DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+    """,
+    "asgi.py": """
+        from channels.auth import AuthMiddlewareStack
+        from channels.routing import ProtocolTypeRouter, URLRouter
+        from django.core.asgi import get_asgi_application
+        from django.urls import path
+        from reliable_cable import CableConsumer
+    """,
+    "chat/__init__.py": "",
+    "chat/models.py": """
+        from django.conf import settings
+        from django.db import models
+
+        class Room(models.Model):
+            name = models.CharField(max_length=20)
+            members = models.ManyToManyField(settings.AUTH_USER_MODEL)
+
+            def is_member(self, user):
+                return self.members.filter(pk=user.pk).exists()
+
+        class Message(models.Model):
+            room = models.ForeignKey(Room, on_delete=models.CASCADE)
+            text = models.TextField()
+
+            def as_dict(self):
+                return {"id": self.pk, "text": self.text}
+    """,
+    "chat/cable.py": "from .models import Message, Room",
+    "chat/tests.py": """
+        from django.contrib.auth.models import User
+        from .cable import ChatChannel
+        from .models import Room
+    """,
+}
+
+
+def run(arguments: list[str], environment: dict[str, str], folder: Path = ROOT) -> str:
+    """Run Python in a folder, with the settings of the project, and return its output."""
     variables = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.integration.kit_project.settings", **environment}
     variables.pop("PYTEST_ADDOPTS", None)
     command = [sys.executable, *arguments]
-    result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run(
+        command, cwd=folder, env=variables, capture_output=True, text=True, timeout=100, check=False
+    )
     output = result.stdout + result.stderr
     assert result.returncode == 0, output
     return output
@@ -45,24 +95,22 @@ def postgres() -> Iterator[str]:
         yield host
 
 
-@pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["", "parallel"])
-@pytest.mark.parametrize("engine", ["memory", "database"])
+@pytest.mark.parametrize(("engine", "options"), [("memory", ["-n", "2"]), ("database", [])])
 def test_pytest(engine: str, options: list[str]) -> None:
-    output = run([*PYTEST, *options, f"{PROJECT}/check_pytest.py"], KIT_ENGINE=engine)
+    output = run([*PYTEST, *options, f"{PROJECT}/check_pytest.py"], {"KIT_ENGINE": engine})
     assert re.search(r"\b6 passed", output)
 
 
-@pytest.mark.parametrize("options", [[], ["--parallel", "2"]], ids=["", "parallel"])
-@pytest.mark.parametrize("engine", ["memory", "database"])
+@pytest.mark.parametrize(("engine", "options"), [("memory", ["--parallel", "2"]), ("database", [])])
 def test_the_test_runner_of_django(engine: str, options: list[str]) -> None:
-    output = run([*DJANGO, *options], KIT_ENGINE=engine)
+    output = run([*DJANGO, *options], {"KIT_ENGINE": engine})
     assert "Ran 6 tests" in output
 
 
 def test_redis(redis_server: RedisServer) -> None:
     environment = {"KIT_ENGINE": "redis", "KIT_REDIS": redis_server.url}
-    assert "6 passed" in run([*PYTEST, "-n", "2", f"{PROJECT}/check_pytest.py"], **environment)
-    assert "Ran 6 tests" in run([*DJANGO, "--parallel", "2"], **environment)
+    assert "6 passed" in run([*PYTEST, "-n", "2", f"{PROJECT}/check_pytest.py"], environment)
+    assert "Ran 6 tests" in run([*DJANGO, "--parallel", "2"], environment)
 
 
 @pytest.mark.postgres
@@ -70,10 +118,25 @@ def test_redis(redis_server: RedisServer) -> None:
 def test_a_test_database_of_postgresql_can_be_dropped(engine: str, postgres: str) -> None:
     """Connections that are kept open by CONN_MAX_AGE do not prevent that."""
     environment = {"KIT_ENGINE": engine, "KIT_POSTGRES": postgres}
-    assert "6 passed" in run([*PYTEST, f"{PROJECT}/check_pytest.py"], **environment)
-    assert "Ran 6 tests" in run(DJANGO, **environment)
+    assert "6 passed" in run([*PYTEST, f"{PROJECT}/check_pytest.py"], environment)
+    assert "Ran 6 tests" in run(DJANGO, environment)
 
 
 def test_the_plugin_does_nothing_in_a_project_without_the_app(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text("def test_it():\n    pass\n")
-    assert "1 passed" in run([*PYTEST, "-p", "no:django", str(tmp_path)])
+    assert "1 passed" in run([*PYTEST, "-p", "no:django", str(tmp_path)], {})
+
+
+def test_the_blocks_of_the_readme(tmp_path: Path) -> None:
+    files = {name: [dedent(text)] for name, text in README_PROJECT.items()}
+    for block in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S):
+        for part in re.split(r"^(?=# [\w/]+\.py)", block, flags=re.M):
+            name = part.partition("\n")[0].removeprefix("# ").partition(":")[0]
+            if name in ("asgi.py", "chat/cable.py", "chat/tests.py"):
+                files[name].append(part)
+    for name, texts in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("\n".join(texts))
+    environment = {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(tmp_path)}
+    output = run(["-W", "error", "-m", "django", "test"], environment, tmp_path)
+    assert "Ran 3 tests" in output
