@@ -9,12 +9,11 @@ from typing import Any
 
 from django.db import connections
 
-from reliable_cable import broadcasting
 from reliable_cable.namespaces import split_namespace
 from reliable_cable.validation import Outgoing
 
 from .commits import in_tested_transaction, take_hooks
-from .isolation import isolated
+from .isolation import current_isolation, isolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,7 @@ class CapturedBroadcast:
 def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
     """Return a list to which each broadcast is added when it is sent, in all threads.
 
+    A broadcast with an `idempotency_key` that was used before in the test is not sent.
     A broadcast inside a transaction of the tested code is sent after its commit, and never if it is rolled back.
     In a `TestCase`, the `on_commit` hooks that the tested code has registered are called at the end of this context,
     as `captureOnCommitCallbacks(execute=True)` does. So what they broadcast is captured, too.
@@ -50,24 +50,23 @@ def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
     captured: list[CapturedBroadcast] = []
     thread = threading.get_ident()
 
-    def observe(batch: Sequence[Outgoing]) -> None:
-        captured.extend(map(_captured, batch))
+    def capture(item: Outgoing) -> None:
+        namespace, stream = split_namespace(item.stream)
+        message = item.message
+        captured.append(
+            CapturedBroadcast(stream, json.loads(message.data), not item.kept, message.exclude or None, namespace)
+        )
 
     with isolated():
-        broadcasting.observers.append(observe)
+        captures = current_isolation().captures
+        captures.append(capture)
         try:
             before = {connection.alias: len(connection.run_on_commit) for connection in connections.all()}
             yield captured
             if threading.get_ident() == thread:
                 _call_hooks(before)
         finally:
-            broadcasting.observers.remove(observe)
-
-
-def _captured(item: Outgoing) -> CapturedBroadcast:
-    namespace, stream = split_namespace(item.stream)
-    message = item.message
-    return CapturedBroadcast(stream, json.loads(message.data), not item.kept, message.exclude or None, namespace)
+            captures.remove(capture)
 
 
 def _call_hooks(before: Mapping[str, int]) -> None:

@@ -1,12 +1,13 @@
 """Separates tests: each has its own stores, and ends the connections and threads that it has started."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
-from reliable_cable import conf
+from reliable_cable import broadcasting, conf
 from reliable_cable.concurrency.threads import close_shared_connections, end_threads
+from reliable_cable.validation import Outgoing
 
 from .commits import commits_of_tested_code
 from .loop_thread import LoopThread
@@ -29,6 +30,9 @@ class Isolation:
         self._loop_thread: LoopThread | None = None
         #: What to close at the end of the test, before its event loop.
         self.opened: list[Closeable] = []
+        #: Called with each broadcast that was sent.
+        self.captures: list[Callable[[Outgoing], object]] = []
+        self._keys: set[tuple[str, str]] = set()
 
     @property
     def loop_thread(self) -> LoopThread:
@@ -36,6 +40,16 @@ class Isolation:
         if self._loop_thread is None:
             self._loop_thread = LoopThread()
         return self._loop_thread
+
+    def observe(self, batch: Sequence[Outgoing]) -> None:
+        """Pass broadcasts to the captures, except those whose `idempotency_key` was used before."""
+        for item in batch:
+            key = item.stream, item.message.idempotency_key
+            if key not in self._keys:
+                for capture in self.captures:
+                    capture(item)
+            if key[1]:
+                self._keys.add(key)
 
     def close(self) -> None:
         """Close what the test has opened."""
@@ -80,9 +94,11 @@ def isolated_cable(**settings: Any) -> Iterator[None]:
     isolation = Isolation()
     with conf.overridden(values), commits_of_tested_code():
         _isolations.append(isolation)
+        broadcasting.observers.append(isolation.observe)
         try:
             yield
         finally:
+            broadcasting.observers.remove(isolation.observe)
             try:
                 isolation.close()
                 if "KEY_PREFIX" not in settings:

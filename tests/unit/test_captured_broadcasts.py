@@ -84,6 +84,16 @@ class AfterCommitTests(CableTestMixin):
             broadcast("room", 1, immediate=True)
             self.assertEqual(len(broadcasts), 1)
 
+    def test_a_repeated_broadcast_is_not_captured(self: Any) -> None:
+        broadcast("room", 1, idempotency_key="a")
+        with self.captureBroadcasts() as broadcasts:
+            broadcast("room", 1, idempotency_key="a")
+            with transaction.atomic():
+                broadcast("room", 2, idempotency_key="b")
+            broadcast("room", 2, idempotency_key="b")
+        self.assertEqual([each.data for each in broadcasts], [2])
+        self.assertEqual([entry.data for entry in history("room")], [1, 2])
+
     async def test_async_broadcasts(self: Any) -> None:
         with self.captureBroadcasts() as broadcasts:
             await abroadcast("room", 1)
