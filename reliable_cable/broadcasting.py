@@ -4,7 +4,7 @@ This module writes to the stores only. The hubs of the server processes receive 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,10 @@ from .protocol.positions import StreamPosition
 from .protocol.recovery import StreamPage
 from .stores.engine import get_engine
 from .stores.streams.base import StreamStore
-from .validation import BatchItem, BatchOptions, prepare_batch, resolve_stream
+from .validation import BatchItem, BatchOptions, Outgoing, prepare_batch, resolve_stream
+
+#: Functions that are called with the messages of each batch after it was sent. Only `reliable_cable.testing` adds some.
+observers: list[Callable[[Sequence[Outgoing]], object]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +258,7 @@ class Batch:
         positions = self._store.append(self._kept) if self._kept else []
         with self._tolerate_errors_after_append():
             self._publish_others()
+        self._report()
         return self._all_positions(positions)
 
     async def asend(self) -> list[StreamPosition | None]:
@@ -265,6 +269,7 @@ class Batch:
         with self._tolerate_errors_after_append():
             for stream, message in self._others:
                 await self._store.apublish_transient(stream, message)
+        self._report()
         return self._all_positions(positions)
 
     def _send_on_commit(self, databases: Sequence[str]) -> None:
@@ -278,6 +283,12 @@ class Batch:
             )
         if self._others:
             on_commit.call_after_commit(self._publish_others, databases, failed=self._failure(self._others))
+        if observers:
+            on_commit.call_after_commit(self._report, databases, failed=self._failure(()))
+
+    def _report(self) -> None:
+        for observer in observers:
+            observer(self._items)
 
     def _failure(self, items: Sequence[tuple[str, Any]]) -> partial[None]:
         return partial(on_commit.report_failure, type(self._store), [stream for stream, _ in items])

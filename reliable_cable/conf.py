@@ -2,7 +2,8 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -301,6 +302,8 @@ def _frozen(value: Any) -> Any:
 
 _current: CableSettings | None = None
 _lock = threading.Lock()
+#: Settings of a test, which have precedence over those of the project.
+_overrides: Mapping[str, Any] = {}
 
 
 def get_settings() -> CableSettings:
@@ -312,8 +315,27 @@ def get_settings() -> CableSettings:
         with _lock:
             settings = _current
             if settings is None:
-                settings = _current = read_settings(getattr(django_settings, NAME, {}))
+                values = getattr(django_settings, NAME, {})
+                settings = _current = read_settings({**values, **_overrides} if _overrides else values)
     return settings
+
+
+@contextmanager
+def overridden(values: Mapping[str, Any]) -> Iterator[None]:
+    """Give settings precedence over those of the project, in all threads. Only tests use this.
+
+    It begins with new stores. `override_settings` of Django still changes all other settings of this package.
+
+    Args:
+        values: the settings, by the keys that `RELIABLE_CABLE` has.
+    """
+    global _current, _overrides
+    before = _overrides
+    _overrides, _current = {**before, **values}, None
+    try:
+        yield
+    finally:
+        _overrides, _current = before, None
 
 
 def _reset(*, setting: str, **kwargs: Any) -> None:

@@ -66,6 +66,13 @@ def get_hub() -> Hub:
     return hub
 
 
+async def close_hub() -> None:
+    """Close the hub of the running event loop, if there is one. All its connections must have ended."""
+    hub = _hubs.pop(asyncio.get_running_loop(), None)
+    if hub is not None:
+        await hub.aclose()
+
+
 #: The reasons for which `connect` can refuse a client. After these, clients do not reconnect by themselves.
 REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
-from channels.db import database_sync_to_async
+from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
@@ -20,8 +20,7 @@ from django.core.management import CommandError, call_command
 from django.test import TestCase, TransactionTestCase, override_settings
 from django.utils import timezone
 
-from reliable_cable import ahistory, history
-from reliable_cable.reply import PresenceJoin, StreamStart
+from reliable_cable.testing import CableCommunicator, CableSubscription, CableTestCase, CableTestMixin, ChannelTester
 
 from . import assistant
 from .accounts import create_demo_data
@@ -39,16 +38,6 @@ def match_group(pattern: str, text: str) -> str:
     if match is None:
         raise AssertionError(f"{pattern} is not in: {text}")
     return match[1]
-
-
-def events(stream: str) -> list[Any]:
-    """Return the data of all messages in a stream's history."""
-    return [entry.data for entry in history(stream)]
-
-
-def room_channel(user: User, **params: Any) -> ChatChannel:
-    """Return a channel without a connection. Handlers only record their effects, so they need none."""
-    return ChatChannel(SimpleNamespace(user=user), params)
 
 
 @cheap_passwords
@@ -181,8 +170,8 @@ class PagesTest(TestCase):
 
 
 @cheap_passwords
-class ChannelsTest(TestCase):
-    """The rights to subscribe."""
+class ChannelsTest(CableTestCase):
+    """The rights to subscribe, and what members do in a room."""
 
     alice: User
     carol: User
@@ -196,36 +185,38 @@ class ChannelsTest(TestCase):
         cls.lobby, cls.private = (Room.objects.get(slug=slug) for slug in ("lobby", "alice-and-bob"))
 
     def test_a_member_streams_the_room_and_joins_its_presence(self) -> None:
-        channel = room_channel(self.alice, room_id=self.private.pk)
-        channel.subscribed()
-        self.assertFalse(channel.reply.rejected)
-        room_stream = StreamStart(ChatChannel.broadcasting_for(self.private), whisper=True, presence=True)
-        self.assertEqual(channel.reply.streams, [room_stream])
-        self.assertEqual(channel.reply.presence, [PresenceJoin(str(self.alice.pk), {"name": "alice"})])
+        room = ChannelTester(ChatChannel, user=self.alice, params={"room_id": self.private.pk})
+        self.assertTrue(room.subscribe(), room.rejection)
+        self.assertEqual(room.streams, [ChatChannel.broadcasting_for(self.private)])
+        self.assertEqual(room.presence, (str(self.alice.pk), {"name": "alice"}))
+
+    async def test_members_see_who_is_typing(self) -> None:
+        async with CableCommunicator(user=self.alice) as alice, CableCommunicator(user=self.carol) as carol:
+            room = await alice.subscribe(ChatChannel, {"room_id": self.lobby.pk})
+            await carol.subscribe(ChatChannel, {"room_id": self.lobby.pk})
+            await alice.send("whisper", identifier=room.identifier, data={"typing": "alice"})
+            self.assertEqual(await carol.receive(), {"typing": "alice"})
 
     def test_other_users_are_rejected(self) -> None:
         for params in ({"room_id": self.private.pk}, {"room_id": "1"}, {"room_id": 10**6}, {}):
             with self.subTest(params):
-                channel = room_channel(self.carol, **params)
-                channel.subscribed()
-                self.assertTrue(channel.reply.rejected)
-                self.assertEqual(channel.reply.streams, [])
+                room = ChannelTester(ChatChannel, user=self.carol, params=params)
+                self.assertFalse(room.subscribe())
+                self.assertEqual(room.streams, [])
 
     def test_a_former_member_is_rejected(self) -> None:
         self.private.members.remove(self.alice)
-        channel = room_channel(self.alice, room_id=self.private.pk)
-        channel.subscribed()
-        self.assertTrue(channel.reply.rejected)
+        room = ChannelTester(ChatChannel, user=self.alice, params={"room_id": self.private.pk})
+        self.assertFalse(room.subscribe())
 
     def test_topics_of_news_must_be_letters(self) -> None:
-        for topic, rejected in (("sports", False), ("", True), ("a:b", True), (None, True)):
-            channel = NewsChannel(SimpleNamespace(user=self.carol), {"topic": topic} if topic is not None else {})
-            channel.subscribed()
-            self.assertEqual(channel.reply.rejected, rejected, topic)
+        for topic, confirmed in (("sports", True), ("", False), ("a:b", False), (None, False)):
+            news = ChannelTester(NewsChannel, user=self.carol, params={"topic": topic} if topic is not None else {})
+            self.assertEqual(news.subscribe(), confirmed, topic)
 
 
 @cheap_passwords
-class MessagesTest(TransactionTestCase):
+class MessagesTest(CableTestCase):
     """Messages in rooms, and their broadcasts."""
 
     def setUp(self) -> None:
@@ -233,47 +224,54 @@ class MessagesTest(TransactionTestCase):
         self.alice = User.objects.get(username="alice")
         self.lobby = Room.objects.get(slug="lobby")
         self.stream = ChatChannel.broadcasting_for(self.lobby)
+        self.room = ChannelTester(ChatChannel, user=self.alice, params={"room_id": self.lobby.pk})
 
     def test_a_message_is_saved_and_broadcast(self) -> None:
-        room_channel(self.alice, room_id=self.lobby.pk).speak({"text": " Hello ", "client_id": "1"})
+        self.room.subscribe()
+        with self.assertBroadcasts(self.stream, 1, matching={"text": "Hello", "author": "alice"}) as broadcasts:
+            self.room.perform("speak", {"text": " Hello ", "client_id": "1"})
         message = Message.objects.get()
         self.assertEqual((message.text, message.author), ("Hello", self.alice))
-        (event,) = events(self.stream)
-        self.assertEqual((event["id"], event["text"], event["author"]), (message.pk, "Hello", "alice"))
+        self.assertEqual(broadcasts[0].data["id"], message.pk)
 
     def test_a_message_that_is_sent_again_is_broadcast_once(self) -> None:
-        first, second = (post_message(self.lobby, self.alice, "Hello", "1") for _ in range(2))
+        with self.assertBroadcasts(self.stream, 1):
+            first, second = (post_message(self.lobby, self.alice, "Hello", "1") for _ in range(2))
         self.assertEqual(first, second)
-        self.assertEqual(len(events(self.stream)), 1)
 
     def test_an_invalid_message_is_refused(self) -> None:
-        for data in ({}, {"text": " ", "client_id": "1"}, {"text": "Hi"}, {"text": "x" * 2001, "client_id": "1"}):
-            channel = room_channel(self.alice, room_id=self.lobby.pk)
-            channel.speak(data)
-            self.assertIn('"refused"', channel.reply.transmissions[0])
+        self.room.subscribe()
+        with self.assertNoBroadcasts():
+            for data in ({}, {"text": " ", "client_id": "1"}, {"text": "Hi"}, {"text": "x" * 2001, "client_id": "1"}):
+                self.room.perform("speak", data)
+        self.assertEqual([message["type"] for message in self.room.transmissions], ["refused"] * 4)
         self.assertFalse(Message.objects.exists())
-        self.assertEqual(events(self.stream), [])
 
     def test_the_robot_sends_numbered_lines(self) -> None:
-        asyncio.run(talk(self.lobby.pk, 3))
-        self.assertEqual(
-            [event["text"] for event in events(self.stream)], ["Line 1 of 3", "Line 2 of 3", "Line 3 of 3"]
-        )
-
-    def test_the_robot_command_finds_rooms_by_slug(self) -> None:
-        call_command("robot", "lobby", "--count", "2")
-        self.assertEqual(self.lobby.messages.count(), 2)
-        with self.assertRaises(CommandError):
-            call_command("robot", "nowhere")
+        with self.assertBroadcasts(self.stream, 3) as broadcasts:
+            async_to_sync(talk)(self.lobby.pk, 3)
+        self.assertEqual([each.data["text"] for each in broadcasts], [f"Line {number} of 3" for number in (1, 2, 3)])
 
     def test_each_box_has_a_stream_of_its_own(self) -> None:
         self.client.force_login(self.alice)
-        self.assertEqual(self.client.post("/migrations/signed/broadcast/").status_code, 204)
-        self.assertEqual([event["text"] for event in events("news:signed")], ["Hello from alice"])
-        self.assertEqual(events("news:public"), [])
-        self.client.post("/migrations/all/broadcast/")
-        self.assertEqual(len(events("news:signed") + events("news:public")), 3)
+        with self.assertBroadcasts("news:signed", 1, matching={"text": "Hello from alice"}):
+            with self.assertNoBroadcasts("news:public"):
+                self.assertEqual(self.client.post("/migrations/signed/broadcast/").status_code, 204)
+        with self.assertBroadcasts("news:signed", 1), self.assertBroadcasts("news:public", 1):
+            self.client.post("/migrations/all/broadcast/")
         self.assertEqual(self.client.post("/migrations/nothing/broadcast/").status_code, 404)
+
+
+class RobotCommandTest(CableTestMixin, TransactionTestCase):
+    """The command `robot`, whose event loop uses another database connection."""
+
+    def test_rooms_are_found_by_slug(self) -> None:
+        lobby = Room.objects.create(slug="lobby", name="Lobby")
+        with self.assertBroadcasts(ChatChannel.broadcasting_for(lobby), 2):
+            call_command("robot", "lobby", "--count", "2")
+        self.assertEqual(lobby.messages.count(), 2)
+        with self.assertRaises(CommandError):
+            call_command("robot", "nowhere")
 
 
 class Stalled:
@@ -293,31 +291,34 @@ class Broken:
 
 
 @override_settings(DEMO_TOKEN_DELAY=0)
-class AssistantTest(TransactionTestCase):
+class AssistantTest(CableTestCase):
     """Answers of the assistant, from the prompt to the saved text."""
 
     def setUp(self) -> None:
         self.user = User.objects.create(username="alice")
-        self.stream = assistant.stream_of(self.user)
 
-    async def ask(self, prompt: str) -> Answer:
-        """Start an answer, and return it after its last event was broadcast."""
-        self.assertTrue(await assistant.ask(self.user, prompt))
-        return await self.ended()
+    @asynccontextmanager
+    async def page(self) -> AsyncIterator[CableSubscription]:
+        """Connect a page of the user, and subscribe to the assistant."""
+        async with CableCommunicator(user=self.user) as page:
+            yield await page.subscribe(AssistantChannel)
 
-    async def ended(self) -> Answer:
-        await self.last("complete", "error")
-        return await Answer.objects.alatest("pk")
+    async def events(self, page: CableSubscription, *last: str) -> list[Any]:
+        """Return the events that the page receives, up to the first one of these types."""
+        received = [await page.receive()]
+        while received[-1]["type"] not in last:
+            received.append(await page.receive())
+        return received
 
-    async def last(self, *types: str) -> None:
-        """Wait until the latest event has one of these types."""
-        async with asyncio.timeout(20):
-            while not (kept := await ahistory(self.stream, limit=500)) or kept[-1].data["type"] not in types:  # noqa: ASYNC110 - another task broadcasts
-                await asyncio.sleep(0.01)
+    async def ask(self, prompt: str) -> tuple[Answer, list[Any]]:
+        """Start an answer. Return it and its events after the last event."""
+        async with self.page() as page:
+            await page.perform("ask", {"prompt": prompt})
+            events = await self.events(page, "complete", "error")
+        return await Answer.objects.alatest("pk"), events
 
     async def test_an_answer_is_streamed_and_saved(self) -> None:
-        answer = await self.ask("What is an offset?")
-        first, *chunks, last = [entry.data for entry in await ahistory(self.stream, limit=500)]
+        answer, (first, *chunks, last) = await self.ask("What is an offset?")
         self.assertEqual(first, {"type": "started", "answer_id": answer.pk, "prompt": "What is an offset?"})
         self.assertEqual([chunk["index"] for chunk in chunks], list(range(len(chunks))))
         self.assertEqual("".join(chunk["text"] for chunk in chunks), answer.text)
@@ -334,51 +335,58 @@ class AssistantTest(TransactionTestCase):
         self.assertEqual(first, second)
 
     async def test_an_answer_that_fails_keeps_its_beginning(self) -> None:
-        answer = await self.ask("Please fail")
+        answer, events = await self.ask("Please fail")
         self.assertEqual((answer.status, answer.text), (Answer.Status.ERROR, ScriptedGenerator.FAILING))
-        (*_, last) = await ahistory(self.stream)
-        self.assertEqual(last.data, {"type": "error", "answer_id": answer.pk, "message": answer.error})
+        self.assertEqual(events[-1], {"type": "error", "answer_id": answer.pk, "message": answer.error})
 
     @override_settings(DEMO_GENERATOR=f"{__name__}.Broken")
     async def test_a_bug_is_logged_and_not_shown(self) -> None:
         with self.assertLogs(assistant.logger, "ERROR") as logs:
-            answer = await self.ask("Well?")
+            answer, _ = await self.ask("Well?")
         self.assertIn("ZeroDivisionError", logs.output[0])
         self.assertEqual((answer.status, answer.text, answer.error), ("error", "Well", "Something went wrong."))
 
     @override_settings(DEMO_GENERATOR=f"{__name__}.Stalled")
     async def test_an_answer_can_be_stopped_while_its_generator_is_waiting(self) -> None:
-        self.assertTrue(await assistant.ask(self.user, "Well?"))
-        await self.last("chunk")
-        self.assertFalse(await assistant.ask(self.user, "And?"), "one answer at a time")
-        await assistant.stop(self.user, (await Answer.objects.aget()).pk)
-        answer = await self.ended()
+        async with self.page() as page:
+            await page.perform("ask", {"prompt": "Well?"})
+            await self.events(page, "chunk")
+            await page.perform("ask", {"prompt": "And?"})
+            self.assertEqual((await page.receive())["type"], "refused", "one answer at a time")
+            await page.perform("stop", {"answer_id": (await Answer.objects.aget()).pk})
+            await self.events(page, "complete")
+        answer = await Answer.objects.aget()
         self.assertEqual((answer.status, answer.text), (Answer.Status.STOPPED, "Well"))
 
     async def test_a_user_cannot_stop_the_answer_of_another_user(self) -> None:
         answer = await Answer.objects.acreate(user=self.user, prompt="Why?")
         other = await User.objects.acreate(username="bob")
-        for answer_id in (answer.pk, str(answer.pk), None):
-            await assistant.stop(other, answer_id)
+        async with ChannelTester(AssistantChannel, user=other) as page:
+            await page.asubscribe()
+            for answer_id in (answer.pk, str(answer.pk), None):
+                await page.aperform("stop", {"answer_id": answer_id})
         await answer.arefresh_from_db()
         self.assertEqual(answer.status, Answer.Status.RUNNING)
 
     async def test_an_answer_whose_server_died_is_marked_as_failed_on_request(self) -> None:
         answer = await Answer.objects.acreate(user=self.user, prompt="Why?")
-        await assistant.fail_if_dead(self.user, answer.pk)
-        self.assertEqual(await ahistory(self.stream), [], "its task may still be running")
-        long_ago = timezone.now() - timedelta(seconds=assistant.DEAD_AFTER + 1)
-        await Answer.objects.filter(pk=answer.pk).aupdate(updated=long_ago)
-        await assistant.fail_if_dead(self.user, answer.pk)
-        await assistant.fail_if_dead(self.user, answer.pk)
+        stream = assistant.stream_of(self.user)
+        async with ChannelTester(AssistantChannel, user=self.user) as page:
+            await page.asubscribe()
+            with self.assertNoBroadcasts():
+                await page.aperform("check", {"answer_id": answer.pk})  # its task may still be running
+            long_ago = timezone.now() - timedelta(seconds=assistant.DEAD_AFTER + 1)
+            await Answer.objects.filter(pk=answer.pk).aupdate(updated=long_ago)
+            with self.assertBroadcasts(stream, 1, matching={"type": "error"}):
+                await page.aperform("check", {"answer_id": answer.pk})
+                await page.aperform("check", {"answer_id": answer.pk})
         await answer.arefresh_from_db()
         self.assertEqual(answer.status, Answer.Status.ERROR)
-        (entry,) = await ahistory(self.stream)
-        self.assertEqual(entry.data["type"], "error")
 
-    async def test_prompts_that_are_empty_or_too_long_are_refused(self) -> None:
+    def test_prompts_that_are_empty_or_too_long_are_refused(self) -> None:
+        page = ChannelTester(AssistantChannel, user=self.user)
+        page.subscribe()
         for prompt in ("", "  ", "x" * 1001):
-            channel = AssistantChannel(SimpleNamespace(user=self.user))
-            await channel.ask({"prompt": prompt})
-            self.assertIn('"refused"', channel.reply.transmissions[0])
-        self.assertFalse(await database_sync_to_async(Answer.objects.exists)())
+            page.perform("ask", {"prompt": prompt})
+        self.assertEqual([message["type"] for message in page.transmissions], ["refused"] * 3)
+        self.assertFalse(Answer.objects.exists())

@@ -5,7 +5,7 @@ still run. Errors are passed to a callback.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass
 
 from asgiref.sync import SyncToAsync
 from django.db import connections, transaction
@@ -37,6 +37,23 @@ def in_transaction(connection: BaseDatabaseWrapper) -> bool:
     return connection.in_atomic_block or is_manual(connection)
 
 
+#: Returns whether calls wait for the commit of the transaction on a connection. Only `reliable_cable.testing` replaces
+#: this function, because the transaction of a `TestCase` never commits.
+must_wait: Callable[[BaseDatabaseWrapper], bool] = in_transaction
+
+
+@dataclass(frozen=True, slots=True)
+class CommitHook:
+    """A function for Django's `on_commit`: one that `call_after_commit` has registered for a database."""
+
+    committed: Callable[[str], None]
+    database: str
+
+    def __call__(self) -> None:
+        """Report the commit on the database."""
+        self.committed(self.database)
+
+
 def check_using(using: str | None, *, immediate: bool = False) -> None:
     """Check the option `using`.
 
@@ -65,7 +82,7 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
     databases = [
         connection.alias
         for connection in connections.all(initialized_only=True)
-        if using in (None, connection.alias) and in_transaction(connection)
+        if using in (None, connection.alias) and must_wait(connection)
     ]
     if databases:
         schedule(databases)
@@ -118,6 +135,8 @@ def call_after_commit(
     pending = set(databases)
 
     def committed(database: str) -> None:
+        if database not in pending:
+            return  # the hook was called before: tests call hooks themselves
         pending.discard(database)
         if pending:
             return
@@ -127,7 +146,7 @@ def call_after_commit(
             failed(error)
 
     for database in databases:
-        transaction.on_commit(partial(committed, database), using=database)
+        transaction.on_commit(CommitHook(committed, database), using=database)
 
 
 def report_failure(store: type, streams: Iterable[str], error: Exception) -> None:

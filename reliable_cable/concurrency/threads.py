@@ -213,6 +213,17 @@ def refresh_connections() -> None:
         SyncToAsync.single_thread_executor.submit(close_old_connections)
 
 
+def close_shared_connections(timeout: float) -> None:
+    """Close the database connections of the shared thread of the process, so that a test database can be dropped.
+
+    Args:
+        timeout: how long, in seconds, to wait for that thread.
+    """
+    if _connected - {threading.get_ident()}:
+        with contextlib.suppress(TimeoutError):
+            SyncToAsync.single_thread_executor.submit(_close_connections).result(timeout)
+
+
 def close_old_connections() -> None:
     """Close this thread's database connections that are broken or too old, except those with an open transaction.
 

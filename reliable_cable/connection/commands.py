@@ -378,8 +378,7 @@ class Commands(CommandQueue):
             name: the name of the handler, for the log and for `handle_error`.
             handler: the handler.
             check: called first. If it returns False, the handler is not called.
-            retried: whether the caller retries after an outage. The outage's error is then raised, and `handle_error`
-                is not called.
+            retried: whether the caller retries after an outage, whose error is then raised without `handle_error`.
 
         Returns:
             The reply; `REFUSED` if the handler or the check refused the client; None if one of them failed.
@@ -398,6 +397,7 @@ class Commands(CommandQueue):
             if cancelled(cause):
                 raise
             channel.undo(saved)
+            self.connection.on_error(cause)
             if retried and is_outage(cause):
                 raise
             if not is_outage(cause):

@@ -131,6 +131,8 @@ class Connection:
     subscriptions: Mapping[str, Subscribed] = field(default_factory=dict)
     #: The tick at which the connection is pinged next. Only the heartbeat uses this.
     ping_due: int = 0
+    #: Called with each error of a handler, also if it refuses the client. Only `reliable_cable.testing` sets this.
+    on_error: Callable[[BaseException], object] = lambda error: None
     #: Whether frames of the client are not read for now (see `reading.Reading`).
     reading_paused: bool = False
     _last_pong: float | None = None

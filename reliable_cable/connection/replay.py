@@ -72,6 +72,10 @@ class Replay:
         streams = {name: request.streams[name] for name in names if name in request.streams}
         return HistoryRequest(request.since, streams)
 
+    async def finished(self) -> None:
+        """Wait until all requests have been handled."""
+        await asyncio.wait([self._task])
+
     def cancel(self) -> None:
         """Stop, and drop the queued requests."""
         self._task.cancel()

@@ -166,6 +166,11 @@ class Subscription(SubscriptionStreams):
     def _replayed(self) -> None:
         self._replay = None
 
+    async def caught_up(self) -> None:
+        """Wait until there are no requests for a replay."""
+        while self._replay is not None:
+            await self._replay.finished()
+
     def fell_behind(self) -> None:
         """Catch up, because the socket of a live subscriber is full."""
         self.catch_up()

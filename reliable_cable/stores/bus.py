@@ -7,6 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import Context
 from typing import Generic, Protocol, TypeVar
 
 from reliable_cable.logs import logger
@@ -35,6 +36,8 @@ class BusListener(Listener, Generic[E]):
         self._bus = bus
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
+        #: The context in which events are delivered, instead of that of the code that publishes them.
+        self._context = Context()
         #: The streams whose events are announced.
         self.streams: set[str] = set()
         self._pending: deque[E] = deque()
@@ -65,7 +68,7 @@ class BusListener(Listener, Generic[E]):
         with self._lock:
             self._pending.extend(events)
             if not self._scheduled:
-                self._loop.call_soon_threadsafe(self._drain)
+                self._loop.call_soon_threadsafe(self._drain, context=self._context)
                 self._scheduled = True
 
     def _drain(self) -> None:

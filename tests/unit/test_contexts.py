@@ -9,6 +9,9 @@ from contextvars import ContextVar, copy_context
 import pytest
 
 from reliable_cable.concurrency.contexts import run_in_context
+from reliable_cable.conf import read_settings
+from reliable_cable.stores.streams.base import Message
+from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 language: ContextVar[str] = ContextVar("language", default="en")
 
@@ -113,3 +116,16 @@ async def test_a_cancelled_coroutine_leaves_no_reference_cycle() -> None:
         assert gc.collect() == 0
     finally:
         gc.enable()
+
+
+async def test_events_of_a_store_are_not_delivered_in_the_context_of_the_code_that_sent_them() -> None:
+    """A context may forbid asgiref's shared thread, which a handler in that thread uses."""
+    seen = []
+    store = MemoryStreamStore(read_settings({"ENGINE": "memory"}))
+    listener = store.listen(lambda event: seen.append(language.get()))
+    await listener.subscribe("room")
+    language.set("de")
+    store.append([("room", Message("1"))])
+    await asyncio.sleep(0)
+    assert seen == ["en"]
+    await listener.close()

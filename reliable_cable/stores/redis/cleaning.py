@@ -1,0 +1,30 @@
+"""Deletes the data of tests in Redis."""
+
+from typing import Final
+
+from reliable_cable.conf import CableSettings
+
+from .client import Call, client_for
+
+#: How many keys one call examines or deletes.
+KEYS_PER_CALL: Final = 1000
+
+
+def delete_keys(settings: CableSettings) -> None:
+    """Delete all keys that begin with `settings.key_prefix`, and close the connections of sync code.
+
+    Args:
+        settings: the settings. The prefix must not contain characters that are special in patterns of Redis.
+
+    Raises:
+        StoreError: Redis could not be reached.
+    """
+    client = client_for(settings)
+    cursor = None
+    while cursor != 0:
+        scan = Call("SCAN", [], [cursor or 0, "MATCH", f"{settings.key_prefix}:*", "COUNT", KEYS_PER_CALL])
+        ((cursor, keys),) = client.run(scan, idempotent=True)
+        cursor = int(cursor)
+        for key in keys:
+            client.run(Call("UNLINK", [key.decode()]), idempotent=True)
+    client.close()

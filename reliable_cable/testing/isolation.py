@@ -1,0 +1,123 @@
+"""Separates tests: each has its own stores, and ends the connections and threads that it has started."""
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
+
+from reliable_cable import broadcasting, conf
+from reliable_cable.concurrency.threads import close_shared_connections, end_threads
+from reliable_cable.validation import Outgoing
+
+from .commits import commits_of_tested_code
+from .loop_thread import LoopThread
+
+#: How long, in seconds, to wait until the threads of a test have ended.
+END_TIMEOUT = 5.0
+
+
+class Closeable(Protocol):
+    """Something that a test has opened."""
+
+    def close(self) -> None:
+        """Close it. It may be closed already."""
+
+
+class Isolation:
+    """What lasts as long as one test."""
+
+    def __init__(self) -> None:
+        self._loop_thread: LoopThread | None = None
+        #: What to close at the end of the test, before its event loop.
+        self.opened: list[Closeable] = []
+        #: Called with each broadcast that was sent.
+        self.captures: list[Callable[[Outgoing], object]] = []
+        self._keys: set[tuple[str, str]] = set()
+
+    @property
+    def loop_thread(self) -> LoopThread:
+        """The event loop for sync tests. It is created when it is first needed."""
+        if self._loop_thread is None:
+            self._loop_thread = LoopThread()
+        return self._loop_thread
+
+    def observe(self, batch: Sequence[Outgoing]) -> None:
+        """Pass broadcasts to the captures, except those whose `idempotency_key` was used before."""
+        for item in batch:
+            key = item.stream, item.message.idempotency_key
+            if key not in self._keys:
+                for capture in self.captures:
+                    capture(item)
+            if key[1]:
+                self._keys.add(key)
+
+    def close(self) -> None:
+        """Close what the test has opened."""
+        for each in reversed(self.opened):
+            each.close()
+        if self._loop_thread is not None:
+            self._loop_thread.close()
+
+
+_isolations: list[Isolation] = []
+
+
+def current_isolation() -> Isolation:
+    """Return the isolation of the running test.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    if not _isolations:
+        raise RuntimeError(
+            "This test is not isolated. Use reliable_cable.testing.CableTestCase or CableTestMixin, the pytest plugin, "
+            "or `with isolated_cable():`."
+        )
+    return _isolations[-1]
+
+
+@contextmanager
+def isolated_cable(**settings: Any) -> Iterator[None]:
+    """Give the code in this context stores of its own, which are empty, and settings for tests.
+
+    By default, the stores are in memory, and sync handlers run in the thread of the test and in its transaction. So
+    tests need no server, and see nothing of each other. In a `TestCase`, a broadcast waits for the transactions of the
+    tested code only, and is sent when its outermost `atomic()` ends.
+
+    `CableTestCase`, `CableTestMixin` and the pytest plugin run each test in this context.
+
+    Args:
+        settings: keys of `RELIABLE_CABLE`, such as `ENGINE="redis"`. They have precedence over the project's. Each
+            context uses a `KEY_PREFIX` of its own, and deletes its keys in Redis.
+    """
+    values = {"ENGINE": "memory", "HANDLER_THREADS": 0, "KEY_PREFIX": f"cable-test-{secrets.token_hex(8)}", **settings}
+    isolation = Isolation()
+    with conf.overridden(values), commits_of_tested_code():
+        _isolations.append(isolation)
+        broadcasting.observers.append(isolation.observe)
+        try:
+            yield
+        finally:
+            broadcasting.observers.remove(isolation.observe)
+            try:
+                isolation.close()
+                if "KEY_PREFIX" not in settings:
+                    _delete_keys(conf.get_settings())
+            finally:
+                _isolations.remove(isolation)
+                # Their database connections would keep a test database from being dropped.
+                end_threads(END_TIMEOUT)
+                close_shared_connections(END_TIMEOUT)
+
+
+def isolated() -> AbstractContextManager[None]:
+    """Return `isolated_cable()`, or a context that does nothing if the running test is isolated."""
+    return nullcontext() if _isolations else isolated_cable()
+
+
+def _delete_keys(settings: conf.CableSettings) -> None:
+    """Delete the data of a test in Redis."""
+    if settings.engine not in ("memory", "database") and settings.redis_url:
+        from reliable_cable.stores.redis.cleaning import delete_keys
+
+        delete_keys(settings)

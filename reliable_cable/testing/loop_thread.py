@@ -1,0 +1,47 @@
+"""Runs async code for sync tests, in one event loop that continues where the last call has left it."""
+
+import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.sync import AsyncToSync
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a thread of its own, which runs only while a sync test waits for a coroutine.
+
+    Meanwhile, Django's thread-sensitive code runs in the thread of the test, so that it is in the test's transaction.
+    `async_to_sync` does the same, but with a new event loop for each call, and a connection cannot outlive its loop.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="cable-test")
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine, and return its result."""
+        executor = CurrentThreadExecutor(getattr(AsyncToSync.executors, "current", None))
+        AsyncToSync.loop_thread_executors[self._loop] = executor
+        try:
+            done = self._thread.submit(self._loop.run_until_complete, coroutine)
+            executor.run_until_future(done)
+            return done.result()
+        finally:
+            del AsyncToSync.loop_thread_executors[self._loop]
+
+    def close(self) -> None:
+        """Cancel what is left, and close the loop."""
+        self.run(self._cancel_tasks())
+        self._thread.shutdown()
+        self._loop.close()
+
+    async def _cancel_tasks(self) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.get_running_loop().shutdown_asyncgens()

@@ -1,0 +1,40 @@
+"""Settings of a project that uses the test kit, on SQLite in memory or on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+SECRET_KEY = "tests"
+USE_TZ = True
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "channels",
+    "reliable_cable",
+    "tests.integration.kit_project",
+]
+ASGI_APPLICATION = "tests.integration.kit_project.cable.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+DATABASES: dict[str, dict[str, Any]]
+if host := os.environ.get("KIT_POSTGRES"):
+    DATABASES = {
+        "default": {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": "postgres",
+            "USER": "postgres",
+            "HOST": host,
+            "CONN_MAX_AGE": None,
+            "TEST": {"NAME": f"test_kit_{os.getpid()}"},
+        }
+    }
+else:
+    DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+
+# As in production. There is no such Redis in most tests: the test kit uses stores in memory.
+RELIABLE_CABLE = {"REDIS_URL": os.environ.get("KIT_REDIS", "redis://127.0.0.1:1/0")}
+#: The engine with which the checks run.
+KIT_ENGINE = os.environ.get("KIT_ENGINE", "memory")

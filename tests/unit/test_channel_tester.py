@@ -1,0 +1,141 @@
+"""The test kit: `ChannelTester`, in a `TestCase` with its transaction."""
+
+# ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.db import transaction
+
+from reliable_cable import Channel, abroadcast, action, presence_for, state
+from reliable_cable.testing import CableTestCase, CallFailed, ChannelTester
+
+
+class NotesChannel(Channel):
+    name = "test-kit-notes"
+    count = state(default=0)
+
+    def subscribed(self) -> None:
+        if self.params.get("fail"):
+            raise ZeroDivisionError
+        if self.params.get("secret"):
+            raise PermissionDenied("It is secret.")
+        if self.params.get("members") and not self.user.is_authenticated:
+            return self.reject()
+        self.stream_from("notes")
+        self.presence.join(self.user.pk or "nobody", {"name": self.user.get_username()})
+        self.transmit({"hello": self.user.get_username()})
+
+    def before_action(self, action: str, data: Any) -> bool:
+        return "stranger" not in data
+
+    @action
+    def add(self, data: dict[str, Any]) -> Any:
+        self.count += 1
+        user = User.objects.create(username=data["name"])
+        with transaction.atomic():
+            NotesChannel.broadcast_to("all", {"id": user.pk})
+        return {"id": user.pk}
+
+    @action
+    async def aadd(self, data: dict[str, Any]) -> Any:
+        self.count += 1
+        user = await User.objects.acreate(username=data["name"])
+        await abroadcast("test-kit-notes:all", {"id": user.pk})
+        self.transmit("added")
+        return user.pk
+
+    @action
+    def fail(self) -> None:
+        raise ZeroDivisionError
+
+    @action
+    def forbid(self) -> None:
+        raise PermissionDenied("Not you.")
+
+    @action
+    def follow(self) -> None:
+        self.stop_all_streams()
+        self.stream_for("all")
+
+    def unsubscribed(self) -> None:
+        User.objects.create(username="gone")
+
+
+class ChannelTesterTest(CableTestCase):
+    def setUp(self) -> None:
+        self.ann = User.objects.create(username="ann")
+
+    def test_a_subscription(self) -> None:
+        notes = ChannelTester(NotesChannel, user=self.ann)
+        self.assertTrue(notes.subscribe())
+        self.assertFalse(notes.rejected)
+        self.assertEqual(notes.streams, ["notes"])
+        self.assertEqual(notes.presence, (str(self.ann.pk), {"name": "ann"}))
+        self.assertEqual(notes.transmissions, [{"hello": "ann"}])
+        self.assertEqual(notes.state, {})
+        self.assertEqual(list(presence_for("notes").info().records or {}), [str(self.ann.pk)])
+
+    def test_actions(self) -> None:
+        notes = ChannelTester(NotesChannel, user=self.ann)
+        notes.subscribe()
+        with self.assertBroadcasts("test-kit-notes:all", 1) as broadcasts:
+            result = notes.perform("add", {"name": "bob"})
+        bob = User.objects.get(username="bob")
+        self.assertEqual(result, {"id": bob.pk})
+        self.assertEqual([each.data for each in broadcasts], [{"id": bob.pk}])
+        self.assertEqual(notes.state, {"count": 1})
+        self.assertEqual(notes.perform("aadd", {"name": "carol"}), User.objects.get(username="carol").pk)
+        self.assertEqual(notes.transmissions, [{"hello": "ann"}, "added"])
+        notes.perform("follow")
+        self.assertEqual(notes.streams, ["test-kit-notes:all"])
+
+    def test_errors_of_actions_reach_the_test(self) -> None:
+        notes = ChannelTester(NotesChannel)
+        notes.subscribe()
+        with self.assertRaises(ZeroDivisionError):
+            notes.perform("fail")
+        with self.assertRaises(PermissionDenied):
+            notes.perform("forbid")
+        with self.assertRaises(CallFailed) as caught:
+            notes.perform("add", {"stranger": True})
+        self.assertEqual(caught.exception.reason, "refused")
+        with self.assertRaises(CallFailed) as caught:
+            notes.perform("nothing")
+        self.assertEqual(caught.exception.reason, "unknown_action")
+
+    def test_rejections(self) -> None:
+        notes = ChannelTester(NotesChannel, params={"members": True})
+        self.assertFalse(notes.subscribe())
+        self.assertTrue(notes.rejected)
+        self.assertIn("reject()", notes.rejection)
+        self.assertEqual(notes.streams, [])
+        self.assertIsNone(notes.presence)
+        with self.assertRaisesRegex(AssertionError, "reject()"):
+            self.assertIsNone(notes.state)
+        notes = ChannelTester(NotesChannel, params={"secret": True})
+        self.assertFalse(notes.subscribe())
+        self.assertIn("It is secret.", notes.rejection)
+        notes = ChannelTester(NotesChannel, params={"fail": True})
+        with self.assertRaises(ZeroDivisionError):
+            notes.subscribe()
+
+    def test_unsubscribing(self) -> None:
+        notes = ChannelTester(NotesChannel)
+        notes.subscribe()
+        notes.unsubscribe()
+        self.assertTrue(User.objects.filter(username="gone").exists())
+        with self.assertRaises(CallFailed) as caught:
+            notes.perform("add", {"name": "bob"})
+        self.assertEqual(caught.exception.reason, "not_subscribed")
+
+    async def test_the_same_in_async_code(self) -> None:
+        async with ChannelTester(NotesChannel, user=self.ann) as notes:
+            self.assertTrue(await notes.asubscribe())
+            with self.assertBroadcasts("test-kit-notes:all", 1):
+                await notes.aperform("add", {"name": "bob"})
+            self.assertEqual(notes.state, {"count": 1})
+            self.assertTrue(await User.objects.filter(username="bob").aexists())
