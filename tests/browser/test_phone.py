@@ -14,7 +14,8 @@ from tests.browser.proxy import TcpProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
-PHONES = ((360, 640), (390, 844))
+#: The width and height, in CSS pixels, of phones. The last one is held sideways.
+PHONES = ((360, 640), (390, 844), (740, 360))
 PAGES = ("/", "/rooms/lobby/", "/assistant/", "/migrations/")
 #: The least width and height of what can be tapped, in CSS pixels.
 TARGET = 44
@@ -78,6 +79,7 @@ async def test_a_room_fits_and_can_be_tapped(
         await window[f"{name}-panel"].locator("summary").tap()
         await expect(window.page.locator(".panel[open]")).to_have_count(1)
         await check_layout(window, phone)
+    await window["try-panel"].locator("summary").tap()
     for control in ("text", "send", "cut", "logout"):
         await expect(window[control]).to_be_in_viewport(ratio=1)
 
