@@ -116,6 +116,17 @@ async def test_an_answer_can_be_stopped(open_window: OpenWindow, publisher: Publ
     assert len(whole) > len(saved["text"])
 
 
+async def test_a_second_question_has_to_wait_for_the_first_answer(
+    open_window: OpenWindow, publisher: Publisher
+) -> None:
+    window = await open_window("dave", "/assistant/")
+    answer = await ask(window, QUESTION)
+    await window.page.get_by_role("button", name="Fail half-way").click()
+    await expect(window["notice"]).to_contain_text("One answer at a time")
+    await window["stop"].click()
+    await ended(answer, publisher, "stopped")
+
+
 async def test_an_error_is_shown_and_the_next_question_is_answered(
     open_window: OpenWindow, publisher: Publisher
 ) -> None:
