@@ -128,18 +128,18 @@ class OpenWindow(Protocol):
         user: str,
         path: str,
         *,
-        through: TcpProxy | None = None,
+        through: TcpProxy | DemoServer | None = None,
         cuts: bool = False,
-        size: tuple[int, int] = (1280, 800),
+        phone: tuple[int, int] | None = None,
     ) -> Window:
         """Open a page.
 
         Args:
             user: the user to log in; empty: no user.
             path: the path of the page.
-            through: the server, or a proxy of it.
+            through: a proxy of the server, or another server.
             cuts: whether the test breaks connections on purpose.
-            size: the width and height in CSS pixels.
+            phone: the width and height, in CSS pixels, of a phone; None: the window is that of a desktop.
         """
         ...
 
@@ -156,16 +156,19 @@ async def open_window(
         user: str,
         path: str,
         *,
-        through: TcpProxy | None = None,
+        through: TcpProxy | DemoServer | None = None,
         cuts: bool = False,
-        size: tuple[int, int] = (1280, 800),
+        phone: tuple[int, int] | None = None,
     ) -> Window:
+        width, height = phone or (1280, 800)
         port = through.port if through else server.port
         context = await chromium.new_context(
             base_url=f"http://127.0.0.1:{port}",
             storage_state=await log_in(user) if user else None,
             reduced_motion="reduce",
-            viewport={"width": size[0], "height": size[1]},
+            viewport={"width": width, "height": height},
+            is_mobile=phone is not None,
+            has_touch=phone is not None,
         )
         contexts.append(context)
         window = Window(await context.new_page(), cuts=cuts or through is not None)

@@ -60,11 +60,17 @@ async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
 
 
 class DemoServer(Server):
-    """The demo, served by daphne."""
+    """The demo, served by daphne.
 
-    def __init__(self, folder: Path, template: Path) -> None:
+    Args:
+        folder: the folder for the database and the log.
+        template: a prepared database, which is copied.
+        variables: additional environment variables.
+    """
+
+    def __init__(self, folder: Path, template: Path, **variables: str) -> None:
         super().__init__("daphne", folder, template)
-        self.environment = environment(self.database)
+        self.environment = environment(self.database) | variables
 
     def _command(self) -> list[str]:
         options = ["-b", "127.0.0.1", "-p", str(self.port)]

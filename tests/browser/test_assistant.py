@@ -16,6 +16,14 @@ pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 QUESTION = "What happens when I am cut off and reconnect? And what is an offset?"
 
+#: Clicks a button as soon as the next answer has started.
+CLICK_DURING_ANSWER = """(button) => {
+  new MutationObserver((_, observer) => {
+    observer.disconnect();
+    button.click();
+  }).observe(document.querySelector("#answers"), {childList: true});
+}"""
+
 
 async def ask(window: Window, question: str) -> Locator:
     """Ask a question, and return the locator of the answer on the page."""
@@ -114,6 +122,18 @@ async def test_an_answer_can_be_stopped(open_window: OpenWindow, publisher: Publ
     whole = (await ended(again, publisher, "complete"))["text"]
     assert whole.startswith(saved["text"])
     assert len(whole) > len(saved["text"])
+
+
+async def test_a_second_question_has_to_wait_for_the_first_answer(
+    open_window: OpenWindow, publisher: Publisher
+) -> None:
+    window = await open_window("dave", "/assistant/")
+    had = await window["answer"].count()
+    await window.page.get_by_role("button", name="Fail half-way").evaluate(CLICK_DURING_ANSWER)
+    answer = await ask(window, QUESTION)
+    await expect(window["notice"]).to_contain_text("One answer at a time")
+    await ended(answer, publisher, "complete")
+    await expect(window["answer"]).to_have_count(had + 1)
 
 
 async def test_an_error_is_shown_and_the_next_question_is_answered(

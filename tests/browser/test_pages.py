@@ -1,4 +1,4 @@
-"""Tests of the pages: their content security policy, their width on a phone, and the examples for Action Cable."""
+"""Tests of the pages: their content security policy, and the examples for Action Cable."""
 
 from __future__ import annotations
 
@@ -6,19 +6,12 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
-from tests.browser.demo import PAGE_PATIENCE, Window
+from tests.browser.demo import PAGE_PATIENCE
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 BOXES = ("consumer", "classes", "extended", "signed", "public")
 PAGES = ("/", "/rooms/lobby/", "/assistant/", "/migrations/")
-PHONE = (390, 844)
-
-
-async def width(window: Window) -> int:
-    """Return the width of the page, including parts that are reached only by scrolling."""
-    widths = await window.page.evaluate("[document.documentElement, document.body].map((each) => each.scrollWidth)")
-    return int(max(widths))
 
 
 async def test_each_example_receives_its_broadcast(open_window: OpenWindow) -> None:
@@ -53,23 +46,3 @@ async def test_pages_have_a_strict_policy_and_comply_with_it(open_window: OpenWi
         assert "unsafe" not in policy["script-src"] + policy["style-src"]
         loaded = await window.page.evaluate("performance.getEntriesByType('resource').map((entry) => entry.name)")
         assert {url.split("/")[2] for url in loaded} == {window.page.url.split("/")[2]}
-
-
-async def test_pages_fit_on_a_phone(open_window: OpenWindow) -> None:
-    guest = await open_window("", "/login/", size=PHONE)
-    alice = await open_window("alice", "/", size=PHONE)
-    for window, path in [(guest, "/login/"), *((alice, path) for path in PAGES)]:
-        await window.go(path)
-        assert await width(window) <= PHONE[0], path
-
-
-async def test_a_room_can_be_used_on_a_phone(open_window: OpenWindow, room: str) -> None:
-    window = await open_window("alice", f"/rooms/{room}/", size=PHONE)
-    await window.state("connected")
-    long = "A word that is not short: " + "r" * 120
-    await window["text"].fill(long)
-    await window["send"].click()
-    await window.shows(long)
-    assert await width(window) <= PHONE[0]
-    for control in ("text", "send", "cut"):
-        await expect(window[control]).to_be_in_viewport(ratio=1)

@@ -128,7 +128,8 @@ new MutationObserver(showButtons).observe(document.querySelector("#line"), { att
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const question = prompt.value.trim();
-  if (!question || running()) return;
+  if (!question) return;
+  if (running()) return notify("One answer at a time: stop the other one first.");
   if (!isLive(subscription.channel)) return notify("You are not connected: ask again when you are.");
   subscription.channel.perform("ask", { prompt: question }).catch(() => notify("It could not be sent."));
   prompt.value = "";

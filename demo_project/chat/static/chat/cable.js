@@ -107,9 +107,17 @@ export class Scroller {
   constructor(element) {
     this.element = element;
     this.follows = true;
-    element.addEventListener("scroll", () => (this.follows = this.isAtEnd()), { passive: true });
+    this.top = 0;
+    element.addEventListener("scroll", () => this.scrolled(), { passive: true });
     new ResizeObserver(() => this.follow()).observe(element);
     this.toEnd();
+  }
+
+  scrolled() {
+    // When a notice makes the list shorter, its end moves out of view, but the user has not scrolled up.
+    if (this.isAtEnd()) this.follows = true;
+    else if (this.element.scrollTop < this.top) this.follows = false;
+    this.top = this.element.scrollTop;
   }
 
   isAtEnd() {

@@ -9,7 +9,8 @@ const username = room.dataset.username;
 const list = document.querySelector("#messages");
 const template = document.querySelector("#message-template");
 const latest = document.querySelector("#latest");
-const scroller = new Scroller(list);
+const log = document.querySelector("#log");
+const scroller = new Scroller(log);
 /** The ids of the messages on the page. The replayed history overlaps with the messages that the server rendered. */
 const shown = new Set();
 /** The ids of the messages that were received over the cable. Tests check that none is received twice. */
@@ -45,7 +46,7 @@ function append(message) {
 }
 
 latest.addEventListener("click", () => scroller.toEnd());
-list.addEventListener("scroll", () => (latest.hidden ||= scroller.follows), { passive: true });
+log.addEventListener("scroll", () => (latest.hidden ||= scroller.follows), { passive: true });
 
 /** Messages that are held until `catchUp` has shown the earlier ones; null: `catchUp` is not running. */
 let held = null;
@@ -116,6 +117,7 @@ sendOnEnter(text);
 
 // -- members and typing -------------------------------------------------------------------------------------------
 
+const membersPanel = document.querySelector("#members-panel");
 const members = document.querySelector("#members");
 const memberCount = document.querySelector("#member-count");
 const typing = document.querySelector("#typing");
@@ -126,12 +128,14 @@ let names = {};
 const typists = new Map();
 let toldAt = 0;
 
-async function showMembers(channel) {
-  try {
-    names = Object.fromEntries(Object.entries(await channel.presence.info()).map(([id, info]) => [id, info.name]));
-  } catch {
-    return; // the connection was lost; `listen` calls this again after the reconnect
+/** Show the members of the room; null: they are unknown, because the connection is lost. */
+function showMembers(present) {
+  membersPanel.dataset.state = present ? "known" : "unknown";
+  if (!present) {
+    memberCount.textContent = "?";
+    return;
   }
+  names = Object.fromEntries(present.map(({ id, info }) => [id, info.name]));
   const sorted = Object.entries(names).sort((a, b) => a[1].localeCompare(b[1]));
   members.replaceChildren(
     ...sorted.map(([id, name]) => {
@@ -185,7 +189,6 @@ function listen(channel) {
     // A channel that was closed before its confirmation has no position from which the next one could be replayed.
     if (wasClosed && !wasConfirmed) catchUp();
     wasConfirmed = true;
-    showMembers(channel);
     toldAt = 0;
     unsent.forEach(send);
   });
@@ -203,8 +206,8 @@ function listen(channel) {
   });
   channel.on("presence", ({ type, id }) => {
     if (type === "leave") stopTyping(id);
-    if (type === "join" || type === "leave") showMembers(channel);
   });
+  AnyCable.watchPresence(channel, showMembers);
   channel.on("info", ({ type }) => {
     if (type === "history_not_found") catchUp();
     if (type === "history_received" && before !== null) {
@@ -227,13 +230,30 @@ document.querySelector("#robot").addEventListener("submit", async (event) => {
   try {
     const response = await fetch(form.action, { method: "POST", body: new FormData(form) });
     if (!response.ok) throw new Error(`HTTP ${response.status}`);
+    uncoverMessages();
     if (!isLive(subscription.channel)) notify("The robot is talking; you will hear it when the connection is back.");
   } catch {
     notify("The robot cannot be reached.");
   }
 });
 
-// Panels are closed on small screens.
-if (matchMedia("(max-width: 60rem)").matches) {
-  for (const panel of document.querySelectorAll(".side details")) panel.open = false;
+// -- panels -------------------------------------------------------------------------------------------------------
+
+const panels = document.querySelectorAll(".panel");
+/** On small screens, an open panel covers the messages, and only one is open at a time. */
+const small = matchMedia("(max-width: 60rem)");
+
+function arrangePanels() {
+  for (const panel of panels) {
+    panel.name = small.matches ? "panel" : "";
+    panel.open = !small.matches;
+  }
 }
+
+function uncoverMessages() {
+  if (small.matches) arrangePanels();
+}
+
+small.addEventListener("change", arrangePanels);
+document.querySelector(".talk").addEventListener("pointerdown", uncoverMessages);
+arrangePanels();
