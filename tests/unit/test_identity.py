@@ -56,7 +56,7 @@ def test_children_of_multi_table_inheritance_have_the_text_of_their_parent() -> 
             app_label = "tests"
             proxy = True
 
-    class Profile(Model):
+    class Profile(Model):  # noqa: DJ008 - nothing shows it
         user = OneToOneField(get_user_model(), on_delete=CASCADE, primary_key=True)
 
         class Meta:
