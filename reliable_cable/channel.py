@@ -212,8 +212,9 @@ class Channel:
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
 
-        The reply of this handler is applied, so it can send a message to the client. While `subscribed` is retried
-        because a database or store cannot be reached, this is called after the last attempt only.
+        The reply of this handler is applied, so it can send a message to the client. After an error of `subscribed`,
+        only its messages are sent, because the subscription is rejected. While `subscribed` is retried because a
+        database or store cannot be reached, this is called after the last attempt only.
 
         Args:
             error: the error.
@@ -286,7 +287,7 @@ class Channel:
         self.reply.transmissions.append(text)
 
     def reject(self) -> None:
-        """Refuse the subscription."""
+        """Refuse the subscription. In an action, end it: the client is told, and may subscribe again."""
         self.reply.rejected = True
 
     # -- broadcasting --------------------------------------------------------------------------------------------------

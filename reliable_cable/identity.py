@@ -40,12 +40,23 @@ def row_name(instance: Any) -> str:
     return f"{instance._meta.concrete_model._meta.label_lower}:{instance.pk}"
 
 
+def _root(meta: Any) -> str:
+    """Return the label of the model whose table all parents and children of a model share the primary keys of."""
+    meta = meta.concrete_model._meta
+    while (link := meta.pk.remote_field) is not None and link.parent_link:
+        meta = link.model._meta.concrete_model._meta
+    return str(meta.label_lower)
+
+
 def identify(value: Any) -> str:
-    """Return the text of an identifier's value. It is `""` for None and for anonymous users."""
+    """Return the text of an identifier's value. It is `""` for None and for anonymous users.
+
+    With multi-table inheritance, a child has the text of its parent, because both are the same user.
+    """
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""
     if isinstance(value, Model) or (hasattr(value, "_meta") and hasattr(value, "pk")):
-        return row_name(value)
+        return f"{_root(value._meta)}:{value.pk}"
     return f"{type(value).__name__}:{value}"
 
 

@@ -111,7 +111,9 @@ def _judge(login: Login, session: str | Exception | None, user: Any) -> bool | E
     for error in (session, user):
         if isinstance(error, Exception):
             return error
-    return session == login.user_id and has_valid_hash(user, login.auth_hash)
+    if session != login.user_id:
+        return False
+    return _attempt(partial(has_valid_hash, user, login.auth_hash))
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
@@ -199,7 +201,12 @@ def _find_users_of(backend: Any, ids: Sequence[str]) -> Mapping[str, Any]:
     if type(backend).get_user is not ModelBackend.get_user:
         return {id_: _attempt(partial(backend.get_user, to_python(id_))) for id_ in ids}
     users = model._default_manager.filter(pk__in=[to_python(id_) for id_ in ids])
-    return {user_id(user): user for user in users if backend.user_can_authenticate(user)}
+    # A project's own code may fail for one user. That must not prevent the checks of the others.
+    return {user_id(user): _attempt(partial(_if_allowed, backend, user)) for user in users}
+
+
+def _if_allowed(backend: Any, user: Any) -> Any:
+    return user if backend.user_can_authenticate(user) else None
 
 
 def _attempt(call: Callable[[], T]) -> T | Exception:

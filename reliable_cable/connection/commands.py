@@ -15,11 +15,9 @@ from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.protocol import commands, messages
-from reliable_cable.protocol.constants import CallFailure, DisconnectReason, Subprotocol
+from reliable_cable.protocol.constants import REVOKED, CallFailure, DisconnectReason, Subprotocol
 from reliable_cable.protocol.control import SubscriptionRevocation
-from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.reply import PresenceLeave, Reply
-from reliable_cable.stores.streams.base import Message
 
 from .answers import answer_failure, answer_unsubscribed, with_answer
 from .command_queue import CommandQueue
@@ -89,7 +87,7 @@ class Commands(CommandQueue):
             case commands.History(history=request):
                 subscription.catch_up(request)
             case commands.Whisper(data=data):
-                await self._whisper(subscription, data)
+                await subscription.whisper(data)
             case commands.Join(presence=claim):
                 if await subscription.presence.authorizes(claim):
                     await subscription.presence.join(claim.id, claim.info, claimed=True)
@@ -97,13 +95,6 @@ class Commands(CommandQueue):
                 await subscription.presence.leave()
             case commands.Presence(return_records=return_records):
                 await subscription.presence.send_info(return_records=return_records)
-
-    async def _whisper(self, subscription: Subscription, data: str) -> None:
-        stream = subscription.whisper_stream
-        # Clients drop falsy messages.
-        if stream is not None and not is_falsy(data):
-            message = Message(data, exclude=self.connection.sid)
-            await self.connection.hub.engine.streams.awhisper(stream, message)
 
     # -- subscribing --------------------------------------------------------------------------------------------------
 
@@ -338,8 +329,12 @@ class Commands(CommandQueue):
             return
         await self.transmit(subscription.identifier, reply)
         if reply.rejected:
-            await self._unsubscribe(subscription)
-            self.connection.reject(subscription.identifier)
+            if not self.connection.extended or self.connection.closed:
+                await self._unsubscribe(subscription)
+                self.connection.reject(subscription.identifier)
+            elif not subscription.revoked:
+                # The client ignores a rejection that it did not ask for. It subscribes again, as after `revoke()`.
+                self.connection.revoke([subscription.identifier], REVOKED, float("inf"))
             return
         if reply.presence:
             await subscription.presence.apply(reply)
@@ -407,9 +402,13 @@ class Commands(CommandQueue):
                 self.log.info("%s: %s refused its client: %r", type(channel).__name__, name, cause)
             else:
                 self.log.exception("%s: %s failed.", type(channel).__name__, name)
+            began = self.connection.hub.engine.session_clock.moment()
             reply = await run_error_handler(channel, cause, name, self.log)
+        subscription = self.subscriptions.get(channel.identifier)
+        if subscription is not None and subscription.channel is channel and not self.connection.closed:
+            await self._apply(subscription, reply, began)
         # After a failed restore, the client subscribes again, and gets the messages then.
-        if self.connection.state is not ConnectionState.OPENING and (not reply.changed or await self.connection.save()):
+        elif self.connection.state is not ConnectionState.OPENING:
             await self.transmit(channel.identifier, reply)
         return REFUSED if refused else None
 

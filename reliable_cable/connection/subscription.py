@@ -9,9 +9,10 @@ from reliable_cable.hub.stream import LOST
 from reliable_cable.hub.subscriber import SubscriberState
 from reliable_cable.protocol.commands import PresenceClaim
 from reliable_cable.protocol.constants import MessageType
+from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.reply import PresenceJoin, Reply, StreamStart
-from reliable_cable.stores.streams.base import NOWHERE
+from reliable_cable.stores.streams.base import NOWHERE, Message
 
 from .presence import SubscriptionPresence, blank_record
 from .replay import Replay
@@ -170,6 +171,14 @@ class Subscription(SubscriptionStreams):
         """Wait until there are no requests for a replay."""
         while self._replay is not None:
             await self._replay.finished()
+
+    async def whisper(self, data: str) -> None:
+        """Send a whisper of the client to the other subscribers of the stream for whispers, if there is one."""
+        stream = self.whisper_stream
+        # Clients drop falsy messages.
+        if stream is not None and not is_falsy(data):
+            message = Message(data, exclude=self.connection.sid)
+            await self.connection.hub.engine.streams.awhisper(stream, message)
 
     def fell_behind(self) -> None:
         """Catch up, because the socket of a live subscriber is full."""

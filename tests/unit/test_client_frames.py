@@ -53,6 +53,14 @@ class Room(Channel, abstract=True):
         self.reject()
 
     @action
+    async def trespass(self) -> None:
+        raise PermissionError
+
+    async def handle_error(self, error: Exception, handler: str) -> None:
+        if isinstance(error, PermissionError):
+            await self.kick()
+
+    @action
     async def wait(self) -> None:
         await asyncio.Event().wait()
 
@@ -215,16 +223,32 @@ class TestWhispers:
             assert await frames(client) == []
 
 
-async def test_an_action_can_end_the_subscription() -> None:
-    async with Client() as client:
+@pytest.mark.parametrize("name", ["kick", "trespass"])
+async def test_an_action_or_handle_error_can_end_the_subscription_of_a_base_client(name: str) -> None:
+    async with Client(protocol=BASE) as client:
         await client.subscribe(ROOM)
-        await client.perform(ROOM, "kick")
+        await client.perform(ROOM, name)
         assert await frames(client) == [
             {"identifier": ROOM, "message": "bye"},
             {"type": "reject_subscription", "identifier": ROOM},
         ]
         await abroadcast("room", 1)
         assert await client.quiet()
+
+
+@pytest.mark.parametrize("name", ["kick", "trespass"])
+async def test_an_extended_client_whose_subscription_is_ended_so_has_to_subscribe_again(name: str) -> None:
+    # It ignores a rejection that it did not ask for, and its channel would silently receive nothing more.
+    async with Client() as former:
+        for each in (ROOM, PLAIN):
+            await former.subscribe(each)
+        await former.perform(ROOM, name)
+        assert (await former.receive())["message"] == "bye"
+        assert await former.receive() == {"identifier": ROOM, "message": {"type": "revoked", "reason": "revoked"}}
+        assert await former.communicator.receive_output(5) == {"type": "websocket.close", "code": 1000}
+    async with Client(former.sid) as client:
+        assert client.welcome["restored_ids"] == [PLAIN]
+        await client.subscribe(ROOM)
 
 
 class TestSignedStreams:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
+from django.db.models import CASCADE, Model, OneToOneField
 from django.test.utils import isolate_apps
 from django.utils.functional import SimpleLazyObject
 
@@ -38,6 +39,32 @@ def test_instances_of_a_proxy_model_have_the_text_of_the_model() -> None:
 
     assert identify(Staff(pk=1)) == "auth.user:1"
     assert identify(SimpleLazyObject(lambda: Staff(pk=1))) == "auth.user:1"
+
+
+@isolate_apps("tests")
+def test_children_of_multi_table_inheritance_have_the_text_of_their_parent() -> None:
+    class Account(get_user_model()):  # type: ignore[misc]
+        class Meta:
+            app_label = "tests"
+
+    class Manager(Account):
+        class Meta:
+            app_label = "tests"
+
+    class Boss(Manager):
+        class Meta:
+            app_label = "tests"
+            proxy = True
+
+    class Profile(Model):  # noqa: DJ008 - nothing shows it
+        user = OneToOneField(get_user_model(), on_delete=CASCADE, primary_key=True)
+
+        class Meta:
+            app_label = "tests"
+
+    for cls in (Account, Manager, Boss):
+        assert identify(cls(pk=1)) == "auth.user:1"
+    assert identify(Profile(pk=1)) == "tests.profile:1", "it belongs to a user, and is none"
 
 
 @pytest.mark.django_db

@@ -212,6 +212,26 @@ class TestOtherEngines:
         assert isinstance(unknown, ConnectionError)
         assert (ended, valid) == (False, True)
 
+    @pytest.mark.parametrize("method", ["get_session_auth_hash", "user_can_authenticate"])
+    def test_an_error_of_one_user_does_not_prevent_the_checks_of_others(
+        self, alias: str, method: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        broken, ended, valid = (make_user(name) for name in ("broken", "ended", "ann"))
+        logins = [log_in(user) for user in (broken, ended, valid)]
+        get_user_model().objects.filter(pk=ended.pk).update(is_active=False)
+        owner = get_user_model() if method == "get_session_auth_hash" else ModelBackend
+        original = getattr(owner, method)
+
+        def fail_for_one(self: Any, *args: Any) -> Any:
+            if (args[0] if args else self).username == "broken":
+                raise LookupError("this user has no profile")
+            return original(self, *args)
+
+        monkeypatch.setattr(owner, method, fail_for_one)
+        unknown, *others = check_logins(logins)
+        assert isinstance(unknown, LookupError)
+        assert others == [False, True]
+
     def test_a_login_of_a_backend_that_was_removed_has_ended(self, alias: str) -> None:
         user = make_user()
         login = log_in(user, **{BACKEND_SESSION_KEY: "no.such.Backend"})
