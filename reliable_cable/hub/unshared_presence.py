@@ -29,7 +29,7 @@ class UnsharedPresenceNotice:
         self._tasks = tasks
         self._began = engine.session_clock.moment()
         #: Whether the first member is still to be announced.
-        self._silent = (
+        self._to_announce = (
             isinstance(engine.presence, MemoryPresenceStore)
             and not isinstance(engine.streams, MemoryStreamStore)
             and engine.streams.settings.handler_threads > 0
@@ -40,8 +40,8 @@ class UnsharedPresenceNotice:
 
     def member_joined(self) -> None:
         """Announce the first member of this process."""
-        if self._silent:
-            self._silent = False
+        if self._to_announce:
+            self._to_announce = False
             self._own = self._engine.presence.info(CONTROL_STREAM, records=False).incarnation
             self._tasks.spawn(self._announce(self._own))
 
@@ -52,7 +52,7 @@ class UnsharedPresenceNotice:
             text = control.encode_unshared_presence(UnsharedPresence(incarnation, clock.now()))
             await self._engine.streams.aappend([(CONTROL_STREAM, Message(text))])
         except (BroadcastError, StoreError):
-            self._silent = True  # the next member is announced
+            self._to_announce = True  # the next member is announced
 
     def receive(self, message: UnsharedPresence) -> None:
         """Handle the announcement of a process."""
