@@ -16,8 +16,10 @@ import httpx
 import pytest
 from playwright.async_api import Browser, Page, expect
 
+from reliable_cable import __version__
 from tests.integration.test_wheel import clone, wheel
 from tests.support.projects import interpreter_for, own_environment
+from tests.support.redis import RedisPool, find_binaries
 from tests.support.server import PATIENCE, ROOT, free_port
 
 __all__ = ["clone", "wheel"]
@@ -58,7 +60,7 @@ def blocks() -> Iterator[Block]:
     """Yield the blocks that a newcomer follows, in order."""
     text = (ROOT / "README.md").read_text()
     heading = ""
-    for match in re.finditer(r"^## (.+)$|^```(\w+)\n(.*?)^```$", text[: text.index(END)], re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^## ([^\n]+)$|^```(\w+)\n(.*?)^```$", text[: text.index(END)], re.MULTILINE | re.DOTALL):
         if match[1]:
             heading = match[1]
         else:
@@ -71,11 +73,12 @@ class Newcomer:
     Args:
         folder: the folder.
         python: the Python that makes the virtual environment.
+        wheel: the wheel that pip must find.
         constraints: the versions that pip must choose.
         redis_url: the Redis to use in place of the one in README.
     """
 
-    def __init__(self, folder: Path, python: str, constraints: Path, redis_url: str) -> None:
+    def __init__(self, folder: Path, python: str, wheel: Path, constraints: Path, redis_url: str) -> None:
         self.folder = folder
         self.python = python
         self.redis_url = redis_url
@@ -86,6 +89,8 @@ class Newcomer:
             **own_environment(),
             "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}",
             "PIP_CONSTRAINT": str(constraints),
+            "PIP_FIND_LINKS": str(wheel.parent),
+            "PIP_NO_COMPILE": "1",
             "PIP_QUIET": "1",
             **{f"DJANGO_SUPERUSER_{name}": value for name, value in USER.items()},
         }
@@ -170,13 +175,15 @@ class Newcomer:
 
 
 @pytest.fixture
-def newcomer(django: str, wheel: Path, redis_url: str, tmp_path: Path) -> Iterator[Newcomer]:
+def newcomer(django: str, wheel: Path, redis_pool: RedisPool, tmp_path: Path) -> Iterator[Newcomer]:
     """A newcomer who uses a version of Django."""
     constraints = tmp_path / "constraints.txt"
-    constraints.write_text(f"reliable_cable @ {wheel.as_uri()}\ndjango~={django}.0\n")
+    constraints.write_text(f"reliable_cable=={__version__}\ndjango~={django}.0\n")
     folder = tmp_path / "folder"
     folder.mkdir()
-    newcomer = Newcomer(folder, interpreter_for(django), constraints, redis_url)
+    newcomer = Newcomer(
+        folder, interpreter_for(django), wheel, constraints, redis_pool.get(find_binaries()[0].name).url
+    )
     yield newcomer
     if newcomer.server is not None:
         newcomer.stop()
@@ -191,7 +198,7 @@ async def windows(chromium: Browser, newcomer: Newcomer) -> AsyncIterator[tuple[
     await first.goto(newcomer.url + TICKET)
     await first.get_by_label("Username").fill(USER["USERNAME"])
     await first.get_by_label("Password").fill(USER["PASSWORD"])
-    await first.get_by_role("button").click()
+    await first.get_by_role("button", name="Log in").click()
     await first.wait_for_url(newcomer.url + TICKET)
     second = await context.new_page()
     await second.goto(newcomer.url + TICKET)

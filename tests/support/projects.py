@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 
 import httpx
@@ -37,6 +37,22 @@ def own_environment(variables: Mapping[str, str] | None = None) -> dict[str, str
     return {**kept, "PYTHONUNBUFFERED": "1", **(variables or {})}
 
 
+def interpreter_for(django: str) -> str:
+    """Return a Python that a version of Django supports, for example "5.2"."""
+    return sys.executable if sys.version_info >= (3, 12) or django == "5.2" else _newer_python()
+
+
+@cache
+def _newer_python() -> str:
+    """Return a Python that Django 6 supports."""
+    for candidate in map(str, PYTHONS):
+        program = shutil.which(candidate)
+        if program and subprocess.run([program, "-c", "import ssl, sqlite3"], capture_output=True).returncode == 0:
+            return program
+    missing("Python 3.12 or later")
+    raise AssertionError
+
+
 class Environments:
     """Environments with this package, its dependencies and one version of Django. Each is made on first use.
 
@@ -54,23 +70,12 @@ class Environments:
         folder = self._folder / django
         python = folder / "bin" / "python"
         if not python.exists():
-            interpreter = sys.executable if sys.version_info >= (3, 12) or django == "5.2" else self._newer_python
-            self._uv("venv", "--python", interpreter, str(folder))
+            self._uv("venv", "--python", interpreter_for(django), str(folder))
             packages = ["-r", str(ROOT / "pyproject.toml"), "--extra", "setup", f"django=={django}.*"]
             self._uv("pip", "install", "--python", str(python), *packages)
             (site_packages,) = folder.glob("lib/python*/site-packages")
             (site_packages / "reliable_cable.pth").write_text(f"{ROOT}\n")
         return python
-
-    @cached_property
-    def _newer_python(self) -> str:
-        """A Python that Django 6 supports."""
-        for candidate in map(str, PYTHONS):
-            program = shutil.which(candidate)
-            if program and subprocess.run([program, "-c", "import ssl, sqlite3"], capture_output=True).returncode == 0:
-                return program
-        missing("Python 3.12 or later")
-        raise AssertionError
 
     def _uv(self, *arguments: str) -> None:
         done = subprocess.run([sys.executable, "-m", "uv", *arguments, "--quiet"], capture_output=True, text=True)

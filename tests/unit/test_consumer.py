@@ -49,4 +49,4 @@ class TestAttributesOfTheConsumer:
                 setattr(self, name, "mine")
 
         assert await Client(consumer=AppConsumer).communicator.connect() == (False, 1000)
-        assert f"AppConsumer.connect failed: AttributeError(\"property {name!r} of" in caplog.text
+        assert f'AppConsumer.connect failed: AttributeError("property {name!r} of' in caplog.text
