@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 from channels.db import database_sync_to_async
+from channels.testing import WebsocketCommunicator
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
@@ -26,6 +28,7 @@ from reliable_cable.reply import PresenceJoin, StreamStart
 from . import assistant
 from .accounts import create_demo_data
 from .cable import AssistantChannel, ChatChannel, NewsChannel, post_message
+from .consumers import AppConsumer
 from .generators import ScriptedGenerator
 from .models import Answer, Message, Room
 from .robot import talk
@@ -222,6 +225,40 @@ class ChannelsTest(TestCase):
             channel = NewsChannel(SimpleNamespace(user=self.carol), {"topic": topic} if topic is not None else {})
             channel.subscribed()
             self.assertEqual(channel.reply.rejected, rejected, topic)
+
+
+@cheap_passwords
+class RemovedMembersTest(TransactionTestCase):
+    """The end of subscriptions when a room is closed to a user."""
+
+    async def test_a_user_who_is_removed_hears_nothing_more(self) -> None:
+        await database_sync_to_async(create_demo_data)()
+        bob, room = await User.objects.aget(username="bob"), await Room.objects.aget(slug="alice-and-bob")
+        await self.check_that_bob_is_excluded_by(bob, room, database_sync_to_async(room.members.remove)(bob))
+
+    async def test_a_room_that_becomes_private_is_closed_to_others(self) -> None:
+        await database_sync_to_async(create_demo_data)()
+        bob, room = await User.objects.aget(username="bob"), await Room.objects.aget(slug="lobby")
+        room.is_private = True
+        await self.check_that_bob_is_excluded_by(bob, room, room.asave())
+
+    async def check_that_bob_is_excluded_by(self, bob: User, room: Room, change: Awaitable[None]) -> None:
+        """Subscribe, make a change, and expect a rejection."""
+        client = WebsocketCommunicator(AppConsumer.as_asgi(), "/cable", subprotocols=["actioncable-v1-json"])
+        client.scope["user"] = bob
+        await client.connect()
+        identifier = json.dumps({"channel": "ChatChannel", "room_id": room.pk})
+        await client.send_json_to({"command": "subscribe", "identifier": identifier})
+        await self.receive(client, "confirm_subscription")
+        await change
+        await self.receive(client, "reject_subscription", "disconnect")
+        await client.disconnect()
+
+    @staticmethod
+    async def receive(client: WebsocketCommunicator, *types: str) -> None:
+        """Receive frames until one has one of these types."""
+        while (await client.receive_json_from(timeout=10)).get("type") not in types:
+            pass
 
 
 @cheap_passwords
