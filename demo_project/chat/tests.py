@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
@@ -247,7 +246,7 @@ class RemovedMembersTest(TransactionTestCase):
         client = WebsocketCommunicator(AppConsumer.as_asgi(), "/cable", subprotocols=["actioncable-v1-json"])
         client.scope["user"] = bob
         await client.connect()
-        identifier = json.dumps({"channel": "ChatChannel", "room_id": room.pk})
+        identifier = f'{{"channel":"ChatChannel","room_id":{room.pk}}}'
         await client.send_json_to({"command": "subscribe", "identifier": identifier})
         await self.receive(client, "confirm_subscription")
         await change
