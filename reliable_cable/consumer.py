@@ -381,9 +381,10 @@ def _check_attributes(cls: type[CableConsumer]) -> None:
             f"{cls.__qualname__}.identified_by is {names!r}; it must be a tuple of names of attributes, such as "
             "('user',) or ('user', 'tenant')."
         )
-    for name in ("namespace", "session"):
-        if name in names or getattr(cls, name) is not getattr(CableConsumer, name):
-            raise TypeError(f"{cls.__qualname__} uses {name!r}, which is an attribute of CableConsumer. Rename it.")
+    taken = [name for name in names if name != "user" and (name == "scope" or hasattr(CableConsumer, name))]
+    taken += [name for name in ("namespace", "session") if getattr(cls, name) is not getattr(CableConsumer, name)]
+    if taken:
+        raise TypeError(f"{cls.__qualname__} uses {taken[0]!r}, which is an attribute of CableConsumer. Rename it.")
 
 
 def _install_drain(transport: Transport) -> None:

@@ -8,3 +8,7 @@ from django.apps import AppConfig
 class ChatConfig(AppConfig):
     name = "demo_project.chat"
     label = "chat"
+
+    def ready(self) -> None:
+        """Connect the receivers of signals."""
+        from . import receivers  # noqa: F401 - it needs the models

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import async_to_sync
+from channels.db import database_sync_to_async
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
@@ -213,6 +214,35 @@ class ChannelsTest(CableTestCase):
         for topic, confirmed in (("sports", True), ("", False), ("a:b", False), (None, False)):
             news = ChannelTester(NewsChannel, user=self.carol, params={"topic": topic} if topic is not None else {})
             self.assertEqual(news.subscribe(), confirmed, topic)
+
+
+@cheap_passwords
+class RemovedMembersTest(CableTestCase):
+    """The end of subscriptions when a room is closed to a user."""
+
+    def setUp(self) -> None:
+        create_demo_data()
+        self.bob = User.objects.get(username="bob")
+
+    async def test_a_user_who_is_removed_hears_nothing_more(self) -> None:
+        room = await Room.objects.aget(slug="alice-and-bob")
+        await self.check_that_bob_is_excluded_by(room, database_sync_to_async(room.members.remove)(self.bob))
+
+    async def test_a_room_that_becomes_private_is_closed_to_others(self) -> None:
+        room = await Room.objects.aget(slug="lobby")
+        room.is_private = True
+        await self.check_that_bob_is_excluded_by(room, room.asave())
+
+    async def check_that_bob_is_excluded_by(self, room: Room, change: Awaitable[None]) -> None:
+        """Subscribe, make a change, and expect that the subscription ends and is rejected afterwards."""
+        async with CableCommunicator(user=self.bob) as page:
+            chat = await page.subscribe(ChatChannel, {"room_id": room.pk})
+            self.assertTrue(chat.confirmed)
+            await change
+            while (await chat.receive()).get("type") != "revoked":
+                pass
+            await page.reconnect()
+            self.assertFalse(chat.confirmed)
 
 
 @cheap_passwords

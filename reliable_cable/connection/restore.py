@@ -212,7 +212,7 @@ async def _open(
     """Open the streams of a subscription. Return False if the client has to subscribe again."""
     if _has_resubscribed(subscription.channel):
         subscription.started = Started.load(item)
-        member = await _allowed_member(subscription, member_after(item, reply), item)
+        member = await _allowed_member(subscription, member_after(item, reply), item, reply)
         await subscription.restore(item, item["streams"], member, left_at, until=until)
         await subscription.apply_streams(reply)
     else:
@@ -220,22 +220,24 @@ async def _open(
         if streams is None:
             return False
         subscription.started = Started.by(reply)
-        member = await _allowed_member(subscription, compare_member(item, reply), item)
+        member = await _allowed_member(subscription, compare_member(item, reply), item, reply)
         await subscription.restore(item, streams, member, left_at, until=until)
     # A client's list of members cannot be corrected to that of another stream.
     return item["watching"] is None or subscription.presence_stream == recorded_presence_stream(item)
 
 
 async def _allowed_member(
-    subscription: Subscription, member: tuple[str, Any] | None, record: Mapping[str, Any]
+    subscription: Subscription, member: tuple[str, Any] | None, record: Mapping[str, Any], reply: Reply
 ) -> tuple[str, Any] | None:
-    """Return the member of a subscription that is being restored; None if the channel does not allow it any longer.
+    """Return the member that a subscription has after its restore.
 
-    If the client itself had requested the join, `authorize_presence` decides again.
+    If the client itself had requested the join, `authorize_presence` decides again. If it refuses, the subscription has
+    only the member that the handler joins as, if any.
 
     Raises:
         Exception: `authorize_presence` failed because of an outage.
     """
     if member is None or not record.get("claimed") or list(member) != record["member"]:
         return member
-    return member if await subscription.presence.authorizes(PresenceClaim(*member)) else None
+    allowed = await subscription.presence.authorizes(PresenceClaim(*member))
+    return member if allowed else member_after({"member": None}, reply)

@@ -31,16 +31,25 @@ def test_identified_by_must_be_a_tuple_of_names(names: Any) -> None:
     assert identifier_names == before
 
 
+@pytest.mark.parametrize("name", ["namespace", "session", "scope", "connect", "disconnect", "identified_by"])
+def test_an_attribute_of_the_consumer_cannot_be_an_identifier(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"AppConsumer uses '{name}', which is an attribute of CableConsumer"):
+        define(identified_by=("user", name))
+
+
+def test_an_attribute_of_the_class_can_be_an_identifier() -> None:
+    try:
+        define(identified_by=("user", "tenant"), tenant=None)
+    finally:
+        identifier_names.discard("tenant")
+
+
 @pytest.mark.parametrize("name", ["namespace", "session"])
 class TestAttributesOfTheConsumer:
     def test_a_subclass_cannot_replace_one(self, name: str) -> None:
         for bases, attributes in [((), {name: "mine"}), ((type("Mixin", (), {name: "mine"}),), {})]:
             with pytest.raises(TypeError, match=rf"AppConsumer uses '{name}', which is an attribute of CableConsumer"):
                 define(*bases, **attributes)
-
-    def test_one_cannot_be_an_identifier(self, name: str) -> None:
-        with pytest.raises(TypeError, match=rf"AppConsumer uses '{name}'"):
-            define(identified_by=("user", name))
 
     async def test_connect_cannot_set_one(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
         # A namespace that `connect` sets would silently separate the connection from all broadcasts.

@@ -31,6 +31,14 @@ class Open(Channel, abstract=True):
         self.presence.join("bob", {})
 
 
+class Joining(Open, abstract=True):
+    """Joins as a member, which the client can change."""
+
+    async def subscribed(self) -> None:
+        self.stream_from("a")
+        self.presence.join("ann", {})
+
+
 class Kept(Open, abstract=True):
     """Is not asked by `subscribed` in a restore."""
 
@@ -102,3 +110,22 @@ async def test_a_member_as_which_a_handler_joined_last_stays() -> None:
         await client.send("history", OPEN, history={})
         assert (await client.receive())["type"] == "confirm_history"
         assert members() == {"bob": {}}
+
+
+async def test_a_member_that_is_not_allowed_any_longer_is_replaced_by_that_of_subscribed() -> None:
+    registry["Open"] = [Joining]
+    async with Client() as former:
+        await former.subscribe(OPEN)
+        await former.send("join", OPEN, presence=CLAIM)
+        while await presence_event(former) != ("join", "eve"):
+            pass
+    async with Client(former.sid) as client:
+        await client.send("history", OPEN, history={})
+        assert (await client.receive())["type"] == "confirm_history"
+        assert members() == {"eve": {}}
+    Open.joinable = []
+    async with Client(client.sid) as client:
+        await client.send("history", OPEN, history={})
+        while await presence_event(client) != ("join", "ann"):
+            pass
+        assert members() == {"ann": {}}
