@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from reliable_cable import broadcasting, conf
 from reliable_cable.concurrency.threads import close_shared_connections, end_threads
+from reliable_cable.consumer import close_hub
 from reliable_cable.validation import Outgoing
 
 from .commits import commits_of_tested_code
@@ -56,6 +57,7 @@ class Isolation:
         for each in reversed(self.opened):
             each.close()
         if self._loop_thread is not None:
+            self._loop_thread.run(close_hub())
             self._loop_thread.close()
 
 
