@@ -179,8 +179,10 @@ class ChannelTesterTest(CableTestCase):
     def test_a_handler_that_does_not_end(self) -> None:
         notes = ChannelTester(NotesChannel)
         notes.subscribe()
-        with mock.patch.object(client_socket, "TIMEOUT", 0.05), self.assertRaisesRegex(AssertionError, "still running"):
-            notes.perform("wait")
+        with mock.patch.object(client_socket, "TIMEOUT", 0.05):
+            with self.assertRaisesRegex(AssertionError, "still running"):
+                notes.perform("wait")
+            notes.close()
 
     def test_a_consumer_that_refuses(self) -> None:
         class Consumer(CableConsumer):
@@ -233,5 +235,5 @@ class ChannelTesterTest(CableTestCase):
 
 
 def test_a_test_that_is_not_isolated_is_told_what_to_use() -> None:
-    with pytest.raises(RuntimeError, match="Use .*CableTestCase"):
+    with pytest.raises(RuntimeError, match=r"Use .*CableTestCase"):
         ChannelTester(NotesChannel)
