@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
@@ -62,6 +63,15 @@ class NotesChannel(Channel):
         await abroadcast("test-kit-notes:all", {"id": user.pk})
         self.transmit("added")
         return user.pk
+
+    @action
+    def bridge(self) -> list[str]:
+        """Call async code, which calls sync code in the thread of this handler."""
+        return async_to_sync(self.names)()
+
+    async def names(self) -> list[str]:
+        await abroadcast("test-kit-notes:all", "bridge")
+        return [user.username async for user in User.objects.order_by("pk")]
 
     @action
     def fail(self) -> None:
@@ -123,6 +133,12 @@ class ChannelTesterTest(CableTestCase):
         self.assertEqual(notes.transmissions, [{"hello": "ann"}, "added"])
         notes.perform("follow")
         self.assertEqual(notes.streams, ["test-kit-notes:all"])
+
+    def test_a_sync_action_that_calls_async_code(self) -> None:
+        notes = ChannelTester(NotesChannel, user=self.ann)
+        notes.subscribe()
+        with self.assertBroadcasts("test-kit-notes:all", 1, matching="bridge"):
+            self.assertEqual(notes.perform("bridge"), ["ann"])
 
     def test_errors_of_actions_reach_the_test(self) -> None:
         notes = ChannelTester(NotesChannel)
