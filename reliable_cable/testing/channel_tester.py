@@ -51,11 +51,13 @@ class ChannelTester:
         self._channel_class = channel
         self._client = CableCommunicator(consumer.as_asgi(), user=_anonymous() if user is None else user)
         self._subscription = self._client.add_subscription(channel, params)
-        #: The data that the channel has transmitted to the client, in order.
+        #: The data that the channel has transmitted to the client, in order. Transient broadcasts look the same to a
+        #: client, and are here, too.
         self.transmissions: list[Any] = []
         #: Why the subscription was rejected, for a reader of the test's output; `""` if it was not.
         self.rejection = ""
         self._isolation = current_isolation()
+        self._closed_at_end = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -197,8 +199,9 @@ class ChannelTester:
         return errors[0] if errors else None
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self not in self._isolation.opened:
-            self._isolation.opened.append(self)
+        if not self._closed_at_end:
+            self._isolation.cleanups.callback(self.close)
+            self._closed_at_end = True
         return self._isolation.loop_thread.run(coroutine)
 
 
