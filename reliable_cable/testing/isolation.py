@@ -47,10 +47,12 @@ class Isolation:
 
     def close(self) -> None:
         """Close what the test has opened."""
-        self.cleanups.close()
-        if self._loop_thread is not None:
-            self._loop_thread.run(close_hub())
-            self._loop_thread.close()
+        try:
+            self.cleanups.close()
+        finally:
+            if self._loop_thread is not None:
+                self._loop_thread.run(close_hub())
+                self._loop_thread.close()
 
 
 _isolations: list[Isolation] = []
