@@ -42,10 +42,11 @@ class CapturedBroadcast:
 def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
     """Return a list to which each broadcast is added when it is sent, in all threads.
 
-    A broadcast with an `idempotency_key` that was used before in the test is not sent.
-    A broadcast inside a transaction of the tested code is sent after its commit, and never if it is rolled back.
-    In a `TestCase`, the `on_commit` hooks that the tested code has registered are called at the end of this context,
-    as `captureOnCommitCallbacks(execute=True)` does. So what they broadcast is captured, too.
+    A broadcast inside a transaction of the tested code is sent after its commit, and never if it is rolled back. One
+    with an `idempotency_key` that was used before in the test is not sent.
+
+    In a `TestCase`, the `on_commit` hooks that the tested code has registered are called at the end of this context, as
+    `captureOnCommitCallbacks(execute=True)` does. So what they broadcast is captured, too. This needs a sync test.
     """
     captured: list[CapturedBroadcast] = []
     thread = threading.get_ident()

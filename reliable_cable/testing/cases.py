@@ -18,8 +18,13 @@ class CableTestMixin:
 
     def run(self, result: Any = None) -> Any:
         """Run a test with its fixtures."""
-        with isolated_cable(**self.cable_settings):
+        case: Any = self
+        # As a cleanup, an error at the end is an error of the test, and does not end the test run.
+        case.enterContext(isolated_cable(**self.cable_settings))
+        try:
             return super().run(result)  # type: ignore[misc]  # the test case class has this method
+        finally:
+            case.doCleanups()  # a test that is skipped has not done this
 
     def captureBroadcasts(self) -> AbstractContextManager[list[CapturedBroadcast]]:  # noqa: N802 - as in unittest
         """Capture the broadcasts of the code in this context, see `capture_broadcasts`."""

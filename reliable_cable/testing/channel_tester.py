@@ -9,6 +9,7 @@ from reliable_cable.connection.handlers import REFUSALS
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
 from reliable_cable.namespaces import split_namespace
+from reliable_cable.protocol.constants import MessageType
 
 from .client_socket import is_message
 from .communicator import CableCommunicator
@@ -43,15 +44,20 @@ class ChannelTester:
         consumer: type[CableConsumer] = CableConsumer,
     ) -> None:
         if find_channel(channel.name) is not channel:
-            raise ValueError(f"Clients do not reach {channel.__qualname__} by the name {channel.name!r}.")
+            raise ValueError(
+                f"Clients do not reach {channel.__qualname__} by the name {channel.name!r}: another channel has that "
+                "name, or it was declared with abstract=True."
+            )
         self._channel_class = channel
         self._client = CableCommunicator(consumer.as_asgi(), user=_anonymous() if user is None else user)
         self._subscription = self._client.add_subscription(channel, params)
-        #: The data that the channel has transmitted to the client, in order.
+        #: The data that the channel has transmitted to the client, in order. Transient broadcasts look the same to a
+        #: client, and are here, too.
         self.transmissions: list[Any] = []
         #: Why the subscription was rejected, for a reader of the test's output; `""` if it was not.
         self.rejection = ""
         self._isolation = current_isolation()
+        self._closed_at_end = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,6 +75,7 @@ class ChannelTester:
 
         Raises:
             Exception: an error of a handler, unless it refuses the client, as `PermissionDenied` does.
+            RuntimeError: the client is subscribed already.
         """
         return self._run(self.asubscribe())
 
@@ -77,13 +84,15 @@ class ChannelTester:
         if self._client.connection is None and not await self._client.connect():
             self.rejection = f"the connection was refused: {self._client.disconnect_reason or self._client.close_code}"
             return False
+        if self._server_side is not None:
+            raise RuntimeError(f"The client is already subscribed to {self._channel_class.name}.")
         self.rejection = ""
         try:
             await self._subscription.subscribe()
         finally:
             error = self._take_results()
         if not self._subscription.confirmed:
-            self.rejection = repr(error) if error else "before_subscribe() returned False, or reject() was called"
+            self.rejection = repr(error) if error else "reject() was called, or before_subscribe() returned False"
         if error is not None and not isinstance(error, REFUSALS):
             raise error
         return self._subscription.confirmed
@@ -183,13 +192,16 @@ class ChannelTester:
         """Take over the transmissions. Return the first error of a handler since the last call."""
         sent = self._client.take_all(lambda frame: is_message(frame) and "epoch" not in frame)
         self.transmissions += [frame["message"] for frame in sent]
+        if self._client.take_all(lambda frame: frame.get("type") == MessageType.REJECT_SUBSCRIPTION):
+            self.rejection = "an action called reject()"
         errors = self._client.errors.copy()
         self._client.errors.clear()
         return errors[0] if errors else None
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self not in self._isolation.opened:
-            self._isolation.opened.append(self)
+        if not self._closed_at_end:
+            self._isolation.cleanups.callback(self.close)
+            self._closed_at_end = True
         return self._isolation.loop_thread.run(coroutine)
 
 

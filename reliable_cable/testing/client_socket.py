@@ -83,19 +83,26 @@ class ClientSocket:
         await self._running.send_input({"type": "websocket.receive", "text": text})
 
     async def settle(self) -> None:
-        """Wait until the server has handled all commands of this client, and has sent the frames that they cause."""
+        """Wait until the server has handled all commands of this client, and has sent the frames that they cause.
+
+        Raises:
+            AssertionError: this took more than 5 seconds.
+        """
         connection = self.connection
         try:
             if connection is not None:
                 await self._ping()  # after this, the server has queued the commands
                 if not connection.closed:
-                    await connection.commands.finished()
-                    for subscription in tuple(connection.subscriptions.values()):
-                        assert isinstance(subscription, Subscription)  # noqa: S101 - for the type checker
-                        await subscription.caught_up()
+                    async with asyncio.timeout(TIMEOUT):
+                        await connection.commands.finished()
+                        for subscription in tuple(connection.subscriptions.values()):
+                            assert isinstance(subscription, Subscription)  # noqa: S101 - for the type checker
+                            await subscription.caught_up()
                 await self._ping()
         except ConnectionError:
             return  # the server has closed the connection
+        except TimeoutError:
+            raise AssertionError(f"A handler is still running after {TIMEOUT:g} s.") from None
 
     async def _ping(self) -> None:
         await self.send("ping")

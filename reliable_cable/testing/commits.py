@@ -78,8 +78,8 @@ def _call_once_on_commit(connection: BaseDatabaseWrapper, func: Callable[[], obj
         while uncalled:
             uncalled.pop()()
 
-    own = isinstance(func, on_commit.CommitHook)
-    type(connection).on_commit(connection, func if own else hook, robust)
+    unchanged = isinstance(func, on_commit.CommitHook) or not callable(func)
+    type(connection).on_commit(connection, func if unchanged else hook, robust)
 
 
 def _call_hooks_after_release(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:

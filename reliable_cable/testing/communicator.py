@@ -170,7 +170,8 @@ class CableCommunicator(ClientSocket):
     async def received(self) -> list[Any]:
         """Return the data of all messages that the client was sent so far, except those that were returned before.
 
-        The server handles all earlier commands first. So if the list is empty, they have caused no message.
+        The server handles all earlier commands first. So if the list is empty, they have caused no message. Broadcasts
+        through Redis may arrive later: use `receive`.
         """
         await self.settle()
         return [frame["message"] for frame in self.take_all(is_message)]

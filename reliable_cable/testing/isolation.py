@@ -2,11 +2,12 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 from reliable_cable import broadcasting, conf
 from reliable_cable.concurrency.threads import close_shared_connections, end_threads
+from reliable_cable.consumer import close_hub
 from reliable_cable.validation import Outgoing
 
 from .commits import commits_of_tested_code
@@ -16,20 +17,13 @@ from .loop_thread import LoopThread
 END_TIMEOUT = 5.0
 
 
-class Closeable(Protocol):
-    """Something that a test has opened."""
-
-    def close(self) -> None:
-        """Close it. It may be closed already."""
-
-
 class Isolation:
     """What lasts as long as one test."""
 
     def __init__(self) -> None:
         self._loop_thread: LoopThread | None = None
-        #: What to close at the end of the test, before its event loop.
-        self.opened: list[Closeable] = []
+        #: What to do at the end of the test, before its event loop is closed.
+        self.cleanups = ExitStack()
         #: Called with each broadcast that was sent.
         self.captures: list[Callable[[Outgoing], object]] = []
         self._keys: set[tuple[str, str]] = set()
@@ -53,10 +47,12 @@ class Isolation:
 
     def close(self) -> None:
         """Close what the test has opened."""
-        for each in reversed(self.opened):
-            each.close()
-        if self._loop_thread is not None:
-            self._loop_thread.close()
+        try:
+            self.cleanups.close()
+        finally:
+            if self._loop_thread is not None:
+                self._loop_thread.run(close_hub())
+                self._loop_thread.close()
 
 
 _isolations: list[Isolation] = []

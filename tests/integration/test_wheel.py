@@ -125,6 +125,12 @@ def test_the_installed_wheel_has_the_bundle(installed: Path, tmp_path: Path, no_
         assert Path(name).stat().st_size
 
 
+def test_pytest_finds_the_plugin_of_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    # A session that collects nothing has the exit code 5.
+    done = run([str(installed), "-m", "pytest", "--fixtures", "-p", "no:django"], cwd=tmp_path)
+    assert "channel_tester" in done.stdout
+
+
 def test_the_wheel_contains_only_the_package(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {

@@ -15,7 +15,7 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.urls import path
 
-from reliable_cable import CableConsumer, Channel, abroadcast, action, broadcast, state
+from reliable_cable import CableConsumer, Channel, abroadcast, action, adisconnect, broadcast, state
 from reliable_cable.auth import CableAuthMiddlewareStack
 from reliable_cable.testing import CableCommunicator, CableTestCase, CallFailed, client_socket
 
@@ -162,6 +162,40 @@ class CableCommunicatorTest(CableTestCase):
         with self.assertRaisesRegex(AssertionError, "unauthorized"):
             async with CableCommunicator(APPLICATION):
                 pass
+
+    async def test_a_connection_that_the_server_closes(self) -> None:
+        async with self.connect() as cable:
+            await adisconnect(user=self.ann)
+            with self.assertRaisesRegex(ConnectionError, "remote"):
+                await cable.receive()
+            self.assertEqual((cable.disconnect_reason, cable.close_code), ("remote", 1000))
+            self.assertEqual(await cable.received(), [])
+
+    async def test_errors_of_the_application_are_raised(self) -> None:
+        class Broken(CableConsumer):
+            def connect(self) -> None:
+                raise ZeroDivisionError
+
+        with self.assertRaises(ZeroDivisionError):
+            await CableCommunicator(Broken.as_asgi()).connect()
+        with self.assertRaisesRegex(ValueError, "No route found"):
+            await self.connect(path="/wrong").connect()
+
+    async def test_other_refusals(self) -> None:
+        cable = self.connect(protocol="unknown")
+        self.assertFalse(await cable.connect())
+        self.assertEqual((cable.subprotocol, cable.disconnect_reason), (None, ""))
+        with self.assertRaisesRegex(AssertionError, "close code 1000"):
+            async with self.connect(headers={"Origin": "https://example.com"}):
+                pass
+        self.assertFalse(await cable.reconnect())
+
+    async def test_a_client_without_a_connection(self) -> None:
+        cable = self.connect()
+        for call in (cable.receive(), cable.send("ping")):
+            with self.assertRaisesRegex(ConnectionError, "not connected"):
+                await call
+        await cable.aclose()
 
     async def test_the_error_shows_what_was_received_instead(self) -> None:
         async with self.connect() as cable:

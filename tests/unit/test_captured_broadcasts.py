@@ -28,6 +28,7 @@ from reliable_cable.testing import (
     capture_broadcasts,
     isolated_cable,
 )
+from reliable_cable.testing.isolation import current_isolation
 from tests.support.redis import RedisServer
 
 
@@ -185,6 +186,9 @@ class AssertionsTest(CableTestCase):
 
 
 class IsolationTest(CableTestCase):
+    def setUp(self) -> None:
+        self.isolation = current_isolation()
+
     def test_a_test_leaves_nothing(self) -> None:
         class Inner(CableTestCase):
             def test_1(self) -> None:
@@ -197,6 +201,22 @@ class IsolationTest(CableTestCase):
         for name in ("test_1", "test_2"):
             Inner(name).run(result)
         self.assertEqual((result.testsRun, result.failures, result.errors), (2, [], []))
+
+    def test_an_error_at_the_end_is_an_error_of_the_test(self) -> None:
+        class Inner(CableTestCase):
+            def test_it(self) -> None:
+                current_isolation().cleanups.callback(lambda: 1 / 0)
+
+            @unittest.skip("")
+            def test_skipped(self) -> None:
+                pass
+
+        result = unittest.TestResult()
+        Inner("test_it").run(result)
+        Inner("test_skipped").run(result)
+        self.assertEqual((len(result.errors), len(result.skipped)), (1, 1))
+        self.assertIn("ZeroDivisionError", result.errors[0][1])
+        self.assertIs(current_isolation(), self.isolation)
 
     @override_settings(RELIABLE_CABLE={"HISTORY_SIZE": 2, "ENGINE": "database"})
     def test_other_settings_can_be_changed(self) -> None:

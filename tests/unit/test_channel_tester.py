@@ -4,14 +4,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
+import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
+from django.utils import translation
 
-from reliable_cable import Channel, abroadcast, action, presence_for, state
-from reliable_cable.testing import CableTestCase, CallFailed, ChannelTester
+from reliable_cable import (
+    AsyncContextError,
+    CableConsumer,
+    Channel,
+    ChannelError,
+    abroadcast,
+    action,
+    presence_for,
+    state,
+)
+from reliable_cable.testing import CableTestCase, CallFailed, ChannelTester, client_socket
 
 
 class NotesChannel(Channel):
@@ -49,12 +65,37 @@ class NotesChannel(Channel):
         return user.pk
 
     @action
+    def bridge(self) -> list[str]:
+        """Call async code, which calls sync code in the thread of this handler."""
+        return async_to_sync(self.names)()
+
+    async def names(self) -> list[str]:
+        await abroadcast("test-kit-notes:all", "bridge")
+        return [user.username async for user in User.objects.order_by("pk")]
+
+    @action
     def fail(self) -> None:
         raise ZeroDivisionError
 
     @action
     def forbid(self) -> None:
         raise PermissionDenied("Not you.")
+
+    @action
+    def leave(self) -> None:
+        self.reject()
+
+    @action
+    def language(self) -> str:
+        return translation.get_language()
+
+    @action
+    async def wait(self) -> None:
+        await asyncio.Event().wait()
+
+    @action
+    def spoil(self) -> None:
+        self.count = object()  # type: ignore[assignment]  # no JSON value
 
     @action
     def follow(self) -> None:
@@ -92,6 +133,12 @@ class ChannelTesterTest(CableTestCase):
         self.assertEqual(notes.transmissions, [{"hello": "ann"}, "added"])
         notes.perform("follow")
         self.assertEqual(notes.streams, ["test-kit-notes:all"])
+
+    def test_a_sync_action_that_calls_async_code(self) -> None:
+        notes = ChannelTester(NotesChannel, user=self.ann)
+        notes.subscribe()
+        with self.assertBroadcasts("test-kit-notes:all", 1, matching="bridge"):
+            self.assertEqual(notes.perform("bridge"), ["ann"])
 
     def test_errors_of_actions_reach_the_test(self) -> None:
         notes = ChannelTester(NotesChannel)
@@ -132,6 +179,68 @@ class ChannelTesterTest(CableTestCase):
             notes.perform("add", {"name": "bob"})
         self.assertEqual(caught.exception.reason, "not_subscribed")
 
+    def test_an_action_that_rejects(self) -> None:
+        notes = ChannelTester(NotesChannel)
+        notes.subscribe()
+        notes.perform("leave")
+        self.assertTrue(notes.rejected)
+        self.assertEqual(notes.streams, [])
+
+    def test_an_error_after_the_handler_reaches_the_test(self) -> None:
+        notes = ChannelTester(NotesChannel)
+        notes.subscribe()
+        with self.assertRaisesRegex(ChannelError, "JSON values"):
+            notes.perform("spoil")
+
+    def test_a_handler_that_does_not_end(self) -> None:
+        notes = ChannelTester(NotesChannel)
+        notes.subscribe()
+        with mock.patch.object(client_socket, "TIMEOUT", 0.05):
+            with self.assertRaisesRegex(AssertionError, "still running"):
+                notes.perform("wait")
+            notes.close()
+
+    def test_a_consumer_that_refuses(self) -> None:
+        class Consumer(CableConsumer):
+            def connect(self) -> None:
+                raise PermissionDenied
+
+        notes = ChannelTester(NotesChannel, consumer=Consumer)
+        self.assertFalse(notes.subscribe())
+        self.assertIn("unauthorized", notes.rejection)
+
+    def test_the_consumer_surrounds_the_handlers(self) -> None:
+        class Consumer(CableConsumer):
+            @contextmanager
+            def around_command(self) -> Iterator[None]:
+                with translation.override("de"):
+                    yield
+
+        notes = ChannelTester(NotesChannel, consumer=Consumer)
+        notes.subscribe()
+        self.assertEqual(notes.perform("language"), "de")
+
+    def test_mistakes_in_tests(self) -> None:
+        notes = ChannelTester(NotesChannel)
+        notes.subscribe()
+        with self.assertRaisesRegex(RuntimeError, "already subscribed"):
+            notes.subscribe()
+
+        class Other(Channel, abstract=True):
+            name = "test-kit-notes"
+
+        with self.assertRaisesRegex(ValueError, "Other"):
+            ChannelTester(Other)
+
+    def test_two_clients_share_streams(self) -> None:
+        for user in (self.ann, None):
+            ChannelTester(NotesChannel, user=user).subscribe()
+        self.assertEqual(len(presence_for("notes").info().records or {}), 2)
+
+    async def test_sync_methods_in_async_code(self) -> None:
+        with self.assertRaisesRegex(AsyncContextError, "asubscribe"):
+            ChannelTester(NotesChannel).subscribe()
+
     async def test_the_same_in_async_code(self) -> None:
         async with ChannelTester(NotesChannel, user=self.ann) as notes:
             self.assertTrue(await notes.asubscribe())
@@ -139,3 +248,8 @@ class ChannelTesterTest(CableTestCase):
                 await notes.aperform("add", {"name": "bob"})
             self.assertEqual(notes.state, {"count": 1})
             self.assertTrue(await User.objects.filter(username="bob").aexists())
+
+
+def test_a_test_that_is_not_isolated_is_told_what_to_use() -> None:
+    with pytest.raises(RuntimeError, match=r"Use .*CableTestCase"):
+        ChannelTester(NotesChannel)
