@@ -266,6 +266,7 @@ class TestAsgi:
             (routed('"websocket": URLRouter(routes=[])'), "`URLRouter` does not have exactly one argument"),
             (routed('"websocket": URLRouter([] if a else b)'), "the argument of `URLRouter` is not a list"),
             ("from os import path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
+            ("import os.path as path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
             ("path = 'cable'\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
         ],
     )
@@ -277,16 +278,13 @@ class TestAsgi:
         assert f'"websocket": AuthMiddlewareStack(URLRouter([{ROUTE}]))' in output
 
     @pytest.mark.parametrize(
-        ("route", "place"),
-        [
-            ("class AppConsumer(CableConsumer): ...\n", "SITE/routing.py"),
-            ('urls = [re_path(r"^cable/?$", AppConsumer.as_asgi())]\n', "SITE/routing.py"),
-        ],
+        "routing",
+        ["class AppConsumer(CableConsumer): ...\n", 'urls = [re_path(r"^cable/?$", AppConsumer.as_asgi())]\n'],
     )
-    def test_a_cable_that_is_served_already_is_found(self, make: Make, route: str, place: str) -> None:
+    def test_a_cable_that_is_served_already_is_found(self, make: Make, routing: str) -> None:
         text = routed('"websocket": URLRouter(urls)', "from SITE.routing import urls\n")
-        site = make({"asgi.py": text, "routing.py": route})
-        assert f"Note: SITE/asgi.py stays as it is, because {place} has a cable." in site.set_up()
+        site = make({"asgi.py": text, "routing.py": routing})
+        assert "Note: SITE/asgi.py stays as it is, because SITE/routing.py already names" in site.set_up()
         assert site["asgi.py"] == text
 
     def test_a_missing_asgi_module_gets_the_settings_of_wsgi(self, make: Make) -> None:
@@ -310,7 +308,10 @@ class TestAsgi:
         site = make()
         settings.WSGI_APPLICATION = None
         settings.ROOT_URLCONF = "urls"
-        assert "Not changed: asgi.py: neither ASGI_APPLICATION nor WSGI_APPLICATION is set" in site.set_up()
+        assert (
+            "Not changed: the ASGI application (asgi.py): neither ASGI_APPLICATION nor WSGI_APPLICATION is set"
+            in site.set_up()
+        )
 
 
 class TestImports:
@@ -335,6 +336,14 @@ class TestImports:
             (
                 "from django.urls import (\n    converters,\n)\nurlpatterns = []\n",
                 "from django.urls import (\n    converters,\n    include,\n    path,\n)\nurlpatterns",
+            ),
+            (
+                "# Django\nfrom django.conf import x\n\n# ours\nfrom rest import a\nurlpatterns = []\n",
+                "# Django\nfrom django.conf import x\n\nfrom django.urls import include, path\n# ours\nfrom rest import",
+            ),
+            (
+                "def f():\n    from django.urls import include, path\nurlpatterns = []\n",
+                "from django.urls import include, path\ndef f():\n    from django.urls import include, path\n",
             ),
             (
                 "from .views import a\nfrom django.conf import *\nurlpatterns = []\n",
@@ -415,8 +424,22 @@ class TestAnswers:
             raise PermissionError("asgi.py is read-only")
 
         monkeypatch.setattr(plan_module.Plan, "apply", fail)
-        with pytest.raises(CommandError, match=r"Not all files were written: asgi\.py is read-only"):
+        with pytest.raises(CommandError, match=r"not made completely: asgi\.py is read-only"):
             make().set_up()
+
+    def test_a_file_that_was_changed_during_the_question_is_an_error(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        site = make()
+
+        def ask(prompt: str) -> str:
+            (site.folder / "settings.py").write_text("# new\n")
+            return "y"
+
+        monkeypatch.setattr("builtins.input", ask)
+        with pytest.raises(CommandError, match=r"settings\.py was changed meanwhile\. Run the command again\."):
+            site.set_up(yes=False)
+        assert (site["settings.py"], site["asgi.py"]) == ("# new\n", ASGI)
 
     def test_a_dry_run_writes_nothing(self, make: Make, tmp_path: Path) -> None:
         site = make()
