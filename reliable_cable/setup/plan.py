@@ -73,8 +73,8 @@ class Plan:
         """Write the files.
 
         Raises:
-            OSError: a file cannot be written; those before it have been written. Or a file has changed since the plan was
-                made; then none has been written.
+            OSError: a file cannot be written, while others have been written. Or a file has changed since the plan was
+                made, and none has been written.
         """
         for path, change in self.changes.items():
             if (path.read_bytes() if path.exists() else b"") != change.before:

@@ -338,8 +338,8 @@ class TestImports:
                 "from django.urls import (\n    converters,\n    include,\n    path,\n)\nurlpatterns",
             ),
             (
-                "# Django\nfrom django.conf import x\n\n# ours\nfrom rest import a\nurlpatterns = []\n",
-                "# Django\nfrom django.conf import x\n\nfrom django.urls import include, path\n# ours\nfrom rest import",
+                "# Django\nfrom django.conf import x\n\n# b\nfrom rest import a\nurlpatterns = []\n",
+                "# Django\nfrom django.conf import x\n\nfrom django.urls import include, path\n# b\nfrom rest import",
             ),
             (
                 "def f():\n    from django.urls import include, path\nurlpatterns = []\n",
@@ -424,7 +424,7 @@ class TestAnswers:
             raise PermissionError("asgi.py is read-only")
 
         monkeypatch.setattr(plan_module.Plan, "apply", fail)
-        with pytest.raises(CommandError, match=r"not made completely: asgi\.py is read-only"):
+        with pytest.raises(CommandError, match=r"Not all changes were made: asgi\.py is read-only"):
             make().set_up()
 
     def test_a_file_that_was_changed_during_the_question_is_an_error(
