@@ -64,6 +64,7 @@ NO_AUTHENTICATION: Final = (
     "{path} has no AuthMiddlewareStack around the WebSocket routes. Without it, or a middleware of yours that sets "
     'scope["user"], channels do not know their user: self.user is None.'
 )
+CABLE: Final = "{path} stays as it is, because {other} already names CableConsumer or has a route `cable`."
 ORIGINS: Final = (
     "{path} has an {name} around the WebSocket routes. CableConsumer checks origins itself, and also accepts "
     "CSRF_TRUSTED_ORIGINS and clients without an origin, which the validator refuses."
@@ -84,10 +85,10 @@ def plan_asgi(plan: Plan) -> str | None:
             module, notes = _add_route(source.module, variable)
             plan.edit(source, module.bytes)
             plan.notes.extend(note.format(path=shown(source.path), **names) for note, names in notes)
-        elif serving is not source:
-            plan.notes.append(f"{shown(source.path)} stays as it is, because {shown(serving.path)} has a cable.")
+        elif not _names_consumer(source.module):
+            plan.notes.append(CABLE.format(path=shown(source.path), other=shown(serving.path)))
     except NotUnderstood as error:
-        where = shown(source.path) if source else "asgi.py"
+        where = shown(source.path) if source else f"the ASGI application ({application or 'asgi.py'})"
         plan.steps.append(Step(f"{where}: {error}. Route WebSockets to the cable there, as in this example:", BY_HAND))
     return application
 
@@ -118,7 +119,11 @@ def _has_cable(module: cst.Module) -> bool:
     """Return whether a module names `CableConsumer` or has a route with the path of the cable."""
     routes = [call for name in ("path", "re_path") for call in calls(module, name) if call.args]
     paths = {(string_value(call.args[0].value) or "").strip("^/?$") for call in routes}
-    return "cable" in paths or bool(m.findall(module, m.Name("CableConsumer")))
+    return "cable" in paths or _names_consumer(module)
+
+
+def _names_consumer(module: cst.Module) -> bool:
+    return bool(m.findall(module, m.Name("CableConsumer")))
 
 
 Notes = list[tuple[str, dict[str, str]]]

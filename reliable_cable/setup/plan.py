@@ -73,8 +73,12 @@ class Plan:
         """Write the files.
 
         Raises:
-            OSError: a file cannot be written. The files before it have been written.
+            OSError: a file cannot be written, while others have been written. Or a file has changed since the plan was
+                made, and none has been written.
         """
+        for path, change in self.changes.items():
+            if (path.read_bytes() if path.exists() else b"") != change.before:
+                raise OSError(f"{shown(path)} was changed meanwhile. Run the command again.")
         for path, change in self.changes.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(change.after)

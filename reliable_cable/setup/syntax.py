@@ -204,17 +204,22 @@ def add_imports(module: cst.Module, needed: Mapping[str, Iterable[str]]) -> cst.
 
 
 def _is_imported(module: cst.Module, source: str, name: str) -> bool:
-    imported = [
-        (_source(node), alias.evaluated_alias or alias.evaluated_name)
-        for node in m.findall(module, m.ImportFrom())
-        if isinstance(node, cst.ImportFrom) and not isinstance(node.names, cst.ImportStar)
+    """Return whether a module imports a name at its top level.
+
+    Raises:
+        NotUnderstood: the name is something else in this module.
+    """
+    outer = {id(node) for _, node in _imports(module)}
+    found = [
+        (_source(node), id(node) in outer)
+        for node in m.findall(module, m.ImportFrom() | m.Import())
+        if isinstance(node, cst.ImportFrom | cst.Import) and not isinstance(node.names, cst.ImportStar)
         for alias in node.names
+        if (alias.evaluated_alias or alias.evaluated_name) == name
     ]
-    if (source, name) in imported:
-        return True
-    if find_assignments(module, name) or any(bound == name for _, bound in imported):
+    if find_assignments(module, name) or any(where != source for where, _ in found):
         raise NotUnderstood(f"the name `{name}` is in use for something else than {source}.{name}")
-    return False
+    return (source, True) in found
 
 
 def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module:
@@ -230,8 +235,11 @@ def _add_import(module: cst.Module, source: str, names: list[str]) -> cst.Module
     new = cst.ensure_type(cst.parse_statement(f"from {source} import {', '.join(names)}"), cst.SimpleStatementLine)
     body: list[Any] = list(module.body)
     if later is not None:
-        new = new.with_changes(leading_lines=body[later].leading_lines)
-        body[later] = body[later].with_changes(leading_lines=[])
+        # A comment stays above the import that it is above.
+        above = list(body[later].leading_lines)
+        blank = next((number for number, line in enumerate(above) if line.comment), len(above))
+        new = new.with_changes(leading_lines=above[:blank])
+        body[later] = body[later].with_changes(leading_lines=above[blank:])
         return module.with_changes(body=[*body[:later], new, *body[later:]])
     index = packages[-1][0] + 1 if packages else lines[-1][0] + 1 if lines else int(_has_docstring(module))
     if not packages and index:
@@ -268,13 +276,15 @@ def _has_docstring(module: cst.Module) -> bool:
     return bool(module.body) and m.matches(module.body[0], m.SimpleStatementLine([m.Expr(m.SimpleString())]))
 
 
+def _imports(module: cst.Module) -> list[tuple[int, cst.Import | cst.ImportFrom]]:
+    """Return the imports at the top level of a module, and the numbers of their lines in its body."""
+    firsts = [
+        (number, line.body[0]) for number, line in enumerate(module.body) if isinstance(line, cst.SimpleStatementLine)
+    ]
+    return [(number, node) for number, node in firsts if isinstance(node, cst.Import | cst.ImportFrom)]
+
+
 def _import_block(module: cst.Module) -> list[tuple[int, cst.Import | cst.ImportFrom]]:
-    """Return the imports before the first other statement, and their numbers in the module."""
-    block = []
-    for number, line in enumerate(module.body):
-        small = line.body[0] if isinstance(line, cst.SimpleStatementLine) else None
-        if isinstance(small, cst.Import | cst.ImportFrom):
-            block.append((number, small))
-        elif number or not _has_docstring(module):
-            break
-    return block
+    """Return those of the imports at the top level that come before all other statements."""
+    start = int(_has_docstring(module))
+    return [found for index, found in enumerate(_imports(module)) if found[0] == start + index]

@@ -57,7 +57,7 @@ class Command(BaseCommand):
         try:
             plan.apply()
         except OSError as error:
-            raise CommandError(f"Not all files were written: {error}") from error
+            raise CommandError(f"Not all changes were made: {error}") from error
         self.stdout.write(self.style.SUCCESS(f"Files written: {len(plan.changes)}."))
         self.stdout.write(NEXT_STEPS)
         if options["example"]:
