@@ -285,8 +285,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             elif is_outage(error):
                 handshake_log.warning("A connection was not accepted because a database cannot be reached: %s", error)
             else:
-                # If the server logged the error, a client that repeats its handshake could fill the log.
-                handshake_log.exception("%s.connect failed: %r", type(self).__name__, error)
+                raise
             # Without a disconnect message, the client reconnects.
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None

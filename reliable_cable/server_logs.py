@@ -19,7 +19,7 @@ _EXCEPTION_LOGGERS: Final = ("daphne.server", "uvicorn.error")
 def install() -> None:
     """Report the mistakes in this process. Repeated calls change nothing."""
     for name in _EXCEPTION_LOGGERS:
-        logging.getLogger(name).addFilter(explain_routing)
+        logging.getLogger(name).addFilter(limit_exceptions)
     # daphne imports this module before it can hide a warning.
     twisted = sys.modules.get("twisted.logger")
     if twisted is not None:
@@ -44,38 +44,38 @@ def log_unawaited(event: Mapping[str, Any]) -> None:
         )
 
 
-def explain_routing(record: logging.LogRecord) -> bool:
-    """Replace the traceback of a WebSocket that has no route by one line, which names the remedy.
+def limit_exceptions(record: logging.LogRecord) -> bool:
+    """Log an exception of a WebSocket within the limits for handshakes, because a client can cause it repeatedly.
+
+    If the WebSocket has no route, one line that names the remedy replaces the traceback.
 
     Args:
         record: a record of a server.
 
     Returns:
-        False if the line was logged in place of the record.
+        False if something was logged in place of the record.
     """
     error = record.exc_info[1] if record.exc_info else None
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)] if isinstance(error, ValueError) else []
-    if not frames:
+    frames = [] if error is None else [frame for frame, _ in walk_tb(error.__traceback__)]
+    scopes = [scope for frame in frames if isinstance(scope := frame.f_locals.get("scope"), Mapping)]
+    if not scopes or scopes[-1].get("type") != "websocket":
         return True
-    frame = frames[-1]
-    router, scope = frame.f_locals.get("self"), frame.f_locals.get("scope")
-    if not isinstance(scope, Mapping) or scope.get("type") != "websocket":
-        return True
-    if isinstance(router, URLRouter) and str(error).startswith("No route found"):
+    router = frames[-1].f_locals.get("self")
+    if isinstance(error, ValueError) and isinstance(router, URLRouter) and str(error).startswith("No route found"):
         handshake_log.error(
             "No WebSocket route has the path %r. The routes are: %s. Correct the URL in {%% cable_meta_tags %%} or "
             "createCable(), or the URLRouter in asgi.py.",
-            scope["path"],
+            scopes[-1]["path"],
             ", ".join(_paths(router)),
         )
-        return False
-    if isinstance(router, ProtocolTypeRouter | ASGIHandler):
+    elif isinstance(error, ValueError) and isinstance(router, ProtocolTypeRouter | ASGIHandler):
         handshake_log.error(
             "The ASGI application serves no WebSockets. Let asgi.py have a ProtocolTypeRouter with the entry "
             '"websocket": AuthMiddlewareStack(URLRouter([path("cable", CableConsumer.as_asgi())])).'
         )
-        return False
-    return True
+    else:
+        handshake_log.error("A WebSocket failed: %r", error, exc_info=error)
+    return False
 
 
 def _paths(router: Any, prefix: str = "/") -> Iterator[str]:

@@ -9,7 +9,7 @@ from reliable_cable.connection.handlers import REFUSALS
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.consumer import CableConsumer
 from reliable_cable.namespaces import split_namespace
-from reliable_cable.protocol.constants import MessageType
+from reliable_cable.protocol.constants import REVOKED
 
 from .client_socket import is_message
 from .communicator import CableCommunicator
@@ -191,9 +191,11 @@ class ChannelTester:
     def _take_results(self) -> BaseException | None:
         """Take over the transmissions. Return the first error of a handler since the last call."""
         sent = self._client.take_all(lambda frame: is_message(frame) and "epoch" not in frame)
-        self.transmissions += [frame["message"] for frame in sent]
-        if self._client.take_all(lambda frame: frame.get("type") == MessageType.REJECT_SUBSCRIPTION):
-            self.rejection = "an action called reject()"
+        for frame in sent:
+            if isinstance(frame["message"], dict) and frame["message"].get("type") == REVOKED:
+                self.rejection = f"it was revoked, or an action called reject(): {frame['message'].get('reason')}"
+            else:
+                self.transmissions.append(frame["message"])
         errors = self._client.errors.copy()
         self._client.errors.clear()
         return errors[0] if errors else None

@@ -13,7 +13,6 @@ import pytest
 from reliable_cable import CableConsumer, Channel, StoreError, action
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
-from reliable_cable.client_log import MAX_LINES, MAX_TRACEBACKS, ClientLog
 from reliable_cable.consumer import get_hub
 from reliable_cable.protocol.constants import SESSION_HEADER
 from reliable_cable.servers.base import Transport
@@ -367,19 +366,10 @@ class TestConnecting:
         with pytest.raises(ValueError, match="there is no 'default' layer"):
             await Client(consumer=Layered).communicator.connect()
 
-    async def test_an_error_in_connect_is_logged_within_limits_and_the_client_may_reconnect(
-        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_an_error_in_connect_is_raised_to_the_server(self) -> None:
         class Broken(CableConsumer):
             async def connect(self) -> None:
                 raise LookupError("a bug")
 
-        monkeypatch.setattr("reliable_cable.consumer.handshake_log", ClientLog("handshakes"))
-        for _ in range(MAX_LINES + 5):
-            assert await Client(consumer=Broken).communicator.connect() == (False, 1000)
-        records = [
-            record for record in caplog.records if record.message == "Broken.connect failed: LookupError('a bug')"
-        ]
-        assert len(records) == MAX_LINES
-        errors = [record.exc_info[1] for record in records if record.exc_info]
-        assert [str(error) for error in errors] == ["a bug"] * MAX_TRACEBACKS
+        with pytest.raises(LookupError, match="a bug"):
+            await Client(consumer=Broken).communicator.connect()

@@ -224,7 +224,8 @@ class TestErrors:
 
     async def test_an_exception_of_connect_ends_the_handshake(self) -> None:
         client = Client(consumer=Guarded, scope={"how": "bug"})
-        assert await client.communicator.connect() == (False, 1000)
+        with pytest.raises(ValueError, match="a bug"):
+            await client.communicator.connect()
 
 
 class TestParams:

@@ -1,4 +1,4 @@
-"""Exceptions that servers log for WebSockets without a route: one line names the remedy."""
+"""Exceptions that servers log for WebSockets: those without a route are one line, and all are limited."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from django.core.asgi import get_asgi_application
 from django.urls import path, re_path
 
 from reliable_cable import CableConsumer
-from reliable_cable.server_logs import explain_routing
+from reliable_cable.client_log import MAX_LINES, MAX_TRACEBACKS
+from reliable_cable.server_logs import limit_exceptions
 
 consumer = CableConsumer.as_asgi()
 
@@ -30,7 +31,7 @@ async def logged_exception(application: Any, path: str = "/cabel", type_: str = 
 async def test_a_wrong_path_names_all_routes(caplog: pytest.LogCaptureFixture) -> None:
     inner = URLRouter([path("one", consumer), re_path(r"^two/(?P<id>\d+)$", consumer)])
     router = URLRouter([path("cable", consumer), path("in/", inner)])
-    assert not explain_routing(await logged_exception(ProtocolTypeRouter({"websocket": router})))
+    assert not limit_exceptions(await logged_exception(ProtocolTypeRouter({"websocket": router})))
     (line,) = caplog.messages
     assert line.startswith(r"No WebSocket route has the path '/cabel'. The routes are: /cable, /in/one, /in/two/(?P")
     assert line.endswith("Correct the URL in {% cable_meta_tags %} or createCable(), or the URLRouter in asgi.py.")
@@ -43,10 +44,24 @@ HTTP = get_asgi_application()
 async def test_an_application_without_websockets_is_told_what_asgi_py_lacks(
     application: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert not explain_routing(await logged_exception(application))
+    assert not limit_exceptions(await logged_exception(application))
     (line,) = caplog.messages
     assert line.startswith("The ASGI application serves no WebSockets.")
     assert 'URLRouter([path("cable", CableConsumer.as_asgi())])' in line
+
+
+async def test_exceptions_of_consumers_and_middlewares_are_logged_within_limits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise ValueError("No route found for path 'x'.")
+
+    router = URLRouter([path("cable", cast(Any, fail))])
+    for _ in range(MAX_LINES + 5):
+        assert not limit_exceptions(await logged_exception(router, "/cable"))
+    text = "A WebSocket failed: ValueError(\"No route found for path 'x'.\")"
+    assert caplog.messages == [text] * MAX_LINES
+    assert len([record for record in caplog.records if record.exc_info]) == MAX_TRACEBACKS
 
 
 class TestOtherExceptions:
@@ -54,18 +69,10 @@ class TestOtherExceptions:
 
     async def test_those_of_requests(self, caplog: pytest.LogCaptureFixture) -> None:
         router = ProtocolTypeRouter({"http": URLRouter([])})
-        assert explain_routing(await logged_exception(router, type_="http"))
-        assert caplog.messages == []
-
-    async def test_those_of_consumers(self, caplog: pytest.LogCaptureFixture) -> None:
-        async def fail(scope: Any, receive: Any, send: Any) -> None:
-            raise ValueError("No route found for path 'x'.")
-
-        router = URLRouter([path("cable", cast(Any, fail))])
-        assert explain_routing(await logged_exception(router, "/cable"))
+        assert limit_exceptions(await logged_exception(router, type_="http"))
         assert caplog.messages == []
 
     def test_those_without_a_traceback(self) -> None:
         for exc_info in (None, (ValueError, ValueError("x"), None), (TypeError, TypeError("x"), None)):
             record = logging.LogRecord("uvicorn.error", logging.ERROR, __file__, 1, "It failed.", (), exc_info)
-            assert explain_routing(record)
+            assert limit_exceptions(record)
