@@ -182,7 +182,7 @@ class Channel:
     # -- handlers, for subclasses to override --------------------------------------------------------------------------
 
     def subscribed(self) -> Any:
-        """Handle a new or restored subscription: start streams, join presence, or `reject()`.
+        """Handle a new or restored subscription: start streams, join presence, or `reject()` or return False.
 
         A restore calls this again, with the saved state, before the client is welcomed. Streams that
         the last call started are stopped, unless this call starts them again. The others keep their positions. Streams

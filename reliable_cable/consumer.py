@@ -25,7 +25,7 @@ from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
 from .connection.connection import Connection
-from .connection.handlers import REFUSALS, invoke, invoke_isolated
+from .connection.handlers import REFUSALS, invoke, invoke_isolated, refuses
 from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
 from .hub.hub import Hub
@@ -140,8 +140,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
     def connect(self) -> Any:
         """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it.
 
-        If this raises `ObjectDoesNotExist`, `PermissionDenied`, `ValidationError` or `Http404`, the client is refused,
-        too.
+        To refuse it, call `reject_connection()` or return False. If this raises `ObjectDoesNotExist`,
+        `PermissionDenied`, `ValidationError` or `Http404`, the client is refused, too.
         """
 
     def disconnect(self, code: int) -> Any:
@@ -273,7 +273,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         handshake_log.report()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
-                await invoke(self.connect, CableConsumer)
+                if refuses(await invoke(self.connect, CableConsumer)) and self._rejection is None:
+                    self.reject_connection()
         except REFUSALS as error:
             handshake_log.info("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()

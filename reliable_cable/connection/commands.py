@@ -22,7 +22,7 @@ from reliable_cable.reply import PresenceLeave, Reply
 from .answers import answer_failure, answer_unsubscribed, with_answer
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection, ConnectionState
-from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, run_error_handler
+from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, refuses, run_error_handler
 from .openings import Openings
 from .started import Started, check_joins
 from .subscription import Subscription
@@ -385,6 +385,7 @@ class Commands(CommandQueue):
                 channel.undo(saved)
                 return REFUSED
             reply = channel.take_reply(saved)
+            reply.rejected |= handler in (channel.subscribed, channel.resubscribed) and refuses(outcome)
             if reply.presence:
                 check_joins(channel, name, reply, self.subscriptions.get(channel.identifier))
             return reply

@@ -90,7 +90,7 @@ async def invoke_isolated(
         return None
     # All tasks of a connection run in its context, which only `connect` changes. So a handler runs in a copy.
     result = await run_in_context(copy_context(), _run(consumer.around_command, calls))
-    return REFUSED if calls[-1] is check and _refuses(result) else result
+    return REFUSED if calls[-1] is check and refuses(result) else result
 
 
 async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) -> Any:
@@ -102,7 +102,7 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
     """
     asynchronous = is_async(calls[-1])
     if len(calls) > 1 and is_async(calls[0]) is not asynchronous:
-        if _refuses(await _run(around, calls[:1])):
+        if refuses(await _run(around, calls[:1])):
             return REFUSED
         calls = calls[1:]
     manager = around()
@@ -115,7 +115,7 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
     refresh_connections()
     with manager:
         for check in calls[:-1]:
-            if _refuses(finished(check, await check())):
+            if refuses(finished(check, await check())):
                 return REFUSED
         return finished(calls[-1], await calls[-1]())
     raise RuntimeError(_SUPPRESSED)
@@ -124,14 +124,14 @@ async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) ->
 def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callable[[], Any]]) -> Any:
     with manager:
         for check in calls[:-1]:
-            if _refuses(finished(check, check())):
+            if refuses(finished(check, check())):
                 return REFUSED
         return finished(calls[-1], calls[-1]())
     raise RuntimeError(_SUPPRESSED)
 
 
-def _refuses(verdict: object) -> bool:
-    """Return whether the result of a check refuses the call. None allows it, because a check may return nothing."""
+def refuses(verdict: object) -> bool:
+    """Return whether the result of a check refuses the client. None allows it, because a check may return nothing."""
     return verdict is not None and not verdict
 
 

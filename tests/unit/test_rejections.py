@@ -42,6 +42,35 @@ async def test_a_rejected_client_is_sent_the_reason_and_does_not_reconnect(scope
     assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
 
 
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("verdict", [False, 0, True, None])
+async def test_connect_can_refuse_a_client_by_its_result(sync: bool, verdict: Any) -> None:
+    class AppConsumer(CableConsumer):
+        def connect(self) -> Any:
+            return verdict
+
+    class AsyncConsumer(CableConsumer):
+        async def connect(self) -> Any:
+            return verdict
+
+    client = Client(consumer=AppConsumer if sync else AsyncConsumer)
+    await client.communicator.connect()
+    expected = "welcome" if verdict in (True, None) else "disconnect"
+    assert (await client.receive())["type"] == expected
+    await client.communicator.disconnect()
+
+
+async def test_the_reason_of_reject_connection_stays_if_connect_returns_false() -> None:
+    class AppConsumer(CableConsumer):
+        async def connect(self) -> bool:
+            self.reject_connection("token_expired")
+            return False
+
+    client = Client(consumer=AppConsumer)
+    await client.communicator.connect()
+    assert (await client.receive())["reason"] == "token_expired"
+
+
 @pytest.mark.parametrize("reason", ["remote", "server_restart", "expired", "", None])
 def test_the_error_for_another_reason_lists_the_allowed_ones(reason: Any) -> None:
     with pytest.raises(ValueError, match=r"Guarded.*; it must be 'unauthorized' or 'token_expired'\.$") as error:

@@ -1,4 +1,4 @@
-"""Handlers and checks whose code has not run when they return: coroutines of sync wrappers, and generators."""
+"""What the results of handlers and checks mean: a false value refuses, and a coroutine or a generator is an error."""
 
 from __future__ import annotations
 
@@ -97,13 +97,22 @@ async def test_connect_that_has_not_run_accepts_nobody(channel: type[Channel], c
 
 
 @pytest.mark.parametrize("verdict", [False, 0, "", [], {}])
-@pytest.mark.parametrize("hook", ["before_subscribe", "before_action"])
+@pytest.mark.parametrize("hook", ["before_subscribe", "before_action", "subscribed"])
 async def test_every_false_value_of_a_check_but_none_refuses(channel: type[Channel], hook: str, verdict: Any) -> None:
     setattr(channel, hook, lambda *args: verdict)
     async with Client() as client:
         await client.send("subscribe", GUARDED)
-        expected = "reject_subscription" if hook == "before_subscribe" else "confirm_subscription"
+        expected = "confirm_subscription" if hook == "before_action" else "reject_subscription"
         assert (await client.receive())["type"] == expected
         if hook == "before_action":
             await client.perform(GUARDED, "read", **{"$call": "1"})
             assert (await client.receive())["message"] == {"$answer": "1", "error": "refused"}
+
+
+@pytest.mark.parametrize("hook", ["subscribed", "resubscribed"])
+async def test_a_subscription_is_not_restored_if_its_handler_returns_false(channel: type[Channel], hook: str) -> None:
+    async with Client() as former:
+        await former.subscribe(GUARDED)
+    setattr(channel, hook, lambda *args: False)
+    async with Client(former.sid) as client:
+        assert client.welcome["restored_ids"] == []
