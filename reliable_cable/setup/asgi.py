@@ -60,6 +60,7 @@ from reliable_cable import CableConsumer
 application = {ROUTER}
 """
 
+AUTHENTICATION: Final = {"AuthMiddlewareStack", "CableAuthMiddlewareStack"}
 NO_AUTHENTICATION: Final = (
     "{path} has no AuthMiddlewareStack around the WebSocket routes. Without it, or a middleware of yours that sets "
     'scope["user"], channels do not know their user: self.user is None.'
@@ -174,7 +175,7 @@ def _notes(websocket: cst.BaseExpression, router: cst.Call) -> Notes:
         for node in m.findall(call.func, m.Name())
     ]
     notes: Notes = []
-    if not any(name.endswith("AuthMiddlewareStack") for name in names):
+    if AUTHENTICATION.isdisjoint(names):
         notes.append((NO_AUTHENTICATION, {}))
     notes.extend((ORIGINS, {"name": name}) for name in names if name.endswith("OriginValidator"))
     return notes

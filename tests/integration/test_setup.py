@@ -47,6 +47,9 @@ async def test_a_project_is_set_up(environments: Environments, tmp_path: Path, l
     output = project.set_up("--yes")
     assert "Not changed" not in output
     project.manage("check")
+    if layout is layouts.stock:
+        # As uvicorn and daphne import it: without settings in the environment.
+        assert project.run("-c", "from mysite.asgi import application").returncode == 0
     project.manage("migrate", "--verbosity", "0")
     assert re.search(r"Ran [1-9].*\n\nOK", project.manage("test", "cable_example"))
     files = project.files()

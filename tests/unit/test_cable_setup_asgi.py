@@ -72,11 +72,16 @@ class TestAsgi:
         imports = "from django.urls import path\nfrom reliable_cable import CableConsumer\n"
         assert site["asgi.py"] == routed(after, imports)
 
-    def test_missing_authentication_and_validators_of_origins_are_named(self, make_site: MakeSite) -> None:
-        site = make_site({"asgi.py": routed('"websocket": security.AllowedHostsOriginValidator(URLRouter([]))')})
-        output = site.set_up()
-        assert "Note: SITE/asgi.py has no AuthMiddlewareStack around the WebSocket routes." in output
+    @pytest.mark.parametrize("middleware", ["", "JWTAuthMiddlewareStack"])
+    def test_missing_authentication_is_named(self, make_site: MakeSite, middleware: str) -> None:
+        site = make_site({"asgi.py": routed(f'"websocket": {middleware}(URLRouter([]))')})
+        assert "Note: SITE/asgi.py has no AuthMiddlewareStack around the WebSocket routes." in site.set_up()
+
+    def test_validators_of_origins_are_named(self, make_site: MakeSite) -> None:
+        router = "security.AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter([])))"
+        output = make_site({"asgi.py": routed(f'"websocket": {router}')}).set_up()
         assert "Note: SITE/asgi.py has an AllowedHostsOriginValidator around the WebSocket routes." in output
+        assert "has no AuthMiddlewareStack" not in output
 
     @pytest.mark.parametrize(
         ("text", "reason"),
