@@ -161,9 +161,9 @@ class Newcomer:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop the server, if one is running, as Ctrl+C in a terminal does."""
+        """Stop the server, if one is running, and the processes that it started."""
         if self.server is not None:
-            os.killpg(self.server.pid, signal.SIGINT)
+            os.killpg(self.server.pid, signal.SIGTERM)
             self.server.wait(PATIENCE)
             self.server = None
 

@@ -12,6 +12,7 @@ from django.db import OperationalError
 from django.db.backends.utils import CursorWrapper
 from django.db.models import F
 from django.test import Client, TestCase, override_settings
+from django.urls import NoReverseMatch, reverse
 
 from reliable_cable import broadcast
 from reliable_cable.models import OutboxEntry, Session, Stream, StreamEntry, TransientEntry
@@ -99,4 +100,7 @@ class TestAdmin:
         assert [entry.stream.name for entry in StreamEntry.objects.all()] == ["b"]
 
     def test_the_admin_shows_no_sessions(self, admin: Client) -> None:
-        assert admin.get("/admin/reliable_cable/session/").status_code == 404
+        assert "/admin/reliable_cable/stream/" in admin.get("/admin/").content.decode()
+        assert "/admin/reliable_cable/session/" not in admin.get("/admin/").content.decode()
+        with pytest.raises(NoReverseMatch):
+            reverse("admin:reliable_cable_session_changelist")
