@@ -80,8 +80,9 @@ class SessionRecords(SessionWriter):
             return None
         try:
             if self.is_pending(sid):
+                # The store may work again, although the last write failed.
                 async with asyncio.timeout(LOAD_TIMEOUT):
-                    await self.flush()
+                    await self.flush(retry=True)
             record = await self._load(sid, identity)
         except (StoreError, TimeoutError) as error:
             self.report_failure("loaded", error)

@@ -157,12 +157,18 @@ class SessionWriter:
             unwritten = result.result() if result.done() else (session.sid,)
         return session.sid not in unwritten
 
-    async def flush(self) -> None:
-        """Write everything pending now, and wait for one attempt. Return at once while the store is failing."""
-        if self._failing:
+    async def flush(self, *, retry: bool = False) -> None:
+        """Write everything pending now, and wait for one attempt.
+
+        Args:
+            retry: whether to try even if the last write failed. Otherwise, `flush` returns at once then.
+        """
+        if self._failing and not retry:
             self._start()
             return
         result = self._next_write()
+        if retry:
+            self._start(urgent=True)
         await asyncio.wait([result], timeout=FLUSH_TIMEOUT)
         if not result.done():
             self.report_failure("written", TimeoutError("the store does not respond"))

@@ -344,6 +344,22 @@ class TestLoad:
         assert len(caplog.records) == 1
         assert "Traceback" not in caplog.text
 
+    async def test_writes_the_record_first_although_the_store_was_failing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(session_writer, "BACKGROUND_RETRY_DELAY", 60.0)
+        records = SessionRecords(store := Store())
+        records.add(session := Session("a"))
+        session.number = 1
+        store.down = True
+        records.changed(session)
+        await store.tried.wait()
+        await records.drop(session)
+        store.down = False
+        record = await records.load("a", ann)
+        assert record is not None
+        assert record.data == {"number": 1}
+
     async def test_simultaneous_loads_share_one_call(self) -> None:
         records = SessionRecords(store := Store())
         for sid in "abc":
