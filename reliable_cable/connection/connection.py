@@ -116,6 +116,8 @@ class Connection:
     #: A copy of the context in which the connection was made. Calls of `run_isolated` run in it.
     context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
+    #: Whether the server closes the connection for a reason after which no client may restore its session.
+    refused: bool = False
     #: Every id by which the session is known: its own, and those of the sessions that it continues, latest first.
     sids: tuple[str, ...] = field(default_factory=lambda: (secrets.token_urlsafe(18),))
     #: Whether the client speaks the extended protocol.
@@ -382,6 +384,7 @@ class Connection:
         closing = CLOSINGS[reason]
         # After a takeover, only the successor writes records of this session.
         if closing.session is SessionFate.FORGOTTEN:
+            self.refused = True
             self.forget_session()
         elif self.resumable and closing.session is SessionFate.HANDED_OVER:
             self.resumable = False

@@ -72,7 +72,7 @@ async def end_connection(commands: Commands, *, page_closed: bool = False) -> No
     _release_subscriptions(commands)
     await commands.finished()
     _release_subscriptions(commands)
-    if page_closed:
+    if page_closed or connection.refused:
         for subscription in commands.subscriptions.values():
             await subscription.leave_soon()
     if connection.resumable:

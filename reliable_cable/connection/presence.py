@@ -194,7 +194,7 @@ class SubscriptionPresence:
             self._service.release(self._subscription.presence_stream, self._key)
 
     async def leave_soon(self) -> None:
-        """Let the member leave after `PRESENCE_GRACE`, because the client's page was closed."""
+        """Let the member leave after `PRESENCE_GRACE`, because no client will restore the session."""
         if self._former_key is not None:  # the member of the former session has not been taken over
             await self._service.leave_soon(self._former_stream, self._former_key)
         elif self.member is not None and self._subscription.presence_stream is not None:

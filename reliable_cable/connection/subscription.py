@@ -214,7 +214,7 @@ class Subscription(SubscriptionStreams):
             self._presence.release()
 
     async def leave_soon(self) -> None:
-        """Let the member, if any, leave after `PRESENCE_GRACE`, because the client's page was closed."""
+        """Let the member, if any, leave after `PRESENCE_GRACE`, because no client will restore the session."""
         if self._presence is not None:
             await self._presence.leave_soon()
 

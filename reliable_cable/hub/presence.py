@@ -188,7 +188,7 @@ class PresenceService:
             self._start_rounds()
 
     async def leave_soon(self, stream: str, session: str) -> None:
-        """Let a member leave after `PRESENCE_GRACE`, because its page was closed.
+        """Let a member leave after `PRESENCE_GRACE`, because no client will restore its session.
 
         The store has the new expiry, so that the member leaves even if this process ends. If the store fails, the
         member leaves after the TTL.

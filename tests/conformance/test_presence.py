@@ -317,6 +317,19 @@ async def test_only_a_member_whose_page_was_closed_leaves_after_the_grace(server
             assert set(await get_members(watcher, room)) == {"cut", "closed cleanly"}
 
 
+async def test_the_member_of_a_client_that_was_disconnected_leaves_after_the_grace(
+    servers: ServerPool, kind: Kind
+) -> None:
+    room, name = identify("RoomChannel", room=unique("room")), unique("user")
+    with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=0.2) as server:
+        async with Client(server.url) as watcher, Client(server.url, cookie=await server.sign_in(name)) as client:
+            await watcher.subscribe(room)
+            await client.subscribe(room, presence={"id": name, "info": {}})
+            await watcher.expect(event("join", name))
+            await server.call("disconnect_user", name)
+            await watcher.expect(event("leave", name))
+
+
 async def test_a_reload_causes_no_event(servers: ServerPool, kind: Kind) -> None:
     room = identify("RoomChannel", room=unique("room"))
     with servers.make(kind, PRESENCE_TTL=60, PRESENCE_GRACE=PATIENCE / 2) as server:
