@@ -15,7 +15,6 @@ from typing import Any, Final, Protocol, TypeVar
 
 from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.contexts import run_in_context
-from reliable_cable.concurrency.token_bucket import TokenBucket
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
@@ -28,7 +27,7 @@ from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, Me
 from reliable_cable.servers.base import Transport
 from reliable_cable.stores.sessions.base import SessionRecord
 
-from .account import Account
+from .account import JOIN_RATE, Account
 from .closing import CLOSINGS, Notified, SessionFate
 from .command_queue import CommandQueue
 from .handlers import invoke_isolated
@@ -37,10 +36,6 @@ from .stream_ids import StreamIds
 
 T = TypeVar("T")
 
-#: How many joins a second a client may request.
-JOIN_RATE: Final = 2.0
-#: How many joins a client may request at once, in addition to one for each of its `MAX_SUBSCRIPTIONS`.
-JOIN_BURST: Final = 20
 #: The most faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
 MAX_FAULTS: Final = 200
 #: After how long, in seconds, the count of faults begins again.
@@ -145,7 +140,6 @@ class Connection:
     #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
     _notice_ping: int = 0
     _log: ClientLog | None = None
-    _joins: TokenBucket | None = None
     #: The number of faults since `_faults_since`.
     _faults: int = 0
     #: When the count of faults began, by the monotonic clock.
@@ -219,7 +213,13 @@ class Connection:
             Whether the client may see the effect. If False, the change could not be saved. The client is then
             disconnected and forgets its session, because a restore on another server would bring back the older state.
         """
-        if not self.resumable or await self.hub.sessions.save(self):
+        if not self.resumable:
+            return True
+        if not self.hub.sessions.store.writes_changes:
+            delay = self.account.count_write(time.monotonic())
+            if delay:
+                await asyncio.sleep(delay)
+        if await self.hub.sessions.save(self):
             return True
         logger.warning("A session could not be saved. Its client is disconnected, and subscribes again.")
         self.close(DisconnectReason.REMOTE, reconnect=True)
@@ -306,9 +306,7 @@ class Connection:
 
     def may_join(self) -> bool:
         """Count a join that the client requests. Return whether the rate of its joins allows it."""
-        if self._joins is None:
-            self._joins = TokenBucket(JOIN_RATE, JOIN_BURST + self.hub.settings.max_subscriptions)
-        if self._joins.try_to_take(1, time.monotonic()):
+        if self.account.may_join(time.monotonic()):
             return True
         self.log.warning("A join was refused: the client joins more often than %g times a second.", JOIN_RATE)
         return False

@@ -60,6 +60,8 @@ class SessionStore(Store):
 
     #: Whether the store may lose records before they expire.
     may_lose_data: bool = False
+    #: Whether `save` writes only what has changed in a large record. Otherwise it writes the whole record.
+    writes_changes: bool = False
 
     @abstractmethod
     def save(self, records: Mapping[str, SessionRecord]) -> None:
