@@ -30,7 +30,7 @@ from reliable_cable.stores.engine import Engine, get_engine
 from reliable_cable.stores.streams.durable import DurableStreamStore
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.stores.streams.model import ModelStreamStore
-from reliable_cable.stores.streams.model_outbox import Numbering
+from reliable_cable.stores.streams.model_numbering import Numbering
 from reliable_cable.stores.streams.redis import RedisStreamStore
 from tests.stores.conftest import finish_store_threads, wait_until
 from tests.support.redis import RedisServer, find_binaries

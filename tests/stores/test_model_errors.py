@@ -20,7 +20,7 @@ from reliable_cable.stores.database import database
 from reliable_cable.stores.sessions.model import ModelSessionStore
 from reliable_cable.stores.streams.base import Message
 from reliable_cable.stores.streams.model import ModelStreamStore
-from reliable_cable.stores.streams.model_outbox import Numbering
+from reliable_cable.stores.streams.model_numbering import Numbering
 from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, with_own_connection
 from tests.stores.test_streams import append, kept, on_commit
 

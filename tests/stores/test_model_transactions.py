@@ -20,7 +20,7 @@ from reliable_cable.exceptions import BroadcastError
 from reliable_cable.stores.database.database import WRITE_RETRY_TIME
 from reliable_cable.stores.streams.base import YOUNG_TIME, Message
 from reliable_cable.stores.streams.model import ModelStreamStore
-from reliable_cable.stores.streams.model_outbox import Numbering
+from reliable_cable.stores.streams.model_numbering import Numbering
 from tests.stores.conftest import MODEL_STORES, POSTGRES, SQLITE, Clock, MakeStore, until, with_own_connection
 from tests.stores.test_streams import append, kept, on_commit
 
@@ -101,7 +101,7 @@ class TestAfterTheCommit:
 
     def test_more_than_one_batch_is_numbered_too(self, store: ModelStreamStore, alias: str) -> None:
         with (
-            mock.patch("reliable_cable.stores.streams.model_outbox.ROWS_PER_TRANSACTION", 3),
+            mock.patch("reliable_cable.stores.streams.model_numbering.ROWS_PER_TRANSACTION", 3),
             transaction.atomic(using=alias),
         ):
             on_commit(store, *"12345678")
@@ -130,7 +130,7 @@ class TestCrashes:
         self, store: ModelStreamStore, alias: str, crash: Callable[[], None]
     ) -> None:
         crash()
-        with mock.patch("reliable_cable.stores.streams.model_outbox.ROWS_PER_TRANSACTION", 3):
+        with mock.patch("reliable_cable.stores.streams.model_numbering.ROWS_PER_TRANSACTION", 3):
             with transaction.atomic(using=alias):
                 on_commit(store, *"1234567")
             assert append(store, "8") == [8]

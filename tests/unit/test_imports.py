@@ -62,7 +62,7 @@ WRONG = {
     "channel.py": ("def later():\n    from . import connection", "channel -> reliable_cable.connection"),
     "signing.py": ("if TYPE_CHECKING:\n    from .auth import CableAuth", "signing -> reliable_cable.auth"),
     "stores/presence/memory.py": ("from ..streams.base import StreamStore", "memory -> reliable_cable.stores.streams"),
-    "stores/streams/model_outbox.py": ("from .model import ModelStreamStore", "- .model_outbox -> .model"),
+    "stores/streams/model_numbering.py": ("from .model import ModelStreamStore", "- .model_numbering -> .model"),
     "protocol/frames.py": ("import time", "protocol.frames -> time"),
     "protocol/messages.py": ("from django.utils import timezone", "protocol.messages -> django"),
     "hub/heartbeat.py": ("from reliable_cable.models import Stream", "hub.heartbeat -> reliable_cable.models"),

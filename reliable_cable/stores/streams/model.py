@@ -23,7 +23,7 @@ from reliable_cable.stores.database.store import ModelStore, retried_read
 
 from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListener, StreamStore, Transient
 from .model_lineage import Lineages
-from .model_outbox import Numbering
+from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_retention import Retention
 from .wakeup import Waker
