@@ -31,9 +31,11 @@ function subscribe(cable, client, number, name, params) {
   channel.on('info', ({ type }) => say({ kind: type, client, number }))
   channel.on('connect', ({ restored }) => say({ kind: restored ? 'restore' : 'connect', client, number }))
   channel.on('close', reason => {
-    say({ kind: reason ? 'rejected' : 'recreate', client, number, reason: String(reason) })
-    // The connection was lost while the subscribe was unanswered (see Protocol: Subscriptions).
-    if (!reason) setTimeout(() => subscribe(cable, client, number, name, params), 50)
+    const rejected = reason?.name === 'SubscriptionRejectedError'
+    say({ kind: rejected ? 'rejected' : 'recreate', client, number, reason: String(reason) })
+    // The connection was lost while the subscribe was unanswered (see Protocol: Subscriptions), or a server that was
+    // paused did not answer in time. The bundle's `keepSubscribed` does the same.
+    if (!rejected) setTimeout(() => subscribe(cable, client, number, name, params), 50)
   })
 }
 
