@@ -97,7 +97,8 @@ def plan_asgi(plan: Plan) -> str | None:
 def _usual_application() -> str | None:
     """Return the dotted path of the application in the asgi.py beside the wsgi.py or the urls.py."""
     wsgi: str | None = settings.WSGI_APPLICATION
-    package = wsgi.rsplit(".", 2)[0] if wsgi and wsgi.count(".") > 1 else settings.ROOT_URLCONF.rpartition(".")[0]
+    urls: str = getattr(settings, "ROOT_URLCONF", None) or ""
+    package = wsgi.rsplit(".", 2)[0] if wsgi and wsgi.count(".") > 1 else urls.rpartition(".")[0]
     return f"{package}.asgi.application" if package else None
 
 

@@ -107,7 +107,15 @@ class TestAsgi:
             (routed('"websocket": URLRouter([] if a else b)'), "the argument of `URLRouter` is not a list"),
             ("from os import path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
             ("import os.path as path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
-            ("path = 'cable'\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
+            *[
+                (code + ASGI, "the name `path` is in use for something else than django.urls.path")
+                for code in (
+                    "path = 'cable'\n",
+                    "for name, path in (): pass\n",
+                    "with open(__file__) as path: pass\n",
+                    "found = (path := 'cable')\n",
+                )
+            ],
         ],
     )
     def test_applications_that_are_not_understood_stay(self, make_site: MakeSite, text: str, reason: str) -> None:
