@@ -82,7 +82,7 @@ class ChannelTester:
     async def asubscribe(self) -> bool:
         """Async twin of `subscribe`."""
         if self._client.connection is None and not await self._client.connect():
-            self.rejection = f"the connection was refused: {self._client.disconnect_reason or self._client.close_code}"
+            self.rejection = f"the connection was refused: {self._client.refusal}"
             return False
         if self._server_side is not None:
             raise RuntimeError(f"The client is already subscribed to {self._channel_class.name}.")

@@ -64,8 +64,7 @@ class CableCommunicator(ClientSocket):
 
     async def __aenter__(self) -> Self:
         if not await self.connect():
-            reason = self.disconnect_reason or f"close code {self.close_code}"
-            raise AssertionError(f"The connection was refused: {reason}.")
+            raise AssertionError(f"The connection was refused: {self.refusal}.")
         return self
 
     async def __aexit__(self, *error: object) -> None:

@@ -40,10 +40,10 @@ def _isolated_cable(request: pytest.FixtureRequest, cable_settings: Mapping[str,
 
 @pytest.fixture
 def broadcasts(_isolated_cable: None) -> "Iterator[list[CapturedBroadcast]]":
-    """Return the list of everything that the test broadcasts."""
-    from .broadcasts import capture_broadcasts
+    """Return the list of everything that the test broadcasts. This calls no `on_commit` hooks."""
+    from .broadcasts import captured_broadcasts
 
-    with capture_broadcasts() as captured:
+    with captured_broadcasts() as captured:
         yield captured
 
 
