@@ -29,15 +29,20 @@ TEMPLATES: Final = Path(__file__).with_name("templates")
 SUFFIX: Final = "-tpl"
 
 
-def plan_example(plan: Plan) -> None:
-    """Add the files of the example app and its URL to a plan. Files that exist are left as they are."""
+def plan_example(plan: Plan, *, with_url: bool) -> None:
+    """Add the files of the example app and its URL to a plan. Files that exist are left as they are.
+
+    Args:
+        plan: the plan.
+        with_url: whether to add the URL.
+    """
     source = None
     urls = getattr(settings, "ROOT_URLCONF", None)
     try:
         if not urls:
             raise NotUnderstood("the setting is missing")
         source = required_source(urls)
-        if not _has_string(source.module, f"{APP}.urls"):
+        if with_url and not _has_string(source.module, f"{APP}.urls"):
             plan.edit(source, _add_url(source.module).bytes)
         folder = source.root / APP
     except NotUnderstood as error:

@@ -106,12 +106,13 @@ class TestSettings:
         assert '    INSTALLED_APPS = [\n        "daphne",\n        # … your apps\n        "channels",\n' in output
         assert '    ASGI_APPLICATION = "SITE.asgi.application"\n' in output
 
-    def test_while_apps_are_missing_nothing_else_is_changed(self, make_site: MakeSite, tmp_path: Path) -> None:
+    def test_while_apps_are_missing_no_other_file_is_changed(self, make_site: MakeSite, tmp_path: Path) -> None:
         """Without the apps, an asgi.py with the route cannot be imported."""
         site = make_site({"settings.py": "INSTALLED_APPS = ()\n"})
-        assert "There is nothing that this command can change." in site.set_up(example=True)
+        assert "There is nothing that this command can change." in site.set_up()
+        assert 'Write the code that is shown above, after "Not changed".' in site.set_up(example=True)
         assert (site["asgi.py"], site["urls.py"]) == (ASGI, URLS)
-        assert not (tmp_path / "cable_example").exists()
+        assert (tmp_path / "cable_example/cable.py").exists()  # the settings will name this app
 
     def test_settings_without_which_the_cable_works_do_not_prevent_the_rest(
         self, make_site: MakeSite, settings: Any
