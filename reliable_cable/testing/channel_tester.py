@@ -1,7 +1,7 @@
 """`ChannelTester`: one subscription to a channel, for tests of the channel."""
 
 from collections.abc import Coroutine, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.threads import sync_only
@@ -17,6 +17,8 @@ from .isolation import current_isolation
 from .subscription import CallFailed
 
 T = TypeVar("T")
+
+REJECTED: Final = "reject() was called, a handler returned False, or a limit was exceeded, which the log says"
 
 
 class ChannelTester:
@@ -92,7 +94,7 @@ class ChannelTester:
         finally:
             error = self._take_results()
         if not self._subscription.confirmed:
-            self.rejection = repr(error) if error else "reject() was called, or before_subscribe() returned False"
+            self.rejection = repr(error) if error else REJECTED
         if error is not None and not isinstance(error, REFUSALS):
             raise error
         return self._subscription.confirmed
@@ -140,13 +142,19 @@ class ChannelTester:
 
     @sync_only("aclose")
     def close(self) -> None:
-        """Disconnect. At the end of the test, this happens by itself in sync tests."""
+        """Disconnect. At the end of the test, this happens by itself in sync tests.
+
+        After this, `subscribe` connects as a new client.
+        """
         if self._client.connection is not None:
             self._run(self.aclose())
 
     async def aclose(self) -> None:
         """Async twin of `close`."""
         await self._client.aclose()
+        # `subscribe` then begins a new session, and does not restore this one.
+        self._client.session_id = ""
+        self._subscription.positions.clear()
 
     # -- what the channel has done ------------------------------------------------------------------------------------
 
@@ -185,7 +193,9 @@ class ChannelTester:
     @property
     def _server_side(self) -> Subscription | None:
         connection = self._client.connection
-        known = None if connection is None else connection.subscriptions.get(self._subscription.identifier)
+        if connection is None or connection.closed:
+            return None
+        known = connection.subscriptions.get(self._subscription.identifier)
         return known if isinstance(known, Subscription) else None
 
     def _take_results(self) -> BaseException | None:
