@@ -187,7 +187,7 @@ class ChannelTesterTest(CableTestCase):
         notes.perform("add", {"name": "bob"})
         notes.close()
         self.assertTrue(notes.subscribe())
-        self.assertEqual(notes.state, {"count": 0})
+        self.assertEqual(notes.state, {})
 
     def test_a_client_that_the_server_disconnects(self) -> None:
         notes = ChannelTester(NotesChannel, user=self.ann)
