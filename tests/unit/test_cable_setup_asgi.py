@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-
 from textwrap import dedent
 from typing import Any
 
@@ -74,13 +73,13 @@ class TestAsgi:
         imports = "from django.urls import path\nfrom reliable_cable import CableConsumer\n"
         assert site["asgi.py"] == routed(after, imports)
 
-    @pytest.mark.parametrize("middleware", ["", "JWTAuthMiddlewareStack"])
     def test_the_documented_module_is_what_is_written(self, make_site: MakeSite) -> None:
         page = (Path(__file__).parents[2] / "docs/settings.md").read_text()
         site = make_site()
         site.set_up()
         assert [line for line in site["asgi.py"].splitlines() if line not in page] == []
 
+    @pytest.mark.parametrize("middleware", ["", "JWTAuthMiddlewareStack"])
     def test_missing_authentication_is_named(self, make_site: MakeSite, middleware: str) -> None:
         site = make_site({"asgi.py": routed(f'"websocket": {middleware}(URLRouter([]))')})
         assert "Note: SITE/asgi.py has no AuthMiddlewareStack around the WebSocket routes." in site.set_up()
