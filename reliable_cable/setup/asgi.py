@@ -6,6 +6,7 @@ from dataclasses import replace as with_changes
 from typing import Final
 
 import libcst as cst
+from django.apps import apps
 from django.conf import settings
 from libcst import matchers as m
 
@@ -65,6 +66,10 @@ NO_AUTHENTICATION: Final = (
     "{path} has no AuthMiddlewareStack around the WebSocket routes. Without it, or a middleware of yours that sets "
     'scope["user"], channels do not know their user: self.user is None.'
 )
+NO_USERS: Final = (
+    "django.contrib.auth is not in INSTALLED_APPS, and AuthMiddlewareStack needs it. Add it, or remove "
+    "AuthMiddlewareStack from {path}: self.user of channels is then None."
+)
 CABLE: Final = "{path} stays as it is, because {other} already names CableConsumer or has a route `cable`."
 ORIGINS: Final = (
     "{path} has an {name} around the WebSocket routes. CableConsumer checks origins itself, and also accepts "
@@ -84,6 +89,8 @@ def plan_asgi(plan: Plan) -> str | None:
         serving = next((each for each in (source, *imported_sources(source)) if _has_cable(each.module)), None)
         if serving is None:
             module, notes = _add_route(source.module, variable)
+            if calls(module, "AuthMiddlewareStack") and not apps.is_installed("django.contrib.auth"):
+                notes.append((NO_USERS, {}))
             plan.edit(source, module.bytes)
             plan.notes.extend(note.format(path=shown(source.path), **names) for note, names in notes)
         elif not _names_consumer(source.module):

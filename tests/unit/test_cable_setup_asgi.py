@@ -73,6 +73,13 @@ class TestAsgi:
         imports = "from django.urls import path\nfrom reliable_cable import CableConsumer\n"
         assert site["asgi.py"] == routed(after, imports)
 
+    def test_a_project_without_users_is_told_what_they_need(self, make_site: MakeSite, settings: Any) -> None:
+        note = "Note: django.contrib.auth is not in INSTALLED_APPS, and AuthMiddlewareStack needs it."
+        site = make_site()
+        assert note not in site.set_up(dry_run=True, yes=False)
+        settings.INSTALLED_APPS = ["django.contrib.contenttypes"]
+        assert note in site.set_up(dry_run=True, yes=False)
+
     def test_the_documented_module_is_what_is_written(self, make_site: MakeSite) -> None:
         page = (Path(__file__).parents[2] / "docs/settings.md").read_text()
         site = make_site()
