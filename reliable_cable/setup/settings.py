@@ -63,7 +63,7 @@ def plan_settings(plan: Plan, asgi_application: str | None, example: str | None)
         return True
     except NotUnderstood as error:
         missing = bool(front or back or own)
-        where = shown(source.path) if source else f"the settings ({_settings_module()})"
+        where = shown(source.path) if source else f"the settings ({_settings_module() or ENVIRONMENT_VARIABLE})"
         lines = [*(f'"{app}",' for app in front), "# … your apps", *(f'"{app}",' for app in back + own)]
         indented = "\n    ".join(lines)
         code = f"INSTALLED_APPS = [\n    {indented}\n]\n" if missing else ""
@@ -92,6 +92,8 @@ def _note_late_daphne(plan: Plan) -> None:
 
 def _defining_source(name: str) -> Source:
     """Return the settings file that assigns a setting: the settings module, or one from which it imports all names."""
+    if not _settings_module():
+        raise NotUnderstood("the environment variable names no module")
     first = required_source(_settings_module())
     sources = {source.path: source for source in (first, *imported_sources(first, star=True))}
     defining = [

@@ -123,6 +123,13 @@ class TestSettings:
         assert "`RELIABLE_CABLE` is assigned here, but is not in force. Write there:" in output
         assert "CableConsumer" in site["asgi.py"]
 
+    def test_settings_without_a_module(self, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A project in one file calls `settings.configure()`."""
+        site = make_site()
+        monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
+        reason = "the settings (DJANGO_SETTINGS_MODULE): the environment variable names no module."
+        assert f"Not changed: {reason} Write there, and run this command again:" in site.set_up()
+
     def test_a_late_daphne_is_named(self, make_site: MakeSite) -> None:
         apps = ("django.contrib.staticfiles", "daphne", "channels", "reliable_cable")
         assert 'Note: Move "daphne" to the beginning of INSTALLED_APPS.' in make_site(apps=apps).set_up()
