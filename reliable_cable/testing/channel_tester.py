@@ -32,6 +32,7 @@ class ChannelTester:
         user: the user of the connection. None: an anonymous user.
         params: the parameters of the subscription.
         consumer: the class of the consumer. Its `connect` and `around_command` run, too.
+        scope: more keys of the ASGI scope, as middlewares add them, such as `{"session": …}`.
 
     Raises:
         ValueError: clients reach another channel under the name of this one.
@@ -44,6 +45,7 @@ class ChannelTester:
         user: Any = None,
         params: Mapping[str, Any] | None = None,
         consumer: type[CableConsumer] = CableConsumer,
+        scope: Mapping[str, Any] | None = None,
     ) -> None:
         if find_channel(channel.name) is not channel:
             raise ValueError(
@@ -51,7 +53,8 @@ class ChannelTester:
                 "name, or it was declared with abstract=True."
             )
         self._channel_class = channel
-        self._client = CableCommunicator(consumer.as_asgi(), user=_anonymous() if user is None else user)
+        client_user = _anonymous() if user is None else user
+        self._client = CableCommunicator(consumer.as_asgi(), user=client_user, scope=scope)
         self._subscription = self._client.add_subscription(channel, params)
         #: The data that the channel has transmitted to the client, in order. Transient broadcasts look the same to a
         #: client, and are here, too.

@@ -11,6 +11,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from reliable_cable.concurrency import on_commit
+from reliable_cable.logs import logger
 
 
 def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
@@ -28,16 +29,24 @@ def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
 def take_hooks(
     connection: BaseDatabaseWrapper, *, first: int = 0, kind: type[Any] = object
 ) -> list[Callable[[], object]]:
-    """Remove `on_commit` hooks from a connection, and return them.
+    """Remove `on_commit` hooks from a connection, and return them. Robust hooks log their errors.
 
     Args:
         connection: the connection.
         first: how many hooks, those that were registered first, to leave out.
         kind: the class of the hooks.
     """
-    later = connection.run_on_commit[first:]
+    later: list[Any] = connection.run_on_commit[first:]
     connection.run_on_commit[first:] = [entry for entry in later if not isinstance(entry[1], kind)]
-    return [entry[1] for entry in later if isinstance(entry[1], kind)]
+    return [partial(_call_robustly, hook) if robust else hook for _, hook, robust in later if isinstance(hook, kind)]
+
+
+def _call_robustly(hook: Callable[[], object]) -> None:
+    """Call a hook that was registered with `robust=True`, and log its error."""
+    try:
+        hook()
+    except Exception:
+        logger.exception("A function that was passed to on_commit() with robust=True failed.")
 
 
 @contextmanager

@@ -81,6 +81,11 @@ class AfterCommitTests(CableTestMixin):
             with transaction.atomic():
                 transaction.on_commit(lambda: transaction.on_commit(partial(broadcast, "room", 2)))
 
+    def test_an_error_of_a_robust_hook_is_logged(self: Any) -> None:
+        with self.assertLogs(level="ERROR"), self.assertBroadcasts("room", 1):
+            transaction.on_commit(lambda: 1 / 0, robust=True)
+            transaction.on_commit(partial(broadcast, "room", 1))
+
     def test_immediate_broadcasts_do_not_wait(self: Any) -> None:
         with self.captureBroadcasts() as broadcasts, transaction.atomic():
             broadcast("room", 1, immediate=True)

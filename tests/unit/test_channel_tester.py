@@ -228,6 +228,18 @@ class ChannelTesterTest(CableTestCase):
         self.assertFalse(notes.subscribe())
         self.assertIn("unauthorized", notes.rejection)
 
+    def test_what_middlewares_add_to_the_scope(self) -> None:
+        class Consumer(CableConsumer):
+            def connect(self) -> None:
+                if self.scope["session"]["banned"]:
+                    self.reject_connection()
+
+        for banned in (False, True):
+            notes = ChannelTester(
+                NotesChannel, user=self.ann, consumer=Consumer, scope={"session": {"banned": banned}, "user": None}
+            )
+            self.assertIs(notes.subscribe(), not banned)
+
     def test_the_consumer_surrounds_the_handlers(self) -> None:
         class Consumer(CableConsumer):
             @contextmanager
