@@ -6,6 +6,7 @@ from dataclasses import replace as with_changes
 from typing import Final
 
 import libcst as cst
+from django.apps import apps
 from django.conf import settings
 from libcst import matchers as m
 
@@ -65,6 +66,10 @@ NO_AUTHENTICATION: Final = (
     "{path} has no AuthMiddlewareStack around the WebSocket routes. Without it, or a middleware of yours that sets "
     'scope["user"], channels do not know their user: self.user is None.'
 )
+NO_USERS: Final = (
+    "django.contrib.auth is not in INSTALLED_APPS, and AuthMiddlewareStack needs it. Add it, or remove "
+    "AuthMiddlewareStack from {path}: self.user of channels is then None."
+)
 CABLE: Final = "{path} stays as it is, because {other} already names CableConsumer or has a route `cable`."
 ORIGINS: Final = (
     "{path} has an {name} around the WebSocket routes. CableConsumer checks origins itself, and also accepts "
@@ -84,6 +89,8 @@ def plan_asgi(plan: Plan) -> str | None:
         serving = next((each for each in (source, *imported_sources(source)) if _has_cable(each.module)), None)
         if serving is None:
             module, notes = _add_route(source.module, variable)
+            if calls(module, "AuthMiddlewareStack") and not apps.is_installed("django.contrib.auth"):
+                notes.append((NO_USERS, {}))
             plan.edit(source, module.bytes)
             plan.notes.extend(note.format(path=shown(source.path), **names) for note, names in notes)
         elif not _names_consumer(source.module):
@@ -97,7 +104,8 @@ def plan_asgi(plan: Plan) -> str | None:
 def _usual_application() -> str | None:
     """Return the dotted path of the application in the asgi.py beside the wsgi.py or the urls.py."""
     wsgi: str | None = settings.WSGI_APPLICATION
-    package = wsgi.rsplit(".", 2)[0] if wsgi and wsgi.count(".") > 1 else settings.ROOT_URLCONF.rpartition(".")[0]
+    urls: str = getattr(settings, "ROOT_URLCONF", None) or ""
+    package = wsgi.rsplit(".", 2)[0] if wsgi and wsgi.count(".") > 1 else urls.rpartition(".")[0]
     return f"{package}.asgi.application" if package else None
 
 

@@ -29,16 +29,24 @@ TEMPLATES: Final = Path(__file__).with_name("templates")
 SUFFIX: Final = "-tpl"
 
 
-def plan_example(plan: Plan) -> None:
-    """Add the files of the example app and its URL to a plan. Files that exist are left as they are."""
+def plan_example(plan: Plan, *, with_url: bool) -> None:
+    """Add the files of the example app and its URL to a plan. Files that exist are left as they are.
+
+    Args:
+        plan: the plan.
+        with_url: whether to add the URL.
+    """
     source = None
+    urls = getattr(settings, "ROOT_URLCONF", None)
     try:
-        source = required_source(settings.ROOT_URLCONF)
-        if not _has_string(source.module, f"{APP}.urls"):
+        if not urls:
+            raise NotUnderstood("the setting is missing")
+        source = required_source(urls)
+        if with_url and not _has_string(source.module, f"{APP}.urls"):
             plan.edit(source, _add_url(source.module).bytes)
         folder = source.root / APP
     except NotUnderstood as error:
-        where = shown(source.path) if source else f"the URLs ({settings.ROOT_URLCONF})"
+        where = shown(source.path) if source else f"the URLs ({urls or 'ROOT_URLCONF'})"
         plan.steps.append(Step(f"{where}: {error}. Write there:", BY_HAND))
         folder = (source.root if source else Path.cwd()) / APP
     for template in sorted(TEMPLATES.rglob(f"*{SUFFIX}")):

@@ -16,9 +16,12 @@ def make_plan(*, example: bool) -> Plan:
     """
     plan = Plan()
     application = plan_asgi(plan)
-    plan_settings(plan, application, APP if example else None)
+    has_apps = plan_settings(plan, application, APP if example else None)
+    if not has_apps:
+        # Without the apps, asgi.py cannot be imported after its change.
+        plan.changes.clear()
     if example:
-        plan_example(plan)
+        plan_example(plan, with_url=has_apps)
     # Changes of the project's own files come last, next to the question.
     plan.changes = dict(sorted(plan.changes.items(), key=lambda change: (change[0].exists(), change[0])))
     return plan

@@ -32,8 +32,8 @@ RELIABLE_CABLE = {
 """
 
 
-def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> None:
-    """Add the changes of the settings to a plan.
+def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> bool:
+    """Add the changes of the settings to a plan. Return whether `INSTALLED_APPS` has all apps then.
 
     Args:
         plan: the plan.
@@ -50,7 +50,7 @@ def plan_settings(plan: Plan, asgi_application: str | None, example: str | None)
         statements["RELIABLE_CABLE"] = CABLE_SETTINGS
     _note_late_daphne(plan)
     if not (front or back or own or statements):
-        return
+        return True
     source = None
     try:
         source = _defining_source("INSTALLED_APPS")
@@ -60,12 +60,16 @@ def plan_settings(plan: Plan, asgi_application: str | None, example: str | None)
                 raise NotUnderstood(f"`{name}` is assigned here, but is not in force")
             module = insert_statements(module, code, after="WSGI_APPLICATION" if name == "ASGI_APPLICATION" else None)
         plan.edit(source, module.bytes)
+        return True
     except NotUnderstood as error:
-        where = shown(source.path) if source else f"the settings ({_settings_module()})"
+        missing = bool(front or back or own)
+        where = shown(source.path) if source else f"the settings ({_settings_module() or ENVIRONMENT_VARIABLE})"
         lines = [*(f'"{app}",' for app in front), "# … your apps", *(f'"{app}",' for app in back + own)]
         indented = "\n    ".join(lines)
-        code = f"INSTALLED_APPS = [\n    {indented}\n]\n" if front or back or own else ""
-        plan.steps.append(Step(f"{where}: {error}. Write there:", code + "".join(statements.values())))
+        code = f"INSTALLED_APPS = [\n    {indented}\n]\n" if missing else ""
+        what = f"{where}: {error}. Write there{', and run this command again' if missing else ''}:"
+        plan.steps.append(Step(what, code + "".join(statements.values())))
+        return not missing
 
 
 def _settings_module() -> str:
@@ -88,6 +92,8 @@ def _note_late_daphne(plan: Plan) -> None:
 
 def _defining_source(name: str) -> Source:
     """Return the settings file that assigns a setting: the settings module, or one from which it imports all names."""
+    if not _settings_module():
+        raise NotUnderstood("the environment variable names no module")
     first = required_source(_settings_module())
     sources = {source.path: source for source in (first, *imported_sources(first, star=True))}
     defining = [

@@ -37,7 +37,7 @@ class Assignment:
 
 
 def find_assignments(module: cst.Module, name: str) -> list[Assignment]:
-    """Return the statements that give a global variable a value, also those in `if` and `try`."""
+    """Return the statements that give a global variable a value, also those in `if` and `try`, but no imports."""
     finder = _Assignments(name)
     module.visit(finder)
     outer = {id(small) for line in module.body if isinstance(line, cst.SimpleStatementLine) for small in line.body}
@@ -52,15 +52,29 @@ class _Assignments(cst.CSTVisitor):
         self.name = name
         self.found: list[tuple[cst.CSTNode, cst.BaseExpression | None]] = []
 
-    def visit_Assign(self, node: cst.Assign) -> bool:  # noqa: N802 - libcst's names
+    def visit_Assign(self, node: cst.Assign) -> None:  # noqa: N802 - libcst's names
         if any(m.findall(target.target, m.Name(self.name)) for target in node.targets):
             self.found.append((node, node.value))
-        return False
 
-    def visit_AnnAssign(self, node: cst.AnnAssign) -> bool:  # noqa: N802
+    def visit_AnnAssign(self, node: cst.AnnAssign) -> None:  # noqa: N802
         if m.matches(node.target, m.Name(self.name)):
             self.found.append((node, node.value))
-        return False
+
+    def visit_For(self, node: cst.For) -> None:  # noqa: N802
+        if m.findall(node.target, m.Name(self.name)):
+            self.found.append((node, None))
+
+    def visit_AsName(self, node: cst.AsName) -> None:  # noqa: N802
+        """See `with … as name` and `except … as name`."""
+        if m.findall(node.name, m.Name(self.name)):
+            self.found.append((node, None))
+
+    def visit_NamedExpr(self, node: cst.NamedExpr) -> None:  # noqa: N802
+        if m.matches(node.target, m.Name(self.name)):
+            self.found.append((node, None))
+
+    def visit_ImportAlias(self, node: cst.ImportAlias) -> bool:  # noqa: N802
+        return False  # imports are no assignments, see `_is_imported`
 
     def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: N802
         if node.name.value == self.name:

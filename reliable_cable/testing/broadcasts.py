@@ -1,5 +1,6 @@
 """Captures the broadcasts of the tested code, and asserts which of them there are."""
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,8 +49,18 @@ def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
     In a `TestCase`, the `on_commit` hooks that the tested code has registered are called at the end of this context, as
     `captureOnCommitCallbacks(execute=True)` does. So what they broadcast is captured, too. This needs a sync test.
     """
+    with captured_broadcasts() as captured:
+        thread = threading.get_ident()
+        before = {connection.alias: len(connection.run_on_commit) for connection in connections.all()}
+        yield captured
+        if threading.get_ident() == thread:
+            _call_hooks(before)
+
+
+@contextmanager
+def captured_broadcasts() -> Iterator[list[CapturedBroadcast]]:
+    """Return a list to which each broadcast is added when it is sent. This calls no `on_commit` hooks."""
     captured: list[CapturedBroadcast] = []
-    thread = threading.get_ident()
 
     def capture(item: Outgoing) -> None:
         namespace, stream = split_namespace(item.stream)
@@ -62,10 +73,7 @@ def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
         captures = current_isolation().captures
         captures.append(capture)
         try:
-            before = {connection.alias: len(connection.run_on_commit) for connection in connections.all()}
             yield captured
-            if threading.get_ident() == thread:
-                _call_hooks(before)
         finally:
             captures.remove(capture)
 
@@ -156,8 +164,19 @@ def _described(pattern: Any) -> str:
 
 def _listed(captured: Sequence[CapturedBroadcast]) -> str:
     if not captured:
-        waiting = [each.alias for each in connections.all() if in_tested_transaction(each)]
-        hint = f" A transaction is still open on {', '.join(map(repr, waiting))}; broadcasts wait for its commit."
-        return f"Nothing was broadcast.{hint if waiting else ''}"
+        hint = ""
+        if waiting := [each.alias for each in connections.all() if in_tested_transaction(each)]:
+            hint = f" A transaction is still open on {', '.join(map(repr, waiting))}; broadcasts wait for its commit."
+        elif _is_async():
+            hint = " In an async test, functions that were passed to `on_commit` are not called."
+        return f"Nothing was broadcast.{hint}"
     lines = "".join(f"\n  {each}" for each in captured)
     return f"These were broadcast:{lines}"
+
+
+def _is_async() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,7 +1,7 @@
 """`ChannelTester`: one subscription to a channel, for tests of the channel."""
 
 from collections.abc import Coroutine, Mapping
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from reliable_cable.channel import Channel, find_channel
 from reliable_cable.concurrency.threads import sync_only
@@ -18,6 +18,8 @@ from .subscription import CallFailed
 
 T = TypeVar("T")
 
+REJECTED: Final = "reject() was called, a handler returned False, or a limit was exceeded, which the log says"
+
 
 class ChannelTester:
     """One client that subscribes to a channel and calls its actions.
@@ -30,6 +32,7 @@ class ChannelTester:
         user: the user of the connection. None: an anonymous user.
         params: the parameters of the subscription.
         consumer: the class of the consumer. Its `connect` and `around_command` run, too.
+        scope: more keys of the ASGI scope, as middlewares add them, such as `{"session": …}`.
 
     Raises:
         ValueError: clients reach another channel under the name of this one.
@@ -42,6 +45,7 @@ class ChannelTester:
         user: Any = None,
         params: Mapping[str, Any] | None = None,
         consumer: type[CableConsumer] = CableConsumer,
+        scope: Mapping[str, Any] | None = None,
     ) -> None:
         if find_channel(channel.name) is not channel:
             raise ValueError(
@@ -49,7 +53,8 @@ class ChannelTester:
                 "name, or it was declared with abstract=True."
             )
         self._channel_class = channel
-        self._client = CableCommunicator(consumer.as_asgi(), user=_anonymous() if user is None else user)
+        client_user = _anonymous() if user is None else user
+        self._client = CableCommunicator(consumer.as_asgi(), user=client_user, scope=scope)
         self._subscription = self._client.add_subscription(channel, params)
         #: The data that the channel has transmitted to the client, in order. Transient broadcasts look the same to a
         #: client, and are here, too.
@@ -82,7 +87,7 @@ class ChannelTester:
     async def asubscribe(self) -> bool:
         """Async twin of `subscribe`."""
         if self._client.connection is None and not await self._client.connect():
-            self.rejection = f"the connection was refused: {self._client.disconnect_reason or self._client.close_code}"
+            self.rejection = f"the connection was refused: {self._client.refusal}"
             return False
         if self._server_side is not None:
             raise RuntimeError(f"The client is already subscribed to {self._channel_class.name}.")
@@ -92,7 +97,7 @@ class ChannelTester:
         finally:
             error = self._take_results()
         if not self._subscription.confirmed:
-            self.rejection = repr(error) if error else "reject() was called, or before_subscribe() returned False"
+            self.rejection = repr(error) if error else REJECTED
         if error is not None and not isinstance(error, REFUSALS):
             raise error
         return self._subscription.confirmed
@@ -140,13 +145,19 @@ class ChannelTester:
 
     @sync_only("aclose")
     def close(self) -> None:
-        """Disconnect. At the end of the test, this happens by itself in sync tests."""
+        """Disconnect. At the end of the test, this happens by itself in sync tests.
+
+        After this, `subscribe` connects as a new client.
+        """
         if self._client.connection is not None:
             self._run(self.aclose())
 
     async def aclose(self) -> None:
         """Async twin of `close`."""
         await self._client.aclose()
+        # `subscribe` then begins a new session, and does not restore this one.
+        self._client.session_id = ""
+        self._subscription.positions.clear()
 
     # -- what the channel has done ------------------------------------------------------------------------------------
 
@@ -185,7 +196,9 @@ class ChannelTester:
     @property
     def _server_side(self) -> Subscription | None:
         connection = self._client.connection
-        known = None if connection is None else connection.subscriptions.get(self._subscription.identifier)
+        if connection is None or connection.closed:
+            return None
+        known = connection.subscriptions.get(self._subscription.identifier)
         return known if isinstance(known, Subscription) else None
 
     def _take_results(self) -> BaseException | None:

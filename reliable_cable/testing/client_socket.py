@@ -43,6 +43,11 @@ class ClientSocket:
         #: The errors of the handlers. A client does not see them.
         self.errors: list[BaseException] = []
 
+    @property
+    def refusal(self) -> str:
+        """Why the client was refused, for a reader of the test's output."""
+        return self.disconnect_reason or f"closed with the code {self.close_code} before the welcome; see the log"
+
     async def open(self, application: Any, scope: Mapping[str, Any]) -> Frame | None:
         """Connect, and return the welcome frame; None if the client was refused."""
         self.subprotocol, self.disconnect_reason, self.close_code = None, "", None
@@ -151,7 +156,7 @@ class ClientSocket:
                 reading.cancel()
         if not reading.done():
             self._running.future.result()  # raises the error of the application
-            raise ConnectionError("The server closed the connection.")
+            raise self._closed()
         message = reading.result()
         match message["type"]:
             case "websocket.accept":
@@ -161,8 +166,11 @@ class ClientSocket:
             case "websocket.close":
                 self.close_code = message.get("code", CLOSE_NORMAL)
                 await self._running.send_input({"type": "websocket.disconnect", "code": self.close_code})
-                reason = f" ({self.disconnect_reason})" if self.disconnect_reason else ""
-                raise ConnectionError(f"The server closed the connection{reason}.")
+                raise self._closed()
+
+    def _closed(self) -> ConnectionError:
+        reason = f" ({self.disconnect_reason})" if self.disconnect_reason else ""
+        return ConnectionError(f"The server closed the connection{reason}.")
 
     def observe(self, frame: Frame) -> None:
         """Handle a frame that was received. A subclass overrides this."""

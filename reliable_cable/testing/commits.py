@@ -11,6 +11,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from reliable_cable.concurrency import on_commit
+from reliable_cable.logs import logger
 
 
 def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
@@ -28,24 +29,33 @@ def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
 def take_hooks(
     connection: BaseDatabaseWrapper, *, first: int = 0, kind: type[Any] = object
 ) -> list[Callable[[], object]]:
-    """Remove `on_commit` hooks from a connection, and return them.
+    """Remove `on_commit` hooks from a connection, and return them. Robust hooks log their errors.
 
     Args:
         connection: the connection.
         first: how many hooks, those that were registered first, to leave out.
         kind: the class of the hooks.
     """
-    later = connection.run_on_commit[first:]
+    later: list[Any] = connection.run_on_commit[first:]
     connection.run_on_commit[first:] = [entry for entry in later if not isinstance(entry[1], kind)]
-    return [entry[1] for entry in later if isinstance(entry[1], kind)]
+    return [partial(_call_robustly, hook) if robust else hook for _, hook, robust in later if isinstance(hook, kind)]
+
+
+def _call_robustly(hook: Callable[[], object]) -> None:
+    """Call a hook that was registered with `robust=True`, and log its error."""
+    try:
+        hook()
+    except Exception:
+        logger.exception("A function that was passed to on_commit() with robust=True failed.")
 
 
 @contextmanager
 def commits_of_tested_code() -> Iterator[None]:
     """Let the calls of this package wait only for the transactions of the tested code.
 
-    When its outermost `atomic()` ends, these calls are made, as they are after a commit. Hooks of other packages wait
-    for the commit that never comes, as in every `TestCase`. Channels' `database_sync_to_async`, which its middlewares
+    When its outermost `atomic()` ends, these calls are made, as they are after a commit. Hooks that are registered
+    before, as in `setUpTestData`, and hooks of other packages wait for the commit that never comes, as in every
+    `TestCase`. Channels' `database_sync_to_async`, which its middlewares
     use, does not close a connection with an open transaction, as it usually does.
     """
     before = on_commit.must_wait
@@ -53,7 +63,8 @@ def commits_of_tested_code() -> Iterator[None]:
     try:
         with ExitStack() as stack:
             for connection in connections.all():
-                stack.enter_context(connection.execute_wrapper(_call_hooks_after_release))
+                wrapper = partial(_call_hooks_after_release, len(connection.run_on_commit))
+                stack.enter_context(connection.execute_wrapper(wrapper))
                 replaced: Any = {
                     "close_if_unusable_or_obsolete": partial(_close_outside_of_transactions, connection),
                     "on_commit": partial(_call_once_on_commit, connection),
@@ -82,11 +93,15 @@ def _call_once_on_commit(connection: BaseDatabaseWrapper, func: Callable[[], obj
     type(connection).on_commit(connection, func if unchanged else hook, robust)
 
 
-def _call_hooks_after_release(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
-    """Run a statement, and after the last `RELEASE SAVEPOINT` of the tested code, the hooks of this package."""
+def _call_hooks_after_release(first: int, execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+    """Run a statement, and after the last `RELEASE SAVEPOINT` of the tested code, the hooks of this package.
+
+    Args:
+        first: how many hooks, those that were registered before the test, to leave out.
+    """
     result = execute(sql, params, many, context)
     connection = context["connection"]
     if str(sql).startswith("RELEASE SAVEPOINT") and not in_tested_transaction(connection):
-        for hook in take_hooks(connection, kind=on_commit.CommitHook):
+        for hook in take_hooks(connection, first=first, kind=on_commit.CommitHook):
             hook()
     return result

@@ -31,6 +31,7 @@ class CableCommunicator(ClientSocket):
         protocol: the subprotocol that the client offers: the extended one, or `"actioncable-v1-json"`.
         session_id: the id of the session to restore.
         headers: more headers of the handshake.
+        scope: more keys of the ASGI scope, as middlewares add them.
 
     Raises:
         RuntimeError: the test is not isolated, see `isolated_cable`.
@@ -46,12 +47,13 @@ class CableCommunicator(ClientSocket):
         protocol: str = Subprotocol.EXTENDED_JSON,
         session_id: str = "",
         headers: Mapping[str, str] | None = None,
+        scope: Mapping[str, Any] | None = None,
     ) -> None:
         current_isolation()
         super().__init__()
         self._application = application or get_default_application()
         self._path = path
-        self._user = user
+        self._added_scope = {**(scope or {}), **({} if user is None else {"user": user})}
         self._client = client
         self._protocol = protocol
         self._headers = dict(headers or {})
@@ -64,8 +66,7 @@ class CableCommunicator(ClientSocket):
 
     async def __aenter__(self) -> Self:
         if not await self.connect():
-            reason = self.disconnect_reason or f"close code {self.close_code}"
-            raise AssertionError(f"The connection was refused: {reason}.")
+            raise AssertionError(f"The connection was refused: {self.refusal}.")
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -116,14 +117,14 @@ class CableCommunicator(ClientSocket):
         headers = {"host": "testserver", "origin": "http://testserver", **self._headers}
         if self._client is not None:
             headers["cookie"] = "; ".join(f"{name}={each.value}" for name, each in self._client.cookies.items())
-        scope = {
+        return {
             "type": "websocket",
             "path": url.path,
             "query_string": "&".join(filter(None, [url.query, session])).encode(),
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
             "subprotocols": [str(self._protocol)],
+            **self._added_scope,
         }
-        return scope if self._user is None else {**scope, "user": self._user}
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 

@@ -84,7 +84,8 @@ def isolated_cable(**settings: Any) -> Iterator[None]:
 
     Args:
         settings: keys of `RELIABLE_CABLE`, such as `ENGINE="redis"`. They have precedence over the project's. Each
-            context uses a `KEY_PREFIX` of its own, and deletes its keys in Redis.
+            context uses a `KEY_PREFIX` of its own, and deletes its keys in Redis, unless `KEY_PREFIX` is among the
+            settings.
     """
     values = {"ENGINE": "memory", "HANDLER_THREADS": 0, "KEY_PREFIX": f"cable-test-{secrets.token_hex(8)}", **settings}
     isolation = Isolation()

@@ -1,20 +1,18 @@
 """The pytest plugin `reliable_cable`. It isolates each test, and has fixtures. `-p no:reliable_cable` turns it off."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from django.apps import apps
 
-if TYPE_CHECKING:
-    from .broadcasts import CapturedBroadcast
-    from .channel_tester import ChannelTester
-    from .communicator import CableCommunicator
+from .broadcasts import CapturedBroadcast, captured_broadcasts
+from .channel_tester import ChannelTester
+from .communicator import CableCommunicator
+from .isolation import isolated_cable
 
 #: The fixtures of pytest-django with which a test may use the database.
 _DATABASE_FIXTURES = {"db", "transactional_db", "django_db_reset_sequences", "django_db_serialized_rollback"}
-
-# The modules of the test kit are imported in the fixtures, because pytest loads this plugin in every project.
 
 
 @pytest.fixture
@@ -29,8 +27,6 @@ def _isolated_cable(request: pytest.FixtureRequest, cable_settings: Mapping[str,
     if not (apps.ready and apps.is_installed("reliable_cable")):
         yield
         return
-    from .isolation import isolated_cable
-
     if request.node.get_closest_marker("django_db") or not _DATABASE_FIXTURES.isdisjoint(request.fixturenames):
         # Channels are closed while the test may still use the database.
         request.getfixturevalue("db")
@@ -39,25 +35,19 @@ def _isolated_cable(request: pytest.FixtureRequest, cable_settings: Mapping[str,
 
 
 @pytest.fixture
-def broadcasts(_isolated_cable: None) -> "Iterator[list[CapturedBroadcast]]":
-    """Return the list of everything that the test broadcasts."""
-    from .broadcasts import capture_broadcasts
-
-    with capture_broadcasts() as captured:
+def broadcasts(_isolated_cable: None) -> Iterator[list[CapturedBroadcast]]:
+    """Return the list of everything that the test broadcasts. This calls no `on_commit` hooks."""
+    with captured_broadcasts() as captured:
         yield captured
 
 
 @pytest.fixture
-def channel_tester(_isolated_cable: None) -> "type[ChannelTester]":
+def channel_tester(_isolated_cable: None) -> type[ChannelTester]:
     """Return the class `ChannelTester`."""
-    from .channel_tester import ChannelTester
-
     return ChannelTester
 
 
 @pytest.fixture
-def cable_communicator(_isolated_cable: None) -> "type[CableCommunicator]":
+def cable_communicator(_isolated_cable: None) -> type[CableCommunicator]:
     """Return the class `CableCommunicator`, for async tests."""
-    from .communicator import CableCommunicator
-
     return CableCommunicator

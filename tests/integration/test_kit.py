@@ -120,7 +120,7 @@ def postgres() -> Iterator[str]:
 @pytest.mark.parametrize(("engine", "options"), [("memory", ["-n", "2"]), ("database", [])])
 def test_pytest(engine: str, options: list[str]) -> None:
     output = run([*PYTEST, *options, f"{PROJECT}/check_pytest.py"], {"KIT_ENGINE": engine})
-    assert re.search(r"\b6 passed", output)
+    assert re.search(r"\b7 passed", output)
 
 
 @pytest.mark.parametrize(("engine", "options"), [("memory", ["--parallel", "2"]), ("database", [])])
@@ -131,7 +131,7 @@ def test_the_test_runner_of_django(engine: str, options: list[str]) -> None:
 
 def test_redis(redis_server: RedisServer) -> None:
     environment = {"KIT_ENGINE": "redis", "KIT_REDIS": redis_server.url}
-    assert "6 passed" in run([*PYTEST, "-n", "2", f"{PROJECT}/check_pytest.py"], environment)
+    assert "7 passed" in run([*PYTEST, "-n", "2", f"{PROJECT}/check_pytest.py"], environment)
     assert "Ran 6 tests" in run([*DJANGO, "--parallel", "2"], environment)
 
 
@@ -140,7 +140,7 @@ def test_redis(redis_server: RedisServer) -> None:
 def test_a_test_database_of_postgresql_can_be_dropped(engine: str, postgres: str) -> None:
     """Connections that are kept open by CONN_MAX_AGE do not prevent that."""
     environment = {"KIT_ENGINE": engine, "KIT_POSTGRES": postgres}
-    assert "6 passed" in run([*PYTEST, f"{PROJECT}/check_pytest.py"], environment)
+    assert "7 passed" in run([*PYTEST, f"{PROJECT}/check_pytest.py"], environment)
     assert "Ran 6 tests" in run(DJANGO, environment)
 
 

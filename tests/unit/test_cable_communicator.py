@@ -170,6 +170,8 @@ class CableCommunicatorTest(CableTestCase):
                 await cable.receive()
             self.assertEqual((cable.disconnect_reason, cable.close_code), ("remote", 1000))
             self.assertEqual(await cable.received(), [])
+            with self.assertRaisesRegex(ConnectionError, "remote"):
+                await cable.receive()
 
     async def test_errors_of_the_application_are_raised(self) -> None:
         class Broken(CableConsumer):
@@ -185,7 +187,7 @@ class CableCommunicatorTest(CableTestCase):
         cable = self.connect(protocol="unknown")
         self.assertFalse(await cable.connect())
         self.assertEqual((cable.subprotocol, cable.disconnect_reason), (None, ""))
-        with self.assertRaisesRegex(AssertionError, "close code 1000"):
+        with self.assertRaisesRegex(AssertionError, r"closed with the code 1000 before the welcome; see the log\."):
             async with self.connect(headers={"Origin": "https://example.com"}):
                 pass
         self.assertFalse(await cable.reconnect())

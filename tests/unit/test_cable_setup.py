@@ -102,8 +102,33 @@ class TestSettings:
         output = site.set_up()
         assert site["settings.py"] == text
         assert reason in output
+        assert "Write there, and run this command again:" in output
         assert '    INSTALLED_APPS = [\n        "daphne",\n        # … your apps\n        "channels",\n' in output
         assert '    ASGI_APPLICATION = "SITE.asgi.application"\n' in output
+
+    def test_while_apps_are_missing_no_other_file_is_changed(self, make_site: MakeSite, tmp_path: Path) -> None:
+        """Without the apps, an asgi.py with the route cannot be imported."""
+        site = make_site({"settings.py": "INSTALLED_APPS = ()\n"})
+        assert "There is nothing that this command can change." in site.set_up()
+        assert 'Write the code that is shown above, after "Not changed".' in site.set_up(example=True)
+        assert (site["asgi.py"], site["urls.py"]) == (ASGI, URLS)
+        assert (tmp_path / "cable_example/cable.py").exists()  # the settings will name this app
+
+    def test_settings_without_which_the_cable_works_do_not_prevent_the_rest(
+        self, make_site: MakeSite, settings: Any
+    ) -> None:
+        text = SETTINGS + "if False:\n    RELIABLE_CABLE = {}\n"
+        site = make_site({"settings.py": text}, apps=("daphne", "channels", "reliable_cable", "django.contrib.auth"))
+        output = site.set_up()
+        assert "`RELIABLE_CABLE` is assigned here, but is not in force. Write there:" in output
+        assert "CableConsumer" in site["asgi.py"]
+
+    def test_settings_without_a_module(self, make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A project in one file calls `settings.configure()`."""
+        site = make_site()
+        monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
+        reason = "the settings (DJANGO_SETTINGS_MODULE): the environment variable names no module."
+        assert f"Not changed: {reason} Write there, and run this command again:" in site.set_up()
 
     def test_a_late_daphne_is_named(self, make_site: MakeSite) -> None:
         apps = ("django.contrib.staticfiles", "daphne", "channels", "reliable_cable")
@@ -153,6 +178,14 @@ class TestExample:
         site = make_site()
         settings.ROOT_URLCONF = "django.contrib.auth.urls"
         assert "django.contrib.auth.urls is not a Python file of this project" in site.set_up(example=True)
+
+    def test_without_the_setting_of_the_urls_it_says_so(self, make_site: MakeSite, settings: Any) -> None:
+        site = make_site()
+        del settings.ROOT_URLCONF
+        settings.WSGI_APPLICATION = None
+        output = site.set_up(example=True)
+        assert "Not changed: the URLs (ROOT_URLCONF): the setting is missing. Write there:" in output
+        assert "Not changed: the ASGI application (asgi.py): neither ASGI_APPLICATION" in output
 
     def test_urls_in_a_package(self, make_site: MakeSite, tmp_path: Path) -> None:
         site = make_site({"urls/__init__.py": URLS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -72,6 +73,19 @@ class TestAsgi:
         imports = "from django.urls import path\nfrom reliable_cable import CableConsumer\n"
         assert site["asgi.py"] == routed(after, imports)
 
+    def test_a_project_without_users_is_told_what_they_need(self, make_site: MakeSite, settings: Any) -> None:
+        note = "Note: django.contrib.auth is not in INSTALLED_APPS, and AuthMiddlewareStack needs it."
+        site = make_site()
+        assert note not in site.set_up(dry_run=True, yes=False)
+        settings.INSTALLED_APPS = ["django.contrib.contenttypes"]
+        assert note in site.set_up(dry_run=True, yes=False)
+
+    def test_the_documented_module_is_what_is_written(self, make_site: MakeSite) -> None:
+        page = (Path(__file__).parents[2] / "docs/settings.md").read_text()
+        site = make_site()
+        site.set_up()
+        assert [line for line in site["asgi.py"].splitlines() if line not in page] == []
+
     @pytest.mark.parametrize("middleware", ["", "JWTAuthMiddlewareStack"])
     def test_missing_authentication_is_named(self, make_site: MakeSite, middleware: str) -> None:
         site = make_site({"asgi.py": routed(f'"websocket": {middleware}(URLRouter([]))')})
@@ -107,7 +121,15 @@ class TestAsgi:
             (routed('"websocket": URLRouter([] if a else b)'), "the argument of `URLRouter` is not a list"),
             ("from os import path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
             ("import os.path as path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
-            ("path = 'cable'\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
+            *[
+                (code + ASGI, "the name `path` is in use for something else than django.urls.path")
+                for code in (
+                    "path = 'cable'\n",
+                    "for name, path in (): pass\n",
+                    "with open(__file__) as path: pass\n",
+                    "found = (path := 'cable')\n",
+                )
+            ],
         ],
     )
     def test_applications_that_are_not_understood_stay(self, make_site: MakeSite, text: str, reason: str) -> None:

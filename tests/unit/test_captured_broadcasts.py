@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import redis
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models.signals import post_delete
@@ -80,6 +81,11 @@ class AfterCommitTests(CableTestMixin):
             with transaction.atomic():
                 transaction.on_commit(lambda: transaction.on_commit(partial(broadcast, "room", 2)))
 
+    def test_an_error_of_a_robust_hook_is_logged(self: Any) -> None:
+        with self.assertLogs(level="ERROR"), self.assertBroadcasts("room", 1):
+            transaction.on_commit(lambda: 1 / 0, robust=True)
+            transaction.on_commit(partial(broadcast, "room", 1))
+
     def test_immediate_broadcasts_do_not_wait(self: Any) -> None:
         with self.captureBroadcasts() as broadcasts, transaction.atomic():
             broadcast("room", 1, immediate=True)
@@ -120,6 +126,20 @@ class TestInATestCase(AfterCommitTests, TestCase):
             with transaction.atomic(), self.captureOnCommitCallbacks(execute=True):
                 broadcast("room", 3)
         self.assertEqual([each.data for each in broadcasts], [1, 2, 3])
+
+
+class TestDataOfAClass(CableTestCase):
+    @classmethod
+    def setUpTestData(cls) -> None:
+        broadcast("room", "data of the class")
+
+    def test_hooks_of_the_class_are_not_called(self) -> None:
+        """They would send the broadcast through the engine of the settings."""
+        hooks = len(transaction.get_connection().run_on_commit)
+        self.assertGreater(hooks, 0)
+        with self.assertBroadcasts("room", 1, matching="data of the test"), transaction.atomic():
+            broadcast("room", "data of the test")
+        self.assertEqual(len(transaction.get_connection().run_on_commit), hooks)
 
 
 class TestInATransaction(AfterCommitTests, TransactionTestCase):
@@ -178,6 +198,11 @@ class AssertionsTest(CableTestCase):
         with transaction.atomic(), self.assertRaisesRegex(AssertionError, "still open on 'default'"):
             with self.assertBroadcasts("room"):
                 broadcast("room", 1)
+
+    async def test_a_failure_in_an_async_test_tells_of_hooks(self) -> None:
+        with self.assertRaisesRegex(AssertionError, "functions that were passed to `on_commit` are not called"):
+            with self.assertBroadcasts("room"):
+                await sync_to_async(transaction.on_commit)(partial(broadcast, "room", 1))
 
     def test_an_error_in_the_context_is_not_replaced(self) -> None:
         with self.assertRaises(ZeroDivisionError), self.assertBroadcasts("room"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -24,6 +25,7 @@ from reliable_cable import (
     ChannelError,
     abroadcast,
     action,
+    disconnect,
     presence_for,
     state,
 )
@@ -103,7 +105,7 @@ class NotesChannel(Channel):
         self.stream_for("all")
 
     def unsubscribed(self) -> None:
-        User.objects.create(username="gone")
+        User.objects.get_or_create(username="gone")
 
 
 class ChannelTesterTest(CableTestCase):
@@ -179,6 +181,23 @@ class ChannelTesterTest(CableTestCase):
             notes.perform("add", {"name": "bob"})
         self.assertEqual(caught.exception.reason, "not_subscribed")
 
+    def test_a_closed_client_subscribes_anew(self) -> None:
+        notes = ChannelTester(NotesChannel, user=self.ann)
+        self.assertTrue(notes.subscribe())
+        notes.perform("add", {"name": "bob"})
+        notes.close()
+        self.assertTrue(notes.subscribe())
+        self.assertEqual(notes.state, {})
+
+    def test_a_client_that_the_server_disconnects(self) -> None:
+        notes = ChannelTester(NotesChannel, user=self.ann)
+        self.assertTrue(notes.subscribe())
+        disconnect(user=self.ann)
+        for call in (partial(notes.perform, "follow"), notes.subscribe):
+            with self.assertRaisesRegex(ConnectionError, "remote"):
+                call()
+            self.assertEqual(notes.streams, [])
+
     def test_an_action_that_rejects(self) -> None:
         notes = ChannelTester(NotesChannel)
         notes.subscribe()
@@ -208,6 +227,18 @@ class ChannelTesterTest(CableTestCase):
         notes = ChannelTester(NotesChannel, consumer=Consumer)
         self.assertFalse(notes.subscribe())
         self.assertIn("unauthorized", notes.rejection)
+
+    def test_what_middlewares_add_to_the_scope(self) -> None:
+        class Consumer(CableConsumer):
+            def connect(self) -> None:
+                if self.scope["session"]["banned"]:
+                    self.reject_connection()
+
+        for banned in (False, True):
+            notes = ChannelTester(
+                NotesChannel, user=self.ann, consumer=Consumer, scope={"session": {"banned": banned}, "user": None}
+            )
+            self.assertIs(notes.subscribe(), not banned)
 
     def test_the_consumer_surrounds_the_handlers(self) -> None:
         class Consumer(CableConsumer):

@@ -59,6 +59,8 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"Not all changes were made: {error}") from error
         self.stdout.write(self.style.SUCCESS(f"Files written: {len(plan.changes)}."))
+        if plan.steps:
+            self.stdout.write(self.style.WARNING('Write the code that is shown above, after "Not changed".'))
         self.stdout.write(NEXT_STEPS)
         if options["example"]:
             self.stdout.write(EXAMPLE.format(app=APP, url=URL))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.test import AsyncClient
 
 from reliable_cable import abroadcast, broadcast, history
@@ -50,6 +51,12 @@ def test_a_channel(channel_tester: type[ChannelTester], broadcasts: list[Capture
     assert [each.data for each in broadcasts] == ["hello"]
     assert User.objects.filter(username="hello").exists()
     assert channel_tester(RoomChannel, params={"room": 1}).subscribe() is False
+
+
+@pytest.mark.django_db
+def test_the_fixture_calls_no_hooks(broadcasts: list[CapturedBroadcast]) -> None:
+    transaction.on_commit(lambda: 1 / 0)
+    assert broadcasts == []
 
 
 @pytest.mark.django_db(transaction=True)
