@@ -276,7 +276,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 if refuses(await invoke(self.connect, CableConsumer)) and self._rejection is None:
                     self.reject_connection()
         except REFUSALS as error:
-            handshake_log.info("%s.connect refused its client: %r", type(self).__name__, error)
+            handshake_log.refusal("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()
         except Exception as error:
             if timeout.expired():
