@@ -18,7 +18,8 @@ _socket_id: ContextVar[str] = ContextVar("reliable_cable_socket_id", default="")
 def current_socket_id() -> str:
     """Return the session id of the page that the running code serves; `""` if there is none.
 
-    In a request, this is the header `X-Socket-ID`, which may be any text. In a handler, it is that of the connection.
+    In a request, this is the header `X-Socket-ID`, which may be any text. While a command of a client is handled, it is
+    the id of its connection.
     """
     return _socket_id.get()
 

@@ -19,7 +19,6 @@ from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.exceptions import MissingParam
-from reliable_cable.middleware import set_socket_id
 from reliable_cable.reply import Reply
 
 #: The reply of a handler that was not called because its check returned False.
@@ -90,10 +89,7 @@ async def invoke_isolated(
     if not calls:
         return None
     # All tasks of a connection run in its context, which only `connect` changes. So a handler runs in a copy.
-    context = copy_context()
-    if consumer.session is not None:
-        context.run(set_socket_id, consumer.session.sid)
-    result = await run_in_context(context, _run(consumer.around_command, calls))
+    result = await run_in_context(copy_context(), _run(consumer.around_command, calls))
     return REFUSED if calls[-1] is check and refuses(result) else result
 
 

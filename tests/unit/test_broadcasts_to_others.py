@@ -1,4 +1,4 @@
-"""`to_others=True` in a handler of a channel excludes the client that caused the broadcast."""
+"""`to_others=True` in an action excludes the client that called it."""
 
 from __future__ import annotations
 
