@@ -14,13 +14,13 @@ class ReliableCableConfig(AppConfig):
         """Import the module `cable` of each installed app, as Django's admin imports `admin`.
 
         This also registers the system checks and the built-in channel, and connects the receivers that close or check a
-        user's connections when a login ends. Before that, it adds what keeps secrets out of logs, and
-        what reports mistakes that servers hide.
+        user's connections when a login ends, and the one that notes when a request began. Before that, it adds what
+        keeps secrets out of logs, and what reports mistakes that servers hide.
         """
         from django.contrib.auth.signals import user_logged_out
         from django.utils.module_loading import autodiscover_modules
 
-        from . import checks, logs, server_logs  # noqa: F401 - registers the checks
+        from . import checks, logs, request_time, server_logs  # noqa: F401 - registers the checks
         from .disconnecting import disconnect_logged_out
         from .login_signals import connect_receivers
 
@@ -31,3 +31,4 @@ class ReliableCableConfig(AppConfig):
 
         user_logged_out.connect(disconnect_logged_out, dispatch_uid="reliable_cable.logout")
         connect_receivers()
+        request_time.connect_receiver()

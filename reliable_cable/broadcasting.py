@@ -59,7 +59,8 @@ def broadcast(
         data: any value that `DjangoJSONEncoder` can encode, unless it is falsy in JavaScript (None, False, 0, "").
         transient: send only to the clients that are connected now. The message is neither stored nor numbered.
         immediate: send without waiting for the commit of an open transaction.
-        to_others: exclude the connection that the current request names in `X-Socket-ID`, if it names one.
+        to_others: exclude the connection that the current request names in `X-Socket-ID`, if it names one; in an
+            action, exclude the client that called it.
         exclude_socket: exclude the connection with this session id.
         idempotency_key: a string of 1 to 255 characters. Repeating a broadcast with the same key sends nothing and
             returns the first one's position, for as long as the stream keeps that message.

@@ -13,6 +13,7 @@
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
 | `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` looks for it. |
 | `reliable_cable.W006` | Database connections are kept without health checks. Only `check --deploy` looks for it. |
+| `reliable_cable.W007` | A channel has a method `subscribe` in place of `subscribed`, so it is never called. |
 
 If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
 connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
@@ -55,6 +56,9 @@ PUBLIC_STREAMS_HINT = (
     "(`signed_stream_name`)."
 )
 
+#: The handler of each command of a client.
+HANDLERS = {"subscribe": "subscribed", "unsubscribe": "unsubscribed"}
+
 #: The apps whose `runserver` serves WSGI only.
 WSGI_RUNSERVERS = ("django.core", "django.contrib.staticfiles")
 
@@ -86,6 +90,26 @@ def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
         )
         for name, classes in registry.items()
         if len(classes) > 1
+    ]
+
+
+@register(TAG)
+def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
+    """Report methods that seem to be handlers, but have the name of a command, so that nothing calls them (W007)."""
+    from .channel import Channel, registry
+
+    classes = [cls for same in registry.values() for cls in same]
+    return [
+        Warning(
+            f"{cls.__module__}.{cls.__qualname__} has a method {command!r}, but no {handler!r}. Nothing calls it.",
+            hint=f"Rename {command!r} to {handler!r}.",
+            id="reliable_cable.W007",
+        )
+        for cls in classes
+        for command, handler in HANDLERS.items()
+        if callable(getattr(cls, command, None))
+        and command not in cls.action_names()
+        and getattr(cls, handler) is getattr(Channel, handler)
     ]
 
 

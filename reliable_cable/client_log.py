@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from django.conf import settings
+
 from reliable_cable.logs import logger
 
 #: The most lines that are logged on behalf of one client in each `INTERVAL`.
@@ -33,6 +35,10 @@ class ClientLog(logging.LoggerAdapter[logging.Logger]):
         self._clock = clock
         self._began = clock()
         self._lines = self._tracebacks = 0
+
+    def refusal(self, msg: str, *args: object) -> None:
+        """Log that a handler refused the client: at INFO, or at WARNING while `DEBUG` is on, which is shown."""
+        self.log(logging.WARNING if settings.DEBUG else logging.INFO, msg, *args, stacklevel=2)
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - the name in logging
         """Return whether a line of this level is logged, and count it."""

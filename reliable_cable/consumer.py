@@ -32,6 +32,7 @@ from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
 from .logins import Login, find_login
 from .logs import logger
+from .middleware import set_socket_id
 from .namespaces import enter_namespace
 from .protocol import constants, messages
 from .protocol.constants import DisconnectReason
@@ -232,6 +233,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if commands is None:
                 return
             connection = self._session = commands.connection
+            # Broadcasts of its handlers can exclude the client by `to_others`.
+            connection.context.run(set_socket_id, connection.sid)
             if self._connected is not None:
                 self._connected.set_result(copy_context())
             reading = Reading(connection)
@@ -276,7 +279,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 if refuses(await invoke(self.connect, CableConsumer)) and self._rejection is None:
                     self.reject_connection()
         except REFUSALS as error:
-            handshake_log.info("%s.connect refused its client: %r", type(self).__name__, error)
+            handshake_log.refusal("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()
         except Exception as error:
             if timeout.expired():

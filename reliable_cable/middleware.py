@@ -16,8 +16,17 @@ _socket_id: ContextVar[str] = ContextVar("reliable_cable_socket_id", default="")
 
 
 def current_socket_id() -> str:
-    """Return the header `X-Socket-ID` of the current request, which may be any text; `""` if there is none."""
+    """Return the session id of the page that the running code serves; `""` if there is none.
+
+    In a request, this is the header `X-Socket-ID`, which may be any text. While a command of a client is handled, it is
+    the id of its connection.
+    """
     return _socket_id.get()
+
+
+def set_socket_id(socket_id: str) -> None:
+    """Set what `current_socket_id` returns in the current context."""
+    _socket_id.set(socket_id)
 
 
 class SocketIdMiddleware:

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, Final
 
-from reliable_cable.channel import Channel, find_channel
+from reliable_cable.channel import Channel, find_channel, registry
 from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
@@ -350,10 +350,10 @@ class Commands(CommandQueue):
         except ProtocolError as error:
             self.connection.bad_frame(error)
             return None
-        cls = find_channel(name)
-        if cls is None:
+        if (cls := find_channel(name)) is None:
             # As with an unknown action, the page may be older or newer than this server.
-            self.log.warning("There is no channel %.80r.", name)
+            known = ", ".join(sorted(known for known in registry if not known.startswith("$"))) or "none"
+            self.log.warning("There is no channel %.80r. The installed apps' modules `cable` have: %s.", name, known)
             return None
         return cls(self.connection.consumer, params, identifier)
 
@@ -400,7 +400,7 @@ class Commands(CommandQueue):
                 self.connection.count_fault(HANDLER_FAULT)
             refused = isinstance(cause, REFUSALS) and handler != channel.unsubscribed
             if refused:
-                self.log.info("%s: %s refused its client: %r", type(channel).__name__, name, cause)
+                self.log.refusal("%s: %s refused its client: %r", type(channel).__name__, name, cause)
             else:
                 self.log.exception("%s: %s failed.", type(channel).__name__, name)
             began = self.connection.hub.engine.session_clock.moment()

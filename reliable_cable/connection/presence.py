@@ -113,7 +113,7 @@ class SubscriptionPresence:
         try:
             return bool(await invoke_isolated(channel.connection, partial(authorize, claim.id, claim.info)))
         except REFUSALS as error:
-            self._log.info("A join was refused: %s.authorize_presence() raised %r", type(channel).__name__, error)
+            self._log.refusal("A join was refused: %s.authorize_presence() raised %r", type(channel).__name__, error)
             return False
         except Exception as error:
             if is_outage(error):

@@ -12,6 +12,7 @@ from django.utils.safestring import SafeString
 
 from reliable_cable import signing
 from reliable_cable.logs import logger
+from reliable_cable.request_time import request_began
 from reliable_cable.stores.engine import get_engine
 
 register = template.Library()
@@ -20,25 +21,30 @@ register = template.Library()
 SCRIPT = "reliable_cable/cable.js"
 
 
-@register.simple_tag
-def cable_meta_tags(url: str = "/cable", since: datetime | float | None = None) -> SafeString:
+@register.simple_tag(takes_context=True)
+def cable_meta_tags(
+    context: template.Context, url: str = "/cable", since: datetime | float | None = None
+) -> SafeString:
     """Render the meta tags that the JavaScript client reads. Put them into the head of the page.
 
-    They contain the time at which the page was rendered. A client that subscribes for the first time requests the
-    messages that were broadcast since then. The time is rounded down to a whole second, so that the client may receive
-    a message whose data is already in the page.
+    They contain the time at which the request began, before its view read the page's data. If the template has no
+    variable `request`, this is the time of the rendering. A client that subscribes for the first time requests the
+    messages that were broadcast since then. The time is rounded down to a whole second. So the client may receive a
+    message whose data is already in the page.
 
     The time is that of the stream store's clock. Rendering never waits for the store: until the process has measured
     the difference between the store's clock and its own, the time is 5 seconds earlier.
 
     Args:
         url: the path of the cable, or its ws:// or wss:// URL.
-        since: when the page's data was read from the database, if that was long before the page is rendered: a
-            datetime, or seconds since 1970 by this host's clock.
+        since: when the page's data was read from the database, if that was before the request began, for example
+            because the data comes from a cache: a datetime, or seconds since 1970 by this host's clock.
     """
     clock = get_engine().stream_clock
     if since is None:
-        since = clock.now()
+        request = context.get("request")
+        began = None if request is None else request_began(request)
+        since = clock.now() if began is None else clock.at(began)
     else:
         since = clock.of_host(since.timestamp() if isinstance(since, datetime) else since)
     return format_html(

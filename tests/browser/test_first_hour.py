@@ -39,6 +39,7 @@ USER = {"USERNAME": "ann", "PASSWORD": "secret", "EMAIL": "ann@example.com"}
 #: The path of a file, in the comment at the beginning of a block.
 PATH = re.compile(r"(?:#|//|<!--) ([\w./]+)( \(add at the end\))?(?: -->)?\n")
 TICKET = "/tickets/1/"
+ANSWER = "Have you tried another bulb?"
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,18 @@ async def check_stranger(chromium: Browser, newcomer: Newcomer, page: Page) -> N
     await expect_comments(page, "Which lamp?", "That one.")
 
 
+async def check_long_answer(newcomer: Newcomer, *pages: Page) -> None:
+    """Stream more tokens than a stream keeps by default, while the pages have no connection."""
+    newcomer.stop()
+    newcomer.run(
+        "python manage.py shell -c 'from tickets.cable import *; ticket = Ticket.objects.get()\n"
+        'for _ in range(300): TicketChannel.broadcast_to(ticket, {"token": "."})\''
+    )
+    newcomer.serve(newcomer.served)
+    for page in pages:
+        await expect(page.locator("#answer")).to_have_text(ANSWER + "." * 300, timeout=PATIENCE * 1000)
+
+
 @pytest.mark.parametrize("django", ["5.2", "6.1"])
 async def test_a_newcomer_follows_readme(chromium: Browser, newcomer: Newcomer, django: str) -> None:
     todo = list(blocks())
@@ -269,7 +282,8 @@ async def test_a_newcomer_follows_readme(chromium: Browser, newcomer: Newcomer, 
             newcomer.follow(block)
         newcomer.run("python manage.py shell -c 'from tickets.tasks import answer; answer.apply(args=[1])'")
         for page in (first, second):
-            await expect(page.locator("#answer")).to_have_text("Have you tried another bulb?")
+            await expect(page.locator("#answer")).to_have_text(ANSWER)
+        await check_long_answer(newcomer, first, second)
     for block in todo[deployed:]:
         newcomer.follow(block)
     async with windows(chromium, newcomer) as (first, second):

@@ -7,6 +7,7 @@ from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import PAGE_PATIENCE
+from tests.browser.proxy import TcpProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -26,6 +27,16 @@ async def test_each_example_receives_its_broadcast(open_window: OpenWindow) -> N
     await window["broadcast-all"].click()
     for box in BOXES:
         await expect(window[f"received-{box}"].locator("li")).to_contain_text(["Hello from alice"] * 2)
+
+
+@pytest.mark.parametrize("box", ["consumer", "classes", "extended"])
+async def test_an_example_with_a_state_shows_a_lost_connection(
+    box: str, open_window: OpenWindow, proxy: TcpProxy
+) -> None:
+    window = await open_window("alice", "/migrations/", through=proxy, cuts=True)
+    await expect(window[f"box-{box}"]).to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
+    proxy.cut()
+    await expect(window[f"box-{box}"]).to_have_attribute("data-state", "disconnected", timeout=PAGE_PATIENCE)
 
 
 async def test_pages_redirect_other_users_to_the_login(open_window: OpenWindow) -> None:

@@ -55,3 +55,11 @@ async def test_a_message_arrives_live_and_stays_after_a_reload(windows: list[Pag
     await reader.reload()
     await expect(reader.locator("#state")).to_have_text("Connected", timeout=PAGE_PATIENCE)
     await expect(reader.locator("#messages li")).to_have_text(["Hello", "<b>you</b>"])
+
+
+async def test_the_page_shows_a_lost_connection_and_its_return(windows: list[Page], server: ProjectServer) -> None:
+    state = windows[0].locator("#state")
+    await server.terminate()
+    await expect(state).to_have_text("Disconnected", timeout=PAGE_PATIENCE)
+    await server.restart()
+    await expect(state).to_have_text("Connected", timeout=PAGE_PATIENCE)

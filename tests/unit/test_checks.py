@@ -21,8 +21,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
 from pytest_django import DjangoDbBlocker
 
-from reliable_cable import Channel, checks
-from reliable_cable.channel import registry
+from reliable_cable import checks
 
 PACKAGE = "reliable_cable"
 MEMORY = {
@@ -90,35 +89,6 @@ class TestSettings:
         with configured(HISTORY_SIZE=-1, PUBLIC_STREAMS=True, STREAMS={"a": {"durable": True}}, ENGINE="memory"):
             assert ids(run_checks(tags=["reliable_cable"])) == ["E001"]
             assert checks.check_journal_mode(databases=["default"]) == []
-
-
-class TestChannelNames:
-    @pytest.fixture(autouse=True)
-    def own_registry(self) -> Iterator[None]:
-        with mock.patch.dict(registry, clear=True):
-            yield
-
-    def test_two_channels_with_the_same_name_are_reported(self) -> None:
-        class FirstChannel(Channel):
-            name = "Chat"
-
-        class SecondChannel(Channel):
-            name = "Chat"
-
-        (message,) = checks.check_channel_names()
-        assert ids([message]) == ["E002"]
-        for word in ("'Chat'", f"{__name__}.{FirstChannel.__qualname__}", f"{__name__}.{SecondChannel.__qualname__}"):
-            assert word in message.msg
-
-    def test_channels_with_different_names_are_not_reported(self) -> None:
-        class FirstChannel(Channel):
-            pass
-
-        class SecondChannel(FirstChannel):
-            pass
-
-        assert set(registry) == {FirstChannel.name, SecondChannel.name}
-        assert checks.check_channel_names() == []
 
 
 class TestEngine:

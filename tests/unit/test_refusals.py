@@ -14,6 +14,7 @@ from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import User
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.http import Http404
+from django.test import override_settings
 
 from reliable_cable import CableConsumer, Channel, action
 from reliable_cable.channel import registry
@@ -156,6 +157,16 @@ class TestRefusals:
             assert client.welcome["restored_ids"] == []
         assert ("INFO", f"Room: subscribed refused its client: {REFUSALS[how]}") in logged(caplog)
 
+    @override_settings(DEBUG=True)
+    async def test_stock_logging_shows_refusals_while_debug_is_on(
+        self, how: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with Client() as client:
+            await client.send("subscribe", room("subscribed", how))
+            await answers(client)
+        assert logged(caplog) == [("WARNING", f"Room: subscribed refused its client: {REFUSALS[how]}")]
+        assert caplog.records[0].filename == "commands.py"
+
     async def test_handle_error_can_tell_the_client_why(self, how: str) -> None:
         async with Client() as client:
             await client.subscribe(room("speak", how, "Explaining"))
@@ -171,6 +182,17 @@ class TestRefusals:
         assert await client.receive() == {"type": "disconnect", "reason": "unauthorized", "reconnect": False}
         assert (await client.communicator.receive_output(5))["type"] == "websocket.close"
         assert logged(caplog) == [("INFO", f"Guarded.connect refused its client: {REFUSALS[how]}")]
+
+
+async def test_an_unknown_channel_is_logged_with_the_known_ones(caplog: pytest.LogCaptureFixture) -> None:
+    async with Client() as client:
+        await client.send("subscribe", identifier("Rooom"))
+        await answers(client)
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert message.startswith("There is no channel 'Rooom'. The installed apps' modules `cable` have: ")
+    assert {"Explaining", "Room"} <= set(message.partition(": ")[2].rstrip(".").split(", "))
+    assert "$pubsub" not in message
 
 
 @pytest.mark.parametrize("offered", [[], ["soap"], ["actioncable-unsupported", "anycable-token.secret"]])

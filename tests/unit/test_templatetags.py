@@ -13,12 +13,13 @@ from unittest import mock
 
 import django
 import pytest
+from asgiref.sync import sync_to_async
 from django.http import HttpRequest, HttpResponse
 from django.template import engines
-from django.test import Client, RequestFactory, override_settings
+from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 
-from reliable_cable import Channel
+from reliable_cable import Channel, request_time
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.conf import CableSettings
@@ -35,9 +36,14 @@ def render(source: str, context: dict[str, Any] | None = None, request: HttpRequ
     return str(engines["django"].from_string("{% load reliable_cable %}" + source).render(context, request))
 
 
+def timestamp(html: str) -> int:
+    """Return the time in the meta tags of a page."""
+    return int(html.rpartition('content="')[2].partition('"')[0])
+
+
 def stamp(source: str, context: dict[str, Any] | None = None) -> int:
-    """Return the time in the meta tags."""
-    return int(render(source, context).rpartition('content="')[2].partition('"')[0])
+    """Render meta tags, and return the time in them."""
+    return timestamp(render(source, context))
 
 
 def far_time() -> float:
@@ -82,7 +88,21 @@ def page(request: HttpRequest) -> HttpResponse:
     return HttpResponse(render("{% cable_script %}", request=request))
 
 
-urlpatterns = [path("", page)]
+def tagged(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(render("{% cable_meta_tags %}", request=request))
+
+
+async def tagged_async(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(render("{% cable_meta_tags %}", request=request))
+
+
+urlpatterns = [path("", page), path("tagged/", tagged), path("tagged-async/", tagged_async)]
+
+
+@pytest.fixture
+def slow_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ten seconds pass between the beginning of each request and the rendering of its page."""
+    monkeypatch.setattr(request_time, "time", SimpleNamespace(monotonic=lambda: time.monotonic() - 10))
 
 
 class TestMetaTags:
@@ -96,6 +116,24 @@ class TestMetaTags:
         before = int(time.time())
         stamp = int(render("{% cable_meta_tags %}").rpartition('content="')[2].partition('"')[0])
         assert before <= stamp <= time.time()
+
+    @pytest.mark.urls("tests.unit.test_templatetags")
+    @pytest.mark.usefixtures("slow_views")
+    @pytest.mark.parametrize("url", ["/tagged/", "/tagged-async/"])
+    async def test_messages_after_the_view_has_read_the_data_are_not_lost(self, url: str) -> None:
+        for response in (await sync_to_async(Client().get)(url), await AsyncClient().get(url)):
+            rendered = time.time()
+            assert rendered - 15 < timestamp(response.content.decode()) <= rendered - 10
+        # A request that no server has received does not tell when it began.
+        assert timestamp(render("{% cable_meta_tags %}", request=RequestFactory().get("/"))) > rendered - 9
+
+    @pytest.mark.urls("tests.unit.test_templatetags")
+    @pytest.mark.usefixtures("slow_views")
+    def test_the_beginning_of_a_request_is_a_time_of_the_store(self) -> None:
+        with override_settings(RELIABLE_CABLE=FAR):
+            get_engine().stream_clock.measure()
+            since = timestamp(Client().get("/tagged/").content.decode())
+            assert far_time() - 15 < since <= far_time() - 10
 
     @pytest.mark.parametrize("ahead", [-90.0, 0.5, 90.0])
     def test_the_time_is_that_of_the_store_if_the_clock_of_this_host_is_wrong(

@@ -4,7 +4,8 @@ import { show, status } from "./page.js";
 const cable = createCable({ protocol: "actioncable-v1-ext-json" });
 const channel = cable.subscribeTo("NewsChannel", { topic: "extended" });
 channel.on("connect", () => status("extended", "connected"));
-channel.on("disconnect", () => status("extended", "disconnected"));
+// A channel that will be restored gets no such event.
+cable.on("disconnect", () => status("extended", "disconnected"));
 channel.on("message", (message, meta) => {
   show("extended", message, `offset ${meta.offset}`);
 });
