@@ -36,13 +36,13 @@ class Restored:
     Attributes:
         sid: the id of the former session.
         identifiers: the identifiers of the restored subscriptions.
-        transmissions: frames to be sent after the welcome.
+        transmissions: the frames to be sent after the welcome, by identifier.
         elsewhere: whether another process may still have the former connection.
     """
 
     sid: str
     identifiers: list[str] = field(default_factory=list)
-    transmissions: list[str] = field(default_factory=list)
+    transmissions: dict[str, list[str]] = field(default_factory=dict)
     elsewhere: bool = False
 
 
@@ -189,7 +189,7 @@ async def _restore_one(
         if reply is None or not opened or not subscription.reserve(subscription.member):
             subscription.end()
             return False
-        restored.transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
+        restored.transmissions[identifier] = [messages.transmission(identifier, data) for data in reply.transmissions]
         commands.subscriptions[identifier] = subscription
         return True
     return False

@@ -57,6 +57,8 @@ class Room(Channel, abstract=True):
             self.stream_from(stream)
         if "member" in self.params:
             self.presence.join(self.params["member"])
+        if "greeting" in self.params:
+            self.transmit(self.params["greeting"])
 
     async def unsubscribed(self) -> None:
         self.events.append("unsubscribed")
@@ -387,7 +389,11 @@ class TestSessions:
             assert client.welcome["restored_ids"] == [room("b")]
 
     async def test_a_revocation_during_the_restore_takes_effect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sid = await leave_session(ann(), room("a"), room("b"))
+        async with ann() as client:
+            for name in ("a", "b"):
+                await client.send("subscribe", room(name, greeting=f"hello {name}"))
+            await until(lambda: len(connection_of(client).subscriptions) == 2)
+            sid = client.welcome["sid"]
         sessions, loaded, gate = get_engine().sessions, asyncio.Event(), asyncio.Event()
         revoked = sessions.arevoked
 
@@ -406,7 +412,8 @@ class TestSessions:
             await run_event_loop()
             gate.set()
             await connecting
-            assert (await client.receive())["restored_ids"] == [room("b")]
+            assert (await client.receive())["restored_ids"] == [room("b", greeting="hello b")]
+            assert await client.receive() == {"identifier": room("b", greeting="hello b"), "message": "hello b"}
             await client.communicator.disconnect()
 
     async def test_subscriptions_that_were_revoked_while_control_messages_were_lost_end(self) -> None:
