@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable import (
-    CableConsumer,
-    Channel,
-    abroadcast,
-    action,
-    arevoke,
-)
+from reliable_cable import CableConsumer, Channel, abroadcast, action, arevoke
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.identity import STREAM
@@ -389,11 +383,10 @@ class TestSessions:
             assert client.welcome["restored_ids"] == [room("b")]
 
     async def test_a_revocation_during_the_restore_takes_effect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        async with ann() as client:
+        async with ann() as former:
             for name in ("a", "b"):
-                await client.send("subscribe", room(name, greeting=f"hello {name}"))
-            await until(lambda: len(connection_of(client).subscriptions) == 2)
-            sid = client.welcome["sid"]
+                await former.send("subscribe", room(name, greeting=f"hello {name}"))
+            await until(lambda: len(connection_of(former).subscriptions) == 2)
         sessions, loaded, gate = get_engine().sessions, asyncio.Event(), asyncio.Event()
         revoked = sessions.arevoked
 
@@ -405,7 +398,7 @@ class TestSessions:
 
         async with Client(scope={"user": "bob"}):  # so that this process receives control messages already
             monkeypatch.setattr(sessions, "arevoked", delayed)
-            client = ann(sid=sid)
+            client = ann(sid=former.sid)
             connecting = asyncio.ensure_future(client.communicator.connect())
             await until(loaded.is_set)
             await arevoke(stream="a")
