@@ -198,7 +198,8 @@ async def _restore_one(
 async def _authorize(commands: Commands, channel: Channel, *, retried: bool) -> Reply | None:
     """Run the handler that decides about a restore. Return its reply, or None if it rejects the subscription."""
     name = "resubscribed" if _has_resubscribed(channel) else "subscribed"
-    reply = await commands.call(channel, name, getattr(channel, name), channel.before_subscribe, retried=retried)
+    handler, check = getattr(channel, name), channel.before_subscribe
+    reply = await commands.call(channel, name, handler, check, retried=retried, decides=True)
     return None if reply is None or reply.rejected else reply
 
 
