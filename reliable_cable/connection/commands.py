@@ -159,7 +159,6 @@ class Commands(CommandQueue):
         client gets no answer during the retries, because a rejection would be final.
         """
         identifier = command.identifier
-        loop = asyncio.get_running_loop()
         until = arrived + SUBSCRIBE_TIMEOUT
         candidate: Channel | None = channel
         while candidate is not None:
@@ -171,7 +170,7 @@ class Commands(CommandQueue):
                 subscription.end()
                 if not is_outage(error) and not isinstance(error, _RevokedError):
                     raise
-                if loop.time() + RETRY_DELAY > until:
+                if asyncio.get_running_loop().time() + RETRY_DELAY > until:
                     return await self._give_up(candidate, error)
                 self.log.debug("The subscription %r could not be made; trying again: %s", identifier, error)
             await asyncio.sleep(RETRY_DELAY)
@@ -298,9 +297,9 @@ class Commands(CommandQueue):
             handler = with_answer(handler, channel, command.call)
         began = self.connection.hub.engine.session_clock.moment()
         reply = await self.call(channel, str(name), handler, partial(channel.before_action, str(name), data))
-        if reply is None or reply is REFUSED:
+        if reply is None or reply.refused:
             answer_failure(self.connection, command, CallFailure.FAILED if reply is None else CallFailure.REFUSED)
-        else:
+        if reply is not None and reply is not REFUSED:
             await self._apply(subscription, reply, began)
 
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
@@ -380,10 +379,11 @@ class Commands(CommandQueue):
         """
         saved = channel.begin()
         try:
-            outcome: object = await invoke_isolated(channel.connection, handler, check)
+            outcome: object = await invoke_isolated(channel.connection, handler, check, channel=channel)
             if outcome is REFUSED:
+                reply = Reply(rejected=True, refused=True) if channel.reply.rejected else REFUSED
                 channel.undo(saved)
-                return REFUSED
+                return reply
             reply = channel.take_reply(saved)
             reply.rejected |= decides and refuses(outcome)
             if reply.presence:
