@@ -204,7 +204,7 @@ class Channel:
         """
 
     def before_subscribe(self) -> Any:
-        """Decide whether `subscribed` or `resubscribed` may be called. `reject()` or a false value, not None, refuses."""
+        """Decide whether `subscribed` or `resubscribed` may be called. `reject()`, or False, rejects the subscription."""
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
         """Decide whether an action may be called. A false value except None refuses the client's call.
