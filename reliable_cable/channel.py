@@ -204,12 +204,12 @@ class Channel:
         """
 
     def before_subscribe(self) -> Any:
-        """Decide whether `subscribed` or `resubscribed` may be called. `reject()`, or False, rejects the subscription."""
+        """Decide whether `subscribed` or `resubscribed` may be called. A false value, or `reject()`, rejects it."""
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
         """Decide whether an action may be called. A false value except None refuses the client's call.
 
-        `reject()` refuses the call, too, and ends the subscription.
+        `reject()` refuses it, too, and ends the subscription.
         """
 
     def handle_error(self, error: Exception, handler: str) -> Any:
