@@ -204,10 +204,13 @@ class Channel:
         """
 
     def before_subscribe(self) -> Any:
-        """Decide whether `subscribed` or `resubscribed` may be called. A false value except None rejects it."""
+        """Decide whether `subscribed` or `resubscribed` may be called.
+
+        It refuses by a false value except None, or by `reject()`. The subscription is then rejected.
+        """
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Decide whether an action may be called. A false value except None refuses the client's call."""
+        """Decide whether an action may be called, as `before_subscribe` does. `reject()` also ends the subscription."""
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
@@ -287,7 +290,7 @@ class Channel:
         self.reply.transmissions.append(text)
 
     def reject(self) -> None:
-        """Refuse the subscription. In an action, end it: the client is told, and may subscribe again."""
+        """Refuse the subscription. In an action or its check, end it: the client is told, and may subscribe again."""
         self.reply.rejected = True
 
     # -- broadcasting --------------------------------------------------------------------------------------------------

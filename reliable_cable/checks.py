@@ -277,7 +277,8 @@ def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
 
 def _all_streams_are_public() -> bool:
     settings = _valid_settings()
-    return settings is not None and any(not pattern.strip("*") for pattern in settings.public_streams)
+    patterns = () if settings is None else settings.public_streams
+    return any("*" in pattern and not pattern.strip("*?") for pattern in patterns)
 
 
 @register(TAG)

@@ -83,7 +83,7 @@ def reason_against(name: str, value: Any) -> str:
 def parse_identifier(name: str, text: object) -> str:
     """Return the text of an identifier in the form that `identify` returns.
 
-    The label of a proxy model becomes that of its concrete model, and a primary key gets its usual form.
+    The label of a proxy model or of a child becomes that of the model or parent, and a primary key gets its usual form.
 
     Args:
         name: the name of the identifier.
@@ -106,7 +106,7 @@ def parse_identifier(name: str, text: object) -> str:
         raise ValueError(f"has the label {kind!r:.80}, and there is no such model") from None
     except ValidationError as error:
         raise ValueError(f"has a primary key that {kind} cannot have: {' '.join(error.messages)}") from None
-    return row_name(model(pk=key))
+    return identify(model(pk=key))
 
 
 def identity_of(owner: object, names: Iterable[str]) -> dict[str, str]:

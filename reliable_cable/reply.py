@@ -45,5 +45,7 @@ class Reply:
     streams: list[StreamStart | StreamStop] = field(default_factory=list)
     presence: list[PresenceJoin | PresenceLeave] = field(default_factory=list)
     rejected: bool = False
+    #: Whether a check refused, so that the handler was not called.
+    refused: bool = False
     #: Whether the handler changed the channel's state.
     changed: bool = False

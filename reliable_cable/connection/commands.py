@@ -159,7 +159,6 @@ class Commands(CommandQueue):
         client gets no answer during the retries, because a rejection would be final.
         """
         identifier = command.identifier
-        loop = asyncio.get_running_loop()
         until = arrived + SUBSCRIBE_TIMEOUT
         candidate: Channel | None = channel
         while candidate is not None:
@@ -171,9 +170,8 @@ class Commands(CommandQueue):
                 subscription.end()
                 if not is_outage(error) and not isinstance(error, _RevokedError):
                     raise
-                if loop.time() + RETRY_DELAY > until:
-                    await self._give_up(candidate, error)
-                    return
+                if asyncio.get_running_loop().time() + RETRY_DELAY > until:
+                    return await self._give_up(candidate, error)
                 self.log.debug("The subscription %r could not be made; trying again: %s", identifier, error)
             await asyncio.sleep(RETRY_DELAY)
             if self.connection.ending or not self.is_wanted(identifier, arrived):
@@ -187,8 +185,8 @@ class Commands(CommandQueue):
         subscription.restorable = request is None
         subscription.authorized_at = self.connection.hub.engine.session_clock.moment()
         async with self._one_handler():
-            reply = await self.call(channel, "subscribed", channel.subscribed, channel.before_subscribe, retried=True)
-        reply = reply or REFUSED  # it is None if the handler failed
+            handler, check = channel.subscribed, channel.before_subscribe
+            reply = await self.call(channel, "subscribed", handler, check, retried=True, decides=True) or REFUSED
         joins: list[Any] = []
         if not reply.rejected:
             subscription.started = Started.by(reply)
@@ -299,9 +297,9 @@ class Commands(CommandQueue):
             handler = with_answer(handler, channel, command.call)
         began = self.connection.hub.engine.session_clock.moment()
         reply = await self.call(channel, str(name), handler, partial(channel.before_action, str(name), data))
-        if reply is None or reply is REFUSED:
+        if reply is None or reply.refused:
             answer_failure(self.connection, command, CallFailure.FAILED if reply is None else CallFailure.REFUSED)
-        else:
+        if reply is not None and reply is not REFUSED:
             await self._apply(subscription, reply, began)
 
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
@@ -323,9 +321,8 @@ class Commands(CommandQueue):
             self.log.warning("A session cannot be restored: its subscriptions, states and members are too large.")
             self.connection.forget_session()
         # A restore, on any server, must bring back every change whose effect the client has seen.
-        if (reply.streams or reply.changed) and not await self.connection.save():
-            return
-        if subscription.revoked:
+        saved = not (reply.streams or reply.changed) or await self.connection.save()
+        if not saved or subscription.revoked:
             return
         await self.transmit(subscription.identifier, reply)
         if reply.rejected:
@@ -365,6 +362,7 @@ class Commands(CommandQueue):
         check: Callable[[], Any] | None = None,
         *,
         retried: bool = False,
+        decides: bool = False,
     ) -> Reply | None:
         """Run a handler after its check. If one of them raises, apply the reply of `handle_error`.
 
@@ -374,18 +372,20 @@ class Commands(CommandQueue):
             handler: the handler.
             check: called first. If it returns False, the handler is not called.
             retried: whether the caller retries after an outage, whose error is then raised without `handle_error`.
+            decides: whether a false result of the handler, except None, rejects the subscription.
 
         Returns:
             The reply; `REFUSED` if the handler or the check refused the client; None if one of them failed.
         """
         saved = channel.begin()
         try:
-            outcome: object = await invoke_isolated(channel.connection, handler, check)
+            outcome: object = await invoke_isolated(channel.connection, handler, check, channel=channel)
             if outcome is REFUSED:
+                reply = Reply(rejected=True, refused=True) if channel.reply.rejected else REFUSED
                 channel.undo(saved)
-                return REFUSED
+                return reply
             reply = channel.take_reply(saved)
-            reply.rejected |= handler in (channel.subscribed, channel.resubscribed) and refuses(outcome)
+            reply.rejected |= decides and refuses(outcome)
             if reply.presence:
                 check_joins(channel, name, reply, self.subscriptions.get(channel.identifier))
             return reply
@@ -394,11 +394,11 @@ class Commands(CommandQueue):
                 raise
             channel.undo(saved)
             self.connection.on_error(cause)
-            if retried and is_outage(cause):
-                raise
             if not is_outage(cause):
                 self.connection.count_fault(HANDLER_FAULT)
-            refused = isinstance(cause, REFUSALS) and handler != channel.unsubscribed
+            elif retried:
+                raise
+            refused = isinstance(cause, REFUSALS) and check is not None  # only `unsubscribed` has no check
             if refused:
                 self.log.refusal("%s: %s refused its client: %r", type(channel).__name__, name, cause)
             else:

@@ -21,8 +21,8 @@ from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.exceptions import MissingParam
 from reliable_cable.reply import Reply
 
-#: The reply of a handler that was not called because its check returned False.
-REFUSED = Reply(rejected=True)
+#: The reply of a handler that was not called because its check returned a false value.
+REFUSED = Reply(rejected=True, refused=True)
 
 #: The errors with which a handler refuses what its client asked for. They are logged without a traceback.
 REFUSALS: Final = (ObjectDoesNotExist, PermissionDenied, ValidationError, Http404, MissingParam)
@@ -70,7 +70,12 @@ async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
 
 
 async def invoke_isolated(
-    consumer: Any, handler: Callable[[], Any], check: Callable[[], Any] | None = None, base: type = Channel
+    consumer: Any,
+    handler: Callable[[], Any],
+    check: Callable[[], Any] | None = None,
+    base: type = Channel,
+    *,
+    channel: Channel | None = None,
 ) -> Any:
     """Run a handler after its check, in a copy of the connection's context and inside of `around_command`.
 
@@ -81,6 +86,7 @@ async def invoke_isolated(
         handler: the handler, a method of an object, or a partial call of it.
         check: called first. If it refuses, the handler is not called.
         base: the class that declares the handler and the check.
+        channel: the channel of the check, which also refuses if it calls `reject()`.
 
     Returns:
         The result of the handler, or `REFUSED` if the check refused.
@@ -89,42 +95,45 @@ async def invoke_isolated(
     if not calls:
         return None
     # All tasks of a connection run in its context, which only `connect` changes. So a handler runs in a copy.
-    result = await run_in_context(copy_context(), _run(consumer.around_command, calls))
-    return REFUSED if calls[-1] is check and refuses(result) else result
+    result = await run_in_context(copy_context(), _run(consumer.around_command, calls, channel))
+    return REFUSED if calls[-1] is check and _check_refuses(result, channel) else result
 
 
-async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]]) -> Any:
+async def _run(around: Callable[[], Any], calls: Sequence[Callable[[], Any]], channel: Channel | None = None) -> Any:
     """Run a check, if any, and then its handler.
 
     Args:
         around: returns the context manager in which they run, sync or async.
         calls: the check, if any, and the handler.
+        channel: the channel of the check.
     """
     asynchronous = is_async(calls[-1])
     if len(calls) > 1 and is_async(calls[0]) is not asynchronous:
-        if refuses(await _run(around, calls[:1])):
+        if _check_refuses(await _run(around, calls[:1]), channel):
             return REFUSED
         calls = calls[1:]
     manager = around()
     if not hasattr(manager, "__enter__"):
         async with manager:
-            return await _run(nullcontext, calls)
+            return await _run(nullcontext, calls, channel)
         raise RuntimeError(_SUPPRESSED)
     if not asynchronous:
-        return await run_handler(_run_in_thread, manager, calls)
+        return await run_handler(_run_in_thread, manager, calls, channel)
     refresh_connections()
     with manager:
         for check in calls[:-1]:
-            if refuses(finished(check, await check())):
+            if _check_refuses(finished(check, await check()), channel):
                 return REFUSED
         return finished(calls[-1], await calls[-1]())
     raise RuntimeError(_SUPPRESSED)
 
 
-def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callable[[], Any]]) -> Any:
+def _run_in_thread(
+    manager: AbstractContextManager[Any], calls: Sequence[Callable[[], Any]], channel: Channel | None
+) -> Any:
     with manager:
         for check in calls[:-1]:
-            if refuses(finished(check, check())):
+            if _check_refuses(finished(check, check()), channel):
                 return REFUSED
         return finished(calls[-1], calls[-1]())
     raise RuntimeError(_SUPPRESSED)
@@ -133,6 +142,11 @@ def _run_in_thread(manager: AbstractContextManager[Any], calls: Sequence[Callabl
 def refuses(verdict: object) -> bool:
     """Return whether the result of a check refuses the client. None allows it, because a check may return nothing."""
     return verdict is not None and not verdict
+
+
+def _check_refuses(verdict: object, channel: Channel | None) -> bool:
+    """Return whether a check refuses the client: by its result, or because it has called `reject()`."""
+    return refuses(verdict) or (channel is not None and channel.reply.rejected)
 
 
 def finished(call: Callable[[], Any], result: Any) -> Any:

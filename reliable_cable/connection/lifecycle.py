@@ -44,7 +44,9 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
         connection.changed()
     connection.outbox.push(messages.welcome(connection.sid, None if restored is None else restored.identifiers))
     if restored is not None:
-        await connection.outbox.push_paced(restored.transmissions)
+        # A subscription may be revoked while the transmissions of others are being sent.
+        alive = (each for each in restored.identifiers if each in commands.subscriptions)
+        await connection.outbox.push_paced(frame for each in alive for frame in restored.transmissions[each])
     loop = asyncio.get_running_loop()
     for subscription in commands.subscriptions.values():
         subscription.deadline = loop.call_later(HISTORY_TIMEOUT, connection.close, DisconnectReason.SERVER_RESTART)

@@ -195,9 +195,9 @@ class Replay:
                 # The entries after the cursor were not sent, so they are needed even if they are older than the time.
                 offset = min(offset, cursor.offset)
             page = await self._read(stream, StreamPosition("", offset))
-            if known.epoch not in ("", page.epoch):
-                # The offset may belong to an epoch that has ended since then. Even with the offset 0, messages of that
-                # epoch are missing in the page.
+            if known.epoch not in ("", page.epoch) or cursor.epoch not in ("", page.epoch):
+                # The offset may belong to an epoch that has ended since then, perhaps before a retry. Even with the
+                # offset 0, messages of that epoch are missing in the page.
                 return None
             position = StreamPosition(page.epoch, offset)
         return (position, page) if recoverable(position, page) else None

@@ -36,13 +36,13 @@ class Restored:
     Attributes:
         sid: the id of the former session.
         identifiers: the identifiers of the restored subscriptions.
-        transmissions: frames to be sent after the welcome.
+        transmissions: the frames to be sent after the welcome, by identifier.
         elsewhere: whether another process may still have the former connection.
     """
 
     sid: str
     identifiers: list[str] = field(default_factory=list)
-    transmissions: list[str] = field(default_factory=list)
+    transmissions: dict[str, list[str]] = field(default_factory=dict)
     elsewhere: bool = False
 
 
@@ -189,7 +189,7 @@ async def _restore_one(
         if reply is None or not opened or not subscription.reserve(subscription.member):
             subscription.end()
             return False
-        restored.transmissions += [messages.transmission(identifier, data) for data in reply.transmissions]
+        restored.transmissions[identifier] = [messages.transmission(identifier, data) for data in reply.transmissions]
         commands.subscriptions[identifier] = subscription
         return True
     return False
@@ -198,7 +198,8 @@ async def _restore_one(
 async def _authorize(commands: Commands, channel: Channel, *, retried: bool) -> Reply | None:
     """Run the handler that decides about a restore. Return its reply, or None if it rejects the subscription."""
     name = "resubscribed" if _has_resubscribed(channel) else "subscribed"
-    reply = await commands.call(channel, name, getattr(channel, name), channel.before_subscribe, retried=retried)
+    handler, check = getattr(channel, name), channel.before_subscribe
+    reply = await commands.call(channel, name, handler, check, retried=retried, decides=True)
     return None if reply is None or reply.rejected else reply
 
 

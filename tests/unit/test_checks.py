@@ -279,7 +279,7 @@ class TestRunserver:
 
 
 class TestPublicStreams:
-    EVERY_STREAM = pytest.mark.parametrize("value", [True, ["*"], ["news:*", "**"]])
+    EVERY_STREAM = pytest.mark.parametrize("value", [True, ["*"], ["news:*", "**"], ["?*"]])
 
     @EVERY_STREAM
     def test_a_setting_that_opens_every_stream_is_reported_without_debug(self, value: Any) -> None:
@@ -300,7 +300,7 @@ class TestPublicStreams:
                 call_command(*arguments, "--deploy")
             assert "W003" not in str(error.value)
 
-    @pytest.mark.parametrize("value", [False, [], ["news:*"], ["ChatChannel:*"]])
+    @pytest.mark.parametrize("value", [False, [], ["news:*"], ["ChatChannel:*"], ["?"]])
     def test_patterns_that_name_streams_are_not_reported(self, value: Any) -> None:
         with override_settings(DEBUG=False), configured(PUBLIC_STREAMS=value):
             assert checks.check_public_streams() == []

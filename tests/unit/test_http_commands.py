@@ -65,11 +65,16 @@ class TestCommands:
                     app_label = "tests"
                     proxy = True
 
+            class Account(get_user_model()):  # type: ignore[misc]
+                class Meta:
+                    app_label = "tests"
+
         with mock.patch("reliable_cable.identity.apps", models):
-            assert post(command(disconnect_payload(user="tests.Staff:42"))).status_code == 201
+            for name in ("tests.Staff:42", "tests.account:42"):
+                assert post(command(disconnect_payload(user=name))).status_code == 201
         for name in ("auth.User:42", "auth.user:042"):
             assert post(command(disconnect_payload(user=name))).status_code == 201
-        assert [message["revoke"] for message in control_messages()] == [{"user": "auth.user:42"}] * 3
+        assert [message["revoke"] for message in control_messages()] == [{"user": "auth.user:42"}] * 4
 
     @pytest.mark.parametrize(
         ("body", "problem"),

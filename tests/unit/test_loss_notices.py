@@ -12,6 +12,7 @@ from reliable_cable import Channel
 from reliable_cable.broadcasting import abroadcast, aforget
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
+from reliable_cable.exceptions import StoreError
 from reliable_cable.protocol import messages
 from reliable_cable.stores.streams.memory import MemoryStreamStore
 
@@ -117,6 +118,28 @@ class TestRequestsByTime:
         async with Client() as client:
             await client.subscribe(ROOM, history={"since": since or time.time()})
             assert await received(client) == ["reject_history"]
+
+    async def test_an_epoch_that_ends_before_a_retry_is_not_complete(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        look_up, failures = MemoryStreamStore.aoffset_since, [StoreError("the first read fails")]
+
+        async def end_the_epoch(store: MemoryStreamStore, stream: str, since: float) -> int | None:
+            if failures:
+                await aforget(stream)
+                await abroadcast(stream, 3)
+                await run_event_loop()  # the hub begins the new epoch
+                raise failures.pop()
+            return await look_up(store, stream, since)
+
+        await abroadcast("room", 1)
+        async with Client() as client:
+            await client.subscribe(ROOM)
+            await abroadcast("room", 2)
+            assert await received(client) == [2]
+            monkeypatch.setattr("reliable_cable.connection.replay.RETRY_DELAY", 0.0)
+            monkeypatch.setattr(MemoryStreamStore, "aoffset_since", end_the_epoch)
+            await client.send("history", ROOM, history={"since": 1, "streams": {}})
+            assert (await client.receive())["type"] == "reject_history"
+            assert await received(client) == []
 
 
 class TestStreamsWithoutMessages:

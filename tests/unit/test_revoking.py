@@ -9,13 +9,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable import (
-    CableConsumer,
-    Channel,
-    abroadcast,
-    action,
-    arevoke,
-)
+from reliable_cable import CableConsumer, Channel, abroadcast, action, arevoke
 from reliable_cable.channel import registry
 from reliable_cable.consumer import get_hub
 from reliable_cable.identity import STREAM
@@ -57,6 +51,8 @@ class Room(Channel, abstract=True):
             self.stream_from(stream)
         if "member" in self.params:
             self.presence.join(self.params["member"])
+        if "greeting" in self.params:
+            self.transmit(self.params["greeting"])
 
     async def unsubscribed(self) -> None:
         self.events.append("unsubscribed")
@@ -387,7 +383,10 @@ class TestSessions:
             assert client.welcome["restored_ids"] == [room("b")]
 
     async def test_a_revocation_during_the_restore_takes_effect(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        sid = await leave_session(ann(), room("a"), room("b"))
+        async with ann() as former:
+            for name in ("a", "b"):
+                await former.send("subscribe", room(name, greeting=f"hello {name}"))
+            await until(lambda: len(connection_of(former).subscriptions) == 2)
         sessions, loaded, gate = get_engine().sessions, asyncio.Event(), asyncio.Event()
         revoked = sessions.arevoked
 
@@ -399,14 +398,15 @@ class TestSessions:
 
         async with Client(scope={"user": "bob"}):  # so that this process receives control messages already
             monkeypatch.setattr(sessions, "arevoked", delayed)
-            client = ann(sid=sid)
+            client = ann(sid=former.sid)
             connecting = asyncio.ensure_future(client.communicator.connect())
             await until(loaded.is_set)
             await arevoke(stream="a")
             await run_event_loop()
             gate.set()
             await connecting
-            assert (await client.receive())["restored_ids"] == [room("b")]
+            assert (await client.receive())["restored_ids"] == [room("b", greeting="hello b")]
+            assert await client.receive() == {"identifier": room("b", greeting="hello b"), "message": "hello b"}
             await client.communicator.disconnect()
 
     async def test_subscriptions_that_were_revoked_while_control_messages_were_lost_end(self) -> None:

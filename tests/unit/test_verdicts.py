@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 import pytest
+from channels.db import database_sync_to_async
 
 from reliable_cable import CableConsumer, Channel, action
 from reliable_cable.channel import registry
@@ -107,6 +108,70 @@ async def test_every_false_value_of_a_check_but_none_refuses(channel: type[Chann
         if hook == "before_action":
             await client.perform(GUARDED, "read", **{"$call": "1"})
             assert (await client.receive())["message"] == {"$answer": "1", "error": "refused"}
+
+
+def reject(channel: Channel, *args: Any) -> None:
+    """Refuse as `subscribed` does."""
+    channel.reject()
+
+
+async def areject(channel: Channel, *args: Any) -> None:
+    """Refuse as `reject` does."""
+    channel.reject()
+
+
+@pytest.mark.parametrize("check", [reject, areject])
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("hook", ["before_subscribe", "before_action"])
+async def test_a_check_that_calls_reject_refuses(channel: type[Channel], hook: str, sync: bool, check: Any) -> None:
+    called = []
+    if sync:
+        setattr(channel, "subscribed" if hook == "before_subscribe" else "read", lambda self: called.append(hook))
+    setattr(channel, hook, check)
+    async with Client() as client:
+        await client.send("subscribe", GUARDED)
+        if hook == "before_subscribe":
+            assert await client.receive() == {"type": "reject_subscription", "identifier": GUARDED}
+        else:
+            assert (await client.receive())["type"] == "confirm_subscription"
+            await client.perform(GUARDED, "read", **{"$call": "1"})
+            assert (await client.receive())["message"] == {"$answer": "1", "error": "refused"}
+            assert (await client.receive())["message"] == {"type": "revoked", "reason": "revoked"}
+    assert called == []
+
+
+@pytest.mark.parametrize("check", [reject, areject])
+async def test_a_check_that_rejects_decides_for_a_channel_without_subscribed(
+    channel: type[Channel], check: Any
+) -> None:
+    del channel.subscribed
+    channel.before_subscribe = check  # type: ignore[method-assign]
+    async with Client() as client:
+        await client.send("subscribe", GUARDED)
+        assert await client.receive() == {"type": "reject_subscription", "identifier": GUARDED}
+
+
+@pytest.mark.parametrize("hook", ["before_subscribe", "before_action", "subscribed", "read", "connect"])
+async def test_handlers_with_the_decorator_of_channels_refuse_too(channel: type[Channel], hook: str) -> None:
+    # Each access to such a method returns another object.
+    refusal = database_sync_to_async(lambda *args: False)
+    consumer = type("AppConsumer", (CableConsumer,), {"connect": refusal} if hook == "connect" else {})
+    if hook != "connect":
+        setattr(channel, hook, action(name="read")(refusal) if hook == "read" else refusal)
+    client = Client(consumer=consumer)
+    await client.communicator.connect()
+    if hook == "connect":
+        assert (await client.receive())["type"] == "disconnect"
+        return
+    await client.receive()
+    await client.send("subscribe", GUARDED)
+    expected = "reject_subscription" if hook in ("before_subscribe", "subscribed") else "confirm_subscription"
+    assert (await client.receive())["type"] == expected
+    if expected == "confirm_subscription":
+        await client.perform(GUARDED, "read", **{"$call": "1"})
+        outcome = {"result": False} if hook == "read" else {"error": "refused"}
+        assert (await client.receive())["message"] == {"$answer": "1", **outcome}
+    await client.communicator.disconnect()
 
 
 @pytest.mark.parametrize("hook", ["subscribed", "resubscribed"])
