@@ -13,7 +13,7 @@
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
 | `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` looks for it. |
 | `reliable_cable.W006` | Database connections are kept without health checks. Only `check --deploy` looks for it. |
-| `reliable_cable.W007` | A channel has a method `subscribe` in place of `subscribed`, so it is never called. |
+| `reliable_cable.W007` | Nothing calls a method of a channel: `subscribe`, or a hook of a base after `Channel`. |
 
 If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
 connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
@@ -58,6 +58,8 @@ PUBLIC_STREAMS_HINT = (
 
 #: The handler of each command of a client.
 HANDLERS = {"subscribe": "subscribed", "unsubscribe": "unsubscribed"}
+#: The methods of channels that are called if a subclass has them.
+HOOKS = (*HANDLERS.values(), "resubscribed", "before_subscribe", "before_action", "handle_error", "authorize_presence")
 
 #: The apps whose `runserver` serves WSGI only.
 WSGI_RUNSERVERS = ("django.core", "django.contrib.staticfiles")
@@ -110,6 +112,26 @@ def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
         if callable(getattr(cls, command, None))
         and command not in cls.action_names()
         and getattr(cls, handler) is getattr(Channel, handler)
+    ]
+
+
+@register(TAG)
+def check_order_of_bases(**kwargs: Any) -> list[CheckMessage]:
+    """Report hooks of base classes that stand after `Channel`, whose own methods hide them (W007)."""
+    from .channel import Channel, registry
+
+    classes = [cls for same in registry.values() for cls in same]
+    return [
+        Warning(
+            f"{cls.__module__}.{cls.__qualname__} has the base {base.__qualname__} after Channel. Nothing calls "
+            f"{base.__qualname__}.{hook}, because Channel.{hook} hides it.",
+            hint=f"Write the base first: class {cls.__name__}({base.__name__}, Channel).",
+            id="reliable_cable.W007",
+        )
+        for cls in classes
+        for base in cls.__mro__[cls.__mro__.index(Channel) + 1 :]
+        for hook in HOOKS
+        if hook in vars(base) and getattr(cls, hook) is getattr(Channel, hook, None)
     ]
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from traceback import walk_tb
 from typing import Any, Final
 
+from channels.consumer import AsyncConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.handlers.asgi import ASGIHandler
 
 from .client_log import handshake_log
+from .consumer import CableConsumer
 from .logs import logger
 
 #: The loggers of servers that log the exceptions of ASGI applications.
@@ -47,7 +49,8 @@ def log_unawaited(event: Mapping[str, Any]) -> None:
 def limit_exceptions(record: logging.LogRecord) -> bool:
     """Log an exception of a WebSocket within the limits for handshakes, because a client can cause it repeatedly.
 
-    If the WebSocket has no route, one line that names the remedy replaces the traceback.
+    If the WebSocket has no route, one line that names the remedy replaces the traceback. Exceptions of other consumers
+    of the project are left to the server.
 
     Args:
         record: a record of a server.
@@ -60,7 +63,10 @@ def limit_exceptions(record: logging.LogRecord) -> bool:
     scopes = [scope for frame in frames if isinstance(scope := frame.f_locals.get("scope"), Mapping)]
     if not scopes or scopes[-1].get("type") != "websocket":
         return True
-    router = frames[-1].f_locals.get("self")
+    objects = [frame.f_locals.get("self") for frame in frames]
+    if any(isinstance(each, AsyncConsumer) and not isinstance(each, CableConsumer) for each in objects):
+        return True
+    router = objects[-1]
     if isinstance(error, ValueError) and isinstance(router, URLRouter) and str(error).startswith("No route found"):
         handshake_log.error(
             "No WebSocket route has the path %r. The routes are: %s. Correct the URL in {%% cable_meta_tags %%} or "

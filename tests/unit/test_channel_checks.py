@@ -72,3 +72,31 @@ class TestHandlerNames:
 
         assert set(registry) == {HelperChannel.name}
         assert checks.check_handler_names() == []
+
+
+class Guard:
+    def before_subscribe(self) -> bool:
+        return False
+
+
+class TestOrderOfBases:
+    def test_checks_of_a_base_class_after_channel_are_reported(self) -> None:
+        class OpenChannel(Channel, Guard):
+            pass
+
+        (message,) = checks.check_order_of_bases()
+        assert message.id == "reliable_cable.W007"
+        assert (
+            f"{OpenChannel.__qualname__} has the base Guard after Channel. Nothing calls Guard.before_" in message.msg
+        )
+        assert message.hint == "Write the base first: class OpenChannel(Guard, Channel)."
+
+    def test_checks_that_are_called_are_not_reported(self) -> None:
+        class GuardedChannel(Guard, Channel):
+            pass
+
+        class AskingChannel(Channel, Guard):
+            def before_subscribe(self) -> bool:
+                return Guard.before_subscribe(self)
+
+        assert checks.check_order_of_bases() == []

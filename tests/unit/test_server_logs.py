@@ -7,6 +7,7 @@ import sys
 from typing import Any, cast
 
 import pytest
+from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.core.asgi import get_asgi_application
 from django.urls import path, re_path
@@ -70,6 +71,15 @@ class TestOtherExceptions:
     async def test_those_of_requests(self, caplog: pytest.LogCaptureFixture) -> None:
         router = ProtocolTypeRouter({"http": URLRouter([])})
         assert limit_exceptions(await logged_exception(router, type_="http"))
+        assert caplog.messages == []
+
+    async def test_those_of_consumers_of_the_project(self, caplog: pytest.LogCaptureFixture) -> None:
+        class Failing(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels is untyped
+            async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+                raise ValueError("a mistake")
+
+        router = URLRouter([path("other", cast(Any, Failing.as_asgi()))])
+        assert limit_exceptions(await logged_exception(router, "/other"))
         assert caplog.messages == []
 
     def test_those_without_a_traceback(self) -> None:
