@@ -9,6 +9,7 @@ from reliable_cable.conf import get_settings
 from reliable_cable.logins import AnyLogin, find_login
 from reliable_cable.protocol.constants import DisconnectReason
 
+from .sessions import anonymous
 from .verification import SCOPE_KEY, TokenAuthentication
 
 
@@ -48,6 +49,8 @@ def admit(scope: Mapping[str, Any], namespace: str) -> Admission:
         if settings.jwt_required:
             handshake_log.info("A client was refused, because it sent no token.")
             refusal = DisconnectReason.UNAUTHORIZED
+        if user is None and SCOPE_KEY in scope:
+            user = anonymous()  # a middleware has looked for a token, and no other middleware has set a user
         return Admission(user, find_login(scope), refusal=refusal)
     refusal = found.refusal
     if refusal is None and settings.namespace is not None and found.namespace not in (None, namespace):

@@ -11,7 +11,7 @@ from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import InvalidToken, TokenExpired
 from reliable_cable.protocol.constants import DisconnectReason
 
-from .sessions import anonymous, get_user, open_session, read_cookies, session_key
+from .sessions import get_user, open_session, read_cookies, session_key
 from .tokens import find_token
 from .verification import SCOPE_KEY, TokenAuthentication, get_verifier
 
@@ -77,8 +77,7 @@ class TokenAuthMiddleware:
 
     The token is in the subprotocol `anycable-token.<token>`, the header `X-JID` or the query parameter `jid`. Its user
     replaces that of a session. `CableConsumer` refuses a client whose token is not valid, even if there is a session.
-    Other consumers get an anonymous user then. Clients without a token are passed on unchanged; if nothing has
-    authenticated them, they are anonymous.
+    Other consumers get an anonymous user then. Clients without a token are passed on.
 
     Args:
         inner: the application to call.
@@ -98,20 +97,20 @@ class TokenAuthMiddleware:
                 scope = await _with_token(scope)
             except Exception as error:
                 return await _close_after(error, send)
-            if "user" not in scope:
-                scope = {**scope, "user": anonymous()}
         await self.inner(scope, receive, send)
 
 
 async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a scope with the authentication by its token, or the scope itself if it has no token.
+    """Return a copy of a scope with the authentication by its token, which is None if it has no token.
 
     Raises:
         Exception: the user or the keys could not be looked up, or an authenticator failed.
     """
-    token = None if SCOPE_KEY in scope else find_token(scope)
-    if token is None:
+    if SCOPE_KEY in scope:
         return scope
+    token = find_token(scope)
+    if token is None:
+        return {**scope, SCOPE_KEY: None}
     try:
         found = await get_verifier().authenticate(token, scope)
     except InvalidToken as error:

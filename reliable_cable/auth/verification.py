@@ -27,7 +27,7 @@ from .users import find_user
 #: The most characters of a token. A longer one is refused before anything else is done with it.
 MAX_TOKEN_SIZE: Final = 8192
 
-#: The key of a scope with the `TokenAuthentication` of the client. There is none if the client has sent no token.
+#: The key of a scope with the `TokenAuthentication` of the client, which is None if the client has sent no token.
 SCOPE_KEY: Final = "cable_token"
 
 Authenticator = Callable[[str, Mapping[str, Any]], Any]

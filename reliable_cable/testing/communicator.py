@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 
 from channels.routing import get_default_application
 
+from reliable_cable.auth.verification import SCOPE_KEY, TokenAuthentication
 from reliable_cable.channel import Channel
+from reliable_cable.conf import get_settings
 from reliable_cable.consumer import close_hub, get_hub
 from reliable_cable.protocol.constants import Subprotocol
 
@@ -123,7 +125,11 @@ class CableCommunicator(ClientSocket):
             "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
             "subprotocols": [str(self._protocol)],
         }
-        return scope if self._user is None else {**scope, "user": self._user}
+        if self._user is None:
+            return scope
+        # If tokens are required, the user counts as one whom a token has authenticated.
+        required = {SCOPE_KEY: TokenAuthentication(self._user)} if get_settings().jwt_required else {}
+        return {**scope, "user": self._user, **required}
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
