@@ -18,6 +18,7 @@ from django.contrib.auth.models import Group
 from django.contrib.sessions.backends.db import SessionStore
 from django.core.wsgi import get_wsgi_application
 from django.db import transaction
+from django.template import Context
 
 import reliable_cable
 from reliable_cable import StreamPosition
@@ -181,7 +182,7 @@ def forbid(stream: str) -> None:
 
 def page_time() -> int:
     """Render the meta tags of a page, and return the time that they contain."""
-    return int(cable_meta_tags().rpartition('content="')[2].partition('"')[0])
+    return int(cable_meta_tags(Context()).rpartition('content="')[2].partition('"')[0])
 
 
 def session_time() -> float:
