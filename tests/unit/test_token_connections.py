@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
@@ -16,12 +17,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
 from django.test import Client as Browser
 
-from reliable_cable import CableConsumer, cable_token, disconnect
+from reliable_cable import CableConsumer, Channel, cable_token, disconnect
 from reliable_cable.auth import CableAuthMiddlewareStack, InvalidToken, TokenAuthMiddleware, TokenExpired
 from reliable_cable.auth.users import find_user
+from reliable_cable.channel import registry
 from reliable_cable.testing import CableCommunicator, isolated_cable
 from tests.unit.tokens import SECRET, after, sign
-from tests.unit.wire import Client, connection_of
+from tests.unit.wire import Client, connection_of, identifier
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -257,6 +259,29 @@ class TestExpiry:
         async with make_client(sign(ext={"user": user.pk}, exp=expiry)) as client:
             assert await client.receive() == EXPIRED
             assert time.time() >= expiry + 1
+
+    async def test_a_pending_subscribe_is_answered_first(self, user: Any) -> None:
+        """The client would close the channel for good, without an error."""
+        gate = asyncio.Event()
+
+        class SlowChannel(Channel):
+            async def subscribed(self) -> None:
+                await gate.wait()
+
+        try:
+            async with make_client(cable_token(user)) as client:
+                await client.send("subscribe", identifier("SlowChannel"))
+                connection = connection_of(client)
+                timers = connection.hub.token_expiry
+                connection.expires_at = time.time() - 1
+                timers._timers[connection].cancel()
+                timers._check(connection)
+                assert await client.quiet()
+                gate.set()
+                assert (await client.receive())["type"] == "confirm_subscription"
+                assert await client.receive() == EXPIRED
+        finally:
+            del registry["SlowChannel"]
 
     async def test_an_ended_connection_has_no_timer(self, user: Any) -> None:
         async with make_client(cable_token(user)) as client:
