@@ -107,7 +107,8 @@ class KeySet:
             self._read_at, self._failed = self._clock(), False
         except Exception as error:
             self._failed = True
-            handshake_log.warning("The keys of JWT_JWKS could not be read from %s: %s", self._source, error)
+            # The URL is not logged, because it may have a password.
+            handshake_log.warning("The keys of JWT_JWKS could not be read: %s", error)
         self._attempted_at = self._clock()
 
 

@@ -30,6 +30,9 @@ MAX_TOKEN_SIZE: Final = 8192
 #: The key of a scope with the `TokenAuthentication` of the client, which is None if the client has sent no token.
 SCOPE_KEY: Final = "cable_token"
 
+#: The latest time, in seconds since 1970, at which a token can expire.
+_LATEST: Final = 2**53
+
 Authenticator = Callable[[str, Mapping[str, Any]], Any]
 
 
@@ -176,8 +179,10 @@ class TokenVerifier:
         return TokenAuthentication(user, MappingProxyType(claims), expires_at=expiry)
 
     def _expiry(self, claims: Mapping[str, Any]) -> float | None:
-        # PyJWT reads the claim in the same way.
-        return int(claims["exp"]) + self.settings.jwt_leeway if "exp" in claims else None
+        if "exp" not in claims:
+            return None
+        # PyJWT reads the claim in the same way. A float cannot have every whole number.
+        return min(int(claims["exp"]), _LATEST) + self.settings.jwt_leeway
 
 
 def _read_identifiers(claims: Mapping[str, Any]) -> dict[str, Any]:

@@ -160,42 +160,6 @@ class TestEngine:
                 assert checks.check_engine() == []
 
 
-class TestTokens:
-    @pytest.mark.parametrize("values", [{}, {"SECRET": "short"}, {"JWT_REQUIRED": True}, {"JWT_SECRET": "x" * 32}])
-    def test_no_problem(self, values: dict[str, Any]) -> None:
-        with configured(**values):
-            assert checks.check_tokens() == []
-
-    def test_a_missing_package(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "jwt", None)
-        with configured(JWT_SECRET="x" * 32):
-            (message,) = checks.check_tokens()
-        assert ids([message]) == ["E006"]
-        assert "pip install 'reliable_cable[jwt]'" in message.msg
-        with configured():
-            assert checks.check_tokens() == []
-
-    def test_a_wrong_authenticator(self) -> None:
-        with configured(AUTHENTICATORS=["nowhere.authenticate"]):
-            (message,) = checks.check_tokens()
-        assert ids([message]) == ["E006"]
-        assert "nowhere.authenticate" in message.msg
-
-    @pytest.mark.parametrize(
-        ("values", "key"),
-        [({"JWT_SECRET": "x" * 31}, "JWT_SECRET"), ({"SECRET": "short", "JWT_REQUIRED": True}, "SECRET")],
-    )
-    def test_a_short_secret(self, values: dict[str, Any], key: str) -> None:
-        with configured(**values):
-            (message,) = checks.check_tokens()
-        assert ids([message]) == ["W007"]
-        assert message.msg.startswith(f"RELIABLE_CABLE[{key!r}] has ")
-
-    def test_the_secret_is_of_no_importance_if_only_public_keys_verify_tokens(self) -> None:
-        with configured(SECRET="short", JWT_JWKS="keys.json", JWT_ALGORITHMS=["RS256"]):
-            assert checks.check_tokens() == []
-
-
 class TestDatabase:
     def test_a_supported_database_is_not_reported(self) -> None:
         with database() as alias, configured(DATABASE=alias):

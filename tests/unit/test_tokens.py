@@ -112,9 +112,9 @@ class TestWhatIsValid:
     async def test_a_time_that_is_none(self, claim: str, value: Any) -> None:
         assert (await refusal(sign(**{"ext": {}, claim: value}))).startswith("is not valid (")
 
-    @pytest.mark.parametrize("expiry", [2**63, 10**300])
+    @pytest.mark.parametrize("expiry", [2**63, 10**300, 10**4000])
     async def test_an_expiry_in_the_far_future(self, expiry: int) -> None:
-        assert (await verify(sign(ext={}, exp=expiry))).expires_at == expiry + 5
+        assert (await verify(sign(ext={}, exp=expiry))).expires_at == 2**53 + 5
 
     async def test_no_algorithm(self) -> None:
         expected = "has an algorithm that is not in JWT_ALGORITHMS"
