@@ -14,7 +14,7 @@
 | `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
 | `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` looks for it. |
 | `reliable_cable.W006` | Database connections are kept without health checks. Only `check --deploy` looks for it. |
-| `reliable_cable.W007` | The secret that signs tokens is short. |
+| `reliable_cable.W008` | The secret that signs tokens is short. |
 
 If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
 connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
@@ -34,7 +34,7 @@ from django.core.management import get_commands
 from django.db import connections, router
 from django.utils.module_loading import import_string
 
-from .auth.tokens import secret_of
+from .auth.tokens import MIN_SECRET_SIZE, secret_of
 from .auth.verification import TokenVerifier
 from .conf import HMAC_ALGORITHMS, NAME, CableSettings, get_settings
 from .namespaces import find_callable
@@ -58,9 +58,6 @@ PUBLIC_STREAMS_HINT = (
     "List the patterns of the public streams, such as ['news:*'], and give signed names of the others to clients "
     "(`signed_stream_name`)."
 )
-
-#: The fewest bytes of a secret that signs tokens with HS256 (RFC 7518, section 3.2).
-MIN_SECRET_SIZE = 32
 
 #: The apps whose `runserver` serves WSGI only.
 WSGI_RUNSERVERS = ("django.core", "django.contrib.staticfiles")
@@ -123,7 +120,7 @@ def check_engine(**kwargs: Any) -> list[CheckMessage]:
 
 @register(TAG)
 def check_tokens(**kwargs: Any) -> list[CheckMessage]:
-    """Report that tokens cannot be verified (E006), or that their secret is short (W007)."""
+    """Report that tokens cannot be verified (E006), or that their secret is short (W008)."""
     settings = _valid_settings()
     if settings is None or not settings.reads_tokens:
         return []
@@ -140,7 +137,7 @@ def check_tokens(**kwargs: Any) -> list[CheckMessage]:
             f"{NAME}[{key!r}] has {size} bytes. Who has a token can find out a short secret by trying, and can then "
             "make tokens for every user.",
             hint=f"Set JWT_SECRET to a random text of at least {MIN_SECRET_SIZE} bytes.",
-            id="reliable_cable.W007",
+            id="reliable_cable.W008",
         )
     ]
 

@@ -219,7 +219,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self.scope = scope
         self._namespace = enter_namespace(scope)
         self.base_send = send
-        admission = self._admit()
+        admission = admit(self)
+        self._rejection = admission.refusal
         message = await receive()
         if message["type"] != "websocket.connect":
             return
@@ -258,14 +259,6 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 self._session = None
             if layer_task is not None:
                 layer_task.cancel()
-
-    def _admit(self) -> Admission:
-        admission = admit(self.scope, self.namespace)
-        self.user, self.token, self._rejection = admission.user, admission.token, admission.refusal
-        for name in self.identified_by:
-            if name in admission.identifiers:
-                setattr(self, name, admission.identifiers[name])
-        return admission
 
     async def _accept(self, send: Send, admission: Admission) -> Commands | None:
         subprotocol = constants.negotiate(self.scope.get("subprotocols") or ())

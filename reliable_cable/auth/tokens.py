@@ -30,6 +30,9 @@ IDENTIFIERS_CLAIM: Final = "ext"
 #: The claim with the namespace (the setting `NAMESPACE`). A token is valid for connections of its namespace only.
 NAMESPACE_CLAIM: Final = "namespace"
 
+#: The fewest bytes of a secret that signs tokens with HS256 (RFC 7518, section 3.2).
+MIN_SECRET_SIZE: Final = 32
+
 #: How long, in seconds, a token is valid unless the caller says otherwise.
 DEFAULT_TTL: Final = 3600.0
 

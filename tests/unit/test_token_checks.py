@@ -41,7 +41,7 @@ def test_a_wrong_authenticator() -> None:
 def test_a_short_secret(values: dict[str, Any], key: str) -> None:
     with configured(**values):
         (message,) = checks.check_tokens()
-    assert ids([message]) == ["W007"]
+    assert ids([message]) == ["W008"]
     assert message.msg.startswith(f"RELIABLE_CABLE[{key!r}] has ")
 
 
