@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ import reliable_cable
 from reliable_cable.auth import InvalidToken, TokenExpired
 from reliable_cable.auth.verification import TokenVerifier
 from reliable_cable.conf import get_settings
+from reliable_cable.identity import identifier_names
 from tests.unit.test_docs import BLOCKS
 
 
@@ -31,6 +33,15 @@ def names_in(code: str, **names: Any) -> dict[str, Any]:
     """Run a block, and return the names that it defines."""
     exec(compile(code, "docs", "exec"), names)  # noqa: S102 - the code of the page is what is tested
     return names
+
+
+@pytest.fixture(autouse=True)
+def _own_identifier_names() -> Iterator[None]:
+    """Forget the names of the page's consumers, because other tests expect that no consumer has them."""
+    before = set(identifier_names)
+    yield
+    identifier_names.clear()
+    identifier_names.update(before)
 
 
 @pytest.mark.django_db(transaction=True)
