@@ -1,5 +1,6 @@
 """Reliable real-time streams for Django Channels: each message arrives once and in order, after reconnects too."""
 
+from .auth.tokens import cable_token as cable_token
 from .broadcasting import abroadcast as abroadcast
 from .broadcasting import abroadcast_batch as abroadcast_batch
 from .broadcasting import aforget as aforget

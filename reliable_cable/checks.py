@@ -7,6 +7,7 @@
 | `reliable_cable.E003` | The engine cannot be imported, or does not support what the settings require. |
 | `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
 | `reliable_cable.E005` | All streams are public. This is checked only by `check --deploy`. |
+| `reliable_cable.E006` | The settings of tokens need a package that is not installed, or name a wrong authenticator. |
 | `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
 | `reliable_cable.W002` | `runserver` serves no WebSockets. |
 | `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 in its place. |
@@ -14,6 +15,7 @@
 | `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` looks for it. |
 | `reliable_cable.W006` | Database connections are kept without health checks. Only `check --deploy` looks for it. |
 | `reliable_cable.W007` | Nothing calls a method of a channel: `subscribe`, or a hook of a base after `Channel`. |
+| `reliable_cable.W008` | The secret that signs tokens is short. |
 
 If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
 connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
@@ -33,7 +35,9 @@ from django.core.management import get_commands
 from django.db import connections, router
 from django.utils.module_loading import import_string
 
-from .conf import NAME, CableSettings, get_settings
+from .auth.tokens import MIN_SECRET_SIZE, secret_of
+from .auth.verification import TokenVerifier
+from .conf import HMAC_ALGORITHMS, NAME, CableSettings, get_settings
 from .namespaces import find_callable
 from .stores.engine import engine_classes, get_engine
 from .stores.presence.memory import MemoryPresenceStore
@@ -157,6 +161,30 @@ def check_engine(**kwargs: Any) -> list[CheckMessage]:
         )
         for pattern in settings.streams
         if settings.policy_of(pattern).durable
+    ]
+
+
+@register(TAG)
+def check_tokens(**kwargs: Any) -> list[CheckMessage]:
+    """Report that tokens cannot be verified (E006), or that their secret is short (W008)."""
+    settings = _valid_settings()
+    if settings is None or not settings.reads_tokens:
+        return []
+    try:
+        TokenVerifier(settings)
+    except ImproperlyConfigured as error:
+        return [Error(str(error), id="reliable_cable.E006")]
+    size = len(secret_of(settings).encode())
+    if size >= MIN_SECRET_SIZE or not set(settings.jwt_algorithms) & set(HMAC_ALGORITHMS):
+        return []
+    key = "JWT_SECRET" if settings.jwt_secret else "SECRET"
+    return [
+        Warning(
+            f"{NAME}[{key!r}] has {size} bytes. Who has a token can find out a short secret by trying, and can then "
+            "make tokens for every user.",
+            hint=f"Set JWT_SECRET to a random text of at least {MIN_SECRET_SIZE} bytes.",
+            id="reliable_cable.W008",
+        )
     ]
 
 

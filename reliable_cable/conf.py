@@ -171,6 +171,37 @@ def _check_public_streams(key: str | tuple[str, ...], value: Any) -> None:
         raise _error(key, value, "a list of patterns such as 'news:*', or True or False")
 
 
+#: The algorithms of tokens whose signatures are made and verified with the same secret.
+HMAC_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
+#: The algorithms of tokens that are verified with a public key (`JWT_JWKS`).
+PUBLIC_KEY_ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+)
+
+
+def _check_algorithms(key: str | tuple[str, ...], value: Any) -> None:
+    allowed = (*HMAC_ALGORITHMS, *PUBLIC_KEY_ALGORITHMS)
+    if not isinstance(value, list | tuple) or not value or not all(name in allowed for name in value):
+        raise _error(key, value, f"a list of any of {', '.join(map(repr, allowed))}")
+
+
+def _check_optional_text(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise _error(key, value, "None or a non-empty string")
+
+
+def _check_texts(key: str | tuple[str, ...], value: Any) -> None:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
+        raise _error(key, value, "a non-empty string, or a list of them")
+
+
+def _check_paths(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, list | tuple) or not all(isinstance(path, str) and "." in path for path in value):
+        raise _error(key, value, "a list of dotted paths of functions")
+
+
 _TEXT = _instance(str, "a non-empty string", not_empty=True)
 _SWITCH = _instance(bool, "True or False")
 
@@ -213,9 +244,21 @@ class CableSettings:
     broadcast_key: str = _setting("", _TEXT)
     api_key: str = _setting("", _TEXT)
     key_prefix: str = _setting("cable", _TEXT)
+    jwt_secret: str = _setting("", _TEXT)
+    jwt_algorithms: tuple[str, ...] = _setting(("HS256",), _check_algorithms)
+    jwt_jwks: str | None = _setting(None, _check_optional_text)
+    jwt_required: bool = _setting(False, _SWITCH)
+    jwt_leeway: float = _setting(5, _number(0))
+    jwt_user_claim: str | None = _setting(None, _check_optional_text)
+    #: Texts. A single one is read as a tuple.
+    jwt_audience: tuple[str, ...] = _setting((), _check_texts)
+    jwt_issuer: tuple[str, ...] = _setting((), _check_texts)
+    authenticators: tuple[str, ...] = _setting((), _check_paths)
     namespace: str | None = _setting(None, _check_namespace)
     database: str = _setting("default", _instance(str, "the alias of a database", not_empty=True))
     handler_threads: int = _setting(8, _number(0, whole=True))
+    #: Whether a setting of tokens is given: `AUTHENTICATORS`, or one whose name begins with `JWT_`. This is no setting.
+    reads_tokens: bool = False
 
     def policy(self, stream: str) -> StreamPolicy:
         """Return the policy of a stream. The first pattern of `STREAMS` that matches the stream's name decides.
@@ -242,7 +285,9 @@ class CableSettings:
         )
 
 
-CHECKS: Mapping[str, Check] = {each.name.upper(): each.metadata["check"] for each in fields(CableSettings)}
+CHECKS: Mapping[str, Check] = {
+    each.name.upper(): each.metadata["check"] for each in fields(CableSettings) if "check" in each.metadata
+}
 
 
 def read_settings(values: Any) -> CableSettings:
@@ -273,6 +318,7 @@ def read_settings(values: Any) -> CableSettings:
     )
     if isinstance(public := given.get("public_streams"), bool):
         given["public_streams"] = ("*",) if public else ()
+    _complete_token_settings(given)
     settings = CableSettings(**{key: _frozen(value) for key, value in given.items()})
     least = max(settings.history_ttl, settings.sessions_ttl)
     if settings.history_meta_ttl < least:
@@ -291,6 +337,28 @@ def read_settings(values: Any) -> CableSettings:
         if policy.durable and policy.history_size == 0:
             raise _error(("STREAMS", pattern, "history_size"), 0, "at least 1, since the streams are durable")
     return settings
+
+
+def _complete_token_settings(given: dict[str, Any]) -> None:
+    """Check the settings of tokens together, and add what follows from them.
+
+    Raises:
+        ImproperlyConfigured: an algorithm has no key, or a key has no algorithm.
+    """
+    given["reads_tokens"] = "authenticators" in given or any(key.startswith("jwt_") for key in given)
+    for key in ("jwt_audience", "jwt_issuer"):
+        if isinstance(given.get(key), str):
+            given[key] = (given[key],)
+    algorithms = given.get("jwt_algorithms", ("HS256",))
+    public = [name for name in algorithms if name in PUBLIC_KEY_ALGORITHMS]
+    if public and not given.get("jwt_jwks"):
+        raise _error("JWT_ALGORITHMS", algorithms, f"used with JWT_JWKS, which has the keys for {public[0]}")
+    if given.get("jwt_jwks") and not public:
+        raise _error(
+            "JWT_ALGORITHMS", algorithms, "a list with the algorithms of the keys in JWT_JWKS, for example ['RS256']"
+        )
+    if "jwt_secret" in given and len(public) == len(algorithms):
+        raise _error("JWT_ALGORITHMS", algorithms, "a list with the algorithm of JWT_SECRET, for example 'HS256'")
 
 
 def _frozen(value: Any) -> Any:

@@ -4,7 +4,7 @@ import asyncio
 import inspect
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from contextvars import Context, copy_context
 from functools import partial
@@ -18,6 +18,7 @@ from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 
 from . import origins
+from .auth.admission import Admission, admit
 from .client_log import handshake_log
 from .concurrency.contexts import run_in_context
 from .concurrency.outages import is_outage
@@ -30,7 +31,6 @@ from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
 from .hub.hub import Hub
 from .identity import identifier_names, identity_of, in_namespace
-from .logins import Login, find_login
 from .logs import logger
 from .middleware import set_socket_id
 from .namespaces import enter_namespace
@@ -99,6 +99,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     scope: dict[str, Any]
     user: Any = None
+    #: The verified claims of the client's token; None if it has sent no token.
+    token: Mapping[str, Any] | None = None
 
     _namespace = ""
     _session: Connection | None = None
@@ -140,6 +142,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     def connect(self) -> Any:
         """Authenticate a client (`def` or `async def`): set the attributes that identify it, or refuse it.
+
+        If the client has sent a token, its identifiers are set, and `self.token` has its claims. Clients whose tokens
+        are not valid are refused before.
 
         To refuse it, call `reject_connection()` or return False. If this raises `ObjectDoesNotExist`,
         `PermissionDenied`, `ValidationError` or `Http404`, the client is refused, too.
@@ -215,8 +220,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self.scope = scope
         self._namespace = enter_namespace(scope)
         self.base_send = send
-        self.user = scope.get("user")
-        login = find_login(scope)
+        admission = admit(self)
+        self._rejection = admission.refusal
         message = await receive()
         if message["type"] != "websocket.connect":
             return
@@ -229,7 +234,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         commands: Commands | None = None
         code = 1006
         try:
-            commands = await self._accept(send, login)
+            commands = await self._accept(send, admission)
             if commands is None:
                 return
             connection = self._session = commands.connection
@@ -258,7 +263,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             if layer_task is not None:
                 layer_task.cancel()
 
-    async def _accept(self, send: Send, login: Login | None) -> Commands | None:
+    async def _accept(self, send: Send, admission: Admission) -> Commands | None:
         subprotocol = constants.negotiate(self.scope.get("subprotocols") or ())
         transport = transport_for(self.scope, send)
         hub = get_hub()
@@ -276,8 +281,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         handshake_log.report()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
-                if refuses(await invoke(self.connect, CableConsumer)) and self._rejection is None:
-                    self.reject_connection()
+                if self._rejection is None and refuses(await invoke(self.connect, CableConsumer)):
+                    self._rejection = self._rejection or DisconnectReason.UNAUTHORIZED
         except REFUSALS as error:
             handshake_log.refusal("%s.connect refused its client: %r", type(self).__name__, error)
             self.reject_connection()
@@ -317,8 +322,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             authenticated_at=self._authenticated,
             ping_interval=_ping_interval(query, hub.settings),
             transport=transport,
-            # `connect` may have authenticated another user by itself, who does not own the login of the session.
-            login=login if login is not None and login.is_of(self.user) else None,
+            # `connect` may have authenticated another user by itself, who does not own the login.
+            login=admission.login if admission.login is not None and admission.login.is_of(self.user) else None,
+            expires_at=admission.expires_at,
         )
         commands = Commands(connection)
         try:

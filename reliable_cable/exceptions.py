@@ -55,6 +55,14 @@ class MissingParam(CableError, KeyError):
     """A client subscribed without a parameter that its channel reads with `self.params[name]`."""
 
 
+class InvalidToken(CableError):
+    """A token was refused. An authenticator (`AUTHENTICATORS`) raises this to refuse a client."""
+
+
+class TokenExpired(InvalidToken):
+    """A token has expired. The client gets a new one and reconnects."""
+
+
 class StoreError(CableError):
     """A store could not be read or changed."""
 

@@ -40,7 +40,7 @@ def row_name(instance: Any) -> str:
     return f"{instance._meta.concrete_model._meta.label_lower}:{instance.pk}"
 
 
-def _root(meta: Any) -> str:
+def root_label(meta: Any) -> str:
     """Return the label of the model whose table all parents and children of a model share the primary keys of."""
     meta = meta.concrete_model._meta
     while (link := meta.pk.remote_field) is not None and link.parent_link:
@@ -56,7 +56,7 @@ def identify(value: Any) -> str:
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""
     if isinstance(value, Model) or (hasattr(value, "_meta") and hasattr(value, "pk")):
-        return f"{_root(value._meta)}:{value.pk}"
+        return f"{root_label(value._meta)}:{value.pk}"
     return f"{type(value).__name__}:{value}"
 
 

@@ -1,4 +1,4 @@
-"""Django logins of connections: which sessions authenticated them, and whether these logins are still valid."""
+"""Logins of connections: which sessions and users authenticated them, and whether these logins are still valid."""
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -48,8 +48,37 @@ class Login:
 
     def is_of(self, user: Any) -> bool:
         """Return whether this is a login of `user`."""
-        meta = getattr(user, "_meta", None)
-        return meta is not None and user_id(user) == self.user_id
+        return _is_row(user) and user_id(user) == self.user_id
+
+
+@dataclass(slots=True, eq=False)
+class TokenLogin:
+    """The login of a user by a token.
+
+    Args:
+        user_id: the primary key of the user, as sessions store it.
+    """
+
+    user_id: str
+    #: When to check the login, by the clock of the event loop. Only `hub.login_checks` uses this.
+    due: float = 0.0
+
+    @property
+    def identity(self) -> Identity:
+        """The user, for comparison with the condition of a change."""
+        return {USER: self.user_id}
+
+    def is_of(self, user: Any) -> bool:
+        """Return whether this is a login of `user`."""
+        return _is_row(user) and user_id(user) == self.user_id
+
+
+#: A login of either kind.
+AnyLogin = Login | TokenLogin
+
+
+def _is_row(user: Any) -> bool:
+    return getattr(user, "_meta", None) is not None
 
 
 def user_id(user: Any) -> str:
@@ -89,7 +118,7 @@ def has_valid_hash(user: Any, auth_hash: str) -> bool:
     return any(constant_time_compare(auth_hash, fallback) for fallback in fallbacks())
 
 
-def check_logins(logins: Sequence[Login]) -> list[bool | Exception]:
+def check_logins(logins: Sequence[AnyLogin]) -> list[bool | Exception]:
     """Return for each login whether it is valid, or the error that prevented its check.
 
     Sessions and users are looked up in batches if the session engine and the authentication backend allow that, and
@@ -98,10 +127,16 @@ def check_logins(logins: Sequence[Login]) -> list[bool | Exception]:
     Raises:
         Exception: a batch could not be looked up, so no login was checked.
     """
-    sessions = _find_sessions({login.session_key for login in logins})
-    users = _find_users({(login.backend, login.user_id) for login in logins})
+    by_session = [login for login in logins if isinstance(login, Login)]
+    by_token = {login.user_id for login in logins if isinstance(login, TokenLogin)}
+    sessions = _find_sessions({login.session_key for login in by_session}) if by_session else {}
+    users = _find_users({(login.backend, login.user_id) for login in by_session})
+    active = _find_active_users(by_token) if by_token else set()
     return [
-        _judge(login, sessions.get(login.session_key), users.get((login.backend, login.user_id))) for login in logins
+        login.user_id in active
+        if isinstance(login, TokenLogin)
+        else _judge(login, sessions.get(login.session_key), users.get((login.backend, login.user_id)))
+        for login in logins
     ]
 
 
@@ -203,6 +238,17 @@ def _find_users_of(backend: Any, ids: Sequence[str]) -> Mapping[str, Any]:
     users = model._default_manager.filter(pk__in=[to_python(id_) for id_ in ids])
     # A project's own code may fail for one user. That must not prevent the checks of the others.
     return {user_id(user): _attempt(partial(_if_allowed, backend, user)) for user in users}
+
+
+def is_active(user: Any) -> bool:
+    """Return whether a user may log in. As in Django, a user model without `is_active` has active users only."""
+    return bool(getattr(user, "is_active", True))
+
+
+def _find_active_users(ids: Collection[str]) -> set[str]:
+    model = get_user_model()
+    users = model._default_manager.filter(pk__in=[model._meta.pk.to_python(id_) for id_ in ids])
+    return {user_id(user) for user in users if is_active(user)}
 
 
 def _if_allowed(backend: Any, user: Any) -> Any:

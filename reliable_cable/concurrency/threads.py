@@ -171,6 +171,11 @@ async def run_store_write(call: Callable[..., T], *args: Any) -> T:
     return await _run("write", _store_threads(), _with_kept_connections, call, *args)
 
 
+async def run_fetch(call: Callable[[], T]) -> T:
+    """Run a sync function that may wait for the network, in a thread that all such functions share."""
+    return await _run("fetch", 1, _with_fresh_connections, call)
+
+
 def submit_store(call: Callable[[], T]) -> Future[T]:
     """Run a sync store method that writes, from sync code, outside of the caller's transaction."""
     return _executor("write", STORE_THREADS).submit(_with_kept_connections, call)

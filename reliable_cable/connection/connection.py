@@ -18,7 +18,7 @@ from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.hub.hub import Hub
 from reliable_cable.identity import Identity
-from reliable_cable.logins import Login
+from reliable_cable.logins import AnyLogin
 from reliable_cable.logs import logger
 from reliable_cable.namespaces import namespace_of
 from reliable_cable.protocol import commands as protocol_commands
@@ -96,7 +96,8 @@ class Connection:
         authenticated_at: when the client was authenticated, by the monotonic clock of `Engine.session_clock`.
         ping_interval: the time between two pings, in seconds.
         transport: writes to the socket and aborts it.
-        login: the Django login of the client; None: it was authenticated in another way, or not at all.
+        login: the login of the client; None: it was authenticated in another way, or not at all.
+        expires_at: when the client's token expires, in seconds since 1970; None: never.
     """
 
     hub: Hub
@@ -107,7 +108,8 @@ class Connection:
     authenticated_at: float
     ping_interval: float
     transport: Transport
-    login: Login | None = None
+    login: AnyLogin | None = None
+    expires_at: float | None = None
     #: A copy of the context in which the connection was made. Calls of `run_isolated` run in it.
     context: Context = field(default_factory=copy_context)
     state: ConnectionState = ConnectionState.OPENING
@@ -133,9 +135,8 @@ class Connection:
     #: Whether frames of the client are not read for now (see `reading.Reading`).
     reading_paused: bool = False
     _last_pong: float | None = None
-    #: How many pings were sent.
+    #: How many pings were sent, and how many were answered.
     _pings: int = 0
-    #: How many pings were answered.
     _pongs: int = 0
     #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
     _notice_ping: int = 0
@@ -400,12 +401,12 @@ class Connection:
                 self.outbox.push(messages.disconnect(reason, reconnect=asked))
             self.hub.tasks.spawn(self._finish(reading=closing.reading))
 
-    async def drain(self, delay: float) -> None:
-        """Close the connection after `delay` seconds and after its queued commands. The client is to reconnect."""
+    async def drain(self, delay: float, reason: DisconnectReason = DisconnectReason.SERVER_RESTART) -> None:
+        """Close the connection after `delay` seconds and after its queued commands, for a reason to reconnect."""
         await asyncio.sleep(delay)
         if not self.closed:
             await self.commands.finished(CLOSE_TIMEOUT)
-            self.close(DisconnectReason.SERVER_RESTART)
+            self.close(reason)
 
     def _too_slow(self) -> None:
         logger.warning("A client that reads too slowly was disconnected (too_slow).")

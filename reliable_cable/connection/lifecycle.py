@@ -54,6 +54,7 @@ async def open_connection(commands: Commands, sid: str | None) -> None:
         connection.state = ConnectionState.OPEN
     hub.heartbeat.add(connection)
     hub.logins.add(connection)
+    hub.token_expiry.add(connection)
 
 
 async def end_connection(commands: Commands, *, page_closed: bool = False) -> None:
@@ -70,6 +71,7 @@ async def end_connection(commands: Commands, *, page_closed: bool = False) -> No
     connection.outbox.abandon()
     hub.heartbeat.remove(connection)
     hub.logins.remove(connection)
+    hub.token_expiry.remove(connection)
     # The subscriptions end before the commands are awaited, because a handler may take long.
     _release_subscriptions(commands)
     await commands.finished()

@@ -34,6 +34,7 @@ from .repair import Repairs
 from .session_records import SessionRecords
 from .stream import HubStream, StreamObserver
 from .subscriber import Subscriber
+from .token_expiry import TokenExpiry
 
 #: How long, in seconds, to retry the opening of a stream. Clients give up a subscribe after 10 seconds.
 OPEN_TIMEOUT: Final = 8.0
@@ -64,6 +65,7 @@ class Hub:
         # Clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)
         self.logins = LoginChecks(settings.reauthenticate_interval)
+        self.token_expiry = TokenExpiry(self.tasks)
         self.history = HistoryReader(engine.streams)
         self.pacer = Pacer(PER_ITERATION)
         self._streams: dict[str, HubStream] = {}

@@ -1,4 +1,4 @@
-"""Regularly checks the Django logins of connections, and ends the connections whose logins are not valid."""
+"""Regularly checks the logins of connections, and ends the connections whose logins are not valid."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel, wait_and_clear
 from reliable_cable.identity import condition_keys, matches
-from reliable_cable.logins import SESSION, Login, check_logins
+from reliable_cable.logins import SESSION, AnyLogin, check_logins
 from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.protocol.control import LoginChange
@@ -33,10 +33,10 @@ ACCEPT_TIME: Final = 10.0
 
 
 class LoggedIn(Protocol):
-    """A connection that a Django login may have authenticated."""
+    """A connection that a session or a token may have authenticated."""
 
     @property
-    def login(self) -> Login | None:
+    def login(self) -> AnyLogin | None:
         """The login. None: the connection was authenticated in another way, or not at all."""
 
     @property
@@ -69,7 +69,7 @@ class LoginChecks:
         #: The longest time until a login is due. The check is up to one tick late.
         self._period = interval - interval / ROUNDS if interval else math.inf
         #: The connections that have a login, with the login.
-        self._logins: dict[LoggedIn, Login] = {}
+        self._logins: dict[LoggedIn, AnyLogin] = {}
         #: When the latest changes were announced, by condition, for connections that are still being accepted.
         self._changes: LatestByCondition[float] = LatestByCondition()
         self._announced = asyncio.Event()
@@ -160,21 +160,21 @@ class LoginChecks:
                 _end(connection)
         return failure
 
-    async def _attempt(self, connection: LoggedIn, logins: Sequence[Login]) -> Sequence[bool | Exception]:
+    async def _attempt(self, connection: LoggedIn, logins: Sequence[AnyLogin]) -> Sequence[bool | Exception]:
         try:
             return await connection.run_isolated(partial(check_logins, logins))
         except Exception as error:
             return [error] * len(logins)
 
-    def _has_just_changed(self, login: Login) -> bool:
+    def _has_just_changed(self, login: AnyLogin) -> bool:
         since = asyncio.get_running_loop().time() - ACCEPT_TIME
         return any(self._changes.get(key, -math.inf) >= since for key in condition_keys(login.identity))
 
-    def _check_soon(self, login: Login) -> None:
+    def _check_soon(self, login: AnyLogin) -> None:
         login.due = 0.0
         self._announced.set()
 
-    def _postpone(self, login: Login, *, least: float) -> None:
+    def _postpone(self, login: AnyLogin, *, least: float) -> None:
         delay = random.uniform(self._period * least, self._period) if self._tick else math.inf  # noqa: S311 - no secret
         login.due = asyncio.get_running_loop().time() + delay
 

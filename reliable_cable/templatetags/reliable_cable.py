@@ -8,9 +8,10 @@ from django import template
 from django.contrib.staticfiles import finders
 from django.templatetags.static import static
 from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 
 from reliable_cable import signing
+from reliable_cable.auth import tokens
 from reliable_cable.logs import logger
 from reliable_cable.request_time import request_began
 from reliable_cable.stores.engine import get_engine
@@ -23,7 +24,7 @@ SCRIPT = "reliable_cable/cable.js"
 
 @register.simple_tag(takes_context=True)
 def cable_meta_tags(
-    context: template.Context, url: str = "/cable", since: datetime | float | None = None
+    context: template.Context, url: str = "/cable", since: datetime | float | None = None, token: bool = False
 ) -> SafeString:
     """Render the meta tags that the JavaScript client reads. Put them into the head of the page.
 
@@ -36,9 +37,11 @@ def cable_meta_tags(
     the difference between the store's clock and its own, the time is 5 seconds earlier.
 
     Args:
+        context: the context of the template.
         url: the path of the cable, or its ws:// or wss:// URL.
         since: when the page's data was read from the database, if that was before the request began, for example
             because the data comes from a cache: a datetime, or seconds since 1970 by this host's clock.
+        token: whether to add a token of the request's user, see `cable_token`. There is none for anonymous users.
     """
     clock = get_engine().stream_clock
     if since is None:
@@ -47,9 +50,26 @@ def cable_meta_tags(
         since = clock.now() if began is None else clock.at(began)
     else:
         since = clock.of_host(since.timestamp() if isinstance(since, datetime) else since)
-    return format_html(
-        '<meta name="cable-url" content="{}">\n<meta name="cable-history-timestamp" content="{}">', url, int(since)
-    )
+    tags = [format_html('<meta name="cable-url" content="{}">', url)]
+    if token and (text := cable_token(context)):
+        tags.append(format_html('<meta name="cable-token" content="{}">', text))
+    tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', int(since)))
+    return mark_safe("\n".join(tags))  # noqa: S308 - each of them is escaped
+
+
+@register.simple_tag(takes_context=True)
+def cable_token(context: template.Context, ttl: float = tokens.DEFAULT_TTL) -> str:
+    """Render a token with which the client of this page connects as the user of the request.
+
+    It is empty for anonymous users. Whoever has the token can connect as the user, so do not cache the page for others.
+
+    Args:
+        context: the context of the template, with the request or the user.
+        ttl: how long, in seconds, the token is valid.
+    """
+    request: Any = context.get("request")
+    user = context.get("user") if request is None else getattr(request, "user", None)
+    return tokens.cable_token(user, ttl) if getattr(user, "is_authenticated", False) else ""
 
 
 @register.simple_tag(takes_context=True)

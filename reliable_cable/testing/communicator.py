@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 
 from channels.routing import get_default_application
 
+from reliable_cable.auth.verification import SCOPE_KEY, TokenAuthentication
 from reliable_cable.channel import Channel
+from reliable_cable.conf import get_settings
 from reliable_cable.consumer import close_hub, get_hub
 from reliable_cable.protocol.constants import Subprotocol
 
@@ -54,6 +56,9 @@ class CableCommunicator(ClientSocket):
         self._application = application or get_default_application()
         self._path = path
         self._added_scope = {**(scope or {}), **({} if user is None else {"user": user})}
+        if user is not None and get_settings().jwt_required:
+            # The user counts as one whom a token has authenticated.
+            self._added_scope[SCOPE_KEY] = TokenAuthentication(user)
         self._client = client
         self._protocol = protocol
         self._headers = dict(headers or {})

@@ -19,8 +19,8 @@ from django.contrib.auth.models import AbstractUser
 from django.contrib.sessions.backends.base import SessionBase
 from django.db import OperationalError, connections
 
-from reliable_cable import auth
 from reliable_cable.auth import CableAuthMiddlewareStack
+from reliable_cable.auth import sessions as auth
 from reliable_cable.concurrency import threads
 from tests.stores.conftest import with_own_connection
 

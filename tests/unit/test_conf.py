@@ -53,6 +53,15 @@ VALID: dict[str, list[Any]] = {
     "BROADCAST_KEY": ["k"],
     "API_KEY": ["k"],
     "KEY_PREFIX": ["cable"],
+    "JWT_SECRET": ["s"],
+    "JWT_ALGORITHMS": [("HS256",), ("HS512", "HS256")],
+    "JWT_JWKS": [None],
+    "JWT_REQUIRED": [True, False],
+    "JWT_LEEWAY": [0, 0.5, 60],
+    "JWT_USER_CLAIM": [None, "sub"],
+    "JWT_AUDIENCE": [("web",), ("web", "app"), ()],
+    "JWT_ISSUER": [("https://login.example.com",)],
+    "AUTHENTICATORS": [(), ("project.auth.authenticate",)],
     "NAMESPACE": [None, "project.tenants.namespace"],
     "DATABASE": ["default"],
     "HANDLER_THREADS": [0, 8],
@@ -102,6 +111,15 @@ INVALID: dict[str, list[Any]] = {
     "BROADCAST_KEY": NOT_TEXT,
     "API_KEY": NOT_TEXT,
     "KEY_PREFIX": NOT_TEXT,
+    "JWT_SECRET": NOT_TEXT,
+    "JWT_ALGORITHMS": [None, "HS256", [], ["none"], ["HS256", "None"], ["hs256"], ["RS256"], ["HS256", "ES256"]],
+    "JWT_JWKS": ["", 1, b"keys.json"],
+    "JWT_REQUIRED": NOT_BOOLEANS,
+    "JWT_LEEWAY": NOT_NUMBERS,
+    "JWT_USER_CLAIM": ["", 1, ["sub"]],
+    "JWT_AUDIENCE": [None, "", [""], [1], {"web": 1}],
+    "JWT_ISSUER": [None, "", [""], [1], {"web": 1}],
+    "AUTHENTICATORS": [None, "project.auth.authenticate", ["authenticate"], [len], [""]],
     "NAMESPACE": ["", "namespace", 1, len],
     "DATABASE": [*NOT_TEXT, "nowhere"],
     "HANDLER_THREADS": NOT_INTEGERS,
@@ -113,7 +131,7 @@ def items(table: dict[str, list[Any]]) -> list[tuple[str, Any]]:
 
 
 def test_these_tables_have_every_key() -> None:
-    names = {field.name.upper() for field in dataclasses.fields(CableSettings)}
+    names = {field.name.upper() for field in dataclasses.fields(CableSettings)} - {"READS_TOKENS"}
     assert names == set(CHECKS) == set(VALID) == set(INVALID)
 
 
@@ -361,3 +379,38 @@ class TestGetSettings:
             for _ in range(2):
                 with pytest.raises(ImproperlyConfigured):
                     get_settings()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"JWT_ALGORITHMS": ["RS256"]}, "it must be used with JWT_JWKS, which has the keys for RS256"),
+        ({"JWT_JWKS": "keys.json"}, "a list with the algorithms of the keys in JWT_JWKS"),
+        ({"JWT_JWKS": "keys.json", "JWT_ALGORITHMS": ["HS256"]}, "a list with the algorithms of the keys in JWT_JWKS"),
+        ({"JWT_JWKS": "keys.json", "JWT_ALGORITHMS": ["RS256"], "JWT_SECRET": "s"}, "the algorithm of JWT_SECRET"),
+    ],
+)
+def test_algorithms_of_tokens_without_a_key_and_keys_without_an_algorithm_are_errors(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ImproperlyConfigured, match=message):
+        read_settings(values)
+
+
+def test_a_single_audience_or_issuer_is_read_as_a_tuple() -> None:
+    settings = read_settings({"JWT_AUDIENCE": "web", "JWT_ISSUER": "https://login.example.com"})
+    assert (settings.jwt_audience, settings.jwt_issuer) == (("web",), ("https://login.example.com",))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, False),
+        ({"SECRET": "s"}, False),
+        ({"JWT_SECRET": "s"}, True),
+        ({"JWT_REQUIRED": False}, True),
+        ({"AUTHENTICATORS": []}, True),
+    ],
+)
+def test_tokens_are_read_if_one_of_their_settings_is_given(values: dict[str, Any], expected: bool) -> None:
+    assert read_settings(values).reads_tokens is expected

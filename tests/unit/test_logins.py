@@ -28,7 +28,7 @@ from django.utils import timezone
 from reliable_cable import CableConsumer
 from reliable_cable.auth import CableAuthMiddlewareStack
 from reliable_cable.consumer import get_hub
-from reliable_cable.logins import Login, check_logins, find_login
+from reliable_cable.logins import AnyLogin, Login, check_logins, find_login
 
 from .wire import Client, connection_of
 
@@ -366,7 +366,7 @@ class TestWhichConnections:
 
     pytestmark = pytest.mark.django_db(transaction=True)
 
-    async def login_of(self, consumer: type[CableConsumer], stack: Any = None, **scope: Any) -> Login | None:
+    async def login_of(self, consumer: type[CableConsumer], stack: Any = None, **scope: Any) -> AnyLogin | None:
         """Return the login of a connection."""
         client = Client(consumer=consumer, scope=scope)
         if stack is not None:
@@ -383,7 +383,7 @@ class TestWhichConnections:
         expected = await sync_to_async(lambda: log_in(make_user()))()
         cookie = f"{django_settings.SESSION_COOKIE_NAME}={expected.session_key}".encode()
         login = await self.login_of(CableConsumer, stack, headers=[(b"cookie", cookie)])
-        assert login is not None
+        assert isinstance(login, Login)
         assert (login.session_key, login.user_id) == (expected.session_key, expected.user_id)
 
     @pytest.mark.parametrize("stack", [CableAuthMiddlewareStack, AuthMiddlewareStack, None])

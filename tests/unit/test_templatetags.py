@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,8 +14,11 @@ from typing import Any
 from unittest import mock
 
 import django
+import jwt
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AnonymousUser
 from django.http import HttpRequest, HttpResponse
 from django.template import engines
 from django.test import AsyncClient, Client, RequestFactory, override_settings
@@ -30,6 +35,7 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 from reliable_cable.templatetags import reliable_cable as tags
 
 from . import wire
+from .tokens import SECRET
 
 
 def render(source: str, context: dict[str, Any] | None = None, request: HttpRequest | None = None) -> str:
@@ -275,3 +281,47 @@ class TestMissingBundle:
         (tmp_path / tags.SCRIPT).touch()
         render("{% cable_script %}")
         assert not caplog.records
+
+
+@pytest.mark.django_db
+class TestTokens:
+    @pytest.fixture(autouse=True)
+    def _settings(self, settings: Any) -> None:
+        settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_SECRET": SECRET}
+
+    @pytest.fixture
+    def request_of(self) -> Callable[[Any], HttpRequest]:
+        def make(user: Any) -> HttpRequest:
+            request = RequestFactory().get("/")
+            request.user = user
+            return request
+
+        return make
+
+    def test_the_token_of_the_user_of_the_request(self, request_of: Any) -> None:
+        user = get_user_model().objects.create_user("ann", password="secret")
+        for source in ("{% cable_token %}", "{% cable_token ttl=60 %}"):
+            claims = jwt.decode(render(source, {}, request_of(user)), SECRET, algorithms=["HS256"])
+            assert json.loads(claims["ext"]) == {"user": f"auth.user:{user.pk}"}
+            assert claims["exp"] - time.time() <= (60 if "ttl" in source else 3600)
+        without_request = render("{% cable_token %}", {"user": user})
+        assert jwt.decode(without_request, SECRET, algorithms=["HS256"])["ext"] == claims["ext"]
+
+    def test_the_meta_tags_have_it_on_demand(self, request_of: Any) -> None:
+        user = get_user_model().objects.create_user("ann", password="secret")
+        page = render("{% cable_meta_tags token=True %}", {}, request_of(user))
+        assert re.fullmatch(
+            r'<meta name="cable-url" content="/cable">\n<meta name="cable-token" content="[\w.-]+">\n'
+            r'<meta name="cable-history-timestamp" content="\d+">',
+            page,
+        )
+        assert "cable-token" not in render("{% cable_meta_tags %}", {}, request_of(user))
+
+    def test_there_is_none_for_anonymous_users(self, request_of: Any) -> None:
+        for source in ("{% cable_token %}", "{% cable_meta_tags token=True %}"):
+            for page in (render(source, {}, request_of(AnonymousUser())), render(source), render(source, {}, None)):
+                assert "eyJ" not in page
+                assert "cable-token" not in page
+
+    def test_the_url_is_escaped(self, request_of: Any) -> None:
+        assert 'content="&lt;&quot;"' in render("{% cable_meta_tags url=url token=True %}", {"url": '<"'})

@@ -15,12 +15,17 @@ from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 from django.urls import path  # noqa: E402
 
+from reliable_cable.auth import CableAuthMiddlewareStack  # noqa: E402
+from reliable_cable.conf import get_settings  # noqa: E402
 from tests.integration.project.consumers import LayeredConsumer, ProjectConsumer, TenantConsumer  # noqa: E402
+
+# Tests of tokens set JWT_SECRET.
+authenticated = CableAuthMiddlewareStack if get_settings().reads_tokens else AuthMiddlewareStack
 
 application = ProtocolTypeRouter(
     {
         "http": http,
-        "websocket": AuthMiddlewareStack(
+        "websocket": authenticated(
             URLRouter(
                 [
                     path("cable", ProjectConsumer.as_asgi()),

@@ -227,6 +227,12 @@ def delete_session(key: str) -> None:
     SessionStore(key).delete()
 
 
+def make_token(username: str, ttl: float = 3600) -> str:
+    """Return a token of a user, who is created if there is none of that name."""
+    user, _ = get_user_model().objects.get_or_create(username=username)
+    return reliable_cable.cable_token(user, ttl)
+
+
 def revoke(*, username: str = "", channel: str = "", **options: Any) -> None:
     """Revoke subscriptions: of a user or of everybody, to a channel or to the stream that the options name."""
     if username:
@@ -252,6 +258,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "forbid": forbid,
     "forget": reliable_cable.forget,
     "group_send": group_send,
+    "make_token": make_token,
     "open_gate": open_gate,
     "page_time": page_time,
     "position": reliable_cable.position,

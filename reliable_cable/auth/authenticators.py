@@ -1,0 +1,39 @@
+"""Authenticators for the tokens of other packages. Name them in the setting `AUTHENTICATORS`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from reliable_cable.exceptions import InvalidToken, TokenExpired
+
+
+def simplejwt(token: str, scope: Mapping[str, Any]) -> Any:
+    """Return the user of an access token of djangorestframework-simplejwt, according to the settings `SIMPLE_JWT`.
+
+    Args:
+        token: the token.
+        scope: the scope of the handshake.
+
+    Returns:
+        None if the token was not signed with the key of that package.
+
+    Raises:
+        TokenExpired: the token has expired.
+        InvalidToken: the user does not exist or is not active, or the token is not an access token.
+    """
+    from rest_framework_simplejwt import exceptions
+    from rest_framework_simplejwt.authentication import JWTAuthentication
+    from rest_framework_simplejwt.settings import api_settings
+    from rest_framework_simplejwt.state import token_backend
+
+    try:
+        token_backend.decode(token)  # type: ignore[arg-type]  # it is annotated as an object, and is a text
+    except exceptions.TokenBackendExpiredToken as error:
+        raise TokenExpired("has expired") from error
+    except exceptions.TokenBackendError:
+        return None
+    authentication = JWTAuthentication()
+    try:
+        return authentication.get_user(authentication.get_validated_token(token.encode()))
+    except exceptions.AuthenticationFailed as error:
+        kinds = ", ".join(each.token_type or "" for each in api_settings.AUTH_TOKEN_CLASSES)
+        raise InvalidToken(f"is not a token of the type {kinds}, or its user may not log in") from error

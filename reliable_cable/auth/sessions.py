@@ -1,0 +1,70 @@
+"""The Django session of a WebSocket, and the user who is logged in there."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
+from django.contrib.sessions.backends.base import SessionBase
+from django.http import parse_cookie
+
+from reliable_cable.concurrency.threads import BatchedCalls
+from reliable_cable.logins import has_valid_hash
+
+#: The most users to look up in one thread hop.
+BATCH_SIZE: Final = 50
+#: The most thread hops at the same time. Each uses one database connection.
+PARALLEL: Final = 2
+
+
+async def get_user(session: SessionBase) -> Any:
+    """Return the user of a session, or an `AnonymousUser`."""
+    user = await _users(session) if session.session_key else None
+    return anonymous() if user is None else user
+
+
+def anonymous() -> Any:
+    """Return a new `AnonymousUser`."""
+    # This is imported late, because that module has models, and the apps may not be ready when `auth` is imported.
+    from django.contrib.auth.models import AnonymousUser
+
+    return AnonymousUser()
+
+
+def open_session(key: str | None) -> Any:
+    """Return the session with a key, which is not loaded yet; None: a new session, which needs no query."""
+    return import_module(settings.SESSION_ENGINE).SessionStore(key)
+
+
+def read_cookies(scope: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cookies of a handshake."""
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            return dict(parse_cookie(value.decode("latin1")))
+    return {}
+
+
+def session_key(cookies: Mapping[str, str]) -> str | None:
+    """Return the session key in a handshake's cookies, or None."""
+    key = cookies.get(settings.SESSION_COOKIE_NAME)
+    # No session key contains a NUL, and PostgreSQL refuses a query with one. A quoted cookie can contain it as "\000".
+    return None if key is None or "\0" in key else key
+
+
+def _find_user(session: SessionBase) -> Any:
+    try:
+        user_id = get_user_model()._meta.pk.to_python(session[SESSION_KEY])
+        path = session[BACKEND_SESSION_KEY]
+    except KeyError:
+        return None
+    if path not in settings.AUTHENTICATION_BACKENDS:
+        return None
+    user: Any = load_backend(path).get_user(user_id)
+    if user is not None and not has_valid_hash(user, session.get(HASH_SESSION_KEY, "")):
+        session.flush()
+        return None
+    return user
+
+
+_users = BatchedCalls(_find_user, size=BATCH_SIZE, parallel=PARALLEL)

@@ -1,0 +1,123 @@
+"""Tokens (JSON Web Tokens) of AnyCable's format: where a handshake has one, and how to make one.
+
+See Authentication: Tokens.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import parse_qs
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
+
+from reliable_cable.conf import HMAC_ALGORITHMS, NAME, CableSettings, get_settings
+from reliable_cable.exceptions import InvalidIdentifier
+from reliable_cable.identity import identify, reason_against, root_label
+from reliable_cable.namespaces import current_namespace
+
+#: The beginning of an offered subprotocol that contains a token. No server selects it.
+SUBPROTOCOL_PREFIX: Final = "anycable-token."
+#: The header of the handshake that contains a token.
+HEADER: Final = b"x-jid"
+#: The query parameter that contains a token.
+PARAMETER: Final = "jid"
+
+#: The claim with the identifiers: a string of JSON, as in AnyCable.
+IDENTIFIERS_CLAIM: Final = "ext"
+#: The claim with the namespace (the setting `NAMESPACE`). A token is valid for connections of its namespace only.
+NAMESPACE_CLAIM: Final = "namespace"
+
+#: The fewest bytes of a secret that signs tokens with HS256 (RFC 7518, section 3.2).
+MIN_SECRET_SIZE: Final = 32
+
+#: How long, in seconds, a token is valid unless the caller says otherwise.
+DEFAULT_TTL: Final = 3600.0
+
+
+def find_token(scope: Mapping[str, Any]) -> str | None:
+    """Return the token of a handshake: of a subprotocol, else of the header, else of the query; None if it has none."""
+    for name in scope.get("subprotocols") or ():
+        if name.startswith(SUBPROTOCOL_PREFIX) and name != SUBPROTOCOL_PREFIX:
+            return str(name.removeprefix(SUBPROTOCOL_PREFIX))
+    for name, value in scope.get("headers", ()):
+        if name.lower() == HEADER and value:
+            return str(value.decode("latin1"))
+    query = scope.get("query_string") or b""
+    if PARAMETER.encode() not in query:
+        return None
+    found: str | None = parse_qs(query.decode("latin1")).get(PARAMETER, [None])[0]
+    return found
+
+
+def cable_token(identifiers: Any, ttl: float | timedelta = DEFAULT_TTL) -> str:
+    """Return a token with which a client without a session connects: `cable_token(user)`.
+
+    It is signed with `JWT_SECRET`. With the setting `NAMESPACE`, it is valid for the current namespace only.
+
+    Args:
+        identifiers: the user, or a dict of identifiers by their names in `identified_by`: `{"user": user, "room": 7}`.
+            The values are the user object, strings, whole numbers, True or False.
+        ttl: how long the token is valid, in seconds or as a timedelta.
+
+    Raises:
+        ImproperlyConfigured: PyJWT is not installed, or `JWT_ALGORITHMS` has no algorithm that uses a secret.
+        InvalidIdentifier: there is no identifier, or a value cannot be in a token, for example an anonymous user.
+        ValueError: `ttl` is not greater than 0.
+    """
+    settings = get_settings()
+    algorithm = next((name for name in settings.jwt_algorithms if name in HMAC_ALGORITHMS), None)
+    if algorithm is None:
+        raise ImproperlyConfigured(
+            f"cable_token() signs with a secret, but {NAME}['JWT_ALGORITHMS'] is {list(settings.jwt_algorithms)!r}. "
+            "Add 'HS256', or get tokens from the service that has the keys of JWT_JWKS."
+        )
+    seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
+    if not seconds > 0:
+        raise ValueError(f"cable_token(ttl={ttl!r}): the time must be greater than 0.")
+    texts = _encode_identifiers(identifiers if isinstance(identifiers, Mapping) else {"user": identifiers})
+    claims: dict[str, Any] = {IDENTIFIERS_CLAIM: texts, "exp": int(time.time() + seconds)}
+    if namespace := current_namespace():
+        claims[NAMESPACE_CLAIM] = namespace
+    return str(import_jwt().encode(claims, secret_of(settings), algorithm=algorithm))
+
+
+def secret_of(settings: CableSettings) -> str:
+    """Return the secret that signs tokens: `JWT_SECRET`, which is `SECRET` by default."""
+    return settings.jwt_secret or settings.secret
+
+
+def import_jwt() -> Any:
+    """Return the package PyJWT, which is optional.
+
+    Raises:
+        ImproperlyConfigured: it is not installed.
+    """
+    try:
+        import jwt
+    except ImportError as error:
+        raise ImproperlyConfigured("Tokens need the Python package PyJWT: pip install 'reliable_cable[jwt]'") from error
+    return jwt
+
+
+def _encode_identifiers(identifiers: Mapping[str, Any]) -> str:
+    if not identifiers:
+        raise InvalidIdentifier("cable_token() needs at least one identifier: cable_token(user).")
+    return json.dumps({name: _encode(name, value) for name, value in identifiers.items()}, separators=(",", ":"))
+
+
+def _encode(name: str, value: Any) -> str | int | bool:
+    problem = reason_against(name, value)
+    if not problem and name == "user":
+        model = get_user_model()
+        if hasattr(value, "_meta") and root_label(value._meta) == root_label(model._meta):
+            return identify(value)
+        problem = f"it must be a user object ({model._meta.label})"
+    if not problem and isinstance(value, str | int):
+        return value
+    raise InvalidIdentifier(
+        f"cable_token() got a value of the type {type(value).__name__} for {name!r}: "
+        f"{problem or 'it must be a string, a whole number, True or False'}."
+    )

@@ -1,0 +1,240 @@
+"""Verifies tokens, and says who is authenticated by one."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from reliable_cable.concurrency.threads import run_handler
+from reliable_cable.conf import HMAC_ALGORITHMS, NAME, PUBLIC_KEY_ALGORITHMS, CableSettings, get_settings
+from reliable_cable.exceptions import InvalidToken, TokenExpired
+from reliable_cable.logins import TokenLogin, is_active, user_id
+from reliable_cable.protocol.constants import DisconnectReason
+from reliable_cable.signing import accepted_secrets
+
+from .jwks import KeySet
+from .sessions import anonymous
+from .tokens import IDENTIFIERS_CLAIM, NAMESPACE_CLAIM, import_jwt, secret_of
+from .users import find_user
+
+#: The most characters of a token. A longer one is refused before anything else is done with it.
+MAX_TOKEN_SIZE: Final = 8192
+
+#: The key of a scope with the `TokenAuthentication` of the client, which is None if the client has sent no token.
+SCOPE_KEY: Final = "cable_token"
+
+#: The latest time, in seconds since 1970, at which a token can expire.
+_LATEST: Final = 2**53
+
+Authenticator = Callable[[str, Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAuthentication:
+    """The result of the verification of a token.
+
+    Attributes:
+        user: the user; an anonymous user if the token names none, or if it was refused.
+        claims: the verified claims. They are empty if an authenticator has accepted a token that is not a JWT.
+        identifiers: the identifiers by name, without the user.
+        expires_at: when the connection ends, in seconds since 1970; None: the token does not expire.
+        namespace: the namespace for which the token is valid; None: an authenticator has decided that.
+        refusal: why the client is refused; None: the token is valid.
+    """
+
+    user: Any = field(default_factory=anonymous)
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    identifiers: Mapping[str, Any] = field(default_factory=dict)
+    expires_at: float | None = None
+    namespace: str | None = None
+    refusal: DisconnectReason | None = None
+
+    @property
+    def login(self) -> TokenLogin | None:
+        """The login of the user, which is checked during the connection; None if it is no row of the user model."""
+        return TokenLogin(user_id(self.user)) if isinstance(self.user, get_user_model()) else None
+
+
+class _WrongSignature(InvalidToken):
+    """A token was not signed with a key."""
+
+
+class TokenVerifier:
+    """Verifies tokens according to the settings.
+
+    Args:
+        settings: the settings.
+
+    Raises:
+        ImproperlyConfigured: a package is not installed, or an authenticator cannot be imported.
+    """
+
+    def __init__(self, settings: CableSettings) -> None:
+        self.settings = settings
+        self._jwt = import_jwt()
+        if settings.jwt_jwks and not self._jwt.algorithms.has_crypto:
+            raise ImproperlyConfigured(
+                f"{NAME}['JWT_JWKS'] needs the Python package cryptography: pip install 'reliable_cable[jwt]'"
+            )
+        self._keys = KeySet(settings.jwt_jwks) if settings.jwt_jwks else None
+        self._authenticators = [_import_authenticator(path) for path in settings.authenticators]
+
+    async def authenticate(self, token: str, scope: Mapping[str, Any]) -> TokenAuthentication:
+        """Verify the token of a handshake, and look up its user.
+
+        Raises:
+            InvalidToken: the token is not valid. The message completes the sentence "The token …".
+            TokenExpired: the token has expired.
+            Exception: an authenticator or the look-up of the user failed, or the keys cannot be read.
+        """
+        if len(token) > MAX_TOKEN_SIZE:
+            raise InvalidToken(f"is longer than {MAX_TOKEN_SIZE} characters")
+        for authenticator in self._authenticators:
+            user = await run_handler(authenticator, token, scope)
+            if user is not None:
+                return self._accepted(user, token)
+        claims = await self._verify(token)
+        identifiers = _read_identifiers(claims)
+        return TokenAuthentication(
+            user=await self._find_user(claims, identifiers.pop("user", None)),
+            claims=MappingProxyType(claims),
+            identifiers=identifiers,
+            expires_at=self._expiry(claims),
+            namespace=str(claims.get(NAMESPACE_CLAIM, "")),
+        )
+
+    async def _find_user(self, claims: Mapping[str, Any], reference: object) -> Any:
+        source = IDENTIFIERS_CLAIM
+        if reference is None:
+            if self.settings.jwt_user_claim is None:
+                return anonymous()
+            source = self.settings.jwt_user_claim
+            reference = claims.get(source)
+        if isinstance(reference, bool) or not isinstance(reference, str | int):
+            raise InvalidToken(f"has no user in its claim {source!r}")
+        return await find_user(reference)
+
+    async def _verify(self, token: str) -> dict[str, Any]:
+        try:
+            header = self._jwt.get_unverified_header(token)
+        except Exception as error:
+            raise InvalidToken("is not a JSON Web Token") from error
+        algorithm = header.get("alg")
+        if algorithm not in self.settings.jwt_algorithms:
+            raise InvalidToken("has an algorithm that is not in JWT_ALGORITHMS")
+        # The algorithm decides which keys are tried. So a public key is never used as a secret.
+        keys: Sequence[Any] = ()
+        if algorithm in HMAC_ALGORITHMS:
+            secret = secret_of(self.settings)
+            keys = [secret] if self.settings.jwt_secret else list(accepted_secrets(secret))
+        elif algorithm in PUBLIC_KEY_ALGORITHMS and self._keys is not None:
+            key = await self._keys.find(header.get("kid"), algorithm)
+            if key is None:
+                raise InvalidToken("has a key id that JWT_JWKS does not have for its algorithm")
+            keys = [key]
+        for key in keys[:-1]:
+            with suppress(_WrongSignature):
+                return self._decode(token, key, algorithm)
+        return self._decode(token, keys[-1], algorithm)
+
+    def _decode(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
+        try:
+            claims: dict[str, Any] = self._jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                leeway=self.settings.jwt_leeway,
+                audience=self.settings.jwt_audience or None,
+                issuer=self.settings.jwt_issuer or None,
+                options={"verify_sub": False, "verify_jti": False},
+            )
+        except self._jwt.InvalidSignatureError as error:
+            raise _WrongSignature("has a wrong signature") from error
+        except self._jwt.ExpiredSignatureError as error:
+            raise TokenExpired("has expired") from error
+        except self._jwt.InvalidAudienceError as error:
+            raise InvalidToken("is for another audience than JWT_AUDIENCE") from error
+        except Exception as error:
+            # Claims of a wrong type make PyJWT raise errors of many kinds.
+            raise InvalidToken(f"is not valid ({type(error).__name__})") from error
+        return claims
+
+    def _accepted(self, user: Any, token: str) -> TokenAuthentication:
+        """Return the authentication of a user whom an authenticator has found."""
+        if not is_active(user):
+            raise InvalidToken("names a user who is not active")
+        try:
+            # The authenticator has verified the signature.
+            claims = self._jwt.decode(token, options={"verify_signature": False})
+            expiry = self._expiry(claims)
+        except Exception:
+            return TokenAuthentication(user)  # the token is not a JWT
+        return TokenAuthentication(user, MappingProxyType(claims), expires_at=expiry)
+
+    def _expiry(self, claims: Mapping[str, Any]) -> float | None:
+        if "exp" not in claims:
+            return None
+        # PyJWT reads the claim in the same way. A float cannot have every whole number.
+        return min(int(claims["exp"]), _LATEST) + self.settings.jwt_leeway
+
+
+def _read_identifiers(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identifiers of a token by name. Those that are null are left out."""
+    text = claims.get(IDENTIFIERS_CLAIM, "{}")
+    try:
+        identifiers = json.loads(text, parse_constant=_refuse_constant) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        identifiers = None
+    if not isinstance(identifiers, dict):
+        raise InvalidToken(f"has a claim {IDENTIFIERS_CLAIM!r} that is not a string with a JSON object")
+    for name, value in identifiers.items():
+        if not _is_identifier(value):
+            raise InvalidToken(f"has the identifier {name!r}, which is not a string, a number or a boolean")
+    return {name: value for name, value in identifiers.items() if value is not None}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _is_identifier(value: object) -> bool:
+    if isinstance(value, str):
+        # Databases cannot store other texts.
+        return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
+    return value is None or isinstance(value, int | float)
+
+
+def _import_authenticator(path: str) -> Authenticator:
+    try:
+        found = import_string(path)
+    except ImportError as error:
+        raise ImproperlyConfigured(
+            f"{NAME}['AUTHENTICATORS'] has {path!r}, which cannot be imported: {error}."
+        ) from error
+    if not callable(found) or inspect.iscoroutinefunction(found):
+        raise ImproperlyConfigured(f"{NAME}['AUTHENTICATORS'] has {path!r}; it must be a function declared with `def`.")
+    authenticator: Authenticator = found
+    return authenticator
+
+
+_verifier: TokenVerifier | None = None
+
+
+def get_verifier() -> TokenVerifier:
+    """Return the verifier for the current settings.
+
+    Raises:
+        ImproperlyConfigured: as for `TokenVerifier`.
+    """
+    global _verifier
+    settings = get_settings()
+    if _verifier is None or _verifier.settings is not settings:
+        _verifier = TokenVerifier(settings)
+    return _verifier

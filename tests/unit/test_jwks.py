@@ -1,0 +1,249 @@
+"""The public keys of other services: in a file, and at a URL of a real HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from asgiref.sync import SyncToAsync
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from reliable_cable.auth import InvalidToken, jwks
+from reliable_cable.auth.jwks import MAX_AGE, MIN_INTERVAL, KeySet, KeysUnavailable
+from reliable_cable.auth.verification import get_verifier
+from reliable_cable.concurrency.outages import is_outage
+from tests.unit.tokens import after, handshake, sign
+
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+OTHER_KEY = rsa.generate_private_key(65537, 2048)
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+ED_KEY = ed25519.Ed25519PrivateKey.generate()
+
+
+def entry(key: Any, **more: Any) -> dict[str, Any]:
+    """Return the public key as an entry of a key set."""
+    algorithms: Any = jwt.algorithms
+    kinds = {
+        rsa.RSAPrivateKey: algorithms.RSAAlgorithm,
+        ec.EllipticCurvePrivateKey: algorithms.ECAlgorithm,
+        ed25519.Ed25519PrivateKey: algorithms.OKPAlgorithm,
+    }
+    (kind,) = [algorithm for type_, algorithm in kinds.items() if isinstance(key, type_)]
+    return {**json.loads(kind.to_jwk(key.public_key())), **more}
+
+
+def key_set(*entries: Any) -> bytes:
+    return json.dumps({"keys": entries}).encode()
+
+
+class Clock:
+    """A clock that tests set."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class KeyServer(ThreadingHTTPServer):
+    """An HTTP server with a key set."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), KeyHandler)
+        self.content = b""
+        self.status = 200
+        self.headers: dict[str, str] = {}
+        #: The number of requests, and whether there was one.
+        self.requests = 0
+        self.asked = threading.Event()
+        #: Requests are answered while this is set.
+        self.answers = threading.Event()
+        self.answers.set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/keys"
+
+
+class KeyHandler(BaseHTTPRequestHandler):
+    """Answers with the key set."""
+
+    server: KeyServer
+
+    def do_GET(self) -> None:
+        self.server.requests += 1
+        self.server.asked.set()
+        self.server.answers.wait(30)
+        self.send_response(self.server.status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(self.server.content)))
+        self.end_headers()
+        self.wfile.write(self.server.content)
+
+    def log_message(self, *args: Any) -> None:
+        """Log nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[KeyServer]:
+    with KeyServer() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.answers.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+class TestAServer:
+    async def test_rotation(self, server: KeyServer, clock: Clock) -> None:
+        """An unknown key id makes the set be read again, at most once in `MIN_INTERVAL`."""
+        server.content = key_set(entry(RSA_KEY, kid="1"))
+        keys = KeySet(server.url, clock)
+        assert await keys.find("1", "RS256") == RSA_KEY.public_key()
+        assert await keys.find("1", "RS256")
+        assert server.requests == 1
+        server.content = key_set(entry(RSA_KEY, kid="1"), entry(OTHER_KEY, kid="2"))
+        for _ in range(100):
+            assert await keys.find("2", "RS256") is None
+        assert server.requests == 1
+        clock.now += MIN_INTERVAL + 1
+        assert await keys.find("2", "RS256") == OTHER_KEY.public_key()
+        assert server.requests == 2
+        server.content = key_set(entry(OTHER_KEY, kid="2"))
+        clock.now += MAX_AGE + 1
+        assert await keys.find("1", "RS256") is None
+        assert server.requests == 3
+
+    async def test_clients_that_come_together_wait_for_one_request(self, server: KeyServer, clock: Clock) -> None:
+        server.content = key_set(entry(RSA_KEY, kid="1"))
+        server.answers.clear()
+        keys = KeySet(server.url, clock)
+        waiting = [asyncio.ensure_future(keys.find("1", "RS256")) for _ in range(50)]
+        # The event loop is free meanwhile, and so is Django's one shared thread.
+        assert await asyncio.to_thread(server.asked.wait, 10)
+        assert await SyncToAsync(lambda: 7, thread_sensitive=True)() == 7
+        server.answers.set()
+        assert await asyncio.gather(*waiting) == [RSA_KEY.public_key()] * 50
+        assert server.requests == 1
+
+    @pytest.mark.parametrize("problem", ["status", "junk", "no keys", "too long", "redirect"])
+    async def test_problems(self, server: KeyServer, clock: Clock, problem: str, caplog: Any) -> None:
+        keys = KeySet(server.url, clock)
+        good = server.content = key_set(entry(RSA_KEY, kid="1"))
+        match problem:
+            case "status":
+                server.status = 500
+            case "junk":
+                server.content = b"junk"
+            case "no keys":
+                server.content = b"[]"
+            case "too long":
+                server.content = key_set(entry(RSA_KEY, kid="1"), "x" * jwks.MAX_SIZE)
+            case "redirect":
+                server.status, server.headers = 302, {"Location": server.url}
+        for _ in range(3):
+            with pytest.raises(KeysUnavailable) as caught:
+                await keys.find("1", "RS256")
+            assert is_outage(caught.value)
+        assert server.requests == 1
+        assert sum("could not be read" in line for line in caplog.messages) == 1
+        server.content, server.status = good, 200
+        clock.now += MIN_INTERVAL + 1
+        assert await keys.find("1", "RS256")
+
+    async def test_known_keys_are_used_while_the_server_fails(self, server: KeyServer, clock: Clock) -> None:
+        server.content = key_set(entry(RSA_KEY, kid="1"))
+        keys = KeySet(server.url, clock)
+        assert await keys.find("1", "RS256")
+        server.status = 503
+        clock.now += MAX_AGE + 1
+        assert await keys.find("1", "RS256") == RSA_KEY.public_key()
+        with pytest.raises(KeysUnavailable):
+            await keys.find("2", "RS256")
+
+    async def test_a_server_that_does_not_answer(
+        self, server: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jwks, "TIMEOUT", 0.2)
+        server.answers.clear()
+        with pytest.raises(KeysUnavailable):
+            await KeySet(server.url, clock).find("1", "RS256")
+
+    async def test_no_server(self, server: KeyServer, clock: Clock) -> None:
+        keys = KeySet("http://127.0.0.1:1/keys", clock)
+        with pytest.raises(KeysUnavailable):
+            await keys.find("1", "RS256")
+
+
+class TestAFile:
+    async def test_rotation(self, tmp_path: Path, clock: Clock) -> None:
+        file = tmp_path / "keys.json"
+        keys = KeySet(str(file), clock)
+        with pytest.raises(KeysUnavailable):
+            await keys.find("1", "RS256")
+        file.write_bytes(key_set(entry(RSA_KEY, kid="1")))
+        clock.now += MIN_INTERVAL + 1
+        assert await keys.find("1", "RS256")
+        file.write_bytes(key_set(entry(OTHER_KEY, kid="2")))
+        clock.now += MIN_INTERVAL + 1
+        assert await keys.find("2", "RS256") == OTHER_KEY.public_key()
+        assert await keys.find("1", "RS256") is None
+
+    async def test_which_key_fits(self, tmp_path: Path, clock: Clock) -> None:
+        file = tmp_path / "keys.json"
+        junk = [None, 1, {}, {"kty": "RSA"}, {"kty": "oct", "k": "c2VjcmV0", "kid": "o"}, {"kty": ["RSA"]}]
+        file.write_bytes(
+            key_set(
+                *junk,
+                entry(RSA_KEY, kid="r"),
+                entry(OTHER_KEY, kid="ps", alg="PS256"),
+                entry(OTHER_KEY, kid="enc", use="enc"),
+                entry(EC_KEY, kid="e"),
+                entry(ED_KEY),
+            )
+        )
+        keys = KeySet(str(file), clock)
+        assert await keys.find("r", "RS256") == await keys.find("r", "PS512") == RSA_KEY.public_key()
+        assert await keys.find("ps", "PS256") == OTHER_KEY.public_key()
+        assert await keys.find("e", "ES256") == await keys.find(None, "ES256") == EC_KEY.public_key()
+        assert await keys.find(None, "EdDSA") == ED_KEY.public_key()
+        for kid, algorithm in [
+            ("ps", "RS256"),
+            ("r", "ES256"),
+            ("e", "RS256"),
+            ("o", "HS256"),
+            ("r", "HS256"),
+            ("enc", "RS256"),
+            (None, "PS256"),
+        ]:
+            assert await keys.find(kid, algorithm) is None
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "key"), [("RS256", RSA_KEY), ("PS384", RSA_KEY), ("ES256", EC_KEY), ("EdDSA", ED_KEY)]
+)
+async def test_tokens_of_each_kind(settings: Any, server: KeyServer, algorithm: str, key: Any) -> None:
+    server.content = key_set(entry(key, kid="1"))
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_JWKS": server.url, "JWT_ALGORITHMS": [algorithm]}
+    verifier = get_verifier()
+    token = sign(key, algorithm, {"kid": "1"}, ext={"room": 1}, exp=after(60))
+    assert (await verifier.authenticate(token, handshake(token))).identifiers == {"room": 1}
+    token = sign("x" * 32, "HS256", {"kid": "1"}, ext={})
+    with pytest.raises(InvalidToken, match="algorithm"):
+        await verifier.authenticate(token, handshake(token))

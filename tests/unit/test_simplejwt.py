@@ -1,0 +1,73 @@
+"""The authenticator for tokens of djangorestframework-simplejwt, with the real package."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth import get_user_model
+from rest_framework_simplejwt.tokens import AccessToken, RefreshToken
+
+from reliable_cable import cable_token
+from reliable_cable.auth import InvalidToken, TokenExpired
+from reliable_cable.auth.verification import TokenAuthentication, get_verifier
+from tests.unit.tokens import SECRET, handshake
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _settings(settings: Any) -> None:
+    # The key of the package is SECRET_KEY, which it has read when it was imported.
+    settings.RELIABLE_CABLE = {
+        "ENGINE": "memory",
+        "JWT_SECRET": SECRET,
+        "AUTHENTICATORS": ["reliable_cable.auth.authenticators.simplejwt"],
+    }
+
+
+@pytest.fixture
+async def user() -> Any:
+    return await sync_to_async(get_user_model().objects.create_user)("ann", password="secret")
+
+
+async def verify(token: Any) -> TokenAuthentication:
+    return await get_verifier().authenticate(str(token), handshake(str(token)))
+
+
+@pytest.mark.filterwarnings("ignore::jwt.InsecureKeyLengthWarning")
+class TestSimpleJwt:
+    async def test_an_access_token(self, user: Any) -> None:
+        token = AccessToken.for_user(user)
+        found = await verify(token)
+        assert found.user == user
+        assert found.claims["token_type"] == "access"
+        assert found.expires_at == token["exp"] + 5
+        assert found.login is not None
+
+    async def test_an_expired_token(self, user: Any) -> None:
+        token = AccessToken.for_user(user)
+        token.set_exp(lifetime=timedelta(seconds=-30))
+        with pytest.raises(TokenExpired):
+            await verify(token)
+
+    async def test_tokens_of_another_type(self, user: Any) -> None:
+        with pytest.raises(InvalidToken, match="is not a token of the type access"):
+            await verify(RefreshToken.for_user(user))
+
+    async def test_users_who_may_not_log_in(self, user: Any) -> None:
+        token = AccessToken.for_user(user)
+        user.is_active = False
+        await user.asave()
+        with pytest.raises(InvalidToken, match="its user may not log in"):
+            await verify(token)
+        await user.adelete()
+        with pytest.raises(InvalidToken, match="its user may not log in"):
+            await verify(token)
+
+    async def test_tokens_of_this_package_are_accepted_beside(self, user: Any) -> None:
+        assert (await verify(cable_token(user))).user == user
+        with pytest.raises(InvalidToken, match="is not a JSON Web Token"):
+            await verify("junk")
