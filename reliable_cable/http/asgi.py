@@ -132,7 +132,7 @@ def _read_head(scope: Scope, stream: str) -> Request:
         elif name == b"content-length":
             content_length = value
     return Request(
-        method=scope["method"],
+        method=scope["method"].upper(),
         path=scope["path"],
         # Django joins repeated headers, too. So no key is valid that is not the only one.
         authorization=b",".join(authorization).decode("latin-1"),
