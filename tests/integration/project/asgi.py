@@ -15,11 +15,18 @@ from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
 from django.urls import path  # noqa: E402
 
+from reliable_cable.http import CableHTTP  # noqa: E402
 from tests.integration.project.consumers import LayeredConsumer, ProjectConsumer, TenantConsumer  # noqa: E402
 
 application = ProtocolTypeRouter(
     {
-        "http": http,
+        # The views are at the usual paths.
+        "http": CableHTTP(
+            http,
+            broadcast="/direct/_broadcast",
+            publish="/direct/api/publish",
+            presence="/direct/api/presence/<stream>/users",
+        ),
         "websocket": AuthMiddlewareStack(
             URLRouter(
                 [
