@@ -19,7 +19,7 @@ from .presence import USERS
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[Any]]
+Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
 #: The part of a path that stands for the name of a stream.
 STREAM: Final = "<stream>"

@@ -15,11 +15,12 @@ http = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
-from django.urls import path  # noqa: E402
+from django.urls import path, re_path  # noqa: E402
 
 from reliable_cable.consumer import CableConsumer  # noqa: E402
+from reliable_cable.http import CableHTTP  # noqa: E402
 from tests.benchmarks.fanout import bare  # noqa: E402
-from tests.benchmarks.project.receivers import Receiver, receiver  # noqa: E402
+from tests.benchmarks.project.receivers import Receiver, receive_post, receiver  # noqa: E402
 from tests.benchmarks.project.stock import StockConsumer  # noqa: E402
 
 
@@ -60,7 +61,8 @@ applications = {
 inner = applications[os.environ.get("CABLE_BENCH_APPLICATION", "cable")]
 application = ProtocolTypeRouter(
     {
-        "http": http,
+        # The views are at the usual paths. `/bare` answers without a broadcast.
+        "http": URLRouter([path("bare", receive_post), re_path("", CableHTTP(http, broadcast="/direct"))]),
         "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter([path("cable", inner)]))),
     }
 )
