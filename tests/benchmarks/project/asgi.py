@@ -15,7 +15,7 @@ http = get_asgi_application()
 from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E402
-from django.urls import path, re_path  # noqa: E402
+from django.urls import path  # noqa: E402
 
 from reliable_cable.consumer import CableConsumer  # noqa: E402
 from reliable_cable.http import CableHTTP  # noqa: E402
@@ -50,6 +50,11 @@ async def bare_hub(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await bare.application(scope, receive, send)
 
 
+async def bare_or_django(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """The application behind `CableHTTP`."""
+    await (receive_post if scope["path"] == "/bare" else http)(scope, receive, send)
+
+
 applications = {
     "cable": cable,
     "plain": plain,
@@ -62,7 +67,7 @@ inner = applications[os.environ.get("CABLE_BENCH_APPLICATION", "cable")]
 application = ProtocolTypeRouter(
     {
         # The views are at the usual paths. `/bare` answers without a broadcast.
-        "http": URLRouter([path("bare", receive_post), re_path("", CableHTTP(http, broadcast="/direct"))]),
+        "http": CableHTTP(bare_or_django, broadcast="/direct"),
         "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter([path("cable", inner)]))),
     }
 )
