@@ -72,6 +72,7 @@ async def find_problem() -> str | None:
     return None if await check.is_answered() else f"The stream store does not answer in {ANSWER_TIMEOUT} s."
 
 
+#: The step is the same for all requests.
 _FIND_PROBLEM = Call(async_to_sync(find_problem), find_problem)
 
 

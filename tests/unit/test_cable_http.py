@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 from urllib.parse import quote
@@ -35,6 +40,7 @@ from tests.unit.test_http import API_KEY, BROADCAST, BROADCAST_KEY, PUBLISH, SET
 
 __all__ = ["configured"]
 
+ROOT = Path(__file__).resolve().parents[2]
 KEY = (b"authorization", f"Bearer {BROADCAST_KEY}".encode())
 POSTED = json.dumps(item()).encode()
 
@@ -139,6 +145,21 @@ class TestPaths:
         assert lengths == [str(len(sent[1]["body"])).encode()] * 2
         assert sent[3]["body"] == b""
         assert all(name == name.lower() for name, _ in sent[0]["headers"])
+
+    def test_the_application_of_the_documentation_serves_the_endpoints(self) -> None:
+        """It is run in a new process, because modules are imported in its order there."""
+        page = (ROOT / "docs" / "http.md").read_text()
+        block = next(text for text in re.findall(r"```python\n(.*?)```", page, flags=re.S) if "get_asgi" in text)
+        before = "from django.conf import settings\nsettings.RELIABLE_CABLE = {'ENGINE': 'memory'}\n"
+        probe = (
+            "from tests.unit.http_fronts import ASGIFront\n"
+            "print(ASGIFront(application).request('GET', '/health').content.decode())\n"
+        )
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+        done = subprocess.run(
+            [sys.executable, "-c", before + block + probe], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout == '{"status": "ok"}\n', done.stderr
 
 
 class TestBodies:
