@@ -68,6 +68,8 @@ async def find_problem() -> str | None:
     loop, engine = asyncio.get_running_loop(), get_engine()
     check = _checks.get(loop)
     if check is None or check.engine is not engine:
+        for other in [other for other in _checks if other.is_closed()]:
+            del _checks[other]
         check = _checks[loop] = StoreCheck(engine)
     return None if await check.is_answered() else f"The stream store does not answer in {ANSWER_TIMEOUT} s."
 
