@@ -55,7 +55,7 @@ class CableHTTP:
         *,
         broadcast: str | None = "/_broadcast",
         publish: str | None = "/api/publish",
-        presence: str | None = f"/api/presence/{STREAM}/users",
+        presence: str | None = "/api/presence/<stream>/users",
         health: str | None = "/health",
     ) -> None:
         if not callable(application):

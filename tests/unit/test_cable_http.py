@@ -85,6 +85,9 @@ class TestPaths:
         assert status(await post(application, f"/{quote('café')}/in")) == 201
         for path in (BROADCAST, PUBLISH, "/health", "/api/presence/a/users"):
             assert status(await post(application, path)) == 404
+        nothing = CableHTTP(elsewhere, broadcast=None, presence=None)
+        for path in (BROADCAST, "/api/presence/a/users"):
+            assert status(await post(nothing, path)) == 404
         get_engine().presence.join("chat/1", "s", "42")
         users = await call(
             application,
