@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPMethod, HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from reliable_cable.conf import get_settings
 from reliable_cable.signing import accepted_keys
@@ -62,7 +62,7 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def json(cls, status: HTTPStatus, text: str, **headers: str) -> "Response":
+    def json(cls, status: HTTPStatus, text: str, **headers: str) -> Self:
         """Return a response whose body is a JSON text."""
         return cls(status, text.encode(), {"Content-Type": "application/json", **headers})
 
