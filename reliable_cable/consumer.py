@@ -29,7 +29,8 @@ from .connection.connection import Connection
 from .connection.handlers import REFUSALS, invoke, invoke_isolated, refuses
 from .connection.lifecycle import end_connection, open_connection
 from .connection.reading import Reading
-from .hub.hub import Hub
+from .hub.current import close_hub as close_hub
+from .hub.current import get_hub as get_hub
 from .identity import identifier_names, identity_of, in_namespace
 from .logs import logger
 from .middleware import set_socket_id
@@ -39,7 +40,6 @@ from .protocol.constants import DisconnectReason
 from .servers import transport_for
 from .servers.base import Transport
 from .servers.drain import Drain
-from .stores.engine import Engine, get_engine
 
 #: The context manager in which handlers run if `around_command` is not overridden.
 _UNCHANGED = nullcontext()
@@ -50,29 +50,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 #: How long, in seconds, `connect` may take. The handshake is refused then, and the client reconnects.
 CONNECT_TIMEOUT: Final = 10.0
 
-_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = weakref.WeakKeyDictionary()
 _drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.WeakKeyDictionary()
-
-
-def get_hub() -> Hub:
-    """Return the hub of the running event loop. After a change of settings, this is a new one."""
-    loop = asyncio.get_running_loop()
-    engine: Engine = get_engine()
-    settings: CableSettings = get_settings()
-    hub = _hubs.get(loop)
-    if hub is None or hub.engine is not engine:
-        for other in [other for other in _hubs if other.is_closed()]:
-            del _hubs[other]
-        hub = _hubs[loop] = Hub(engine, settings)
-    return hub
-
-
-async def close_hub() -> None:
-    """Close the hub of the running event loop, if there is one. All its connections must have ended."""
-    hub = _hubs.pop(asyncio.get_running_loop(), None)
-    if hub is not None:
-        await hub.aclose()
-
 
 #: The reasons for which `connect` can refuse a client. After these, clients do not reconnect by themselves.
 REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)

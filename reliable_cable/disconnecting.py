@@ -181,6 +181,11 @@ def disconnect_identity(condition: Identity, *, reconnect: bool) -> None:
     _Disconnect(condition, reconnect=reconnect).store()
 
 
+async def adisconnect_identity(condition: Identity, *, reconnect: bool) -> None:
+    """Async twin of `disconnect_identity`."""
+    await _Disconnect(condition, reconnect=reconnect).astore()
+
+
 def disconnect_logged_out(sender: object, user: Any = None, **kwargs: Any) -> None:
     """Close the connections of a user who logged out, and let the user's other devices reconnect.
 

@@ -58,12 +58,19 @@ def current_namespace() -> str:
     return namespace or own
 
 
+def find_namespace(scope: dict[str, Any]) -> str:
+    """Return the namespace of a new connection, or of an HTTP request that `CableHTTP` serves; `""` if it has none.
+
+    Raises:
+        ImproperlyConfigured: as for `current_namespace`.
+    """
+    path = get_settings().namespace
+    return "" if path is None else _checked(find_callable(path)(scope))
+
+
 def enter_namespace(scope: dict[str, Any]) -> str:
     """Find out the namespace of a new connection, use it in the current context, and return it."""
-    path = get_settings().namespace
-    if path is None:
-        return ""
-    namespace = _checked(find_callable(path)(scope))
+    namespace = find_namespace(scope)
     _of_connection.set(namespace)
     return namespace
 

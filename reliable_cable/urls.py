@@ -2,12 +2,12 @@
 
 from django.urls import path
 
-from .http import broadcast, presence
+from .http import views
 
 app_name = "reliable_cable"
 urlpatterns = [
-    path("_broadcast", broadcast.broadcast, name="broadcast"),
-    path("api/publish", broadcast.publish, name="publish"),
+    path("_broadcast", views.broadcast, name="broadcast"),
+    path("api/publish", views.publish, name="publish"),
     # A stream name may contain slashes.
-    path("api/presence/<path:stream>/users", presence.users, name="presence"),
+    path("api/presence/<path:stream>/users", views.users, name="presence"),
 ]

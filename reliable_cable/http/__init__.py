@@ -1,1 +1,5 @@
-"""The HTTP endpoints for producers that are not Django: broadcasts, disconnects and presence, as in AnyCable."""
+"""HTTP endpoints: broadcasts, disconnects and presence for other programs, as in AnyCable, and health checks."""
+
+from .asgi import CableHTTP
+
+__all__ = ["CableHTTP"]

@@ -2,13 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse
-from django.views.decorators.http import require_POST
-
-from reliable_cable.broadcasting import broadcast_batch
+from reliable_cable.broadcasting import abroadcast_batch, broadcast_batch
 from reliable_cable.exceptions import (
     BroadcastError,
     BroadcastUncertain,
@@ -24,7 +22,7 @@ from reliable_cable.validation import BatchItem, ItemOptions, check_stream_name
 
 from .commands import FORMAT as COMMAND
 from .commands import run_command
-from .endpoints import Refusal, endpoint, read_body
+from .core import API_KEY, BROADCAST_KEY, POST, Call, Endpoint, Refusal, Request, Response, Steps, read_body
 
 #: The most messages in one array. They are stored together, and other messages have to wait meanwhile.
 MAX_MESSAGES = 1000
@@ -35,14 +33,16 @@ FORMAT = '{"stream": "<name>", "data": "<JSON text>", "meta": {"exclude_socket":
 META: Mapping[str, type] = {"exclude_socket": str, "transient": bool, "idempotency_key": str}
 
 
-def receive(request: HttpRequest) -> HttpResponse:
+def receive(request: Request) -> Steps[Response]:
     """Broadcast the messages in the body, or run its command. The response has the status 201 after a success."""
+    body = yield from read_body(request)
     try:
-        parsed = _parse(read_body(request))
+        parsed = _parse(body)
         if isinstance(parsed, dict) and "command" in parsed and "stream" not in parsed:
-            run_command(parsed)
+            yield from run_command(parsed)
         else:
-            broadcast_batch(_read_items(parsed))
+            items = _read_items(parsed)
+            yield Call(partial(broadcast_batch, items), partial(abroadcast_batch, items))
     except PayloadTooLarge as error:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
     except (InvalidPayload, InvalidStreamName, InvalidOption) as error:
@@ -60,12 +60,12 @@ def receive(request: HttpRequest) -> HttpResponse:
         raise Refusal(
             HTTPStatus.SERVICE_UNAVAILABLE, "Nothing was broadcast: the store failed. Try again.", stored=False
         ) from error
-    return HttpResponse(status=HTTPStatus.CREATED)
+    return Response(HTTPStatus.CREATED)
 
 
-#: The views that receive messages and commands with the broadcast key, and with the API key.
-broadcast = require_POST(endpoint("broadcast-cable", "broadcast_key")(receive))
-publish = require_POST(endpoint("api-cable", "api_key")(receive))
+#: The endpoints that receive messages and commands with the broadcast key, and with the API key.
+BROADCAST = Endpoint(POST, BROADCAST_KEY, receive)
+PUBLISH = Endpoint(POST, API_KEY, receive)
 
 
 def _parse(body: bytes) -> Any:

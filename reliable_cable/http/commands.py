@@ -2,21 +2,22 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from reliable_cable.disconnecting import check_names, disconnect_identity
+from reliable_cable.disconnecting import adisconnect_identity, check_names, disconnect_identity
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, InvalidIdentifier, StoreError
 from reliable_cable.identity import Identity, parse_identifier
 from reliable_cable.logs import logger
 from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
 
-from .endpoints import Refusal
+from .core import Call, Refusal, Steps
 
 FORMAT = r'{"command": "disconnect", "payload": {"identifier": "{\"user\": \"auth.user:42\"}", "reconnect": false}}'
 
 
-def run_command(command: Mapping[str, Any]) -> None:
+def run_command(command: Mapping[str, Any]) -> Steps[None]:
     """Run a posted command.
 
     Args:
@@ -35,7 +36,10 @@ def run_command(command: Mapping[str, Any]) -> None:
         raise _invalid('The payload has a "reconnect" that is not true or false')
     condition = _condition(payload.get("identifier"))
     try:
-        disconnect_identity(condition, reconnect=bool(reconnect))
+        yield Call(
+            partial(disconnect_identity, condition, reconnect=bool(reconnect)),
+            partial(adisconnect_identity, condition, reconnect=bool(reconnect)),
+        )
     except BroadcastUncertain as error:
         logger.exception("It is not known whether a posted command closed any connections.")
         raise Refusal(

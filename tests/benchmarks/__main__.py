@@ -4,6 +4,7 @@
 - `fanout`: what a broadcast costs a server for each subscriber, and what each connection costs
 - `reconnect`: what it costs a server that all clients reconnect at the same time
 - `incoming`: what a message from a client costs a server
+- `posts`: what a broadcast over HTTP costs a server
 - `logins`: what the regular checks of Django logins cost a server
 """
 
@@ -74,7 +75,7 @@ def run_logins() -> int:
 
 def main() -> int:
     """Run the benchmark that the command line names, and return the exit code."""
-    from tests.benchmarks import incoming
+    from tests.benchmarks import incoming, posts
     from tests.benchmarks.fanout import command
     from tests.benchmarks.reconnect import command as reconnect
 
@@ -84,13 +85,14 @@ def main() -> int:
     command.add_arguments(choices.add_parser("fanout", help="CPU per delivery, memory and CPU per connection"))
     reconnect.add_arguments(choices.add_parser("reconnect", help="cost when all clients reconnect after a restart"))
     incoming.add_arguments(choices.add_parser("incoming", help="CPU per message from a client"))
+    posts.add_arguments(choices.add_parser("posts", help="CPU per broadcast over HTTP: Django view and CableHTTP"))
     choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
     options = parser.parse_args()
     if options.benchmark == "broadcast":
         return run_broadcast()
     if options.benchmark == "logins":
         return run_logins()
-    modules: Mapping[str, Any] = {"fanout": command, "reconnect": reconnect, "incoming": incoming}
+    modules: Mapping[str, Any] = {"fanout": command, "reconnect": reconnect, "incoming": incoming, "posts": posts}
     return int(modules[options.benchmark].run(options))
 
 

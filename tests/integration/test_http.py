@@ -27,11 +27,17 @@ def key(purpose: str) -> str:
     return hmac.new(SECRET.encode(), purpose.encode(), hashlib.sha256).hexdigest()
 
 
+@pytest.fixture(params=["", "/direct"], ids=["views", "CableHTTP"])
+def prefix(request: pytest.FixtureRequest) -> str:
+    """The beginning of the paths of the endpoints."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def http(server: Server) -> AsyncIterator[httpx.AsyncClient]:
+async def http(server: Server, prefix: str) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client with the key for broadcasts."""
     headers = {"Authorization": f"Bearer {key('broadcast-cable')}"}
-    url = f"http://127.0.0.1:{server.port}"
+    url = f"http://127.0.0.1:{server.port}{prefix}"
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=30) as client:
         yield client
 
@@ -191,11 +197,11 @@ async def test_a_wsgi_server_accepts_broadcasts_too(
 
 @pytest.mark.redis
 async def test_a_broadcast_fails_with_an_error_while_redis_is_down(
-    servers: ServerPool, kind: Kind, tmp_path: Path
+    servers: ServerPool, kind: Kind, prefix: str, tmp_path: Path
 ) -> None:
     stream, headers = unique("http/"), {"Authorization": f"Bearer {key('broadcast-cable')}"}
     with RedisServer(tmp_path) as redis, servers.make(kind, REDIS_URL=redis.url) as server:
-        url = f"http://127.0.0.1:{server.port}/_broadcast"
+        url = f"http://127.0.0.1:{server.port}{prefix}/_broadcast"
         async with (
             Client(server.url) as cable,
             httpx.AsyncClient(headers=headers, trust_env=False, timeout=30) as http,

@@ -23,9 +23,10 @@ def main() -> None:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     finally:
         from reliable_cable import consumer
+        from reliable_cable.hub import current
 
-        loops = list(consumer._hubs)
-        consumer._hubs.clear()
+        loops = list(current._hubs)
+        current._hubs.clear()
         consumer._drains.clear()
         setting_changed.send(None, setting="RELIABLE_CABLE", value=None, enter=False)
         for loop in loops:

@@ -15,9 +15,10 @@ from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.exceptions import BroadcastUncertain, StoreError
 from reliable_cable.identity import identify
 from reliable_cable.stores.engine import get_engine
-from tests.unit.test_http import API_KEY, BROADCAST, BROADCAST_KEY, PUBLISH, configured, data, error, item, post
+from tests.unit.http_fronts import Front
+from tests.unit.test_http import API_KEY, BROADCAST, BROADCAST_KEY, PUBLISH, configured, data, error, http, item, post
 
-__all__ = ["configured"]
+__all__ = ["configured", "http"]
 
 
 def command(payload: Any = None, name: Any = "disconnect", **more: Any) -> dict[str, Any]:
@@ -39,25 +40,25 @@ class TestCommands:
     @pytest.mark.parametrize(("path", "key"), [(BROADCAST, BROADCAST_KEY), (PUBLISH, API_KEY)])
     @pytest.mark.parametrize("reconnect", [False, True])
     def test_disconnect_closes_the_connections_with_these_identifiers(
-        self, path: str, key: str, reconnect: bool
+        self, http: Front, path: str, key: str, reconnect: bool
     ) -> None:
-        response = post(command(disconnect_payload(user="auth.user:42", reconnect=reconnect)), path, key)
+        response = post(http, command(disconnect_payload(user="auth.user:42", reconnect=reconnect)), path, key)
         assert (response.status_code, response.content) == (201, b"")
         assert control_messages() == [{"revoke": {"user": "auth.user:42"}, "reconnect": reconnect}]
         assert get_engine().sessions.revoked([{"user": "auth.user:42"}]) != [0]
 
-    def test_clients_do_not_reconnect_by_default(self) -> None:
+    def test_clients_do_not_reconnect_by_default(self, http: Front) -> None:
         for payload in ({"identifier": '{"user":"str:ann"}'}, disconnect_payload(user="str:ann", reconnect=None)):
-            assert post(command(payload)).status_code == 201
+            assert post(http, command(payload)).status_code == 201
         assert [message["reconnect"] for message in control_messages()] == [False, False]
 
-    def test_the_command_has_the_same_effect_as_the_function(self) -> None:
-        assert post(command(disconnect_payload(user=identify("żółw")))).status_code == 201
+    def test_the_command_has_the_same_effect_as_the_function(self, http: Front) -> None:
+        assert post(http, command(disconnect_payload(user=identify("żółw")))).status_code == 201
         disconnect(user="żółw")
         first, second = control_messages()
         assert first == second
 
-    def test_other_names_of_the_same_row_have_the_same_effect(self) -> None:
+    def test_other_names_of_the_same_row_have_the_same_effect(self, http: Front) -> None:
         with isolate_apps("tests") as models:
 
             class Staff(get_user_model()):  # type: ignore[misc]
@@ -71,9 +72,9 @@ class TestCommands:
 
         with mock.patch("reliable_cable.identity.apps", models):
             for name in ("tests.Staff:42", "tests.account:42"):
-                assert post(command(disconnect_payload(user=name))).status_code == 201
+                assert post(http, command(disconnect_payload(user=name))).status_code == 201
         for name in ("auth.User:42", "auth.user:042"):
-            assert post(command(disconnect_payload(user=name))).status_code == 201
+            assert post(http, command(disconnect_payload(user=name))).status_code == 201
         assert [message["revoke"] for message in control_messages()] == [{"user": "auth.user:42"}] * 4
 
     @pytest.mark.parametrize(
@@ -101,29 +102,29 @@ class TestCommands:
             ([command(disconnect_payload(user="str:ann"))], 'Message 1 of 1 has no "stream"'),
         ],
     )
-    def test_a_malformed_command_is_refused_with_an_example(self, body: Any, problem: str) -> None:
-        message = error(post(body), 422)
+    def test_a_malformed_command_is_refused_with_an_example(self, http: Front, body: Any, problem: str) -> None:
+        message = error(post(http, body), 422)
         assert problem in message
         assert '{"command": "disconnect", "payload": {"identifier": "' in message
         assert control_messages() == []
 
-    def test_an_unknown_identifier_is_refused(self) -> None:
-        message = error(post(command(disconnect_payload(team="int:1"))), 422)
+    def test_an_unknown_identifier_is_refused(self, http: Front) -> None:
+        message = error(post(http, command(disconnect_payload(team="int:1"))), 422)
         assert "no connection is identified by 'team'" in message
         assert "'user'" in message
         assert control_messages() == []
 
-    def test_an_object_with_a_stream_is_a_message(self) -> None:
-        assert post({**item(), "command": "disconnect"}).status_code == 201
+    def test_an_object_with_a_stream_is_a_message(self, http: Front) -> None:
+        assert post(http, {**item(), "command": "disconnect"}).status_code == 201
         assert data() == [{"n": 1}]
 
-    def test_a_failing_store_is_reported_and_logged(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_failing_store_is_reported_and_logged(self, http: Front, caplog: pytest.LogCaptureFixture) -> None:
         body = command(disconnect_payload(user="str:ann"))
         with mock.patch.object(get_engine().sessions, "revoke", side_effect=StoreError("disk is full")):
-            response = post(body)
+            response = post(http, body)
         assert error(response, 503) == "No connection was closed: the store failed. Try again."
         with mock.patch.object(get_engine().streams, "append", side_effect=BroadcastUncertain("lost")):
-            response = post(body)
+            response = post(http, body)
         assert "is unknown" in error(response, 503)
         assert response.json()["stored"] is None
         assert "disk is full" in caplog.text

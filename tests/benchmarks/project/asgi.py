@@ -18,8 +18,9 @@ from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E40
 from django.urls import path  # noqa: E402
 
 from reliable_cable.consumer import CableConsumer  # noqa: E402
+from reliable_cable.http import CableHTTP  # noqa: E402
 from tests.benchmarks.fanout import bare  # noqa: E402
-from tests.benchmarks.project.receivers import Receiver, receiver  # noqa: E402
+from tests.benchmarks.project.receivers import Receiver, receive_post, receiver  # noqa: E402
 from tests.benchmarks.project.stock import StockConsumer  # noqa: E402
 
 
@@ -49,6 +50,11 @@ async def bare_hub(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await bare.application(scope, receive, send)
 
 
+async def bare_or_django(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """The application behind `CableHTTP`."""
+    await (receive_post if scope["path"] == "/bare" else http)(scope, receive, send)
+
+
 applications = {
     "cable": cable,
     "plain": plain,
@@ -60,7 +66,8 @@ applications = {
 inner = applications[os.environ.get("CABLE_BENCH_APPLICATION", "cable")]
 application = ProtocolTypeRouter(
     {
-        "http": http,
+        # The views are at the usual paths. `/bare` answers without a broadcast.
+        "http": CableHTTP(bare_or_django, broadcast="/direct"),
         "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter([path("cable", inner)]))),
     }
 )

@@ -32,6 +32,19 @@ async def receiver(scope: dict[str, Any], receive: Any, send: Any) -> None:
             await send({"type": "websocket.send", "text": text})
 
 
+async def receive_post(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    """Decode the body of a request, and answer it, with plain ASGI."""
+    body = b""
+    more = True
+    while more:
+        event = await receive()
+        body += event.get("body", b"")
+        more = event.get("more_body", False)
+    json.loads(body)
+    await send({"type": "http.response.start", "status": 201, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
 class Receiver(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels is untyped
     """Serves a connection with a consumer of Channels."""
 

@@ -17,6 +17,7 @@ from django.urls import path  # noqa: E402
 
 from reliable_cable.auth import CableAuthMiddlewareStack  # noqa: E402
 from reliable_cable.conf import get_settings  # noqa: E402
+from reliable_cable.http import CableHTTP  # noqa: E402
 from tests.integration.project.consumers import LayeredConsumer, ProjectConsumer, TenantConsumer  # noqa: E402
 
 # Tests of tokens set JWT_SECRET.
@@ -24,7 +25,13 @@ authenticated = CableAuthMiddlewareStack if get_settings().reads_tokens else Aut
 
 application = ProtocolTypeRouter(
     {
-        "http": http,
+        # The views are at the usual paths.
+        "http": CableHTTP(
+            http,
+            broadcast="/direct/_broadcast",
+            publish="/direct/api/publish",
+            presence="/direct/api/presence/<stream>/users",
+        ),
         "websocket": authenticated(
             URLRouter(
                 [

@@ -1,0 +1,173 @@
+"""`CableHTTP`: the endpoints as an ASGI application, without Django's request machinery."""
+
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from http import HTTPMethod
+from typing import Any, Final
+
+from django.core.handlers.asgi import get_script_prefix
+
+from reliable_cable.namespaces import find_namespace, use_namespace
+
+from .broadcast import BROADCAST, PUBLISH
+from .core import Endpoint, Request, Response, arun
+from .health import HEALTH
+from .presence import USERS
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Application = Callable[[Any, Any, Any], Awaitable[Any]]
+
+#: The part of a path that stands for the name of a stream.
+STREAM: Final = "<stream>"
+#: A path that can be equal to the decoded path of a request.
+_PATH: Final = re.compile(r"/[^?#%<>\s]*")
+
+
+class ClientDisconnected(Exception):
+    """The client disconnected before its whole body was received."""
+
+
+class CableHTTP:
+    """An ASGI application that serves the HTTP endpoints, and passes everything else to another application.
+
+    Use it in `asgi.py`: `"http": CableHTTP(get_asgi_application())`. Django's middlewares, URLs and views do not see
+    the requests to the endpoints. A path is served for all methods. The status is 405 if a method is not allowed.
+
+    Args:
+        application: the ASGI application for everything else, such as `get_asgi_application()`.
+        broadcast: the path of `POST /_broadcast`. For each path, None means that the endpoint is not served.
+        publish: the path of `POST /api/publish`.
+        presence: the path of `GET /api/presence/<stream>/users`. It contains `<stream>` once.
+        health: the path of `GET /health`.
+
+    Raises:
+        TypeError: the application cannot be called, or a path is neither a string nor None.
+        ValueError: a path does not begin with a slash, contains a character that cannot be in it, or is used twice.
+    """
+
+    def __init__(
+        self,
+        application: Application,
+        *,
+        broadcast: str | None = "/_broadcast",
+        publish: str | None = "/api/publish",
+        presence: str | None = "/api/presence/<stream>/users",
+        health: str | None = "/health",
+    ) -> None:
+        if not callable(application):
+            raise TypeError(f"CableHTTP() needs an ASGI application, not {application!r}.")
+        self._application = application
+        self._endpoints: dict[str, Endpoint] = {}
+        for name, path, endpoint in (
+            ("broadcast", broadcast, BROADCAST),
+            ("publish", publish, PUBLISH),
+            ("health", health, HEALTH),
+        ):
+            if path is None:
+                continue
+            _check_path(name, path, path)
+            if path in self._endpoints:
+                raise ValueError(f"CableHTTP({name}={path!r}): this path is used twice.")
+            self._endpoints[path] = endpoint
+        self._presence: tuple[str, str] | None = None
+        if presence is not None:
+            _check_path("presence", presence, presence.replace(STREAM, "") if isinstance(presence, str) else presence)
+            if presence.count(STREAM) != 1:
+                raise ValueError(f"CableHTTP(presence={presence!r}): the path must contain {STREAM!r} once.")
+            before, _, after = presence.partition(STREAM)
+            self._presence = (before, after)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or pass it to the other application."""
+        found = self._find(scope) if scope["type"] == "http" else None
+        if found is None:
+            await self._application(scope, receive, send)
+            return
+        endpoint, stream = found
+        request = _read_head(scope, stream)
+        try:
+            response = await arun(endpoint.respond(request), partial(_read_body, receive))
+        except ClientDisconnected:
+            return
+        await _send(response, send, with_body=request.method != HTTPMethod.HEAD)
+
+    def _find(self, scope: Scope) -> tuple[Endpoint, str] | None:
+        """Return the endpoint at the path of a request, and the name of the stream in the path; None: there is none."""
+        path = _path_in_application(scope)
+        endpoint = self._endpoints.get(path)
+        if endpoint is not None:
+            return endpoint, ""
+        if self._presence is not None:
+            before, after = self._presence
+            if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
+                return USERS, path[len(before) : len(path) - len(after)]
+        return None
+
+
+def _check_path(name: str, path: Any, text: Any) -> None:
+    if not isinstance(path, str):
+        raise TypeError(f"CableHTTP({name}={path!r}): the path must be a string, or None.")
+    if not _PATH.fullmatch(text):
+        raise ValueError(
+            f"CableHTTP({name}={path!r}): the path must begin with a slash, without any of ?#%<> and white space."
+        )
+
+
+def _path_in_application(scope: Scope) -> str:
+    """Return the path of a request without the prefix at which the application is mounted, as Django does."""
+    path: str = scope["path"]
+    return path.removeprefix(get_script_prefix(scope))
+
+
+def _read_head(scope: Scope, stream: str) -> Request:
+    authorization: list[bytes] = []
+    content_length = b""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            authorization.append(value)
+        elif name == b"content-length":
+            content_length = value
+    return Request(
+        method=scope["method"].upper(),
+        path=scope["path"],
+        # Django joins repeated headers, too. So no key is valid that is not the only one.
+        authorization=b",".join(authorization).decode("latin-1"),
+        content_length=content_length.decode("latin-1"),
+        stream=stream,
+        namespace=partial(_enter_namespace, scope),
+    )
+
+
+def _enter_namespace(scope: Scope) -> AbstractContextManager[object]:
+    return use_namespace(find_namespace(scope))
+
+
+async def _read_body(receive: Receive, limit: int) -> bytes:
+    """Receive the body until it has ended or has `limit` bytes.
+
+    Raises:
+        ClientDisconnected: the client disconnected.
+    """
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more and size < limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        part = message.get("body", b"")
+        parts.append(part)
+        size += len(part)
+        more = message.get("more_body", False)
+    return b"".join(parts)[:limit]
+
+
+async def _send(response: Response, send: Send, *, with_body: bool) -> None:
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
+    headers.append((b"content-length", b"%d" % len(response.body)))
+    await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
+    await send({"type": "http.response.body", "body": response.body if with_body else b""})

@@ -1,0 +1,89 @@
+"""`GET /health`: whether this server can serve clients, for load balancers and orchestrators."""
+
+import asyncio
+import weakref
+from http import HTTPStatus
+from typing import Final
+
+from asgiref.sync import async_to_sync
+
+from reliable_cable.client_log import ClientLog
+from reliable_cable.conf import CONTROL_STREAM
+from reliable_cable.hub.current import is_draining
+from reliable_cable.stores.engine import Engine, get_engine
+
+from .core import GET, Call, Endpoint, Refusal, Request, Response, Steps
+
+#: How long, in seconds, the stream store may take to answer.
+ANSWER_TIMEOUT: Final = 1.5
+#: How long, in seconds, after the beginning of a check its result is used for further requests.
+CHECK_INTERVAL: Final = 1.0
+#: After how long, in seconds, a check without an answer is given up, so that another one can begin.
+CHECK_TIMEOUT: Final = 10.0
+
+#: The logger of failed checks. Everybody can cause checks.
+_log = ClientLog("health checks")
+
+
+class StoreCheck:
+    """Checks whether the stream store answers, for one event loop. Concurrent requests share one check.
+
+    Args:
+        engine: the stores.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._task: asyncio.Task[bool] | None = None
+        self._began = 0.0
+
+    async def is_answered(self) -> bool:
+        """Return whether the store answered the latest check within `ANSWER_TIMEOUT` seconds."""
+        loop = asyncio.get_running_loop()
+        task = self._task
+        if task is None or (task.done() and loop.time() - self._began >= CHECK_INTERVAL):
+            self._began = loop.time()
+            task = self._task = loop.create_task(self._check())
+        # The check continues after the time-out: cancelling it would not free a thread that waits for a database.
+        await asyncio.wait({task}, timeout=max(self._began + ANSWER_TIMEOUT - loop.time(), 0))
+        return task.done() and not task.cancelled() and task.result()
+
+    async def _check(self) -> bool:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT):
+                await self.engine.streams.aposition(CONTROL_STREAM)
+        except Exception as error:
+            _log.warning("The stream store did not answer a health check: %r", error)
+            return False
+        return True
+
+
+_checks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, StoreCheck] = weakref.WeakKeyDictionary()
+
+
+async def find_problem() -> str | None:
+    """Return why this server cannot serve clients, or None if it can."""
+    if is_draining():
+        return "This server is about to stop."
+    loop, engine = asyncio.get_running_loop(), get_engine()
+    check = _checks.get(loop)
+    if check is None or check.engine is not engine:
+        for other in [other for other in _checks if other.is_closed()]:
+            del _checks[other]
+        check = _checks[loop] = StoreCheck(engine)
+    return None if await check.is_answered() else f"The stream store does not answer in {ANSWER_TIMEOUT} s."
+
+
+#: The step is the same for all requests.
+_FIND_PROBLEM = Call(async_to_sync(find_problem), find_problem)
+
+
+def report(request: Request) -> Steps[Response]:
+    """Return the status 200, or 503 with a problem."""
+    problem: str | None = yield _FIND_PROBLEM
+    if problem is not None:
+        raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, problem)
+    return Response.json(HTTPStatus.OK, '{"status": "ok"}')
+
+
+HEALTH = Endpoint(GET, None, report)

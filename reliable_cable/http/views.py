@@ -1,0 +1,42 @@
+"""The endpoints as Django views."""
+
+from collections.abc import Callable
+
+from django.contrib.auth.decorators import login_not_required
+from django.db import connections, transaction
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.csrf import csrf_exempt
+
+from .broadcast import BROADCAST, PUBLISH
+from .core import Endpoint, Request, run
+from .presence import USERS
+
+View = Callable[..., HttpResponse]
+
+
+def make_view(endpoint: Endpoint) -> View:
+    """Return the view of an endpoint.
+
+    The view is sync, so Django runs it in a thread under ASGI. It never runs in a transaction of `ATOMIC_REQUESTS`.
+    Otherwise, a broadcast would be sent after the commit, and the response could not tell whether it succeeded.
+    """
+
+    def view(request: HttpRequest, stream: str = "") -> HttpResponse:
+        asked = Request(
+            method=request.method or "",
+            path=request.path,
+            authorization=request.headers.get("Authorization", ""),
+            content_length=request.headers.get("Content-Length", ""),
+            stream=stream,
+        )
+        response = run(endpoint.respond(asked), request.read)
+        return HttpResponse(response.body, status=response.status, headers=response.headers)
+
+    for alias in connections:
+        transaction.non_atomic_requests(using=alias)(view)
+    return csrf_exempt(login_not_required(view))
+
+
+broadcast = make_view(BROADCAST)
+publish = make_view(PUBLISH)
+users = make_view(USERS)
