@@ -179,6 +179,14 @@ class Window:
         """Wait until the page shows a state of its connection."""
         await expect(self["connection"]).to_have_attribute("data-state", state, timeout=PAGE_PATIENCE)
 
+    async def subscribed(self) -> None:
+        """Wait until the page of a room shows its members, so that its subscription is confirmed.
+
+        A cut before the confirmation closes the channel, and the page then loads messages over HTTP.
+        """
+        await self.state("connected")
+        await expect(self["members-panel"]).to_have_attribute("data-state", "known", timeout=PAGE_PATIENCE)
+
     async def disconnected(self) -> None:
         """Wait until the page shows that its connection is lost."""
         await expect(self["connection"]).not_to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)

@@ -61,7 +61,7 @@ async def finish(windows: list[Window], publisher: Publisher, room: str) -> None
 async def test_cut_by_the_button_on_the_page(open_window: OpenWindow, publisher: Publisher, room: str) -> None:
     windows = [await open_window(user, f"/rooms/{room}/") for user in ("alice", "bob")]
     for window in windows:
-        await window.state("connected")
+        await window.subscribed()
 
     async def cut() -> None:
         await asyncio.gather(*[window["cut"].click() for window in windows])
@@ -78,7 +78,7 @@ async def test_cut_by_the_kill_of_the_server(
 ) -> None:
     windows = [await open_window(user, f"/rooms/{room}/", cuts=True) for user in ("alice", "bob")]
     for window in windows:
-        await window.state("connected")
+        await window.subscribed()
 
     async def kill() -> None:
         await asyncio.to_thread(server.kill)
@@ -95,7 +95,7 @@ async def test_cut_by_a_reset_of_the_network(
 ) -> None:
     windows = [await open_window(user, f"/rooms/{room}/", through=proxy) for user in ("alice", "bob")]
     for window in windows:
-        await window.state("connected")
+        await window.subscribed()
 
     async def reset() -> None:
         assert proxy.cut() >= len(windows)
@@ -154,7 +154,7 @@ async def test_cut_while_a_subscribe_is_unanswered(
     """The client then closes the channel permanently. The page creates a new one and misses no message."""
     window = await open_window("alice", f"/rooms/{room}/", through=proxy)
     other = await open_window("bob", f"/rooms/{room}/", cuts=True)
-    await window.state("connected")
+    await window.subscribed()
     await publisher.say(room, LINES[:50])
     await window.shows(*LINES[:50])
 
