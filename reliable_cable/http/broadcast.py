@@ -42,7 +42,7 @@ def receive(request: Request) -> Steps[Response]:
             yield from run_command(parsed)
         else:
             items = _read_items(parsed)
-            yield Call(partial(broadcast_batch, items), partial(abroadcast_batch, items))
+            yield Call(partial(abroadcast_batch, items), partial(broadcast_batch, items))
     except PayloadTooLarge as error:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
     except (InvalidPayload, InvalidStreamName, InvalidOption) as error:

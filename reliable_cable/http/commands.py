@@ -37,8 +37,8 @@ def run_command(command: Mapping[str, Any]) -> Steps[None]:
     condition = _condition(payload.get("identifier"))
     try:
         yield Call(
-            partial(disconnect_identity, condition, reconnect=bool(reconnect)),
             partial(adisconnect_identity, condition, reconnect=bool(reconnect)),
+            partial(disconnect_identity, condition, reconnect=bool(reconnect)),
         )
     except BroadcastUncertain as error:
         logger.exception("It is not known whether a posted command closed any connections.")

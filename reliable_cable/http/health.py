@@ -5,8 +5,6 @@ import weakref
 from http import HTTPStatus
 from typing import Final
 
-from asgiref.sync import async_to_sync
-
 from reliable_cable.client_log import ClientLog
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.hub.current import is_draining
@@ -74,13 +72,9 @@ async def find_problem() -> str | None:
     return None if await check.is_answered() else f"The stream store does not answer in {ANSWER_TIMEOUT} s."
 
 
-#: The step is the same for all requests.
-_FIND_PROBLEM = Call(async_to_sync(find_problem), find_problem)
-
-
 def report(request: Request) -> Steps[Response]:
     """Return the status 200, or 503 with a problem."""
-    problem: str | None = yield _FIND_PROBLEM
+    problem: str | None = yield Call(find_problem)
     if problem is not None:
         raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, problem)
     return Response.json(HTTPStatus.OK, '{"status": "ok"}')

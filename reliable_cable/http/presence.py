@@ -15,7 +15,7 @@ def list_users(request: Request) -> Steps[Response]:
     """Return the members of a stream in the format of the protocol's `info` message."""
     try:
         presence = presence_for(request.stream)
-        info: PresenceInfo = yield Call(presence.info, presence.ainfo)
+        info: PresenceInfo = yield Call(presence.ainfo, presence.info)
     except InvalidStreamName as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from error
     except StoreError as error:
