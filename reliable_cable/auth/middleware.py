@@ -77,7 +77,8 @@ class TokenAuthMiddleware:
 
     The token is in the subprotocol `anycable-token.<token>`, the header `X-JID` or the query parameter `jid`. Its user
     replaces that of a session. `CableConsumer` refuses a client whose token is not valid, even if there is a session.
-    Other consumers get an anonymous user then. Clients without a token are passed on.
+    Other consumers get an anonymous user then. They have to check the namespace and the expiry of a valid token by
+    themselves. Clients without a token are passed on.
 
     Args:
         inner: the application to call.

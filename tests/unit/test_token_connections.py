@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -337,6 +338,21 @@ async def coroutine(token: str, scope: Any) -> Any:
     """Not an authenticator."""
 
 
+class Guest:
+    """A user who is not a row."""
+
+    def __str__(self) -> str:
+        return "guest"
+
+
+class Promise:
+    """Something to be awaited, which an authenticator must not return."""
+
+    def __await__(self) -> Any:
+        """Give nobody."""
+        yield None
+
+
 class TestAuthenticators:
     @pytest.fixture(autouse=True)
     def _authenticator(self, settings: Any) -> Any:
@@ -368,9 +384,23 @@ class TestAuthenticators:
             assert await client.receive() == EXPIRED
 
     async def test_a_user_without_a_row_is_not_looked_up(self) -> None:
-        known["guest"] = object()
+        known["guest"] = Guest()
         async with make_client("guest") as client:
             assert connection_of(client).login is None
+
+    @pytest.mark.parametrize("result", [False, True, "", 7, Promise(), [], User(username="unsaved"), object()])
+    async def test_a_result_that_is_no_user_lets_nobody_in(self, result: Any) -> None:
+        """Two objects without a text of their own could have the same identity, their place in the memory."""
+        known["token"] = result
+        with pytest.raises(TypeError, match="it must return a user or None"):
+            await make_client("token").communicator.connect()
+        assert TokenConsumer.seen is None
+
+    async def test_characters_that_no_token_has_do_not_reach_authenticators(self, user: Any) -> None:
+        """PostgreSQL refuses a query with a NUL. Everybody could cause such an error."""
+        for token in ("a%00b", "%C3%A9", "a%0Ab", "a%7F"):
+            known[unquote(token)] = user
+            assert await first_frame(make_client(token)) == REFUSED
 
     @pytest.mark.parametrize("path", ["nowhere.authenticate", f"{__name__}.coroutine", f"{__name__}.known"])
     def test_a_wrong_path_is_an_error_at_the_start(self, settings: Any, path: str) -> None:
