@@ -58,7 +58,7 @@ class CableAuthMiddlewareStack:
         try:
             if get_settings().reads_tokens:
                 scope = await _with_token(scope)
-            elif not self._reported and _looks_like_token(find_token(scope)):
+            elif SCOPE_KEY not in scope and not self._reported and _looks_like_token(find_token(scope)):
                 self._reported = True
                 handshake_log.warning(
                     "A client sent a token, which is ignored. To let clients authenticate by tokens, set JWT_SECRET."

@@ -227,9 +227,11 @@ class TestWithoutSettings:
                 assert TokenConsumer.seen[:2] == (user, None)
         assert sum("set JWT_SECRET" in line for line in caplog.messages) == 1
 
-    async def test_the_middleware_reads_them(self, user: Any) -> None:
-        async with make_client(cable_token(user), stack=TokenAuthMiddleware):
-            assert TokenConsumer.seen[0] == user
+    async def test_the_middleware_reads_them(self, user: Any, caplog: pytest.LogCaptureFixture) -> None:
+        for stack in (TokenAuthMiddleware, lambda app: TokenAuthMiddleware(CableAuthMiddlewareStack(app))):
+            async with make_client(cable_token(user), stack=stack):
+                assert TokenConsumer.seen[0] == user
+        assert "is ignored" not in caplog.text
 
 
 class TestSessions:
