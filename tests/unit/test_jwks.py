@@ -201,7 +201,7 @@ class TestAServer:
     async def test_clients_with_known_keys_hardly_wait_for_a_server_that_hangs(
         self, server: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Servers limit the time of a handshake: daphne to 5 s. Looking up an address may take longer than `TIMEOUT`."""
+        """Servers limit the time of a handshake: daphne to 5 s. To look up a name may take long."""
         server.content = key_set(entry(RSA_KEY, kid="1"))
         keys = KeySet(server.url, clock)
         assert await keys.find("1", "RS256")
