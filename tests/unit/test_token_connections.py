@@ -18,13 +18,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
 from django.test import Client as Browser
 
-from reliable_cable import CableConsumer, Channel, cable_token, disconnect
+from reliable_cable import CableConsumer, Channel, action, cable_token, disconnect, presence_for
 from reliable_cable.auth import CableAuthMiddlewareStack, InvalidToken, TokenAuthMiddleware, TokenExpired
 from reliable_cable.auth.users import find_user
 from reliable_cable.channel import registry
 from reliable_cable.testing import CableCommunicator, isolated_cable
 from tests.unit.tokens import SECRET, after, sign
-from tests.unit.wire import Client, connection_of, identifier
+from tests.unit.wire import Client, connection_of, identifier, run_event_loop, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -283,6 +283,46 @@ class TestExpiry:
                 gate.set()
                 assert (await client.receive())["type"] == "confirm_subscription"
                 assert await client.receive() == EXPIRED
+        finally:
+            del registry["SlowChannel"]
+
+    async def test_a_session_that_was_taken_over_meanwhile_keeps_its_member(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch, user: Any
+    ) -> None:
+        """The client lost its connection during a slow command, and returned with a new token before the end of it."""
+        monkeypatch.setattr("reliable_cable.connection.connection.CLOSE_TIMEOUT", 60.0)
+        settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "PRESENCE_GRACE": 0}
+        gate, calls = asyncio.Event(), []
+
+        class SlowChannel(Channel):
+            async def subscribed(self) -> None:
+                self.stream_from("room")
+                self.presence.join("ann")
+
+            @action
+            async def work(self) -> None:
+                calls.append(self)
+                await gate.wait()
+
+        slow = identifier("SlowChannel")
+        try:
+            first = await make_client(cable_token(user)).__aenter__()
+            await first.subscribe(slow)
+            await first.perform(slow, "work")
+            await until(lambda: calls)
+            connection = connection_of(first)
+            timers = connection.hub.token_expiry
+            connection.expires_at = time.time() - 1
+            timers._timers[connection].cancel()
+            timers._check(connection)
+            await run_event_loop()
+            async with make_client(cable_token(user), sid=first.sid) as second:
+                assert second.welcome["restored"] is True
+                await first.communicator.send_input({"type": "websocket.disconnect", "code": 1006})
+                await until(lambda: connection.closed)
+                gate.set()
+                await first.communicator.wait(10)
+                assert (await presence_for("room").ainfo()).total == 1
         finally:
             del registry["SlowChannel"]
 
