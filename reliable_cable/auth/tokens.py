@@ -113,7 +113,7 @@ def _encode(name: str, value: Any) -> str | int | bool:
     problem = reason_against(name, value)
     if not problem and name == "user":
         model = get_user_model()
-        if hasattr(value, "_meta") and root_label(value._meta) == root_label(model._meta):
+        if getattr(value, "_meta", None) is not None and root_label(value._meta) == root_label(model._meta):
             return identify(value)
         problem = f"it must be a user object ({model._meta.label})"
     if not problem and isinstance(value, str | int):
