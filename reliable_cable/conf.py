@@ -95,6 +95,11 @@ def _instance(kind: type, allowed: str, *, not_empty: bool = False) -> Check:
     return check
 
 
+def _check_secret(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise ImproperlyConfigured(f"{NAME}[{key!r}] is <{type(value).__name__}>; it must be a non-empty string.")
+
+
 def _check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
     if value is not None and not (isinstance(value, str) and value.startswith(REDIS_SCHEMES)):
         raise _error(key, value, f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}")
@@ -202,13 +207,12 @@ def _check_paths(key: str | tuple[str, ...], value: Any) -> None:
         raise _error(key, value, "a list of dotted paths of functions")
 
 
-_TEXT = _instance(str, "a non-empty string", not_empty=True)
 _SWITCH = _instance(bool, "True or False")
 
 
-def _setting(default: T, check: Check) -> T:
+def _setting(default: T, check: Check, *, shown: bool = True) -> T:
     """Return the field of a setting. The check raises `ImproperlyConfigured` if a value is not allowed."""
-    setting: T = field(default_factory=lambda: default, metadata={"check": check})
+    setting: T = field(default_factory=lambda: default, metadata={"check": check}, repr=shown)
     return setting
 
 
@@ -216,8 +220,8 @@ def _setting(default: T, check: Check) -> T:
 class CableSettings:
     """The settings of this package. The key of a setting is the name of its field in capitals. Times are in seconds."""
 
-    redis_url: str | None = _setting(None, _check_redis_url)
-    redis_options: Mapping[str, Any] = _setting({}, _instance(Mapping, "a dict"))
+    redis_url: str | None = _setting(None, _check_redis_url, shown=False)
+    redis_options: Mapping[str, Any] = _setting({}, _instance(Mapping, "a dict"), shown=False)
     engine: str | Mapping[str, str] = _setting("", _check_engine)
     history_size: int = _setting(100, _number(0, whole=True))
     history_ttl: float = _setting(300, _number(0, exclusive=True))
@@ -226,8 +230,8 @@ class CableSettings:
     sessions_ttl: float = _setting(300, _number(0))
     presence_ttl: float = _setting(15, _number(0, exclusive=True))
     presence_grace: float = _setting(3, _number(0))
-    secret: str = _setting("", _TEXT)
-    streams_secret: str = _setting("", _TEXT)
+    secret: str = _setting("", _check_secret, shown=False)
+    streams_secret: str = _setting("", _check_secret, shown=False)
     #: Patterns. `True` is read as `"*"`, and `False` as no patterns.
     public_streams: tuple[str, ...] = _setting((), _check_public_streams)
     signed_streams_whisper: bool = _setting(False, _SWITCH)
@@ -241,12 +245,12 @@ class CableSettings:
     max_subscriptions: int = _setting(100, _number(1, whole=True))
     max_broadcast_size: int = _setting(256 * 1024, _number(1024, whole=True))
     poll_interval: float = _setting(0.1, _number(0, exclusive=True))
-    broadcast_key: str = _setting("", _TEXT)
-    api_key: str = _setting("", _TEXT)
-    key_prefix: str = _setting("cable", _TEXT)
-    jwt_secret: str = _setting("", _TEXT)
+    broadcast_key: str = _setting("", _check_secret, shown=False)
+    api_key: str = _setting("", _check_secret, shown=False)
+    key_prefix: str = _setting("cable", _instance(str, "a non-empty string", not_empty=True))
+    jwt_secret: str = _setting("", _check_secret, shown=False)
     jwt_algorithms: tuple[str, ...] = _setting(("HS256",), _check_algorithms)
-    jwt_jwks: str | None = _setting(None, _check_optional_text)
+    jwt_jwks: str | None = _setting(None, _check_optional_text, shown=False)
     jwt_required: bool = _setting(False, _SWITCH)
     jwt_leeway: float = _setting(5, _number(0))
     jwt_user_claim: str | None = _setting(None, _check_optional_text)

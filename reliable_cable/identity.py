@@ -55,7 +55,8 @@ def identify(value: Any) -> str:
     """
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""
-    if isinstance(value, Model) or (hasattr(value, "_meta") and hasattr(value, "pk")):
+    # Some classes answer every attribute that they do not know with None, such as simplejwt's `TokenUser`.
+    if isinstance(value, Model) or (getattr(value, "_meta", None) is not None and hasattr(value, "pk")):
         return f"{root_label(value._meta)}:{value.pk}"
     return f"{type(value).__name__}:{value}"
 

@@ -44,7 +44,7 @@ _NAMED_SECRETS = re.compile(
     rf"""({_NAMES}(?:=|\\*["']\s*:\s*\\*["']))[^&\s"'\\\#;]+"""  # in a query string or a JSON object
     rf"|({_HEADERS}:[ ])[^\r\n]+"
     rf"""|({_HEADERS}['"],\s*b?['"])[^'"]+"""  # in an ASGI scope
-    r"|(anycable-token\.)[\w.-]+",
+    r"|(anycable-token\.)[\w.!\#$%&*+^`|~/=-]+",  # the characters of a subprotocol, without the quotes of a list
     re.IGNORECASE,
 )
 #: Matches signatures of stream names, and JSON Web Tokens.

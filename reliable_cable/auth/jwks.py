@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http.client import InvalidURL
 from typing import Any, Final
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -21,6 +22,8 @@ MAX_AGE: Final = 600.0
 MIN_INTERVAL: Final = 10.0
 #: How long, in seconds, a read may take.
 TIMEOUT: Final = 5.0
+#: How long, in seconds, a client whose key is known waits for keys that are read again because of their age.
+PATIENCE: Final = 1.0
 #: The most bytes of a key set.
 MAX_SIZE: Final = 256 * 1024
 
@@ -85,10 +88,11 @@ class KeySet:
         found = self._find(key_id, algorithm)
         if (found is None or now - self._read_at > MAX_AGE) and now - self._attempted_at > MIN_INTERVAL:
             try:
-                async with asyncio.timeout(TIMEOUT + 1):
+                async with asyncio.timeout(TIMEOUT + 1 if found is None else PATIENCE):
                     await run_fetch(self._refresh)
             except TimeoutError:
-                self._failed = True
+                # The thread may be looking up the address, which can take long. Others do not wait for it.
+                self._failed, self._attempted_at = True, self._clock()
             found = self._find(key_id, algorithm)
         if found is None and self._failed:
             raise KeysUnavailable("the keys of JWT_JWKS cannot be read")
@@ -107,8 +111,11 @@ class KeySet:
             self._read_at, self._failed = self._clock(), False
         except Exception as error:
             self._failed = True
-            # The URL is not logged, because it may have a password.
-            handshake_log.warning("The keys of JWT_JWKS could not be read: %s", error)
+            # The URL is not logged, because it may have a password. The text of an `InvalidURL` has a part of it.
+            handshake_log.warning(
+                "The keys of JWT_JWKS could not be read: %s",
+                "the URL is not valid, or has a password" if isinstance(error, InvalidURL) else error,
+            )
         self._attempted_at = self._clock()
 
 

@@ -58,7 +58,7 @@ class CableAuthMiddlewareStack:
         try:
             if get_settings().reads_tokens:
                 scope = await _with_token(scope)
-            elif not self._reported and _looks_like_token(find_token(scope)):
+            elif SCOPE_KEY not in scope and not self._reported and _looks_like_token(find_token(scope)):
                 self._reported = True
                 handshake_log.warning(
                     "A client sent a token, which is ignored. To let clients authenticate by tokens, set JWT_SECRET."
@@ -77,7 +77,8 @@ class TokenAuthMiddleware:
 
     The token is in the subprotocol `anycable-token.<token>`, the header `X-JID` or the query parameter `jid`. Its user
     replaces that of a session. `CableConsumer` refuses a client whose token is not valid, even if there is a session.
-    Other consumers get an anonymous user then. Clients without a token are passed on.
+    Other consumers get an anonymous user then. They have to check the namespace and the expiry of a valid token by
+    themselves. Clients without a token are passed on.
 
     Args:
         inner: the application to call.

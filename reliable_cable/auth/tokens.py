@@ -4,6 +4,7 @@ See Authentication: Tokens.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -65,7 +66,7 @@ def cable_token(identifiers: Any, ttl: float | timedelta = DEFAULT_TTL) -> str:
     Raises:
         ImproperlyConfigured: PyJWT is not installed, or `JWT_ALGORITHMS` has no algorithm that uses a secret.
         InvalidIdentifier: there is no identifier, or a value cannot be in a token, for example an anonymous user.
-        ValueError: `ttl` is not greater than 0.
+        ValueError: `ttl` is not greater than 0, or is infinite.
     """
     settings = get_settings()
     algorithm = next((name for name in settings.jwt_algorithms if name in HMAC_ALGORITHMS), None)
@@ -75,8 +76,8 @@ def cable_token(identifiers: Any, ttl: float | timedelta = DEFAULT_TTL) -> str:
             "Add 'HS256', or get tokens from the service that has the keys of JWT_JWKS."
         )
     seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else ttl
-    if not seconds > 0:
-        raise ValueError(f"cable_token(ttl={ttl!r}): the time must be greater than 0.")
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"cable_token(ttl={ttl!r}): the time must be greater than 0, and finite.")
     texts = _encode_identifiers(identifiers if isinstance(identifiers, Mapping) else {"user": identifiers})
     claims: dict[str, Any] = {IDENTIFIERS_CLAIM: texts, "exp": int(time.time() + seconds)}
     if namespace := current_namespace():
@@ -112,7 +113,7 @@ def _encode(name: str, value: Any) -> str | int | bool:
     problem = reason_against(name, value)
     if not problem and name == "user":
         model = get_user_model()
-        if hasattr(value, "_meta") and root_label(value._meta) == root_label(model._meta):
+        if getattr(value, "_meta", None) is not None and root_label(value._meta) == root_label(model._meta):
             return identify(value)
         problem = f"it must be a user object ({model._meta.label})"
     if not problem and isinstance(value, str | int):

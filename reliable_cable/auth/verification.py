@@ -15,6 +15,7 @@ from django.utils.module_loading import import_string
 from reliable_cable.concurrency.threads import run_handler
 from reliable_cable.conf import HMAC_ALGORITHMS, NAME, PUBLIC_KEY_ALGORITHMS, CableSettings, get_settings
 from reliable_cable.exceptions import InvalidToken, TokenExpired
+from reliable_cable.identity import reason_against
 from reliable_cable.logins import TokenLogin, is_active, user_id
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.signing import accepted_secrets
@@ -96,8 +97,11 @@ class TokenVerifier:
         """
         if len(token) > MAX_TOKEN_SIZE:
             raise InvalidToken(f"is longer than {MAX_TOKEN_SIZE} characters")
+        if not (token.isascii() and token.isprintable()):
+            # An authenticator may look it up, and PostgreSQL refuses a query with a NUL.
+            raise InvalidToken("has characters that are not printable ASCII")
         for authenticator in self._authenticators:
-            user = await run_handler(authenticator, token, scope)
+            user = await run_handler(_ask, authenticator, token, scope)
             if user is not None:
                 return self._accepted(user, token)
         claims = await self._verify(token)
@@ -209,6 +213,23 @@ def _is_identifier(value: object) -> bool:
         # Databases cannot store other texts.
         return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)
     return value is None or isinstance(value, int | float)
+
+
+def _ask(authenticator: Authenticator, token: str, scope: Mapping[str, Any]) -> Any:
+    """Return the user whom an authenticator finds, or None.
+
+    Raises:
+        TypeError: it returns anything else, such as False. Otherwise, the client would be let in.
+    """
+    user = authenticator(token, scope)
+    if user is None or getattr(user, "is_anonymous", False) is True:
+        return user
+    if problem := reason_against("user", user):
+        raise TypeError(
+            f"{NAME}['AUTHENTICATORS']: {authenticator!r} returned a value of the type {type(user).__name__}; it must "
+            f"return a user or None: {problem}."
+        )
+    return user
 
 
 def _import_authenticator(path: str) -> Authenticator:

@@ -1,7 +1,6 @@
 """The server side of a WebSocket connection: its session ids, its state, how it reads frames, and how it is closed.
 
-See Architecture: The life of a connection. `lifecycle.py` opens and ends a connection; `commands.py` handles its
-commands.
+See Architecture: The life of a connection. `lifecycle.py` opens and ends one; `commands.py` handles its commands.
 """
 
 import asyncio
@@ -404,8 +403,9 @@ class Connection:
     async def drain(self, delay: float, reason: DisconnectReason = DisconnectReason.SERVER_RESTART) -> None:
         """Close the connection after `delay` seconds and after its queued commands, for a reason to reconnect."""
         await asyncio.sleep(delay)
-        if not self.closed:
+        if not self.ending:
             await self.commands.finished(CLOSE_TIMEOUT)
+        if not self.ending:  # another connection may have taken over the session meanwhile
             self.close(reason)
 
     def _too_slow(self) -> None:

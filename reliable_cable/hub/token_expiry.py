@@ -9,8 +9,9 @@ from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.logs import logger
 from reliable_cable.protocol.constants import DisconnectReason
 
-#: The longest time, in seconds, for which a timer is set. Event loops do not accept any time.
-MAX_DELAY: Final = 366 * 86400.0
+#: The longest time, in seconds, for which a timer is set. The clock of an event loop does not notice that the host's
+#: clock was set forward, nor that the host was suspended.
+MAX_DELAY: Final = 60.0
 
 
 class Expiring(Protocol):

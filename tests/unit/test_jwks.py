@@ -111,8 +111,9 @@ def clock() -> Clock:
 
 
 class TestAServer:
-    async def test_rotation(self, server: KeyServer, clock: Clock) -> None:
+    async def test_rotation(self, server: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         """An unknown key id makes the set be read again, at most once in `MIN_INTERVAL`."""
+        monkeypatch.setattr(jwks, "PATIENCE", 60.0)
         server.content = key_set(entry(RSA_KEY, kid="1"))
         keys = KeySet(server.url, clock)
         assert await keys.find("1", "RS256") == RSA_KEY.public_key()
@@ -189,6 +190,31 @@ class TestAServer:
         keys = KeySet("http://127.0.0.1:1/keys", clock)
         with pytest.raises(KeysUnavailable):
             await keys.find("1", "RS256")
+
+    @pytest.mark.parametrize("url", ["http://ann:SECRET@localhost/keys", "http://127.0.0.1:1/keys?key=SECRET text"])
+    async def test_the_log_does_not_have_the_secrets_of_a_url(self, url: str, clock: Clock, caplog: Any) -> None:
+        with pytest.raises(KeysUnavailable):
+            await KeySet(url, clock).find("1", "RS256")
+        assert "could not be read" in caplog.text
+        assert "SECRET" not in caplog.text
+
+    async def test_clients_with_known_keys_hardly_wait_for_a_server_that_hangs(
+        self, server: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Servers limit the time of a handshake: daphne to 5 s. To look up a name may take long."""
+        server.content = key_set(entry(RSA_KEY, kid="1"))
+        keys = KeySet(server.url, clock)
+        assert await keys.find("1", "RS256")
+        monkeypatch.setattr(jwks, "TIMEOUT", 60.0)
+        monkeypatch.setattr(jwks, "PATIENCE", 0.1)
+        server.answers.clear()
+        clock.now += MAX_AGE + 1
+        assert await asyncio.wait_for(keys.find("1", "RS256"), 30) == RSA_KEY.public_key()
+        # Until the next attempt, nobody waits for this one. Whether another key exists is not known.
+        monkeypatch.setattr(jwks, "PATIENCE", 60.0)
+        assert await asyncio.wait_for(keys.find("1", "RS256"), 30) == RSA_KEY.public_key()
+        with pytest.raises(KeysUnavailable):
+            await asyncio.wait_for(keys.find("2", "RS256"), 30)
 
 
 class TestAFile:

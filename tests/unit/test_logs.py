@@ -287,6 +287,7 @@ class TestServers:
                 "(b'x-anycable-restore-sid', b'***'), (b'a', b'b')",
             ),
             ("['actioncable-v1-json', 'anycable-token.SECRET']", "['actioncable-v1-json', 'anycable-token.***']"),
+            ("protocol: anycable-token.a~b+c!d|SECRET, x", "protocol: anycable-token.***, x"),
             ('< TEXT \'{"type":"welcome","sid":"SECRET"}\'', '< TEXT \'{"type":"welcome","sid":"***"}\''),
             ("GET /rooms?page=2&q=sid HTTP/1.1", "GET /rooms?page=2&q=sid HTTP/1.1"),
         ],

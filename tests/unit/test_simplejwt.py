@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
+from rest_framework_simplejwt.models import TokenUser
 from rest_framework_simplejwt.tokens import AccessToken, RefreshToken
 
 from reliable_cable import cable_token
 from reliable_cable.auth import InvalidToken, TokenExpired
 from reliable_cable.auth.verification import TokenAuthentication, get_verifier
+from reliable_cable.exceptions import InvalidIdentifier
+from tests.unit.token_clients import TokenConsumer, make_client
 from tests.unit.tokens import SECRET, handshake
+from tests.unit.wire import connection_of
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -31,6 +35,11 @@ def _settings(settings: Any) -> None:
 @pytest.fixture
 async def user() -> Any:
     return await sync_to_async(get_user_model().objects.create_user)("ann", password="secret")
+
+
+def stateless(token: str, scope: Any) -> TokenUser:
+    """An authenticator of a project whose users are not in its database."""
+    return TokenUser(AccessToken(token))  # type: ignore[arg-type]
 
 
 async def verify(token: Any) -> TokenAuthentication:
@@ -71,3 +80,14 @@ class TestSimpleJwt:
         assert (await verify(cable_token(user))).user == user
         with pytest.raises(InvalidToken, match="is not a JSON Web Token"):
             await verify("junk")
+
+    async def test_a_user_who_is_not_in_the_database(self, settings: Any, user: Any) -> None:
+        """A `TokenUser` has every attribute: those that it does not know are None."""
+        settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "AUTHENTICATORS": [f"{__name__}.stateless"]}
+        async with make_client(str(AccessToken.for_user(user))) as client:
+            assert isinstance(TokenConsumer.seen[0], TokenUser)
+            connection = connection_of(client)
+            assert connection.identity["user"] == f"TokenUser:TokenUser {user.pk}"
+            assert connection.login is None
+        with pytest.raises(InvalidIdentifier, match="it must be a user object"):
+            cable_token(TokenConsumer.seen[0])

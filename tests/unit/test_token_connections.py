@@ -10,40 +10,22 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from channels.auth import AuthMiddlewareStack
-from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
-from django.core.exceptions import ImproperlyConfigured
 from django.db import OperationalError
-from django.test import Client as Browser
 
-from reliable_cable import CableConsumer, Channel, cable_token, disconnect
-from reliable_cable.auth import CableAuthMiddlewareStack, InvalidToken, TokenAuthMiddleware, TokenExpired
+from reliable_cable import Channel, action, cable_token, disconnect, presence_for
+from reliable_cable.auth import CableAuthMiddlewareStack, TokenAuthMiddleware
 from reliable_cable.auth.users import find_user
 from reliable_cable.channel import registry
 from reliable_cable.testing import CableCommunicator, isolated_cable
+from tests.unit.token_clients import EXPIRED, REFUSED, WELCOME, TokenConsumer, first_frame, log_in, make_client
 from tests.unit.tokens import SECRET, after, sign
-from tests.unit.wire import Client, connection_of, identifier
+from tests.unit.wire import connection_of, identifier, run_event_loop, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 User = get_user_model()
-WELCOME, REFUSED = "welcome", {"type": "disconnect", "reason": "unauthorized", "reconnect": False}
-EXPIRED = {"type": "disconnect", "reason": "token_expired", "reconnect": False}
-
-
-class TokenConsumer(CableConsumer):
-    """Records what `connect` sees."""
-
-    identified_by = ("user", "room")
-    room: Any = None
-    seen: Any = None
-
-    def connect(self) -> Any:
-        """Record the token and the identifiers; refuse a token that says so."""
-        type(self).seen = (self.user, self.token, self.room)
-        if self.token and self.token.get("banned"):
-            self.reject_connection()
 
 
 @pytest.fixture(autouse=True)
@@ -55,32 +37,6 @@ def _settings(settings: Any) -> None:
 @pytest.fixture
 async def user() -> Any:
     return await sync_to_async(User.objects.create_user)("ann", password="secret")
-
-
-def make_client(token: str = "", *, stack: Any = CableAuthMiddlewareStack, cookie: str = "", **options: Any) -> Client:
-    client = Client(consumer=TokenConsumer, query=f"jid={token}" if token else "", **options)
-    client.communicator.application = stack(TokenConsumer.as_asgi())
-    if cookie:
-        client.communicator.scope["headers"] = [
-            *client.communicator.scope["headers"],
-            (b"cookie", f"{django_settings.SESSION_COOKIE_NAME}={cookie}".encode()),
-        ]
-    return client
-
-
-async def first_frame(client: Client) -> Any:
-    """Connect, and return the first frame."""
-    connected, _ = await client.communicator.connect()
-    assert connected
-    frame = await client.receive()
-    await client.communicator.disconnect()
-    return frame
-
-
-async def log_in(user: Any) -> str:
-    browser = Browser()
-    await sync_to_async(browser.force_login)(user)
-    return str(browser.cookies[django_settings.SESSION_COOKIE_NAME].value)
 
 
 BOTH = pytest.mark.parametrize("stack", [CableAuthMiddlewareStack, TokenAuthMiddleware])
@@ -226,9 +182,11 @@ class TestWithoutSettings:
                 assert TokenConsumer.seen[:2] == (user, None)
         assert sum("set JWT_SECRET" in line for line in caplog.messages) == 1
 
-    async def test_the_middleware_reads_them(self, user: Any) -> None:
-        async with make_client(cable_token(user), stack=TokenAuthMiddleware):
-            assert TokenConsumer.seen[0] == user
+    async def test_the_middleware_reads_them(self, user: Any, caplog: pytest.LogCaptureFixture) -> None:
+        for stack in (TokenAuthMiddleware, lambda app: TokenAuthMiddleware(CableAuthMiddlewareStack(app))):
+            async with make_client(cable_token(user), stack=stack):
+                assert TokenConsumer.seen[0] == user
+        assert "is ignored" not in caplog.text
 
 
 class TestSessions:
@@ -283,6 +241,46 @@ class TestExpiry:
         finally:
             del registry["SlowChannel"]
 
+    async def test_a_session_that_was_taken_over_meanwhile_keeps_its_member(
+        self, settings: Any, monkeypatch: pytest.MonkeyPatch, user: Any
+    ) -> None:
+        """The client lost its connection during a slow command, and returned with a new token before the end of it."""
+        monkeypatch.setattr("reliable_cable.connection.connection.CLOSE_TIMEOUT", 60.0)
+        settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "PRESENCE_GRACE": 0}
+        gate, calls = asyncio.Event(), []
+
+        class SlowChannel(Channel):
+            async def subscribed(self) -> None:
+                self.stream_from("room")
+                self.presence.join("ann")
+
+            @action
+            async def work(self) -> None:
+                calls.append(self)
+                await gate.wait()
+
+        slow = identifier("SlowChannel")
+        try:
+            first = await make_client(cable_token(user)).__aenter__()
+            await first.subscribe(slow)
+            await first.perform(slow, "work")
+            await until(lambda: calls)
+            connection = connection_of(first)
+            timers = connection.hub.token_expiry
+            connection.expires_at = time.time() - 1
+            timers._timers[connection].cancel()
+            timers._check(connection)
+            await run_event_loop()
+            async with make_client(cable_token(user), sid=first.sid) as second:
+                assert second.welcome["restored"] is True
+                await first.communicator.send_input({"type": "websocket.disconnect", "code": 1006})
+                await until(lambda: connection.closed)
+                gate.set()
+                await first.communicator.wait(10)
+                assert (await presence_for("room").ainfo()).total == 1
+        finally:
+            del registry["SlowChannel"]
+
     async def test_an_ended_connection_has_no_timer(self, user: Any) -> None:
         async with make_client(cable_token(user)) as client:
             timers = connection_of(client).hub.token_expiry._timers
@@ -317,67 +315,6 @@ class TestRevokedUsers:
             assert await client.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
             await User.objects.filter(pk=bob.pk).aupdate(is_active=False)
             assert await other.receive() == {"type": "disconnect", "reason": "remote", "reconnect": True}
-
-
-#: The user whom `authenticate` finds.
-known: dict[str, Any] = {}
-
-
-def authenticate(token: str, scope: Any) -> Any:
-    """An authenticator of a project."""
-    assert scope["type"] == "websocket"
-    if token == "expired":
-        raise TokenExpired
-    if token == "banned":
-        raise InvalidToken("is banned")
-    return known.get(token)
-
-
-async def coroutine(token: str, scope: Any) -> Any:
-    """Not an authenticator."""
-
-
-class TestAuthenticators:
-    @pytest.fixture(autouse=True)
-    def _authenticator(self, settings: Any) -> Any:
-        settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "AUTHENTICATORS": [f"{__name__}.authenticate"]}
-        known.clear()
-
-    async def test_opaque_tokens(self, user: Any) -> None:
-        known["opaque"] = user
-        async with make_client("opaque") as client:
-            assert TokenConsumer.seen == (user, {}, None)
-            assert connection_of(client).login is not None
-
-    async def test_tokens_that_no_authenticator_knows(self, user: Any) -> None:
-        async with make_client(cable_token(user)):
-            assert TokenConsumer.seen[0] == user
-        assert await first_frame(make_client("unknown")) == REFUSED
-
-    async def test_refused_tokens(self, user: Any) -> None:
-        assert await first_frame(make_client("banned")) == REFUSED
-        assert await first_frame(make_client("expired")) == EXPIRED
-        user.is_active = False
-        known["inactive"] = user
-        assert await first_frame(make_client("inactive")) == REFUSED
-
-    async def test_the_connection_ends_with_a_token_that_is_a_jwt(self, user: Any) -> None:
-        known[token := sign("k" * 32, exp=after(2))] = user
-        async with make_client(token) as client:
-            assert TokenConsumer.seen[1]["exp"]
-            assert await client.receive() == EXPIRED
-
-    async def test_a_user_without_a_row_is_not_looked_up(self) -> None:
-        known["guest"] = object()
-        async with make_client("guest") as client:
-            assert connection_of(client).login is None
-
-    @pytest.mark.parametrize("path", ["nowhere.authenticate", f"{__name__}.coroutine", f"{__name__}.known"])
-    def test_a_wrong_path_is_an_error_at_the_start(self, settings: Any, path: str) -> None:
-        settings.RELIABLE_CABLE = {"ENGINE": "memory", "AUTHENTICATORS": [path]}
-        for stack in (CableAuthMiddlewareStack, TokenAuthMiddleware):
-            with pytest.raises(ImproperlyConfigured, match="AUTHENTICATORS"):
-                stack(TokenConsumer.as_asgi())
 
 
 def namespace(scope: Any = None) -> str:

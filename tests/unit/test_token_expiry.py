@@ -79,7 +79,7 @@ def test_connections_without_an_expiry_and_those_that_have_ended_have_no_timer(r
 
 
 @pytest.mark.parametrize("seconds", [2 * MAX_DELAY, 1e300])
-def test_no_timer_is_longer_than_event_loops_accept(rig: Rig, seconds: float) -> None:
+def test_timers_are_short(rig: Rig, seconds: float) -> None:
     began = rig.loop.time()
     rig.connect(seconds)
     (timer,) = rig.expiry._timers.values()
@@ -93,4 +93,13 @@ def test_a_clock_that_was_set_back(rig: Rig) -> None:
     rig.loop.run_for(60.001)
     assert connection.ended == []
     rig.loop.run_for(30)
+    assert len(connection.ended) == 1
+
+
+def test_a_clock_that_was_set_forward(rig: Rig) -> None:
+    """The same happens to the clock of a host that was suspended."""
+    connection = rig.connect(3600)
+    rig.loop.run_for(10)
+    rig.offset += 3600
+    rig.loop.run_for(60)
     assert len(connection.ended) == 1

@@ -316,7 +316,7 @@ class TestMakingTokens:
         claims = jwt.decode(cable_token(user, ttl=ttl), SECRET, algorithms=["HS256"])
         assert 50 < claims["exp"] - after(0) <= 60
 
-    @pytest.mark.parametrize("ttl", [0, -1, timedelta(0), float("nan")])
+    @pytest.mark.parametrize("ttl", [0, -1, timedelta(0), float("nan"), float("inf")])
     def test_a_wrong_time(self, user: Any, ttl: Any) -> None:
         with pytest.raises(ValueError, match="greater than 0"):
             cable_token(user, ttl=ttl)
