@@ -33,7 +33,7 @@ class Request:
         method: the method, in upper case.
         path: the path in the URL, for log lines.
         authorization: the header `Authorization`, decoded as Latin-1; `""` if there is none.
-        content_length: the header `Content-Length`; `""` if there is none.
+        content_length: the header `Content-Length`; `""` if there is none, or if the body is to be read in any case.
         stream: the name of a stream in the path, for endpoints that have one there.
         namespace: returns the context manager that sets the namespace of the request. It is called after the key was
             checked, so that a stranger cannot cause the errors of a project's own function.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from django.core.management import CommandError, call_command
+from django.utils import autoreload
 
 from demo_project.asgi import application
 from reliable_cable.servers import paced_daphne
@@ -140,3 +141,13 @@ def test_a_missing_application_is_an_error(settings: Any) -> None:
 def test_daphne_that_cannot_listen_is_an_error() -> None:
     with pytest.raises(CommandError, match="cannot listen on"):
         call_command("cable_serve", "127.0.0.1:1", "--server", "daphne")
+
+
+def test_a_crash_of_djangos_reloader_starts_the_process_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*args: Any, **options: Any) -> None:
+        raise KeyError("site1.urls")  # another thread has removed the module from `sys.modules`
+
+    monkeypatch.setattr(autoreload, "run_with_reloader", crash)
+    with pytest.raises(SystemExit) as exit_:
+        call_command("cable_serve", reload=True)
+    assert exit_.value.code == 3

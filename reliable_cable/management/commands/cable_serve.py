@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import sys
 from argparse import ArgumentParser
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +38,9 @@ DEFAULT_FULL_COLLECTION_THRESHOLD = 10
 #: The third threshold that this command sets. A full collection blocks the event loop for 0.1 ms for each connection.
 #: With Python's default, full collections take half of the time in which thousands of clients reconnect.
 FULL_COLLECTION_THRESHOLD = 100
+
+#: The exit code of the reloader's child process after which Django starts it again.
+RELOAD_CODE = 3
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
@@ -81,7 +85,12 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Serve until a signal stops the server. With `--reload`, begin again when the code changes."""
         if options["reload"]:
-            autoreload.run_with_reloader(self._serve_again, **options)
+            try:
+                autoreload.run_with_reloader(self._serve_again, **options)
+            except KeyError:
+                # Django's reloader looks up all names in `sys.modules`. The other thread may remove one of them at this
+                # moment, because its import has failed. With this code, Django starts the process again.
+                sys.exit(RELOAD_CODE)
         else:
             self._serve(**options)
 
