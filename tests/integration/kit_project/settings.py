@@ -1,8 +1,9 @@
-"""Settings of a project that uses the test kit, on SQLite in memory or on PostgreSQL."""
+"""Settings of a project that uses the test kit, on SQLite or on PostgreSQL."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from typing import Any
 
 SECRET_KEY = "tests"
@@ -19,6 +20,9 @@ ASGI_APPLICATION = "tests.integration.kit_project.cable.application"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
+#: The engine with which the checks run.
+KIT_ENGINE = os.environ.get("KIT_ENGINE", "memory")
+
 DATABASES: dict[str, dict[str, Any]]
 if host := os.environ.get("KIT_POSTGRES"):
     DATABASES = {
@@ -33,8 +37,10 @@ if host := os.environ.get("KIT_POSTGRES"):
     }
 else:
     DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+    if KIT_ENGINE == "database":
+        # Threads that share a SQLite database in memory do not wait for each other's locks.
+        name = os.path.join(tempfile.gettempdir(), f"test_kit_{os.getpid()}.sqlite3")
+        DATABASES["default"]["TEST"] = {"NAME": name}
 
 # As in production. There is no such Redis in most tests: the test kit uses stores in memory.
 RELIABLE_CABLE = {"REDIS_URL": os.environ.get("KIT_REDIS", "redis://127.0.0.1:1/0")}
-#: The engine with which the checks run.
-KIT_ENGINE = os.environ.get("KIT_ENGINE", "memory")
