@@ -23,7 +23,7 @@ User = get_user_model()
 
 @pytest.fixture(autouse=True)
 def _settings(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_SECRET": SECRET, "JWT_LEEWAY": 0}
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_SECRET": SECRET, "JWT_LEEWAY": 0, "PING_INTERVAL": 60}
     TokenConsumer.seen = None
 
 
@@ -116,7 +116,7 @@ class TestAuthenticators:
 
     @pytest.mark.parametrize("path", ["nowhere.authenticate", f"{__name__}.coroutine", f"{__name__}.known"])
     def test_a_wrong_path_is_an_error_at_the_start(self, settings: Any, path: str) -> None:
-        settings.RELIABLE_CABLE = {"ENGINE": "memory", "AUTHENTICATORS": [path]}
+        settings.RELIABLE_CABLE = {"ENGINE": "memory", "AUTHENTICATORS": [path], "PING_INTERVAL": 60}
         for stack in (CableAuthMiddlewareStack, TokenAuthMiddleware):
             with pytest.raises(ImproperlyConfigured, match="AUTHENTICATORS"):
                 stack(TokenConsumer.as_asgi())

@@ -27,6 +27,7 @@ def _settings(settings: Any) -> None:
     # The key of the package is SECRET_KEY, which it has read when it was imported.
     settings.RELIABLE_CABLE = {
         "ENGINE": "memory",
+        "PING_INTERVAL": 60,
         "JWT_SECRET": SECRET,
         "AUTHENTICATORS": ["reliable_cable.auth.authenticators.simplejwt"],
     }

@@ -30,7 +30,7 @@ User = get_user_model()
 
 @pytest.fixture(autouse=True)
 def _settings(settings: Any) -> None:
-    settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_SECRET": SECRET, "JWT_LEEWAY": 0}
+    settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_SECRET": SECRET, "JWT_LEEWAY": 0, "PING_INTERVAL": 60}
     TokenConsumer.seen = None
 
 
@@ -172,7 +172,7 @@ class TestRefusals:
 class TestWithoutSettings:
     @pytest.fixture(autouse=True)
     def _no_settings(self, settings: Any) -> None:
-        settings.RELIABLE_CABLE = {"ENGINE": "memory", "SECRET": SECRET}
+        settings.RELIABLE_CABLE = {"ENGINE": "memory", "SECRET": SECRET, "PING_INTERVAL": 60}
 
     async def test_the_stack_ignores_tokens_and_says_so_once(self, caplog: pytest.LogCaptureFixture, user: Any) -> None:
         cookie = await log_in(user)
