@@ -102,16 +102,15 @@ def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
 @register(TAG)
 def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
     """Report methods that seem to be handlers, but have the name of a command, so that nothing calls them (W007)."""
-    from .channel import Channel, registry
+    from .channel import Channel
 
-    classes = [cls for same in registry.values() for cls in same]
     return [
         Warning(
             f"{cls.__module__}.{cls.__qualname__} has a method {command!r}, but no {handler!r}. Nothing calls it.",
             hint=f"Rename {command!r} to {handler!r}.",
             id="reliable_cable.W007",
         )
-        for cls in classes
+        for cls in _channel_classes()
         for command, handler in HANDLERS.items()
         if callable(getattr(cls, command, None))
         and command not in cls.action_names()
@@ -122,9 +121,8 @@ def check_handler_names(**kwargs: Any) -> list[CheckMessage]:
 @register(TAG)
 def check_order_of_bases(**kwargs: Any) -> list[CheckMessage]:
     """Report hooks of base classes that stand after `Channel`, whose own methods hide them (W007)."""
-    from .channel import Channel, registry
+    from .channel import Channel
 
-    classes = [cls for same in registry.values() for cls in same]
     return [
         Warning(
             f"{cls.__module__}.{cls.__qualname__} has the base {base.__qualname__} after Channel. Nothing calls "
@@ -132,11 +130,18 @@ def check_order_of_bases(**kwargs: Any) -> list[CheckMessage]:
             hint=f"Write the base first: class {cls.__name__}({base.__name__}, Channel).",
             id="reliable_cable.W007",
         )
-        for cls in classes
+        for cls in _channel_classes()
         for base in cls.__mro__[cls.__mro__.index(Channel) + 1 :]
         for hook in HOOKS
         if hook in vars(base) and getattr(cls, hook) is getattr(Channel, hook, None)
     ]
+
+
+def _channel_classes() -> list[Any]:
+    """Return the channel classes that clients can subscribe to."""
+    from .channel import registry
+
+    return [cls for same in registry.values() for cls in same]
 
 
 @register(TAG)

@@ -48,6 +48,12 @@ def root_label(meta: Any) -> str:
     return str(meta.label_lower)
 
 
+def is_row(value: Any) -> bool:
+    """Return whether a value is an instance of a model, perhaps a lazy one such as `request.user`."""
+    # Some classes answer every attribute that they do not know with None, such as simplejwt's `TokenUser`.
+    return isinstance(value, Model) or (getattr(value, "_meta", None) is not None and hasattr(value, "pk"))
+
+
 def identify(value: Any) -> str:
     """Return the text of an identifier's value. It is `""` for None and for anonymous users.
 
@@ -55,8 +61,7 @@ def identify(value: Any) -> str:
     """
     if value is None or getattr(value, "is_anonymous", False) is True:
         return ""
-    # Some classes answer every attribute that they do not know with None, such as simplejwt's `TokenUser`.
-    if isinstance(value, Model) or (getattr(value, "_meta", None) is not None and hasattr(value, "pk")):
+    if is_row(value):
         return f"{root_label(value._meta)}:{value.pk}"
     return f"{type(value).__name__}:{value}"
 

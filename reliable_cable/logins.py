@@ -13,7 +13,7 @@ from django.core.cache import caches
 from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 
-from .identity import Identity
+from .identity import Identity, is_row
 
 T = TypeVar("T")
 
@@ -23,8 +23,20 @@ USER: Final = "user"
 SESSION: Final = "session"
 
 
+class _UserLogin:
+    """What all logins of users have."""
+
+    __slots__ = ()
+
+    user_id: str
+
+    def is_of(self, user: Any) -> bool:
+        """Return whether this is a login of `user`."""
+        return is_row(user) and user_id(user) == self.user_id
+
+
 @dataclass(slots=True, eq=False)
-class Login:
+class Login(_UserLogin):
     """The login of a user in a Django session, as it was when a connection was authenticated.
 
     Args:
@@ -46,13 +58,9 @@ class Login:
         """The user and the session, for comparison with the condition of a change."""
         return {USER: self.user_id, SESSION: session_digest(self.session_key)}
 
-    def is_of(self, user: Any) -> bool:
-        """Return whether this is a login of `user`."""
-        return _is_row(user) and user_id(user) == self.user_id
-
 
 @dataclass(slots=True, eq=False)
-class TokenLogin:
+class TokenLogin(_UserLogin):
     """The login of a user by a token.
 
     Args:
@@ -68,17 +76,9 @@ class TokenLogin:
         """The user, for comparison with the condition of a change."""
         return {USER: self.user_id}
 
-    def is_of(self, user: Any) -> bool:
-        """Return whether this is a login of `user`."""
-        return _is_row(user) and user_id(user) == self.user_id
-
 
 #: A login of either kind.
 AnyLogin = Login | TokenLogin
-
-
-def _is_row(user: Any) -> bool:
-    return getattr(user, "_meta", None) is not None
 
 
 def user_id(user: Any) -> str:

@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from reliable_cable.conf import HMAC_ALGORITHMS, NAME, CableSettings, get_settings
 from reliable_cable.exceptions import InvalidIdentifier
-from reliable_cable.identity import identify, reason_against, root_label
+from reliable_cable.identity import identify, is_row, reason_against, root_label
 from reliable_cable.namespaces import current_namespace
 
 #: The beginning of an offered subprotocol that contains a token. No server selects it.
@@ -113,7 +113,7 @@ def _encode(name: str, value: Any) -> str | int | bool:
     problem = reason_against(name, value)
     if not problem and name == "user":
         model = get_user_model()
-        if getattr(value, "_meta", None) is not None and root_label(value._meta) == root_label(model._meta):
+        if is_row(value) and root_label(value._meta) == root_label(model._meta):
             return identify(value)
         problem = f"it must be a user object ({model._meta.label})"
     if not problem and isinstance(value, str | int):

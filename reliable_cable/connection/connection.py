@@ -401,7 +401,7 @@ class Connection:
             self.hub.tasks.spawn(self._finish(reading=closing.reading))
 
     async def drain(self, delay: float, reason: DisconnectReason = DisconnectReason.SERVER_RESTART) -> None:
-        """Close the connection after `delay` seconds and after its queued commands, for a reason to reconnect."""
+        """Close the connection for a reason, `delay` seconds from now and after its queued commands."""
         await asyncio.sleep(delay)
         if not self.ending:
             await self.commands.finished(CLOSE_TIMEOUT)

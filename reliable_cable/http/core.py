@@ -6,7 +6,7 @@ calls in sync code, and `arun` on an event loop. So sync views and the ASGI appl
 
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -123,33 +123,44 @@ def run(steps: Steps[T], read: Callable[[int], bytes]) -> T:
         steps: the generator.
         read: reads up to a number of bytes of the body.
     """
-    with closing(steps):
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    if isinstance(step, ReadBody):
-                        result: object = read(step.limit)
-                    else:
-                        assert step.sync is not None  # noqa: S101 - no view serves such an endpoint
-                        result = step.sync()
-                except Exception as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
+
+    async def take(step: ReadBody | Call) -> object:
+        if isinstance(step, ReadBody):
+            return read(step.limit)
+        assert step.sync is not None  # noqa: S101 - no view serves such an endpoint
+        return step.sync()
+
+    try:
+        # The coroutine awaits nothing, so it ends at once.
+        _take_all(steps, take).send(None)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    raise AssertionError("a step of sync code has waited")
 
 
 async def arun(steps: Steps[T], read: Callable[[int], Awaitable[bytes]]) -> T:
     """Async twin of `run`."""
+
+    async def take(step: ReadBody | Call) -> object:
+        return await (read(step.limit) if isinstance(step, ReadBody) else step.asynchronous())
+
+    return await _take_all(steps, take)
+
+
+async def _take_all(steps: Steps[T], take: Callable[[ReadBody | Call], Coroutine[Any, Any, object]]) -> T:
+    """Take steps until the generator returns, and return its value.
+
+    Args:
+        steps: the generator.
+        take: takes one step, and returns its result.
+    """
     with closing(steps):  # a cancelled generator would otherwise be closed later, in another context
         try:
             step = next(steps)
             while True:
                 try:
-                    result = await (read(step.limit) if isinstance(step, ReadBody) else step.asynchronous())
+                    result = await take(step)
                 except Exception as error:
                     step = steps.throw(error)
                 else:

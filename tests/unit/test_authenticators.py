@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ImproperlyConfigured
 
@@ -25,11 +24,6 @@ User = get_user_model()
 def _settings(settings: Any) -> None:
     settings.RELIABLE_CABLE = {"ENGINE": "memory", "JWT_SECRET": SECRET, "JWT_LEEWAY": 0, "PING_INTERVAL": 60}
     TokenConsumer.seen = None
-
-
-@pytest.fixture
-async def user() -> Any:
-    return await sync_to_async(User.objects.create_user)("ann", password="secret")
 
 
 #: The user whom `authenticate` finds.

@@ -6,8 +6,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from asgiref.sync import sync_to_async
-from django.contrib.auth import get_user_model
 from rest_framework_simplejwt.models import TokenUser
 from rest_framework_simplejwt.tokens import AccessToken, RefreshToken
 
@@ -31,11 +29,6 @@ def _settings(settings: Any) -> None:
         "JWT_SECRET": SECRET,
         "AUTHENTICATORS": ["reliable_cable.auth.authenticators.simplejwt"],
     }
-
-
-@pytest.fixture
-async def user() -> Any:
-    return await sync_to_async(get_user_model().objects.create_user)("ann", password="secret")
 
 
 def stateless(token: str, scope: Any) -> TokenUser:

@@ -34,11 +34,6 @@ def _settings(settings: Any) -> None:
     TokenConsumer.seen = None
 
 
-@pytest.fixture
-async def user() -> Any:
-    return await sync_to_async(User.objects.create_user)("ann", password="secret")
-
-
 BOTH = pytest.mark.parametrize("stack", [CableAuthMiddlewareStack, TokenAuthMiddleware])
 
 

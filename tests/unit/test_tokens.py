@@ -11,7 +11,6 @@ from typing import Any
 
 import jwt
 import pytest
-from asgiref.sync import sync_to_async
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from django.conf import settings as django_settings
@@ -259,10 +258,6 @@ async def test_a_public_key_is_never_used_as_a_secret(settings: Any, tmp_path: A
 
 @pytest.mark.django_db(transaction=True)
 class TestUsers:
-    @pytest.fixture
-    async def user(self) -> Any:
-        return await sync_to_async(User.objects.create_user)("ann", password="secret")
-
     async def test_a_row_or_a_primary_key(self, user: Any) -> None:
         for reference in (f"auth.user:{user.pk}", str(user.pk), user.pk):
             found = await verify(sign(ext={"user": reference, "room": 1}))
