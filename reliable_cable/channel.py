@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
+from .actions import ACTION
+from .actions import action as action
 from .broadcasting import Batch
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
@@ -20,15 +22,12 @@ from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
 from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, target_name
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
 
 #: The names of all channel classes, including those that are declared with `abstract=True`.
 _names: set[str] = set()
-
-_ACTION = "_cable_action"
 
 #: The most bytes of the state of a subscription, as JSON.
 MAX_STATE_SIZE = 16 * 1024
@@ -47,26 +46,6 @@ def channel_prefix(stream: str) -> str:
     """Return the prefix of a stream of a channel, such as `ChatChannel:`. Return `""` for other streams."""
     prefixes = (f"{name}:" for name in _names)
     return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
-
-
-@overload
-def action(method: F, /) -> F: ...
-@overload
-def action(*, name: str) -> Callable[[F], F]: ...
-def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F]:
-    """Allow clients to call a method of a channel, and to get what it returns.
-
-    Args:
-        method: the method, sync or async. It takes the dict of data that the client sends, or no argument. Its
-            name must differ from the names of the attributes and hooks of `Channel`.
-        name: the name that clients use. The default is the method's name.
-    """
-
-    def mark(target: F) -> F:
-        setattr(target, _ACTION, name or target.__name__)
-        return target
-
-    return mark if method is None else mark(method)
 
 
 class state(Generic[T]):  # noqa: N801 - declares an attribute, as model fields do
@@ -158,7 +137,7 @@ class Channel:
         actions: dict[str, tuple[str, bool]] = {}
         for attribute in dir(cls):
             method = inspect.getattr_static(cls, attribute, None)
-            public = getattr(method, _ACTION, None)
+            public = getattr(method, ACTION, None)
             if isinstance(method, state):
                 _check_attribute(cls, attribute, "a state")
             elif callable(method) and public is not None:
