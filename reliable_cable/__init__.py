@@ -31,6 +31,7 @@ from .exceptions import InvalidStreamName as InvalidStreamName
 from .exceptions import PayloadTooLarge as PayloadTooLarge
 from .exceptions import StoreError as StoreError
 from .presence import presence_for as presence_for
+from .protocol.positions import PagePosition as PagePosition
 from .protocol.positions import StreamPosition as StreamPosition
 from .signing import signed_stream_name as signed_stream_name
 

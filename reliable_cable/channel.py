@@ -16,10 +16,10 @@ from .exceptions import ChannelError
 from .namespaces import namespace_of, qualify
 from .protocol.params import Params
 from .protocol.payloads import is_falsy
-from .protocol.positions import StreamPosition
+from .protocol.positions import PagePosition, StreamPosition
 from .protocol.presence import member_fault
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, target_name
+from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, start_position, target_name
 
 T = TypeVar("T")
 
@@ -225,23 +225,32 @@ class Channel:
         """The presence of this subscription."""
         return ChannelPresence(self)
 
-    def stream_from(self, stream: str, *, whisper: bool = False, presence: bool = False) -> None:
+    def stream_from(
+        self, stream: str, *, whisper: bool = False, presence: bool = False, after: PagePosition | str | None = None
+    ) -> None:
         """Send the broadcasts of a stream to the client.
 
         Args:
             stream: the stream's name.
             whisper: use this stream for the whispers of the client.
             presence: use this stream for presence. The default is the first stream of the subscription.
+            after: send the messages after this position, too: what `position()` returned for this stream, or its text,
+                as in `after=self.params.get("after")`. If they are not all stored, or the text is not a position of
+                this stream, the client is sent `reject_history`. A client that names a position of its own is sent the
+                messages after that one. Base clients, and streams without a history, have no positions.
 
         Raises:
             InvalidStreamName: the name is not valid.
+            ChannelError: `after` is a position of another stream.
         """
         name = qualify_stream(stream, namespace_of(self.connection))
-        self.reply.streams.append(StreamStart(name, whisper, presence))
+        self.reply.streams.append(StreamStart(name, whisper, presence, start_position(after, name)))
 
-    def stream_for(self, target: Any, *, whisper: bool = False, presence: bool = False) -> None:
+    def stream_for(
+        self, target: Any, *, whisper: bool = False, presence: bool = False, after: PagePosition | str | None = None
+    ) -> None:
         """Send the broadcasts of a target on this channel to the client. See `broadcasting_for` for targets."""
-        self.stream_from(self.broadcasting_for(target), whisper=whisper, presence=presence)
+        self.stream_from(self.broadcasting_for(target), whisper=whisper, presence=presence, after=after)
 
     def stop_stream_from(self, stream: str) -> None:
         """Stop sending the broadcasts of a stream. Nothing happens if the subscription does not have the stream."""

@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString, mark_safe
 from reliable_cable import signing
 from reliable_cable.auth import tokens
 from reliable_cable.logs import logger
+from reliable_cable.protocol.positions import PagePosition
 from reliable_cable.request_time import request_began
 from reliable_cable.stores.engine import get_engine
 
@@ -89,9 +90,39 @@ def cable_script(context: template.Context, nonce: str | None = None) -> SafeStr
 
 
 @register.simple_tag
-def signed_stream_name(name: str) -> str:
-    """Render a signed stream name, for example in `data-stream="{% signed_stream_name "chat/1" %}"`."""
-    return signing.signed_stream_name(name)
+def signed_stream_name(name: str, at: PagePosition | None = None) -> str:
+    """Render a signed stream name, for example in `data-stream="{% signed_stream_name "chat/1" at=at %}"`.
+
+    Args:
+        name: the stream's name.
+        at: the position that the view has read before the page's data, see `cable_position`.
+    """
+    return signing.signed_stream_name(name, at=None if at is None else _checked_position("signed_stream_name", at))
+
+
+@register.simple_tag
+def cable_position(at: PagePosition) -> str:
+    """Render a position that the view has read, for example in `data-after="{% cable_position at %}"`.
+
+    The view reads it with `position()` before it reads the page's data, and passes it in the context. The tag itself
+    reads nothing, because it runs after the queries of the view: messages between these and the position would be in
+    neither.
+
+    Raises:
+        TemplateSyntaxError: the value is not such a position.
+    """
+    return str(_checked_position("cable_position", at))
+
+
+def _checked_position(tag: str, value: object) -> PagePosition:
+    # A lazy object would read the position now.
+    if type(value) is PagePosition:
+        return value
+    kind = "the name of a stream" if isinstance(value, str) and value else f"{type(value).__name__} {value!r:.80}"
+    raise template.TemplateSyntaxError(
+        f"{{% {tag} %}} needs a position, not {kind}. In the view, call position(stream) before the page's data are "
+        "read, and pass the result in the context."
+    )
 
 
 @cache
