@@ -357,7 +357,7 @@ class TestNamespaces:
             blue = await load_page()
             with pytest.raises(InvalidOption):
                 signed_stream_name("room", at=PagePosition.parse(after, "red\x1froom"))
-        expected = {after: [2, 3], blue: ["reject_history"], signed: []}
+        expected: dict[str, list[Any]] = {after: [2, 3], blue: ["reject_history"], signed: []}
         async with Client(scope={"tenant": "red"}) as client:
             for each, frames in expected.items():
                 page = identifier("Room", after=each)
