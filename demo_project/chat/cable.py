@@ -18,6 +18,7 @@ class ChatChannel(Channel):
 
     Params:
         room_id: the primary key of the room.
+        after: the position that the stream had before the page's messages were read.
     """
 
     def subscribed(self) -> None:
@@ -25,7 +26,7 @@ class ChatChannel(Channel):
         room = self.room()
         if room is None:
             return self.reject()
-        self.stream_for(room, presence=True, whisper=True)
+        self.stream_for(room, presence=True, whisper=True, after=self.params.get("after"))
         self.presence.join(self.user.pk, info={"name": self.user.username})
 
     @action

@@ -13,10 +13,10 @@ from django.shortcuts import aget_object_or_404, get_object_or_404, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
-from reliable_cable import broadcast
+from reliable_cable import broadcast, position
 
 from . import background
-from .cable import NewsChannel
+from .cable import ChatChannel, NewsChannel
 from .models import Answer, Message, Room
 from .robot import MAX_LINES, talk
 
@@ -58,13 +58,14 @@ def rooms(request: HttpRequest) -> HttpResponse:
 def room(request: HttpRequest, slug: str) -> HttpResponse:
     """Show a room with its latest messages."""
     shown = _room(request, slug)
-    read_at = timezone.now()
+    # The position is read before the messages. The page is then sent exactly the messages after it.
+    at = position(ChatChannel.broadcasting_for(shown))
     latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
     context = {
         "room": shown,
         "rooms": Room.objects.open_to(request.user),
         "chat_messages": list(reversed(latest)),
-        "read_at": read_at,
+        "at": at,
         "max_length": Message.MAX_LENGTH,
         "max_lines": MAX_LINES,
     }
