@@ -165,47 +165,6 @@ const scenarios = {
     cable.disconnect()
   },
 
-  async 'extended begins after the data of its page, and goes on from its own position'() {
-    for (const [kind, options] of [['after', {}], ['after', { historyTimestamp: false }], ['signed', {}]]) {
-      const stream = unique('large:')
-      await call('count_up', [stream, 1, 3])
-      const page = await call('load_page', [stream])
-      await call('count_up', [stream, 4, 300])
-      const cable = extended(options)
-      const channel = collect(
-        kind === 'after'
-          ? cable.subscribeTo('StreamChannel', { streams: [stream], after: page.after })
-          : cable.streamFromSigned(page.signed)
-      )
-      const writing = call('count_up', [stream, 301, 400])
-      await channel.ensureSubscribed()
-      await eventually(() => numbers(channel).includes(350), () => `${numbers(channel).length} messages`)
-      cut(cable)
-      await writing
-      await eventually(() => numbers(channel).length >= 397, () => `${numbers(channel).length} messages`)
-      await broadcast(stream, { n: 401 })
-      await eventually(() => numbers(channel).includes(401), 'a live message')
-      equal(numbers(channel), range(4, 401), 'exactly once, in order')
-      equal(channel.infos.includes('history_not_found'), false, 'history was found')
-      cable.disconnect()
-    }
-  },
-
-  async 'extended is told where what came after its page is lost'() {
-    const stream = unique('small:')
-    await broadcast(stream, { n: 1 })
-    const { after } = await call('load_page', [stream])
-    await call('forget', [stream])
-    const cable = extended({ historyTimestamp: false })
-    const channel = await subscribe(cable, 'StreamChannel', { streams: [stream], after })
-    await eventually(() => channel.infos.length > 0, 'the info event')
-    equal(channel.infos, ['history_not_found'], 'told once')
-    await broadcast(stream, { n: 2 })
-    await eventually(() => channel.messages.length > 0, 'it goes on')
-    equal(numbers(channel), [2], 'what came')
-    cable.disconnect()
-  },
-
   async 'extended restores its session, again and again'() {
     const cable = extended()
     const stream = unique('large:')
