@@ -23,7 +23,7 @@ from reliable_cable import PagePosition, broadcast, history, position
 from reliable_cable.models import OutboxEntry
 from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.streams.model import ModelStreamStore
-from tests.stores.conftest import POSTGRES, REDIS_STORES, SQLITE, with_own_connection
+from tests.stores.conftest import DURABLE, POSTGRES, REDIS_STORES, SQLITE, with_own_connection
 
 #: The page loads of each run, how many of them there are for each commit, and the writers.
 LOADS = 500
@@ -164,7 +164,7 @@ def sent_messages() -> list[tuple[int, str, int]]:
     return [(entry.position.offset, *entry.data) for entry in history("page", limit=100_000)]
 
 
-@ways(*ONE_SNAPSHOT)
+@ways(*ONE_SNAPSHOT, (DURABLE, deferred))
 def test_in_one_snapshot_a_commit_between_position_and_data_is_sent_once(database: str, way: Way) -> None:
     commit(database, "a", 1)
     for order in (load, load_wrongly):
@@ -175,7 +175,7 @@ def test_in_one_snapshot_a_commit_between_position_and_data_is_sent_once(databas
         assert result(page) == (set(), set())
 
 
-@ways(*TWO_SNAPSHOTS)
+@ways(*TWO_SNAPSHOTS, (DURABLE, autocommit))
 def test_without_one_it_is_sent_twice_and_in_the_wrong_order_never(database: str, way: Way) -> None:
     commit(database, "a", 1)
     with way(database):
