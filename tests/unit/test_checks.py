@@ -328,7 +328,7 @@ class TestChannelLayers:
         options = {"BACKEND": backend} if config is None else {"BACKEND": backend, "CONFIG": config}
         with (
             override_settings(CHANNEL_LAYERS={"default": options}),
-            mock.patch.object(checks, "version", installed.__getitem__),
+            mock.patch.object(checks.channel_layers, "version", installed.__getitem__),
         ):
             return checks.check_channel_layers()
 
