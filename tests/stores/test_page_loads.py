@@ -19,11 +19,12 @@ from django.contrib.auth.models import Group
 from django.db import connections, transaction
 from django.db.backends.utils import CursorWrapper
 
-from reliable_cable import PagePosition, broadcast, history, position
+from reliable_cable import PagePosition, aposition, broadcast, history, position
 from reliable_cable.models import OutboxEntry
 from reliable_cable.stores.engine import Engine
+from reliable_cable.stores.streams.base import NOWHERE
 from reliable_cable.stores.streams.model import ModelStreamStore
-from tests.stores.conftest import DURABLE, POSTGRES, REDIS_STORES, SQLITE, with_own_connection
+from tests.stores.conftest import DURABLE, EVERY_STORE, POSTGRES, REDIS_STORES, SQLITE, with_own_connection
 
 #: The page loads of each run, how many of them there are for each commit, and the writers.
 LOADS = 500
@@ -215,6 +216,17 @@ def test_with_redis_a_snapshot_that_is_older_than_the_position_has_a_gap(databas
         elsewhere(lambda: commit(database, "a", 3))
         page = Load(at, read_data(database))
     assert result(page) == (set(), set())
+
+
+@pytest.mark.parametrize("alias", EVERY_STORE, indirect=True)
+async def test_a_stream_that_does_not_exist_has_the_lineage_that_the_hub_compares(engine: Engine, alias: str) -> None:
+    at = await aposition("never")
+    lineage = await engine.streams.alineage(durable=alias == "durable")
+    assert (at, at.lineage) == (NOWHERE, lineage)
+    found = PagePosition.parse(str(at), "never")
+    assert found is not None
+    assert (found, found.lineage) == (NOWHERE, lineage)
+    assert bool(lineage) == (alias not in ("memory", "default", "durable"))
 
 
 @ways(*ONE_SNAPSHOT, *TWO_SNAPSHOTS)
