@@ -1,0 +1,75 @@
+"""Delays the commands of a client that sends more of them than `RATE_LIMITS` allows.
+
+See Protocol: Fast clients.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from reliable_cable.concurrency.token_bucket import TokenBucket
+from reliable_cable.protocol import commands
+from reliable_cable.rates import RateLimit
+
+#: How long, in seconds, commands may wait for the limits without interruption. After that, the client is disconnected.
+WAITING_TIME: Final = 10.0
+#: How long, in seconds, commands may wait while a `subscribe` among them is unanswered. Clients repeat it after 5
+#: seconds, and give it up after 10.
+SUBSCRIBE_WAITING_TIME: Final = 4.0
+
+#: The commands that a client sends for each of its subscriptions when it connects.
+_CONNECTING: Final = (commands.Subscribe, commands.History, commands.Join)
+
+
+class CommandLimits:
+    """The limits of one connection: `RATE_LIMITS["command"]` for all commands, and `["whisper"]` for whispers.
+
+    A client that connects sends a few commands for each of its subscriptions. They count, but they need not wait until
+    the bucket is full again, so that they are answered in time.
+
+    Args:
+        limits: the setting `RATE_LIMITS`.
+        subscriptions: the most subscriptions.
+    """
+
+    __slots__ = ("_commands", "_credit", "_waiting_since", "_whispers")
+
+    def __init__(self, limits: Mapping[str, RateLimit], subscriptions: int) -> None:
+        self._commands = _bucket(limits.get("command"))
+        self._whispers = _bucket(limits.get("whisper"))
+        #: How long, in seconds, the commands of a client that connects need not wait.
+        self._credit = len(_CONNECTING) * subscriptions / limits["command"].rate if "command" in limits else 0.0
+        #: Since when commands have been waiting without interruption; None: none is waiting.
+        self._waiting_since: float | None = None
+
+    def take(self, command: commands.Command, now: float) -> float:
+        """Count a command. Return how long, in seconds, it has to wait.
+
+        Args:
+            command: the next command.
+            now: the time in seconds, by a monotonic clock.
+        """
+        delay = 0.0
+        if self._commands is not None:
+            delay = self._commands.take(1, now)
+            if isinstance(command, _CONNECTING):
+                delay -= self._credit
+        if self._whispers is not None and isinstance(command, commands.Whisper):
+            delay = max(delay, self._whispers.take(1, now))
+        if delay <= 0:
+            self._waiting_since = None
+            return 0
+        if self._waiting_since is None:
+            self._waiting_since = now
+        return delay
+
+    def interrupt(self) -> None:
+        """Record that no command is waiting."""
+        self._waiting_since = None
+
+    def exceeded(self, now: float) -> bool:
+        """Return whether commands have been waiting for so long that the client is to be disconnected."""
+        return self._waiting_since is not None and now - self._waiting_since > WAITING_TIME
+
+
+def _bucket(limit: RateLimit | None) -> TokenBucket | None:
+    return None if limit is None else TokenBucket(limit.rate, limit.count)
