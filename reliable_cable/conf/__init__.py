@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.crypto import salted_hmac
 
+from .rates import RateLimit as RateLimit
 from .values import ENGINE_PARTS as ENGINE_PARTS
 from .values import ENGINES as ENGINES
 from .values import HMAC_ALGORITHMS as HMAC_ALGORITHMS
@@ -28,6 +29,7 @@ from .values import (
     check_optional_text,
     check_paths,
     check_public_streams,
+    check_rate_limits,
     check_redis_url,
     check_secret,
     check_streams,
@@ -109,6 +111,7 @@ class CableSettings:
     max_identifier_size: int = _setting(2048, number(64, whole=True))
     max_pending_size: int = _setting(1024 * 1024, number(1024, whole=True))
     max_frame_rate: float | None = _setting(500, number(1, optional=True))
+    rate_limits: Mapping[str, str] = _setting({}, check_rate_limits)
     max_subscriptions: int = _setting(100, number(1, whole=True))
     max_broadcast_size: int = _setting(256 * 1024, number(1024, whole=True))
     poll_interval: float = _setting(0.1, number(0, exclusive=True))
@@ -143,6 +146,10 @@ class CableSettings:
             if fnmatchcase(stream, pattern):
                 return self.policy_of(pattern)
         return StreamPolicy(self.history_size, self.history_ttl, history_meta_ttl=self.history_meta_ttl)
+
+    def rate_limit(self, name: str) -> RateLimit | None:
+        """Return the limit of `"connect"`, `"command"` or `"whisper"`; None if there is none."""
+        return RateLimit.parse(self.rate_limits[name]) if name in self.rate_limits else None
 
     def policy_of(self, pattern: str) -> StreamPolicy:
         """Return the policy of a pattern of `STREAMS`. Options that it does not set have the values for all streams."""

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
+from .rates import RateLimit
+
 NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
@@ -123,6 +125,23 @@ def check_streams(key: str | tuple[str, ...], value: Any) -> None:
             if name not in STREAM_OPTIONS:
                 raise ImproperlyConfigured(f"{NAME}[{key!r}][{pattern!r}] has {unknown_key(name, STREAM_OPTIONS)}")
             STREAM_OPTIONS[name](("STREAMS", pattern, name), option)
+
+
+#: What `RATE_LIMITS` can limit.
+LIMITED: Final = ("connect", "command", "whisper")
+
+
+def check_rate_limits(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise setting_error(key, value, f"a dict with any of {', '.join(map(repr, LIMITED))}")
+    for name, text in value.items():
+        if name not in LIMITED:
+            raise ImproperlyConfigured(f"{NAME}[{key!r}] has {unknown_key(name, LIMITED)}")
+        try:
+            RateLimit.parse(text)
+        except ValueError as error:
+            allowed = "a number and a time in seconds, minutes or hours, such as '50/s', '20/10s', '600/5m' or '1000/h'"
+            raise setting_error(("RATE_LIMITS", name), text, allowed) from error
 
 
 def check_public_streams(key: str | tuple[str, ...], value: Any) -> None:

@@ -3,12 +3,11 @@
 See Protocol: Fast clients.
 """
 
-from collections.abc import Mapping
-from typing import Final
+from typing import Final, Self
 
 from reliable_cable.concurrency.token_bucket import TokenBucket
+from reliable_cable.conf import CableSettings, RateLimit
 from reliable_cable.protocol import commands
-from reliable_cable.rates import RateLimit
 
 #: How long, in seconds, commands may wait for the limits without interruption. After that, the client is disconnected.
 WAITING_TIME: Final = 10.0
@@ -27,19 +26,28 @@ class CommandLimits:
     the bucket is full again, so that they are answered in time.
 
     Args:
-        limits: the setting `RATE_LIMITS`.
+        command: the limit of all commands, or None.
+        whisper: the limit of whispers, or None.
         subscriptions: the most subscriptions.
     """
 
     __slots__ = ("_commands", "_credit", "_waiting_since", "_whispers")
 
-    def __init__(self, limits: Mapping[str, RateLimit], subscriptions: int) -> None:
-        self._commands = _bucket(limits.get("command"))
-        self._whispers = _bucket(limits.get("whisper"))
+    def __init__(self, command: RateLimit | None, whisper: RateLimit | None, subscriptions: int) -> None:
+        self._commands = _bucket(command)
+        self._whispers = _bucket(whisper)
         #: How long, in seconds, the commands of a client that connects need not wait.
-        self._credit = len(_CONNECTING) * subscriptions / limits["command"].rate if "command" in limits else 0.0
+        self._credit = len(_CONNECTING) * subscriptions / command.rate if command is not None else 0.0
         #: Since when commands have been waiting without interruption; None: none is waiting.
         self._waiting_since: float | None = None
+
+    @classmethod
+    def of(cls, settings: CableSettings) -> Self | None:
+        """Return the limits that the settings have; None if they have none."""
+        command, whisper = settings.rate_limit("command"), settings.rate_limit("whisper")
+        if command is None and whisper is None:
+            return None
+        return cls(command, whisper, settings.max_subscriptions)
 
     def take(self, command: commands.Command, now: float) -> float:
         """Count a command. Return how long, in seconds, it has to wait.
@@ -48,22 +56,18 @@ class CommandLimits:
             command: the next command.
             now: the time in seconds, by a monotonic clock.
         """
-        delay = 0.0
-        if self._commands is not None:
-            delay = self._commands.take(1, now)
-            if isinstance(command, _CONNECTING):
-                delay -= self._credit
+        delay = 0.0 if self._commands is None else self._commands.take(1, now)
         if self._whispers is not None and isinstance(command, commands.Whisper):
             delay = max(delay, self._whispers.take(1, now))
-        if delay <= 0:
+        if not delay:
             self._waiting_since = None
             return 0
         if self._waiting_since is None:
             self._waiting_since = now
-        return delay
+        return max(delay - self._credit, 0) if isinstance(command, _CONNECTING) else delay
 
-    def interrupt(self) -> None:
-        """Record that no command is waiting."""
+    def rest(self) -> None:
+        """Record that no command is waiting, because the queue is empty."""
         self._waiting_since = None
 
     def exceeded(self, now: float) -> bool:

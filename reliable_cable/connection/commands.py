@@ -14,6 +14,7 @@ from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
+from reliable_cable.logs import logger
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import REVOKED, CallFailure, DisconnectReason, Subprotocol
 from reliable_cable.protocol.control import SubscriptionRevocation
@@ -21,6 +22,7 @@ from reliable_cable.reply import PresenceLeave, Reply
 
 from .answers import answer_failure, answer_unsubscribed, with_answer
 from .channels import make_channel
+from .command_limits import WAITING_TIME, CommandLimits
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection, ConnectionState
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, refuses, run_error_handler
@@ -53,7 +55,8 @@ class Commands(CommandQueue):
     __slots__ = ("_openings", "connection", "subscriptions")
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection.hub.tasks, connection.account, connection.context)
+        limits = CommandLimits.of(connection.hub.settings)
+        super().__init__(connection.hub.tasks, connection.account, connection.context, limits)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
         #: The `subscribe` commands that are handled in tasks of their own; None if there are none.
@@ -65,6 +68,11 @@ class Commands(CommandQueue):
     def log(self) -> ClientLog:
         """The logger for everything that is logged on behalf of the client."""
         return self.connection.log
+
+    def limits_exceeded(self) -> None:
+        """Disconnect the client after the queued commands."""
+        logger.warning("A client sent more commands than RATE_LIMITS allows for %g s.", WAITING_TIME)
+        self.connection.hub.tasks.spawn(self.connection.drain(0, DisconnectReason.RATE_LIMITED))
 
     async def execute(self, command: commands.Command, arrived: float) -> None:
         """Handle one command."""
