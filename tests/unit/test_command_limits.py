@@ -67,7 +67,11 @@ def loop() -> Iterator[VirtualLoop]:
 
 
 def add(loop: VirtualLoop, queue: Queue, *added: commands.Command) -> None:
-    loop.call(lambda: [queue.add(command, 1) for command in added])
+    def add_all() -> None:
+        for command in added:
+            queue.add(command, 1)
+
+    loop.call(add_all)
 
 
 class TestQueue:
