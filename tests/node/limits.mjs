@@ -1,4 +1,4 @@
-// Scenarios of the unmodified npm clients on a server with the setting RATE_LIMITS = {"connect": "2/2s"}.
+// Scenarios of the unmodified npm clients on a server with the setting RATE_LIMITS = {"connect": "3/s"}.
 import { createCable } from '@anycable/core'
 import WebSocket from 'ws'
 import { equal, eventually, ORIGIN, PageWebSocket, runAll, url } from './harness.mjs'
@@ -12,8 +12,8 @@ ActionCable.adapters.WebSocket = PageWebSocket
 ActionCable.ConnectionMonitor.staleThreshold = 0.5
 ActionCable.ConnectionMonitor.reconnectionBackoffRate = 0
 
-/** More clients than may connect at once. All of them must be subscribed in the end. */
-const COUNT = 4
+/** How many clients of each kind connect at once. All of them must be subscribed in the end. */
+const COUNT = 3
 
 const scenarios = {
   async '@anycable/core comes back after its handshake was refused'() {
