@@ -25,6 +25,7 @@ from .values import (
     Check,
     check_algorithms,
     check_engine,
+    check_key_set,
     check_namespace,
     check_optional_text,
     check_paths,
@@ -37,6 +38,7 @@ from .values import (
     check_texts,
     instance,
     number,
+    secret_instance,
     setting_error,
     unknown_key,
 )
@@ -90,7 +92,7 @@ class CableSettings:
     """The settings of this package. The key of a setting is the name of its field in capitals. Times are in seconds."""
 
     redis_url: str | None = _setting(None, check_redis_url, shown=False)
-    redis_options: Mapping[str, Any] = _setting({}, instance(Mapping, "a dict"), shown=False)
+    redis_options: Mapping[str, Any] = _setting({}, secret_instance(Mapping, "a dict"), shown=False)
     engine: str | Mapping[str, str] = _setting("", check_engine)
     history_size: int = _setting(100, number(0, whole=True))
     history_ttl: float = _setting(300, number(0, exclusive=True))
@@ -120,7 +122,7 @@ class CableSettings:
     key_prefix: str = _setting("cable", instance(str, "a non-empty string", not_empty=True))
     jwt_secret: str = _setting("", check_secret, shown=False)
     jwt_algorithms: tuple[str, ...] = _setting(("HS256",), check_algorithms)
-    jwt_jwks: str | None = _setting(None, check_optional_text, shown=False)
+    jwt_jwks: str | None = _setting(None, check_key_set, shown=False)
     jwt_required: bool = _setting(False, check_switch)
     jwt_leeway: float = _setting(5, number(0))
     jwt_user_claim: str | None = _setting(None, check_optional_text)
@@ -175,7 +177,7 @@ def read_settings(values: Any) -> CableSettings:
         ImproperlyConfigured: a key is unknown, or its value is not allowed. The message says what is allowed.
     """
     if not isinstance(values, Mapping):
-        raise ImproperlyConfigured(f"{NAME} is {values!r}; it must be a dict.")
+        raise ImproperlyConfigured(f"{NAME} is <{type(values).__name__}>; it must be a dict.")
     for key, value in values.items():
         if key not in CHECKS:
             raise ImproperlyConfigured(f"{NAME} has {unknown_key(key, CHECKS)}")

@@ -1,4 +1,7 @@
-"""Limits how often clients connect from one address (`RATE_LIMITS["connect"]`). See Deployment: Limits for each client."""
+"""Limits how often clients connect from one address (`RATE_LIMITS["connect"]`).
+
+See Deployment: Limits for each client.
+"""
 
 import asyncio
 import time
