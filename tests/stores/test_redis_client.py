@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -204,6 +205,7 @@ class TestClient:
     )
 )
 def test_commands_are_packed_as_redis_py_packs_them(commands: list[list[str | bytes | int | float]]) -> None:
+    connection: Any = redis.Connection()
     # redis-py splits the name of a command at its spaces.
     named = [["GET", *arguments] for arguments in commands]
-    assert pack(named) == b"".join(redis.Connection().pack_commands(named))
+    assert pack(named) == b"".join(connection.pack_commands(named))
