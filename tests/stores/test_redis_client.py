@@ -205,7 +205,7 @@ class TestClient:
     )
 )
 def test_commands_are_packed_as_redis_py_packs_them(commands: list[list[str | bytes | int | float]]) -> None:
-    connection: Any = redis.Connection()
+    connection: Any = redis.Connection()  # type: ignore[no-untyped-call]
     # redis-py splits the name of a command at its spaces.
     named = [["GET", *arguments] for arguments in commands]
     assert pack(named) == b"".join(connection.pack_commands(named))
