@@ -327,8 +327,8 @@ class TestTokens:
         ):
             page = render(f'{{% cable_meta_tags "{url}" token=True %}}', {}, request)
             assert f'<meta name="cable-url" content="{expected}">' in page
-        request.is_secure = lambda: True
-        assert "wss://testserver/live" in render('{% cable_meta_tags "/live" token=True %}', {}, request)
+        secure = RequestFactory().get("/", secure=True)
+        assert "wss://testserver/live" in render('{% cable_meta_tags "/live" token=True %}', {}, secure)
         assert 'content="/live"' in render('{% cable_meta_tags "/live" token=True %}', {}, None)
         assert 'content="/live"' in render('{% cable_meta_tags "/live" %}', {}, request)
 
