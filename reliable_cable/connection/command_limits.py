@@ -15,6 +15,9 @@ WAITING_TIME: Final = 10.0
 #: seconds, and give it up after 10.
 SUBSCRIBE_WAITING_TIME: Final = 4.0
 
+#: A shorter delay, in seconds, is an error of rounding.
+_TOLERANCE: Final = 0.001
+
 #: The commands that a client sends for each of its subscriptions when it connects.
 _CONNECTING: Final = (commands.Subscribe, commands.History, commands.Join)
 
@@ -22,8 +25,8 @@ _CONNECTING: Final = (commands.Subscribe, commands.History, commands.Join)
 class CommandLimits:
     """The limits of one connection: `RATE_LIMITS["command"]` for all commands, and `["whisper"]` for whispers.
 
-    A client that connects sends a few commands for each of its subscriptions. They count, but they need not wait until
-    the bucket is full again, so that they are answered in time.
+    A client that connects sends a few commands for each of its subscriptions. These do not count, up to a number, so
+    that they are answered in time.
 
     Args:
         command: the limit of all commands, or None.
@@ -31,13 +34,13 @@ class CommandLimits:
         subscriptions: the most subscriptions.
     """
 
-    __slots__ = ("_commands", "_credit", "_waiting_since", "_whispers")
+    __slots__ = ("_commands", "_free", "_waiting_since", "_whispers")
 
     def __init__(self, command: RateLimit | None, whisper: RateLimit | None, subscriptions: int) -> None:
         self._commands = _bucket(command)
         self._whispers = _bucket(whisper)
-        #: How long, in seconds, the commands of a client that connects need not wait.
-        self._credit = len(_CONNECTING) * subscriptions / command.rate if command is not None else 0.0
+        #: How many more of the commands with which a client connects do not count.
+        self._free = len(_CONNECTING) * subscriptions
         #: Since when commands have been waiting without interruption; None: none is waiting.
         self._waiting_since: float | None = None
 
@@ -56,6 +59,9 @@ class CommandLimits:
             command: the next command.
             now: the time in seconds, by a monotonic clock.
         """
+        if self._free and isinstance(command, _CONNECTING):
+            self._free -= 1
+            return 0
         delay = 0.0 if self._commands is None else self._commands.take(1, now)
         if self._whispers is not None and isinstance(command, commands.Whisper):
             delay = max(delay, self._whispers.take(1, now))
@@ -64,11 +70,13 @@ class CommandLimits:
             return 0
         if self._waiting_since is None:
             self._waiting_since = now
-        return max(delay - self._credit, 0) if isinstance(command, _CONNECTING) else delay
+        return delay
 
-    def rest(self) -> None:
-        """Record that no command is waiting, because the queue is empty."""
-        self._waiting_since = None
+    def rest(self, now: float) -> None:
+        """Record that the queue is empty. If commands were handled too early, the next ones are still waiting."""
+        buckets = (self._commands, self._whispers)
+        if not any(bucket is not None and bucket.take(0, now) > _TOLERANCE for bucket in buckets):
+            self._waiting_since = None
 
     def exceeded(self, now: float) -> bool:
         """Return whether commands have been waiting for so long that the client is to be disconnected."""

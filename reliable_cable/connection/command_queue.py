@@ -204,7 +204,7 @@ class CommandQueue(ABC):
                 except Exception:
                     self.log.exception("The command %s failed.", type(command).__name__)
                 if self._limits is not None and not backlog.commands:
-                    self._limits.rest()
+                    self._limits.rest(asyncio.get_running_loop().time())
                 if backlog.lingers and not backlog.commands and isinstance(command, _REPEATED):
                     backlog.parked = asyncio.get_running_loop().create_future()
                     await backlog.parked

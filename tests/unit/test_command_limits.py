@@ -188,8 +188,23 @@ class TestSubscribe:
         loop.run_for(0.001)
         assert len(queue.handled) == 300
         add(loop, queue, perform(1))
-        loop.run_for(1)
-        assert len(queue.handled) == 300, "the commands of a client that connects do not count"
+        loop.run_for(0.001)
+        assert len(queue.handled) == 301, "the commands of a client that connects have counted"
+        add(loop, queue, commands.Subscribe("another"))
+        loop.run_for(0.5)
+        assert len(queue.handled) == 301, "a connection has any number of such commands"
+        loop.run_for(0.6)
+        assert len(queue.handled) == 302
+
+    def test_it_does_not_open_the_way_for_more_and_more_other_commands(self, loop: VirtualLoop) -> None:
+        queue = Queue(CommandLimits(TEN, None, 1))
+        for number in range(10):
+            add(loop, queue, *(perform(each) for each in range(100)), commands.Subscribe(str(number)))
+            loop.run_for(SUBSCRIBE_WAITING_TIME + 0.1)
+            if queue.ended_at is not None:
+                break
+        assert queue.ended_at is not None
+        assert queue.ended_at - 1000 < WAITING_TIME + SUBSCRIBE_WAITING_TIME
 
     def test_a_client_that_only_subscribes_is_limited(self, loop: VirtualLoop) -> None:
         queue = Queue(CommandLimits(TEN, None, 2))
