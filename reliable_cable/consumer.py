@@ -208,6 +208,10 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             origins.log_refusal(scope)
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return
+        if not await get_hub().connect_limit.allows(scope, self._namespace):
+            # Without a disconnect message, the client reconnects.
+            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
+            return
         layer_task = await self._join_channel_layer()
         commands: Commands | None = None
         code = 1006

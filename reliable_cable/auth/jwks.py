@@ -32,8 +32,12 @@ MAX_SIZE: Final = 256 * 1024
 _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 
 
+#: The most unknown key ids that are remembered until the next read.
+MAX_UNKNOWN: Final = 1000
+
+
 class KeysUnavailable(StoreError):
-    """A key set cannot be read, so it is not known whether a token is valid."""
+    """A key set cannot be read, or not again so soon, so it is not known whether a token is valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +77,31 @@ class KeySet:
         #: When the latest read ended, with or without success.
         self._attempted_at = -math.inf
         self._failed = False
+        #: The numbers of the latest read that has begun, and of the latest that has succeeded.
+        self._begun = self._succeeded = 0
+        #: By the hash of a key id and an algorithm: the number of the latest read that had begun when it was first
+        #: found to be unknown. Only a later read can tell that there is no such key.
+        self._unknown: dict[int, int] = {}
 
     async def find(self, key_id: str | None, algorithm: str) -> Any:
         """Return the key for a token, or None if there is none. For an unknown key id, the set is read again.
+
+        It is not read twice in `MIN_INTERVAL`. A key may have been added since, so the client has to try again.
 
         Args:
             key_id: the id of the key. None: the token names none, so the key must be the only one for the algorithm.
             algorithm: the algorithm of the token.
 
         Raises:
-            KeysUnavailable: no such key is known, and the set cannot be read.
+            KeysUnavailable: no such key is known, and the set cannot be read, or not yet again.
         """
         now = self._clock()
         found = self._find(key_id, algorithm)
+        unknown, read = hash((key_id, algorithm)), self._begun
+        if found is None:
+            if len(self._unknown) >= MAX_UNKNOWN:
+                self._unknown.clear()
+            read = self._unknown.setdefault(unknown, read)
         if (found is None or now - self._read_at > MAX_AGE) and now - self._attempted_at > MIN_INTERVAL:
             try:
                 async with asyncio.timeout(TIMEOUT + 1 if found is None else PATIENCE):
@@ -96,6 +112,9 @@ class KeySet:
             found = self._find(key_id, algorithm)
         if found is None and self._failed:
             raise KeysUnavailable("the keys of JWT_JWKS cannot be read")
+        if found is None and self._succeeded <= read:
+            raise KeysUnavailable("its key may have been added to JWT_JWKS since the keys were read")
+        self._unknown.pop(unknown, None)
         return found
 
     def _find(self, key_id: str | None, algorithm: str) -> Any:
@@ -106,9 +125,10 @@ class KeySet:
         """Read the set, unless another call has just done so. This runs in a thread, one call after another."""
         if self._clock() - self._attempted_at <= MIN_INTERVAL:
             return
+        self._begun += 1
         try:
             self._keys = tuple(_parse(_read(self._source)))
-            self._read_at, self._failed = self._clock(), False
+            self._read_at, self._failed, self._succeeded = self._clock(), False, self._begun
         except Exception as error:
             self._failed = True
             # The URL is not logged, because it may have a password. The text of an `InvalidURL` has a part of it.

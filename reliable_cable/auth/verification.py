@@ -20,7 +20,7 @@ from reliable_cable.logins import TokenLogin, is_active, user_id
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.signing import accepted_secrets
 
-from .jwks import KeySet
+from .jwks import KeySet, KeysUnavailable
 from .sessions import anonymous
 from .tokens import IDENTIFIERS_CLAIM, NAMESPACE_CLAIM, import_jwt, secret_of
 from .users import find_user
@@ -111,8 +111,17 @@ class TokenVerifier:
             claims=MappingProxyType(claims),
             identifiers=identifiers,
             expires_at=self._expiry(claims),
-            namespace=str(claims.get(NAMESPACE_CLAIM, "")),
+            namespace=self._namespace(claims),
         )
+
+    def _namespace(self, claims: Mapping[str, Any]) -> str:
+        """Return the namespace for which a token is valid. A claim that is null counts as none."""
+        namespace = claims.get(NAMESPACE_CLAIM)
+        if isinstance(namespace, str):
+            return namespace
+        if namespace is not None and self.settings.namespace is not None:
+            raise InvalidToken(f"has a claim {NAMESPACE_CLAIM!r} that is not a string")
+        return ""
 
     async def _find_user(self, claims: Mapping[str, Any], reference: object) -> Any:
         source = IDENTIFIERS_CLAIM
@@ -139,14 +148,36 @@ class TokenVerifier:
             secret = secret_of(self.settings)
             keys = [secret] if self.settings.jwt_secret else list(accepted_secrets(secret))
         elif algorithm in PUBLIC_KEY_ALGORITHMS and self._keys is not None:
-            key = await self._keys.find(header.get("kid"), algorithm)
-            if key is None:
-                raise InvalidToken("has a key id that JWT_JWKS does not have for its algorithm")
-            keys = [key]
+            keys = [await self._find_key(self._keys, header.get("kid"), algorithm, token)]
         for key in keys[:-1]:
             with suppress(_WrongSignature):
                 return self._decode(token, key, algorithm)
         return self._decode(token, keys[-1], algorithm)
+
+    async def _find_key(self, keys: KeySet, key_id: Any, algorithm: str, token: str) -> Any:
+        try:
+            key = await keys.find(key_id, algorithm)
+        except KeysUnavailable:
+            self._refuse_if_expired(token)
+            raise
+        if key is None:
+            self._refuse_if_expired(token)
+            raise InvalidToken("has a key id that JWT_JWKS does not have for its algorithm")
+        return key
+
+    def _refuse_if_expired(self, token: str) -> None:
+        """Refuse a token whose key is not known as expired if it says so itself.
+
+        A key is removed some time after its last token was made. A client that has slept meanwhile needs a new token.
+        The claim is not verified, but the token is refused in any case.
+        """
+        options = {"verify_signature": False, "verify_exp": True}
+        try:
+            self._jwt.decode(token, options=options, leeway=self.settings.jwt_leeway)
+        except self._jwt.ExpiredSignatureError as error:
+            raise TokenExpired("has expired") from error
+        except Exception:  # noqa: S110 - it is refused for another reason
+            pass
 
     def _decode(self, token: str, key: Any, algorithm: str) -> dict[str, Any]:
         try:

@@ -35,6 +35,11 @@ class TokenBucket:
         self._tokens -= count
         return True
 
+    def is_full(self, now: float) -> bool:
+        """Return whether the bucket holds as many tokens as it can."""
+        self._fill(now)
+        return self._tokens >= self._burst
+
     def _fill(self, now: float) -> None:
         self._tokens = min(self._tokens + (now - self._updated) * self._rate, self._burst)
         self._updated = now

@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.crypto import salted_hmac
 
+from .rates import RateLimit as RateLimit
 from .values import ENGINE_PARTS as ENGINE_PARTS
 from .values import ENGINES as ENGINES
 from .values import HMAC_ALGORITHMS as HMAC_ALGORITHMS
@@ -24,10 +25,12 @@ from .values import (
     Check,
     check_algorithms,
     check_engine,
+    check_key_set,
     check_namespace,
     check_optional_text,
     check_paths,
     check_public_streams,
+    check_rate_limits,
     check_redis_url,
     check_secret,
     check_streams,
@@ -35,6 +38,7 @@ from .values import (
     check_texts,
     instance,
     number,
+    secret_instance,
     setting_error,
     unknown_key,
 )
@@ -88,7 +92,7 @@ class CableSettings:
     """The settings of this package. The key of a setting is the name of its field in capitals. Times are in seconds."""
 
     redis_url: str | None = _setting(None, check_redis_url, shown=False)
-    redis_options: Mapping[str, Any] = _setting({}, instance(Mapping, "a dict"), shown=False)
+    redis_options: Mapping[str, Any] = _setting({}, secret_instance(Mapping, "a dict"), shown=False)
     engine: str | Mapping[str, str] = _setting("", check_engine)
     history_size: int = _setting(100, number(0, whole=True))
     history_ttl: float = _setting(300, number(0, exclusive=True))
@@ -109,6 +113,7 @@ class CableSettings:
     max_identifier_size: int = _setting(2048, number(64, whole=True))
     max_pending_size: int = _setting(1024 * 1024, number(1024, whole=True))
     max_frame_rate: float | None = _setting(500, number(1, optional=True))
+    rate_limits: Mapping[str, str] = _setting({}, check_rate_limits)
     max_subscriptions: int = _setting(100, number(1, whole=True))
     max_broadcast_size: int = _setting(256 * 1024, number(1024, whole=True))
     poll_interval: float = _setting(0.1, number(0, exclusive=True))
@@ -117,7 +122,7 @@ class CableSettings:
     key_prefix: str = _setting("cable", instance(str, "a non-empty string", not_empty=True))
     jwt_secret: str = _setting("", check_secret, shown=False)
     jwt_algorithms: tuple[str, ...] = _setting(("HS256",), check_algorithms)
-    jwt_jwks: str | None = _setting(None, check_optional_text, shown=False)
+    jwt_jwks: str | None = _setting(None, check_key_set, shown=False)
     jwt_required: bool = _setting(False, check_switch)
     jwt_leeway: float = _setting(5, number(0))
     jwt_user_claim: str | None = _setting(None, check_optional_text)
@@ -144,6 +149,10 @@ class CableSettings:
                 return self.policy_of(pattern)
         return StreamPolicy(self.history_size, self.history_ttl, history_meta_ttl=self.history_meta_ttl)
 
+    def rate_limit(self, name: str) -> RateLimit | None:
+        """Return the limit of `"connect"`, `"command"` or `"whisper"`; None if there is none."""
+        return RateLimit.parse(self.rate_limits[name]) if name in self.rate_limits else None
+
     def policy_of(self, pattern: str) -> StreamPolicy:
         """Return the policy of a pattern of `STREAMS`. Options that it does not set have the values for all streams."""
         options = self.streams[pattern]
@@ -168,7 +177,7 @@ def read_settings(values: Any) -> CableSettings:
         ImproperlyConfigured: a key is unknown, or its value is not allowed. The message says what is allowed.
     """
     if not isinstance(values, Mapping):
-        raise ImproperlyConfigured(f"{NAME} is {values!r}; it must be a dict.")
+        raise ImproperlyConfigured(f"{NAME} is <{type(values).__name__}>; it must be a dict.")
     for key, value in values.items():
         if key not in CHECKS:
             raise ImproperlyConfigured(f"{NAME} has {unknown_key(key, CHECKS)}")

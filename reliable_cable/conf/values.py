@@ -1,12 +1,15 @@
 """Checks of single values of the settings. Each raises `ImproperlyConfigured` for a value that is not allowed."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
+
+from .rates import RateLimit
 
 NAME = "RELIABLE_CABLE"
 ENGINES = ("memory", "database", "redis")
@@ -55,10 +58,35 @@ def check_secret(key: str | tuple[str, ...], value: Any) -> None:
         raise ImproperlyConfigured(f"{NAME}[{key!r}] is <{type(value).__name__}>; it must be a non-empty string.")
 
 
+def secret_instance(kind: type, allowed: str) -> Check:
+    """Return a check of the type of a setting. Its errors do not show the value, which may contain a password."""
+
+    def check(key: str | tuple[str, ...], value: Any) -> None:
+        if not isinstance(value, kind):
+            raise ImproperlyConfigured(f"{NAME}[{key!r}] is <{type(value).__name__}>; it must be {allowed}.")
+
+    return check
+
+
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def _without_password(url: str) -> str:
+    """Return a URL, or a text that should be one, without the part that may contain a password."""
+    scheme = _SCHEME.match(url)
+    _, at, place = url.rpartition("@")
+    place = place.partition("?")[0]
+    return f"{scheme[0] if scheme is not None else ''}***@{place}" if at else place
+
+
 def check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
-    if value is not None and not (isinstance(value, str) and value.startswith(REDIS_SCHEMES)):
-        raise setting_error(key, value, f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}")
-    if value is not None and not value.startswith("unix://"):
+    if value is None:
+        return
+    allowed = f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}"
+    secret_instance(str, allowed)(key, value)
+    if not value.startswith(REDIS_SCHEMES):
+        raise setting_error(key, _without_password(value), allowed)
+    if not value.startswith("unix://"):
         _check_redis_address(value)
 
 
@@ -67,8 +95,15 @@ def _check_redis_address(url: str) -> None:
     try:
         address = urlsplit(url)
         address.port  # noqa: B018 - raises an error if it is not a number
-    except ValueError as error:
-        raise ImproperlyConfigured(f"{NAME}['REDIS_URL'] is not a URL with a host and a port: {error}.") from error
+        misplaced = "@" in address.path + address.fragment or ("@" in address.query and not address.hostname)
+    except ValueError:
+        misplaced = True
+    if misplaced:
+        # The text of an error of urllib may have a part of the password.
+        raise ImproperlyConfigured(
+            f"{NAME}['REDIS_URL'] is not a URL with a host and a port, as in redis://:password@localhost:6379/0. "
+            "Encode the characters / ? # [ ] @ : of the password, for example / as %2F."
+        )
     database = address.path.removeprefix("/")
     if database and not database.isdecimal():
         raise ImproperlyConfigured(
@@ -125,6 +160,23 @@ def check_streams(key: str | tuple[str, ...], value: Any) -> None:
             STREAM_OPTIONS[name](("STREAMS", pattern, name), option)
 
 
+#: What `RATE_LIMITS` can limit.
+LIMITED: Final = ("connect", "command", "whisper")
+
+
+def check_rate_limits(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise setting_error(key, value, f"a dict with any of {', '.join(map(repr, LIMITED))}")
+    for name, text in value.items():
+        if name not in LIMITED:
+            raise ImproperlyConfigured(f"{NAME}[{key!r}] has {unknown_key(name, LIMITED)}")
+        try:
+            RateLimit.parse(text)
+        except ValueError as error:
+            allowed = "a number and a time in seconds, minutes or hours, such as '50/s', '20/10s', '600/5m' or '1000/h'"
+            raise setting_error(("RATE_LIMITS", name), text, allowed) from error
+
+
 def check_public_streams(key: str | tuple[str, ...], value: Any) -> None:
     patterns = isinstance(value, list | tuple) and all(isinstance(pattern, str) and pattern for pattern in value)
     if not patterns and not isinstance(value, bool):
@@ -149,6 +201,13 @@ def check_algorithms(key: str | tuple[str, ...], value: Any) -> None:
 def check_optional_text(key: str | tuple[str, ...], value: Any) -> None:
     if value is not None and not (isinstance(value, str) and value):
         raise setting_error(key, value, "None or a non-empty string")
+
+
+def check_key_set(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None:
+        # A URL may contain a password.
+        secret_instance(str, "None or a non-empty string")(key, value)
+        check_optional_text(key, value)
 
 
 def check_texts(key: str | tuple[str, ...], value: Any) -> None:

@@ -51,6 +51,7 @@ class Closing:
 
 _RECOVER = Closing(SessionFate.KEPT, Notified.BASE, reconnect=True)
 _REFUSE = Closing(SessionFate.FORGOTTEN, Notified.ALL)
+_STOP_READING = Closing(SessionFate.FORGOTTEN, Notified.ALL, reconnect=True, reading=False)
 
 CLOSINGS: Final[Mapping[DisconnectReason, Closing]] = {
     DisconnectReason.SERVER_RESTART: _RECOVER,
@@ -61,5 +62,6 @@ CLOSINGS: Final[Mapping[DisconnectReason, Closing]] = {
     DisconnectReason.UNAUTHORIZED: _REFUSE,
     DisconnectReason.TOKEN_EXPIRED: _REFUSE,
     DisconnectReason.IDLE_TIMEOUT: _REFUSE,
-    DisconnectReason.INVALID_REQUEST: Closing(SessionFate.FORGOTTEN, Notified.ALL, reconnect=True, reading=False),
+    DisconnectReason.INVALID_REQUEST: _STOP_READING,
+    DisconnectReason.RATE_LIMITED: _STOP_READING,
 }

@@ -7,6 +7,7 @@ is running.
 from __future__ import annotations
 
 import asyncio
+import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
@@ -19,6 +20,7 @@ from reliable_cable.concurrency.tasks import BackgroundTasks
 from reliable_cable.protocol import commands
 
 from .account import Account
+from .command_limits import SUBSCRIBE_WAITING_TIME, CommandLimits
 
 #: The most commands that may be queued. When so many are queued, no frames of the client are read until half of the
 #: commands have been handled.
@@ -42,6 +44,10 @@ class _Backlog:
     subscribing: dict[str, float] = field(default_factory=dict)
     #: Whether the task waits for more commands after the last one.
     lingers: bool = True
+    #: Whether commands wait for the limits of the connection.
+    limited: bool = True
+    #: Whether no more commands are read, because the client has exceeded the limits for too long.
+    exceeded: bool = False
     #: What the task is waiting for; None while it handles commands.
     parked: asyncio.Future[None] | None = None
 
@@ -61,14 +67,18 @@ class CommandQueue(ABC):
         tasks: the background tasks of the event loop.
         account: counts the frames of the queued commands.
         context: the context of the connection. Commands run in copies of it.
+        limits: delays the commands; None: nothing does.
     """
 
-    __slots__ = ("_account", "_backlog", "_context", "_room", "_task", "_tasks", "full")
+    __slots__ = ("_account", "_backlog", "_context", "_limits", "_room", "_task", "_tasks", "full")
 
-    def __init__(self, tasks: BackgroundTasks, account: Account, context: Context) -> None:
+    def __init__(
+        self, tasks: BackgroundTasks, account: Account, context: Context, limits: CommandLimits | None
+    ) -> None:
         self._tasks = tasks
         self._account = account
         self._context = context
+        self._limits = limits
         #: Whether no more commands may be read until about half of the queued ones have been handled.
         self.full = False
         #: Gets its result when the queue is no longer full; None while nothing waits for that.
@@ -84,6 +94,10 @@ class CommandQueue(ABC):
             command: the command.
             arrived: for a `subscribe`, the time of its arrival, by the clock of the event loop.
         """
+
+    @abstractmethod
+    def limits_exceeded(self) -> None:
+        """Disconnect the client after the queued commands, because commands have waited too long for the limits."""
 
     @property
     @abstractmethod
@@ -151,7 +165,8 @@ class CommandQueue(ABC):
     async def finished(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the timeout cancels nothing
         """Wait until the queued commands have been handled, for at most `timeout` seconds."""
         if self._backlog is not None and self._task is not None:
-            self._backlog.lingers = False
+            # The queue is bounded, so the rest of it need not wait for the limits.
+            self._backlog.lingers = self._backlog.limited = False
             self._backlog.wake()
             await asyncio.wait([self._task], timeout=timeout)
 
@@ -172,9 +187,13 @@ class CommandQueue(ABC):
     async def _run(self, backlog: _Backlog) -> None:
         try:
             while backlog.commands:
+                if self._limits is not None:
+                    await self._wait_for_limits(self._limits, backlog)
+                    if not backlog.commands:
+                        break  # the connection has been closed
                 command, size, arrived = backlog.commands.popleft()
                 self._account.used -= size
-                if self.full and len(backlog.commands) <= MAX_QUEUED_COMMANDS // 2:
+                if self.full and not backlog.exceeded and len(backlog.commands) <= MAX_QUEUED_COMMANDS // 2:
                     if not backlog.commands or self._account.used <= self._account.half:
                         self._make_room()
                 try:
@@ -184,6 +203,8 @@ class CommandQueue(ABC):
                         await command()
                 except Exception:
                     self.log.exception("The command %s failed.", type(command).__name__)
+                if self._limits is not None and not backlog.commands:
+                    self._limits.rest(asyncio.get_running_loop().time())
                 if backlog.lingers and not backlog.commands and isinstance(command, _REPEATED):
                     backlog.parked = asyncio.get_running_loop().create_future()
                     await backlog.parked
@@ -193,6 +214,27 @@ class CommandQueue(ABC):
             self._account.used -= sum(size for _, size, _ in backlog.commands)
             backlog.commands.clear()
             self._make_room()
+
+    async def _wait_for_limits(self, limits: CommandLimits, backlog: _Backlog) -> None:
+        """Wait until the next command may be handled. An internal call need not wait."""
+        loop = asyncio.get_running_loop()
+        command = backlog.commands[0][0]
+        if not isinstance(command, commands.Command):
+            return
+        now = loop.time()
+        until = now + limits.take(command, now)
+        if limits.exceeded(now) and not backlog.exceeded:
+            self.full = backlog.exceeded = True
+            self.limits_exceeded()
+        # New commands, calls and `finished` wake the task.
+        while backlog.limited and backlog.commands and backlog.commands[0][0] is command:
+            oldest = next(iter(backlog.subscribing.values()), math.inf)
+            delay = min(until, oldest + SUBSCRIBE_WAITING_TIME) - loop.time()
+            if delay <= 0:
+                break
+            backlog.parked = loop.create_future()
+            await asyncio.wait([backlog.parked], timeout=delay)
+            backlog.parked = None
 
     def _make_room(self) -> None:
         self.full = False

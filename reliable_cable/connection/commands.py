@@ -9,17 +9,20 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, Final
 
-from reliable_cable.channel import Channel, find_channel, registry
+from reliable_cable.channel import Channel
 from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
+from reliable_cable.logs import logger
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import REVOKED, CallFailure, DisconnectReason, Subprotocol
 from reliable_cable.protocol.control import SubscriptionRevocation
 from reliable_cable.reply import PresenceLeave, Reply
 
 from .answers import answer_failure, answer_unsubscribed, with_answer
+from .channels import make_channel
+from .command_limits import WAITING_TIME, CommandLimits
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection, ConnectionState
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, refuses, run_error_handler
@@ -52,7 +55,8 @@ class Commands(CommandQueue):
     __slots__ = ("_openings", "connection", "subscriptions")
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection.hub.tasks, connection.account, connection.context)
+        limits = CommandLimits.of(connection.hub.settings)
+        super().__init__(connection.hub.tasks, connection.account, connection.context, limits)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
         #: The `subscribe` commands that are handled in tasks of their own; None if there are none.
@@ -64,6 +68,11 @@ class Commands(CommandQueue):
     def log(self) -> ClientLog:
         """The logger for everything that is logged on behalf of the client."""
         return self.connection.log
+
+    def limits_exceeded(self) -> None:
+        """Disconnect the client after the queued commands."""
+        logger.warning("A client sent more commands than RATE_LIMITS allows for %g s.", WAITING_TIME)
+        self.connection.hub.tasks.spawn(self.connection.drain(0, DisconnectReason.RATE_LIMITED))
 
     async def execute(self, command: commands.Command, arrived: float) -> None:
         """Handle one command."""
@@ -137,7 +146,7 @@ class Commands(CommandQueue):
                 if known.confirmed:
                     return known.repeat()
                 await self._unsubscribe(known)
-            channel = self.make_channel(identifier)
+            channel = make_channel(self.connection, identifier)
             if channel is None:
                 await self._reject(identifier)
             elif len(self.subscriptions) >= self.connection.hub.settings.max_subscriptions:
@@ -176,7 +185,7 @@ class Commands(CommandQueue):
             await asyncio.sleep(RETRY_DELAY)
             if self.connection.ending or not self.is_wanted(identifier, arrived):
                 return
-            candidate = self.make_channel(identifier)
+            candidate = make_channel(self.connection, identifier)
 
     async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe, until: float) -> None:
         """Run the handler and apply its reply. If this raises, nothing was sent to the client."""
@@ -339,20 +348,6 @@ class Commands(CommandQueue):
             subscription.catch_up()
 
     # -- handlers -----------------------------------------------------------------------------------------------------
-
-    def make_channel(self, identifier: str) -> Channel | None:
-        """Return a channel object for an identifier; None if there is no such channel."""
-        try:
-            name, params = commands.parse_identifier(identifier)
-        except ProtocolError as error:
-            self.connection.bad_frame(error)
-            return None
-        if (cls := find_channel(name)) is None:
-            # As with an unknown action, the page may be older or newer than this server.
-            known = ", ".join(sorted(known for known in registry if not known.startswith("$"))) or "none"
-            self.log.warning("There is no channel %.80r. The installed apps' modules `cable` have: %s.", name, known)
-            return None
-        return cls(self.connection.consumer, params, identifier)
 
     async def call(
         self,

@@ -92,5 +92,5 @@ class Reading:
             self._over_since = now
         elif now - self._over_since > FLOOD_TIME and not self._connection.ending:
             logger.warning("A client sent more frames than MAX_FRAME_RATE allows for %g s.", FLOOD_TIME)
-            self._connection.close(DisconnectReason.INVALID_REQUEST)
+            self._connection.close(DisconnectReason.RATE_LIMITED)
         return delay

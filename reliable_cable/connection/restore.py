@@ -16,6 +16,7 @@ from reliable_cable.protocol.commands import PresenceClaim, parse_identifier
 from reliable_cable.protocol.constants import DisconnectReason
 from reliable_cable.reply import Reply
 
+from .channels import make_channel
 from .commands import Commands
 from .presence import recorded_presence_stream
 from .started import Started, compare_member, compare_streams, member_after
@@ -170,7 +171,7 @@ async def _restore_one(
     """
     identifier = item["identifier"]
     loop = asyncio.get_running_loop()
-    while (channel := commands.make_channel(identifier)) is not None:
+    while (channel := make_channel(commands.connection, identifier)) is not None:
         subscription = Subscription(commands.connection, identifier, channel)
         channel.load_state(item["state"])
         retried = loop.time() + RETRY_DELAY < until

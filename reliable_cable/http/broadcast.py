@@ -18,11 +18,11 @@ from reliable_cable.exceptions import (
 from reliable_cable.logs import logger
 from reliable_cable.protocol.commands import refuse_constant
 from reliable_cable.protocol.nesting import TOO_DEEP, is_too_deep
-from reliable_cable.validation import BatchItem, ItemOptions, check_stream_name
+from reliable_cable.validation import PER_ITERATION, BatchItem, ItemOptions, check_stream_name
 
 from .commands import FORMAT as COMMAND
 from .commands import run_command
-from .core import API_KEY, BROADCAST_KEY, POST, Call, Endpoint, Refusal, Request, Response, Steps, read_body
+from .core import API_KEY, BROADCAST_KEY, PAUSE, POST, Call, Endpoint, Refusal, Request, Response, Steps, read_body
 
 #: The most messages in one array. They are stored together, and other messages have to wait meanwhile.
 MAX_MESSAGES = 1000
@@ -41,7 +41,7 @@ def receive(request: Request) -> Steps[Response]:
         if isinstance(parsed, dict) and "command" in parsed and "stream" not in parsed:
             yield from run_command(parsed)
         else:
-            items = _read_items(parsed)
+            items = yield from _read_items(parsed)
             yield Call(partial(abroadcast_batch, items), partial(broadcast_batch, items))
     except PayloadTooLarge as error:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from error
@@ -78,7 +78,7 @@ def _parse(body: bytes) -> Any:
         raise _invalid(f"The body is not JSON ({error})") from error
 
 
-def _read_items(parsed: Any) -> list[BatchItem]:
+def _read_items(parsed: Any) -> Steps[list[BatchItem]]:
     if not isinstance(parsed, list):
         return [_read_item(parsed, "The body")]
     if not parsed:
@@ -88,7 +88,12 @@ def _read_items(parsed: Any) -> list[BatchItem]:
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             f"The array has {len(parsed)} messages; {MAX_MESSAGES} are allowed.",
         )
-    return [_read_item(value, f"Message {number} of {len(parsed)}") for number, value in enumerate(parsed, 1)]
+    items = []
+    for number, value in enumerate(parsed, 1):
+        if number % PER_ITERATION == 0:
+            yield PAUSE
+        items.append(_read_item(value, f"Message {number} of {len(parsed)}"))
+    return items
 
 
 def _read_item(value: Any, what: str) -> BatchItem:

@@ -4,6 +4,7 @@ An endpoint is a generator function. It yields the calls that have to wait, and 
 calls in sync code, and `arun` on an event loop. So sync views and the ASGI application share everything else.
 """
 
+import asyncio
 import hmac
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -111,6 +112,17 @@ class Call:
     asynchronous: Callable[[], Awaitable[object]]
     sync: Callable[[], object] | None = None
 
+
+async def _yield() -> None:
+    await asyncio.sleep(0)
+
+
+def _do_nothing() -> None:
+    """Return at once: sync code has no event loop to which it could give way."""
+
+
+#: The step that lets other tasks of the event loop run.
+PAUSE = Call(_yield, _do_nothing)
 
 #: A generator that yields steps, is sent their results, and returns a value.
 Steps = Generator[ReadBody | Call, Any, T]

@@ -24,6 +24,7 @@ from reliable_cable.stores.engine import Engine
 from reliable_cable.stores.streams.base import Advanced, Published, StreamEvent, Transient
 
 from .catch_up import CatchUp
+from .connect_limit import ConnectLimit
 from .connections import Connections
 from .control_bus import ControlBus
 from .heartbeat import Heartbeat
@@ -61,6 +62,7 @@ class Hub:
         self.draining = False
         self.tasks = BackgroundTasks()
         self.connections = Connections()
+        self.connect_limit = ConnectLimit(settings.rate_limit("connect"), engine.buckets, self.tasks)
         self.sessions = SessionRecords(engine.sessions, engine.session_clock)
         # Clients send the time of a ping back as `since`.
         self.heartbeat = Heartbeat(engine.stream_clock.now)

@@ -49,6 +49,7 @@ class DisconnectReason(StrEnum):
     IDLE_TIMEOUT = "idle_timeout"
     REMOTE = "remote"
     INVALID_REQUEST = "invalid_request"
+    RATE_LIMITED = "rate_limited"
     SERVER_RESTART = "server_restart"
     NO_PONG = "no_pong"
     TOO_SLOW = "too_slow"

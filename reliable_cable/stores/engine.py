@@ -10,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from reliable_cable.conf import ENGINE_PARTS, CableSettings, get_settings
+from reliable_cable.stores.buckets.base import Buckets
 from reliable_cable.stores.presence.base import PresenceStore
 from reliable_cable.stores.sessions.base import SessionStore
 from reliable_cable.stores.streams.base import StreamStore
@@ -46,16 +47,28 @@ class Engine:
     sessions: SessionStore
     stream_clock: StoreClock = field(init=False)
     session_clock: StoreClock = field(init=False)
+    #: The token buckets that all processes share; None without Redis.
+    buckets: Buckets | None = field(init=False)
 
     def __post_init__(self) -> None:
         for name, store in (("stream_clock", self.streams), ("session_clock", self.sessions)):
             object.__setattr__(self, name, StoreClock(store, threads=store.settings.handler_threads > 0))
+        object.__setattr__(self, "buckets", _shared_buckets(self.streams.settings))
 
     async def aclose(self) -> None:
         """Release the stores' resources on the running event loop. The stores may be used again."""
         await self.streams.aclose()
         await self.presence.aclose()
         await self.sessions.aclose()
+        if self.buckets is not None:
+            await self.buckets.aclose()
+
+
+def _shared_buckets(settings: CableSettings) -> Buckets | None:
+    if settings.redis_url is None or settings.rate_limit("connect") is None:
+        return None
+    buckets: Buckets = import_string(f"{_PACKAGE}.buckets.redis.RedisBuckets")(settings)
+    return buckets
 
 
 def engine_paths(settings: CableSettings) -> Mapping[str, str]:

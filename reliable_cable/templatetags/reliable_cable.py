@@ -22,10 +22,13 @@ register = template.Library()
 #: The path of the bundled client in the static files.
 SCRIPT = "reliable_cable/cable.js"
 
+#: The path of the cable. It is also the default of the npm client.
+DEFAULT_URL = "/cable"
+
 
 @register.simple_tag(takes_context=True)
 def cable_meta_tags(
-    context: template.Context, url: str = "/cable", since: datetime | float | None = None, token: bool = False
+    context: template.Context, url: str = DEFAULT_URL, since: datetime | float | None = None, token: bool = False
 ) -> SafeString:
     """Render the meta tags that the JavaScript client reads. Put them into the head of the page.
 
@@ -42,7 +45,9 @@ def cable_meta_tags(
         url: the path of the cable, or its ws:// or wss:// URL.
         since: when the page's data was read from the database, if that was before the request began, for example
             because the data comes from a cache: a datetime, or seconds since 1970 by this host's clock.
-        token: whether to add a token of the request's user, see `cable_token`. There is none for anonymous users.
+        token: whether to add a token of the request's user, see `cable_token`. There is none for anonymous users. The
+            URL is then absolute, or left out if it is the default one: a client that reads the page again for a new
+            token could not use a path.
     """
     clock = get_engine().stream_clock
     if since is None:
@@ -51,11 +56,21 @@ def cable_meta_tags(
         since = clock.now() if began is None else clock.at(began)
     else:
         since = clock.of_host(since.timestamp() if isinstance(since, datetime) else since)
-    tags = [format_html('<meta name="cable-url" content="{}">', url)]
+    tags = []
+    if not token or url != DEFAULT_URL:
+        tags.append(format_html('<meta name="cable-url" content="{}">', _absolute(context, url) if token else url))
     if token and (text := cable_token(context)):
         tags.append(format_html('<meta name="cable-token" content="{}">', text))
     tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', int(since)))
     return mark_safe("\n".join(tags))  # noqa: S308 - each of them is escaped
+
+
+def _absolute(context: template.Context, url: str) -> str:
+    """Return the ws:// or wss:// URL for a path on the host of the request. Without a request, return the path."""
+    request: Any = context.get("request")
+    if request is None or not url.startswith("/") or url.startswith("//"):
+        return url
+    return f"{'wss' if request.is_secure() else 'ws'}://{request.get_host()}{url}"
 
 
 @register.simple_tag(takes_context=True)

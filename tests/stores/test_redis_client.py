@@ -8,12 +8,16 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reliable_cable.conf import CableSettings
 from reliable_cable.stores.redis.client import CONNECTION_ERRORS, Call, RedisClient, RedisUnavailable
-from reliable_cable.stores.redis.exchange import cancellable
+from reliable_cable.stores.redis.exchange import cancellable, pack
 from reliable_cable.stores.streams.base import Message
 from tests.stores.conftest import MakeStore, until
 from tests.stores.test_redis_streams import alias, make_own, own
@@ -188,3 +192,20 @@ class TestClient:
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert await store.client.arun(Call("ECHO", [], ["hello"])) == [b"hello"]
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.text(st.characters(exclude_categories=["Cs"])) | st.binary() | st.integers() | st.floats(),
+            min_size=1,
+            max_size=8,
+        ),
+        max_size=4,
+    )
+)
+def test_commands_are_packed_as_redis_py_packs_them(commands: list[list[str | bytes | int | float]]) -> None:
+    connection: Any = redis.Connection()  # type: ignore[no-untyped-call]
+    # redis-py splits the name of a command at its spaces.
+    named = [["GET", *arguments] for arguments in commands]
+    assert pack(named) == b"".join(connection.pack_commands(named))

@@ -43,6 +43,7 @@ MEANINGS = {
     "token_expired": Meaning("forgotten", "all"),
     "idle_timeout": Meaning("forgotten", "all"),
     "invalid_request": Meaning("forgotten", "all", reconnect=True),
+    "rate_limited": Meaning("forgotten", "all", reconnect=True),
 }
 
 

@@ -25,6 +25,7 @@ from reliable_cable.exceptions import BroadcastError
 from reliable_cable.http import CableHTTP
 from reliable_cable.namespaces import current_namespace
 from reliable_cable.stores.engine import get_engine
+from reliable_cable.validation import PER_ITERATION
 from tests.unit.http_fronts import (
     Answer,
     ASGIFront,
@@ -319,3 +320,23 @@ def test_both_give_the_same_answers_to_junk_headers_and_methods(
 def test_both_give_the_same_answers_to_junk_paths(path: str) -> None:
     with override_settings(TEMPLATES=[]):  # so that Django's own page says that there is nothing
         compare("GET", quote(f"/{path.lstrip('/')}", safe="/"), b"", f"Bearer {API_KEY}")
+
+
+async def test_other_tasks_run_while_a_large_array_is_read_and_broadcast(settings: Any) -> None:
+    settings.RELIABLE_CABLE = {**SETTINGS, "MAX_BROADCAST_SIZE": 64 * 1024}
+    count, turns, ended = 1000, 0, False
+
+    async def turn() -> None:
+        nonlocal turns
+        while not ended:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(turn())
+    body = json.dumps([{**item(), "data": json.dumps({"n": number})} for number in range(count)]).encode()
+    assert status(await post(CableHTTP(elsewhere), receive=Receiver(body_messages(body)))) == 201
+    ended = True
+    await other
+    # The messages are read one after another, and then checked and encoded.
+    assert turns >= 2 * (count // PER_ITERATION - 1)
+    assert stored() == count

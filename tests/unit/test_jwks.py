@@ -15,7 +15,7 @@ import pytest
 from asgiref.sync import SyncToAsync
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from reliable_cable.auth import InvalidToken, jwks
+from reliable_cable.auth import InvalidToken, TokenExpired, jwks
 from reliable_cable.auth.jwks import MAX_AGE, MIN_INTERVAL, KeySet, KeysUnavailable
 from reliable_cable.auth.verification import get_verifier
 from reliable_cable.concurrency.outages import is_outage
@@ -121,7 +121,9 @@ class TestAServer:
         assert server.requests == 1
         server.content = key_set(entry(RSA_KEY, kid="1"), entry(OTHER_KEY, kid="2"))
         for _ in range(100):
-            assert await keys.find("2", "RS256") is None
+            # It is not known yet. A client that were refused for good could not use its new key.
+            with pytest.raises(KeysUnavailable, match="may have been added"):
+                await keys.find("2", "RS256")
         assert server.requests == 1
         clock.now += MIN_INTERVAL + 1
         assert await keys.find("2", "RS256") == OTHER_KEY.public_key()
@@ -130,6 +132,32 @@ class TestAServer:
         clock.now += MAX_AGE + 1
         assert await keys.find("1", "RS256") is None
         assert server.requests == 3
+
+    async def test_a_key_that_a_later_read_has_not_found_does_not_exist(self, server: KeyServer, clock: Clock) -> None:
+        server.content = key_set(entry(RSA_KEY, kid="1"))
+        keys = KeySet(server.url, clock)
+        assert await keys.find("unknown", "RS256") is None, "the first read has decided"
+        for key_id in ("2", "3"):
+            with pytest.raises(KeysUnavailable):
+                await keys.find(key_id, "RS256")
+        clock.now += MIN_INTERVAL + 1
+        assert await keys.find("2", "RS256") is None
+        assert await keys.find("3", "RS256") is None, "the read for another key has decided"
+        assert server.requests == 2
+        with pytest.raises(KeysUnavailable):
+            await keys.find("3", "RS256")
+
+    async def test_unknown_key_ids_are_bounded(
+        self, server: KeyServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jwks, "MAX_UNKNOWN", 10)
+        server.content = key_set(entry(RSA_KEY, kid="1"))
+        keys = KeySet(server.url, clock)
+        await keys.find("1", "RS256")
+        for number in range(100):
+            with pytest.raises(KeysUnavailable):
+                await keys.find(f"x{number}", "RS256")
+        assert len(keys._unknown) <= 10
 
     async def test_clients_that_come_together_wait_for_one_request(self, server: KeyServer, clock: Clock) -> None:
         server.content = key_set(entry(RSA_KEY, kid="1"))
@@ -229,9 +257,10 @@ class TestAFile:
         file.write_bytes(key_set(entry(OTHER_KEY, kid="2")))
         clock.now += MIN_INTERVAL + 1
         assert await keys.find("2", "RS256") == OTHER_KEY.public_key()
+        clock.now += MIN_INTERVAL + 1
         assert await keys.find("1", "RS256") is None
 
-    async def test_which_key_fits(self, tmp_path: Path, clock: Clock) -> None:
+    async def test_which_key_fits(self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
         file = tmp_path / "keys.json"
         junk = [None, 1, {}, {"kty": "RSA"}, {"kty": "oct", "k": "c2VjcmV0", "kid": "o"}, {"kty": ["RSA"]}]
         file.write_bytes(
@@ -249,6 +278,8 @@ class TestAFile:
         assert await keys.find("ps", "PS256") == OTHER_KEY.public_key()
         assert await keys.find("e", "ES256") == await keys.find(None, "ES256") == EC_KEY.public_key()
         assert await keys.find(None, "EdDSA") == ED_KEY.public_key()
+        # So that each of these reads the file.
+        monkeypatch.setattr(jwks, "MIN_INTERVAL", -1.0)
         for kid, algorithm in [
             ("ps", "RS256"),
             ("r", "ES256"),
@@ -273,3 +304,29 @@ async def test_tokens_of_each_kind(settings: Any, server: KeyServer, algorithm: 
     token = sign("x" * 32, "HS256", {"kid": "1"}, ext={})
     with pytest.raises(InvalidToken, match="algorithm"):
         await verifier.authenticate(token, handshake(token))
+
+
+async def test_an_expired_token_whose_key_is_gone_has_expired(settings: Any, server: KeyServer) -> None:
+    """A client that has slept while the keys were changed gets a new token."""
+    server.content = key_set(entry(RSA_KEY, kid="new"))
+    options = {"ENGINE": "memory", "JWT_JWKS": server.url, "JWT_ALGORITHMS": ["RS256"], "JWT_LEEWAY": 5}
+    settings.RELIABLE_CABLE = options
+
+    async def refusal(kid: str, **claims: Any) -> type[Exception]:
+        token = sign(OTHER_KEY, "RS256", {"kid": kid}, **claims)
+        with pytest.raises((InvalidToken, KeysUnavailable)) as caught:
+            await get_verifier().authenticate(token, handshake(token))
+        return caught.type
+
+    assert await refusal("old", exp=after(-60)) is TokenExpired
+    settings.RELIABLE_CABLE = dict(options)
+    assert await refusal("old", exp=after(60)) is InvalidToken
+    assert await refusal("old", exp=after(60)) is KeysUnavailable, "the keys were read a moment ago"
+    assert await refusal("old", exp=after(-60)) is TokenExpired
+    assert await refusal("old", exp="junk") is KeysUnavailable
+    # With a known key, the signature decides first.
+    assert issubclass(await refusal("new", exp=after(-60)), InvalidToken)
+    assert await refusal("new", exp=after(-60)) is not TokenExpired
+    server.status = 500
+    settings.RELIABLE_CABLE = dict(options)
+    assert await refusal("old", exp=after(-60)) is TokenExpired

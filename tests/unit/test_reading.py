@@ -87,7 +87,7 @@ class TestRate:
                 now += self.read(reading, 8, now)
                 read += 8
             self.read(reading, 80, now + 0.1)
-            assert await client.receive() == {"type": "disconnect", "reason": "invalid_request", "reconnect": True}
+            assert await client.receive() == {"type": "disconnect", "reason": "rate_limited", "reconnect": True}
 
     async def test_the_rate_can_be_unlimited(self, settings: Any) -> None:
         settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "MAX_FRAME_RATE": None}

@@ -311,11 +311,26 @@ class TestTokens:
         user = get_user_model().objects.create_user("ann", password="secret")
         page = render("{% cable_meta_tags token=True %}", {}, request_of(user))
         assert re.fullmatch(
-            r'<meta name="cable-url" content="/cable">\n<meta name="cable-token" content="[\w.-]+">\n'
+            r'<meta name="cable-token" content="[\w.-]+">\n'
             r'<meta name="cable-history-timestamp" content="\d+">',
             page,
         )
         assert "cable-token" not in render("{% cable_meta_tags %}", {}, request_of(user))
+
+    def test_a_client_that_reads_the_page_again_gets_an_absolute_url(self, request_of: Any) -> None:
+        """`fetchTokenFromHTML` passes the URL to a transport that cannot use a path."""
+        request = request_of(AnonymousUser())
+        for url, expected in (
+            ("/live", "ws://testserver/live"),
+            ("wss://example.com/live", "wss://example.com/live"),
+            ("//example.com/live", "//example.com/live"),
+        ):
+            page = render(f'{{% cable_meta_tags "{url}" token=True %}}', {}, request)
+            assert f'<meta name="cable-url" content="{expected}">' in page
+        secure = RequestFactory().get("/", secure=True)
+        assert "wss://testserver/live" in render('{% cable_meta_tags "/live" token=True %}', {}, secure)
+        assert 'content="/live"' in render('{% cable_meta_tags "/live" token=True %}', {}, None)
+        assert 'content="/live"' in render('{% cable_meta_tags "/live" %}', {}, request)
 
     def test_there_is_none_for_anonymous_users(self, request_of: Any) -> None:
         for source in ("{% cable_token %}", "{% cable_meta_tags token=True %}"):

@@ -25,3 +25,11 @@ def test_what_is_not_there_is_not_taken() -> None:
     assert bucket.try_to_take(20, 1000)
     assert not bucket.try_to_take(1, 1000)
     assert bucket.try_to_take(1, 1000.1)
+
+
+def test_it_is_full_at_first_and_when_it_was_not_used_for_long_enough() -> None:
+    bucket = TokenBucket(rate=10, burst=20)
+    assert bucket.is_full(1000)
+    bucket.take(20, 1000)
+    assert not bucket.is_full(1001.9)
+    assert bucket.is_full(1002.1)

@@ -333,6 +333,19 @@ class TestNamespaces:
         assert await first_frame(make_client(f"{token}&tenant=b")) == REFUSED
         assert await first_frame(make_client(f"{sign(ext={'user': user.pk})}&tenant=a")) == REFUSED
 
+    @pytest.mark.parametrize("claim", [None, 1, True, ["None"], {}])
+    async def test_a_claim_that_is_not_a_string_names_no_tenant(self, user: Any, claim: Any) -> None:
+        """`None` has been the tenant "None", and 1 the tenant "1"."""
+        token = sign(ext={"user": user.pk}, namespace=claim)
+        assert await first_frame(make_client(f"{token}&tenant={claim}")) == REFUSED
+        without = await first_frame(make_client(f"{token}&tenant="))
+        assert without["type"] == WELCOME if claim is None else without == REFUSED
+
+    async def test_the_claim_is_ignored_without_the_setting(self, settings: Any, user: Any) -> None:
+        settings.RELIABLE_CABLE = {key: each for key, each in settings.RELIABLE_CABLE.items() if key != "NAMESPACE"}
+        async with make_client(sign(ext={"user": user.pk}, namespace={"id": 7})) as client:
+            assert client.welcome["type"] == WELCOME
+
 
 async def test_the_test_kit_connects_a_given_user_although_tokens_are_required(settings: Any, user: Any) -> None:
     settings.RELIABLE_CABLE = {**settings.RELIABLE_CABLE, "JWT_REQUIRED": True}

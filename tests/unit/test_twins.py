@@ -87,7 +87,11 @@ class TestOptions:
             calls.append((items, options))
             raise InterruptedError
 
+        async def arecord(items: Any, options: BatchOptions) -> list[Any]:
+            return record(items, options)
+
         monkeypatch.setattr(broadcasting, "prepare_batch", record)
+        monkeypatch.setattr(broadcasting, "aprepare_batch", arecord)
         return calls
 
     #: Each option has its name as its value.

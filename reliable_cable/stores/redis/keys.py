@@ -47,6 +47,11 @@ def revocation_key(prefix: str, condition: str) -> str:
     return f"{prefix}:revoked:{condition}"
 
 
+def bucket_key(prefix: str, name: str) -> str:
+    """Return the key of a token bucket."""
+    return f"{prefix}:bucket:{name}"
+
+
 def lineage_key(prefix: str) -> str:
     """Return the key of the lineage record (see lineage.py)."""
     return f"{prefix}:lineage"

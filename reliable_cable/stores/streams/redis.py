@@ -74,7 +74,8 @@ class RedisStreamStore(RedisStore, StreamStore):
                 if reply == b"uncertain":
                     why = "Redis did not respond to the first attempt, and the entries of that time were trimmed."
                     raise _uncertain(why)
-                return [StreamPosition(epoch.decode(), int(offset)) for epoch, offset in reply]
+                words = reply.decode().split(" ")
+                return [StreamPosition(*each) for each in zip(words[::2], map(int, words[1::2]), strict=True)]
             await self.client.sleep(RETRY_DELAY)
 
     append = sync_twin(aappend)

@@ -19,6 +19,9 @@ def main() -> None:
     def make_room(slug: str) -> None:
         Room.objects.create(slug=slug, name=slug.title())
 
+    def room_id(slug: str) -> int:
+        return int(Room.objects.get(slug=slug).pk)
+
     def post(slug: str, text: str) -> None:
         post_message(Room.objects.get(slug=slug), None, text, client_id=text)
 
@@ -30,6 +33,7 @@ def main() -> None:
 
     calls: Mapping[str, Callable[..., Any]] = {
         "make_room": make_room,
+        "room_id": room_id,
         "post": post,
         "messages": messages,
         "answer": answer,

@@ -1,0 +1,87 @@
+"""Delays the commands of a client that sends more of them than `RATE_LIMITS` allows.
+
+See Protocol: Fast clients.
+"""
+
+from typing import Final, Self
+
+from reliable_cable.concurrency.token_bucket import TokenBucket
+from reliable_cable.conf import CableSettings, RateLimit
+from reliable_cable.protocol import commands
+
+#: How long, in seconds, commands may wait for the limits without interruption. After that, the client is disconnected.
+WAITING_TIME: Final = 10.0
+#: How long, in seconds, commands may wait while a `subscribe` among them is unanswered. Clients repeat it after 5
+#: seconds, and give it up after 10.
+SUBSCRIBE_WAITING_TIME: Final = 4.0
+
+#: A shorter delay, in seconds, is an error of rounding.
+_TOLERANCE: Final = 0.001
+
+#: The commands that a client sends for each of its subscriptions when it connects.
+_CONNECTING: Final = (commands.Subscribe, commands.History, commands.Join)
+
+
+class CommandLimits:
+    """The limits of one connection: `RATE_LIMITS["command"]` for all commands, and `["whisper"]` for whispers.
+
+    A client that connects sends a few commands for each of its subscriptions. These do not count, up to a number, so
+    that they are answered in time.
+
+    Args:
+        command: the limit of all commands, or None.
+        whisper: the limit of whispers, or None.
+        subscriptions: the most subscriptions.
+    """
+
+    __slots__ = ("_commands", "_free", "_waiting_since", "_whispers")
+
+    def __init__(self, command: RateLimit | None, whisper: RateLimit | None, subscriptions: int) -> None:
+        self._commands = _bucket(command)
+        self._whispers = _bucket(whisper)
+        #: How many more of the commands with which a client connects do not count.
+        self._free = len(_CONNECTING) * subscriptions
+        #: Since when commands have been waiting without interruption; None: none is waiting.
+        self._waiting_since: float | None = None
+
+    @classmethod
+    def of(cls, settings: CableSettings) -> Self | None:
+        """Return the limits that the settings have; None if they have none."""
+        command, whisper = settings.rate_limit("command"), settings.rate_limit("whisper")
+        if command is None and whisper is None:
+            return None
+        return cls(command, whisper, settings.max_subscriptions)
+
+    def take(self, command: commands.Command, now: float) -> float:
+        """Count a command. Return how long, in seconds, it has to wait.
+
+        Args:
+            command: the next command.
+            now: the time in seconds, by a monotonic clock.
+        """
+        if self._free and isinstance(command, _CONNECTING):
+            self._free -= 1
+            return 0
+        delay = 0.0 if self._commands is None else self._commands.take(1, now)
+        if self._whispers is not None and isinstance(command, commands.Whisper):
+            delay = max(delay, self._whispers.take(1, now))
+        if not delay:
+            self._waiting_since = None
+            return 0
+        if self._waiting_since is None:
+            self._waiting_since = now
+        return delay
+
+    def rest(self, now: float) -> None:
+        """Record that the queue is empty. If commands were handled too early, the next ones are still waiting."""
+        buckets = (self._commands, self._whispers)
+        if not any(bucket is not None and bucket.take(0, now) > _TOLERANCE for bucket in buckets):
+            self._waiting_since = None
+
+    def exceeded(self, now: float) -> bool:
+        """Return whether commands have been waiting for so long that the client is to be disconnected."""
+        return self._waiting_since is not None and now - self._waiting_since > WAITING_TIME
+
+
+def _bucket(limit: RateLimit | None) -> TokenBucket | None:
+    return None if limit is None else TokenBucket(limit.rate, limit.count)

@@ -1,0 +1,1 @@
+"""Token buckets that limit how often something happens, such as connects from one address."""

@@ -1,0 +1,40 @@
+"""Token buckets in the memory of one process."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from reliable_cable.concurrency.token_bucket import TokenBucket
+from reliable_cable.conf import RateLimit
+
+from .base import Buckets
+
+#: The most buckets that are kept. One takes about 300 bytes.
+MAX_BUCKETS: Final = 10_000
+
+
+class MemoryBuckets(Buckets):
+    """Keeps the buckets that are not full. Beyond `MAX_BUCKETS`, those that were not used for longest are dropped.
+
+    Args:
+        clock: returns the time in seconds, by any monotonic clock.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        #: The buckets by name, the one that was used last at the end.
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    async def atake(self, name: str, limit: RateLimit) -> bool:
+        """Take a token from a bucket if it has one. Return whether it had."""
+        now = self._clock()
+        bucket = self._buckets.setdefault(name, TokenBucket(limit.rate, limit.count))
+        self._buckets.move_to_end(name)
+        taken = bucket.try_to_take(1, now)
+        while len(self._buckets) > MAX_BUCKETS or next(iter(self._buckets.values())).is_full(now):
+            self._buckets.popitem(last=False)
+        return taken

@@ -1,0 +1,23 @@
+"""Token buckets in Redis, which all processes share."""
+
+from reliable_cable.conf import RateLimit
+from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.redis.keys import bucket_key
+from reliable_cable.stores.redis.store import RedisStore
+
+from .base import Buckets
+
+
+class RedisBuckets(RedisStore, Buckets):
+    """Keeps each bucket that is not full in a key, which Redis expires.
+
+    Args:
+        settings: the settings; `redis_url`, `redis_options` and `key_prefix` are used.
+        clock: replaces Redis's clock in tests, in seconds since 1970. Keys always expire by Redis's clock.
+    """
+
+    async def atake(self, name: str, limit: RateLimit) -> bool:
+        """Take a token from a bucket if it has one. Return whether it had."""
+        key = bucket_key(self.settings.key_prefix, name)
+        (taken,) = await self.client.arun(Call("take", [key], [self.script_time(), limit.count, limit.period]))
+        return bool(taken)

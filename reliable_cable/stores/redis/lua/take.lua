@@ -1,0 +1,12 @@
+-- Take a token from a bucket, if it has one (see buckets/redis.py).
+--
+-- KEYS: the bucket. Its value is the time at which it will be full.
+-- ARGV: the time or ''; how many tokens the bucket holds; how long, in seconds, it takes to fill.
+-- Returns 1 if a token was taken, or else 0.
+
+local now, size, period = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local full = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now) + period / size
+-- The times are rounded, so half a token more is allowed.
+if full - now > period + period / size / 2 then return 0 end
+redis.call('SET', KEYS[1], text(full), 'PX', math.ceil((full - now) * 1000))
+return 1
