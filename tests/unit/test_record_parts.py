@@ -100,7 +100,7 @@ def test_a_record_without_items_is_not_split(data: dict[str, object]) -> None:
 
 def test_the_oldest_known_records_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record_parts, "MAX_KNOWN_PARTS", 10)
-    known, stored = KnownParts(), StoredParts("items", "", {1: 1, 2: 2, 3: 3, 4: 4})
+    known, stored = KnownParts(), StoredParts.of(RecordParts("items", "", ()), {1: 1, 2: 2, 3: 3, 4: 4})
     for sid in ("a", "b", "a", "c"):
         known.add(sid, stored)
     assert [known.get(sid) is not None for sid in "abc"] == [True, False, True]

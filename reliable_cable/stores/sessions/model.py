@@ -129,7 +129,7 @@ class ModelSessionStore(ModelStore, SessionStore):
             unique_fields=["sid", "number"],
             update_fields=["data"],
         )
-        return {sid: StoredParts(text.list_key, text.head, changes[sid].hashes) for sid, text in large.items()}
+        return {sid: StoredParts.of(text, changes[sid].hashes) for sid, text in large.items()}
 
     # -- loading ------------------------------------------------------------------------------------------------------
 

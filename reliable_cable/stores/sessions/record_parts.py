@@ -5,6 +5,7 @@ A change of one item then writes the head and that row only. Small records are o
 
 import json
 import secrets
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,8 @@ MAX_WHOLE_SIZE: Final = 4096
 #: between.
 STRIDE: Final = 1 << 20
 
-#: The most parts that `KnownParts` keeps. Each takes about 100 bytes.
-MAX_KNOWN_PARTS: Final = 50_000
+#: The most parts that `KnownParts` keeps. Each takes 16 bytes.
+MAX_KNOWN_PARTS: Final = 500_000
 
 #: The key of the head that says where the parts belong. A record must not have it.
 _PARTS_KEY: Final = "parts"
@@ -155,12 +156,29 @@ class StoredParts:
     Args:
         list_key: the key of the list whose items are the parts.
         head: the text of the head.
-        hashes: the hash values of the parts, by number, in their order.
+        numbers: the numbers of the parts, in their order.
+        values: the hash value of each part.
     """
 
     list_key: str
     head: str
-    hashes: Mapping[int, int]
+    numbers: Sequence[int]
+    values: Sequence[int]
+
+    @classmethod
+    def of(cls, parts: RecordParts, hashes: Mapping[int, int]) -> Self:
+        """Return what is stored after a write.
+
+        Args:
+            parts: the record.
+            hashes: the hash values of the parts, by number, in their order.
+        """
+        return cls(parts.list_key, parts.head, array("q", hashes), array("q", hashes.values()))
+
+    @property
+    def hashes(self) -> dict[int, int]:
+        """The hash values of the parts, by number, in their order."""
+        return dict(zip(self.numbers, self.values, strict=True))
 
 
 class KnownParts:
@@ -184,7 +202,7 @@ class KnownParts:
         with self._lock:
             self._remove(sid)
             self._records[sid] = stored
-            self._count += len(stored.hashes)
+            self._count += len(stored.numbers)
             while self._count > MAX_KNOWN_PARTS:
                 self._remove(next(iter(self._records)))
 
@@ -196,4 +214,4 @@ class KnownParts:
     def _remove(self, sid: str) -> None:
         stored = self._records.pop(sid, None)
         if stored is not None:
-            self._count -= len(stored.hashes)
+            self._count -= len(stored.numbers)
