@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import math
-import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from contextvars import Context, copy_context
@@ -22,6 +21,7 @@ from .auth.admission import Admission, admit
 from .client_log import handshake_log
 from .concurrency.contexts import run_in_context
 from .concurrency.outages import is_outage
+from .concurrency.per_loop import PerLoop
 from .concurrency.retrying import BACKGROUND_RETRY_DELAY, retry
 from .conf import CableSettings, get_settings
 from .connection.commands import Commands
@@ -50,7 +50,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 #: How long, in seconds, `connect` may take. The handshake is refused then, and the client reconnects.
 CONNECT_TIMEOUT: Final = 10.0
 
-_drains: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Drain] = weakref.WeakKeyDictionary()
+_drains: PerLoop[Drain] = PerLoop()
 
 #: The reasons for which `connect` can refuse a client. After these, clients do not reconnect by themselves.
 REJECTION_REASONS: Final = (DisconnectReason.UNAUTHORIZED, DisconnectReason.TOKEN_EXPIRED)
@@ -259,7 +259,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return None
         if transport.drainable:
-            _install_drain(transport)
+            _drains.get(partial(_install_drain, transport))
         handshake_log.report()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT) as timeout:
@@ -378,12 +378,11 @@ def _check_attributes(cls: type[CableConsumer]) -> None:
         raise TypeError(f"{cls.__qualname__} uses {taken[0]!r}, which is an attribute of CableConsumer. Rename it.")
 
 
-def _install_drain(transport: Transport) -> None:
-    loop = asyncio.get_running_loop()
-    if loop not in _drains:
-        drain = _drains[loop] = Drain(get_hub, loop, grace=transport.grace)
-        if not drain.install():
-            logger.debug("Connections will not be drained before shutdown: this is not the main thread.")
+def _install_drain(transport: Transport) -> Drain:
+    drain = Drain(get_hub, asyncio.get_running_loop(), grace=transport.grace)
+    if not drain.install():
+        logger.debug("Connections will not be drained before shutdown: this is not the main thread.")
+    return drain
 
 
 def _ping_interval(query: dict[str, list[str]], settings: CableSettings) -> float:

@@ -113,6 +113,25 @@ class Session(models.Model):
         return self.sid
 
 
+class SessionPart(models.Model):
+    """A part of a large session record (see stores/sessions/record_parts.py)."""
+
+    id: models.BigAutoField[int, int] = models.BigAutoField(primary_key=True)
+    #: The id of the session. This is no foreign key, because servers of the previous release delete sessions without
+    #: their parts. Parts without a session are deleted later.
+    sid = models.CharField(max_length=64)
+    #: The parts are in the order of their numbers.
+    number = models.BigIntegerField()
+    #: JSON text.
+    data = models.TextField()
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["sid", "number"], name="reliable_cable_session_part")]
+
+    def __str__(self) -> str:
+        return f"{self.sid}#{self.number}"
+
+
 class Revocation(models.Model):
     """The time at which the sessions that match a condition were revoked."""
 

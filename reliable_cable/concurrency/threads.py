@@ -9,7 +9,6 @@ import contextlib
 import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -27,6 +26,7 @@ from reliable_cable.exceptions import AsyncContextError
 from reliable_cable.logs import logger
 
 from .daemon_executor import DaemonExecutor
+from .per_loop import PerLoop
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -326,14 +326,12 @@ class BatchedCalls(Generic[A, T]):
         self._function = function
         self._size = size
         self._parallel = parallel
-        self._loops: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Pending[T]] = weakref.WeakKeyDictionary()
+        self._loops: PerLoop[_Pending[T]] = PerLoop()
 
     async def __call__(self, argument: A) -> T:
         """Call the function and return its result."""
         loop = asyncio.get_running_loop()
-        pending = self._loops.get(loop)
-        if pending is None:
-            pending = self._loops[loop] = _Pending()
+        pending = self._loops.get(_Pending)
         future: asyncio.Future[T] = loop.create_future()
         # The call gets a copy of its caller's context, because another caller's task may run it.
         pending.calls.append((partial(copy_context().run, _guarded, self._function, argument), future))

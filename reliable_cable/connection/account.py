@@ -1,4 +1,4 @@
-"""The account of a connection: how many bytes its client makes the server keep and write, and how often it joins."""
+"""The account of a connection: how many bytes its client makes the server keep, and how often it joins."""
 
 from typing import Final
 
@@ -8,10 +8,6 @@ from reliable_cable.concurrency.token_bucket import TokenBucket
 LASTING_SHARE: Final = 0.25
 #: The subscriptions may fill at least `MAX_SUBSCRIPTIONS` times this number of bytes.
 SUBSCRIPTION_SIZE: Final = 512
-#: How many bytes a second may be written for one connection into a session store that writes whole records.
-WRITE_RATE: Final = 2 * 1024 * 1024
-#: How many bytes may be written at once.
-WRITE_BURST: Final = 16 * 1024 * 1024
 #: How many joins a second a client may request.
 JOIN_RATE: Final = 2.0
 #: How many joins a client may request at once, besides one for each of `MAX_SUBSCRIPTIONS`.
@@ -29,7 +25,7 @@ class Account:
         subscriptions: the most subscriptions.
     """
 
-    __slots__ = ("_joins", "_writes", "half", "lasting", "lasting_limit", "limit", "subscriptions", "used")
+    __slots__ = ("_joins", "half", "lasting", "lasting_limit", "limit", "subscriptions", "used")
 
     def __init__(self, limit: int, subscriptions: int = 1) -> None:
         self.limit = limit
@@ -42,8 +38,7 @@ class Account:
         self.lasting = 0
         #: The most bytes that the subscriptions may fill.
         self.lasting_limit = max(int(limit * LASTING_SHARE), subscriptions * SUBSCRIPTION_SIZE)
-        # Most connections need none of these.
-        self._writes: TokenBucket | None = None
+        # Most connections need none.
         self._joins: TokenBucket | None = None
 
     def reserve(self, size: int) -> bool:
@@ -56,16 +51,6 @@ class Account:
             return False
         self.lasting += size
         return True
-
-    def count_write(self, now: float) -> float:
-        """Count a write of the whole session record. Return how long, in seconds, to wait before it.
-
-        Args:
-            now: the time in seconds, by a monotonic clock.
-        """
-        if self._writes is None:
-            self._writes = TokenBucket(WRITE_RATE, WRITE_BURST)
-        return self._writes.take(self.lasting, now)
 
     def may_join(self, now: float) -> bool:
         """Count a join that the client requests. Return whether the rate of its joins allows it.

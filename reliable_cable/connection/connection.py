@@ -215,10 +215,6 @@ class Connection:
         """
         if not self.resumable:
             return True
-        if not self.hub.sessions.store.writes_changes:
-            delay = self.account.count_write(time.monotonic())
-            if delay:
-                await asyncio.sleep(delay)
         if await self.hub.sessions.save(self):
             return True
         logger.warning("A session could not be saved. Its client is disconnected, and subscribes again.")

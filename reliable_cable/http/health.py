@@ -1,11 +1,12 @@
 """`GET /health`: whether this server can serve clients, for load balancers and orchestrators."""
 
 import asyncio
-import weakref
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
 from reliable_cable.client_log import ClientLog
+from reliable_cable.concurrency.per_loop import PerLoop
 from reliable_cable.conf import CONTROL_STREAM
 from reliable_cable.hub.current import is_draining
 from reliable_cable.stores.engine import Engine, get_engine
@@ -56,19 +57,15 @@ class StoreCheck:
         return True
 
 
-_checks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, StoreCheck] = weakref.WeakKeyDictionary()
+_checks: PerLoop[StoreCheck] = PerLoop()
 
 
 async def find_problem() -> str | None:
     """Return why this server cannot serve clients, or None if it can."""
     if is_draining():
         return "This server is about to stop."
-    loop, engine = asyncio.get_running_loop(), get_engine()
-    check = _checks.get(loop)
-    if check is None or check.engine is not engine:
-        for other in [other for other in _checks if other.is_closed()]:
-            del _checks[other]
-        check = _checks[loop] = StoreCheck(engine)
+    engine = get_engine()
+    check = _checks.get(partial(StoreCheck, engine), lambda check: check.engine is engine)
     return None if await check.is_answered() else f"The stream store does not answer in {ANSWER_TIMEOUT} s."
 
 

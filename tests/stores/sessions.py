@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
+from django.db import connections
+from django.test.utils import CaptureQueriesContext
 
 from reliable_cable.conf import get_settings
 from reliable_cable.stores.sessions.base import SessionRecord, SessionStore
@@ -30,6 +32,20 @@ bob = {"user": "auth.user:2"}
 nobody = {"user": ""}
 ANN = SessionRecord(ann, THEN, {"subscriptions": [{"identifier": '{"channel":"Chat"}', "offset": 5}]})
 BOB = SessionRecord(bob, THEN, {})
+
+
+def large_record(number: int) -> SessionRecord:
+    """Return a record with 100 long identifiers. Only the state of one subscription depends on the number."""
+    subscriptions = [{"identifier": f"{at} {'i' * 2000}", "state": {"at": at}} for at in range(100)]
+    subscriptions[50]["state"] = {"text": "x" * number}
+    return SessionRecord(ann, THEN, {"sids": [], "subscriptions": subscriptions, "alive": True, "left_at": number})
+
+
+def statements(alias: str, call: Callable[[], object]) -> list[str]:
+    """Return the statements about session records that a call makes."""
+    with CaptureQueriesContext(connections[alias]) as captured:
+        call()
+    return [query["sql"] for query in captured if "reliable_cable_session" in query["sql"]]
 
 
 class RedisClock(Clock):

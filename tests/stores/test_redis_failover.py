@@ -9,6 +9,7 @@ import pytest
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.redis import lineage
+from reliable_cable.stores.redis.pubsub import pubsub_of
 from reliable_cable.stores.streams import redis_listener
 from reliable_cable.stores.streams.base import Advanced, Message, Published, StreamEvent, Transient
 from tests.stores.conftest import until
@@ -67,7 +68,7 @@ class TestFailover(RedisPair):
             address.move(replica.port)
         await append(elsewhere, "1")
         await until(lambda: Advanced("a") in heard)
-        await until(lambda: store.client.pubsubs[asyncio.get_running_loop()].connected)
+        await until(lambda: pubsub_of(store.client).connected)
         assert (await store.aread("a", after=0, limit=10)).tail == 1
         await until(lambda: replica.cli("PUBSUB", "NUMSUB", store.channel("a"))[1] == 1)
         await append(elsewhere, "2")

@@ -25,9 +25,9 @@ def main() -> None:
         from reliable_cable import consumer
         from reliable_cable.hub import current
 
-        loops = list(current._hubs)
-        current._hubs.clear()
-        consumer._drains.clear()
+        loops = list(current._hubs._objects)
+        current._hubs._objects.clear()
+        consumer._drains._objects.clear()
         setting_changed.send(None, setting="RELIABLE_CABLE", value=None, enter=False)
         for loop in loops:
             loop.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reliable_cable.connection.account import LASTING_SHARE, SUBSCRIPTION_SIZE, WRITE_BURST, WRITE_RATE, Account
+from reliable_cable.connection.account import LASTING_SHARE, SUBSCRIPTION_SIZE, Account
 
 
 def test_what_is_kept_without_an_end_may_fill_a_part_of_the_limit() -> None:
@@ -24,12 +24,3 @@ def test_many_subscriptions_may_keep_more() -> None:
     account = Account(10_000, subscriptions=100)
     assert account.reserve(100 * SUBSCRIPTION_SIZE)
     assert not account.reserve(1)
-
-
-def test_whole_records_are_written_at_a_limited_rate() -> None:
-    account = Account(1024 * 1024)
-    assert account.reserve(256 * 1024)
-    at_once = WRITE_BURST // account.lasting
-    assert [account.count_write(5.0) for _ in range(at_once)] == [0.0] * at_once
-    assert account.count_write(5.0) == account.lasting / WRITE_RATE
-    assert account.count_write(7.0) == 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from reliable_cable import Channel, action, state
 from reliable_cable.channel import MAX_STATE_SIZE, registry
-from reliable_cable.connection import account
 from reliable_cable.connection.account import JOIN_BURST
 from reliable_cable.connection.streams import STREAM_SIZE
 from reliable_cable.protocol.constants import MAX_MEMBER_ID_LENGTH, MAX_MEMBER_INFO_SIZE
@@ -148,18 +146,6 @@ class TestMembers:
             assert (await client.receive())["message"] == {"type": "error"}
             await client.send("presence", ROOM)
             assert (await client.receive())["message"]["total"] == 0
-
-
-async def test_changes_of_a_large_session_are_written_at_a_limited_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(account, "WRITE_RATE", 50_000)
-    monkeypatch.setattr(account, "WRITE_BURST", 20_000)
-    async with Client() as client:
-        await client.subscribe(ROOM)
-        began = time.monotonic()
-        for number in range(4):
-            await client.perform(ROOM, "write", size=10_000 + number)
-            await client.receive()
-        assert time.monotonic() - began > (4 * 10_000 - 20_000) / 50_000
 
 
 class TestJoins:

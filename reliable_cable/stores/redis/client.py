@@ -30,6 +30,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from reliable_cable.concurrency.per_loop import PerLoop
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import StoreError, reason
 
@@ -142,10 +143,9 @@ class RedisClient:
             raise ImproperlyConfigured(f"RELIABLE_CABLE['REDIS_OPTIONS'] cannot be used: {reason(error)}.") from error
         #: The number of the database.
         self.database = int(self._pool.connection_kwargs.get("db") or 0)
-        self._async_pools: dict[asyncio.AbstractEventLoop, redis.asyncio.ConnectionPool] = {}
-        self._lock = threading.Lock()
+        self._async_pools: PerLoop[redis.asyncio.ConnectionPool] = PerLoop()
         #: The pub/sub connection of each event loop (see pubsub.py).
-        self.pubsubs: dict[asyncio.AbstractEventLoop, Any] = {}
+        self.pubsubs: PerLoop[Any] = PerLoop()
 
     @property
     def place(self) -> str:
@@ -160,7 +160,7 @@ class RedisClient:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop."""
-        pool = self._async_pools.pop(asyncio.get_running_loop(), None)
+        pool = self._async_pools.pop()
         if pool is not None:
             # A connection that is in use is closed by the task that uses it.
             await pool.disconnect(inuse_connections=False)
@@ -243,7 +243,7 @@ class RedisClient:
         return _checked(replies)
 
     async def _aattempt(self, calls: Sequence[Call]) -> list[Any]:
-        pool: Any = self._async_pool()
+        pool: Any = self._async_pools.get(self._new_pool)
         connection: Any = None
         sent = False
         try:
@@ -262,7 +262,7 @@ class RedisClient:
             raise
         finally:
             if connection is not None:
-                if self._async_pools.get(asyncio.get_running_loop()) is not pool:
+                if self._async_pools.peek() is not pool:
                     await connection.disconnect(nowait=True)  # the pool was closed during the call
                 await release(pool, connection)
         self._note_refusals(connection, replies)
@@ -270,23 +270,16 @@ class RedisClient:
 
     def new_connection(self) -> Any:
         """Return a new connection for the running event loop. It is closed, and waits for replies without a timeout."""
-        pool = self._async_pool()
+        pool = self._async_pools.get(self._new_pool)
         return pool.connection_class(**{**pool.connection_kwargs, "socket_timeout": None})
 
-    def _async_pool(self) -> redis.asyncio.ConnectionPool:
-        loop = asyncio.get_running_loop()
-        pool = self._async_pools.get(loop)
-        if pool is None:
-            with self._lock:
-                for other in [other for other in self._async_pools if other.is_closed()]:
-                    del self._async_pools[other]
-                pool = self._async_pools[loop] = redis.asyncio.BlockingConnectionPool.from_url(
-                    self.url,
-                    **self.options,
-                    timeout=self.options["socket_timeout"],
-                    redis_connect_func=self.lineage.ahandshake,
-                )
-        return pool
+    def _new_pool(self) -> redis.asyncio.ConnectionPool:
+        return redis.asyncio.BlockingConnectionPool.from_url(
+            self.url,
+            **self.options,
+            timeout=self.options["socket_timeout"],
+            redis_connect_func=self.lineage.ahandshake,
+        )
 
     # -- both ---------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from reliable_cable.concurrency.per_loop import PerLoop
 from reliable_cable.logs import logger
 from reliable_cable.stores.base import Listener
 
@@ -316,10 +317,5 @@ class ChannelListener(Listener):
 
 def pubsub_of(client: RedisClient) -> PubSub:
     """Return the pub/sub connection of the running event loop."""
-    loop = asyncio.get_running_loop()
-    state: PubSub | None = client.pubsubs.get(loop)
-    if state is None:
-        for other in [other for other in client.pubsubs if other.is_closed()]:
-            del client.pubsubs[other]
-        state = client.pubsubs[loop] = PubSub(client)
-    return state
+    pubsubs: PerLoop[PubSub] = client.pubsubs
+    return pubsubs.get(partial(PubSub, client))

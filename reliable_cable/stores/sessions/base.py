@@ -60,12 +60,14 @@ class SessionStore(Store):
 
     #: Whether the store may lose records before they expire.
     may_lose_data: bool = False
-    #: Whether `save` writes only what has changed in a large record. Otherwise it writes the whole record.
-    writes_changes: bool = False
 
     @abstractmethod
     def save(self, records: Mapping[str, SessionRecord]) -> None:
-        """Store records by session id, in one round trip. They replace existing records."""
+        """Store records by session id, in few round trips. They replace existing records.
+
+        A client can cause saves of a record of 256 KiB as fast as they succeed. So write only what has changed in a
+        large record, if the store is shared with others.
+        """
 
     @abstractmethod
     def load(self, sid: str, identity: Identity) -> SessionRecord | None:

@@ -1,24 +1,38 @@
 """The session store in the project's own database."""
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
-from django.db.models import QuerySet, Subquery
+from django.db.models import BigIntegerField, Exists, FloatField, OuterRef, Q, QuerySet, TextField, Value
+from django.db.models.functions import Cast
 
+from reliable_cable.conf import CableSettings
 from reliable_cable.identity import Identity, canonical, condition_key, condition_keys
-from reliable_cable.models import Revocation, Session
+from reliable_cable.logs import logger
+from reliable_cable.models import Revocation, Session, SessionPart
+from reliable_cable.stores.database.database import ROWS_PER_TRANSACTION
 from reliable_cable.stores.database.store import ModelStore, retried_read
 
 from .base import CLOCK_MARGIN, SessionRecord, SessionStore, is_revoked, is_session_id
+from .record_parts import MAX_WHOLE_SIZE, KnownParts, PartsChange, RecordParts, StoredParts, join
 
 T = TypeVar("T")
 
+#: The most records that one SELECT reads.
+LOAD_SIZE: Final = 100
+
+#: The kinds of rows that `ModelSessionStore._select` returns.
+_HEAD, _PART, _REVOCATION = range(3)
+
 
 class ModelSessionStore(ModelStore, SessionStore):
-    """Stores session records in the model `Session`, in the database `settings.database`.
+    """Stores session records in the models `Session` and `SessionPart`, in the database `settings.database`.
+
+    A large record has its parts in `SessionPart` (see record_parts.py).
 
     Times come from the server's clock on PostgreSQL, and from this host's clock on SQLite. Every method raises
     `StoreError` if the database fails.
@@ -28,48 +42,143 @@ class ModelSessionStore(ModelStore, SessionStore):
         clock: replaces the clock in tests, in seconds since 1970.
     """
 
+    def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
+        super().__init__(settings, clock=clock)
+        self._known = KnownParts()
+
+    # -- saving -------------------------------------------------------------------------------------------------------
+
     def save(self, records: Mapping[str, SessionRecord]) -> None:
-        """Insert or replace records with one statement. If one of them is not JSON, none is stored."""
+        """Insert or replace records. Of a large record that this process has saved before, write what has changed.
+
+        Small records take one statement together, and large ones at most four. If a record is not JSON, none is stored.
+        """
         if self.settings.sessions_ttl == 0 or not records:
             return
+        texts = {sid: self._encode(sid, record) for sid, record in records.items()}
+        stored = self._write("saved", partial(self._save, records, texts))
+        for sid, text in texts.items():
+            if isinstance(text, str):
+                self._known.forget(sid)
+            else:
+                self._known.add(sid, stored[sid])
+
+    def _encode(self, sid: str, record: SessionRecord) -> str | RecordParts:
+        known = self._known.get(sid)
+        if known is None:
+            text = json.dumps(record.data)
+            return text if len(text) <= MAX_WHOLE_SIZE else RecordParts.of(record) or text
+        return RecordParts.of(record, known.list_key) or json.dumps(record.data)
+
+    def _save(
+        self, records: Mapping[str, SessionRecord], texts: Mapping[str, str | RecordParts]
+    ) -> dict[str, StoredParts]:
+        """Write records, and return what is stored of the large ones."""
+        large = {sid: text for sid, text in texts.items() if isinstance(text, RecordParts)}
+        known = self._lock_known(large)
+        # The heads come first: they lock the parts, which only the transaction that has locked the head may write.
         expires = self._server.ago(-self.settings.sessions_ttl)
         # The data is stored as JSON text in a JSON string. PostgreSQL refuses JSON with U+0000 or with half a surrogate
         # pair. Clients can send both, and one such record would keep all records of the batch from being saved.
-        rows = [
-            Session(
-                sid=sid,
-                identity=canonical(record.identity),
-                authenticated=record.authenticated,
-                data=json.dumps(record.data),
-                expires=expires,
-            )
-            for sid, record in records.items()
-        ]
-        save = partial(
-            self._database.rows(Session).bulk_create,
-            rows,
+        self._rows.bulk_create(
+            [
+                Session(
+                    sid=sid,
+                    identity=canonical(records[sid].identity),
+                    authenticated=records[sid].authenticated,
+                    data=text if isinstance(text, str) else text.head,
+                    expires=expires,
+                )
+                for sid, text in texts.items()
+            ],
             update_conflicts=True,
             unique_fields=["sid"],
             update_fields=["identity", "authenticated", "data", "expires"],
         )
-        self._write("saved", save)
+        return self._save_parts(large, known) if large else {}
+
+    def _lock_known(self, large: Mapping[str, RecordParts]) -> dict[str, Mapping[int, int]]:
+        """Lock the large records that are stored as this process knows, and return the hash values of their parts."""
+        known = {sid: stored for sid in large if (stored := self._known.get(sid)) is not None}
+        if not known:
+            return {}
+        # Another process may have written the record, or it may have expired.
+        heads = self._rows.select_for_update().filter(sid__in=known).order_by("sid").values_list("sid", "data")
+        return {
+            sid: known[sid].hashes
+            for sid, head in heads
+            if head == known[sid].head and large[sid].list_key == known[sid].list_key
+        }
+
+    def _save_parts(
+        self, large: Mapping[str, RecordParts], known: Mapping[str, Mapping[int, int]]
+    ) -> dict[str, StoredParts]:
+        changes = {sid: PartsChange.between(known.get(sid), text.items) for sid, text in large.items()}
+        outdated = Q(sid__in=[sid for sid, change in changes.items() if change.whole])
+        for sid, change in changes.items():
+            if change.removed:
+                outdated |= Q(sid=sid, number__in=change.removed)
+        self._parts.filter(outdated).delete()
+        self._parts.bulk_create(
+            [
+                SessionPart(sid=sid, number=number, data=item)
+                for sid, change in changes.items()
+                for number, item in change.written.items()
+            ],
+            update_conflicts=True,
+            unique_fields=["sid", "number"],
+            update_fields=["data"],
+        )
+        return {sid: StoredParts.of(text, changes[sid].hashes) for sid, text in large.items()}
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    def load(self, sid: str, identity: Identity) -> SessionRecord | None:
+        """Return the record of a session."""
+        return self.load_many([(sid, identity)])[0]
 
     @retried_read
-    def load(self, sid: str, identity: Identity) -> SessionRecord | None:
-        """Return a record, with one SELECT."""
-        if not is_session_id(sid):
-            return None
-        revocations = self._database.rows(Revocation).filter(condition__in=condition_keys(identity))
-        revoked = revocations.order_by("-at").values("at")[:1]
-        records = self._alive().filter(sid=sid, identity=canonical(identity)).annotate(revoked=Subquery(revoked))
+    def load_many(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
+        """Return the records of sessions, `LOAD_SIZE` of them with one SELECT."""
         with self._errors("read"):
-            row = records.values_list("authenticated", "data", "revoked").first()
-        if row is None:
-            return None
-        authenticated, data, revoked_at = row
-        if is_revoked(authenticated, [] if revoked_at is None else [revoked_at]):
-            return None
-        return SessionRecord(dict(identity), authenticated, json.loads(data), len(data))
+            return [
+                record
+                for start in range(0, len(wanted), LOAD_SIZE)
+                for record in self._load(wanted[start : start + LOAD_SIZE])
+            ]
+
+    def _load(self, wanted: Sequence[tuple[str, Identity]]) -> list[SessionRecord | None]:
+        sids = {sid for sid, _ in wanted if is_session_id(sid)}
+        if not sids:
+            return [None] * len(wanted)
+        conditions = {key for _, identity in wanted for key in condition_keys(identity)}
+        heads: dict[str, tuple[str, float, str]] = {}
+        parts: dict[str, dict[int, str]] = defaultdict(dict)
+        times: dict[str, float] = {}
+        for kind, key, number, text, at, identity in self._select(sids, conditions):
+            if kind == _HEAD:
+                # This is a JSON string with JSON text.
+                heads[key] = (json.loads(text), at, identity)
+            elif kind == _PART:
+                parts[key][number] = text
+            else:
+                times[key] = at
+        return [_loaded(heads.get(sid), parts[sid], identity, times) for sid, identity in wanted]
+
+    def _select(self, sids: Collection[str], conditions: Collection[str]) -> Iterable[tuple[Any, ...]]:
+        """Read records, their parts and revocations with one statement, and so from one snapshot."""
+        no_number, no_text = Value(0, BigIntegerField()), Value("", TextField())
+        heads = self._alive().filter(sid__in=sids)
+        parts = self._parts.filter(sid__in=sids)
+        revocations = self._database.rows(Revocation).filter(condition__in=conditions)
+        data = Cast("data", TextField())
+        return heads.values_list(Value(_HEAD), "sid", no_number, data, "authenticated", "identity").union(
+            parts.values_list(Value(_PART), "sid", "number", "data", Value(0.0, FloatField()), no_text),
+            revocations.values_list(Value(_REVOCATION), "condition", no_number, no_text, "at", no_text),
+            all=True,
+        )
+
+    # -- keeping ------------------------------------------------------------------------------------------------------
 
     def touch(self, sids: Collection[str]) -> set[str]:
         """Renew the TTL of records with one UPDATE. Expired records stay expired."""
@@ -86,9 +195,17 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._write("touched", touch)
 
     def delete(self, sids: Collection[str]) -> None:
-        """Delete records with one DELETE."""
-        if sids:
-            self._write("deleted", self._database.rows(Session).filter(sid__in=sids).delete)
+        """Delete records, and then their parts."""
+        if not sids:
+            return
+        for sid in sids:
+            self._known.forget(sid)
+
+        def delete() -> None:
+            self._rows.filter(sid__in=sids).delete()
+            self._parts.filter(sid__in=sids).delete()
+
+        self._write("deleted", delete)
 
     def revoke(self, condition: Identity) -> float:
         """Store the time of a revocation with one INSERT. It also applies to records that are saved later."""
@@ -117,9 +234,10 @@ class ModelSessionStore(ModelStore, SessionStore):
     def prune(self, *, limit: int = 1000) -> int:
         """Delete expired records, the oldest first, with one DELETE, and revocations that affect no record.
 
-        Records that another process is deleting are skipped.
+        Then delete the parts that have no record, in short transactions. Records and parts that another process is
+        deleting are skipped.
         """
-        expired = self._database.rows(Session).filter(expires__lte=self._server.ago(0))
+        expired = self._rows.filter(expires__lte=self._server.ago(0))
         outdated = self._server.ago(self.settings.sessions_ttl + CLOCK_MARGIN)
         oldest = expired.select_for_update(skip_locked=True).order_by("expires").values("sid")[:limit]
 
@@ -128,7 +246,20 @@ class ModelSessionStore(ModelStore, SessionStore):
             self._database.rows(Revocation).filter(at__lte=outdated).delete()
             return pruned
 
-        return self._write("pruned", prune)
+        pruned = self._write("pruned", prune)
+        self._prune_parts(limit)
+        return pruned
+
+    def _prune_parts(self, limit: int) -> None:
+        orphans = self._parts.filter(~Exists(self._rows.filter(sid=OuterRef("sid"))))
+        with self._errors("read"):
+            sids = list(orphans.values_list("sid", flat=True).distinct()[:limit])
+        if not sids:
+            return
+        some = orphans.filter(sid__in=sids).select_for_update(skip_locked=True, of=("self",))
+        delete = self._parts.filter(id__in=some.values("id")[:ROWS_PER_TRANSACTION]).delete
+        while self._write("pruned", delete)[0] == ROWS_PER_TRANSACTION:
+            pass
 
     def _write(self, action: str, call: Callable[[], T]) -> T:
         with self._errors(action):
@@ -138,4 +269,30 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._database.store_errors(f"Session records could not be {action}")
 
     def _alive(self) -> QuerySet[Session]:
-        return self._database.rows(Session).filter(expires__gt=self._server.ago(0))
+        return self._rows.filter(expires__gt=self._server.ago(0))
+
+    @property
+    def _rows(self) -> QuerySet[Session]:
+        return self._database.rows(Session)
+
+    @property
+    def _parts(self) -> QuerySet[SessionPart]:
+        return self._database.rows(SessionPart)
+
+
+def _loaded(
+    head: tuple[str, float, str] | None, parts: Mapping[int, str], identity: Identity, times: Mapping[str, float]
+) -> SessionRecord | None:
+    """Return a record if it belongs to an identity, is not revoked and has all its parts."""
+    if head is None:
+        return None
+    text, authenticated, owner = head
+    revoked = [times[key] for key in condition_keys(identity) if key in times]
+    if owner != canonical(identity) or is_revoked(authenticated, revoked):
+        return None
+    items = [parts[number] for number in sorted(parts)]
+    data = join(text, items)
+    if data is None:
+        logger.error("A session record cannot be restored, because parts of it are missing in the database.")
+        return None
+    return SessionRecord(dict(identity), authenticated, data, len(text) + sum(map(len, items)))

@@ -22,7 +22,6 @@ class RedisSessionStore(RedisStore, SessionStore):
     """
 
     may_lose_data = True
-    writes_changes = True
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock)

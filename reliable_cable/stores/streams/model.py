@@ -3,13 +3,10 @@
 import os
 import secrets
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from functools import partial
 
 from django.db import connections
-from django.db.models import OuterRef, Q, QuerySet, RowRange, Subquery, Sum, Window
-from django.db.models.expressions import Combinable
-from django.db.models.functions import Coalesce, Length
+from django.db.models import OuterRef, Q, Subquery
 
 from reliable_cable import models
 from reliable_cable.concurrency.on_commit import call_after_commit, is_manual
@@ -17,7 +14,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
-from reliable_cable.protocol.recovery import Entry, StreamPage
+from reliable_cable.protocol.recovery import StreamPage
 from reliable_cable.stores.bus import Bus
 from reliable_cable.stores.database.store import ModelStore, retried_read
 
@@ -25,14 +22,12 @@ from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListe
 from .model_lineage import Lineages
 from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
+from .model_reading import PageBatches, PageReader, PageRequest
 from .model_retention import Retention
 from .wakeup import Waker
 
 #: The most streams or rows that one query names.
 NAMES_PER_QUERY = 500
-#: How often to read a stream whose entries are missing. The stream may have changed between the queries: entries were
-#: trimmed, a backup of the database was restored, or a standby without the newest messages took over.
-READ_ATTEMPTS = 3
 #: How often, in seconds, a process that sends transient messages deletes old ones.
 TRANSIENT_DELETE_INTERVAL = 10.0
 
@@ -65,6 +60,8 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._announce = announce or self._announce_and_wake
         self._retention = Retention(self._database, settings, self._server)
         self._lineages = Lineages(self._database, self._server)
+        self._reader = PageReader(self._database, settings, self._server, self._lineages)
+        self._batches = PageBatches(self._read_pages)
         self._numbering = Numbering(self._database, settings, self._server, self._retention)
         #: The bus to the listeners of this process.
         self.bus: Bus[StreamEvent] = Bus()
@@ -172,42 +169,24 @@ class ModelStreamStore(ModelStore, StreamStore):
         following: bool = False,
     ) -> StreamPage:
         """Return up to `limit` kept entries with greater offsets than `after`, and the stream's state."""
-        with self._database.store_errors(f"The stream {stream!r} cannot be read"):
-            for _ in range(READ_ATTEMPTS):
-                page = self._read_page(stream, after, limit, max_size, following)
-                start = max(after + 1, page.low)
-                expected: Sequence[int] = range(start, page.tail + 1)[: max(limit, 0)]
-                if max_size is not None and sum(len(entry.data) for entry in page.entries) > max_size:
-                    expected = expected[: len(page.entries)]
-                if len(page.entries) == len(expected) and (not expected or page.entries[-1].offset == expected[-1]):
-                    return page
-        # Entries were trimmed during the last attempt, or somebody has deleted them.
-        first = page.entries[0].offset if page.entries else page.tail + 1
-        return page if first == start else replace(page, low=first)
+        return self._reader.read([PageRequest(stream, after, limit, max_size, following)])[0]
 
-    def _read_page(self, stream: str, after: int, limit: int, max_size: int | None, following: bool) -> StreamPage:
-        """Read the row of a stream, and then its entries. Entries may be missing if the stream changes in between."""
-        policy = self.settings.policy(stream)
-        alive = self._entries(OuterRef("pk")).filter(created__gt=self._server.ago(policy.history_ttl))
-        oldest = Subquery(alive.order_by("created", "offset").values("offset")[:1])
-        streams = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
-        row = streams.annotate(oldest=oldest, ended=self._ended(), present=self._server.lineage()).first()
-        if row is None or row.ended:
-            return StreamPage("", 0, 1, lineage=self._server.read_lineage() if row is None else row.present)
-        low = row.low
-        if not following:
-            low = max(low, row.tail - policy.history_size + 1, row.tail + 1 if row.oldest is None else row.oldest)
-        start = max(after + 1, low)
-        if limit <= 0 or start > row.tail:
-            return StreamPage(row.epoch, row.tail, low, lineage=row.present)
-        kept = self._entries(row.pk).filter(offset__gte=start, offset__lte=row.tail)
-        if max_size is not None:
-            kept = kept.filter(offset__lt=start + limit)
-            earlier = Window(Sum(Length("data")), order_by="offset", frame=RowRange(end=-1))
-            kept = kept.alias(size=Coalesce(earlier, 0)).filter(size__lte=max_size)
-        rows = kept.order_by("offset").values_list("offset", "data", "exclude")[:limit]
-        entries = [Entry(*values) for values in rows]
-        return StreamPage(row.epoch, row.tail, low, entries, row.present)
+    async def aread(
+        self,
+        stream: str,
+        *,
+        after: int,
+        limit: int,
+        max_size: int | None = None,
+        known: StreamPosition | None = None,
+        following: bool = False,
+    ) -> StreamPage:
+        """Async twin of `read`. Reads that are requested at the same time share a query and a thread hop."""
+        request = PageRequest(stream, after, limit, max_size, following)
+        return await self._batches(request) if self._in_threads else (await self._read_pages([request]))[0]
+
+    async def _read_pages(self, requests: Sequence[PageRequest]) -> list[StreamPage]:
+        return await self._run(partial(self._database.read, partial(self._reader.read, requests)))
 
     async def alineage(self, *, durable: bool = False) -> str:
         """Return the lineage of the database. On SQLite, this takes no query."""
@@ -244,7 +223,7 @@ class ModelStreamStore(ModelStore, StreamStore):
     def offset_since(self, stream: str, since: float) -> int | None:
         """Return the offset before the first message since a time, or None if some of them are gone."""
         policy = self.settings.policy(stream)
-        later = self._entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
+        later = self._reader.entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
         # This is one statement, so that no append and no trim happens between reading the tail and the entry.
         query = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
@@ -252,7 +231,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 first=Subquery(later.values("offset")[:1]),
                 created=Subquery(later.values("created")[:1]),
                 now=self._server.now(),
-                ended=self._ended(),
+                ended=self._lineages.ended(),
             ).first()
             began = self._lineages.began()
             if LONG_AGO < since < began:
@@ -270,17 +249,6 @@ class ModelStreamStore(ModelStore, StreamStore):
         if row.created <= row.now - policy.history_ttl or row.first <= row.tail - policy.history_size:
             return None
         return int(row.first) - 1
-
-    def _ended(self) -> Combinable:
-        """Return the condition that the epoch of a stream began in another lineage of the database.
-
-        The epoch may then come from an older copy of the database. Reads ignore it, and the next append ends it.
-        """
-        self._lineages.prepare()
-        return self._server.is_foreign("lineage")
-
-    def _entries(self, stream: int | OuterRef) -> QuerySet[models.StreamEntry]:
-        return self._database.rows(models.StreamEntry).filter(stream=stream)
 
     # -- announcing ---------------------------------------------------------------------------------------------------
 
@@ -345,7 +313,12 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         names = list(streams)
-        rows = self._database.rows(models.Stream).filter(tail__gt=0).alias(ended=self._ended()).filter(ended=False)
+        rows = (
+            self._database.rows(models.Stream)
+            .filter(tail__gt=0)
+            .alias(ended=self._lineages.ended())
+            .filter(ended=False)
+        )
         return {
             name: StreamPosition(epoch, tail)
             for start in range(0, len(names), NAMES_PER_QUERY)

@@ -5,6 +5,7 @@ from before that time may be lost, even messages of streams that no longer exist
 """
 
 from django.db.models import FloatField, Value
+from django.db.models.expressions import Combinable
 
 from reliable_cable.models import Lineage
 from reliable_cable.stores.database.database import Database
@@ -34,6 +35,17 @@ class Lineages:
         if self._server.reports_lineage and not self._recorded:
             self.began()
             self._recorded = True
+
+    def ended(self) -> Combinable:
+        """Return the condition that the epoch of a stream began in another lineage of the database.
+
+        The epoch may then come from an older copy of the database. Reads ignore it, and the next append ends it.
+
+        Raises:
+            DatabaseError: the server could not be reached.
+        """
+        self.prepare()
+        return self._server.is_foreign("lineage")
 
     def began(self) -> float:
         """Return when the present lineage was found, by the server's clock; 0: no messages can be missing.

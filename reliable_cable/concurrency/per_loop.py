@@ -1,0 +1,54 @@
+"""An object for each event loop."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+T = TypeVar("T")
+
+
+class PerLoop(Generic[T]):
+    """Holds one object for each event loop, created at its first use there. Several threads may run event loops.
+
+    The objects of closed loops are dropped when another one is created. A forked child cannot get the objects of its
+    parent, because it runs other loops.
+    """
+
+    __slots__ = ("_objects",)
+
+    def __init__(self) -> None:
+        self._objects: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
+
+    def get(self, create: Callable[[], T], is_current: Callable[[T], bool] = lambda _: True) -> T:
+        """Return the object of the running event loop.
+
+        Args:
+            create: creates the object if there is none.
+            is_current: returns whether the existing object may be used. If not, a new one replaces it, for example
+                after a change of settings.
+
+        Raises:
+            RuntimeError: no event loop is running.
+        """
+        held = self.peek()
+        if held is not None and is_current(held):
+            return held
+        created = create()
+        for reference in self._objects.keyrefs():
+            # No other thread runs a closed loop.
+            if (loop := reference()) is not None and loop.is_closed():
+                self._objects.pop(loop, None)
+        self._objects[asyncio.get_running_loop()] = created
+        return created
+
+    def peek(self) -> T | None:
+        """Return the object of the running event loop, current or not; None if there is none."""
+        return self._objects.get(asyncio.get_running_loop())
+
+    def pop(self) -> T | None:
+        """Remove the object of the running event loop, and return it; None if there is none."""
+        return self._objects.pop(asyncio.get_running_loop(), None)
+
+    def __len__(self) -> int:
+        return len(self._objects)

@@ -1,0 +1,217 @@
+"""Large session records in a database: a head, and a row for each item of the record's largest list.
+
+A change of one item then writes the head and that row only. Small records are one row.
+"""
+
+import json
+import secrets
+from array import array
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Final, Self
+
+from .base import SessionRecord
+
+#: The most bytes of a record that is always stored in one row.
+MAX_WHOLE_SIZE: Final = 4096
+
+#: The difference between the numbers of two parts that are added one after the other. Later parts can get numbers in
+#: between.
+STRIDE: Final = 1 << 20
+
+#: The most parts that `KnownParts` keeps. Each takes 16 bytes.
+MAX_KNOWN_PARTS: Final = 500_000
+
+#: The key of the head that says where the parts belong. A record must not have it.
+_PARTS_KEY: Final = "parts"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordParts:
+    """A large record as JSON texts.
+
+    Args:
+        list_key: the key of the list whose items are the parts.
+        head: all other data. For servers of the previous release, this is a record without items.
+        items: the items of the list.
+    """
+
+    list_key: str
+    head: str
+    items: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: SessionRecord, list_key: str = "") -> Self | None:
+        """Encode a record. Return None if it has no list with items.
+
+        Args:
+            record: the record.
+            list_key: the key of the list that was used for the session before. If the record has no such list, its
+                largest one is used.
+
+        Raises:
+            TypeError: the record is not JSON.
+        """
+        lists = {key: tuple(map(json.dumps, value)) for key, value in record.data.items() if isinstance(value, list)}
+        if list_key not in lists:
+            list_key = max(lists, key=lambda key: sum(map(len, lists[key])), default="")
+            if not lists.get(list_key):
+                return None
+        version = secrets.token_hex(8)  # no other head of the session is equal to this one
+        layout = {_PARTS_KEY: [list_key, len(lists[list_key]), version]}
+        return cls(list_key, json.dumps({**record.data, list_key: [], **layout}), lists[list_key])
+
+
+def join(head: str, items: Sequence[str]) -> dict[str, Any] | None:
+    """Return the data of a record; None if parts are missing.
+
+    Args:
+        head: the text of a head, or of a record that is stored in one row.
+        items: the texts of the stored parts, in their order. They are ignored if `head` is a whole record, because they
+            belong to an older one.
+    """
+    data: dict[str, Any] = json.loads(head)
+    layout = data.pop(_PARTS_KEY, None)
+    if layout is not None:
+        list_key, count, _ = layout
+        if count != len(items):
+            return None
+        data[list_key] = [json.loads(item) for item in items]
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class PartsChange:
+    """The difference between stored parts and new ones.
+
+    Args:
+        whole: whether all stored parts have to be deleted first.
+        written: the texts of the parts that have to be written, by number.
+        removed: the numbers of other parts that have to be deleted.
+        hashes: the hash values of all new parts, by number, in their order.
+    """
+
+    whole: bool
+    written: Mapping[int, str]
+    removed: Sequence[int]
+    hashes: Mapping[int, int]
+
+    @classmethod
+    def between(cls, old: Mapping[int, int] | None, items: Sequence[str]) -> Self:
+        """Compare parts. Equal ones keep their numbers.
+
+        Args:
+            old: the hash values of the stored parts, by number, in their order; None if they are unknown.
+            items: the texts of the new parts.
+        """
+        hashes = [hash(item) for item in items]
+        numbers = _number(old, hashes) if old is not None else None
+        whole = old is None or numbers is None
+        if old is None or numbers is None:
+            old, numbers = {}, [STRIDE * index for index in range(1, len(items) + 1)]
+        new = dict(zip(numbers, hashes, strict=True))
+        written = {number: item for number, item in zip(numbers, items, strict=True) if old.get(number) != new[number]}
+        return cls(whole, written, [number for number in old if number not in new], new)
+
+
+def _number(old: Mapping[int, int], hashes: Sequence[int]) -> list[int] | None:
+    """Return the numbers of new parts, in ascending order; None if there are too few between two equal parts."""
+    former = list(old)
+    number_of = {old[number]: number for number in reversed(former)}
+    numbers: list[int] = []
+    last = unnumbered = 0
+    for value in hashes:
+        number = number_of.get(value, 0)
+        if number <= last:
+            unnumbered += 1
+            continue
+        between = _numbers_between(former, last, number, unnumbered)
+        if between is None:
+            return None
+        numbers += [*between, number]
+        last, unnumbered = number, 0
+    free = former[bisect_right(former, last) :]
+    end = free[-1] if free else last
+    free += range(end + STRIDE, end + STRIDE * (unnumbered + 1), STRIDE)
+    return numbers + free[:unnumbered]
+
+
+def _numbers_between(former: Sequence[int], low: int, high: int, count: int) -> Sequence[int] | None:
+    """Return numbers between two others: those of former parts, which are replaced, or else new ones."""
+    replaced = former[bisect_right(former, low) : bisect_left(former, high)]
+    if len(replaced) >= count:
+        return replaced[:count]
+    if high - low <= count:
+        return None
+    return [low + (high - low) * index // (count + 1) for index in range(1, count + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """What this process has stored of a large record.
+
+    Args:
+        list_key: the key of the list whose items are the parts.
+        head: the text of the head.
+        numbers: the numbers of the parts, in their order.
+        values: the hash value of each part.
+    """
+
+    list_key: str
+    head: str
+    numbers: Sequence[int]
+    values: Sequence[int]
+
+    @classmethod
+    def of(cls, parts: RecordParts, hashes: Mapping[int, int]) -> Self:
+        """Return what is stored after a write.
+
+        Args:
+            parts: the record.
+            hashes: the hash values of the parts, by number, in their order.
+        """
+        return cls(parts.list_key, parts.head, array("q", hashes), array("q", hashes.values()))
+
+    @property
+    def hashes(self) -> dict[int, int]:
+        """The hash values of the parts, by number, in their order."""
+        return dict(zip(self.numbers, self.values, strict=True))
+
+
+class KnownParts:
+    """The large records that this process stored last. With these, only the changed parts have to be written.
+
+    When they have more than `MAX_KNOWN_PARTS` parts in total, the oldest records are forgotten. All methods are
+    thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._records: OrderedDict[str, StoredParts] = OrderedDict()
+        self._count = 0
+
+    def get(self, sid: str) -> StoredParts | None:
+        """Return what was stored last for a session."""
+        return self._records.get(sid)
+
+    def add(self, sid: str, stored: StoredParts) -> None:
+        """Remember what was stored for a session."""
+        with self._lock:
+            self._remove(sid)
+            self._records[sid] = stored
+            self._count += len(stored.numbers)
+            while self._count > MAX_KNOWN_PARTS:
+                self._remove(next(iter(self._records)))
+
+    def forget(self, sid: str) -> None:
+        """Forget a session. All parts of its next record are written."""
+        with self._lock:
+            self._remove(sid)
+
+    def _remove(self, sid: str) -> None:
+        stored = self._records.pop(sid, None)
+        if stored is not None:
+            self._count -= len(stored.numbers)

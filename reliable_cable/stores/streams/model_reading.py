@@ -1,0 +1,184 @@
+"""How the model store reads pages of streams: many streams with few queries and one thread hop."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from django.db.models import OuterRef, QuerySet, RowRange, Subquery, Sum, Window
+from django.db.models.functions import Coalesce, Length
+
+from reliable_cable import models
+from reliable_cable.concurrency.per_loop import PerLoop
+from reliable_cable.conf import CableSettings
+from reliable_cable.protocol.recovery import Entry, StreamPage
+from reliable_cable.stores.database.database import Database
+from reliable_cable.stores.database.server import DatabaseServer
+
+from .model_lineage import Lineages
+
+#: How often to read a stream whose entries are missing. The stream may have changed between the queries: entries were
+#: trimmed, a backup of the database was restored, or a standby without the newest messages took over.
+READ_ATTEMPTS: Final = 3
+#: The most pages that are read in one thread hop.
+PAGES_PER_HOP: Final = 50
+#: The most thread hops at the same time, for each event loop.
+HOPS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """The arguments of `StreamStore.read`."""
+
+    stream: str
+    after: int
+    limit: int
+    max_size: int | None
+    following: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _MissingStream:
+    """Stands for the row of a stream that has had no message.
+
+    Args:
+        present: the lineage of the database.
+        ended: whether the epoch has ended.
+    """
+
+    present: str
+    ended: bool = True
+
+
+class PageReader:
+    """Reads pages.
+
+    Args:
+        database: the database.
+        settings: the history settings of the streams are used.
+        server: the clock and the lineage of the database.
+        lineages: the lineages that the database had.
+    """
+
+    def __init__(self, database: Database, settings: CableSettings, server: DatabaseServer, lineages: Lineages) -> None:
+        self._database = database
+        self._settings = settings
+        self._server = server
+        self._lineages = lineages
+
+    def read(self, requests: Sequence[PageRequest]) -> list[StreamPage]:
+        """Read pages: the rows of all streams with one query, and then the entries of each stream that has some.
+
+        Raises:
+            StoreError: the database could not be read.
+        """
+        names = f"The stream {requests[0].stream!r}" if len(requests) == 1 else f"{len(requests)} streams"
+        with self._database.store_errors(f"{names} cannot be read"):
+            rows = self._rows(requests)
+            return [self._page(request, rows) for request in requests]
+
+    def _page(self, request: PageRequest, rows: Mapping[str, Any]) -> StreamPage:
+        """Return a page. If entries are missing, read the stream's row again."""
+        for attempt in range(READ_ATTEMPTS):
+            if attempt:
+                rows = self._rows([request])
+            page = self._entries_after(request, rows[request.stream])
+            start = max(request.after + 1, page.low)
+            expected: Sequence[int] = range(start, page.tail + 1)[: max(request.limit, 0)]
+            if request.max_size is not None and sum(len(entry.data) for entry in page.entries) > request.max_size:
+                expected = expected[: len(page.entries)]
+            if len(page.entries) == len(expected) and (not expected or page.entries[-1].offset == expected[-1]):
+                return page
+        # Entries were trimmed during the last attempt, or somebody has deleted them.
+        first = page.entries[0].offset if page.entries else page.tail + 1
+        return page if first == start else replace(page, low=first)
+
+    def _rows(self, requests: Sequence[PageRequest]) -> dict[str, Any]:
+        """Return the rows of streams, by name."""
+        by_ttl: dict[float, set[str]] = defaultdict(set)
+        for request in requests:
+            by_ttl[self._settings.policy(request.stream).history_ttl].add(request.stream)
+        rows: dict[str, Any] = {}
+        for ttl, names in by_ttl.items():
+            alive = self.entries(OuterRef("pk")).filter(created__gt=self._server.ago(ttl))
+            oldest = Subquery(alive.order_by("created", "offset").values("offset")[:1])
+            streams = self._database.rows(models.Stream).filter(name__in=names, tail__gt=0)
+            for row in streams.annotate(oldest=oldest, ended=self._lineages.ended(), present=self._server.lineage()):
+                rows[row.name] = row
+        missing = {request.stream for request in requests} - rows.keys()
+        if missing:
+            rows |= dict.fromkeys(missing, _MissingStream(self._server.read_lineage()))
+        return rows
+
+    def _entries_after(self, request: PageRequest, row: Any) -> StreamPage:
+        """Read the entries of a stream. Some may be missing if the stream has changed since its row was read."""
+        if row.ended:
+            return StreamPage("", 0, 1, lineage=row.present)
+        policy = self._settings.policy(request.stream)
+        low = row.low
+        if not request.following:
+            low = max(low, row.tail - policy.history_size + 1, row.tail + 1 if row.oldest is None else row.oldest)
+        start = max(request.after + 1, low)
+        if request.limit <= 0 or start > row.tail:
+            return StreamPage(row.epoch, row.tail, low, lineage=row.present)
+        kept = self.entries(row.pk).filter(offset__gte=start, offset__lte=row.tail)
+        if request.max_size is not None:
+            kept = kept.filter(offset__lt=start + request.limit)
+            earlier = Window(Sum(Length("data")), order_by="offset", frame=RowRange(end=-1))
+            kept = kept.alias(size=Coalesce(earlier, 0)).filter(size__lte=request.max_size)
+        values = kept.order_by("offset").values_list("offset", "data", "exclude")[: request.limit]
+        return StreamPage(row.epoch, row.tail, low, [Entry(*each) for each in values], row.present)
+
+    def entries(self, stream: int | OuterRef) -> QuerySet[models.StreamEntry]:
+        """Return the entries of the stream with this primary key."""
+        return self._database.rows(models.StreamEntry).filter(stream=stream)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """The pending requests of one event loop, and the tasks that handle them."""
+
+    requests: list[tuple[PageRequest, asyncio.Future[StreamPage]]] = field(default_factory=list)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class PageBatches:
+    """Reads pages for many tasks. Requests that arrive during a thread hop are handled together in the next one.
+
+    Args:
+        read: reads pages in a thread.
+    """
+
+    def __init__(self, read: Callable[[Sequence[PageRequest]], Awaitable[Sequence[StreamPage]]]) -> None:
+        self._read = read
+        self._loops: PerLoop[_Pending] = PerLoop()
+
+    async def __call__(self, request: PageRequest) -> StreamPage:
+        """Return a page."""
+        loop = asyncio.get_running_loop()
+        pending = self._loops.get(_Pending)
+        future: asyncio.Future[StreamPage] = loop.create_future()
+        pending.requests.append((request, future))
+        if len(pending.tasks) < HOPS:
+            task = loop.create_task(self._work(pending))
+            pending.tasks.add(task)
+            task.add_done_callback(pending.tasks.discard)
+        return await future
+
+    async def _work(self, pending: _Pending) -> None:
+        while pending.requests:
+            taken, pending.requests = pending.requests[:PAGES_PER_HOP], pending.requests[PAGES_PER_HOP:]
+            waiting = [(request, future) for request, future in taken if not future.done()]
+            if not waiting:
+                continue  # the callers were cancelled
+            try:
+                pages = await self._read([request for request, _ in waiting])
+            except Exception as error:
+                for _, future in waiting:
+                    if not future.done():
+                        future.set_exception(error)
+                continue
+            for (_, future), page in zip(waiting, pages, strict=True):
+                if not future.done():
+                    future.set_result(page)
