@@ -32,6 +32,8 @@ from .exceptions import PayloadTooLarge as PayloadTooLarge
 from .exceptions import StoreError as StoreError
 from .presence import presence_for as presence_for
 from .protocol.positions import StreamPosition as StreamPosition
+from .rendering import abroadcast_template as abroadcast_template
+from .rendering import broadcast_template as broadcast_template
 from .signing import signed_stream_name as signed_stream_name
 
 __version__ = "0.1.0"

@@ -128,7 +128,7 @@ def broadcast_batch(
         CableError: as for `broadcast`. Nothing was sent.
     """
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
-    return Batch(items, options).send()
+    return Batch(prepare_batch(items, options), options).send()
 
 
 async def abroadcast_batch(
@@ -142,7 +142,7 @@ async def abroadcast_batch(
 ) -> list[StreamPosition | None]:
     """Async twin of `broadcast_batch`. It recognises the same transactions as `abroadcast`."""
     options = BatchOptions(transient, immediate, to_others, exclude_socket, using)
-    return await Batch(items, options).asend()
+    return await Batch(prepare_batch(items, options), options).asend()
 
 
 @sync_only("aposition")
@@ -233,14 +233,10 @@ def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, o
 
 
 class Batch:
-    """Messages that are sent together: first those of streams with a history, then the transient ones.
+    """Messages that are sent together: first those of streams with a history, then the transient ones."""
 
-    Raises:
-        BroadcastError: an item or an option is not valid.
-    """
-
-    def __init__(self, items: Iterable[BatchItem], options: BatchOptions) -> None:
-        self._items = prepare_batch(items, options)
+    def __init__(self, items: Sequence[Outgoing], options: BatchOptions) -> None:
+        self._items = items
         self._immediate = options.immediate
         self._using = options.using
         self._store = get_engine().streams
@@ -249,8 +245,12 @@ class Batch:
 
     @classmethod
     def of_one(cls, stream: str, data: Any, idempotency_key: str | None, options: BatchOptions) -> Self:
-        """Return a batch of one message."""
-        return cls([(stream, data, {"idempotency_key": idempotency_key})], options)
+        """Return a batch of one message.
+
+        Raises:
+            BroadcastError: the message or an option is not valid.
+        """
+        return cls(prepare_batch([(stream, data, {"idempotency_key": idempotency_key})], options), options)
 
     def send(self) -> list[StreamPosition | None]:
         """Send the messages now or after the commit. Return their positions."""

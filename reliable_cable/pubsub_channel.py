@@ -1,4 +1,4 @@
-"""`$pubsub`, the built-in channel of public and signed streams (see Protocol: Signed streams)."""
+"""The built-in channels of public and signed streams (see Protocol: Signed streams)."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -24,7 +24,7 @@ class PubSubChannel(Channel):
     async def subscribed(self) -> None:
         """Start the stream that the params name, or reject the subscription."""
         signed = self.params.get("signed_stream_name")
-        stream = self.params.get("stream_name") if signed is None else self._verify(signed)
+        stream = self.params.get("stream_name") if signed is None else signed_stream(self)
         try:
             name = check_stream_name(stream)
         except InvalidStreamName:
@@ -34,15 +34,33 @@ class PubSubChannel(Channel):
         whisper = signed is None or get_settings().signed_streams_whisper
         self.stream_from(name, whisper=whisper, presence=True)
 
-    def _verify(self, signed: Any) -> str | None:
-        """Return the name in a signed name; None if the signature or the namespace is wrong."""
-        name = verify_stream_name(signed) if isinstance(signed, str) else None
-        namespace, stream = split_namespace(name or "")
-        return stream if namespace == namespace_of(self.connection) else None
-
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
         """Allow every subscriber of the stream to join its presence. The id is only a claim of the client."""
         return True
+
+
+class TurboStreamsChannel(Channel):
+    """A subscription of the element that `{% turbo_stream_from %}` renders.
+
+    `signed_stream_name` is the name of the stream, with a signature. Clients can neither whisper nor join presence.
+    """
+
+    name = "Turbo::StreamsChannel"
+
+    async def subscribed(self) -> None:
+        """Start the stream that the params name, or reject the subscription."""
+        try:
+            self.stream_from(check_stream_name(signed_stream(self)))
+        except InvalidStreamName:
+            self.reject()
+
+
+def signed_stream(channel: Channel) -> str | None:
+    """Return the name in the param `signed_stream_name`; None if the signature or the namespace is wrong."""
+    signed = channel.params.get("signed_stream_name")
+    name = verify_stream_name(signed) if isinstance(signed, str) else None
+    namespace, stream = split_namespace(name or "")
+    return stream if namespace == namespace_of(channel.connection) else None
 
 
 def is_public(stream: str) -> bool:

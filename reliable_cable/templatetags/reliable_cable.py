@@ -15,6 +15,7 @@ from reliable_cable.auth import tokens
 from reliable_cable.logs import logger
 from reliable_cable.request_time import request_began
 from reliable_cable.stores.engine import get_engine
+from reliable_cable.validation import Streamable, check_stream_name, target_name
 
 register = template.Library()
 
@@ -92,6 +93,24 @@ def cable_script(context: template.Context, nonce: str | None = None) -> SafeStr
 def signed_stream_name(name: str) -> str:
     """Render a signed stream name, for example in `data-stream="{% signed_stream_name "chat/1" %}"`."""
     return signing.signed_stream_name(name)
+
+
+@register.simple_tag
+def turbo_stream_from(*streamables: Streamable) -> SafeString:
+    """Render the element that subscribes the page to the Turbo Streams of a stream.
+
+    The name of the stream is signed, see `signed_stream_name`. The npm packages `@anycable/turbo-stream` and
+    `@hotwired/turbo-rails` define the element.
+
+    Args:
+        streamables: what names the stream: strings, numbers, model instances. Several make one name.
+    """
+    name = check_stream_name(target_name(list(streamables)))
+    return format_html(
+        '<turbo-cable-stream-source channel="{}" signed-stream-name="{}"></turbo-cable-stream-source>',
+        "Turbo::StreamsChannel",
+        signing.signed_stream_name(name),
+    )
 
 
 @cache
