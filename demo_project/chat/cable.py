@@ -7,7 +7,8 @@ from typing import Any
 from django.contrib.auth.models import User
 from django.db import transaction
 
-from reliable_cable import Channel, action
+from reliable_cable import Channel, action, broadcast_template
+from reliable_cable.turbo import broadcast_append_to
 
 from . import assistant
 from .models import Answer, Message, Room
@@ -68,7 +69,15 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
         message, _ = Message.objects.get_or_create(
             room=room, author=author, client_id=client_id, defaults={"text": text}
         )
-        ChatChannel.broadcast_to(room, message.as_dict(), idempotency_key=f"message:{message.pk}")
+        key = f"message:{message.pk}"
+        ChatChannel.broadcast_to(room, message.as_dict(), idempotency_key=key)
+        if not room.is_private:
+            # The pages with Turbo and htmx subscribe by signed names, which stay valid for former members.
+            template, context = "chat/_message.html", {"message": message}
+            broadcast_append_to(
+                room, "turbo", target="messages", template=template, context=context, idempotency_key=key
+            )
+            broadcast_template([room, "htmx"], template, context, idempotency_key=key)
     return message
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
@@ -16,7 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 from reliable_cable import broadcast
 
 from . import background
-from .cable import NewsChannel
+from .cable import NewsChannel, post_message
 from .models import Answer, Message, Room
 from .robot import MAX_LINES, talk
 
@@ -69,6 +71,37 @@ def room(request: HttpRequest, slug: str) -> HttpResponse:
         "max_lines": MAX_LINES,
     }
     return render(request, "chat/room.html", context)
+
+
+@require_GET
+@login_required
+def turbo_room(request: HttpRequest, slug: str) -> HttpResponse:
+    """Show a public room with Turbo. The server renders the messages that arrive later, too."""
+    return render(request, "chat/turbo.html", _html_room(request, slug))
+
+
+def _html_room(request: HttpRequest, slug: str) -> dict[str, Any]:
+    """Return the context of a page whose later messages are HTML."""
+    shown = get_object_or_404(Room, slug=slug, is_private=False)
+    read_at = timezone.now()
+    latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
+    return {
+        "room": shown,
+        "chat_messages": list(reversed(latest)),
+        "read_at": read_at,
+        "max_length": Message.MAX_LENGTH,
+    }
+
+
+@require_POST
+@login_required
+def say(request: HttpRequest, slug: str) -> HttpResponse:
+    """Send a message to a room, for pages that send forms."""
+    text = request.POST.get("text", "").strip()
+    if not 0 < len(text) <= Message.MAX_LENGTH:
+        return HttpResponse(f"`text` must have 1 to {Message.MAX_LENGTH} characters.", status=400)
+    post_message(_room(request, slug), _user(request), text, client_id=uuid4().hex)
+    return HttpResponse(status=204)
 
 
 @require_GET

@@ -140,7 +140,7 @@ class TestTransactions:
             User.objects.create_user("ann")
             broadcast_template("a", "users.html", {"users": User.objects.all()}, immediate=True)
             User.objects.create_user("bob")
-        assert data() == ["ann "]
+            assert data() == ["ann "]
 
     @pytest.mark.parametrize(
         ("call", "error"),
