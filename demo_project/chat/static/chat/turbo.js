@@ -20,7 +20,8 @@ class RoomChannel extends TurboChannel {
   constructor(element, ...rest) {
     super(element, ...rest);
     this.on("close", (error) => {
-      if (element.isConnected && error?.name !== "SubscriptionRejectedError") element.replaceWith(element.cloneNode());
+      if (error?.name === "SubscriptionRejectedError") return;
+      setTimeout(() => element.isConnected && element.replaceWith(element.cloneNode()), 500);
     });
     this.on("info", ({ type }) => type === "history_not_found" && location.reload());
   }
