@@ -18,8 +18,10 @@ from .protocol.positions import StreamPosition
 from .stores.engine import get_engine
 from .validation import BatchOptions, Streamable, prepare_address, target_name
 
+#: The key of a message that names its server-sent event. The other key is `data`.
+EVENT: Final = "$event"
 #: The names that an event can have: those that `sse-swap` and `hx-trigger` of htmx can name.
-EVENT: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,100}")
+_EVENT_NAME: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,100}")
 #: The names of the events by which an `EventSource` reports its own state.
 _OWN_EVENTS: Final = ("error", "open")
 
@@ -49,7 +51,7 @@ def broadcast_template(
         template: the name of the template.
         context: the variables of the template. The template has no request, because all subscribers get the same HTML.
         event: the name of the server-sent event, to which `sse-swap` of htmx can listen. The message is then
-            `{"event": event, "html": html}`. None: the message is the HTML.
+            `{"$event": event, "data": html}`. None: the message is the HTML.
         transient, immediate, to_others, exclude_socket, idempotency_key, using: as for `broadcast`.
 
     Returns:
@@ -93,12 +95,12 @@ def _template_broadcast(
     idempotency_key: str | None,
     options: BatchOptions,
 ) -> "RenderedBroadcast":
-    if event is not None and (not isinstance(event, str) or not EVENT.fullmatch(event) or event in _OWN_EVENTS):
+    if event is not None and (not isinstance(event, str) or not _EVENT_NAME.fullmatch(event) or event in _OWN_EVENTS):
         raise InvalidOption(
             f"The event is {event!r}; it must be a name of 1 to 100 characters without spaces and commas, other than "
             f"{' and '.join(map(repr, _OWN_EVENTS))}."
         )
-    payload = (lambda html: html) if event is None else (lambda html: {"event": event, "html": html})
+    payload = (lambda html: html) if event is None else (lambda html: {EVENT: event, "data": html})
     return RenderedBroadcast(stream, template, context, payload, idempotency_key, options)
 
 

@@ -3,6 +3,7 @@
 from datetime import datetime
 from functools import cache
 from typing import Any
+from urllib.parse import urlencode
 
 from django import template
 from django.contrib.staticfiles import finders
@@ -44,17 +45,10 @@ def cable_meta_tags(
             because the data comes from a cache: a datetime, or seconds since 1970 by this host's clock.
         token: whether to add a token of the request's user, see `cable_token`. There is none for anonymous users.
     """
-    clock = get_engine().stream_clock
-    if since is None:
-        request = context.get("request")
-        began = None if request is None else request_began(request)
-        since = clock.now() if began is None else clock.at(began)
-    else:
-        since = clock.of_host(since.timestamp() if isinstance(since, datetime) else since)
     tags = [format_html('<meta name="cable-url" content="{}">', url)]
     if token and (text := cable_token(context)):
         tags.append(format_html('<meta name="cable-token" content="{}">', text))
-    tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', int(since)))
+    tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', _since(context, since)))
     return mark_safe("\n".join(tags))  # noqa: S308 - each of them is escaped
 
 
@@ -93,6 +87,42 @@ def cable_script(context: template.Context, nonce: str | None = None) -> SafeStr
 def signed_stream_name(name: str) -> str:
     """Render a signed stream name, for example in `data-stream="{% signed_stream_name "chat/1" %}"`."""
     return signing.signed_stream_name(name)
+
+
+@register.simple_tag(takes_context=True)
+def cable_events_url(
+    context: template.Context, *streams: Streamable, url: str = "/events", since: datetime | float | None = None
+) -> str:
+    """Render the URL from which the page reads the messages of streams as server-sent events.
+
+    It is for `sse-connect` and `hx-sse:connect` of htmx, and for every `EventSource`. The names of the streams are
+    signed, see `signed_stream_name`. The events contain only the messages (`raw=1`).
+
+    Args:
+        context: the context of the template.
+        streams: the streams, each as for `{% turbo_stream_from %}`: a string, a model instance, or a list of these.
+        url: the URL or the path of the endpoint.
+        since: as for `{% cable_meta_tags %}`. The reader is first sent what was broadcast since this time.
+
+    Raises:
+        TemplateSyntaxError: there is no stream.
+        ChannelError, InvalidStreamName: a stream has no valid name.
+    """
+    if not streams:
+        raise template.TemplateSyntaxError("{% cable_events_url %} needs a stream.")
+    names = [check_stream_name(target_name(stream)) for stream in streams]
+    query = [("signed_stream", signing.signed_stream_name(name)) for name in names]
+    return f"{url}?{urlencode([*query, ('history_since', str(_since(context, since))), ('raw', '1')])}"
+
+
+def _since(context: template.Context, since: datetime | float | None) -> int:
+    """Return the time from which a page requests messages, in seconds of the stream store's clock."""
+    clock = get_engine().stream_clock
+    if since is not None:
+        return int(clock.of_host(since.timestamp() if isinstance(since, datetime) else since))
+    request = context.get("request")
+    began = None if request is None else request_began(request)
+    return int(clock.now() if began is None else clock.at(began))
 
 
 @register.simple_tag

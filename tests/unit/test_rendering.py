@@ -66,7 +66,7 @@ class TestRendering:
 
     def test_the_message_with_an_event_has_both(self) -> None:
         broadcast_template("a", "text.html", {"text": "<"}, event="status")
-        assert data() == [{"event": "status", "html": "&lt;"}]
+        assert data() == [{"$event": "status", "data": "&lt;"}]
 
     def test_the_stream_can_be_a_row_or_a_sequence(self) -> None:
         ann = User.objects.create_user("ann")
@@ -180,7 +180,7 @@ class TestAsync:
         context = {"users": User.objects.filter(username="ann")}
         assert await abroadcast_template("a", "users.html", context) is not None
         await abroadcast_template("a", "users.html", context, event="users")
-        assert await sync_to_async(data)() == ["ann ", {"event": "users", "html": "ann "}]
+        assert await sync_to_async(data)() == ["ann ", {"$event": "users", "data": "ann "}]
 
     def test_it_waits_for_a_transaction_around_async_to_sync(self) -> None:
         with transaction.atomic():
