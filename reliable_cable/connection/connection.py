@@ -6,11 +6,11 @@ See Architecture: The life of a connection. `lifecycle.py` opens and ends one; `
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextvars import Context, copy_context
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.contexts import run_in_context
@@ -32,6 +32,7 @@ from .command_queue import CommandQueue
 from .handlers import invoke_isolated
 from .outbox import Outbox
 from .stream_ids import StreamIds
+from .subscribed import Subscribed
 
 T = TypeVar("T")
 
@@ -61,26 +62,6 @@ class ConnectionState(Enum):
     CLOSING = "closing"
     #: The socket is closed.
     CLOSED = "closed"
-
-
-class Subscribed(Protocol):
-    """The part of a subscription that its connection uses (see `subscription.Subscription`)."""
-
-    #: Whether a session record may contain the subscription.
-    restorable: bool
-
-    @property
-    def authorized(self) -> float:
-        """When the channel began to decide about the subscription, by the session store's clock."""
-
-    def scopes(self) -> Sequence[Identity]:
-        """Return the conditions that select the subscription: its channel, and each of its streams."""
-
-    def record(self) -> dict[str, Any]:
-        """Return the subscription's part of the session record, as JSON values."""
-
-    def notice_read(self) -> None:
-        """Record that the client has read all notices of losses."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
