@@ -24,11 +24,13 @@ from reliable_cable.protocol import commands as protocol_commands
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
 from reliable_cable.servers.base import Transport
+from reliable_cable.servers.events import EventTransport
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .account import JOIN_RATE, Account
 from .closing import CLOSINGS, Notified, SessionFate
 from .command_queue import CommandQueue
+from .event_outbox import EventOutbox
 from .handlers import invoke_isolated
 from .outbox import Outbox
 from .stream_ids import StreamIds
@@ -128,17 +130,21 @@ class Connection:
 
     def __post_init__(self, subprotocol: Subprotocol) -> None:
         self.extended = subprotocol.extended
-        self.resumable = self.extended and self.hub.sessions.enabled
+        self.resumable = self.extended and self.transport.has_sessions and self.hub.sessions.enabled
         self.stream_ids = StreamIds(extended=self.extended)
         self.account = Account(self.hub.settings.max_pending_size, self.hub.settings.max_subscriptions)
-        self.outbox = Outbox(
-            self.transport.send,
-            account=self.account,
-            overflow=self._too_slow,
-            write=self.transport.write,
-            form=self.transport.form,
-            unsent=self.transport.unsent,
-        )
+        options: dict[str, Any] = {
+            "account": self.account,
+            "overflow": self._too_slow,
+            "write": self.transport.write,
+            "form": self.transport.form,
+            "unsent": self.transport.unsent,
+        }
+        if isinstance(self.transport, EventTransport):
+            options |= {"transport": self.transport, "subscriptions": lambda: self.subscriptions.values()}
+            self.outbox = EventOutbox(self.transport.send, **options)
+        else:
+            self.outbox = Outbox(self.transport.send, **options)
 
     @property
     def authenticated(self) -> float:
@@ -244,6 +250,8 @@ class Connection:
         elif isinstance(command, protocol_commands.Ping):
             self.outbox.push(messages.pong())
         else:
+            if isinstance(command, protocol_commands.Subscribe):
+                command = self.transport.complete(command)
             self.commands.add(command, len(text))
 
     def pause_reading(self) -> None:
@@ -376,7 +384,8 @@ class Connection:
             self.transport.abort()
         elif not was_ending:
             self.commands.clear()
-            if closing.notified is Notified.ALL or (closing.notified is Notified.BASE and not self.extended):
+            has_no_session = not self.extended or not self.transport.has_sessions
+            if closing.notified is Notified.ALL or (closing.notified is Notified.BASE and has_no_session):
                 asked = closing.reconnect if reconnect is None else reconnect
                 self.outbox.push(messages.disconnect(reason, reconnect=asked))
             self.hub.tasks.spawn(self._finish(reading=closing.reading))

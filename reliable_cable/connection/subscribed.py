@@ -1,9 +1,10 @@
 """The part of a subscription that its connection uses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from reliable_cable.identity import Identity
+from reliable_cable.protocol.positions import StreamPosition
 
 
 class Subscribed(Protocol):
@@ -21,6 +22,9 @@ class Subscribed(Protocol):
 
     def record(self) -> dict[str, Any]:
         """Return the subscription's part of the session record, as JSON values."""
+
+    def positions(self) -> Iterator[tuple[str, StreamPosition | None]]:
+        """Yield the stream id and the position of each stream (see `SubscriptionStreams.positions`)."""
 
     def notice_read(self) -> None:
         """Record that the client has read all notices of losses."""
