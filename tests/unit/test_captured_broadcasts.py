@@ -154,6 +154,26 @@ class TestOnTheDatabaseInATransaction(AfterCommitTests, TransactionTestCase):
     cable_settings: ClassVar[dict[str, Any]] = {"ENGINE": "database"}
 
 
+@pytest.mark.postgres
+class TestOnTwoDatabases(CableTestCase):
+    databases = "__all__"
+
+    def test_a_broadcast_waits_for_the_transactions_of_both(self) -> None:
+        with self.captureBroadcasts() as broadcasts:
+            with transaction.atomic(), transaction.atomic(using="postgres"):
+                broadcast("room", 1)
+            self.assertEqual(len(broadcasts), 1)
+            with transaction.atomic():
+                with transaction.atomic(using="postgres"):
+                    broadcast("room", 2, using="postgres")
+                self.assertEqual(len(broadcasts), 2)
+            with self.assertRaises(ZeroDivisionError), transaction.atomic():
+                with transaction.atomic(using="postgres"):
+                    broadcast("room", 3)
+                raise ZeroDivisionError
+        self.assertEqual([each.data for each in broadcasts], [1, 2])
+
+
 class AssertionsTest(CableTestCase):
     def test_counts(self) -> None:
         with self.assertBroadcasts("room") as broadcasts:

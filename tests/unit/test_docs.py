@@ -382,7 +382,7 @@ def test_every_page_is_in_the_index() -> None:
 
 
 def test_the_list_of_checks_is_complete() -> None:
-    ids = set(re.findall(r"reliable_cable\.[EW]\d{3}", (ROOT / "reliable_cable/checks.py").read_text()))
+    ids = set(re.findall(r"reliable_cable\.[EW]\d{3}", (ROOT / "reliable_cable/checks/__init__.py").read_text()))
     assert set(re.findall(r"reliable_cable\.[EW]\d{3}", PAGES["notices.md"])) == ids
 
 

@@ -75,7 +75,10 @@ WRONG = {
     "consumer.py": ("from .client import build", "consumer -> reliable_cable.client"),
     "admin.py": ("import libcst", "admin -> libcst"),
     "templatetags/reliable_cable.py": ("from reliable_cable.setup import plan", "reliable_cable.setup.plan"),
-    "checks.py": ("from .migrations import __path__", "checks -> reliable_cable.migrations"),
+    "checks/settings.py": (
+        "from reliable_cable.migrations import __path__",
+        "checks.settings -> reliable_cable.migrations",
+    ),
     "apps.py": ("import tests.settings", "apps -> tests"),
     "urls.py": ("import demo_project", "urls -> demo_project"),
     "novel.py": ("", "- reliable_cable.novel"),

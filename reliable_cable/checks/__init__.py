@@ -1,0 +1,38 @@
+"""System checks. Their ids never change, so that `SILENCED_SYSTEM_CHECKS` can list them.
+
+| id | problem |
+|---|---|
+| `reliable_cable.E001` | The setting `RELIABLE_CABLE` has an unknown key, a wrong type or an impossible value. |
+| `reliable_cable.E002` | Several channel classes have the same name. |
+| `reliable_cable.E003` | The engine cannot be imported, or does not support what the settings require. |
+| `reliable_cable.E004` | The database that `DATABASE` names cannot store streams and sessions. |
+| `reliable_cable.E005` | All streams are public. This is checked only by `check --deploy`. |
+| `reliable_cable.E006` | The settings of tokens need a package that is not installed, or name a wrong authenticator. |
+| `reliable_cable.W001` | SQLite is configured so that concurrent transactions fail or wait for each other. |
+| `reliable_cable.W002` | `runserver` serves no WebSockets. |
+| `reliable_cable.W003` | All streams are public although `DEBUG` is off. `check --deploy` reports E005 in its place. |
+| `reliable_cable.W004` | A channel layer of channels-redis fails when it is idle, because of redis-py 8. |
+| `reliable_cable.W005` | Streams or presence are in the memory of one process. Only `check --deploy` looks for it. |
+| `reliable_cable.W006` | Database connections are kept without health checks. Only `check --deploy` looks for it. |
+| `reliable_cable.W007` | Nothing calls a method of a channel: `subscribe`, or a hook of a base after `Channel`. |
+| `reliable_cable.W008` | The secret that signs tokens is short. |
+
+If the settings are invalid (E001), the checks that need them are skipped. The part of W001 about WAL needs a database
+connection. It runs only when Django checks databases: in `migrate` and `check --database default`.
+"""
+
+from .channel_layers import check_channel_layers as check_channel_layers
+from .channels import check_channel_names as check_channel_names
+from .channels import check_handler_names as check_handler_names
+from .channels import check_order_of_bases as check_order_of_bases
+from .databases import check_database as check_database
+from .databases import check_health_checks as check_health_checks
+from .databases import check_journal_mode as check_journal_mode
+from .settings import check_engine as check_engine
+from .settings import check_public_streams as check_public_streams
+from .settings import check_public_streams_of_deployments as check_public_streams_of_deployments
+from .settings import check_runserver as check_runserver
+from .settings import check_settings as check_settings
+from .settings import check_stores_in_memory as check_stores_in_memory
+from .settings import check_tokens as check_tokens
+from .valid_settings import TAG as TAG

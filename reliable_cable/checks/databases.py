@@ -1,0 +1,120 @@
+"""Checks of databases (E004, W001, W006)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings as django_settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - Django's name
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, router
+
+from reliable_cable.conf import NAME
+from reliable_cable.stores.engine import engine_classes
+
+from .valid_settings import TAG, valid_settings
+
+SQLITE_HINT = (
+    "Set 'OPTIONS': {'transaction_mode': 'IMMEDIATE', 'init_command': 'PRAGMA journal_mode=WAL;'} in "
+    "DATABASES[%(alias)r]. Transactions then wait for each other when they begin, and readers do not wait at all. "
+    "Broadcasts outside of transactions do not need this."
+)
+
+
+@register(TAG)
+def check_database(**kwargs: Any) -> list[CheckMessage]:
+    """Report a database that cannot be used (E004), and a transaction mode of SQLite that causes errors (W001)."""
+    alias = _database()
+    if alias is None:
+        return []
+    if alias not in connections:
+        return _database_error(f"{alias!r}, which is not a key of DATABASES.")
+    try:
+        vendor = connections[alias].vendor
+    except ImproperlyConfigured as error:
+        return _database_error(f"{alias!r}, which cannot be used: {error}")
+    if vendor not in ("sqlite", "postgresql"):
+        return _database_error(f"{alias!r}, a {vendor} database; streams and sessions need SQLite or PostgreSQL.")
+    settings = connections[alias].settings_dict
+    if vendor == "sqlite" and str(settings["NAME"]) == ":memory:":
+        return _database_error(
+            f"{alias!r}, an SQLite database in memory. Each thread would use a database of its own.",
+            f"Set DATABASES[{alias!r}]['NAME'] to the path of a file.",
+        )
+    if not router.allow_migrate_model(alias, apps.get_model("reliable_cable", "Session")):
+        return _database_error(
+            f"{alias!r}, but DATABASE_ROUTERS do not allow the tables of reliable_cable there.",
+            f"Return True from allow_migrate() of your router for {alias!r} and the app 'reliable_cable'.",
+        )
+    if vendor == "sqlite" and str(settings["OPTIONS"].get("transaction_mode") or "DEFERRED").upper() == "DEFERRED":
+        problem = (
+            f"DATABASES[{alias!r}] begins its transactions as DEFERRED. If a transaction of your code reads before it "
+            "writes, its first write fails ('database is locked') while another transaction is writing. A broadcast "
+            "inside your transaction is such a write, too"
+        )
+        return [_sqlite_warning(alias, problem)]
+    return []
+
+
+@register(Tags.database)
+def check_journal_mode(*, databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Report an SQLite database without WAL (W001)."""
+    alias = _database()
+    if alias is None or alias not in (databases or ()) or alias not in connections:
+        return []
+    connection = connections[alias]
+    if connection.vendor != "sqlite":
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute("PRAGMA journal_mode")
+        mode = cursor.fetchone()[0]
+    # A database in memory cannot use WAL.
+    if mode in ("wal", "memory"):
+        return []
+    return [
+        _sqlite_warning(
+            alias,
+            f"DATABASES[{alias!r}] uses the journal mode {mode!r}, not 'wal': readers and writers wait for each other",
+        )
+    ]
+
+
+@register(TAG, deploy=True)
+def check_health_checks(**kwargs: Any) -> list[CheckMessage]:
+    """Report databases whose connections are kept (`CONN_MAX_AGE`) but not checked (`CONN_HEALTH_CHECKS`) (W006).
+
+    Sync handlers, stores and `CableAuthMiddlewareStack` check their connections themselves. Channels'
+    `AuthMiddlewareStack` and Django's views do not.
+    """
+    return [
+        Warning(
+            f"DATABASES[{alias!r}] keeps connections (CONN_MAX_AGE) without health checks. After a restart of the "
+            "database, the next WebSocket handshake with AuthMiddlewareStack fails, and so do the next requests.",
+            hint=f"Set DATABASES[{alias!r}]['CONN_HEALTH_CHECKS'] to True.",
+            id="reliable_cable.W006",
+        )
+        for alias, options in django_settings.DATABASES.items()
+        if options.get("CONN_MAX_AGE", 0) != 0
+        and not options.get("CONN_HEALTH_CHECKS")
+        and "sqlite" not in options.get("ENGINE", "")
+    ]
+
+
+def _database() -> str | None:
+    """Return the alias of the database of streams or sessions; None if none is used, or if settings are invalid."""
+    settings = valid_settings()
+    if settings is None:
+        return None
+    try:
+        classes = engine_classes(settings)
+    except ImproperlyConfigured:
+        return None
+    return settings.database if any(classes[part].uses_database for part in ("streams", "sessions")) else None
+
+
+def _database_error(problem: str, hint: str | None = None) -> list[CheckMessage]:
+    return [Error(f"{NAME}['DATABASE'] is {problem}", hint=hint, id="reliable_cable.E004")]
+
+
+def _sqlite_warning(alias: str, problem: str) -> Warning:
+    return Warning(f"{problem}.", hint=SQLITE_HINT % {"alias": alias}, id="reliable_cable.W001")

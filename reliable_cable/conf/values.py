@@ -1,0 +1,165 @@
+"""Checks of single values of the settings. Each raises `ImproperlyConfigured` for a value that is not allowed."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+
+NAME = "RELIABLE_CABLE"
+ENGINES = ("memory", "database", "redis")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+ENGINE_PARTS = ("streams", "presence", "sessions")
+#: The shortest `history_meta_ttl`, in seconds. The retries of an append that got no response need its stream meanwhile.
+MIN_META_TTL: Final = 60
+
+
+def setting_error(key: str | tuple[str, ...], value: object, allowed: str) -> ImproperlyConfigured:
+    """Return the error for an invalid value of a setting. A tuple is the path to a value inside a nested setting."""
+    keys = (key,) if isinstance(key, str) else key
+    path = "".join(f"[{part!r}]" for part in keys)
+    return ImproperlyConfigured(f"{NAME}{path} is {value!r}; it must be {allowed}.")
+
+
+Check = Callable[[str | tuple[str, ...], Any], None]
+
+
+def number(low: float, *, whole: bool = False, exclusive: bool = False, optional: bool = False) -> Check:
+    kind = "a whole number" if whole else "a number"
+    allowed = f"{kind} {'greater than' if exclusive else 'of at least'} {low}{' or None' if optional else ''}"
+    types = (int,) if whole else (int, float)
+
+    def check(key: str | tuple[str, ...], value: Any) -> None:
+        if optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, types) or value in (math.inf, -math.inf):
+            raise setting_error(key, value, allowed)
+        if not (value > low if exclusive else value >= low):
+            raise setting_error(key, value, allowed)
+
+    return check
+
+
+def instance(kind: type, allowed: str, *, not_empty: bool = False) -> Check:
+    def check(key: str | tuple[str, ...], value: Any) -> None:
+        if not isinstance(value, kind) or (not_empty and not value):
+            raise setting_error(key, value, allowed)
+
+    return check
+
+
+def check_secret(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, str) or not value:
+        raise ImproperlyConfigured(f"{NAME}[{key!r}] is <{type(value).__name__}>; it must be a non-empty string.")
+
+
+def check_redis_url(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and value.startswith(REDIS_SCHEMES)):
+        raise setting_error(key, value, f"None or a URL that begins with {', '.join(map(repr, REDIS_SCHEMES))}")
+    if value is not None and not value.startswith("unix://"):
+        _check_redis_address(value)
+
+
+def _check_redis_address(url: str) -> None:
+    """Check the port and the database of a URL. redis-py raises an error without a name, or ignores the database."""
+    try:
+        address = urlsplit(url)
+        address.port  # noqa: B018 - raises an error if it is not a number
+    except ValueError as error:
+        raise ImproperlyConfigured(f"{NAME}['REDIS_URL'] is not a URL with a host and a port: {error}.") from error
+    database = address.path.removeprefix("/")
+    if database and not database.isdecimal():
+        raise ImproperlyConfigured(
+            f"{NAME}['REDIS_URL'] has the database {database!r}; it must be a number, as in redis://localhost:6379/0."
+        )
+
+
+def unknown_key(key: object, allowed: Iterable[str]) -> str:
+    """Return the end of the error message for an unknown key."""
+    names = list(allowed)
+    similar = get_close_matches(str(key).upper(), [name.upper() for name in names], n=1)
+    meant = [name for name in names if [name.upper()] == similar]
+    guess = f"; did you mean {meant[0]!r}?" if meant else "."
+    return f"the unknown key {key!r}{guess} Allowed: {', '.join(names)}."
+
+
+def check_namespace(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and "." in value):
+        raise setting_error(key, value, "None or the dotted path of a callable")
+
+
+def check_engine(key: str | tuple[str, ...], value: Any) -> None:
+    allowed = (
+        f"one of {', '.join(map(repr, ENGINES))}, or a dict that gives a dotted path for each of "
+        f"{', '.join(map(repr, ENGINE_PARTS))}"
+    )
+    if isinstance(value, Mapping) and set(value) == set(ENGINE_PARTS):
+        valid = all(isinstance(path, str) and "." in path for path in value.values())
+    else:
+        valid = isinstance(value, str) and value in ENGINES
+    if not valid:
+        raise setting_error(key, value, allowed)
+
+
+STREAM_OPTIONS: Mapping[str, Check] = {
+    "history_size": number(0, whole=True),
+    "history_ttl": number(0, exclusive=True),
+    "history_meta_ttl": number(MIN_META_TTL),
+    "durable": instance(bool, "True or False"),
+}
+
+
+def check_streams(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise setting_error(key, value, "a dict of stream patterns")
+    for pattern, options in value.items():
+        if not isinstance(pattern, str) or not pattern:
+            raise ImproperlyConfigured(f"{NAME}[{key!r}] has the key {pattern!r}; keys are patterns such as 'chat:*'.")
+        if not isinstance(options, Mapping):
+            raise setting_error(("STREAMS", pattern), options, f"a dict with any of {', '.join(STREAM_OPTIONS)}")
+        for name, option in options.items():
+            if name not in STREAM_OPTIONS:
+                raise ImproperlyConfigured(f"{NAME}[{key!r}][{pattern!r}] has {unknown_key(name, STREAM_OPTIONS)}")
+            STREAM_OPTIONS[name](("STREAMS", pattern, name), option)
+
+
+def check_public_streams(key: str | tuple[str, ...], value: Any) -> None:
+    patterns = isinstance(value, list | tuple) and all(isinstance(pattern, str) and pattern for pattern in value)
+    if not patterns and not isinstance(value, bool):
+        raise setting_error(key, value, "a list of patterns such as 'news:*', or True or False")
+
+
+#: The algorithms of tokens whose signatures are made and verified with the same secret.
+HMAC_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
+#: The algorithms of tokens that are verified with a public key (`JWT_JWKS`).
+PUBLIC_KEY_ALGORITHMS: Final = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA"),
+)
+
+
+def check_algorithms(key: str | tuple[str, ...], value: Any) -> None:
+    allowed = (*HMAC_ALGORITHMS, *PUBLIC_KEY_ALGORITHMS)
+    if not isinstance(value, list | tuple) or not value or not all(name in allowed for name in value):
+        raise setting_error(key, value, f"a list of any of {', '.join(map(repr, allowed))}")
+
+
+def check_optional_text(key: str | tuple[str, ...], value: Any) -> None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise setting_error(key, value, "None or a non-empty string")
+
+
+def check_texts(key: str | tuple[str, ...], value: Any) -> None:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
+        raise setting_error(key, value, "a non-empty string, or a list of them")
+
+
+def check_paths(key: str | tuple[str, ...], value: Any) -> None:
+    if not isinstance(value, list | tuple) or not all(isinstance(path, str) and "." in path for path in value):
+        raise setting_error(key, value, "a list of dotted paths of functions")
+
+
+check_switch = instance(bool, "True or False")
