@@ -1,7 +1,7 @@
 """The streams of a subscription."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -143,6 +143,15 @@ class SubscriptionStreams:
     def scopes(self) -> list[Identity]:
         """Return the conditions that select the subscription: its channel, and each of its streams."""
         return subscription_scopes(type(self.channel).name, self.streams)
+
+    def positions(self) -> Iterator[tuple[str, StreamPosition | None]]:
+        """Yield the stream id of each open stream, and the position of the last message that was sent to the client.
+
+        The position is None while it is not known where the history that the client requested begins.
+        """
+        for subscribed in self.streams.values():
+            if subscribed.stream_id is not None and subscribed.state is not SubscriberState.OPENING:
+                yield subscribed.stream_id, subscribed.stream.position_of(subscribed) if self.restorable else None
 
     def mark_confirmed(self) -> None:
         """Allow presence events and other messages that a client understands only if it knows the subscription."""
