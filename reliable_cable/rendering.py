@@ -14,12 +14,11 @@ from .broadcasting import Batch
 from .concurrency import on_commit
 from .concurrency.threads import has_own_thread, run_handler, sync_only
 from .exceptions import InvalidOption
+from .protocol.events import EVENT
 from .protocol.positions import StreamPosition
 from .stores.engine import get_engine
 from .validation import BatchOptions, Streamable, prepare_address, target_name
 
-#: The key of a message that names its server-sent event. The other key is `data`.
-EVENT: Final = "$event"
 #: The names that an event can have: those that `sse-swap` and `hx-trigger` of htmx can name.
 _EVENT_NAME: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,100}")
 #: The names of the events by which an `EventSource` reports its own state.

@@ -78,6 +78,8 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
                 room, "turbo", target="messages", template=template, context=context, idempotency_key=key
             )
             broadcast_template([room, "htmx"], template, context, idempotency_key=key)
+            count = {"count": room.messages.count}
+            broadcast_template([room, "htmx"], "chat/_count.html", count, event="count", idempotency_key=f"count:{key}")
     return message
 
 

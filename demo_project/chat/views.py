@@ -80,6 +80,14 @@ def turbo_room(request: HttpRequest, slug: str) -> HttpResponse:
     return render(request, "chat/turbo.html", _html_room(request, slug))
 
 
+@require_GET
+@login_required
+def htmx_room(request: HttpRequest, slug: str, version: int) -> HttpResponse:
+    """Show a public room with htmx 2 or 4. Both read the messages as server-sent events."""
+    shown = _html_room(request, slug)
+    return render(request, "chat/htmx.html", {**shown, "stream": [shown["room"], "htmx"], "version": version})
+
+
 def _html_room(request: HttpRequest, slug: str) -> dict[str, Any]:
     """Return the context of a page whose later messages are HTML."""
     shown = get_object_or_404(Room, slug=slug, is_private=False)
@@ -88,6 +96,7 @@ def _html_room(request: HttpRequest, slug: str) -> dict[str, Any]:
     return {
         "room": shown,
         "chat_messages": list(reversed(latest)),
+        "count": shown.messages.count(),
         "read_at": read_at,
         "max_length": Message.MAX_LENGTH,
     }

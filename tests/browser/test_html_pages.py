@@ -88,12 +88,61 @@ async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
     await expect(window.texts).to_have_text(LINES[:5], timeout=PAGE_PATIENCE)
 
 
+@pytest.mark.parametrize("page", ["htmx", "htmx4"])
+async def test_htmx_after_resets_of_the_network(
+    page: str, open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/{page}/", through=proxy)
+    await window.state("connected")
+
+    async def cut() -> None:
+        assert proxy.cut()
+
+    async def restore() -> None:
+        proxy.restore()
+
+    await run(window, publisher, room, cut=cut, restore=restore)
+    await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
+
+
+@pytest.mark.parametrize("page", ["htmx", "htmx4"])
+async def test_htmx_after_a_kill_of_the_server(
+    page: str, open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/{page}/", cuts=True)
+    await window.state("connected")
+
+    async def kill() -> None:
+        await asyncio.to_thread(server.kill)
+
+    async def start() -> None:
+        await asyncio.to_thread(server.start)
+
+    await run(window, publisher, room, cut=kill, restore=start)
+    await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
+
+
+@pytest.mark.parametrize("page", ["turbo", "htmx", "htmx4"])
+async def test_messages_of_the_second_of_the_request_are_shown_once(
+    page: str, open_window: OpenWindow, publisher: Publisher, room: str
+) -> None:
+    await publisher.say(room, LINES[:5])
+    window = await open_window("alice", f"/rooms/{room}/{page}/")
+    await publisher.say(room, LINES[5:10])
+    await window.state("connected")
+    await publisher.say(room, LINES[10:12])
+    await expect(window.texts).to_have_text(LINES[:12], timeout=PAGE_PATIENCE)
+
+
 async def test_a_message_of_the_form_is_shown_once_on_each_kind_of_page(open_window: OpenWindow, room: str) -> None:
-    pages = [await open_window("alice", f"/rooms/{room}/{path}") for path in ("", "turbo/")]
+    pages = [await open_window("alice", f"/rooms/{room}/{path}") for path in ("", "turbo/", "htmx/", "htmx4/")]
     for page in pages:
         await page.state("connected")
-    await pages[1]["text"].fill("<i>Hello</i>")
-    await pages[1]["send"].click()
-    for page in pages:
-        await expect(page.texts).to_have_text(["<i>Hello</i>"], timeout=PAGE_PATIENCE)
-    await expect(pages[1]["text"]).to_have_value("")
+    sent = []
+    for number, page in enumerate(pages):
+        sent.append(f"<i>Hello</i> {number}")
+        await page["text"].fill(sent[-1])
+        await page["send"].click()
+        for shown in pages:
+            await expect(shown.texts).to_have_text(sent, timeout=PAGE_PATIENCE)
+        await expect(page["text"]).to_have_value("")
