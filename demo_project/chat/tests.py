@@ -41,6 +41,18 @@ def match_group(pattern: str, text: str) -> str:
     return match[1]
 
 
+#: The pages that require a login.
+PAGES = (
+    "/",
+    "/rooms/lobby/",
+    "/rooms/lobby/turbo/",
+    "/rooms/lobby/htmx/",
+    "/rooms/lobby/htmx4/",
+    "/assistant/",
+    "/migrations/",
+)
+
+
 @cheap_passwords
 class DemoDataTest(TestCase):
     """The creation of users and rooms."""
@@ -89,10 +101,10 @@ class PagesTest(TestCase):
 
     def test_every_page_requires_a_login(self) -> None:
         self.client.logout()
-        for path in ("/", "/rooms/lobby/", "/rooms/lobby/messages/", "/assistant/", "/migrations/"):
+        for path in (*PAGES, "/rooms/lobby/messages/"):
             with self.subTest(path):
                 self.assertRedirects(self.client.get(path), f"/login/?next={path}")
-        for path in ("/rooms/lobby/robot/", "/migrations/all/broadcast/"):
+        for path in ("/rooms/lobby/robot/", "/rooms/lobby/say/", "/migrations/all/broadcast/"):
             with self.subTest(path):
                 self.assertRedirects(self.client.post(path), f"/login/?next={path}")
 
@@ -107,9 +119,22 @@ class PagesTest(TestCase):
         for path in ("/rooms/alice-and-bob/", "/rooms/alice-and-bob/messages/"):
             self.assertEqual(self.client.get(path).status_code, 404)
         self.assertEqual(self.client.post("/rooms/alice-and-bob/robot/").status_code, 404)
+        self.assertEqual(self.client.post("/rooms/alice-and-bob/say/", {"text": "Hello"}).status_code, 404)
+
+    def test_pages_with_signed_names_exist_for_public_rooms_only(self) -> None:
+        self.client.force_login(User.objects.get(username="alice"))
+        self.assertContains(self.client.get("/rooms/lobby/"), "/rooms/lobby/turbo/")
+        self.assertNotContains(self.client.get("/rooms/alice-and-bob/"), "turbo/")
+        for path in ("turbo", "htmx", "htmx4"):
+            self.assertEqual(self.client.get(f"/rooms/alice-and-bob/{path}/").status_code, 404)
+
+    def test_an_invalid_message_of_a_form_is_refused(self) -> None:
+        for text in ("", "  ", "x" * 2001):
+            self.assertEqual(self.client.post("/rooms/lobby/say/", {"text": text}).status_code, 400)
+        self.assertFalse(Message.objects.exists())
 
     def test_pages_comply_with_their_content_security_policy(self) -> None:
-        for path in ("/", "/rooms/lobby/", "/assistant/", "/migrations/"):
+        for path in PAGES:
             with self.subTest(path):
                 response = self.client.get(path)
                 policy, page = response["Content-Security-Policy"], response.content.decode()
@@ -119,7 +144,7 @@ class PagesTest(TestCase):
                     self.assertIn(f'nonce="{nonce}"', tag)
                 self.assertIsNone(re.search(r"<[^>]+\s(style|on\w+)=", page))
                 for url in re.findall(r'(?:src|href)="/static/([^"]+)"', page):
-                    if not url.startswith("reliable_cable/"):  # the bundle is built, not checked in
+                    if not url.startswith(("reliable_cable/", "npm/")):  # these are made, not checked in
                         self.assertIsNotNone(finders.find(url), url)
 
     def test_the_policy_has_a_new_nonce_each_time(self) -> None:
@@ -261,6 +286,18 @@ class MessagesTest(CableTestCase):
         message = Message.objects.get()
         self.assertEqual((message.text, message.author), ("Hello", self.alice))
         self.assertEqual(broadcasts[0].data["id"], message.pk)
+
+    def test_a_message_is_broadcast_as_html_to_pages_of_public_rooms(self) -> None:
+        with self.assertBroadcasts(f"chat.room:{self.lobby.pk}:turbo", 1) as turbo:
+            with self.assertBroadcasts(f"chat.room:{self.lobby.pk}:htmx", 2) as htmx:
+                self.client.force_login(self.alice)
+                self.assertEqual(self.client.post("/rooms/lobby/say/", {"text": "<hi>"}).status_code, 204)
+        self.assertIn("&lt;hi&gt;", turbo[0].data)
+        self.assertIn("&lt;hi&gt;", htmx[0].data)
+        self.assertEqual(htmx[1].data, {"$event": "count", "data": "1 message\n"})
+        private = Room.objects.get(slug="alice-and-bob")
+        with self.assertNoBroadcasts(f"chat.room:{private.pk}:turbo"):
+            post_message(private, self.alice, "Hello", "1")
 
     def test_a_message_that_is_sent_again_is_broadcast_once(self) -> None:
         with self.assertBroadcasts(self.stream, 1):
