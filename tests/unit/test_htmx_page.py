@@ -65,8 +65,7 @@ def test_the_function_broadcasts(room: Room) -> None:
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_page_is_rendered(room: Room, number: int) -> None:
     message = Message.objects.create(room=room, text="<hi>", client_id="1")
-    source = "{% load static reliable_cable %}" + blocks("html")[number]
-    page = str(engines["django"].from_string(source).render({"room": room, "messages": [message]}))
+    page = str(engines["django"].from_string(blocks("html")[number]).render({"room": room, "messages": [message]}))
     found = re.search(r'sse.connect="(/events\?[^"]+)"', page)
     assert found
     query = parse_qs(unescape(found[1]).partition("?")[2])

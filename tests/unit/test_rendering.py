@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,8 @@ from django.db import transaction
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
 from django.test import override_settings
 from django.utils import translation
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from reliable_cable import (
     BroadcastError,
@@ -25,7 +28,10 @@ from reliable_cable import (
     history,
     position,
 )
+from reliable_cable.protocol.events import RawEvent
+from reliable_cable.rendering import _template_broadcast
 from reliable_cable.signals import broadcast_failed
+from reliable_cable.validation import BatchOptions
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -37,6 +43,9 @@ TEMPLATES = {
     "error.html": "{% for user in users %}{% endfor %}",
     "syntax.html": "{% nothing %}",
 }
+
+
+NOW = BatchOptions(transient=False, immediate=True, to_others=False, exclude_socket=None, using=None)
 
 
 class Failing:
@@ -94,6 +103,19 @@ class TestRendering:
         assert broadcast_template("a", "text.html", {"text": "2"}, idempotency_key="k") == first
         assert broadcast_template("a", "text.html", {"text": "3"}, transient=True) is None
         assert data() == ["1"]
+
+
+class TestServerSentEvents:
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(text=st.text(min_size=1))
+    def test_a_reader_gets_the_html(self, text: str) -> None:
+        """Line breaks of all kinds arrive as those of HTML."""
+        html = text.replace("\r\n", "\n").replace("\r", "\n")
+        for event in (None, "status"):
+            payload = _template_broadcast("a", "x", None, event, None, NOW)._payload(text)
+            fields = RawEvent.transmission("", json.dumps(payload, ensure_ascii=False)).split("\n")
+            assert [line for line in fields if line.startswith("event: ")][:1] == ([f"event: {event}"] if event else [])
+            assert "\n".join(line[6:] for line in fields if line.startswith("data: ")) == html
 
 
 class TestTransactions:
