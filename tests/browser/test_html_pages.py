@@ -59,21 +59,6 @@ async def test_turbo_after_resets_of_the_network(
     assert await window.page.evaluate("rendered") == len(LINES)
 
 
-async def test_turbo_after_a_kill_of_the_server(
-    open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str
-) -> None:
-    window = await open_window("alice", f"/rooms/{room}/turbo/", cuts=True)
-    await expect(window.page.locator("turbo-cable-stream-source[connected]")).to_have_count(1)
-
-    async def kill() -> None:
-        await asyncio.to_thread(server.kill)
-
-    async def start() -> None:
-        await asyncio.to_thread(server.start)
-
-    await run(window, publisher, room, cut=kill, restore=start)
-
-
 async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
     open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
 ) -> None:
@@ -88,28 +73,10 @@ async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
     await expect(window.texts).to_have_text(LINES[:5], timeout=PAGE_PATIENCE)
 
 
-@pytest.mark.parametrize("page", ["htmx", "htmx4"])
-async def test_htmx_after_resets_of_the_network(
-    page: str, open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+async def test_htmx_after_kills_of_the_server(
+    open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str
 ) -> None:
-    window = await open_window("alice", f"/rooms/{room}/{page}/", through=proxy)
-    await window.state("connected")
-
-    async def cut() -> None:
-        assert proxy.cut()
-
-    async def restore() -> None:
-        proxy.restore()
-
-    await run(window, publisher, room, cut=cut, restore=restore)
-    await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
-
-
-@pytest.mark.parametrize("page", ["htmx", "htmx4"])
-async def test_htmx_after_a_kill_of_the_server(
-    page: str, open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str
-) -> None:
-    window = await open_window("alice", f"/rooms/{room}/{page}/", cuts=True)
+    window = await open_window("alice", f"/rooms/{room}/htmx/", cuts=True)
     await window.state("connected")
 
     async def kill() -> None:
@@ -119,6 +86,22 @@ async def test_htmx_after_a_kill_of_the_server(
         await asyncio.to_thread(server.start)
 
     await run(window, publisher, room, cut=kill, restore=start)
+    await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
+
+
+async def test_htmx_4_after_resets_of_the_network(
+    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/htmx4/", through=proxy)
+    await window.state("connected")
+
+    async def cut() -> None:
+        assert proxy.cut()
+
+    async def restore() -> None:
+        proxy.restore()
+
+    await run(window, publisher, room, cut=cut, restore=restore)
     await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
 
 
