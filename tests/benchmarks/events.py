@@ -99,9 +99,9 @@ def _reader(streams: int) -> list[bytes]:
 def _web_socket() -> list[bytes]:
     key = base64.b64encode(os.urandom(16)).decode()
     handshake = (
-        "GET /cable HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: "
-        f"websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: actioncable-v1-ext-json\r\nSec-WebSocket-Key: {key}"
-        "\r\n\r\n"
+        "GET /cable HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r\nConnection: Upgrade\r\n"
+        f"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
+        "Sec-WebSocket-Protocol: actioncable-v1-ext-json\r\n\r\n"
     )
     command = json.dumps({"command": "subscribe", "identifier": _identifier("events:0")}).encode()
     assert len(command) < 126

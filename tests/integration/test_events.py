@@ -274,6 +274,26 @@ async def test_post_with_commands(reading: Server) -> None:
         assert refused.status_code == 413
 
 
+async def test_a_reader_is_a_member_and_stays_one_while_it_reconnects(reading: Server) -> None:
+    lobby = unique("lobby")
+
+    def query(name: str) -> str:
+        params = {"channel": "LobbyChannel", "news": unique("news"), "lobby": lobby, "id": name}
+        return urlencode({"identifier": json.dumps(params)})
+
+    async with EventReader(base(reading), query("bob")) as bob:
+        await bob.until_type("presence")
+        async with EventReader(base(reading), query("ann")) as ann:
+            await bob.until_type("presence", 2)
+            await ann.cut()
+            await ann.until_type("confirm_subscription", 2)
+            await reading.call("broadcast", lobby, "after the cut")
+            await bob.until_type("message")
+            # Nobody has left or joined.
+            assert [event.json["message"]["id"] for event in bob.of_type("presence")] == ["bob", "ann"]
+            assert set(await reading.call("who_is_there", lobby)) == {"ann", "bob"}
+
+
 async def test_a_reader_that_reads_nothing_is_bounded_and_cut(servers: ServerPool, kind: Kind) -> None:
     """The history is much larger than what the server may keep for one client."""
     stream = unique("cursor:")  # transient, so that nothing can be read again

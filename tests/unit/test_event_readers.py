@@ -11,7 +11,6 @@ from typing import Any
 from urllib.parse import quote_from_bytes, urlencode
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
@@ -287,18 +286,8 @@ class TestSetup:
                 await reader._task
 
 
-@pytest.mark.parametrize(
-    "value", [["https://example.com"], ["http://*.example.com:8000", "capacitor://localhost"], "*"]
-)
-def test_cors_origins_are_read(value: Any) -> None:
-    read = read_settings({"CORS_ORIGINS": value}).cors_origins
-    assert read == (("*",) if value == "*" else tuple(value))
-
-
-@pytest.mark.parametrize("value", ["https://example.com", ["example.com"], ["https://a.com/"], [1], ["*"], None])
-def test_wrong_cors_origins_are_refused(value: Any) -> None:
-    with pytest.raises(ImproperlyConfigured, match=r"^RELIABLE_CABLE\['CORS_ORIGINS'\]"):
-        read_settings({"CORS_ORIGINS": value})
+def test_an_asterisk_stands_for_every_origin() -> None:
+    assert read_settings({"CORS_ORIGINS": "*"}).cors_origins == ("*",)
 
 
 async def test_every_origin_may_read_without_cookies() -> None:
