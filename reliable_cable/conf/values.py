@@ -1,6 +1,7 @@
 """Checks of single values of the settings. Each raises `ImproperlyConfigured` for a value that is not allowed."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
@@ -129,6 +130,15 @@ def check_public_streams(key: str | tuple[str, ...], value: Any) -> None:
     patterns = isinstance(value, list | tuple) and all(isinstance(pattern, str) and pattern for pattern in value)
     if not patterns and not isinstance(value, bool):
         raise setting_error(key, value, "a list of patterns such as 'news:*', or True or False")
+
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\*\.)?[^/\s*]+", re.ASCII)
+
+
+def check_origins(key: str | tuple[str, ...], value: Any) -> None:
+    texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+    if value != "*" and not (texts and all(map(_ORIGIN.fullmatch, value))):
+        raise setting_error(key, value, "a list of origins such as 'https://example.com', without a path, or '*'")
 
 
 #: The algorithms of tokens whose signatures are made and verified with the same secret.

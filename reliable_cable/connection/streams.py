@@ -114,6 +114,11 @@ class SubscriptionStreams:
         Args:
             member: the id and info of its member; None: it has none.
         """
+        limit = self.connection.transport.max_streams
+        others = (each for name, each in self.connection.subscriptions.items() if name != self.identifier)
+        if limit is not None and len(self.streams) + sum(len(list(each.positions())) for each in others) > limit:
+            self.connection.log.warning("A reader of events has more than %d streams.", limit)
+            return False
         size = len(self.identifier.encode()) + self.channel.state_size
         size += sum(len(name) + STREAM_SIZE for name in self.streams)
         if member is not None:

@@ -5,7 +5,7 @@ WebSockets protects the readers. It gets the commands that the request stands fo
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPMethod, HTTPStatus
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from reliable_cable.servers.events import EventTransport
 
 from .asgi_io import Application, ClientDisconnected, Receive, Scope, Send, read_body, send_response
 from .core import Refusal, Response
+from .cors import cors_headers, is_forged, preflight, without_origin
 from .event_request import MAX_BODY_SIZE, EventRequest, read_request
 
 _METHODS: Final = (HTTPMethod.GET, HTTPMethod.POST)
@@ -33,33 +34,49 @@ async def serve_events(application: Application, scope: Scope, receive: Receive,
         receive: the ASGI `receive`.
         send: the ASGI `send`.
     """
+    headers = cors_headers(scope)
     try:
-        request = await _read(scope, receive)
+        request = await _read(scope, receive, headers)
     except ClientDisconnected:
         return
     except Refusal as refusal:
-        await send_response(refusal.response(), send, with_body=True)
+        request = refusal.response()
+    if isinstance(request, Response):
+        request.headers.update({**headers, **request.headers})
+        await send_response(request, send, with_body=True)
         return
-    if request is None:
-        allow = ", ".join(_METHODS)
-        await send_response(Response(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": allow}), send, with_body=False)
-        return
-    transport = event_transport_for(send, form=request.form, identifiers=request.identifiers, resumed=request.resumed)
-    await application(_as_websocket(scope, transport), _Commands(request, transport, receive).receive, transport.send)
+    transport = event_transport_for(
+        send,
+        form=request.form,
+        identifiers=request.identifiers,
+        resumed=request.resumed,
+        headers=[(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
+    )
+    inner = {**scope, "headers": without_origin(scope, headers)}
+    await application(_as_websocket(inner, transport), _Commands(request, transport, receive).receive, transport.send)
     if transport.started and not transport.ended.done():
         await transport.send({"type": "websocket.close"})
 
 
-async def _read(scope: Scope, receive: Receive) -> EventRequest | None:
-    """Read the request; return None if its method is not allowed.
+async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> EventRequest | Response:
+    """Read the request, or return the response if it does not subscribe.
+
+    Args:
+        scope: the scope of the request.
+        receive: the ASGI `receive`.
+        headers: the headers of the response by which other origins may read it.
 
     Raises:
         Refusal: the request is not valid.
         ClientDisconnected: the client disconnected while its body was read.
     """
     method = scope["method"].upper()
+    if method == HTTPMethod.OPTIONS:
+        return preflight(headers)
     if method not in _METHODS:
-        return None
+        return Response(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join((*_METHODS, HTTPMethod.OPTIONS))})
+    if is_forged(scope):
+        raise Refusal(HTTPStatus.FORBIDDEN, "A page of another site has made this request.")
     body = await read_body(receive, MAX_BODY_SIZE + 1)
     last_event_id = b""
     for name, value in scope["headers"]:

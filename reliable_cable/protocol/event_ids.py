@@ -24,6 +24,9 @@ MAX_ID_LENGTH: Final = 8 * 1024
 _SEVERAL: Final = "*"
 _POSITION: Final = r"([0-9]{1,18})/([^/,]{0,64})/"
 _ONE_STREAM: Final = re.compile(f"{_POSITION}(.+)", re.DOTALL)
+#: The end of a stream id that is not the name of a stream, see Protocol: Stream ids. A reader has such ids only if they
+#: are in its id.
+_ALIAS: Final = re.compile("#[0-9a-f]{18}$")
 _ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
 
 
@@ -37,7 +40,7 @@ class EventPositions(Mapping[str, StreamPosition]):
 
     Args:
         by_digest: the positions, by digests.
-        default: the position in every other stream; None: there is none.
+        default: the position in every other stream, by its name; None: there is none.
     """
 
     def __init__(self, by_digest: Mapping[str, StreamPosition], default: StreamPosition | None = None) -> None:
@@ -45,7 +48,8 @@ class EventPositions(Mapping[str, StreamPosition]):
         self._default = default
 
     def __getitem__(self, name: str) -> StreamPosition:
-        position = self.by_digest.get(digest(name), self._default)
+        default = None if _ALIAS.search(name) else self._default
+        position = self.by_digest.get(digest(name), default)
         if position is None:
             raise KeyError(name)
         return position

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import Subscribe
 from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason
-from reliable_cable.protocol.event_ids import EventPositions
+from reliable_cable.protocol.event_ids import MAX_STREAMS, EventPositions
 from reliable_cable.protocol.events import Event
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 
@@ -51,6 +51,7 @@ class EventTransport(Transport):
     """
 
     has_sessions = False
+    max_streams = MAX_STREAMS
 
     def __init__(
         self,
