@@ -1,5 +1,6 @@
 """Reliable real-time streams for Django Channels: each message arrives once and in order, after reconnects too."""
 
+from .actions import action as action
 from .auth.tokens import cable_token as cable_token
 from .broadcasting import abroadcast as abroadcast
 from .broadcasting import abroadcast_batch as abroadcast_batch
@@ -12,7 +13,6 @@ from .broadcasting import forget as forget
 from .broadcasting import history as history
 from .broadcasting import position as position
 from .channel import Channel as Channel
-from .channel import action as action
 from .channel import state as state
 from .consumer import CableConsumer as CableConsumer
 from .disconnecting import adisconnect as adisconnect
@@ -31,6 +31,7 @@ from .exceptions import InvalidStreamName as InvalidStreamName
 from .exceptions import PayloadTooLarge as PayloadTooLarge
 from .exceptions import StoreError as StoreError
 from .presence import presence_for as presence_for
+from .protocol.positions import PagePosition as PagePosition
 from .protocol.positions import StreamPosition as StreamPosition
 from .rendering import abroadcast_template as abroadcast_template
 from .rendering import broadcast_template as broadcast_template

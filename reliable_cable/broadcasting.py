@@ -14,10 +14,10 @@ from .concurrency import on_commit
 from .concurrency.threads import sync_only
 from .exceptions import BroadcastError
 from .logs import logger
-from .protocol.positions import StreamPosition
+from .protocol.positions import PagePosition, StreamPosition
 from .protocol.recovery import StreamPage
 from .stores.engine import get_engine
-from .stores.streams.base import StreamStore
+from .stores.streams.base import NOWHERE, StreamStore
 from .validation import BatchItem, BatchOptions, Outgoing, prepare_batch, resolve_stream
 
 #: Functions that are called with the messages of each batch after it was sent. Only `reliable_cable.testing` adds some.
@@ -146,20 +146,37 @@ async def abroadcast_batch(
 
 
 @sync_only("aposition")
-def position(stream: str) -> StreamPosition:
+def position(stream: str) -> PagePosition:
     """Return the position of a stream's newest message, or `("", 0)` if the stream never had one.
+
+    A view calls this *before* it reads the data of its page. The page passes the position to its client, which is then
+    sent exactly the messages after it (see Pages: The position comes first). On the database engine, this reads in the
+    transaction that is open in this thread.
 
     Raises:
         AsyncContextError: an event loop runs in this thread. Use `aposition`.
         InvalidStreamName: the name is not valid.
         StoreError: the store could not be read.
     """
-    return get_engine().streams.position(resolve_stream(stream))
+    name, store = resolve_stream(stream), get_engine().streams
+    found = store.position(name)
+    if found != NOWHERE:
+        return PagePosition(found.epoch, found.offset, name)
+    return _at_page(name, store.read(name, after=0, limit=0))
 
 
-async def aposition(stream: str) -> StreamPosition:
-    """Async twin of `position`."""
-    return await get_engine().streams.aposition(resolve_stream(stream))
+async def aposition(stream: str) -> PagePosition:
+    """Async twin of `position`. On the database engine, it reads outside the caller's transaction."""
+    name, store = resolve_stream(stream), get_engine().streams
+    found = await store.aposition(name)
+    if found != NOWHERE:
+        return PagePosition(found.epoch, found.offset, name)
+    return _at_page(name, await store.aread(name, after=0, limit=0))
+
+
+def _at_page(stream: str, page: StreamPage) -> PagePosition:
+    """Return the position at the end of a page of a stream that may not exist."""
+    return PagePosition(page.epoch, page.tail, stream, "" if page.epoch else page.lineage)
 
 
 @sync_only("ahistory")

@@ -5,30 +5,29 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar, overload
 
+from .actions import ACTION
+from .actions import action as action
 from .broadcasting import Batch
 from .concurrency.threads import sync_only
 from .exceptions import ChannelError
 from .namespaces import namespace_of, qualify
 from .protocol.params import Params
 from .protocol.payloads import is_falsy
-from .protocol.positions import StreamPosition
+from .protocol.positions import PagePosition, StreamPosition
 from .protocol.presence import member_fault
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
-from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, target_name
+from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, start_position, target_name
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
 
 #: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
 
 #: The names of all channel classes, including those that are declared with `abstract=True`.
 _names: set[str] = set()
-
-_ACTION = "_cable_action"
 
 #: The most bytes of the state of a subscription, as JSON.
 MAX_STATE_SIZE = 16 * 1024
@@ -47,26 +46,6 @@ def channel_prefix(stream: str) -> str:
     """Return the prefix of a stream of a channel, such as `ChatChannel:`. Return `""` for other streams."""
     prefixes = (f"{name}:" for name in _names)
     return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
-
-
-@overload
-def action(method: F, /) -> F: ...
-@overload
-def action(*, name: str) -> Callable[[F], F]: ...
-def action(method: F | None = None, /, *, name: str = "") -> F | Callable[[F], F]:
-    """Allow clients to call a method of a channel, and to get what it returns.
-
-    Args:
-        method: the method, sync or async. It takes the dict of data that the client sends, or no argument. Its
-            name must differ from the names of the attributes and hooks of `Channel`.
-        name: the name that clients use. The default is the method's name.
-    """
-
-    def mark(target: F) -> F:
-        setattr(target, _ACTION, name or target.__name__)
-        return target
-
-    return mark if method is None else mark(method)
 
 
 class state(Generic[T]):  # noqa: N801 - declares an attribute, as model fields do
@@ -158,7 +137,7 @@ class Channel:
         actions: dict[str, tuple[str, bool]] = {}
         for attribute in dir(cls):
             method = inspect.getattr_static(cls, attribute, None)
-            public = getattr(method, _ACTION, None)
+            public = getattr(method, ACTION, None)
             if isinstance(method, state):
                 _check_attribute(cls, attribute, "a state")
             elif callable(method) and public is not None:
@@ -246,23 +225,32 @@ class Channel:
         """The presence of this subscription."""
         return ChannelPresence(self)
 
-    def stream_from(self, stream: str, *, whisper: bool = False, presence: bool = False) -> None:
+    def stream_from(
+        self, stream: str, *, whisper: bool = False, presence: bool = False, after: PagePosition | str | None = None
+    ) -> None:
         """Send the broadcasts of a stream to the client.
 
         Args:
             stream: the stream's name.
             whisper: use this stream for the whispers of the client.
             presence: use this stream for presence. The default is the first stream of the subscription.
+            after: send the messages after this position, too: what `position()` returned for this stream, or its text,
+                as in `after=self.params.get("after")`. If they are not all stored, or the text is not a position of
+                this stream, the client is sent `reject_history`. A client that names a position of its own is sent the
+                messages after that one. Base clients, and streams without a history, have no positions.
 
         Raises:
             InvalidStreamName: the name is not valid.
+            ChannelError: `after` is a position of another stream.
         """
         name = qualify_stream(stream, namespace_of(self.connection))
-        self.reply.streams.append(StreamStart(name, whisper, presence))
+        self.reply.streams.append(StreamStart(name, whisper, presence, start_position(after, name)))
 
-    def stream_for(self, target: Any, *, whisper: bool = False, presence: bool = False) -> None:
+    def stream_for(
+        self, target: Any, *, whisper: bool = False, presence: bool = False, after: PagePosition | str | None = None
+    ) -> None:
         """Send the broadcasts of a target on this channel to the client. See `broadcasting_for` for targets."""
-        self.stream_from(self.broadcasting_for(target), whisper=whisper, presence=presence)
+        self.stream_from(self.broadcasting_for(target), whisper=whisper, presence=presence, after=after)
 
     def stop_stream_from(self, stream: str) -> None:
         """Stop sending the broadcasts of a stream. Nothing happens if the subscription does not have the stream."""

@@ -7,7 +7,8 @@ from .channel import Channel, channel_prefix
 from .conf import get_settings
 from .exceptions import InvalidStreamName
 from .namespaces import namespace_of, split_namespace
-from .signing import verify_stream_name
+from .protocol.positions import PagePosition
+from .signing import verify_signed_stream
 from .validation import check_stream_name
 
 
@@ -15,7 +16,8 @@ class PubSubChannel(Channel):
     """A subscription to the stream that its params name.
 
     `signed_stream_name` is a name with a signature. `stream_name` is a name without one. It is used only if the stream
-    is public and there is no `signed_stream_name`.
+    is public and there is no `signed_stream_name`. The messages after a position of the page are sent, too: after that
+    in the signed name, or else after `after`.
     """
 
     name = "$pubsub"
@@ -24,7 +26,7 @@ class PubSubChannel(Channel):
     async def subscribed(self) -> None:
         """Start the stream that the params name, or reject the subscription."""
         signed = self.params.get("signed_stream_name")
-        stream = self.params.get("stream_name") if signed is None else signed_stream(self)
+        stream, at = (self.params.get("stream_name"), None) if signed is None else signed_stream(self)
         try:
             name = check_stream_name(stream)
         except InvalidStreamName:
@@ -32,7 +34,7 @@ class PubSubChannel(Channel):
         if signed is None and not is_public(name):
             return self.reject()
         whisper = signed is None or get_settings().signed_streams_whisper
-        self.stream_from(name, whisper=whisper, presence=True)
+        self.stream_from(name, whisper=whisper, presence=True, after=at or self.params.get("after"))
 
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
         """Allow every subscriber of the stream to join its presence. The id is only a claim of the client."""
@@ -42,25 +44,30 @@ class PubSubChannel(Channel):
 class TurboStreamsChannel(Channel):
     """A subscription of the element that `{% turbo_stream_from %}` renders.
 
-    `signed_stream_name` is the name of the stream, with a signature. Clients can neither whisper nor join presence.
+    `signed_stream_name` is the name of the stream, perhaps with a position of the page, and a signature. Clients can
+    neither whisper nor join presence.
     """
 
     name = "Turbo::StreamsChannel"
 
     async def subscribed(self) -> None:
         """Start the stream that the params name, or reject the subscription."""
+        stream, at = signed_stream(self)
         try:
-            self.stream_from(check_stream_name(signed_stream(self)))
+            self.stream_from(check_stream_name(stream), after=at)
         except InvalidStreamName:
             self.reject()
 
 
-def signed_stream(channel: Channel) -> str | None:
-    """Return the name in the param `signed_stream_name`; None if the signature or the namespace is wrong."""
+def signed_stream(channel: Channel) -> tuple[str | None, PagePosition | None]:
+    """Return the name and the position in the param `signed_stream_name`.
+
+    The name is None if the signature or the namespace is wrong. The position is None if there is none.
+    """
     signed = channel.params.get("signed_stream_name")
-    name = verify_stream_name(signed) if isinstance(signed, str) else None
-    namespace, stream = split_namespace(name or "")
-    return stream if namespace == namespace_of(channel.connection) else None
+    name, at = (verify_signed_stream(signed) if isinstance(signed, str) else None) or ("", None)
+    namespace, stream = split_namespace(name)
+    return (stream, at) if namespace == namespace_of(channel.connection) else (None, None)
 
 
 def is_public(stream: str) -> bool:

@@ -3,14 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from .protocol.positions import PagePosition
+
 
 @dataclass(frozen=True, slots=True)
 class StreamStart:
-    """The subscription starts to stream from `name`."""
+    """The subscription starts to stream from `name`, after the position `after`, or if it is None from now on."""
 
     name: str
     whisper: bool = False
     presence: bool = False
+    after: PagePosition | None = None
 
 
 @dataclass(frozen=True, slots=True)

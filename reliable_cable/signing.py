@@ -6,23 +6,31 @@ import hmac
 import json
 from collections.abc import Iterator
 from hashlib import sha256
+from typing import Any
 
 from django.conf import settings as django_settings
 
 from .conf import NAMESPACE_SEPARATOR, derived_secret, get_settings
-from .exceptions import InvalidStreamName
+from .exceptions import InvalidOption, InvalidStreamName
 from .namespaces import current_namespace, qualify
+from .protocol.positions import PagePosition
 
 _SEPARATOR = "--"
 
 
-def signed_stream_name(name: str) -> str:
+def signed_stream_name(name: str, *, at: PagePosition | None = None) -> str:
     """Return a stream's name with a signature. A client that has it may subscribe to the stream.
 
     The signature does not expire, and anybody can use it. So put it only into pages for users who may read the stream.
     It is valid for connections of the current namespace.
 
+    Args:
+        name: the stream's name.
+        at: what `position(name)` returned before the data of the page were read. A client that subscribes with the
+            signed name is first sent the messages after this position. Servers of AnyCable do not know such names.
+
     Raises:
+        InvalidOption: `at` is not a position of this stream.
         InvalidStreamName: the name is not a string, is empty, cannot be encoded as UTF-8, or contains the character
             that separates namespaces from names.
     """
@@ -31,8 +39,11 @@ def signed_stream_name(name: str) -> str:
     if NAMESPACE_SEPARATOR in name:
         # With this character, a name without a namespace would be a name in another namespace.
         raise InvalidStreamName(f"The stream's name {name!r} contains {NAMESPACE_SEPARATOR!r}, which is not allowed.")
+    qualified = qualify(current_namespace(), name)
+    if at is not None and (type(at) is not PagePosition or at.stream != qualified):
+        raise InvalidOption(f"{at!r:.200} is not what position({name!r}) returned.")
     try:
-        text = json.dumps(qualify(current_namespace(), name), ensure_ascii=False).encode()
+        text = json.dumps(qualified if at is None else [qualified, str(at)], ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InvalidStreamName(f"The stream's name {name!r} contains surrogates, which are not allowed.") from None
     encoded = base64.b64encode(text).decode()
@@ -40,7 +51,15 @@ def signed_stream_name(name: str) -> str:
 
 
 def verify_stream_name(signed: str) -> str | None:
-    """Return the stream's name, with its namespace and without the signature, or None if the signature is wrong.
+    """Return the stream's name, with its namespace and without the signature, or None if the signature is wrong."""
+    found = verify_signed_stream(signed)
+    return None if found is None else found[0]
+
+
+def verify_signed_stream(signed: str) -> tuple[str, PagePosition | None] | None:
+    """Return the name and the position in a signed stream name, or None if the signature is wrong.
+
+    The name has its namespace. The position is None if the name was signed without one.
 
     If the streams secret is derived from `SECRET_KEY`, signatures made with one of `SECRET_KEY_FALLBACKS` are accepted,
     too.
@@ -53,10 +72,15 @@ def verify_stream_name(signed: str) -> str | None:
     if not any(hmac.compare_digest(_hmac(each, encoded), digest) for each in accepted_secrets(secret)):
         return None
     try:
-        name = json.loads(base64.b64decode(encoded, validate=True))
+        content: Any = json.loads(base64.b64decode(encoded, validate=True))
     except (binascii.Error, ValueError, RecursionError):
         return None
-    return name if isinstance(name, str) and name else None
+    match content:
+        case str(name) if name:
+            return name, None
+        case [str(name), str(at)] if position := PagePosition.parse(at, name):
+            return name, position
+    return None
 
 
 def derived_key(purpose: str) -> str:

@@ -17,6 +17,7 @@ from .middleware import current_socket_id
 from .namespaces import current_namespace, qualify, split_namespace
 from .protocol.nesting import TOO_DEEP, is_too_deep
 from .protocol.payloads import is_falsy
+from .protocol.positions import UNKNOWN_POSITION, PagePosition, StreamPosition
 from .stores.sessions.base import is_session_id
 from .stores.streams.base import Message
 
@@ -296,3 +297,26 @@ def _encode(name: str, data: Any) -> str:
 def _shown(name: str) -> str:
     """Return the name of a stream as errors show it, without its namespace."""
     return repr(split_namespace(name)[1])
+
+
+def start_position(after: object, stream: str) -> PagePosition | None:
+    """Return the position after which a subscription starts a stream; None if it starts with live messages.
+
+    Args:
+        after: what a handler passed: a position, None, or the value that a client sent.
+        stream: the name of the stream, with its namespace.
+
+    Returns:
+        `UNKNOWN_POSITION` for a value of the client that is not a position of this stream.
+
+    Raises:
+        ChannelError: the handler passed a position that is not one of this stream.
+    """
+    if after is None:
+        return None
+    if not isinstance(after, StreamPosition):
+        found = PagePosition.parse(after, stream)
+        return found or PagePosition(UNKNOWN_POSITION.epoch, UNKNOWN_POSITION.offset, stream)
+    if not isinstance(after, PagePosition) or after.stream != stream:
+        raise ChannelError(f"{after!r} is not what position() returned for the stream {stream!r}.")
+    return after

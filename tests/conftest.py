@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
 from django.db import connections
+from xdist.scheduler import WorkStealingScheduling
 
 from reliable_cable.concurrency.threads import end_threads
 from tests.support.fixtures import key_prefix, redis_pool, redis_server, redis_url
@@ -25,6 +27,33 @@ REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
 hypothesis.settings.register_profile("cable-ci", derandomize=True)
 if REQUIRE:
     hypothesis.settings.load_profile("cable-ci")
+
+
+@pytest.hookimpl(optionalhook=True)  # by pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealingScheduling | None:
+    """Let a process that has finished its tests take some of another's, because tests of one folder can be long."""
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
+
+
+#: The combinations of server and engine that are tested by default, and the only ones on which slow tests run.
+COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests on combinations that are not in `COMBINATIONS`, and deselect slow tests there."""
+    others = [item for item in items if not _is_chosen(item)]
+    for item in others:
+        item.add_marker("other_combination")
+    left_out = {item for item in others if item.get_closest_marker("slow")}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _is_chosen(item: pytest.Item) -> bool:
+    callspec = getattr(item, "callspec", None)  # only parametrized tests have it
+    params = {} if callspec is None else callspec.params
+    return not {"kind", "engine"} <= params.keys() or (params["kind"], params["engine"]) in COMBINATIONS
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -19,6 +19,7 @@ class ChatChannel(Channel):
 
     Params:
         room_id: the primary key of the room.
+        after: the position that the stream had before the page's messages were read.
     """
 
     def subscribed(self) -> None:
@@ -26,7 +27,7 @@ class ChatChannel(Channel):
         room = self.room()
         if room is None:
             return self.reject()
-        self.stream_for(room, presence=True, whisper=True)
+        self.stream_for(room, presence=True, whisper=True, after=self.params.get("after"))
         self.presence.join(self.user.pk, info={"name": self.user.username})
 
     @action
@@ -74,13 +75,17 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
         if not room.is_private:
             # The pages with Turbo and htmx subscribe by signed names, which stay valid for former members.
             template, context = "chat/_message.html", {"message": message}
-            broadcast_append_to(
-                room, "turbo", target="messages", template=template, context=context, idempotency_key=key
-            )
-            broadcast_template([room, "htmx"], template, context, idempotency_key=key)
+            turbo, htmx = html_stream(room, "turbo"), html_stream(room, "htmx")
+            broadcast_append_to(turbo, target="messages", template=template, context=context, idempotency_key=key)
+            broadcast_template(htmx, template, context, idempotency_key=key)
             count = {"count": room.messages.count}
-            broadcast_template([room, "htmx"], "chat/_count.html", count, event="count", idempotency_key=f"count:{key}")
+            broadcast_template(htmx, "chat/_count.html", count, event="count", idempotency_key=f"count:{key}")
     return message
+
+
+def html_stream(room: Room, kind: str) -> str:
+    """Return the name of the stream of a room for pages of a kind, whose messages are HTML: "turbo" or "htmx"."""
+    return f"chat.room:{room.pk}:{kind}"
 
 
 class AssistantChannel(Channel):

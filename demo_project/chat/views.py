@@ -15,10 +15,10 @@ from django.shortcuts import aget_object_or_404, get_object_or_404, render
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
-from reliable_cable import broadcast
+from reliable_cable import broadcast, position
 
 from . import background
-from .cable import NewsChannel, post_message
+from .cable import ChatChannel, NewsChannel, html_stream, post_message
 from .models import Answer, Message, Room
 from .robot import MAX_LINES, talk
 
@@ -60,13 +60,14 @@ def rooms(request: HttpRequest) -> HttpResponse:
 def room(request: HttpRequest, slug: str) -> HttpResponse:
     """Show a room with its latest messages."""
     shown = _room(request, slug)
-    read_at = timezone.now()
+    # The position is read before the messages. The page is then sent exactly the messages after it.
+    at = position(ChatChannel.broadcasting_for(shown))
     latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
     context = {
         "room": shown,
         "rooms": Room.objects.open_to(request.user),
         "chat_messages": list(reversed(latest)),
-        "read_at": read_at,
+        "at": at,
         "max_length": Message.MAX_LENGTH,
         "max_lines": MAX_LINES,
     }
@@ -77,27 +78,26 @@ def room(request: HttpRequest, slug: str) -> HttpResponse:
 @login_required
 def turbo_room(request: HttpRequest, slug: str) -> HttpResponse:
     """Show a public room with Turbo. The server renders the messages that arrive later, too."""
-    return render(request, "chat/turbo.html", _html_room(request, slug))
+    return render(request, "chat/turbo.html", _html_room(slug, "turbo"))
 
 
 @require_GET
 @login_required
 def htmx_room(request: HttpRequest, slug: str, version: int) -> HttpResponse:
     """Show a public room with htmx 2 or 4. Both read the messages as server-sent events."""
-    shown = _html_room(request, slug)
-    return render(request, "chat/htmx.html", {**shown, "stream": [shown["room"], "htmx"], "version": version})
+    return render(request, "chat/htmx.html", {**_html_room(slug, "htmx"), "version": version})
 
 
-def _html_room(request: HttpRequest, slug: str) -> dict[str, Any]:
-    """Return the context of a page whose later messages are HTML."""
+def _html_room(slug: str, kind: str) -> dict[str, Any]:
+    """Return the context of a page whose later messages are HTML, in a stream of this kind."""
     shown = get_object_or_404(Room, slug=slug, is_private=False)
-    read_at = timezone.now()
+    at = position(html_stream(shown, kind))
     latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
     return {
         "room": shown,
         "chat_messages": list(reversed(latest)),
         "count": shown.messages.count(),
-        "read_at": read_at,
+        "at": at,
         "max_length": Message.MAX_LENGTH,
     }
 

@@ -26,8 +26,9 @@ class Replay:
     """Handles the requests of one subscription, one after another, in a task that ends with the last one.
 
     A request is a client's `HistoryRequest`, or None if the subscription started streams, joined presence or fell
-    behind. After each request, all streams are live. At most one request is waiting. A further one is merged into it,
-    and the client gets the same answer for each of them.
+    behind. If it started them after positions of a page, it is handled like a request for the messages after these.
+    After each request, all streams are live. At most one request is waiting. A further one is merged into it, and the
+    client gets the same answer for each of them.
 
     Args:
         subscription: the subscription.
@@ -97,6 +98,8 @@ class Replay:
 
     async def _handle(self, request: HistoryRequest | None, answers: int) -> None:
         subscription = self._subscription
+        if request is None and any(each.page is not None for each in subscription.streams.values()):
+            request = HistoryRequest()
         if request is not None:
             self._suspend()  # the request before this one marked the streams live
             await subscription.connection.hub.pacer.wait()
@@ -114,7 +117,11 @@ class Replay:
     # -- a request for history ----------------------------------------------------------------------------------------
 
     async def _send_history(self, request: HistoryRequest, answers: int) -> None:
-        """Send the entries that the client requests, and tell it for each request whether they are complete."""
+        """Send the entries after the positions of the page or of the client.
+
+        For each request, the client is told whether they are complete. Without a request, it is told only if they are
+        not.
+        """
         subscription = self._subscription
         streams = self._streams_with_history()
         complete = False
@@ -131,7 +138,7 @@ class Replay:
                     subscribed.first = LOST
                 subscribed.start_at_end()
         subscription.restorable = True
-        for _ in range(answers):
+        for _ in range(answers if complete else max(answers, 1)):
             await subscription.connection.outbox.drained()
             if complete:
                 subscription.acknowledge(MessageType.CONFIRM_HISTORY)
@@ -167,10 +174,11 @@ class Replay:
         return pages
 
     def _named_position(self, subscribed: SubscribedStream, request: HistoryRequest) -> StreamPosition | None:
-        """Return the position that the client named for a stream, or else the one that was recorded in its session."""
+        """Return the position that the client named for a stream, or else that of its page or in its session."""
         name = subscribed.stream.name
         if self._subscription.left_at is None:
-            return requested_position(request, (stream_alias(name, self._subscription.identifier), name))
+            own = requested_position(request, (stream_alias(name, self._subscription.identifier), name))
+            return own or subscribed.page
         # In a restored session, the position of another stream id belongs to another subscription.
         return requested_position(request, (subscribed.stream_id or name,)) or subscribed.first
 
@@ -185,7 +193,8 @@ class Replay:
         hub, stream = self._subscription.connection.hub, subscribed.stream
         known = stream.position
         if position is not None:
-            page = await self._read(stream, position)
+            # A page that has just been loaded gets what clients get that were never away.
+            page = await self._read(stream, position, following=position is subscribed.page)
         else:
             cursor = subscribed.cursor
             offset = await hub.engine.streams.aoffset_since(stream.name, self._server_time(since or 0.0))
@@ -202,10 +211,10 @@ class Replay:
             position = StreamPosition(page.epoch, offset)
         return (position, page) if recoverable(position, page) else None
 
-    async def _read(self, stream: HubStream, position: StreamPosition) -> StreamPage:
+    async def _read(self, stream: HubStream, position: StreamPosition, *, following: bool = False) -> StreamPage:
         """Read the first page after a position. Request a repair if the hub has not noticed the page's epoch."""
         hub = self._subscription.connection.hub
-        page = await hub.history.read(stream.name, position, stream.position)
+        page = await hub.history.read(stream.name, position, stream.position, following=following)
         if page.epoch != stream.position.epoch:
             # Until then, the hub could still deliver late announcements of an epoch that has ended.
             hub.repairs.request(stream)

@@ -59,9 +59,9 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
         reply: the reply of `subscribed`.
 
     Returns:
-        The records of the streams; new streams have no `id` and `first`. None if the record does not say which streams
-        `subscribed` started, and its streams are not those that `subscribed` starts now: then it is unknown which of
-        them the client may have.
+        The records of the streams; new streams have `after` in place of `id` and `first`. None if the record does not
+        say which streams `subscribed` started, and its streams are not those that `subscribed` starts now: then it is
+        unknown which of them the client may have.
     """
     starts = _starts(reply)
     recorded = {stream["name"]: stream for stream in record["streams"]}
@@ -72,7 +72,12 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
     stopped = _stopped(reply, before | recorded.keys())
     gone = (before | stopped) - starts.keys()
     streams = [
-        {**recorded.get(name, {}), "name": name, "whisper": start.whisper, "presence": start.presence}
+        {
+            **recorded.get(name, {"after": start.after}),
+            "name": name,
+            "whisper": start.whisper,
+            "presence": start.presence,
+        }
         for name, start in starts.items()
         if name in recorded or name not in before or name in stopped
     ]

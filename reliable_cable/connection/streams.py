@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from reliable_cable.channel import Channel
-from reliable_cable.hub.stream import HubStream
+from reliable_cable.hub.stream import LOST, HubStream
 from reliable_cable.hub.subscriber import Subscriber, SubscriberState
 from reliable_cable.identity import Identity, subscription_scopes
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
-from reliable_cable.protocol.positions import StreamPosition
+from reliable_cable.protocol.positions import PagePosition, StreamPosition
 from reliable_cable.reply import StreamStart
 from reliable_cable.stores.streams.base import NOWHERE
 
@@ -41,6 +41,8 @@ class SubscribedStream(Subscriber):
     """
 
     start: StreamStart
+    #: The position at which the data of the client's page were read; None after the first replay, or without a page.
+    page: PagePosition | None = None
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
     #: The value that `first` gets when the client has read the latest notice of a loss; None if it has read them all.
@@ -56,12 +58,21 @@ class SubscribedStream(Subscriber):
     def resume(self) -> None:
         """Start live delivery, if the subscriber was catching up."""
         if self.state is SubscriberState.CATCHING_UP:
+            self.page = None
             self.stream.go_live(self)
 
     def suspend(self) -> None:
         """Stop live delivery, if the subscriber is live."""
         if self.state is SubscriberState.LIVE:
             self.stream.stop_live(self)
+
+    def start_after_page(self, page: PagePosition) -> None:
+        """Catch up from the position at which the data of the client's page were read."""
+        if page == NOWHERE and page.lineage not in ("", self.stream.lineage):
+            # All messages of the stream may have been stored and lost since then.
+            page = PagePosition(LOST.epoch, LOST.offset, page.stream)
+        self.page = page
+        self.start_at(page)
 
     def start_at(self, position: StreamPosition) -> None:
         """Catch up from a position that the client named or had in its session."""

@@ -10,7 +10,7 @@ from reliable_cable.hub.subscriber import SubscriberState
 from reliable_cable.protocol.commands import PresenceClaim
 from reliable_cable.protocol.constants import MessageType
 from reliable_cable.protocol.payloads import is_falsy
-from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
+from reliable_cable.protocol.positions import UNKNOWN_POSITION, HistoryRequest, PagePosition, StreamPosition
 from reliable_cable.reply import PresenceJoin, Reply, StreamStart
 from reliable_cable.stores.streams.base import NOWHERE, Message
 
@@ -97,6 +97,21 @@ class Subscription(SubscriptionStreams):
             hub.unsubscribe(subscribed.stream, subscribed)
         subscribed.confirmed = self.known
         subscribed.first = subscribed.cursor
+        if start.after is not None:
+            self._start_after_page(subscribed, start.after)
+
+    def _start_after_page(self, subscribed: SubscribedStream, page: PagePosition) -> None:
+        name = subscribed.start.name
+        if subscribed.stream_id is None:
+            self.connection.log.warning(
+                "A page passed a position of the stream %r, but its client speaks the base protocol, which has none. "
+                'Give the client the option protocol: "actioncable-v1-ext-json".',
+                name,
+            )
+        elif self.connection.hub.settings.policy(name).history_size:
+            if page == UNKNOWN_POSITION:
+                self.connection.log.warning("A client named a position that is not one of the stream %r.", name)
+            subscribed.start_after_page(page)
 
     def _stop(self, name: str) -> None:
         subscribed = self.streams.pop(name, None)
@@ -276,7 +291,8 @@ class Subscription(SubscriptionStreams):
                 stream_id = self.connection.stream_ids.claim(name, self.identifier, None)
             else:
                 self.connection.stream_ids.take(name, self.identifier, stream_id)
-            await self._start(StreamStart(name, item["whisper"], item["presence"]), stream_id, until)
+            after = None if "first" in item else item["after"]
+            await self._start(StreamStart(name, item["whisper"], item["presence"], after), stream_id, until)
             if "first" in item:
                 self.streams[name].first = self._recorded_start(item)
         self._mark_presence()

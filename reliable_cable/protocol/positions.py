@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Self
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StreamPosition:
     """The position of a message in a stream. A subscriber's position is that of the last message it received.
 
@@ -22,6 +24,56 @@ class StreamPosition:
     def as_dict(self) -> dict[str, str | int]:
         """Return the position as a dict with `epoch` and `offset`, which can be encoded as JSON."""
         return {"epoch": self.epoch, "offset": self.offset}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, StreamPosition):
+            return NotImplemented
+        return self.offset == other.offset and self.epoch == other.epoch
+
+    def __hash__(self) -> int:
+        return hash((self.epoch, self.offset))
+
+
+#: A page position as text: the offset, a digest of the stream's name, and the epoch, or `~` and the lineage.
+_PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.(~?)([!-~]{0,100})")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PagePosition(StreamPosition):
+    """The position that a stream had before the data of a page were read: what `position()` returns.
+
+    `str()` returns it as text, which a page passes to its client. The text contains no name, only a digest of it.
+
+    Args:
+        stream: the name of the stream, with its namespace.
+        lineage: the lineage of the store's data, if the stream did not exist; `""` if that is unknown.
+    """
+
+    stream: str
+    lineage: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.offset}.{_digest(self.stream)}.{self.epoch or f'~{self.lineage}'}"
+
+    @classmethod
+    def parse(cls, text: object, stream: str) -> Self | None:
+        """Return the position that a client sent as text; None if it is not a position of this stream.
+
+        Args:
+            text: the value that the client sent.
+            stream: the name of the stream, with its namespace.
+        """
+        found = _PAGE_POSITION.fullmatch(text) if isinstance(text, str) else None
+        if found is None or found[2] != _digest(stream):
+            return None
+        offset = int(found[1])
+        if found[3]:
+            return cls("", 0, stream, found[4]) if offset == 0 else None
+        return cls(found[4], offset, stream) if found[4] else None
+
+
+def _digest(stream: str) -> str:
+    return hashlib.blake2b(stream.encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,8 @@ from django.utils.safestring import SafeString, mark_safe
 from reliable_cable import signing
 from reliable_cable.auth import tokens
 from reliable_cable.logs import logger
+from reliable_cable.namespaces import split_namespace
+from reliable_cable.protocol.positions import PagePosition
 from reliable_cable.request_time import request_began
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.validation import Streamable, check_stream_name, target_name
@@ -84,14 +86,47 @@ def cable_script(context: template.Context, nonce: str | None = None) -> SafeStr
 
 
 @register.simple_tag
-def signed_stream_name(name: str) -> str:
-    """Render a signed stream name, for example in `data-stream="{% signed_stream_name "chat/1" %}"`."""
-    return signing.signed_stream_name(name)
+def signed_stream_name(name: str, at: PagePosition | None = None) -> str:
+    """Render a signed stream name, for example in `data-stream="{% signed_stream_name "chat/1" at=at %}"`.
+
+    Args:
+        name: the stream's name.
+        at: the position that the view has read before the page's data, see `cable_position`.
+    """
+    return signing.signed_stream_name(name, at=None if at is None else _checked_position("signed_stream_name", at))
+
+
+@register.simple_tag
+def cable_position(at: PagePosition) -> str:
+    """Render a position that the view has read, for example in `data-after="{% cable_position at %}"`.
+
+    The view reads it with `position()` before it reads the page's data, and passes it in the context. The tag itself
+    reads nothing, because it runs after the queries of the view: messages between these and the position would be in
+    neither.
+
+    Raises:
+        TemplateSyntaxError: the value is not such a position.
+    """
+    return str(_checked_position("cable_position", at))
+
+
+def _checked_position(tag: str, value: object) -> PagePosition:
+    # A lazy object would read the position now.
+    if type(value) is PagePosition:
+        return value
+    kind = "the name of a stream" if isinstance(value, str) and value else f"{type(value).__name__} {value!r:.80}"
+    raise template.TemplateSyntaxError(
+        f"{{% {tag} %}} needs a position, not {kind}. In the view, call position(stream) before the page's data are "
+        "read, and pass the result in the context."
+    )
 
 
 @register.simple_tag(takes_context=True)
 def cable_events_url(
-    context: template.Context, *streams: Streamable, url: str = "/events", since: datetime | float | None = None
+    context: template.Context,
+    *streams: "Streamable | PagePosition",
+    url: str = "/events",
+    since: datetime | float | None = None,
 ) -> str:
     """Render the URL from which the page reads the messages of streams as server-sent events.
 
@@ -100,7 +135,8 @@ def cable_events_url(
 
     Args:
         context: the context of the template.
-        streams: the streams, each as for `{% turbo_stream_from %}`: a string, a model instance, or a list of these.
+        streams: the streams, each as for `{% turbo_stream_from %}`: a string, a model instance, or a list of these. A
+            position that the view has read before the page's data stands for its stream, see `cable_position`.
         url: the URL or the path of the endpoint.
         since: as for `{% cable_meta_tags %}`. The reader is first sent what was broadcast since this time.
 
@@ -110,9 +146,14 @@ def cable_events_url(
     """
     if not streams:
         raise template.TemplateSyntaxError("{% cable_events_url %} needs a stream.")
-    names = [check_stream_name(target_name(stream)) for stream in streams]
-    query = [("signed_stream", signing.signed_stream_name(name)) for name in names]
+    query = [("signed_stream", _signed(stream)) for stream in streams]
     return f"{url}?{urlencode([*query, ('history_since', str(_since(context, since))), ('raw', '1')])}"
+
+
+def _signed(stream: "Streamable | PagePosition") -> str:
+    if isinstance(stream, PagePosition):
+        return signing.signed_stream_name(split_namespace(stream.stream)[1], at=stream)
+    return signing.signed_stream_name(check_stream_name(target_name(stream)))
 
 
 def _since(context: template.Context, since: datetime | float | None) -> int:
@@ -126,7 +167,7 @@ def _since(context: template.Context, since: datetime | float | None) -> int:
 
 
 @register.simple_tag
-def turbo_stream_from(*streamables: Streamable) -> SafeString:
+def turbo_stream_from(*streamables: Streamable, at: PagePosition | None = None) -> SafeString:
     """Render the element that subscribes the page to the Turbo Streams of a stream.
 
     The name of the stream is signed, see `signed_stream_name`. The npm packages `@anycable/turbo-stream` and
@@ -134,12 +175,14 @@ def turbo_stream_from(*streamables: Streamable) -> SafeString:
 
     Args:
         streamables: what names the stream: strings, numbers, model instances. Several make one name.
+        at: the position of the stream that the view has read before the page's data, see `cable_position`.
     """
     name = check_stream_name(target_name(list(streamables)))
+    at = None if at is None else _checked_position("turbo_stream_from", at)
     return format_html(
         '<turbo-cable-stream-source channel="{}" signed-stream-name="{}"></turbo-cable-stream-source>',
         "Turbo::StreamsChannel",
-        signing.signed_stream_name(name),
+        signing.signed_stream_name(name, at=at),
     )
 
 

@@ -7,7 +7,6 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,6 @@ from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Server, ServerPool
 
 __all__ = ["beside", "kind", "server", "strict"]
-
-FOLDER = Path(__file__).parent
 
 Connect = Callable[..., Awaitable[Client]]
 Pair = tuple[Server, Server]
@@ -46,27 +43,6 @@ def shared_redis(request: pytest.FixtureRequest) -> SharedRedis:
 
 #: The engines of the servers under test.
 ENGINES = [pytest.param("redis", marks=pytest.mark.redis), pytest.param("database")]
-
-
-#: The combinations of server and engine on which tests marked `slow` run. All other tests run on every combination.
-SLOW_COMBINATIONS = {("daphne", "database"), ("uvicorn", "redis")}
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests on all combinations that are not in `SLOW_COMBINATIONS`, and deselect slow tests there."""
-    others = [item for item in items if item.path.parent == FOLDER and not _is_chosen(item)]
-    for item in others:
-        item.add_marker("other_combination")
-    left_out = {item for item in others if item.get_closest_marker("slow")}
-    if left_out:
-        config.hook.pytest_deselected(items=list(left_out))
-        items[:] = [item for item in items if item not in left_out]
-
-
-def _is_chosen(item: pytest.Item) -> bool:
-    callspec = getattr(item, "callspec", None)  # only parametrized tests have it
-    params = {} if callspec is None else callspec.params
-    return not {"kind", "engine"} <= params.keys() or (params["kind"], params["engine"]) in SLOW_COMBINATIONS
 
 
 @pytest.fixture(scope="session", params=ENGINES)

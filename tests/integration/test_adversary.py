@@ -11,8 +11,7 @@ from contextlib import closing
 import pytest
 
 from tests.support.client import Client
-from tests.support.fixtures import REDIS
-from tests.support.redis import RedisPool, RedisServer
+from tests.support.redis import RedisPool, RedisServer, find_binaries
 from tests.support.server import Kind, Server, ServerPool
 
 from .adversary import ATTACKS, Attacker
@@ -27,13 +26,19 @@ DELAY = 0.1
 PATIENCE = 30.0
 
 
-@pytest.fixture(params=["database", *REDIS[:1]])
-def redis(request: pytest.FixtureRequest) -> RedisServer | None:
+@pytest.fixture(params=["database", pytest.param("redis", marks=pytest.mark.redis)])
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine of the attacked server."""
+    return str(request.param)
+
+
+@pytest.fixture
+def redis(engine: str, request: pytest.FixtureRequest) -> RedisServer | None:
     """The Redis of the engine; None: the engine is the database."""
-    if request.param == "database":
+    if engine == "database":
         return None
     pool: RedisPool = request.getfixturevalue("redis_pool")
-    return pool.get(request.param)
+    return pool.get(find_binaries()[0].name)
 
 
 @pytest.fixture

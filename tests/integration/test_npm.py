@@ -19,7 +19,9 @@ PATIENCE = 60.0
 
 
 @pytest.mark.node
-@pytest.mark.parametrize(("script", "least"), [("anycable.mjs", 20), ("actioncable.mjs", 5), ("serverless.mjs", 3)])
+@pytest.mark.parametrize(
+    ("script", "least"), [("anycable.mjs", 20), ("actioncable.mjs", 5), ("serverless.mjs", 3), ("pages.mjs", 2)]
+)
 async def test_an_unmodified_client(server: Server, script: str, least: int) -> None:
     await run(server, script, least)
 

@@ -26,7 +26,7 @@ from django.template import TemplateSyntaxError, engines
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 
-from reliable_cable import Channel, ChannelError, InvalidStreamName, request_time
+from reliable_cable import Channel, ChannelError, InvalidStreamName, position, request_time
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.conf import CableSettings
@@ -274,6 +274,12 @@ class TestEventsUrl:
     def test_the_path_and_the_time_of_the_data_can_be_given(self) -> None:
         source = '{% cable_events_url "a" url="/live" since=1700000000.9 as url %}{{ url|safe }}'
         assert re.fullmatch(r"/live\?signed_stream=[\w%-]+&history_since=1700000000&raw=1", render(source))
+
+    def test_a_position_stands_for_its_stream(self) -> None:
+        with override_settings(RELIABLE_CABLE={"ENGINE": "memory"}):
+            at = position("chat/1")
+            query = parse_qs(unescape(render("{% cable_events_url at 'news' %}", {"at": at})).partition("?")[2])
+            assert query["signed_stream"] == [signed_stream_name("chat/1", at=at), signed_stream_name("news")]
 
     def test_it_is_escaped_as_an_attribute(self) -> None:
         page = render('<i sse-connect="{% cable_events_url name %}">', {"name": '"><script>&'})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import inspect
 import json
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
@@ -13,14 +14,23 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.template import engines
+from django.template import TemplateSyntaxError, engines
 from django.template.loader import render_to_string
 from django.test import override_settings
 from django.utils.safestring import mark_safe
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reliable_cable import ChannelError, InvalidOption, InvalidPayload, broadcast, history, turbo
+from reliable_cable import (
+    ChannelError,
+    InvalidOption,
+    InvalidPayload,
+    aposition,
+    broadcast,
+    history,
+    position,
+    turbo,
+)
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.pubsub_channel import TurboStreamsChannel
 from reliable_cable.reply import StreamStart
@@ -204,6 +214,14 @@ class TestTag:
             attributes = self.render("{% turbo_stream_from " + source + " %}", user=user)
             assert attributes == {"channel": "Turbo::StreamsChannel", "signed-stream-name": signed_stream_name(name)}
 
+    def test_the_signed_name_can_have_a_position(self) -> None:
+        at = position("chat:1")
+        attributes = self.render('{% turbo_stream_from "chat" 1 at=at %}', at=at)
+        assert attributes["signed-stream-name"] == signed_stream_name("chat:1", at=at)
+        for source in ('{% turbo_stream_from "chat" 1 at=missing %}', '{% turbo_stream_from "chat" at=at %}'):
+            with pytest.raises((TemplateSyntaxError, InvalidOption)):
+                self.render(source, at=at)
+
     def test_a_missing_variable_is_an_error(self) -> None:
         for source in ("", "missing", '"chat" missing'):
             with pytest.raises(ChannelError):
@@ -220,6 +238,18 @@ class TestChannel:
             await turbo.abroadcast_remove_to(user, target="x")
             frame = await client.receive()
             assert frame["message"] == '<turbo-stream action="remove" target="x"></turbo-stream>'
+
+    async def test_a_page_with_a_position_gets_what_came_after_it(self) -> None:
+        """The time in the page's meta tags does not make messages come twice."""
+        await turbo.abroadcast_remove_to("a", target="before")
+        at = await aposition("a")
+        await turbo.abroadcast_remove_to("a", target="after")
+        identifier = wire.identifier("Turbo::StreamsChannel", signed_stream_name=signed_stream_name("a", at=at))
+        async with wire.Client() as client:
+            await client.subscribe(identifier, history={"since": int(time.time()) - 10})
+            assert 'target="after"' in (await client.receive())["message"]
+            assert (await client.receive())["type"] == "confirm_history"
+            assert await client.quiet()
 
     async def test_presence_and_whispers_are_refused(self) -> None:
         identifier = wire.identifier("Turbo::StreamsChannel", signed_stream_name=signed_stream_name("a"))

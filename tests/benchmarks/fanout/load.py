@@ -45,7 +45,8 @@ def clients(
         program: the path that `build` returned.
         url: the URL of the server.
         streams: the number of streams.
-        identifier: the identifier to subscribe to, with %d for the number of the stream; None: that of `BenchChannel`.
+        identifier: the identifier to subscribe to, with %d for the number of the stream, and %c for that of the
+            connection; None: that of `BenchChannel`.
         compress: whether the clients offer permessage-deflate. The server must then accept it.
         yielding: whether the program has a low priority, so that it does not delay other processes.
     """

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.support.server import PATIENCE, ROOT, free_port
@@ -17,6 +17,8 @@ from tests.support.server import PATIENCE, ROOT, free_port
 PROJECT = "tests.benchmarks.project.asgi:application"
 BARE = "tests.benchmarks.fanout.bare:application"
 DAPHNE = ("--server", "daphne")
+#: An identifier that each client has for itself, as with a position of its page.
+OF_PAGE = '{"channel":"BenchChannel","stream":"bench%d","after":"%c.0123456789abcdef.0123456789abcdef"}'
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,13 @@ def compressing(name: str, kind: str, *options: str) -> Subject:
     return Subject(name, kind, PROJECT, (OTHER,), options, variables, compress=True)
 
 
+def with_pages(subject: Subject) -> Subject:
+    """Return a server whose clients have identifiers of their own."""
+    return replace(
+        subject, name=f"{subject.name}, positions of pages", ways=(OTHER,), signed_in=False, identifier=OF_PAGE
+    )
+
+
 def behind_auth(kind: str) -> Subject:
     """Return the bare hub behind the same middlewares as this project."""
     variables = {"CABLE_BENCH_APPLICATION": "bare"}
@@ -136,8 +145,10 @@ SUBJECTS = (
     behind_auth("uvicorn"),
     behind_auth("daphne"),
     cable("reliable_cable, uvicorn with frames", "cable_serve", small_streams=True),
+    with_pages(cable("reliable_cable, uvicorn with frames", "cable_serve")),
     cable("reliable_cable, uvicorn", "uvicorn"),
     compressing("reliable_cable, uvicorn with frames, compressed once", "cable_serve", "--compress"),
+    with_pages(compressing("reliable_cable, uvicorn with frames, compressed once", "cable_serve", "--compress")),
     compressing("reliable_cable, uvicorn, compressed for each", "uvicorn"),
     cable("reliable_cable, daphne", "cable_serve", options=DAPHNE, small_streams=True),
     cable("reliable_cable, daphne by ASGI send", "cable_serve", "plain", options=DAPHNE),

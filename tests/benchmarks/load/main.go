@@ -30,7 +30,7 @@ import (
 var (
 	address    = flag.String("url", "", "URL of the server: ws://127.0.0.1:8000/cable")
 	protocol   = flag.String("protocol", "actioncable-v1-ext-json", "the subprotocol to offer")
-	identifier = flag.String("identifier", `{"channel":"BenchChannel","stream":"bench%d"}`, "the identifier; %d is the number of the stream")
+	identifier = flag.String("identifier", `{"channel":"BenchChannel","stream":"bench%d"}`, "the identifier; %d is the number of the stream, %c that of the connection")
 	streams    = flag.Int("streams", 1, "number of streams; connection i subscribes to stream i % streams")
 	compress   = flag.Bool("compress", false, "offer permessage-deflate, which the server must accept")
 	sources    = flag.Int("sources", 4, "number of loopback addresses to connect from: one has too few ports for many connections")
@@ -57,6 +57,7 @@ type command struct {
 }
 
 type connection struct {
+	number   int
 	stream   int
 	socket   net.Conn
 	deflated *inflater
@@ -183,7 +184,7 @@ func arrived(payload []byte, wire int, sent int64, last int64) int64 {
 // serve subscribes, sends the result to `ready`, and reads messages until the connection ends.
 func (c *connection) serve(reader *bufio.Reader, ready chan<- error) {
 	defer ended.Done()
-	name := strings.Replace(*identifier, "%d", strconv.Itoa(c.stream), 1)
+	name := strings.NewReplacer("%d", strconv.Itoa(c.stream), "%c", strconv.Itoa(c.number)).Replace(*identifier)
 	buffer := make([]byte, 1024)
 	last := int64(-1)
 	isReported := false
@@ -243,7 +244,7 @@ func connect(count int, cookie string) map[string]any {
 				ready <- err
 				return
 			}
-			c := &connection{number % *streams, socket, deflated}
+			c := &connection{number, number % *streams, socket, deflated}
 			mutex.Lock()
 			connections = append(connections, c)
 			mutex.Unlock()

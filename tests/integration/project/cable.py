@@ -51,12 +51,12 @@ class EchoChannel(Channel):
 
 
 class StreamChannel(Channel):
-    """Streams from all streams that the params name, in this order."""
+    """Streams from all streams that the params name, in this order, `after` a position of the page."""
 
     def subscribed(self) -> None:
         """Start the streams."""
         for stream in self.params["streams"]:
-            self.stream_from(stream)
+            self.stream_from(stream, after=self.params.get("after"))
 
     @action
     def start(self, data: dict[str, Any]) -> None:

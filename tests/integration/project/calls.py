@@ -52,6 +52,12 @@ def burst(stream: str, count: int, size: int, how: str) -> None:
             reliable_cable.broadcast(name, data)
 
 
+def load_page(stream: str) -> dict[str, str]:
+    """Return what a page passes to its client: a position as text, and a signed stream name with it."""
+    at = reliable_cable.position(stream)
+    return {"after": str(at), "signed": reliable_cable.signed_stream_name(stream, at=at)}
+
+
 class _Undo(Exception):
     """Raised to roll back a transaction."""
 
@@ -258,6 +264,7 @@ CALLS: Mapping[str, Callable[..., Any]] = {
     "forbid": forbid,
     "forget": reliable_cable.forget,
     "group_send": group_send,
+    "load_page": load_page,
     "make_token": make_token,
     "open_gate": open_gate,
     "page_time": page_time,

@@ -15,7 +15,7 @@ listen("DOMContentLoaded", () => {
   };
 });
 
-/** Return whether the page was rendered with a message: it asks for all messages since the second of its request. */
+/** Return whether the page has a message. It may have been rendered with one that it is sent, too. */
 function isShown(html) {
   const id = html.match(/ id="([^"]+)"/)?.[1];
   return id !== undefined && document.getElementById(id) !== null;

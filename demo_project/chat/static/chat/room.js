@@ -11,7 +11,10 @@ const template = document.querySelector("#message-template");
 const latest = document.querySelector("#latest");
 const log = document.querySelector("#log");
 const scroller = new Scroller(log);
-/** The ids of the messages on the page. The replayed history overlaps with the messages that the server rendered. */
+/**
+ * The ids of the messages on the page. A message that was committed, but had no position yet when the page was loaded, is
+ * in the page and comes over the cable.
+ */
 const shown = new Set();
 /** The ids of the messages that were received over the cable. Tests check that none is received twice. */
 const received = new Set();
@@ -219,7 +222,8 @@ function listen(channel) {
   channel.on("close", () => (wasClosed = true));
 }
 
-const subscription = keepSubscribed("ChatChannel", { room_id: Number(room.dataset.roomId) }, listen, () =>
+const params = { room_id: Number(room.dataset.roomId), after: room.dataset.after };
+const subscription = keepSubscribed("ChatChannel", params, listen, () =>
   notify("This room is not open to you any more.", { stays: true }),
 );
 showConnection();
