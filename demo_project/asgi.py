@@ -1,4 +1,4 @@
-"""The ASGI application: Django serves the pages, and `AppConsumer` serves the WebSockets of the cable."""
+"""The ASGI application: Django serves the pages; `AppConsumer` serves the WebSockets and the server-sent events."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "demo_project.settings")
 django_application = get_asgi_application()  # loads the apps, which the import below needs
 
 from demo_project.chat.consumers import AppConsumer  # noqa: E402
+from reliable_cable.http import CableHTTP  # noqa: E402
 
 application = ProtocolTypeRouter(
     {
-        "http": django_application,
+        "http": CableHTTP(django_application, consumer=AppConsumer),
         "websocket": AuthMiddlewareStack(URLRouter([path("cable", AppConsumer.as_asgi())])),
     }
 )

@@ -25,7 +25,7 @@ class ContentSecurityPolicyMiddleware(MiddlewareMixin):
         policy = {
             "default-src": "'self'",
             "script-src": f"'self' 'nonce-{request.csp_nonce}'",  # type: ignore[attr-defined]
-            "style-src": "'self'",
+            "style-src": f"'self' 'nonce-{request.csp_nonce}'",  # type: ignore[attr-defined]
             "connect-src": f"'self' ws://{host} wss://{host}",
             "object-src": "'none'",
             "base-uri": "'none'",

@@ -107,6 +107,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 RELIABLE_CABLE: dict[str, Any] = {
     "STREAMS": {
         "ChatChannel:*": {"history_size": 1000, "history_ttl": 86400},
+        "chat.room:*": {"history_size": 1000, "history_ttl": 86400},
         "assistant:*": {"history_size": 2000, "history_ttl": 3600},
     },
     # The page "Coming from Action Cable" shows a public stream.

@@ -33,6 +33,8 @@ from .exceptions import StoreError as StoreError
 from .presence import presence_for as presence_for
 from .protocol.positions import PagePosition as PagePosition
 from .protocol.positions import StreamPosition as StreamPosition
+from .rendering import abroadcast_template as abroadcast_template
+from .rendering import broadcast_template as broadcast_template
 from .signing import signed_stream_name as signed_stream_name
 
 __version__ = "0.1.0"

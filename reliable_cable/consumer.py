@@ -256,7 +256,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                     "and @rails/actioncable offer them.",
                     ", ".join(constants.Subprotocol),
                 )
-            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
+            await _refuse_for_now(send)
             return None
         if transport.drainable:
             _drains.get(partial(_install_drain, transport))
@@ -277,15 +277,14 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
                 handshake_log.warning("A connection was not accepted because a database cannot be reached: %s", error)
             else:
                 raise
-            # Without a disconnect message, the client reconnects.
-            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
+            await _refuse_for_now(send)
             return None
         await hub.pacer.wait()
         if transport.lost:
             logger.debug("A client left before it was accepted.")
             return None
         if hub.draining:
-            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
+            await _refuse_for_now(send)
             return None
         await send({"type": "websocket.accept", "subprotocol": str(subprotocol)})
         if self._rejection is not None:
@@ -362,6 +361,11 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if handler is None:
             raise ValueError(f"No handler for message type {message['type']}")
         await handler(message)
+
+
+async def _refuse_for_now(send: Send) -> None:
+    """Refuse a handshake. Without a disconnect message, the client reconnects."""
+    await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL, "reason": constants.TRY_AGAIN})
 
 
 def _check_attributes(cls: type[CableConsumer]) -> None:

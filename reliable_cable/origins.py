@@ -115,6 +115,13 @@ def is_allowed(scope: Mapping[str, Any], allowed: Sequence[str] | None, *, tenan
     return _is_own(origin, scope, tenants=tenants) or _matches_any(origin, settings.CSRF_TRUSTED_ORIGINS)
 
 
+def listed_origin(scope: Mapping[str, Any], patterns: Sequence[str]) -> str | None:
+    """Return the header `Origin` of a request if one of these patterns allows it; None otherwise."""
+    headers = _origin_headers(scope)
+    origin = Origin.parse(headers[0]) if len(headers) == 1 else None
+    return headers[0] if origin is not None and _matches_any(origin, patterns) else None
+
+
 def _matches_any(origin: Origin, patterns: Sequence[str]) -> bool:
     return any(origin.matches(pattern) for pattern in _parse_patterns(tuple(patterns)))
 

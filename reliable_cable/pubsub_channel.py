@@ -1,4 +1,4 @@
-"""`$pubsub`, the built-in channel of public and signed streams (see Protocol: Signed streams)."""
+"""The built-in channels of public and signed streams (see Protocol: Signed streams)."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,7 +26,7 @@ class PubSubChannel(Channel):
     async def subscribed(self) -> None:
         """Start the stream that the params name, or reject the subscription."""
         signed = self.params.get("signed_stream_name")
-        stream, at = (self.params.get("stream_name"), None) if signed is None else self._verify(signed)
+        stream, at = (self.params.get("stream_name"), None) if signed is None else signed_stream(self)
         try:
             name = check_stream_name(stream)
         except InvalidStreamName:
@@ -36,15 +36,38 @@ class PubSubChannel(Channel):
         whisper = signed is None or get_settings().signed_streams_whisper
         self.stream_from(name, whisper=whisper, presence=True, after=at or self.params.get("after"))
 
-    def _verify(self, signed: Any) -> tuple[str | None, PagePosition | None]:
-        """Return the name and the position in a signed name; None if the signature or the namespace is wrong."""
-        name, at = (verify_signed_stream(signed) if isinstance(signed, str) else None) or ("", None)
-        namespace, stream = split_namespace(name)
-        return (stream, at) if namespace == namespace_of(self.connection) else (None, None)
-
     async def authorize_presence(self, id: str, info: Any) -> bool:  # noqa: A002 - the protocol's name
         """Allow every subscriber of the stream to join its presence. The id is only a claim of the client."""
         return True
+
+
+class TurboStreamsChannel(Channel):
+    """A subscription of the element that `{% turbo_stream_from %}` renders.
+
+    `signed_stream_name` is the name of the stream, perhaps with a position of the page, and a signature. Clients can
+    neither whisper nor join presence.
+    """
+
+    name = "Turbo::StreamsChannel"
+
+    async def subscribed(self) -> None:
+        """Start the stream that the params name, or reject the subscription."""
+        stream, at = signed_stream(self)
+        try:
+            self.stream_from(check_stream_name(stream), after=at)
+        except InvalidStreamName:
+            self.reject()
+
+
+def signed_stream(channel: Channel) -> tuple[str | None, PagePosition | None]:
+    """Return the name and the position in the param `signed_stream_name`.
+
+    The name is None if the signature or the namespace is wrong. The position is None if there is none.
+    """
+    signed = channel.params.get("signed_stream_name")
+    name, at = (verify_signed_stream(signed) if isinstance(signed, str) else None) or ("", None)
+    namespace, stream = split_namespace(name)
+    return (stream, at) if namespace == namespace_of(channel.connection) else (None, None)
 
 
 def is_public(stream: str) -> bool:

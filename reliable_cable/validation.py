@@ -3,10 +3,10 @@
 import asyncio
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, TypedDict
+from typing import Any, Final, TypeAlias, TypedDict
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
@@ -16,7 +16,7 @@ from .conf import get_settings
 from .exceptions import ChannelError, InvalidOption, InvalidPayload, InvalidStreamName, PayloadTooLarge
 from .identity import row_name
 from .middleware import current_socket_id
-from .namespaces import current_namespace, qualify
+from .namespaces import current_namespace, qualify, split_namespace
 from .protocol.nesting import TOO_DEEP, is_too_deep
 from .protocol.payloads import is_falsy
 from .protocol.positions import UNKNOWN_POSITION, PagePosition, StreamPosition
@@ -50,6 +50,9 @@ class BatchOptions:
 
 BatchItem = tuple[str, Any] | tuple[str, Any, ItemOptions]
 
+#: What names a stream: a name, a saved model instance, a number, or several of these, see `target_name`.
+Streamable: TypeAlias = "str | int | Model | Sequence[Streamable]"
+
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
@@ -64,6 +67,31 @@ class Outgoing:
     stream: str
     message: Message
     kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A checked broadcast without its payload.
+
+    Args:
+        stream: the name of the stream.
+        exclude: the session id of the connection that does not get the message, or `""`.
+        idempotency_key: the key of the message, or `""`.
+        kept: whether the stream keeps the message and gives it a position.
+    """
+
+    stream: str
+    exclude: str
+    idempotency_key: str
+    kept: bool
+
+    def outgoing(self, data: Any) -> Outgoing:
+        """Add the payload.
+
+        Raises:
+            InvalidPayload: the payload cannot be broadcast.
+        """
+        return Outgoing(self.stream, Message(_encode(self.stream, data), self.exclude, self.idempotency_key), self.kept)
 
 
 def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Outgoing]:
@@ -85,7 +113,7 @@ def prepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> list[Out
             )
         transient, key = item_options.get("transient", options.transient), item_options.get("idempotency_key")
         own = _excluded_socket(False, item_options["exclude_socket"]) if "exclude_socket" in item_options else excluded
-        batch.append(_prepare(stream, data, transient=transient, exclude=own, idempotency_key=key))
+        batch.append(_address(stream, transient, own, key).outgoing(data))
     return batch
 
 
@@ -97,6 +125,17 @@ async def aprepare_batch(items: Iterable[BatchItem], options: BatchOptions) -> l
         await asyncio.sleep(0)
         batch += prepare_batch(part, options)
     return batch
+
+
+def prepare_address(stream: object, idempotency_key: str | None, options: BatchOptions) -> Address:
+    """Check a broadcast whose payload is not known yet.
+
+    Raises:
+        InvalidStreamName, InvalidOption: as for `broadcast`.
+    """
+    check_using(options.using, immediate=options.immediate)
+    excluded = _excluded_socket(options.to_others, options.exclude_socket)
+    return _address(stream, options.transient, excluded, idempotency_key)
 
 
 def check_stream_name(stream: object) -> str:
@@ -173,7 +212,7 @@ def _unstorable_character(text: str) -> str:
     return next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), "")
 
 
-def _prepare(stream: str, data: Any, *, transient: bool, exclude: str, idempotency_key: str | None) -> Outgoing:
+def _address(stream: object, transient: bool, exclude: str, idempotency_key: str | None) -> Address:
     name = resolve_stream(stream)
     kept = not transient and get_settings().policy(name).history_size > 0
     key = ""
@@ -182,7 +221,7 @@ def _prepare(stream: str, data: Any, *, transient: bool, exclude: str, idempoten
         if not kept:
             reason = "A transient broadcast is not kept" if transient else f"The stream {stream!r} keeps no history"
             raise InvalidOption(f"{reason}, so an idempotency_key cannot be used.")
-    return Outgoing(name, Message(_encode(stream, data), exclude, key), kept)
+    return Address(name, exclude, key, kept)
 
 
 def _check_key(key: object) -> str:
@@ -250,22 +289,28 @@ def _check_depth(text: str) -> None:
         raise ValueError(f"it has {TOO_DEEP}")
 
 
-def _encode(stream: str, data: Any) -> str:
+def _encode(name: str, data: Any) -> str:
+    """Return a payload as JSON. `name` is the name of the stream, with its namespace."""
     try:
         text, size = encode_json(data)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidPayload(f"The payload for {stream!r} cannot be encoded as JSON: {error}") from error
+        raise InvalidPayload(f"The payload for {_shown(name)} cannot be encoded as JSON: {error}") from error
     if is_falsy(text):
         raise InvalidPayload(
-            f"The payload for {stream!r} is {data!r}; clients drop messages that are falsy in JavaScript. "
+            f"The payload for {_shown(name)} is {data!r}; clients drop messages that are falsy in JavaScript. "
             "Wrap it in a dict."
         )
     limit = get_settings().max_broadcast_size
     if size > limit:
         raise PayloadTooLarge(
-            f"The payload for {stream!r} has {size} bytes; RELIABLE_CABLE['MAX_BROADCAST_SIZE'] allows {limit}."
+            f"The payload for {_shown(name)} has {size} bytes; RELIABLE_CABLE['MAX_BROADCAST_SIZE'] allows {limit}."
         )
     return text
+
+
+def _shown(name: str) -> str:
+    """Return the name of a stream as errors show it, without its namespace."""
+    return repr(split_namespace(name)[1])
 
 
 def start_position(after: object, stream: str) -> PagePosition | None:

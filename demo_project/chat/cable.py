@@ -7,7 +7,8 @@ from typing import Any
 from django.contrib.auth.models import User
 from django.db import transaction
 
-from reliable_cable import Channel, action
+from reliable_cable import Channel, action, broadcast_template
+from reliable_cable.turbo import broadcast_append_to
 
 from . import assistant
 from .models import Answer, Message, Room
@@ -69,8 +70,22 @@ def post_message(room: Room, author: User | None, text: str, client_id: str) -> 
         message, _ = Message.objects.get_or_create(
             room=room, author=author, client_id=client_id, defaults={"text": text}
         )
-        ChatChannel.broadcast_to(room, message.as_dict(), idempotency_key=f"message:{message.pk}")
+        key = f"message:{message.pk}"
+        ChatChannel.broadcast_to(room, message.as_dict(), idempotency_key=key)
+        if not room.is_private:
+            # The pages with Turbo and htmx subscribe by signed names, which stay valid for former members.
+            template, context = "chat/_message.html", {"message": message}
+            turbo, htmx = html_stream(room, "turbo"), html_stream(room, "htmx")
+            broadcast_append_to(turbo, target="messages", template=template, context=context, idempotency_key=key)
+            broadcast_template(htmx, template, context, idempotency_key=key)
+            count = {"count": room.messages.count}
+            broadcast_template(htmx, "chat/_count.html", count, event="count", idempotency_key=f"count:{key}")
     return message
+
+
+def html_stream(room: Room, kind: str) -> str:
+    """Return the name of the stream of a room for pages of a kind, whose messages are HTML: "turbo" or "htmx"."""
+    return f"chat.room:{room.pk}:{kind}"
 
 
 class AssistantChannel(Channel):

@@ -1,6 +1,6 @@
 """Tests of the demo. `manage.py test` runs them, and the test suite of the package does, too."""
 
-# ruff: noqa: PT009, PT027 - these are Django's tests, not pytest's
+# ruff: noqa: PT009 - these are Django's tests, not pytest's
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.contrib.staticfiles import finders
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import CommandError, call_command
-from django.test import TestCase, TransactionTestCase, override_settings
+from django.core.management import call_command
+from django.test import TestCase, override_settings
 from django.utils import timezone
 
 from reliable_cable import position
-from reliable_cable.testing import CableCommunicator, CableSubscription, CableTestCase, CableTestMixin, ChannelTester
+from reliable_cable.testing import CableCommunicator, CableSubscription, CableTestCase, ChannelTester
 
 from . import assistant
 from .accounts import create_demo_data
@@ -40,6 +40,10 @@ def match_group(pattern: str, text: str) -> str:
     if match is None:
         raise AssertionError(f"{pattern} is not in: {text}")
     return match[1]
+
+
+#: The pages that require a login.
+PAGES = "/ /rooms/lobby/ /rooms/lobby/turbo/ /rooms/lobby/htmx/ /rooms/lobby/htmx4/ /assistant/ /migrations/".split()
 
 
 @cheap_passwords
@@ -90,10 +94,10 @@ class PagesTest(TestCase):
 
     def test_every_page_requires_a_login(self) -> None:
         self.client.logout()
-        for path in ("/", "/rooms/lobby/", "/rooms/lobby/messages/", "/assistant/", "/migrations/"):
+        for path in (*PAGES, "/rooms/lobby/messages/"):
             with self.subTest(path):
                 self.assertRedirects(self.client.get(path), f"/login/?next={path}")
-        for path in ("/rooms/lobby/robot/", "/migrations/all/broadcast/"):
+        for path in ("/rooms/lobby/robot/", "/rooms/lobby/say/", "/migrations/all/broadcast/"):
             with self.subTest(path):
                 self.assertRedirects(self.client.post(path), f"/login/?next={path}")
 
@@ -108,9 +112,10 @@ class PagesTest(TestCase):
         for path in ("/rooms/alice-and-bob/", "/rooms/alice-and-bob/messages/"):
             self.assertEqual(self.client.get(path).status_code, 404)
         self.assertEqual(self.client.post("/rooms/alice-and-bob/robot/").status_code, 404)
+        self.assertEqual(self.client.post("/rooms/alice-and-bob/say/", {"text": "Hello"}).status_code, 404)
 
     def test_pages_comply_with_their_content_security_policy(self) -> None:
-        for path in ("/", "/rooms/lobby/", "/assistant/", "/migrations/"):
+        for path in PAGES:
             with self.subTest(path):
                 response = self.client.get(path)
                 policy, page = response["Content-Security-Policy"], response.content.decode()
@@ -120,7 +125,7 @@ class PagesTest(TestCase):
                     self.assertIn(f'nonce="{nonce}"', tag)
                 self.assertIsNone(re.search(r"<[^>]+\s(style|on\w+)=", page))
                 for url in re.findall(r'(?:src|href)="/static/([^"]+)"', page):
-                    if not url.startswith("reliable_cable/"):  # the bundle is built, not checked in
+                    if not url.startswith(("reliable_cable/", "npm/")):  # these are made, not checked in
                         self.assertIsNotNone(finders.find(url), url)
 
     def test_the_policy_has_a_new_nonce_each_time(self) -> None:
@@ -287,18 +292,6 @@ class MessagesTest(CableTestCase):
         with self.assertBroadcasts("news:signed", 1), self.assertBroadcasts("news:public", 1):
             self.client.post("/migrations/all/broadcast/")
         self.assertEqual(self.client.post("/migrations/nothing/broadcast/").status_code, 404)
-
-
-class RobotCommandTest(CableTestMixin, TransactionTestCase):
-    """The command `robot`, whose event loop uses another database connection."""
-
-    def test_rooms_are_found_by_slug(self) -> None:
-        lobby = Room.objects.create(slug="lobby", name="Lobby")
-        with self.assertBroadcasts(ChatChannel.broadcasting_for(lobby), 2):
-            call_command("robot", "lobby", "--count", "2")
-        self.assertEqual(lobby.messages.count(), 2)
-        with self.assertRaises(CommandError):
-            call_command("robot", "nowhere")
 
 
 class Stalled:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.models import User
@@ -16,7 +18,7 @@ from django.views.decorators.http import require_GET, require_POST
 from reliable_cable import broadcast, position
 
 from . import background
-from .cable import ChatChannel, NewsChannel
+from .cable import ChatChannel, NewsChannel, html_stream, post_message
 from .models import Answer, Message, Room
 from .robot import MAX_LINES, talk
 
@@ -70,6 +72,45 @@ def room(request: HttpRequest, slug: str) -> HttpResponse:
         "max_lines": MAX_LINES,
     }
     return render(request, "chat/room.html", context)
+
+
+@require_GET
+@login_required
+def turbo_room(request: HttpRequest, slug: str) -> HttpResponse:
+    """Show a public room with Turbo. The server renders the messages that arrive later, too."""
+    return render(request, "chat/turbo.html", _html_room(slug, "turbo"))
+
+
+@require_GET
+@login_required
+def htmx_room(request: HttpRequest, slug: str, version: int) -> HttpResponse:
+    """Show a public room with htmx 2 or 4. Both read the messages as server-sent events."""
+    return render(request, "chat/htmx.html", {**_html_room(slug, "htmx"), "version": version})
+
+
+def _html_room(slug: str, kind: str) -> dict[str, Any]:
+    """Return the context of a page whose later messages are HTML, in a stream of this kind."""
+    shown = get_object_or_404(Room, slug=slug, is_private=False)
+    at = position(html_stream(shown, kind))
+    latest = shown.messages.select_related("author").order_by("-pk")[:PAGE_SIZE]
+    return {
+        "room": shown,
+        "chat_messages": list(reversed(latest)),
+        "count": shown.messages.count(),
+        "at": at,
+        "max_length": Message.MAX_LENGTH,
+    }
+
+
+@require_POST
+@login_required
+def say(request: HttpRequest, slug: str) -> HttpResponse:
+    """Send a message to a room, for pages that send forms."""
+    text = request.POST.get("text", "").strip()
+    if not 0 < len(text) <= Message.MAX_LENGTH:
+        return HttpResponse(f"`text` must have 1 to {Message.MAX_LENGTH} characters.", status=400)
+    post_message(_room(request, slug), _user(request), text, client_id=uuid4().hex)
+    return HttpResponse(status=204)
 
 
 @require_GET

@@ -9,7 +9,7 @@ from reliable_cable.client_log import handshake_log
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import InvalidToken, TokenExpired
-from reliable_cable.protocol.constants import DisconnectReason
+from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason
 
 from .sessions import get_user, open_session, read_cookies, session_key
 from .tokens import find_token
@@ -134,7 +134,7 @@ async def _close_after(error: Exception, send: Send) -> None:
     if not is_outage(error):
         raise error
     handshake_log.warning("A connection was not accepted because its user could not be looked up: %s", error)
-    await send({"type": "websocket.close"})
+    await send({"type": "websocket.close", "reason": TRY_AGAIN})
 
 
 def _looks_like_token(text: str | None) -> bool:

@@ -28,6 +28,7 @@ from .values import (
     check_key_set,
     check_namespace,
     check_optional_text,
+    check_origins,
     check_paths,
     check_public_streams,
     check_rate_limits,
@@ -118,6 +119,8 @@ class CableSettings:
     max_broadcast_size: int = _setting(256 * 1024, number(1024, whole=True))
     poll_interval: float = _setting(0.1, number(0, exclusive=True))
     broadcast_key: str = _setting("", check_secret, shown=False)
+    #: Origins. `"*"` is read as `("*",)`.
+    cors_origins: tuple[str, ...] = _setting((), check_origins)
     api_key: str = _setting("", check_secret, shown=False)
     key_prefix: str = _setting("cable", instance(str, "a non-empty string", not_empty=True))
     jwt_secret: str = _setting("", check_secret, shown=False)
@@ -196,6 +199,8 @@ def read_settings(values: Any) -> CableSettings:
     given.setdefault(
         "history_meta_ttl", max(IDLE_STREAM_TTL, given.get("history_ttl", 0), given.get("sessions_ttl", 0))
     )
+    if given.get("cors_origins") == "*":
+        given["cors_origins"] = ("*",)
     if isinstance(public := given.get("public_streams"), bool):
         given["public_streams"] = ("*",) if public else ()
     _complete_token_settings(given)

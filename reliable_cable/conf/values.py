@@ -183,6 +183,15 @@ def check_public_streams(key: str | tuple[str, ...], value: Any) -> None:
         raise setting_error(key, value, "a list of patterns such as 'news:*', or True or False")
 
 
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(\*\.)?[^/\s*]+", re.ASCII)
+
+
+def check_origins(key: str | tuple[str, ...], value: Any) -> None:
+    texts = isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+    if value != "*" and not (texts and all(map(_ORIGIN.fullmatch, value))):
+        raise setting_error(key, value, "a list of origins such as 'https://example.com', without a path, or '*'")
+
+
 #: The algorithms of tokens whose signatures are made and verified with the same secret.
 HMAC_ALGORITHMS: Final = ("HS256", "HS384", "HS512")
 #: The algorithms of tokens that are verified with a public key (`JWT_JWKS`).

@@ -6,11 +6,11 @@ See Architecture: The life of a connection. `lifecycle.py` opens and ends one; `
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextvars import Context, copy_context
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from reliable_cable.client_log import ClientLog
 from reliable_cable.concurrency.contexts import run_in_context
@@ -24,14 +24,17 @@ from reliable_cable.protocol import commands as protocol_commands
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import CLOSE_NORMAL, DisconnectReason, MessageType, Subprotocol
 from reliable_cable.servers.base import Transport
+from reliable_cable.servers.events import EventTransport
 from reliable_cable.stores.sessions.base import SessionRecord
 
 from .account import JOIN_RATE, Account
 from .closing import CLOSINGS, Notified, SessionFate
 from .command_queue import CommandQueue
+from .event_outbox import EventOutbox
 from .handlers import invoke_isolated
 from .outbox import Outbox
 from .stream_ids import StreamIds
+from .subscribed import Subscribed
 
 T = TypeVar("T")
 
@@ -61,26 +64,6 @@ class ConnectionState(Enum):
     CLOSING = "closing"
     #: The socket is closed.
     CLOSED = "closed"
-
-
-class Subscribed(Protocol):
-    """The part of a subscription that its connection uses (see `subscription.Subscription`)."""
-
-    #: Whether a session record may contain the subscription.
-    restorable: bool
-
-    @property
-    def authorized(self) -> float:
-        """When the channel began to decide about the subscription, by the session store's clock."""
-
-    def scopes(self) -> Sequence[Identity]:
-        """Return the conditions that select the subscription: its channel, and each of its streams."""
-
-    def record(self) -> dict[str, Any]:
-        """Return the subscription's part of the session record, as JSON values."""
-
-    def notice_read(self) -> None:
-        """Record that the client has read all notices of losses."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -147,17 +130,21 @@ class Connection:
 
     def __post_init__(self, subprotocol: Subprotocol) -> None:
         self.extended = subprotocol.extended
-        self.resumable = self.extended and self.hub.sessions.enabled
+        self.resumable = self.extended and self.transport.has_sessions and self.hub.sessions.enabled
         self.stream_ids = StreamIds(extended=self.extended)
         self.account = Account(self.hub.settings.max_pending_size, self.hub.settings.max_subscriptions)
-        self.outbox = Outbox(
-            self.transport.send,
-            account=self.account,
-            overflow=self._too_slow,
-            write=self.transport.write,
-            form=self.transport.form,
-            unsent=self.transport.unsent,
-        )
+        options: dict[str, Any] = {
+            "account": self.account,
+            "overflow": self._too_slow,
+            "write": self.transport.write,
+            "form": self.transport.form,
+            "unsent": self.transport.unsent,
+        }
+        if isinstance(self.transport, EventTransport):
+            options |= {"transport": self.transport, "subscriptions": lambda: self.subscriptions.values()}
+            self.outbox = EventOutbox(self.transport.send, **options)
+        else:
+            self.outbox = Outbox(self.transport.send, **options)
 
     @property
     def authenticated(self) -> float:
@@ -259,6 +246,8 @@ class Connection:
         elif isinstance(command, protocol_commands.Ping):
             self.outbox.push(messages.pong())
         else:
+            if isinstance(command, protocol_commands.Subscribe):
+                command = self.transport.complete(command)
             self.commands.add(command, len(text))
 
     def pause_reading(self) -> None:
@@ -391,7 +380,8 @@ class Connection:
             self.transport.abort()
         elif not was_ending:
             self.commands.clear()
-            if closing.notified is Notified.ALL or (closing.notified is Notified.BASE and not self.extended):
+            has_no_session = not self.extended or not self.transport.has_sessions
+            if closing.notified is Notified.ALL or (closing.notified is Notified.BASE and has_no_session):
                 asked = closing.reconnect if reconnect is None else reconnect
                 self.outbox.push(messages.disconnect(reason, reconnect=asked))
             self.hub.tasks.spawn(self._finish(reading=closing.reading))

@@ -1,7 +1,7 @@
 """The streams of a subscription."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -125,6 +125,11 @@ class SubscriptionStreams:
         Args:
             member: the id and info of its member; None: it has none.
         """
+        limit = self.connection.transport.max_streams
+        others = (each for name, each in self.connection.subscriptions.items() if name != self.identifier)
+        if limit is not None and len(self.streams) + sum(len(list(each.positions())) for each in others) > limit:
+            self.connection.log.warning("A reader of events has more than %d streams.", limit)
+            return False
         size = len(self.identifier.encode()) + self.channel.state_size
         size += sum(len(name) + STREAM_SIZE for name in self.streams)
         if member is not None:
@@ -154,6 +159,15 @@ class SubscriptionStreams:
     def scopes(self) -> list[Identity]:
         """Return the conditions that select the subscription: its channel, and each of its streams."""
         return subscription_scopes(type(self.channel).name, self.streams)
+
+    def positions(self) -> Iterator[tuple[str, StreamPosition | None]]:
+        """Yield the stream id of each open stream, and the position of the last message that was sent to the client.
+
+        The position is None while it is not known where the history that the client requested begins.
+        """
+        for subscribed in self.streams.values():
+            if subscribed.stream_id is not None and subscribed.state is not SubscriberState.OPENING:
+                yield subscribed.stream_id, subscribed.stream.position_of(subscribed) if self.restorable else None
 
     def mark_confirmed(self) -> None:
         """Allow presence events and other messages that a client understands only if it knows the subscription."""

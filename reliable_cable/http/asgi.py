@@ -1,7 +1,6 @@
 """`CableHTTP`: the endpoints as an ASGI application, without Django's request machinery."""
 
 import re
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from http import HTTPMethod
@@ -9,26 +8,20 @@ from typing import Any, Final
 
 from django.core.handlers.asgi import get_script_prefix
 
+from reliable_cable.auth import CableAuthMiddlewareStack
 from reliable_cable.namespaces import find_namespace, use_namespace
 
+from .asgi_io import Application, ClientDisconnected, Receive, Scope, Send, read_body, send_response
 from .broadcast import BROADCAST, PUBLISH
-from .core import Endpoint, Request, Response, arun
+from .core import Endpoint, Request, arun
+from .events import serve_events
 from .health import HEALTH
 from .presence import USERS
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Application = Callable[[Any, Any, Any], Awaitable[Any]]
 
 #: The part of a path that stands for the name of a stream.
 STREAM: Final = "<stream>"
 #: A path that can be equal to the decoded path of a request.
 _PATH: Final = re.compile(r"/[^?#%<>\s]*")
-
-
-class ClientDisconnected(Exception):
-    """The client disconnected before its whole body was received."""
 
 
 class CableHTTP:
@@ -43,9 +36,13 @@ class CableHTTP:
         publish: the path of `POST /api/publish`.
         presence: the path of `GET /api/presence/<stream>/users`. It contains `<stream>` once.
         health: the path of `GET /health`.
+        events: the path of `GET /events`. It is served only if `consumer` is given.
+        consumer: who may read server-sent events, and which: a subclass of `CableConsumer`, which gets the user in the
+            way of `CableAuthMiddlewareStack`, or the ASGI application that serves its WebSockets, with middlewares. If
+            that is a `URLRouter`, it needs a route for the path `events`.
 
     Raises:
-        TypeError: the application cannot be called, or a path is neither a string nor None.
+        TypeError: the application or the consumer cannot be called, or a path is neither a string nor None.
         ValueError: a path does not begin with a slash, contains a character that cannot be in it, or is used twice.
     """
 
@@ -57,6 +54,8 @@ class CableHTTP:
         publish: str | None = "/api/publish",
         presence: str | None = "/api/presence/<stream>/users",
         health: str | None = "/health",
+        events: str | None = "/events",
+        consumer: Application | type[Any] | None = None,
     ) -> None:
         if not callable(application):
             raise TypeError(f"CableHTTP() needs an ASGI application, not {application!r}.")
@@ -80,9 +79,18 @@ class CableHTTP:
                 raise ValueError(f"CableHTTP(presence={presence!r}): the path must contain {STREAM!r} once.")
             before, _, after = presence.partition(STREAM)
             self._presence = (before, after)
+        self._consumer = None if consumer is None else _make_consumer(consumer)
+        self._events = None if consumer is None else events
+        if self._events is not None:
+            _check_path("events", events, events)
+            if self._events in self._endpoints:
+                raise ValueError(f"CableHTTP(events={events!r}): this path is used twice.")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or pass it to the other application."""
+        if scope["type"] == "http" and self._consumer is not None and _path_in_application(scope) == self._events:
+            await serve_events(self._consumer, scope, receive, send)
+            return
         found = self._find(scope) if scope["type"] == "http" else None
         if found is None:
             await self._application(scope, receive, send)
@@ -90,10 +98,10 @@ class CableHTTP:
         endpoint, stream = found
         request = _read_head(scope, stream)
         try:
-            response = await arun(endpoint.respond(request), partial(_read_body, receive))
+            response = await arun(endpoint.respond(request), partial(read_body, receive))
         except ClientDisconnected:
             return
-        await _send(response, send, with_body=request.method != HTTPMethod.HEAD)
+        await send_response(response, send, with_body=request.method != HTTPMethod.HEAD)
 
     def _find(self, scope: Scope) -> tuple[Endpoint, str] | None:
         """Return the endpoint at the path of a request, and the name of the stream in the path; None: there is none."""
@@ -106,6 +114,22 @@ class CableHTTP:
             if path.startswith(before) and path.endswith(after) and len(path) > len(before) + len(after):
                 return USERS, path[len(before) : len(path) - len(after)]
         return None
+
+
+def _make_consumer(consumer: Any) -> Application:
+    """Return the application that serves readers of events.
+
+    Raises:
+        TypeError: the consumer is neither a subclass of `CableConsumer` nor an ASGI application.
+    """
+    if isinstance(consumer, type):
+        if not hasattr(consumer, "as_asgi"):
+            raise TypeError(f"CableHTTP(consumer={consumer!r}): the class must be a subclass of CableConsumer.")
+        consumer = CableAuthMiddlewareStack(consumer.as_asgi())
+    if not callable(consumer):
+        raise TypeError(f"CableHTTP() needs a subclass of CableConsumer or an ASGI application, not {consumer!r}.")
+    application: Application = consumer
+    return application
 
 
 def _check_path(name: str, path: Any, text: Any) -> None:
@@ -144,30 +168,3 @@ def _read_head(scope: Scope, stream: str) -> Request:
 
 def _enter_namespace(scope: Scope) -> AbstractContextManager[object]:
     return use_namespace(find_namespace(scope))
-
-
-async def _read_body(receive: Receive, limit: int) -> bytes:
-    """Receive the body until it has ended or has `limit` bytes.
-
-    Raises:
-        ClientDisconnected: the client disconnected.
-    """
-    parts: list[bytes] = []
-    size = 0
-    more = True
-    while more and size < limit:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        part = message.get("body", b"")
-        parts.append(part)
-        size += len(part)
-        more = message.get("more_body", False)
-    return b"".join(parts)[:limit]
-
-
-async def _send(response: Response, send: Send, *, with_body: bool) -> None:
-    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
-    headers.append((b"content-length", b"%d" % len(response.body)))
-    await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
-    await send({"type": "http.response.body", "body": response.body if with_body else b""})

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Protocol
 
-from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.streams.base import NOWHERE
@@ -167,21 +166,21 @@ class SubscriberGroup:
     form: type[Frame] = Frame
     subscribers: dict[Subscriber, None] = field(default_factory=dict)
     _epoch: str = ""
-    _encode: Callable[[int, str], str] | None = None
+    _encode: Callable[[int, str], Frame] | None = None
 
     def encode(self, epoch: str, offset: int, data: str) -> Frame:
         """Return a kept message as a frame."""
         if self.stream_id is None:
             return self.encode_transient(data)
         if self._encode is None or epoch != self._epoch:
-            self._encode = messages.broadcast_encoder(self.identifier, self.stream_id, epoch)
+            self._encode = self.form.broadcasts(self.identifier, self.stream_id, epoch)
             self._epoch = epoch
-        return self.form(self._encode(offset, data))
+        return self._encode(offset, data)
 
     def encode_transient(self, data: str) -> Frame:
         """Return a message without a position as a frame."""
-        return self.form(messages.transmission(self.identifier, data))
+        return self.form.transmission(self.identifier, data)
 
     def encode_presence(self, message: str) -> Frame:
         """Return a presence message as a frame."""
-        return self.form(messages.presence_event(self.identifier, message))
+        return self.form.presence_event(self.identifier, message)

@@ -4,6 +4,10 @@ A broadcast is encoded once, and the same bytes are sent to all of its subscribe
 """
 
 import zlib
+from collections.abc import Callable
+from typing import Self
+
+from . import messages
 
 _TEXT = 0x81  # FIN and the opcode for text
 _COMPRESSED = 0x40  # RSV1
@@ -68,6 +72,22 @@ class Frame(str):
 
     def _encode_frame(self) -> bytes:
         return text_frame(self.encode())
+
+    @classmethod
+    def broadcasts(cls, identifier: str, stream_id: str, epoch: str) -> Callable[[int, str], Self]:
+        """Return a function that makes frames of broadcasts, see `messages.broadcast_encoder`."""
+        encode = messages.broadcast_encoder(identifier, stream_id, epoch)
+        return lambda offset, data: cls(encode(offset, data))
+
+    @classmethod
+    def transmission(cls, identifier: str, data: str) -> Self:
+        """Return the frame of a message without a position, see `messages.transmission`."""
+        return cls(messages.transmission(identifier, data))
+
+    @classmethod
+    def presence_event(cls, identifier: str, message: str) -> Self:
+        """Return the frame of a presence message, see `messages.presence_event`."""
+        return cls(messages.presence_event(identifier, message))
 
 
 class CompressedFrame(Frame):

@@ -1,10 +1,11 @@
 """Support for daphne and uvicorn beyond ASGI: write buffers, shared frames, pacing, and draining before shutdown."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .base import FRAMES_EXTENSION, Transport
+from .events import EventTransport
 
 #: How many middlewares that wrap `send` are searched for the server's own `send`.
 _MAX_WRAPPERS = 8
@@ -25,17 +26,32 @@ def transport_for(scope: Mapping[str, Any], send: Any) -> Transport:
     offered = (scope.get("extensions") or {}).get(FRAMES_EXTENSION)
     if isinstance(offered, Transport):
         return offered
+    for candidate in _candidates(send):
+        transport = daphne.transport_for(candidate) or uvicorn_transport.transport_for(candidate)
+        if transport is not None:
+            return transport
+    return Transport(send)
 
+
+def event_transport_for(send: Any, **options: Any) -> EventTransport:
+    """Return the transport of a reader of server-sent events. It is found as that of a WebSocket is.
+
+    Args:
+        send: the ASGI `send` of the request.
+        options: the other arguments of `EventTransport`.
+    """
+    from .server_events import make_event_transport
+
+    found = (make_event_transport(send, candidate, **options) for candidate in _candidates(send))
+    return next((transport for transport in found if transport is not None), None) or EventTransport(send, **options)
+
+
+def _candidates(send: Any) -> Iterator[Any]:
+    """Yield a `send`, and the callables that it may wrap."""
     candidates = [send]
     for _ in range(_MAX_WRAPPERS):
-        wrapped: list[Any] = []
-        for candidate in candidates:
-            transport = daphne.transport_for(candidate) or uvicorn_transport.transport_for(candidate)
-            if transport is not None:
-                return transport
-            wrapped += _wrapped(candidate)
-        candidates = wrapped
-    return Transport(send)
+        yield from candidates
+        candidates = [wrapped for candidate in candidates for wrapped in _wrapped(candidate)]
 
 
 def _wrapped(send: Any) -> list[Any]:

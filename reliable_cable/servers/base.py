@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from reliable_cable.protocol.commands import Subscribe
 from reliable_cable.protocol.constants import CLOSE_NORMAL
 
 try:
@@ -34,6 +35,10 @@ class Transport:
     #: Writes the bytes of one WebSocket frame without waiting; None: the server does not support this. It must not be
     #: called while the transport's buffer is full, see `attach`.
     write: Callable[[bytes], None] | None = None
+    #: Whether the client can restore its session on another connection.
+    has_sessions = True
+    #: The most streams of the client; None: there is no limit.
+    max_streams: int | None = None
     #: The class of frames that this client can read.
     form: type[Frame] = Frame
 
@@ -52,6 +57,10 @@ class Transport:
             pause: called when the buffer is full, and when the connection is lost.
             resume: called when the buffer has room again.
         """
+
+    def complete(self, command: Subscribe) -> Subscribe:
+        """Return a command with the positions that the transport knows. This base class knows none."""
+        return command
 
     @property
     def lost(self) -> bool:

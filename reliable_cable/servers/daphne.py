@@ -23,7 +23,7 @@ from .limits import READ_SIZE
 
 
 @implementer(IPushProducer)
-class _BufferObserver:
+class BufferObserver:
     """Receives the state of the buffer from Twisted's transport, as a producer does."""
 
     def __init__(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
@@ -63,7 +63,7 @@ class DaphneTransport(Transport):
         transport = self._protocol.transport
         # The HTTP channel of the handshake is still registered, but it is no longer needed.
         transport.unregisterProducer()
-        transport.registerProducer(_BufferObserver(pause, resume), True)
+        transport.registerProducer(BufferObserver(pause, resume), True)
 
     def pause_reading(self) -> None:
         """Read nothing, since daphne queues without limit. No ping is sent, and none has to be answered."""
@@ -85,16 +85,20 @@ class DaphneTransport(Transport):
 
     def unsent(self) -> int | None:
         """Return how many bytes are in the buffers of the transport and the kernel; None if that is unknown."""
-        transport = self._protocol.transport
-        if not isinstance(transport, tcp.Connection) or not transport.connected:
-            return None
-        pending = unacknowledged_bytes(transport.fileno())
-        buffered = len(transport.dataBuffer) - transport.offset + sum(map(len, transport._tempDataBuffer))
-        return None if pending is None else buffered + pending
+        return unsent_bytes(self._protocol.transport)
 
     def abort(self) -> None:
         """Drop the connection at once and discard its buffer."""
         self._protocol.dropConnection(abort=True)
+
+
+def unsent_bytes(transport: Any) -> int | None:
+    """Return how many bytes are in the buffers of a Twisted transport and the kernel; None if that is unknown."""
+    if not isinstance(transport, tcp.Connection) or not transport.connected:
+        return None
+    pending = unacknowledged_bytes(transport.fileno())
+    buffered = len(transport.dataBuffer) - transport.offset + sum(map(len, transport._tempDataBuffer))
+    return None if pending is None else buffered + pending
 
 
 def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: bytes) -> None:

@@ -3,6 +3,7 @@
 from datetime import datetime
 from functools import cache
 from typing import Any
+from urllib.parse import urlencode
 
 from django import template
 from django.contrib.staticfiles import finders
@@ -13,9 +14,11 @@ from django.utils.safestring import SafeString, mark_safe
 from reliable_cable import signing
 from reliable_cable.auth import tokens
 from reliable_cable.logs import logger
+from reliable_cable.namespaces import split_namespace
 from reliable_cable.protocol.positions import PagePosition
 from reliable_cable.request_time import request_began
 from reliable_cable.stores.engine import get_engine
+from reliable_cable.validation import Streamable, check_stream_name, target_name
 
 register = template.Library()
 
@@ -49,19 +52,12 @@ def cable_meta_tags(
             URL is then absolute, or left out if it is the default one: a client that reads the page again for a new
             token could not use a path.
     """
-    clock = get_engine().stream_clock
-    if since is None:
-        request = context.get("request")
-        began = None if request is None else request_began(request)
-        since = clock.now() if began is None else clock.at(began)
-    else:
-        since = clock.of_host(since.timestamp() if isinstance(since, datetime) else since)
     tags = []
     if not token or url != DEFAULT_URL:
         tags.append(format_html('<meta name="cable-url" content="{}">', _absolute(context, url) if token else url))
     if token and (text := cable_token(context)):
         tags.append(format_html('<meta name="cable-token" content="{}">', text))
-    tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', int(since)))
+    tags.append(format_html('<meta name="cable-history-timestamp" content="{}">', _since(context, since)))
     return mark_safe("\n".join(tags))  # noqa: S308 - each of them is escaped
 
 
@@ -137,6 +133,71 @@ def _checked_position(tag: str, value: object) -> PagePosition:
     raise template.TemplateSyntaxError(
         f"{{% {tag} %}} needs a position, not {kind}. In the view, call position(stream) before the page's data are "
         "read, and pass the result in the context."
+    )
+
+
+@register.simple_tag(takes_context=True)
+def cable_events_url(
+    context: template.Context,
+    *streams: "Streamable | PagePosition",
+    url: str = "/events",
+    since: datetime | float | None = None,
+) -> str:
+    """Render the URL from which the page reads the messages of streams as server-sent events.
+
+    It is for `sse-connect` and `hx-sse:connect` of htmx, and for every `EventSource`. The names of the streams are
+    signed, see `signed_stream_name`. The events contain only the messages (`raw=1`).
+
+    Args:
+        context: the context of the template.
+        streams: the streams, each as for `{% turbo_stream_from %}`: a string, a model instance, or a list of these. A
+            position that the view has read before the page's data stands for its stream, see `cable_position`.
+        url: the URL or the path of the endpoint.
+        since: as for `{% cable_meta_tags %}`. The reader is first sent what was broadcast since this time.
+
+    Raises:
+        TemplateSyntaxError: there is no stream.
+        ChannelError, InvalidStreamName: a stream has no valid name.
+    """
+    if not streams:
+        raise template.TemplateSyntaxError("{% cable_events_url %} needs a stream.")
+    query = [("signed_stream", _signed(stream)) for stream in streams]
+    return f"{url}?{urlencode([*query, ('history_since', str(_since(context, since))), ('raw', '1')])}"
+
+
+def _signed(stream: "Streamable | PagePosition") -> str:
+    if isinstance(stream, PagePosition):
+        return signing.signed_stream_name(split_namespace(stream.stream)[1], at=stream)
+    return signing.signed_stream_name(check_stream_name(target_name(stream)))
+
+
+def _since(context: template.Context, since: datetime | float | None) -> int:
+    """Return the time from which a page requests messages, in seconds of the stream store's clock."""
+    clock = get_engine().stream_clock
+    if since is not None:
+        return int(clock.of_host(since.timestamp() if isinstance(since, datetime) else since))
+    request = context.get("request")
+    began = None if request is None else request_began(request)
+    return int(clock.now() if began is None else clock.at(began))
+
+
+@register.simple_tag
+def turbo_stream_from(*streamables: Streamable, at: PagePosition | None = None) -> SafeString:
+    """Render the element that subscribes the page to the Turbo Streams of a stream.
+
+    The name of the stream is signed, see `signed_stream_name`. The npm packages `@anycable/turbo-stream` and
+    `@hotwired/turbo-rails` define the element.
+
+    Args:
+        streamables: what names the stream: strings, numbers, model instances. Several make one name.
+        at: the position of the stream that the view has read before the page's data, see `cable_position`.
+    """
+    name = check_stream_name(target_name(list(streamables)))
+    at = None if at is None else _checked_position("turbo_stream_from", at)
+    return format_html(
+        '<turbo-cable-stream-source channel="{}" signed-stream-name="{}"></turbo-cable-stream-source>',
+        "Turbo::StreamsChannel",
+        signing.signed_stream_name(name, at=at),
     )
 
 

@@ -5,6 +5,7 @@
 - `reconnect`: what it costs a server that all clients reconnect at the same time
 - `incoming`: what a message from a client costs a server
 - `posts`: what a broadcast over HTTP costs a server
+- `events`: what a broadcast costs a server for each reader of server-sent events
 - `logins`: what the regular checks of Django logins cost a server
 """
 
@@ -75,7 +76,7 @@ def run_logins() -> int:
 
 def main() -> int:
     """Run the benchmark that the command line names, and return the exit code."""
-    from tests.benchmarks import incoming, posts
+    from tests.benchmarks import events, incoming, posts
     from tests.benchmarks.fanout import command
     from tests.benchmarks.reconnect import command as reconnect
 
@@ -86,13 +87,20 @@ def main() -> int:
     reconnect.add_arguments(choices.add_parser("reconnect", help="cost when all clients reconnect after a restart"))
     incoming.add_arguments(choices.add_parser("incoming", help="CPU per message from a client"))
     posts.add_arguments(choices.add_parser("posts", help="CPU per broadcast over HTTP: Django view and CableHTTP"))
+    events.add_arguments(choices.add_parser("events", help="CPU per delivery to readers of server-sent events"))
     choices.add_parser("logins", help="CPU and memory of the regular checks of Django logins")
     options = parser.parse_args()
     if options.benchmark == "broadcast":
         return run_broadcast()
     if options.benchmark == "logins":
         return run_logins()
-    modules: Mapping[str, Any] = {"fanout": command, "reconnect": reconnect, "incoming": incoming, "posts": posts}
+    modules: Mapping[str, Any] = {
+        "fanout": command,
+        "reconnect": reconnect,
+        "incoming": incoming,
+        "posts": posts,
+        "events": events,
+    }
     return int(modules[options.benchmark].run(options))
 
 

@@ -25,10 +25,11 @@ PROJECT = "tests.browser.project"
 #: How long, in milliseconds, to wait for a page on a busy machine.
 PAGE_PATIENCE = 20_000
 
-#: What Chromium logs about a WebSocket that is closed or cannot be opened, and what the npm client logs about an action
-#: that the page calls at that moment.
-BROKEN_SOCKET = re.compile(
+#: What Chromium logs about a WebSocket or events that are closed or cannot be opened, what the npm client logs about an
+#: action that the page calls at that moment, and what htmx logs.
+BROKEN_CONNECTION = re.compile(
     r"WebSocket connection to 'ws://127\.0\.0\.1:\d+/cable\S*' failed: |perform failed \{error: DisconnectedError"
+    r"|Failed to load resource: net::ERR_|\[object Event\]$|htmx: htmx:sse:error: "
 )
 
 _numbers = itertools.count(1)
@@ -218,7 +219,7 @@ class Window:
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type not in ("error", "warning"):
             return
-        if not (self.cuts and BROKEN_SOCKET.match(message.text)):
+        if not (self.cuts and BROKEN_CONNECTION.match(message.text)):
             self.complaints.append(f"{message.type}: {message.text}")
 
     def _failed(self, error: Error) -> None:

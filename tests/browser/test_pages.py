@@ -12,7 +12,7 @@ from tests.browser.proxy import TcpProxy
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
 BOXES = ("consumer", "classes", "extended", "signed", "public")
-PAGES = ("/", "/rooms/lobby/", "/assistant/", "/migrations/")
+PAGES = ("/", "/rooms/lobby/", "/rooms/lobby/turbo/", "/rooms/lobby/htmx/", "/assistant/", "/migrations/")
 
 
 async def test_each_example_receives_its_broadcast(open_window: OpenWindow) -> None:

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from reliable_cable.connection.outbox import STALL_TIME
 from tests.support.client import Client, identify, unique
+from tests.support.event_reader import EventReader
 from tests.support.nginx import DeployedServer, Nginx
 from tests.support.recovering import RecoveringClient
 from tests.support.redis import RedisPool, find_binaries
@@ -69,7 +71,7 @@ class Load:
     async def _run(self, beside: OtherProcess, streams: list[str]) -> None:
         while not self._stopped:
             for stream in streams:
-                await beside.call("count_up", stream, self.last + 1, self.last + 1)
+                await beside.call("count_up", stream, self.last + 1, self.last + 1, writer=stream)
             self.last += 1
 
     async def stop(self) -> int:
@@ -113,6 +115,31 @@ async def test_servers_restart_one_after_the_other_under_load(
     tried = nginx.requests("/cable")
     assert {status for status, _ in tried} == {"101"}, "nginx must not fail a request while one server is up"
     assert {servers for _, servers in tried} > {"101"}, "nginx must have tried the other server at least once"
+
+
+async def test_readers_of_events_miss_nothing_while_servers_restart(pair: list[Server], nginx: Nginx) -> None:
+    streams = [unique("large:") for _ in range(STREAMS)]
+    queries = [urlencode([("identifier", identify("StreamChannel", streams=[each])) for each in streams])] * 5
+    queries += [urlencode({"identifier": identify("StreamChannel", streams=[each])}) for each in streams]
+    url = f"http://127.0.0.1:{nginx.port}"
+    async with AsyncExitStack() as stack:
+        readers = [await stack.enter_async_context(EventReader(url, query)) for query in queries]
+        for reader in readers:
+            await reader.until_type("confirm_subscription", 4 if reader in readers[:5] else 1)
+        with OtherProcess(pair[0]) as beside:
+            load = Load(beside, streams)
+            for server in pair:
+                await server.terminate()
+                await server.restart()
+            total = await load.stop()
+        for reader, stream in zip(readers, [*[""] * 5, *streams], strict=True):
+            await reader.until_type("message", total * (1 if stream else STREAMS))
+            assert reader.of_type("reject_history") == []
+            for name in [stream] if stream else streams:
+                numbers = [message["n"] for message in reader.messages if message["writer"] == name]
+                assert numbers == list(range(1, total + 1))
+        assert max(reader.connects for reader in readers) > 1
+    assert {status for status, _ in nginx.requests("/events")} == {"200"}
 
 
 async def test_clients_are_cut_after_a_reload_of_nginx_and_resume(

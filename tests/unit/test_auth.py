@@ -22,6 +22,7 @@ from django.db import OperationalError, connections
 from reliable_cable.auth import CableAuthMiddlewareStack
 from reliable_cable.auth import sessions as auth
 from reliable_cable.concurrency import threads
+from reliable_cable.protocol.constants import TRY_AGAIN
 from tests.stores.conftest import with_own_connection
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -175,7 +176,7 @@ class TestAsChannels:
         headers = [(b"cookie", f"{django_settings.SESSION_COOKIE_NAME}=some-session-key".encode())]
         stack: Any = CableAuthMiddlewareStack(application)
         await stack({"type": "websocket", "headers": headers}, receive_nothing, send)
-        assert sent == [{"type": "websocket.close"}], "the handshake must fail, so that the client tries again"
+        assert sent == [{"type": "websocket.close", "reason": TRY_AGAIN}], "the client must try again"
         assert [record.exc_info for record in caplog.records] == [None], "the log must have no traceback"
 
     async def test_an_existing_session_and_user_in_the_scope_are_kept(self, user: AbstractUser) -> None:

@@ -8,10 +8,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+from urllib.parse import parse_qs
 
 import django
 import jwt
@@ -20,15 +22,15 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser
 from django.http import HttpRequest, HttpResponse
-from django.template import engines
+from django.template import TemplateSyntaxError, engines
 from django.test import AsyncClient, Client, RequestFactory, override_settings
 from django.urls import path
 
-from reliable_cable import Channel, request_time
+from reliable_cable import Channel, ChannelError, InvalidStreamName, position, request_time
 from reliable_cable.broadcasting import abroadcast
 from reliable_cable.channel import registry
 from reliable_cable.conf import CableSettings
-from reliable_cable.signing import verify_stream_name
+from reliable_cable.signing import signed_stream_name, verify_stream_name
 from reliable_cable.stores.clock import MARGIN
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.streams.memory import MemoryStreamStore
@@ -255,6 +257,47 @@ class TestSignedStreamName:
 
     def test_the_signed_name_can_be_assigned_to_a_variable(self) -> None:
         assert verify_stream_name(render("{% signed_stream_name name as s %}{{ s }}", {"name": "chat/2"})) == "chat/2"
+
+
+class TestEventsUrl:
+    def test_it_has_the_signed_names_and_the_time(self) -> None:
+        with mock.patch.object(get_engine().streams, "clock", return_value=1_700_000_000.999):
+            url = unescape(render("{% cable_events_url 'chat/1' parts %}", {"parts": ["news", 7]}))
+        path, _, query = url.partition("?")
+        assert path == "/events"
+        assert parse_qs(query) == {
+            "signed_stream": [signed_stream_name("chat/1"), signed_stream_name("news:7")],
+            "history_since": ["1700000000"],
+            "raw": ["1"],
+        }
+
+    def test_the_path_and_the_time_of_the_data_can_be_given(self) -> None:
+        source = '{% cable_events_url "a" url="/live" since=1700000000.9 as url %}{{ url|safe }}'
+        assert re.fullmatch(r"/live\?signed_stream=[\w%-]+&history_since=1700000000&raw=1", render(source))
+
+    def test_a_position_stands_for_its_stream(self) -> None:
+        with override_settings(RELIABLE_CABLE={"ENGINE": "memory"}):
+            at = position("chat/1")
+            query = parse_qs(unescape(render("{% cable_events_url at 'news' %}", {"at": at})).partition("?")[2])
+            assert query["signed_stream"] == [signed_stream_name("chat/1", at=at), signed_stream_name("news")]
+
+    def test_it_is_escaped_as_an_attribute(self) -> None:
+        page = render('<i sse-connect="{% cable_events_url name %}">', {"name": '"><script>&'})
+        assert re.fullmatch(r'<i sse-connect="/events\?[\w=&;%.-]+">', page)
+        assert "&amp;" in page
+
+    @pytest.mark.parametrize(
+        ("source", "error"),
+        [
+            ("", TemplateSyntaxError),
+            ("missing", ChannelError),
+            ('"a" missing', ChannelError),
+            ("newline", InvalidStreamName),
+        ],
+    )
+    def test_a_stream_is_required(self, source: str, error: type[Exception]) -> None:
+        with pytest.raises(error):
+            render("{% cable_events_url " + source + " %}", {"newline": "a\nb"})
 
 
 class TestMissingBundle:

@@ -25,7 +25,9 @@ TOP = {
     "tests",
 }
 MAX_LINES = 420
-NPM_FOLDERS = ("reliable_cable/client", "tests/node")
+#: An exact version, perhaps of a package that is installed under another name.
+VERSION = re.compile(r"(npm:[\w./@-]+@)?\d+\.\d+\.\d+")
+NPM_FOLDERS = ("reliable_cable/client", "tests/node", "demo_project/npm")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_no_module_is_long(files: list[Path]) -> None:
 
 
 def test_built_files_are_not_in_git(files: list[Path]) -> None:
-    built = {"node_modules", "static/reliable_cable", "__pycache__"}
+    built = {"node_modules", "static/reliable_cable", "static/npm", "__pycache__"}
     assert [str(path) for path in files if any(f"/{name}/" in f"/{path.as_posix()}" for name in built)] == []
 
 
@@ -59,7 +61,7 @@ def test_npm_packages_are_pinned_exactly(folder: str) -> None:
     package = json.loads((ROOT / folder / "package.json").read_text())
     dependencies = package.get("dependencies", {}) | package.get("devDependencies", {})
     assert dependencies
-    assert [name for name, version in dependencies.items() if not re.fullmatch(r"\d+\.\d+\.\d+", version)] == []
+    assert [name for name, version in dependencies.items() if not VERSION.fullmatch(version)] == []
 
 
 @pytest.mark.parametrize("folder", NPM_FOLDERS)

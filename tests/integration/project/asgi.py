@@ -31,6 +31,7 @@ application = ProtocolTypeRouter(
             broadcast="/direct/_broadcast",
             publish="/direct/api/publish",
             presence="/direct/api/presence/<stream>/users",
+            consumer=authenticated(ProjectConsumer.as_asgi()),
         ),
         "websocket": authenticated(
             URLRouter(

@@ -10,6 +10,7 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
 
 from demo_project.chat.accounts import DEMO_USERS, create_demo_data
+from demo_project.chat.packages import copy_packages
 
 
 class Command(BaseCommand):
@@ -43,3 +44,4 @@ class Command(BaseCommand):
         call_command("migrate", interactive=False, verbosity=max(verbosity - 1, 0))
         create_demo_data()
         call_command("cable_client", verbosity=max(verbosity - 1, 0))
+        copy_packages()

@@ -1,0 +1,22 @@
+"""The npm packages of the pages with Turbo and htmx. They are served unmodified, as static files."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from reliable_cable.client.build import install
+
+#: The folder with the versions of the packages.
+SOURCE = Path(__file__).resolve().parents[1] / "npm"
+#: The folder in the static files.
+TARGET = Path(__file__).resolve().parent / "static" / "npm"
+
+
+def copy_packages() -> None:
+    """Install the packages and copy their files, unless the files are there. This needs Node and npm."""
+    lock = TARGET / "package-lock.json"
+    if lock.is_file() and lock.read_bytes() == (SOURCE / "package-lock.json").read_bytes():
+        return
+    install(SOURCE)
+    subprocess.run(["node", "copy.mjs"], cwd=SOURCE, check=True)  # noqa: S607 - `install` has found Node's npm

@@ -1,0 +1,43 @@
+"""Reads requests from an ASGI server, and sends responses."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from .core import Response
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+Application = Callable[[Any, Any, Any], Awaitable[Any]]
+
+
+class ClientDisconnected(Exception):
+    """The client disconnected before its whole body was received."""
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """Receive the body until it has ended or has `limit` bytes.
+
+    Raises:
+        ClientDisconnected: the client disconnected.
+    """
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more and size < limit:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        part = message.get("body", b"")
+        parts.append(part)
+        size += len(part)
+        more = message.get("more_body", False)
+    return b"".join(parts)[:limit]
+
+
+async def send_response(response: Response, send: Send, *, with_body: bool) -> None:
+    """Send a response."""
+    headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()]
+    headers.append((b"content-length", b"%d" % len(response.body)))
+    await send({"type": "http.response.start", "status": int(response.status), "headers": headers})
+    await send({"type": "http.response.body", "body": response.body if with_body else b""})

@@ -1,0 +1,127 @@
+"""`GET /events`: server-sent events. See Events.
+
+The consumer of the project serves a reader as it serves a client with a WebSocket, so that everything that protects the
+WebSockets protects the readers. It gets the commands that the request stands for, and then nothing more.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from http import HTTPMethod, HTTPStatus
+from typing import Any, Final
+
+from reliable_cable.protocol.constants import Subprotocol
+from reliable_cable.servers import event_transport_for
+from reliable_cable.servers.base import FRAMES_EXTENSION
+from reliable_cable.servers.events import EventTransport
+
+from .asgi_io import Application, ClientDisconnected, Receive, Scope, Send, read_body, send_response
+from .core import Refusal, Response
+from .cors import cors_headers, is_forged, preflight, without_origin
+from .event_request import MAX_BODY_SIZE, EventRequest, read_request
+
+_METHODS: Final = (HTTPMethod.GET, HTTPMethod.POST)
+_SCHEMES: Final = {"http": "ws", "https": "wss"}
+#: The close code that the consumer gets. It is not known whether a reader left its page or lost its connection.
+_CONNECTION_LOST: Final = 1006
+
+
+async def serve_events(application: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    """Serve a reader until it disconnects, or is disconnected.
+
+    Args:
+        application: the consumer with its middlewares.
+        scope: the scope of the request.
+        receive: the ASGI `receive`.
+        send: the ASGI `send`.
+    """
+    headers = cors_headers(scope)
+    try:
+        request = await _read(scope, receive, headers)
+    except ClientDisconnected:
+        return
+    except Refusal as refusal:
+        request = refusal.response()
+    if isinstance(request, Response):
+        request.headers.update({**headers, **request.headers})
+        await send_response(request, send, with_body=True)
+        return
+    transport = event_transport_for(
+        send,
+        form=request.form,
+        identifiers=request.identifiers,
+        resumed=request.resumed,
+        headers=[(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
+    )
+    inner = {**scope, "headers": without_origin(scope, headers)}
+    await application(_as_websocket(inner, transport), _Commands(request, transport, receive).receive, transport.send)
+    if transport.started and not transport.ended.done():
+        await transport.send({"type": "websocket.close"})
+
+
+async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> EventRequest | Response:
+    """Read the request, or return the response if it does not subscribe.
+
+    Args:
+        scope: the scope of the request.
+        receive: the ASGI `receive`.
+        headers: the headers of the response by which other origins may read it.
+
+    Raises:
+        Refusal: the request is not valid.
+        ClientDisconnected: the client disconnected while its body was read.
+    """
+    method = scope["method"].upper()
+    if method == HTTPMethod.OPTIONS:
+        return preflight(headers)
+    if method not in _METHODS:
+        return Response(HTTPStatus.METHOD_NOT_ALLOWED, headers={"Allow": ", ".join((*_METHODS, HTTPMethod.OPTIONS))})
+    if is_forged(scope):
+        raise Refusal(HTTPStatus.FORBIDDEN, "A page of another site has made this request.")
+    body = await read_body(receive, MAX_BODY_SIZE + 1)
+    last_event_id = b""
+    for name, value in scope["headers"]:
+        if name == b"last-event-id":
+            last_event_id = value
+    return read_request(method, scope.get("query_string", b""), last_event_id.decode(errors="replace"), body)
+
+
+def _as_websocket(scope: Scope, transport: EventTransport) -> Scope:
+    """Return the scope in which the consumer serves the reader."""
+    return {
+        **scope,
+        "type": "websocket",
+        "scheme": _SCHEMES.get(scope.get("scheme", "http"), "ws"),
+        "subprotocols": [str(Subprotocol.EXTENDED_JSON)],
+        "extensions": {FRAMES_EXTENSION: transport},
+    }
+
+
+class _Commands:
+    """Gives the consumer the commands of a reader.
+
+    Args:
+        request: the request.
+        transport: the transport of the reader.
+        receive: the ASGI `receive` of the request, whose body was read.
+    """
+
+    def __init__(self, request: EventRequest, transport: EventTransport, receive: Receive) -> None:
+        frames: Iterable[dict[str, Any]] = ({"type": "websocket.receive", "text": each} for each in request.frames)
+        self._messages = iter([{"type": "websocket.connect"}, *frames])
+        self._transport = transport
+        self._receive = receive
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next message, or wait until the connection has ended."""
+        for message in self._messages:
+            return message
+        task = asyncio.ensure_future(self._until_disconnected())
+        try:
+            await asyncio.wait([task, self._transport.ended], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            task.cancel()
+        return {"type": "websocket.disconnect", "code": _CONNECTION_LOST}
+
+    async def _until_disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass

@@ -1,0 +1,106 @@
+"""The ids of server-sent events. They hold the position of a reader in each of its streams.
+
+A browser sends the last id that it received when it reconnects. So the reader resumes all of its streams.
+
+* The id of a reader with one stream is `<offset>/<epoch>/<stream>`, as in AnyCable.
+* The id of a reader with several streams is `*` and, for each stream, `<offset>/<epoch>/<digest>`, separated by commas.
+  The digests of the names keep the id so short that servers and proxies accept it as a header.
+"""
+
+import hashlib
+import re
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from .positions import UNKNOWN_POSITION, StreamPosition
+
+#: The most streams of one reader. An id with so many positions has about 4 KB. nginx accepts headers of up to 8 KB.
+MAX_STREAMS: Final = 100
+#: The most characters of an id that is read.
+MAX_ID_LENGTH: Final = 8 * 1024
+
+#: The first character of an id with several streams.
+_SEVERAL: Final = "*"
+_POSITION: Final = r"([0-9]{1,18})/([^/,]{0,64})/"
+_ONE_STREAM: Final = re.compile(f"{_POSITION}(.+)", re.DOTALL)
+#: The end of a stream id that is not the name of a stream, see Protocol: Stream ids. A reader has such ids only if they
+#: are in its id.
+_ALIAS: Final = re.compile("#[0-9a-f]{18}$")
+_ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
+
+
+def digest(name: str) -> str:
+    """Return 8 characters that stand for the name of a stream in an id."""
+    return urlsafe_b64encode(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).digest()).decode()
+
+
+class EventPositions(Mapping[str, StreamPosition]):
+    """The positions in an id, by the names of streams. It knows the digests of the names only.
+
+    Args:
+        by_digest: the positions, by digests.
+        default: the position in every other stream, by its name; None: there is none.
+    """
+
+    def __init__(self, by_digest: Mapping[str, StreamPosition], default: StreamPosition | None = None) -> None:
+        self.by_digest = by_digest
+        self._default = default
+
+    def __getitem__(self, name: str) -> StreamPosition:
+        default = None if _ALIAS.search(name) else self._default
+        position = self.by_digest.get(digest(name), default)
+        if position is None:
+            raise KeyError(name)
+        return position
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the digests, because the names are not known."""
+        return iter(self.by_digest)
+
+    def __len__(self) -> int:
+        return len(self.by_digest) + (self._default is not None)
+
+
+def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> str:
+    """Return an id; `""` if there are no positions.
+
+    Args:
+        positions: the positions, by names of streams.
+        former: further positions, by digests. A position in `positions` replaces the one with its digest.
+    """
+    if len(positions) == 1:
+        [(name, position)] = positions.items()
+        if not former.keys() - {digest(name)}:
+            return one_stream_id(name, position)
+    items = {**former, **{digest(name): position for name, position in positions.items()}}
+    if not items:
+        return ""
+    return _SEVERAL + ",".join(f"{each.offset}/{each.epoch}/{key}" for key, each in items.items())
+
+
+def one_stream_id(name: str, position: StreamPosition) -> str:
+    """Return the id of a reader with one stream."""
+    return f"{position.offset}/{position.epoch}/{name}"
+
+
+def parse_id(text: str) -> EventPositions:
+    """Return the positions in an id.
+
+    If the text is not an id, it is not known what the reader has received. Each of its streams then gets a position
+    that no stream has, so that the reader is told of a loss.
+    """
+    if not text:
+        return EventPositions({})
+    unknown = EventPositions({}, UNKNOWN_POSITION)
+    if len(text) > MAX_ID_LENGTH:
+        return unknown
+    if text.startswith(_SEVERAL):
+        matches = [_ITEM.fullmatch(item) for item in text[1:].split(",")]
+        if not all(matches):
+            return unknown
+        return EventPositions({match[3]: StreamPosition(match[2], int(match[1])) for match in matches if match})
+    match = _ONE_STREAM.fullmatch(text)
+    if match is None:
+        return unknown
+    return EventPositions({digest(match[3]): StreamPosition(match[2], int(match[1]))})

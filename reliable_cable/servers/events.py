@@ -1,0 +1,161 @@
+"""The transport of a reader of server-sent events: a response that does not end.
+
+The application of the reader is a `CableConsumer`. To it, the reader is a client with a WebSocket that only receives.
+`EventTransport` makes the response of what the consumer sends. Its subclasses in server_events.py know their server.
+"""
+
+import asyncio
+import json
+from collections import ChainMap
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+from reliable_cable.protocol import messages
+from reliable_cable.protocol.commands import Subscribe
+from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason
+from reliable_cable.protocol.event_ids import MAX_STREAMS, EventPositions
+from reliable_cable.protocol.events import Event
+from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
+
+from .base import Transport
+
+Headers = Sequence[tuple[bytes, bytes]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+#: How many bytes of events are kept. With more, the response begins before all subscriptions were answered.
+MAX_KEPT: Final = 128 * 1024
+
+_HEADERS: Final[Headers] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    # Proxies must neither store nor compress the response; the latter would delay the events.
+    (b"cache-control", b"no-cache, no-store, no-transform, private"),
+    (b"x-accel-buffering", b"no"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class EventTransport(Transport):
+    """The transport of one reader. This class uses nothing but ASGI.
+
+    The response begins when all subscriptions were confirmed or rejected, so that a reader whose subscriptions are all
+    rejected gets the status 403. Events before that are kept.
+
+    Args:
+        send: the ASGI `send` of the request.
+        form: the class of events.
+        identifiers: the identifiers to which the reader subscribes.
+        resumed: the positions in the last id that the reader has received.
+        headers: additional headers of the response.
+    """
+
+    has_sessions = False
+    max_streams = MAX_STREAMS
+
+    def __init__(
+        self,
+        send: Send,
+        *,
+        form: type[Event],
+        identifiers: Collection[str],
+        resumed: EventPositions,
+        headers: Headers = (),
+    ) -> None:
+        super().__init__(self._send_message)
+        self._respond = send
+        self.form: type[Event] = form
+        self._unanswered = set(identifiers)
+        self.resumed = resumed
+        self._headers = headers
+        self._accepted = False
+        self._confirmed = False
+        self.started = False
+        #: What is sent when the response begins, and its size.
+        self._kept: list[bytes] = []
+        self._kept_size = 0
+        #: Gets its result when nothing more can be sent.
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all subscriptions were confirmed or rejected."""
+        return not self._unanswered
+
+    def complete(self, command: Subscribe) -> Subscribe:
+        """Let a `subscribe` request the history after the positions that the reader has resumed."""
+        if not self.resumed:
+            return command
+        own = command.history or HistoryRequest()
+        streams: Mapping[str, StreamPosition] = ChainMap(cast(Any, self.resumed), cast(Any, own.streams))
+        return replace(command, history=HistoryRequest(own.since, streams))
+
+    def answered(self, identifier: str, *, confirmed: bool) -> None:
+        """Record that a subscription was confirmed or rejected. Its event is sent after this call."""
+        self._unanswered.discard(identifier)
+        self._confirmed = self._confirmed or confirmed
+
+    async def _send_message(self, message: Mapping[str, Any]) -> None:
+        if self.ended.done():
+            return
+        match message["type"]:
+            case "websocket.accept":
+                self._accepted = True
+            case "websocket.send":
+                text = message["text"]
+                if isinstance(text, Event):
+                    await self._send_body(text.wire)
+                else:  # `connect` has refused the client
+                    reason = json.loads(text)["reason"]
+                    await self._refuse(HTTPStatus.UNAUTHORIZED, "The client may not connect.", reason=reason)
+            case "websocket.close" if self._accepted:
+                await self._send_body(b"", more=False)
+            case "websocket.close" if message.get("reason") == TRY_AGAIN:
+                text = messages.disconnect(DisconnectReason.SERVER_RESTART, reconnect=True)
+                await self._start(self.form.of(text).wire, more=False)
+            case "websocket.close":
+                await self._refuse(HTTPStatus.FORBIDDEN, "The client may not connect.")
+
+    async def _send_body(self, body: bytes, *, more: bool = True) -> None:
+        if self.started:
+            if not more:
+                self._end()
+            await self._respond({"type": "http.response.body", "body": body, "more_body": more})
+        elif not more or (self._confirmed and (self.settled or self._kept_size > MAX_KEPT)):
+            await self._start(body, more=more)
+        elif self.settled:
+            await self._refuse(HTTPStatus.FORBIDDEN, "All subscriptions were rejected.")
+        else:
+            self._kept.append(body)
+            self._kept_size += len(body)
+
+    async def _start(self, body: bytes, *, more: bool) -> None:
+        self.started = True
+        if not more:
+            self._end()
+        headers = [*_HEADERS, *self._headers]
+        await self._respond({"type": "http.response.start", "status": 200, "headers": headers})
+        body = b"".join((*self._kept, body))
+        self._kept.clear()
+        await self._respond({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _refuse(self, status: HTTPStatus, error: str, **details: str) -> None:
+        self.started = True
+        self._end()
+        body = json.dumps({"error": error, **details}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"cache-control", b"no-store"),
+            *self._headers,
+        ]
+        await self._respond({"type": "http.response.start", "status": int(status), "headers": headers})
+        await self._respond({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def abort(self) -> None:
+        """Let the application return, so that the server ends the connection. Subclasses drop it at once."""
+        self._end()

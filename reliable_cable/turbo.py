@@ -1,0 +1,230 @@
+"""Broadcasts of Turbo Streams: HTML that changes the pages that subscribe with `{% turbo_stream_from %}`."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, Unpack
+
+from django.utils.html import conditional_escape, format_html, format_html_join
+
+from .concurrency.threads import sync_only
+from .exceptions import InvalidOption
+from .protocol.positions import StreamPosition
+from .rendering import RenderedBroadcast
+from .validation import BatchOptions, Streamable
+
+
+class SendOptions(TypedDict, total=False):
+    """The options of `broadcast`."""
+
+    transient: bool
+    immediate: bool
+    to_others: bool
+    exclude_socket: str | None
+    idempotency_key: str | None
+    using: str | None
+
+
+class TargetOptions(SendOptions, total=False):
+    """The options of `broadcast`, and the elements that an action changes. Exactly one of these is required.
+
+    Args:
+        target: the id of the element.
+        targets: a CSS selector of the elements.
+    """
+
+    target: str
+    targets: str
+
+
+class ContentOptions(TargetOptions, total=False):
+    """The options of `broadcast`, the elements that an action changes, and their new content.
+
+    Exactly one of `template` and `html` is required.
+
+    Args:
+        template: the name of a template. Inside transactions, it is rendered after the commit.
+        context: the variables of the template.
+        html: the content. As in templates, text is escaped unless it is marked as safe, as the results of
+            `render_to_string` and `format_html` are.
+    """
+
+    template: str
+    context: Mapping[str, Any]
+    html: str
+
+
+class MorphOptions(ContentOptions, total=False):
+    """The options of `ContentOptions`, and how the content replaces the former one.
+
+    Args:
+        method: `"morph"` changes only what differs, so that the rest keeps its state.
+    """
+
+    method: Literal["morph"]
+
+
+@sync_only("abroadcast_append_to")
+def broadcast_append_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
+    """Append content to the target. Children of the target with the same ids are removed before.
+
+    Args:
+        streamables: what names the stream, as for `{% turbo_stream_from %}`: strings, numbers, model instances.
+        options: see `ContentOptions`.
+
+    Returns:
+        What `broadcast` returns.
+
+    Raises:
+        CableError: as for `broadcast_template`; or the options do not name a target and a content.
+    """
+    return _broadcast("append", ContentOptions, streamables, options).send()
+
+
+async def abroadcast_append_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
+    """Async twin of `broadcast_append_to`."""
+    return await _broadcast("append", ContentOptions, streamables, options).asend()
+
+
+@sync_only("abroadcast_prepend_to")
+def broadcast_prepend_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
+    """Prepend content to the target. Otherwise, this does the same as `broadcast_append_to`."""
+    return _broadcast("prepend", ContentOptions, streamables, options).send()
+
+
+async def abroadcast_prepend_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
+    """Async twin of `broadcast_prepend_to`."""
+    return await _broadcast("prepend", ContentOptions, streamables, options).asend()
+
+
+@sync_only("abroadcast_replace_to")
+def broadcast_replace_to(*streamables: Streamable, **options: Unpack[MorphOptions]) -> StreamPosition | None:
+    """Replace the target. The arguments are those of `broadcast_append_to`, and `method` (see `MorphOptions`)."""
+    return _broadcast("replace", MorphOptions, streamables, options).send()
+
+
+async def abroadcast_replace_to(*streamables: Streamable, **options: Unpack[MorphOptions]) -> StreamPosition | None:
+    """Async twin of `broadcast_replace_to`."""
+    return await _broadcast("replace", MorphOptions, streamables, options).asend()
+
+
+@sync_only("abroadcast_update_to")
+def broadcast_update_to(*streamables: Streamable, **options: Unpack[MorphOptions]) -> StreamPosition | None:
+    """Replace the content of the target. The arguments are those of `broadcast_replace_to`."""
+    return _broadcast("update", MorphOptions, streamables, options).send()
+
+
+async def abroadcast_update_to(*streamables: Streamable, **options: Unpack[MorphOptions]) -> StreamPosition | None:
+    """Async twin of `broadcast_update_to`."""
+    return await _broadcast("update", MorphOptions, streamables, options).asend()
+
+
+@sync_only("abroadcast_before_to")
+def broadcast_before_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
+    """Insert content before the target. Otherwise, this does the same as `broadcast_append_to`."""
+    return _broadcast("before", ContentOptions, streamables, options).send()
+
+
+async def abroadcast_before_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
+    """Async twin of `broadcast_before_to`."""
+    return await _broadcast("before", ContentOptions, streamables, options).asend()
+
+
+@sync_only("abroadcast_after_to")
+def broadcast_after_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
+    """Insert content after the target. Otherwise, this does the same as `broadcast_append_to`."""
+    return _broadcast("after", ContentOptions, streamables, options).send()
+
+
+async def abroadcast_after_to(*streamables: Streamable, **options: Unpack[ContentOptions]) -> StreamPosition | None:
+    """Async twin of `broadcast_after_to`."""
+    return await _broadcast("after", ContentOptions, streamables, options).asend()
+
+
+@sync_only("abroadcast_remove_to")
+def broadcast_remove_to(*streamables: Streamable, **options: Unpack[TargetOptions]) -> StreamPosition | None:
+    """Remove the target.
+
+    Args:
+        streamables: as for `broadcast_append_to`.
+        options: see `TargetOptions`.
+    """
+    return _broadcast("remove", TargetOptions, streamables, options).send()
+
+
+async def abroadcast_remove_to(*streamables: Streamable, **options: Unpack[TargetOptions]) -> StreamPosition | None:
+    """Async twin of `broadcast_remove_to`."""
+    return await _broadcast("remove", TargetOptions, streamables, options).asend()
+
+
+@sync_only("abroadcast_refresh_to")
+def broadcast_refresh_to(
+    *streamables: Streamable, request_id: str | None = None, **options: Unpack[SendOptions]
+) -> StreamPosition | None:
+    """Make the pages load themselves again.
+
+    Args:
+        streamables: as for `broadcast_append_to`.
+        request_id: the header `X-Turbo-Request-Id` of the request that causes the broadcast. The page that has sent
+            this request does not load itself again.
+        options: those of `broadcast`.
+    """
+    return _broadcast("refresh", SendOptions, streamables, options, request_id).send()
+
+
+async def abroadcast_refresh_to(
+    *streamables: Streamable, request_id: str | None = None, **options: Unpack[SendOptions]
+) -> StreamPosition | None:
+    """Async twin of `broadcast_refresh_to`."""
+    return await _broadcast("refresh", SendOptions, streamables, options, request_id).asend()
+
+
+def _broadcast(
+    action: str,
+    known: Any,
+    streamables: tuple[Streamable, ...],
+    options: Mapping[str, Any],
+    request_id: str | None = None,
+) -> RenderedBroadcast:
+    """Check the arguments of a function of this module.
+
+    Args:
+        action: the action of Turbo.
+        known: the class of the options that the function takes.
+        streamables: what names the stream.
+        options: the options.
+        request_id: as for `broadcast_refresh_to`.
+    """
+    unknown = options.keys() - known.__optional_keys__
+    if unknown:
+        raise TypeError(f"broadcast_{action}_to() got an unexpected keyword argument {min(unknown)!r}")
+    attributes = {name: options[name] for name in ("target", "targets", "method") if options.get(name) is not None}
+    if request_id is not None:
+        attributes["request-id"] = request_id
+    if "target" in known.__optional_keys__ and len(attributes.keys() - {"method"}) != 1:
+        raise InvalidOption(f"broadcast_{action}_to: give target, the id of an element, or targets, a CSS selector.")
+    template, html = options.get("template"), options.get("html")
+    if "html" in known.__optional_keys__ and (template is None) is (html is None):
+        raise InvalidOption(f"broadcast_{action}_to: give template or html, and not both.")
+    opening = format_html(
+        '<turbo-stream action="{}"{}>', action, format_html_join("", ' {}="{}"', sorted(attributes.items()))
+    )
+    content = None if html is None else conditional_escape(html)
+
+    def element(rendered: str) -> str:
+        """Return the element of Turbo. The template engine has escaped the variables of its template."""
+        inner = content if template is None else rendered
+        return opening + ("" if inner is None else f"<template>{inner}</template>") + "</turbo-stream>"
+
+    return RenderedBroadcast(
+        list(streamables),
+        template,
+        options.get("context"),
+        element,
+        options.get("idempotency_key"),
+        BatchOptions(
+            transient=options.get("transient", False),
+            immediate=options.get("immediate", False),
+            to_others=options.get("to_others", False),
+            exclude_socket=options.get("exclude_socket"),
+            using=options.get("using"),
+        ),
+    )

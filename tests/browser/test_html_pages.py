@@ -1,0 +1,131 @@
+"""Tests of the pages whose messages are HTML: cuts of the connection lose nothing and repeat nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from playwright.async_api import expect
+
+from tests.browser.conftest import OpenWindow
+from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window
+from tests.browser.proxy import TcpProxy
+
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
+
+CUTS = 2
+PER_CUT = 20
+LINES = [f"Line {number} <b>" for number in range(CUTS * PER_CUT)]
+
+Step = Callable[[], Awaitable[object]]
+
+
+async def run(window: Window, publisher: Publisher, room: str, *, cut: Step, restore: Step) -> None:
+    """Send the messages; for each twenty, cut the connection after five and restore it after fifteen."""
+    for start in range(0, len(LINES), PER_CUT):
+        lines = LINES[start : start + PER_CUT]
+        talking = asyncio.create_task(publisher.say(room, lines[:10]))
+        await expect(window.texts).not_to_have_count(start, timeout=PAGE_PATIENCE)
+        await cut()
+        await window.disconnected()
+        await talking
+        await publisher.say(room, lines[10:15])
+        assert await window.texts.count() < start + 15, "no message was missed, so the test shows nothing"
+        talking = asyncio.create_task(publisher.say(room, lines[15:]))
+        await restore()
+        await window.back()
+        await talking
+        await expect(window.texts).to_have_text(LINES[: start + PER_CUT], timeout=PAGE_PATIENCE)
+
+
+async def test_turbo_after_resets_of_the_network(
+    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/turbo/", through=proxy)
+    await expect(window.page.locator("turbo-cable-stream-source[connected]")).to_have_count(1)
+    # Turbo would hide a repeated message, because its element has the same id.
+    await window.page.evaluate(
+        "window.rendered = 0; document.addEventListener('turbo:before-stream-render', () => rendered++)"
+    )
+
+    async def cut() -> None:
+        assert proxy.cut()
+
+    async def restore() -> None:
+        proxy.restore()
+
+    await run(window, publisher, room, cut=cut, restore=restore)
+    assert await window.page.evaluate("rendered") == len(LINES)
+
+
+async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
+    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+) -> None:
+    proxy.withhold()
+    window = await open_window("alice", f"/rooms/{room}/turbo/", through=proxy)
+    await asyncio.wait_for(proxy.withheld.wait(), PAGE_PATIENCE / 1000)
+    proxy.cut()
+    await window.disconnected()
+    await publisher.say(room, LINES[:5])
+    proxy.restore()
+    await window.back()
+    await expect(window.texts).to_have_text(LINES[:5], timeout=PAGE_PATIENCE)
+
+
+async def test_htmx_after_kills_of_the_server(
+    open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/htmx/", cuts=True)
+    await window.state("connected")
+
+    async def kill() -> None:
+        await asyncio.to_thread(server.kill)
+
+    async def start() -> None:
+        await asyncio.to_thread(server.start)
+
+    await run(window, publisher, room, cut=kill, restore=start)
+    await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
+
+
+async def test_htmx_4_after_resets_of_the_network(
+    open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/htmx4/", through=proxy)
+    await window.state("connected")
+
+    async def cut() -> None:
+        assert proxy.cut()
+
+    async def restore() -> None:
+        proxy.restore()
+
+    await run(window, publisher, room, cut=cut, restore=restore)
+    await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
+
+
+@pytest.mark.parametrize("page", ["turbo", "htmx", "htmx4"])
+async def test_messages_of_the_second_of_the_request_are_shown_once(
+    page: str, open_window: OpenWindow, publisher: Publisher, room: str
+) -> None:
+    await publisher.say(room, LINES[:5])
+    window = await open_window("alice", f"/rooms/{room}/{page}/")
+    await publisher.say(room, LINES[5:10])
+    await window.state("connected")
+    await publisher.say(room, LINES[10:12])
+    await expect(window.texts).to_have_text(LINES[:12], timeout=PAGE_PATIENCE)
+
+
+async def test_a_message_of_the_form_is_shown_once_on_each_kind_of_page(open_window: OpenWindow, room: str) -> None:
+    pages = [await open_window("alice", f"/rooms/{room}/{path}") for path in ("", "turbo/", "htmx/", "htmx4/")]
+    for page in pages:
+        await page.state("connected")
+    sent = []
+    for number, page in enumerate(pages):
+        sent.append(f"<i>Hello</i> {number}")
+        await page["text"].fill(sent[-1])
+        await page["send"].click()
+        for shown in pages:
+            await expect(shown.texts).to_have_text(sent, timeout=PAGE_PATIENCE)
+        await expect(page["text"]).to_have_value("")
