@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -52,6 +53,21 @@ class HistoryRequest:
             if one.since is not None:
                 streams |= dict.fromkeys(two.streams.keys() - one.streams.keys(), UNKNOWN_POSITION)
         return HistoryRequest(min(times, default=None), streams)
+
+
+#: Precedes a lineage in a position. No epoch begins with it.
+_LINEAGE: Final = "~"
+
+
+def beginning_of(lineage: str) -> StreamPosition:
+    """Return the position in a stream that has no message in a lineage; `""`: the lineage is unknown."""
+    digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
+    return StreamPosition(_LINEAGE + digest if lineage else "", 0)
+
+
+def is_beginning(position: StreamPosition) -> bool:
+    """Return whether a position is that of a stream without a message, in some lineage."""
+    return position.epoch.startswith(_LINEAGE)
 
 
 #: A position of no stream.

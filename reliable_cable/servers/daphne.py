@@ -32,6 +32,14 @@ class BufferObserver:
         # The connection was lost, so nothing may be written.
         self.stopProducing = pause
 
+    def release(self) -> None:
+        """Drop the callbacks. The state of the buffer no longer matters."""
+        self.pauseProducing = self.resumeProducing = self.stopProducing = _do_nothing
+
+
+def _do_nothing() -> None:
+    """Take the place of a callback."""
+
 
 class DaphneTransport(Transport):
     """The transport of one WebSocket connection of daphne.

@@ -62,7 +62,6 @@ class EventTransport(Transport):
         resumed: EventPositions,
         headers: Headers = (),
     ) -> None:
-        super().__init__(self._send_message)
         self._respond = send
         self.form: type[Event] = form
         self._unanswered = set(identifiers)
@@ -95,7 +94,8 @@ class EventTransport(Transport):
         self._unanswered.discard(identifier)
         self._confirmed = self._confirmed or confirmed
 
-    async def _send_message(self, message: Mapping[str, Any]) -> None:
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Respond to a message that the consumer sends to a WebSocket. The text of a frame may be an `Event`."""
         if self.ended.done():
             return
         match message["type"]:
@@ -155,6 +155,9 @@ class EventTransport(Transport):
     def _end(self) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
+
+    def release(self) -> None:
+        """Break reference cycles, because the reader has gone."""
 
     def abort(self) -> None:
         """Let the application return, so that the server ends the connection. Subclasses drop it at once."""

@@ -47,11 +47,13 @@ class DaphneEventTransport(EventTransport):
     def __init__(self, send: Send, request: Any, **options: Any) -> None:
         super().__init__(send, **options)
         self._request = request
+        self._observer: BufferObserver | None = None
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Register two callbacks for the state of the transport's buffer, see `Transport.attach`."""
         if not self.lost:
-            self._request.registerProducer(BufferObserver(pause, resume), True)
+            self._observer = BufferObserver(pause, resume)
+            self._request.registerProducer(self._observer, True)
 
     @property
     def lost(self) -> bool:
@@ -62,6 +64,11 @@ class DaphneEventTransport(EventTransport):
         super()._end()
         if self._request.producer is not None and self._request.channel is not None:
             self._request.unregisterProducer()
+
+    def release(self) -> None:
+        """Drop the callbacks, by which the request and the connection refer to each other."""
+        if self._observer is not None:
+            self._observer.release()
 
     def abort(self) -> None:
         """Drop the connection at once and discard its buffer."""

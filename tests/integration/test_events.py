@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -12,7 +13,8 @@ import pytest
 
 from tests.support.client import unique
 from tests.support.event_reader import EventReader, ServerEvent
-from tests.support.server import Kind, Server, ServerPool
+from tests.support.redis import RedisServer
+from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -145,6 +147,31 @@ async def test_what_is_lost_is_told(reading: Server) -> None:
                 assert reader.messages == []
                 # The next id is that of the end, so the reader is told once.
                 assert reader.parser.last_id == f"8/{position['epoch']}/{stream}"
+
+
+@pytest.mark.redis
+async def test_a_loss_of_all_data_before_the_first_message_is_told(servers: ServerPool, tmp_path: Path) -> None:
+    """The id of a stream without messages tells in which data it had none."""
+    stream = unique("empty")
+    options = {"appendonly": "no", "save": ""}
+    with (
+        RedisServer(tmp_path, options=options) as redis,
+        servers.make("uvicorn", REDIS_URL=redis.url, PUBLIC_STREAMS=True) as server,
+    ):
+        async with EventReader(base(server), streams(stream)) as reader:
+            await reader.until_type("confirm_subscription")
+            await reader.cut()
+            await reader.until_type("confirm_history")
+            server.kill()
+            redis.kill()
+            redis.start()
+            with OtherProcess(server) as beside:
+                await beside.call("broadcast", stream, 1)
+            redis.kill()
+            redis.start()
+            await asyncio.to_thread(server.start)
+            await reader.until_type("reject_history")
+            assert reader.messages == []
 
 
 async def test_an_id_of_another_stream_is_ignored(reading: Server) -> None:
