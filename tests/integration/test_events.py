@@ -247,6 +247,30 @@ async def test_the_user_of_a_session_reads(reading: Server) -> None:
         assert reader.parser.retry == 31_536_000_000
 
 
+async def test_a_token_lets_its_user_read_until_it_expires(servers: ServerPool, kind: Kind) -> None:
+    server = servers.get(kind, JWT_SECRET="a secret of tests with 32 bytes!", JWT_LEEWAY=0, PUBLIC_STREAMS=True)
+    name = unique("mobile")
+    await server.sign_in(name)
+    params = {"identifier": json.dumps({"channel": "QueryChannel", "stream": unique("token")})}
+    headers = {"X-JID": await server.call("make_token", name)}
+    short = urlencode({**params, "jid": await server.call("make_token", name, 3)})
+    async with (
+        EventReader(base(server), urlencode(params), headers) as reader,
+        EventReader(base(server), short) as expiring,
+        EventReader(base(server), urlencode({**params, "jid": "wrong"})) as wrong,
+    ):
+        await reader.until_type("confirm_subscription")
+        await wrong.until_ended()
+        assert (wrong.status, wrong.error["reason"]) == (401, "unauthorized")
+        await expiring.until_type("disconnect")
+        end = expiring.of_type("disconnect")[0]
+        assert end.json == {"type": "disconnect", "reason": "token_expired", "reconnect": False}
+        await expiring.until_ended()
+        assert (expiring.status, expiring.error["reason"]) == (401, "token_expired")
+        assert reader.connects == 1
+    assert "jid=ey" not in server.log
+
+
 async def test_origins(reading: Server) -> None:
     stream = unique("origins")
     cookie = await reading.sign_in(unique("victim"))
