@@ -118,9 +118,11 @@ class EventTransport(Transport):
 
     async def _send_body(self, body: bytes, *, more: bool = True) -> None:
         if self.started:
-            if not more:
+            if more:
+                await self._respond_part(body)
+            else:
                 self._end()
-            await self._respond({"type": "http.response.body", "body": body, "more_body": more})
+                await self._respond({"type": "http.response.body", "body": body, "more_body": False})
         elif not more or (self._confirmed and (self.settled or self._kept_size > MAX_KEPT)):
             await self._start(body, more=more)
         elif self.settled:
@@ -128,6 +130,10 @@ class EventTransport(Transport):
         else:
             self._kept.append(body)
             self._kept_size += len(body)
+
+    async def _respond_part(self, body: bytes) -> None:
+        """Send a part of the body that is not the last one."""
+        await self._respond({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _start(self, body: bytes, *, more: bool) -> None:
         self.started = True
