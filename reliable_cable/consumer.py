@@ -209,8 +209,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return
         if not await get_hub().connect_limit.allows(scope, self._namespace):
-            # Without a disconnect message, the client reconnects.
-            await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
+            await _refuse_for_now(send)
             return
         layer_task = await self._join_channel_layer()
         commands: Commands | None = None

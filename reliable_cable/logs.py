@@ -38,12 +38,13 @@ _PARAMETERS = ("sid", "jid", "token", "ticket", "signature", "password", "secret
 _NAMES = f"(?:{'|'.join(_PARAMETERS)})"
 _HEADERS = "(?:authorization|cookie|x-anycable-restore-sid|x-jid|x-socket-id)"
 #: A text without any of these words has no named secret. Looking for them is faster than the regular expression.
-_MARKS = (*_PARAMETERS, "authorization", "cookie", "x-socket-id")
+_MARKS = (*_PARAMETERS, "signed_stream", "authorization", "cookie", "x-socket-id")
 #: Matches secrets with their names. A group contains the text before the secret.
 _NAMED_SECRETS = re.compile(
     rf"""({_NAMES}(?:=|\\*["']\s*:\s*\\*["']))[^&\s"'\\\#;]+"""  # in a query string or a JSON object
     rf"|({_HEADERS}:[ ])[^\r\n]+"
     rf"""|({_HEADERS}['"],\s*b?['"])[^'"]+"""  # in an ASGI scope
+    r"|(signed_stream(?:_name)?=)[^&\s]+"  # in a query string
     r"|(anycable-token\.)[\w.!\#$%&*+^`|~/=-]+",  # the characters of a subprotocol, without the quotes of a list
     re.IGNORECASE,
 )
@@ -56,7 +57,7 @@ def hide_secrets(text: str) -> str:
     lowered = text.lower()
     if not any(mark in lowered for mark in _MARKS):
         return text
-    return _NAMED_SECRETS.sub(lambda match: f"{match[1] or match[2] or match[3] or match[4]}***", text)
+    return _NAMED_SECRETS.sub(lambda match: f"{match[match.lastindex or 0]}***", text)
 
 
 class LogText:

@@ -11,7 +11,7 @@ from reliable_cable.hub.subscriber import Subscriber, SubscriberState
 from reliable_cable.identity import Identity, subscription_scopes
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
-from reliable_cable.protocol.positions import PagePosition, StreamPosition
+from reliable_cable.protocol.positions import PagePosition, StreamPosition, beginning_of
 from reliable_cable.reply import StreamStart
 from reliable_cable.stores.streams.base import NOWHERE
 
@@ -54,6 +54,16 @@ class SubscribedStream(Subscriber):
     def is_behind(self) -> bool:
         """Whether the subscriber needs entries from the store before it can go live."""
         return self.state is SubscriberState.CATCHING_UP and self.cursor != self.stream.position
+
+    @property
+    def named_position(self) -> StreamPosition:
+        """The position of the last message that was written, as a client can name it later.
+
+        If the stream had no message yet, the position has the lineage of the store in place of an epoch. Otherwise it
+        would not be noticed that all messages were stored and lost while the client was away.
+        """
+        position = self.stream.position_of(self)
+        return beginning_of(self.stream.lineage) if position == NOWHERE else position
 
     def resume(self) -> None:
         """Start live delivery, if the subscriber was catching up."""
@@ -167,7 +177,7 @@ class SubscriptionStreams:
         """
         for subscribed in self.streams.values():
             if subscribed.stream_id is not None and subscribed.state is not SubscriberState.OPENING:
-                yield subscribed.stream_id, subscribed.stream.position_of(subscribed) if self.restorable else None
+                yield subscribed.stream_id, subscribed.named_position if self.restorable else None
 
     def mark_confirmed(self) -> None:
         """Allow presence events and other messages that a client understands only if it knows the subscription."""

@@ -53,9 +53,14 @@ async def serve_events(application: Application, scope: Scope, receive: Receive,
         headers=[(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
     )
     inner = {**scope, "headers": without_origin(scope, headers)}
-    await application(_as_websocket(inner, transport), _Commands(request, transport, receive).receive, transport.send)
-    if transport.started and not transport.ended.done():
-        await transport.send({"type": "websocket.close"})
+    try:
+        await application(
+            _as_websocket(inner, transport), _Commands(request, transport, receive).receive, transport.send
+        )
+        if transport.started and not transport.ended.done():
+            await transport.send({"type": "websocket.close"})
+    finally:
+        transport.release()
 
 
 async def _read(scope: Scope, receive: Receive, headers: Mapping[str, str]) -> EventRequest | Response:

@@ -106,5 +106,20 @@ class HistoryRequest:
         return HistoryRequest(min(times, default=None), streams)
 
 
+#: Precedes a lineage in a position. No epoch begins with it.
+_LINEAGE: Final = "~"
+
+
+def beginning_of(lineage: str) -> StreamPosition:
+    """Return the position in a stream that has no message in a lineage; `""`: the lineage is unknown."""
+    digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
+    return StreamPosition(_LINEAGE + digest if lineage else "", 0)
+
+
+def is_beginning(position: StreamPosition) -> bool:
+    """Return whether a position is that of a stream without a message, in some lineage."""
+    return position.epoch.startswith(_LINEAGE)
+
+
 #: A position of no stream.
 UNKNOWN_POSITION: Final = StreamPosition("?", 0)

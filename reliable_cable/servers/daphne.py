@@ -32,6 +32,14 @@ class BufferObserver:
         # The connection was lost, so nothing may be written.
         self.stopProducing = pause
 
+    def release(self) -> None:
+        """Drop the callbacks. The state of the buffer no longer matters."""
+        self.pauseProducing = self.resumeProducing = self.stopProducing = _do_nothing
+
+
+def _do_nothing() -> None:
+    """Take the place of a callback."""
+
 
 class DaphneTransport(Transport):
     """The transport of one WebSocket connection of daphne.
@@ -102,8 +110,18 @@ def unsent_bytes(transport: Any) -> int | None:
 
 
 def _write(protocol: Any, transport: Any, send: Callable[[bytes], int], frame: bytes) -> None:
-    if protocol.state != WebSocketProtocol.STATE_OPEN:
-        return
+    if protocol.state == WebSocketProtocol.STATE_OPEN:
+        write_directly(transport, send, frame)
+
+
+def write_directly(transport: Any, send: Callable[[bytes], int], frame: bytes) -> None:
+    """Write to the socket of a Twisted transport without TLS if its buffer is empty, and else to the transport.
+
+    Args:
+        transport: the transport.
+        send: the `send` of its socket.
+        frame: the bytes to write.
+    """
     # Both buffers are private attributes. Tests in tests/unit/test_servers.py fail if Twisted changes them.
     if transport._tempDataBuffer or transport.dataBuffer:
         transport.write(frame)

@@ -62,7 +62,6 @@ class EventTransport(Transport):
         resumed: EventPositions,
         headers: Headers = (),
     ) -> None:
-        super().__init__(self._send_message)
         self._respond = send
         self.form: type[Event] = form
         self._unanswered = set(identifiers)
@@ -95,7 +94,8 @@ class EventTransport(Transport):
         self._unanswered.discard(identifier)
         self._confirmed = self._confirmed or confirmed
 
-    async def _send_message(self, message: Mapping[str, Any]) -> None:
+    async def send(self, message: Mapping[str, Any]) -> None:
+        """Respond to a message that the consumer sends to a WebSocket. The text of a frame may be an `Event`."""
         if self.ended.done():
             return
         match message["type"]:
@@ -118,9 +118,11 @@ class EventTransport(Transport):
 
     async def _send_body(self, body: bytes, *, more: bool = True) -> None:
         if self.started:
-            if not more:
+            if more:
+                await self._respond_part(body)
+            else:
                 self._end()
-            await self._respond({"type": "http.response.body", "body": body, "more_body": more})
+                await self._respond({"type": "http.response.body", "body": body, "more_body": False})
         elif not more or (self._confirmed and (self.settled or self._kept_size > MAX_KEPT)):
             await self._start(body, more=more)
         elif self.settled:
@@ -128,6 +130,10 @@ class EventTransport(Transport):
         else:
             self._kept.append(body)
             self._kept_size += len(body)
+
+    async def _respond_part(self, body: bytes) -> None:
+        """Send a part of the body that is not the last one."""
+        await self._respond({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _start(self, body: bytes, *, more: bool) -> None:
         self.started = True
@@ -155,6 +161,9 @@ class EventTransport(Transport):
     def _end(self) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
+
+    def release(self) -> None:
+        """Break reference cycles, because the reader has gone."""
 
     def abort(self) -> None:
         """Let the application return, so that the server ends the connection. Subclasses drop it at once."""

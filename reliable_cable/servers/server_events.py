@@ -7,8 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from twisted.internet import tcp
+
 from .base import unacknowledged_bytes
-from .daphne import BufferObserver, unsent_bytes
+from .daphne import BufferObserver, unsent_bytes, write_directly
 from .events import EventTransport, Send
 
 
@@ -44,24 +46,43 @@ class DaphneEventTransport(EventTransport):
 
     drainable = True
 
-    def __init__(self, send: Send, request: Any, **options: Any) -> None:
+    def __init__(self, send: Send, request: Any, *, unwrapped: bool, **options: Any) -> None:
         super().__init__(send, **options)
         self._request = request
+        #: The transport of the connection if parts of the body may be written to its socket directly.
+        self._direct: tcp.Connection | None = None
+        transport = None if self.lost else request.channel.transport
+        if unwrapped and isinstance(transport, tcp.Connection) and not transport.TLS:
+            self._direct = transport
+        self._observer: BufferObserver | None = None
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
         """Register two callbacks for the state of the transport's buffer, see `Transport.attach`."""
         if not self.lost:
-            self._request.registerProducer(BufferObserver(pause, resume), True)
+            self._observer = BufferObserver(pause, resume)
+            self._request.registerProducer(self._observer, True)
 
     @property
     def lost(self) -> bool:
         """Whether the client has disconnected."""
         return self._request.channel is None or bool(self._request._disconnected)
 
+    async def _respond_part(self, body: bytes) -> None:
+        # Twisted would copy the part into a buffer, and write it in the next iteration of the event loop.
+        if self._direct is None or not self._request.chunked:
+            await super()._respond_part(body)
+        elif body and not self.lost:  # an empty part would end the body
+            write_directly(self._direct, self._direct.socket.send, b"%x\r\n%b\r\n" % (len(body), body))
+
     def _end(self) -> None:
         super()._end()
         if self._request.producer is not None and self._request.channel is not None:
             self._request.unregisterProducer()
+
+    def release(self) -> None:
+        """Drop the callbacks, by which the request and the connection refer to each other."""
+        if self._observer is not None:
+            self._observer.release()
 
     def abort(self) -> None:
         """Drop the connection at once and discard its buffer."""
@@ -84,7 +105,7 @@ def make_event_transport(send: Any, server_send: Any, **options: Any) -> EventTr
     if isinstance(server_send, partial) and len(server_send.args) == 1:
         server = getattr(server_send.func, "__self__", None)
         if any(cls.__module__ == "daphne.server" for cls in type(server).__mro__):
-            return DaphneEventTransport(send, server_send.args[0], **options)
+            return DaphneEventTransport(send, server_send.args[0], unwrapped=send is server_send, **options)
     cycle = getattr(server_send, "__self__", None)
     is_uvicorn = any(cls.__module__.startswith("uvicorn.protocols.http.") for cls in type(cycle).__mro__)
     return UvicornEventTransport(send, cycle, **options) if is_uvicorn and hasattr(cycle, "transport") else None

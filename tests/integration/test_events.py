@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -12,7 +13,8 @@ import pytest
 
 from tests.support.client import unique
 from tests.support.event_reader import EventReader, ServerEvent
-from tests.support.server import Kind, Server, ServerPool
+from tests.support.redis import RedisServer
+from tests.support.server import Kind, OtherProcess, Server, ServerPool
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -147,6 +149,31 @@ async def test_what_is_lost_is_told(reading: Server) -> None:
                 assert reader.parser.last_id == f"8/{position['epoch']}/{stream}"
 
 
+@pytest.mark.redis
+async def test_a_loss_of_all_data_before_the_first_message_is_told(servers: ServerPool, tmp_path: Path) -> None:
+    """The id of a stream without messages tells in which data it had none."""
+    stream = unique("empty")
+    options = {"appendonly": "no", "save": ""}
+    with (
+        RedisServer(tmp_path, options=options) as redis,
+        servers.make("uvicorn", REDIS_URL=redis.url, PUBLIC_STREAMS=True) as server,
+    ):
+        async with EventReader(base(server), streams(stream)) as reader:
+            await reader.until_type("confirm_subscription")
+            await reader.cut()
+            await reader.until_type("confirm_history")
+            server.kill()
+            redis.kill()
+            redis.start()
+            with OtherProcess(server) as beside:
+                await beside.call("broadcast", stream, 1)
+            redis.kill()
+            redis.start()
+            await asyncio.to_thread(server.start)
+            await reader.until_type("reject_history")
+            assert reader.messages == []
+
+
 async def test_an_id_of_another_stream_is_ignored(reading: Server) -> None:
     secret, stream = unique("secret"), unique("open")
     position = await reading.call("broadcast", secret, "secret 1")
@@ -218,6 +245,30 @@ async def test_the_user_of_a_session_reads(reading: Server) -> None:
         await reader.until_type("disconnect")
         # A browser waits for a year.
         assert reader.parser.retry == 31_536_000_000
+
+
+async def test_a_token_lets_its_user_read_until_it_expires(servers: ServerPool, kind: Kind) -> None:
+    server = servers.get(kind, JWT_SECRET="a secret of tests with 32 bytes!", JWT_LEEWAY=0, PUBLIC_STREAMS=True)
+    name = unique("mobile")
+    await server.sign_in(name)
+    params = {"identifier": json.dumps({"channel": "QueryChannel", "stream": unique("token")})}
+    headers = {"X-JID": await server.call("make_token", name)}
+    short = urlencode({**params, "jid": await server.call("make_token", name, 3)})
+    async with (
+        EventReader(base(server), urlencode(params), headers) as reader,
+        EventReader(base(server), short) as expiring,
+        EventReader(base(server), urlencode({**params, "jid": "wrong"})) as wrong,
+    ):
+        await reader.until_type("confirm_subscription")
+        await wrong.until_ended()
+        assert (wrong.status, wrong.error["reason"]) == (401, "unauthorized")
+        await expiring.until_type("disconnect")
+        end = expiring.of_type("disconnect")[0]
+        assert end.json == {"type": "disconnect", "reason": "token_expired", "reconnect": False}
+        await expiring.until_ended()
+        assert (expiring.status, expiring.error["reason"]) == (401, "token_expired")
+        assert reader.connects == 1
+    assert "jid=ey" not in server.log
 
 
 async def test_origins(reading: Server) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -24,6 +26,7 @@ from reliable_cable.http.core import Refusal
 from reliable_cable.http.event_request import read_request
 from reliable_cable.protocol import commands
 from reliable_cable.protocol.events import Event, FrameEvent, RawEvent, RawFrameEvent
+from reliable_cable.servers.base import FRAMES_EXTENSION
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.streams.base import Message
 from tests.support.event_reader import EventParser, ServerEvent
@@ -305,3 +308,29 @@ def test_a_command_that_cannot_be_parsed_says_why() -> None:
         read_request("GET", b"identifier=x", "", b"")
     with pytest.raises(ProtocolError):
         commands.parse_identifier("x")
+
+
+async def test_a_reader_is_freed_without_a_garbage_collection() -> None:
+    connections: list[weakref.ref[object]] = []
+
+    class Watched(CableConsumer):
+        async def connect(self) -> None:
+            connections.append(weakref.ref(self))
+            connections.append(weakref.ref(transport_of(self)))
+
+    def transport_of(consumer: CableConsumer) -> object:
+        found: object = consumer.scope["extensions"][FRAMES_EXTENSION]
+        return found
+
+    application = CableHTTP(elsewhere, consumer=Watched)
+    gc.collect()
+    gc.disable()
+    try:
+        async with Reader("stream=a", application=application) as reader:
+            await reader.until("confirm_subscription")
+            await broadcast("a", 1)
+            await reader.until("data: 1")
+        del reader
+        await until(lambda: [each() for each in connections] == [None, None])
+    finally:
+        gc.enable()

@@ -281,6 +281,8 @@ class TestServers:
         [
             ("GET /cable?pi=3&sid=SECRET&jid=SECRET HTTP/1.1", "GET /cable?pi=3&sid=***&jid=*** HTTP/1.1"),
             ("/cable?access_token=SECRET", "/cable?access_token=***"),
+            ("/events?signed_stream=SECRET&stream=a", "/events?signed_stream=***&stream=a"),
+            ("/events?turbo_signed_stream_name=SECRET", "/events?turbo_signed_stream_name=***"),
             ("query_string: b'sid=SECRET'}", "query_string: b'sid=***'}"),
             (
                 "(b'x-anycable-restore-sid', b'SECRET'), (b'a', b'b')",
