@@ -99,7 +99,7 @@ class Outbox:
     unsent: Callable[[], int | None] = _unknown
     #: Writes a frame at once; None while that is impossible, so that `push` must be used.
     ready: Callable[[bytes], None] | None = field(init=False)
-    #: The size, in bytes, of the messages that subscribers of this connection hold until they are live.
+    #: The size, in bytes, of the messages and pages that subscribers of this connection hold until they are live.
     held: int = 0
     #: Whether sending has ended.
     closed: bool = False
@@ -168,8 +168,13 @@ class Outbox:
         account = self.account
         return self.held + size <= account.limit // 4 and account.used + size <= account.limit
 
+    def can_hold_page(self, size: int) -> bool:
+        """Return whether entries of `size` bytes may be held. They leave room, because they can be read again."""
+        account = self.account
+        return self.held + size <= account.limit // 8 and account.used + size <= account.half
+
     def hold(self, size: int) -> None:
-        """Count a message that a subscriber holds until it is live. A negative size reduces the count."""
+        """Count bytes that subscribers hold until they are live. A negative size reduces the count."""
         self.held += size
         self.account.used += size
 

@@ -37,7 +37,7 @@ class Replay:
         ended: called when all requests have been handled, or one has failed.
     """
 
-    __slots__ = ("_answers", "_before_live", "_ended", "_pending", "_request", "_subscription", "_task")
+    __slots__ = ("_answers", "_before_live", "_ended", "_held", "_pending", "_request", "_subscription", "_task")
 
     def __init__(
         self,
@@ -54,6 +54,8 @@ class Replay:
         self._request: HistoryRequest | None = None
         #: How many answers the pending requests of the client need.
         self._answers = 0
+        #: The size, in bytes, of the pages that are held until they are sent.
+        self._held = 0
         self._task = subscription.connection.hub.tasks.spawn(self._run())
 
     def add(self, request: HistoryRequest | None) -> None:
@@ -81,6 +83,7 @@ class Replay:
     def cancel(self) -> None:
         """Stop, and drop the queued requests."""
         self._task.cancel()
+        self._release_pages()
 
     async def _run(self) -> None:
         subscription = self._subscription
@@ -133,6 +136,8 @@ class Replay:
                 complete = await self._send_pages(streams, pages)
         except Exception:
             subscription.connection.log.exception("The history of %r could not be read.", subscription.identifier)
+        finally:
+            self._release_pages()
         if not complete:
             for subscribed in subscription.streams.values():
                 if request.since is not None and self._named_position(subscribed, request) is None:
@@ -158,8 +163,10 @@ class Replay:
         """Set the cursor of each stream to the client's position.
 
         Returns:
-            The first page of each stream; None if the entries after one of the positions are not all kept.
+            The first pages of the streams, as far as the connection may hold them; None if the entries after one of
+            the positions are not all kept.
         """
+        self._release_pages()
         pages: dict[SubscribedStream, StreamPage] = {}
         starts: dict[SubscribedStream, StreamPosition] = {}
         for subscribed in self._streams_with_history():
@@ -169,10 +176,29 @@ class Replay:
             found = await self._first_page(subscribed, position, request.since)
             if found is None:
                 return None
-            starts[subscribed], pages[subscribed] = found
+            starts[subscribed], page = found
+            if self._hold(page):
+                pages[subscribed] = page
         for subscribed, position in starts.items():
             subscribed.start_at(position)
         return pages
+
+    def _hold(self, page: StreamPage) -> bool:
+        """Return whether a page may be held until it is sent. If not, it is read again.
+
+        Otherwise a client with many subscriptions, which all ask for history, could make the server hold as many pages.
+        """
+        size = sum(len(entry.data) for entry in page.entries)
+        outbox = self._subscription.connection.outbox
+        if not outbox.can_hold_page(size):
+            return False
+        outbox.hold(size)
+        self._held += size
+        return True
+
+    def _release_pages(self) -> None:
+        self._subscription.connection.outbox.hold(-self._held)
+        self._held = 0
 
     def _named_position(self, subscribed: SubscribedStream, request: HistoryRequest) -> StreamPosition | None:
         """Return the position that the client named for a stream, or else that of its page or in its session."""

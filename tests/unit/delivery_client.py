@@ -147,6 +147,7 @@ class Client:
         request = sub.requests.popleft()
         # Requests that were waiting together have one outcome.
         sub.refusable = sub.refusable or not request.honest or any(not each.honest for each in sub.requests)
+        damaged = damaged or any(self.world[stream].damaged for stream in request.stopped)
         assert damaged or sub.refusable, "rejected, but nothing was lost"
 
     def _complete(self, name: str, sub: Subscribed) -> None:
@@ -289,6 +290,8 @@ class Client:
             stream = message["stopped"]
             sub.stopping[stream] -= 1
             sub.tracks.pop(stream, None)
+            for request in sub.requests:
+                request.stopped.add(stream)
         if not sub.starting[stream] and not sub.stopping[stream]:
             sub.uncertain.discard(stream)
 

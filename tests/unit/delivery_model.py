@@ -131,6 +131,8 @@ class Request:
     initial: bool = False
     #: The streams that the subscription had when the request was sent.
     tracks: dict[str, Track] = field(default_factory=dict)
+    #: The streams that an action has stopped since then. Its answer may come before that of the request.
+    stopped: set[str] = field(default_factory=set)
     #: The streams of which an entry was received in response.
     begun: set[str] = field(default_factory=set)
 

@@ -186,6 +186,7 @@ class DeliveryWorld(RuleBasedStateMachine):
         box = commands.connection.outbox
         held = 0
         for subscription in self._subscriptions(commands).values():
+            held += 0 if subscription._replay is None else subscription._replay._held
             for subscribed in subscription.streams.values():
                 held += sum(len(text) for text in subscribed._held or ())
                 assert (subscribed.state is SubscriberState.LIVE) == (subscribed.at != NOT_LIVE)

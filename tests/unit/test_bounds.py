@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reliable_cable import Channel, action, state
+from reliable_cable import Channel, abroadcast, action, aposition, state
 from reliable_cable.channel import MAX_STATE_SIZE, registry
 from reliable_cable.connection.account import JOIN_BURST
 from reliable_cable.connection.streams import STREAM_SIZE
@@ -45,6 +45,11 @@ class Room(Channel, abstract=True):
         self.transmit({"error": str(error)})
 
 
+class Followed(Channel, abstract=True):
+    async def subscribed(self) -> None:
+        self.stream_from(f"followed {self.params['number']}")
+
+
 ROOM = identifier("Room")
 #: How much of a connection may be kept without an end.
 LIMIT = 25_000
@@ -61,9 +66,9 @@ def _room(settings: Any) -> Iterator[None]:
         "MAX_SUBSCRIPTIONS": 30,
         "MAX_IDENTIFIER_SIZE": 1000,
     }
-    registry["Room"] = [Room]
+    registry["Room"], registry["Followed"] = [Room], [Followed]
     yield
-    del registry["Room"]
+    del registry["Room"], registry["Followed"]
 
 
 def padded(number: int, size: int) -> str:
@@ -249,3 +254,38 @@ async def test_what_has_ended_is_not_counted() -> None:
         await connection.commands.finished(10)
         assert connection.account.lasting == 0
     assert (connection.account.used, connection.account.lasting) == (0, 0)
+
+
+class TestPagesOfHistory:
+    #: How many streams the client follows, how many messages each has, and how large these are.
+    STREAMS, MESSAGES, SIZE = 20, 4, 2000
+
+    async def test_only_some_first_pages_are_held_while_another_subscription_is_reading(self) -> None:
+        rooms = [identifier("Followed", number=number) for number in range(self.STREAMS)]
+        epochs = []
+        for number in range(self.STREAMS):
+            for message in range(self.MESSAGES):
+                await abroadcast(f"followed {number}", {"n": message, "text": "x" * self.SIZE})
+            epochs.append((await aposition(f"followed {number}")).epoch)
+        async with Client() as client:
+            for room in rooms:
+                await client.subscribe(room)
+            outbox = connection_of(client).outbox
+            async with outbox.reading:
+                for number, (room, epoch) in enumerate(zip(rooms, epochs, strict=True)):
+                    positions = {f"followed {number}": {"epoch": epoch, "offset": 0}}
+                    await client.send("history", room, history={"streams": positions})
+                await run_event_loop()
+                page = self.MESSAGES * self.SIZE
+                assert page < outbox.held < 2 * page
+            received: dict[str, list[int]] = {room: [] for room in rooms}
+            confirmed = 0
+            while confirmed < self.STREAMS:
+                frame = await client.receive()
+                if "type" in frame:
+                    assert frame["type"] == "confirm_history"
+                    confirmed += 1
+                else:
+                    received[frame["identifier"]].append(frame["message"]["n"])
+            assert all(numbers == list(range(self.MESSAGES)) for numbers in received.values())
+            assert outbox.held == 0
