@@ -29,8 +29,8 @@ Connect = Callable[..., Awaitable[Client]]
 
 @pytest.fixture
 def compressing(servers: ServerPool) -> Server:
-    """uvicorn with `CompressingWebSocketProtocol`."""
-    return servers.get("compressing")
+    """uvicorn with `CompressingWebSocketProtocol`. It sends no pings between the messages, which are not compressed."""
+    return servers.get("compressing", PING_INTERVAL=60)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError, BroadcastUncertain, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.stores.redis.client import Call
+from reliable_cable.stores.redis.scripts import script_text
 from reliable_cable.stores.streams import redis as redis_streams
 from reliable_cable.stores.streams import redis_listener
 from reliable_cable.stores.streams.base import YOUNG_TIME, Advanced, Message, Published, StreamEvent
@@ -104,6 +105,16 @@ class TestLostData:
         own.restart_empty()
         assert store.offset_since("a", before) is None
         assert store.offset_since("a", store.time()) == 0
+
+    def test_the_first_lineage_begins_after_the_second_in_which_the_server_may_have_started(
+        self, redis_server: RedisServer, key_prefix: str
+    ) -> None:
+        """A server that has been running for 10 s, as it says, has been running for at least 9 s."""
+        seconds, microseconds = redis_server.cli("TIME")
+        args = ("run id", "replid", "", "fresh", "", 60, 10)
+        assert redis_server.cli("EVAL", script_text("lineage"), 1, key_prefix, *args) == "run id"
+        began = float(redis_server.cli("HGET", key_prefix, "began"))
+        assert 0 <= began - (int(seconds) + int(microseconds) / 1e6 - 9) < 60
 
     def test_messages_from_before_the_end_of_all_epochs_may_be_lost(self, make_own: MakeStore) -> None:
         store = make_own()

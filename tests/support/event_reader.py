@@ -113,10 +113,14 @@ class EventReader:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until a condition is true. It is asked after each line and after each connection."""
-        async with asyncio.timeout(PATIENCE):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not condition():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            ended = f"ended: {self.status} {self.error}"
+            raise AssertionError(f"connects: {self.connects}, {ended}, {self.events}") from None
 
     async def until_type(self, type_: str, number: int = 1) -> None:
         """Wait for a number of events of a type."""

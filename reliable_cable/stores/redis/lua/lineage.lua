@@ -25,8 +25,10 @@ if token ~= stored[3] or replid ~= stored[2] then
   redis.call('HSET', KEYS[1], 'run_id', run_id, 'replid', replid, 'token', token)
 end
 if token ~= stored[3] then
-  -- Messages from before this time may be lost. If there is no record, only a restart can have lost messages.
-  redis.call('HSET', KEYS[1], 'began', text(clock('') - (stored[3] and 0 or tonumber(ARGV[7]))))
+  -- Messages from before this time may be lost. If there is no record, only a restart can have lost messages. The server
+  -- counts whole seconds from the second in which it started, so it may have started up to a second later.
+  local running = stored[3] and 0 or math.max(tonumber(ARGV[7]) - 1, 0)
+  redis.call('HSET', KEYS[1], 'began', text(clock('') - running))
 end
 local ttl = tonumber(ARGV[6])
 if redis.call('TTL', KEYS[1]) < ttl - 86400 then redis.call('EXPIRE', KEYS[1], ttl) end
