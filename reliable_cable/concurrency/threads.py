@@ -9,11 +9,9 @@ import contextlib
 import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextvars import copy_context
-from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -25,8 +23,8 @@ from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import AsyncContextError
 from reliable_cable.logs import logger
 
+from .batching import Batches, Outcome
 from .daemon_executor import DaemonExecutor
-from .per_loop import PerLoop
 
 A = TypeVar("A")
 P = ParamSpec("P")
@@ -303,14 +301,6 @@ async def _run(kind: str, size: int, prepared: Callable[..., T], call: Callable[
     return result
 
 
-@dataclass(slots=True)
-class _Pending(Generic[T]):
-    """The pending calls of one event loop, and the tasks that run them."""
-
-    calls: deque[tuple[partial[T], asyncio.Future[T]]] = field(default_factory=deque)
-    workers: set[asyncio.Task[None]] = field(default_factory=set)
-
-
 class BatchedCalls(Generic[A, T]):
     """Runs a sync function for many async callers, with many calls in one thread hop.
 
@@ -324,43 +314,19 @@ class BatchedCalls(Generic[A, T]):
 
     def __init__(self, function: Callable[[A], T], *, size: int, parallel: int) -> None:
         self._function = function
-        self._size = size
-        self._parallel = parallel
-        self._loops: PerLoop[_Pending[T]] = PerLoop()
+        self._batches: Batches[partial[T], T] = Batches(partial(run_handler, _outcomes), size=size, parallel=parallel)
 
     async def __call__(self, argument: A) -> T:
         """Call the function and return its result."""
-        loop = asyncio.get_running_loop()
-        pending = self._loops.get(_Pending)
-        future: asyncio.Future[T] = loop.create_future()
         # The call gets a copy of its caller's context, because another caller's task may run it.
-        pending.calls.append((partial(copy_context().run, _guarded, self._function, argument), future))
-        if len(pending.workers) < self._parallel:
-            worker = loop.create_task(self._work(pending))
-            pending.workers.add(worker)
-            worker.add_done_callback(pending.workers.discard)
-        return await future
+        return await self._batches(partial(copy_context().run, _guarded, self._function, argument))
 
-    async def _work(self, pending: _Pending[T]) -> None:
-        while pending.calls:
-            calls = [pending.calls.popleft() for _ in range(min(self._size, len(pending.calls)))]
-            try:
-                outcomes = await run_handler(self._run, [call for call, _ in calls])
-            except Exception as error:
-                outcomes = [(None, error)] * len(calls)
-            for (_, future), (result, cause) in zip(calls, outcomes, strict=True):
-                if future.done():
-                    continue  # the caller was cancelled
-                if cause is not None:
-                    future.set_exception(cause)
-                else:
-                    future.set_result(cast(T, result))
 
-    def _run(self, calls: list[partial[T]]) -> list[tuple[T | None, Exception | None]]:
-        outcomes: list[tuple[T | None, Exception | None]] = []
-        for call in calls:
-            try:
-                outcomes.append((call(), None))
-            except Exception as error:
-                outcomes.append((None, error))
-        return outcomes
+def _outcomes(calls: Sequence[partial[T]]) -> list[Outcome[T]]:
+    outcomes: list[Outcome[T]] = []
+    for call in calls:
+        try:
+            outcomes.append((call(), None))
+        except Exception as error:
+            outcomes.append((None, error))
+    return outcomes

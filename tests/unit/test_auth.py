@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -273,13 +273,13 @@ class TestCost:
         self, user: AbstractUser, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         hops: list[int] = []
-        run = auth._users._run
+        handle = auth._users._batches._handle
 
-        def counted(calls: list[Any]) -> Any:
+        async def counted(calls: Sequence[Any]) -> Any:
             hops.append(len(calls))
-            return run(calls)
+            return await handle(calls)
 
-        monkeypatch.setattr(auth._users, "_run", counted)
+        monkeypatch.setattr(auth._users._batches, "_handle", counted)
         cookie = await in_thread(self._session, user)
         tasks = [asyncio.create_task(connect(CableAuthMiddlewareStack, cookie)) for _ in range(120)]
         assert await asyncio.to_thread(GatedBackend.entered.wait, 10)

@@ -9,6 +9,7 @@ from django.db import connections
 from django.db.models import OuterRef, Q, Subquery
 
 from reliable_cable import models
+from reliable_cable.concurrency.batching import Batches, Outcome
 from reliable_cable.concurrency.on_commit import call_after_commit, is_manual
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
@@ -22,7 +23,7 @@ from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListe
 from .model_lineage import Lineages
 from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
-from .model_reading import PageBatches, PageReader, PageRequest
+from .model_reading import HOPS, PAGES_PER_HOP, PageReader, PageRequest
 from .model_retention import Retention
 from .wakeup import Waker
 
@@ -61,7 +62,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._retention = Retention(self._database, settings, self._server)
         self._lineages = Lineages(self._database, self._server)
         self._reader = PageReader(self._database, settings, self._server, self._lineages)
-        self._batches = PageBatches(self._read_pages)
+        self._batches: Batches[PageRequest, StreamPage] = Batches(self._read_batch, size=PAGES_PER_HOP, parallel=HOPS)
         self._numbering = Numbering(self._database, settings, self._server, self._retention)
         #: The bus to the listeners of this process.
         self.bus: Bus[StreamEvent] = Bus()
@@ -184,6 +185,9 @@ class ModelStreamStore(ModelStore, StreamStore):
         """Async twin of `read`. Reads that are requested at the same time share a query and a thread hop."""
         request = PageRequest(stream, after, limit, max_size, following)
         return await self._batches(request) if self._in_threads else (await self._read_pages([request]))[0]
+
+    async def _read_batch(self, requests: Sequence[PageRequest]) -> list[Outcome[StreamPage]]:
+        return [(page, None) for page in await self._read_pages(requests)]
 
     async def _read_pages(self, requests: Sequence[PageRequest]) -> list[StreamPage]:
         return await self._run(partial(self._database.read, partial(self._reader.read, requests)))

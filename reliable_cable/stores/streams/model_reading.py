@@ -1,16 +1,14 @@
 """How the model store reads pages of streams: many streams with few queries and one thread hop."""
 
-import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from django.db.models import OuterRef, QuerySet, RowRange, Subquery, Sum, Window
 from django.db.models.functions import Coalesce, Length
 
 from reliable_cable import models
-from reliable_cable.concurrency.per_loop import PerLoop
 from reliable_cable.conf import CableSettings
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.database.database import Database
@@ -133,52 +131,3 @@ class PageReader:
     def entries(self, stream: int | OuterRef) -> QuerySet[models.StreamEntry]:
         """Return the entries of the stream with this primary key."""
         return self._database.rows(models.StreamEntry).filter(stream=stream)
-
-
-@dataclass(slots=True)
-class _Pending:
-    """The pending requests of one event loop, and the tasks that handle them."""
-
-    requests: list[tuple[PageRequest, asyncio.Future[StreamPage]]] = field(default_factory=list)
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
-
-
-class PageBatches:
-    """Reads pages for many tasks. Requests that arrive during a thread hop are handled together in the next one.
-
-    Args:
-        read: reads pages in a thread.
-    """
-
-    def __init__(self, read: Callable[[Sequence[PageRequest]], Awaitable[Sequence[StreamPage]]]) -> None:
-        self._read = read
-        self._loops: PerLoop[_Pending] = PerLoop()
-
-    async def __call__(self, request: PageRequest) -> StreamPage:
-        """Return a page."""
-        loop = asyncio.get_running_loop()
-        pending = self._loops.get(_Pending)
-        future: asyncio.Future[StreamPage] = loop.create_future()
-        pending.requests.append((request, future))
-        if len(pending.tasks) < HOPS:
-            task = loop.create_task(self._work(pending))
-            pending.tasks.add(task)
-            task.add_done_callback(pending.tasks.discard)
-        return await future
-
-    async def _work(self, pending: _Pending) -> None:
-        while pending.requests:
-            taken, pending.requests = pending.requests[:PAGES_PER_HOP], pending.requests[PAGES_PER_HOP:]
-            waiting = [(request, future) for request, future in taken if not future.done()]
-            if not waiting:
-                continue  # the callers were cancelled
-            try:
-                pages = await self._read([request for request, _ in waiting])
-            except Exception as error:
-                for _, future in waiting:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), page in zip(waiting, pages, strict=True):
-                if not future.done():
-                    future.set_result(page)

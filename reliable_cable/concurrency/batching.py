@@ -1,0 +1,81 @@
+"""Handles requests of many tasks together."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeAlias, TypeVar, cast
+
+from .per_loop import PerLoop
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+#: The result of a request, or the error that its caller receives.
+Outcome: TypeAlias = tuple[T | None, Exception | None]
+
+
+@dataclass(slots=True)
+class _Pending(Generic[A, T]):
+    """The pending requests of one event loop, and the tasks that handle them."""
+
+    requests: deque[tuple[A, asyncio.Future[T]]] = field(default_factory=deque)
+    workers: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+class Batches(Generic[A, T]):
+    """Handles requests in batches. Requests that arrive while a batch is handled are in the next one.
+
+    Args:
+        handle: handles a batch, and returns the outcome of each request. If it raises an error, all of them fail.
+        size: the most requests in one batch.
+        parallel: the most batches at the same time, for each event loop.
+    """
+
+    def __init__(
+        self, handle: Callable[[Sequence[A]], Awaitable[Sequence[Outcome[T]]]], *, size: int, parallel: int
+    ) -> None:
+        self._handle = handle
+        self._size = size
+        self._parallel = parallel
+        self._loops: PerLoop[_Pending[A, T]] = PerLoop()
+
+    async def __call__(self, request: A) -> T:
+        """Handle a request, and return its result."""
+        loop = asyncio.get_running_loop()
+        pending = self._loops.get(_Pending)
+        future: asyncio.Future[T] = loop.create_future()
+        pending.requests.append((request, future))
+        if len(pending.workers) < self._parallel:
+            worker = loop.create_task(self._work(pending))
+            pending.workers.add(worker)
+            worker.add_done_callback(pending.workers.discard)  # it may be cancelled before it begins
+        return await future
+
+    async def _work(self, pending: _Pending[A, T]) -> None:
+        try:
+            while pending.requests:
+                await self._handle_next(pending)
+        finally:
+            # Not only in a callback, which the event loop calls later: a request in between would find no worker.
+            pending.workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _handle_next(self, pending: _Pending[A, T]) -> None:
+        batch: list[tuple[A, asyncio.Future[T]]] = []
+        while pending.requests and len(batch) < self._size:
+            request, future = pending.requests.popleft()
+            if not future.done():  # its caller was not cancelled
+                batch.append((request, future))
+        if not batch:
+            return
+        try:
+            outcomes = await self._handle([request for request, _ in batch])
+        except Exception as error:
+            outcomes = [(None, error)] * len(batch)
+        for (_, future), (result, cause) in zip(batch, outcomes, strict=True):
+            if future.done():
+                continue
+            if cause is not None:
+                future.set_exception(cause)
+            else:
+                future.set_result(cast(T, result))
