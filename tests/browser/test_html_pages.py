@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window
@@ -71,6 +71,47 @@ async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
     proxy.restore()
     await window.back()
     await expect(window.texts).to_have_text(LINES[:5], timeout=PAGE_PATIENCE)
+
+
+async def test_turbo_drive_shows_what_arrived_during_a_visit(
+    open_window: OpenWindow, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/turbo/", cuts=True)
+    connected = window.page.locator("turbo-cable-stream-source[connected]")
+    await expect(connected).to_have_count(1)
+    # The demo does not use Turbo Drive.
+    await window.page.evaluate(
+        """async () => {
+          const Turbo = await import("@hotwired/turbo")
+          Turbo.session.drive = true
+          window.rendered = (go) => new Promise((done) => {
+            document.addEventListener("turbo:render", () => done(), {once: true})
+            go()
+          })
+          window.visit = (url) => rendered(() => Turbo.visit(url))
+        }"""
+    )
+    shown = 0
+
+    async def during_the_visit(route: Route) -> None:
+        nonlocal shown
+        response = await route.fetch()
+        await publisher.say(room, LINES[shown : shown + 2])
+        shown += 2
+        await expect(window.texts).to_have_text(LINES[:shown], timeout=PAGE_PATIENCE)
+        await route.fulfill(response=response)
+
+    await window.page.route("**/turbo/?visit=*", during_the_visit)
+    for number in range(2):
+        await window.page.evaluate("visit", f"/rooms/{room}/turbo/?visit={number}")
+        await expect(window.texts).to_have_text(LINES[:shown], timeout=PAGE_PATIENCE)
+        await expect(connected).to_have_count(1)
+    # Turbo has kept the former page as it was.
+    await publisher.say(room, LINES[shown : shown + 2])
+    await expect(window.texts).to_have_text(LINES[: shown + 2], timeout=PAGE_PATIENCE)
+    await window.page.evaluate("rendered(() => history.back())")
+    assert window.page.url.endswith("?visit=0")
+    await expect(window.texts).to_have_text(LINES[: shown + 2], timeout=PAGE_PATIENCE)
 
 
 async def test_htmx_after_kills_of_the_server(
