@@ -130,6 +130,27 @@ async def test_htmx_after_kills_of_the_server(
     await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
 
 
+async def test_htmx_resumes_each_url_after_its_own_last_event(
+    open_window: OpenWindow, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/htmx/")
+    await window.state("connected")
+    await publisher.say(room, LINES[:1])
+    await expect(window.texts).to_have_text(LINES[:1], timeout=PAGE_PATIENCE)
+    own, other = await window.page.evaluate(
+        """() => {
+          const own = document.querySelector("[sse-connect]").getAttribute("sse-connect")
+          return [own, "/events?stream=other"].map((url) => {
+            const source = htmx.createEventSource(url)
+            source.close()
+            return source.url
+          })
+        }"""
+    )
+    assert "last_event_id=" in own
+    assert "last_event_id=" not in other
+
+
 async def test_htmx_4_after_resets_of_the_network(
     open_window: OpenWindow, proxy: TcpProxy, publisher: Publisher, room: str
 ) -> None:
