@@ -14,7 +14,7 @@ from .concurrency import on_commit
 from .concurrency.threads import sync_only
 from .exceptions import BroadcastError
 from .logs import logger
-from .protocol.positions import PagePosition, StreamPosition
+from .protocol.positions import PagePosition, StreamPosition, beginning_of
 from .protocol.recovery import StreamPage
 from .stores.engine import get_engine
 from .stores.streams.base import NOWHERE, StreamStore
@@ -176,7 +176,7 @@ async def aposition(stream: str) -> PagePosition:
 
 def _at_page(stream: str, page: StreamPage) -> PagePosition:
     """Return the position at the end of a page of a stream that may not exist."""
-    return PagePosition(page.epoch, page.tail, stream, "" if page.epoch else page.lineage)
+    return PagePosition(page.epoch, page.tail, stream, "" if page.epoch else beginning_of(page.lineage).epoch)
 
 
 @sync_only("ahistory")

@@ -196,7 +196,8 @@ def _broadcast(
     unknown = options.keys() - known.__optional_keys__
     if unknown:
         raise TypeError(f"broadcast_{action}_to() got an unexpected keyword argument {min(unknown)!r}")
-    attributes = {name: options[name] for name in ("target", "targets", "method") if options.get(name) is not None}
+    given = (name for name in ("target", "targets", "method") if options.get(name) not in (None, ""))
+    attributes = {name: options[name] for name in given}
     if request_id is not None:
         attributes["request-id"] = request_id
     if "target" in known.__optional_keys__ and len(attributes.keys() - {"method"}) != 1:

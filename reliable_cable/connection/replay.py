@@ -13,9 +13,8 @@ from reliable_cable.exceptions import StoreError
 from reliable_cable.hub.stream import LOST, HubStream
 from reliable_cable.hub.subscriber import SubscriberState
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
-from reliable_cable.protocol.positions import HistoryRequest, StreamPosition, beginning_of, is_beginning
+from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
 from reliable_cable.protocol.recovery import StreamPage, recoverable, requested_position
-from reliable_cable.stores.streams.base import NOWHERE
 
 from .stream_ids import stream_alias
 from .streams import SubscribedStream, SubscriptionStreams
@@ -205,11 +204,7 @@ class Replay:
         name = subscribed.stream.name
         if self._subscription.left_at is None:
             position = requested_position(request, (stream_alias(name, self._subscription.identifier), name))
-            if position is None:
-                return subscribed.page
-            if not is_beginning(position):
-                return position
-            return NOWHERE if position == beginning_of(subscribed.stream.lineage) else LOST
+            return subscribed.page if position is None else subscribed.resolve(position)
         # In a restored session, the position of another stream id belongs to another subscription.
         return requested_position(request, (subscribed.stream_id or name,)) or subscribed.first
 

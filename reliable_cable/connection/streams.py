@@ -11,7 +11,7 @@ from reliable_cable.hub.subscriber import Subscriber, SubscriberState
 from reliable_cable.identity import Identity, subscription_scopes
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
-from reliable_cable.protocol.positions import PagePosition, StreamPosition, beginning_of
+from reliable_cable.protocol.positions import PagePosition, StreamPosition, beginning_of, is_beginning
 from reliable_cable.reply import StreamStart
 from reliable_cable.stores.streams.base import NOWHERE
 
@@ -62,8 +62,25 @@ class SubscribedStream(Subscriber):
         If the stream had no message yet, the position has the lineage of the store in place of an epoch. Otherwise it
         would not be noticed that all messages were stored and lost while the client was away.
         """
-        position = self.stream.position_of(self)
+        return self._with_lineage(self.stream.position_of(self))
+
+    @property
+    def recorded_start(self) -> tuple[str, int]:
+        """Epoch and offset of `first`, as `resolve` reads them from a session record."""
+        first = self._with_lineage(self.first)
+        return first.epoch, first.offset
+
+    def _with_lineage(self, position: StreamPosition) -> StreamPosition:
         return beginning_of(self.stream.lineage) if position == NOWHERE else position
+
+    def resolve(self, position: StreamPosition) -> StreamPosition:
+        """Return a position that was named or recorded earlier, or `LOST`.
+
+        If it is the beginning in another lineage, all messages of the stream may have been stored and lost since then.
+        """
+        if not is_beginning(position):
+            return position
+        return NOWHERE if position == beginning_of(self.stream.lineage) else LOST
 
     def resume(self) -> None:
         """Start live delivery, if the subscriber was catching up."""
@@ -78,8 +95,7 @@ class SubscribedStream(Subscriber):
 
     def start_after_page(self, page: PagePosition) -> None:
         """Catch up from the position at which the data of the client's page were read."""
-        if page == NOWHERE and page.lineage not in ("", self.stream.lineage):
-            # All messages of the stream may have been stored and lost since then.
+        if self.resolve(page.named) == LOST:
             page = PagePosition(LOST.epoch, LOST.offset, page.stream)
         self.page = page
         self.start_at(page)

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reliable_cable.hub.stream import LOST
 from reliable_cable.hub.subscriber import SubscriberState
 from reliable_cable.protocol.commands import PresenceClaim
 from reliable_cable.protocol.constants import MessageType
 from reliable_cable.protocol.payloads import is_falsy
 from reliable_cable.protocol.positions import UNKNOWN_POSITION, HistoryRequest, PagePosition, StreamPosition
 from reliable_cable.reply import PresenceJoin, Reply, StreamStart
-from reliable_cable.stores.streams.base import NOWHERE, Message
+from reliable_cable.stores.streams.base import Message
 
 from .presence import SubscriptionPresence, blank_record
 from .replay import Replay
@@ -250,8 +249,7 @@ class Subscription(SubscriptionStreams):
                 {
                     "name": name,
                     "id": subscribed.stream_id,
-                    "first": [subscribed.first.epoch, subscribed.first.offset],
-                    "lineage": subscribed.stream.lineage if subscribed.first == NOWHERE else "",
+                    "first": subscribed.recorded_start,
                     "whisper": subscribed.start.whisper,
                     "presence": subscribed.start.presence,
                 }
@@ -294,18 +292,9 @@ class Subscription(SubscriptionStreams):
             after = None if "first" in item else item["after"]
             await self._start(StreamStart(name, item["whisper"], item["presence"], after), stream_id, until)
             if "first" in item:
-                self.streams[name].first = self._recorded_start(item)
+                self.streams[name].first = self.streams[name].resolve(StreamPosition(*item["first"]))
         self._mark_presence()
         if member is not None or record["member"] is not None or record["watching"] is not None:
             self.presence.restore(record, member)
         self.left_at = left_at
         self.recorded_authorized = record.get("authorized", 0.0)
-
-    def _recorded_start(self, item: Mapping[str, Any]) -> StreamPosition:
-        """Return where a restored stream begins if its client received no message of it."""
-        first = StreamPosition(*item["first"])
-        present = self.streams[item["name"]].stream.lineage
-        if first == NOWHERE and item.get("lineage", "") not in ("", present):
-            # All messages of the stream may have been stored and lost while the client was away.
-            return LOST
-        return first

@@ -34,8 +34,24 @@ class StreamPosition:
         return hash((self.epoch, self.offset))
 
 
-#: A page position as text: the offset, a digest of the stream's name, and the epoch, or `~` and the lineage.
-_PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.(~?)([!-~]{0,100})")
+#: Precedes the digest of a lineage in a position. No epoch begins with it.
+_LINEAGE: Final = "~"
+
+
+def beginning_of(lineage: str) -> StreamPosition:
+    """Return the position in a stream that has no message in a lineage; `("", 0)` if the lineage is unknown (`""`)."""
+    digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
+    return StreamPosition(_LINEAGE + digest if lineage else "", 0)
+
+
+def is_beginning(position: StreamPosition) -> bool:
+    """Return whether a position is that of a stream without a message, in some lineage."""
+    return position.epoch.startswith(_LINEAGE)
+
+
+#: A page position as text: the offset, a digest of the stream's name, and the epoch. If the stream did not exist, the
+#: epoch is that of `beginning_of`.
+_PAGE_POSITION: Final = re.compile(r"(0|[1-9][0-9]{0,14})\.([0-9a-f]{16})\.([!-~]{1,100})")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,14 +62,20 @@ class PagePosition(StreamPosition):
 
     Args:
         stream: the name of the stream, with its namespace.
-        lineage: the lineage of the store's data, if the stream did not exist; `""` if that is unknown.
+        beginning: if the stream did not exist, the epoch of `beginning_of` for the lineage of the store's data; `""` if
+            the lineage is unknown.
     """
 
     stream: str
-    lineage: str = ""
+    beginning: str = ""
 
     def __str__(self) -> str:
-        return f"{self.offset}.{_digest(self.stream)}.{self.epoch or f'~{self.lineage}'}"
+        return f"{self.offset}.{_digest(self.stream)}.{self.epoch or self.beginning or _LINEAGE}"
+
+    @property
+    def named(self) -> StreamPosition:
+        """The position as clients name it: with `beginning` as its epoch, if the stream did not exist."""
+        return self if self.epoch else StreamPosition(self.beginning, self.offset)
 
     @classmethod
     def parse(cls, text: object, stream: str) -> Self | None:
@@ -66,10 +88,10 @@ class PagePosition(StreamPosition):
         found = _PAGE_POSITION.fullmatch(text) if isinstance(text, str) else None
         if found is None or found[2] != _digest(stream):
             return None
-        offset = int(found[1])
-        if found[3]:
-            return cls("", 0, stream, found[4]) if offset == 0 else None
-        return cls(found[4], offset, stream) if found[4] else None
+        offset, epoch = int(found[1]), found[3]
+        if not epoch.startswith(_LINEAGE):
+            return cls(epoch, offset, stream)
+        return cls("", 0, stream, epoch if epoch != _LINEAGE else "") if offset == 0 else None
 
 
 def _digest(stream: str) -> str:
@@ -104,21 +126,6 @@ class HistoryRequest:
             if one.since is not None:
                 streams |= dict.fromkeys(two.streams.keys() - one.streams.keys(), UNKNOWN_POSITION)
         return HistoryRequest(min(times, default=None), streams)
-
-
-#: Precedes a lineage in a position. No epoch begins with it.
-_LINEAGE: Final = "~"
-
-
-def beginning_of(lineage: str) -> StreamPosition:
-    """Return the position in a stream that has no message in a lineage; `""`: the lineage is unknown."""
-    digest = hashlib.blake2b(lineage.encode(), digest_size=6).hexdigest()
-    return StreamPosition(_LINEAGE + digest if lineage else "", 0)
-
-
-def is_beginning(position: StreamPosition) -> bool:
-    """Return whether a position is that of a stream without a message, in some lineage."""
-    return position.epoch.startswith(_LINEAGE)
 
 
 #: A position of no stream.

@@ -162,7 +162,8 @@ def cable_events_url(
     if not streams:
         raise template.TemplateSyntaxError("{% cable_events_url %} needs a stream.")
     query = [("signed_stream", _signed(stream)) for stream in streams]
-    return f"{url}?{urlencode([*query, ('history_since', str(_since(context, since))), ('raw', '1')])}"
+    query += [("history_since", str(_since(context, since))), ("raw", "1")]
+    return f"{url}{'&' if '?' in url else '?'}{urlencode(query)}"
 
 
 def _signed(stream: "Streamable | PagePosition") -> str:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Route, expect
 
 from tests.browser.conftest import OpenWindow
 from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window
@@ -73,6 +73,47 @@ async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
     await expect(window.texts).to_have_text(LINES[:5], timeout=PAGE_PATIENCE)
 
 
+async def test_turbo_drive_shows_what_arrived_during_a_visit(
+    open_window: OpenWindow, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/turbo/", cuts=True)
+    connected = window.page.locator("turbo-cable-stream-source[connected]")
+    await expect(connected).to_have_count(1)
+    # The demo does not use Turbo Drive.
+    await window.page.evaluate(
+        """async () => {
+          const Turbo = await import("@hotwired/turbo")
+          Turbo.session.drive = true
+          window.rendered = (go) => new Promise((done) => {
+            document.addEventListener("turbo:render", () => done(), {once: true})
+            go()
+          })
+          window.visit = (url) => rendered(() => Turbo.visit(url))
+        }"""
+    )
+    shown = 0
+
+    async def during_the_visit(route: Route) -> None:
+        nonlocal shown
+        response = await route.fetch()
+        await publisher.say(room, LINES[shown : shown + 2])
+        shown += 2
+        await expect(window.texts).to_have_text(LINES[:shown], timeout=PAGE_PATIENCE)
+        await route.fulfill(response=response)
+
+    await window.page.route("**/turbo/?visit=*", during_the_visit)
+    for number in range(2):
+        await window.page.evaluate("visit", f"/rooms/{room}/turbo/?visit={number}")
+        await expect(window.texts).to_have_text(LINES[:shown], timeout=PAGE_PATIENCE)
+        await expect(connected).to_have_count(1)
+    # Turbo has kept the former page as it was.
+    await publisher.say(room, LINES[shown : shown + 2])
+    await expect(window.texts).to_have_text(LINES[: shown + 2], timeout=PAGE_PATIENCE)
+    await window.page.evaluate("rendered(() => history.back())")
+    assert window.page.url.endswith("?visit=0")
+    await expect(window.texts).to_have_text(LINES[: shown + 2], timeout=PAGE_PATIENCE)
+
+
 async def test_htmx_after_kills_of_the_server(
     open_window: OpenWindow, server: DemoServer, publisher: Publisher, room: str
 ) -> None:
@@ -87,6 +128,27 @@ async def test_htmx_after_kills_of_the_server(
 
     await run(window, publisher, room, cut=kill, restore=start)
     await expect(window["count"]).to_have_text(f"{len(LINES)} messages")
+
+
+async def test_htmx_resumes_each_url_after_its_own_last_event(
+    open_window: OpenWindow, publisher: Publisher, room: str
+) -> None:
+    window = await open_window("alice", f"/rooms/{room}/htmx/")
+    await window.state("connected")
+    await publisher.say(room, LINES[:1])
+    await expect(window.texts).to_have_text(LINES[:1], timeout=PAGE_PATIENCE)
+    own, other = await window.page.evaluate(
+        """() => {
+          const own = document.querySelector("[sse-connect]").getAttribute("sse-connect")
+          return [own, "/events?stream=other"].map((url) => {
+            const source = htmx.createEventSource(url)
+            source.close()
+            return source.url
+          })
+        }"""
+    )
+    assert "last_event_id=" in own
+    assert "last_event_id=" not in other
 
 
 async def test_htmx_4_after_resets_of_the_network(

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote_plus
 
 import django
 import jwt
@@ -274,6 +274,10 @@ class TestEventsUrl:
     def test_the_path_and_the_time_of_the_data_can_be_given(self) -> None:
         source = '{% cable_events_url "a" url="/live" since=1700000000.9 as url %}{{ url|safe }}'
         assert re.fullmatch(r"/live\?signed_stream=[\w%-]+&history_since=1700000000&raw=1", render(source))
+
+    def test_the_url_can_have_a_query(self) -> None:
+        url = render('{% cable_events_url "a" url="/live?jid=x" as url %}{{ url|safe }}')
+        assert url.startswith(f"/live?jid=x&signed_stream={quote_plus(signed_stream_name('a'))}&")
 
     def test_a_position_stands_for_its_stream(self) -> None:
         with override_settings(RELIABLE_CABLE={"ENGINE": "memory"}):

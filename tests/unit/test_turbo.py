@@ -116,7 +116,8 @@ class TestElements:
     def test_nothing_in_a_text_leaves_its_place(self, target: str, html: str) -> None:
         """The attributes and the content are what was given, whatever they contain."""
         for name in ("target", "targets"):
-            made = turbo._broadcast("append", turbo.MorphOptions, ("a",), {name: target, "html": html, "method": html})
+            options = {name: target, "html": html, "method": target}
+            made = turbo._broadcast("append", turbo.MorphOptions, ("a",), options)
             assert made._ready is not None
             text = json.loads(made._ready.message.data)
             (_, attributes), (template, _) = Elements(text).found
@@ -133,6 +134,7 @@ class TestArguments:
             {"html": "x"},
             {"html": "x", "target": "a", "targets": "b"},
             {"target": "a"},
+            {"target": "", "html": "x"},
             {"target": "a", "html": "x", "template": "item.html"},
         ],
     )
@@ -140,7 +142,7 @@ class TestArguments:
         with pytest.raises(InvalidOption, match="broadcast_append_to: give"):
             turbo.broadcast_append_to("a", **options)
 
-    @pytest.mark.parametrize("options", [{}, {"target": "a", "targets": "b"}])
+    @pytest.mark.parametrize("options", [{}, {"targets": ""}, {"target": "a", "targets": "b"}])
     def test_a_target_is_required(self, options: Any) -> None:
         with pytest.raises(InvalidOption, match="broadcast_remove_to: give"):
             turbo.broadcast_remove_to("a", **options)

@@ -15,7 +15,7 @@ from django.test import override_settings
 
 import reliable_cable
 from demo_project.chat.models import Message, Room
-from reliable_cable import broadcast, broadcast_template, history
+from reliable_cable import PagePosition, broadcast, broadcast_template, history
 from reliable_cable.signing import signed_stream_name
 from tests.unit.test_docs import BLOCKS, ROOT
 
@@ -51,17 +51,24 @@ def render(source: str, **context: Any) -> str:
     return str(engines["django"].from_string(source).render(context))
 
 
-def source_of(room: Room) -> str:
+def source_of(room: Room, at: PagePosition | None = None) -> str:
     return (
         '<turbo-cable-stream-source channel="Turbo::StreamsChannel" '
-        f'signed-stream-name="{signed_stream_name(f"chat.room:{room.pk}")}"></turbo-cable-stream-source>'
+        f'signed-stream-name="{signed_stream_name(f"chat.room:{room.pk}", at=at)}"></turbo-cable-stream-source>'
     )
 
 
 def test_the_page_is_rendered(room: Room) -> None:
     message = Message.objects.create(room=room, text="<hi>", client_id="1")
-    page = render(block("html", "<ol"), room=room, messages=[message])
-    assert source_of(room) in page
+    broadcast(f"chat.room:{room.pk}", "<hi>")
+    names: dict[str, Any] = {}
+    code = block("python", "def room").replace("from chat.", "from demo_project.chat.")
+    exec(code, names)  # noqa: S102 - the code of the page is what is tested
+    names["render"] = lambda request, template, context: context
+    context = names["room"](None, room.pk)
+    page = render(block("html", "<ol"), **context)
+    assert context["at"].offset == 1
+    assert source_of(room, context["at"]) in page
     assert f'<li id="message-{message.pk}"' in page
     assert '"@anycable/core": "/static/reliable_cable/cable.mjs"' in page
     assert '<meta name="cable-history-timestamp"' in page
@@ -117,7 +124,7 @@ class TestDjangoTurboHelper:
 
 
 def test_every_block_of_the_page_is_tested_here() -> None:
-    count = {"html": 3, "js": 2, "python": 3}
+    count = {"html": 3, "js": 2, "python": 4}
     assert {
         language: sum(b.page == "turbo.md" and b.language == language for b in BLOCKS) for language in count
     } == count

@@ -4,14 +4,14 @@ import { show } from "./html_room.js";
 
 const listen = (name, listener) => document.addEventListener(name, listener);
 
-/** The id of the last event. */
-let lastEventId = "";
+/** The id of the last event of each URL. */
+const lastEventIds = {};
 
 // htmx 2: if the server responds with an error, the browser gives up, and htmx opens a new EventSource.
 listen("DOMContentLoaded", () => {
   htmx.createEventSource = (url) => {
-    const resumed = lastEventId && `&last_event_id=${encodeURIComponent(lastEventId)}`;
-    return new EventSource(url + resumed, { withCredentials: true });
+    const resumed = lastEventIds[url] ? `&last_event_id=${encodeURIComponent(lastEventIds[url])}` : "";
+    return Object.assign(new EventSource(url + resumed, { withCredentials: true }), { requested: url });
   };
 });
 
@@ -22,7 +22,7 @@ function isShown(html) {
 }
 
 listen("htmx:sseBeforeMessage", (event) => {
-  lastEventId = event.detail.lastEventId;
+  lastEventIds[event.detail.target.requested] = event.detail.lastEventId;
   if (isShown(event.detail.data)) event.preventDefault();
 });
 listen("htmx:sseOpen", ({ detail }) => {

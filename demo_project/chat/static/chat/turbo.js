@@ -15,10 +15,15 @@ const cable = createCable({
 cable.on("connect", () => show("connected"));
 cable.on("disconnect", () => show("reconnecting"));
 
-/** A channel whose element subscribes again if the client has closed the channel by itself. */
+/** The number of elements that have subscribed. */
+let elements = 0;
+
 class RoomChannel extends TurboChannel {
-  constructor(element, ...rest) {
-    super(element, ...rest);
+  constructor(element, channelId, params) {
+    // The client gives a subscription the position of a former one with the same params. But the page that Turbo Drive
+    // shows may lack messages that the page before it has received. So each element has params of its own.
+    super(element, channelId, { ...params, element: ++elements });
+    // If the client has closed the channel by itself, the element subscribes again.
     this.on("close", (error) => {
       if (error?.name === "SubscriptionRejectedError") return;
       setTimeout(() => element.isConnected && element.replaceWith(element.cloneNode()), 500);
