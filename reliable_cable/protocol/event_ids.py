@@ -2,7 +2,8 @@
 
 A browser sends the last id that it received when it reconnects. So the reader resumes all of its streams.
 
-* The id of a reader with one stream is `<offset>/<epoch>/<stream>`, as in AnyCable.
+* The id of a reader with one stream is `<offset>/<epoch>/<stream>`, as in AnyCable. A stream whose name ends with a
+  space gets the other form.
 * The id of a reader with several streams is `*` and, for each stream, `<offset>/<epoch>/<digest>`, separated by commas.
   The digests of the names keep the id so short that servers and proxies accept it as a header.
 """
@@ -81,6 +82,8 @@ def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, Stream
 
 def one_stream_id(name: str, position: StreamPosition) -> str:
     """Return the id of a reader with one stream."""
+    if name.endswith(" "):  # a browser sends the id as a header, which loses spaces at its end
+        return f"{_SEVERAL}{position.offset}/{position.epoch}/{digest(name)}"
     return f"{position.offset}/{position.epoch}/{name}"
 
 

@@ -18,12 +18,13 @@ positions = st.builds(
 @given(st.dictionaries(names, positions, min_size=1, max_size=20))
 @example({"a/b*,#": StreamPosition("e", 1)})
 @example({"*": StreamPosition("", 0)})
+@example({"a ": StreamPosition("e", 1)})
 def test_an_id_has_the_position_of_each_stream(found: dict[str, StreamPosition]) -> None:
     text = make_id(found, {})
-    parsed = parse_id(text)
+    parsed = parse_id(text.strip(" "))  # as browsers send it
     assert {name: parsed[name] for name in found} == found
     assert "not in the id" not in parsed or "not in the id" in found
-    if len(found) == 1:
+    if len(found) == 1 and not next(iter(found)).endswith(" "):
         [(name, position)] = found.items()
         assert text == f"{position.offset}/{position.epoch}/{name}"
     else:
