@@ -123,6 +123,6 @@ async def test_a_refused_handshake_is_closed_and_nothing_runs_for_it(
     async with Client(scope=address):
         refused = Client(scope=address)
         assert (await refused.communicator.connect())[0] is False
-        assert "'192.0.2.1' has connected more than 1 in 3600 s times" in caplog.text
+        assert "'192.0.2.1' has connected more than 1 times in 3600 s" in caplog.text
         async with Client(scope={"client": ["192.0.2.2", 1]}):
             pass
