@@ -70,8 +70,8 @@ class ConnectLimit:
             taken = await self._own.atake(name, self._limit)
         if not taken:
             handshake_log.warning(
-                "A client was refused, because %r has connected more than %d times in %d s (RATE_LIMITS['connect']). If "
-                "that is a proxy, the server has to be told to trust its header X-Forwarded-For.",
+                "A client was refused, because %r has connected more than %d times in %d s (RATE_LIMITS['connect']). "
+                "If that is a proxy, the server has to be told to trust its header X-Forwarded-For.",
                 address,
                 self._limit.count,
                 self._limit.period,

@@ -12,6 +12,7 @@ import hashlib
 import re
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Final
 
 from .positions import UNKNOWN_POSITION, StreamPosition
@@ -31,6 +32,7 @@ _ALIAS: Final = re.compile("#[0-9a-f]{18}$")
 _ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
 
 
+@lru_cache(maxsize=4096)  # every event of a reader has the digests of all of its streams
 def digest(name: str) -> str:
     """Return 8 characters that stand for the name of a stream in an id."""
     return urlsafe_b64encode(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=6).digest()).decode()
