@@ -57,6 +57,11 @@ def scope(host: str) -> dict[str, Any]:
         ("fe80::1%eth0", "fe80::/64"),
         ("::1", "::/64"),
         ("testclient", "testclient"),
+        # Some proxies write the port into their header, and each connection has another one.
+        ("192.0.2.1:49152", "192.0.2.1"),
+        ("[2001:db8:1:2::5]:49152", "2001:db8:1:2::/64"),
+        ("[2001:db8:1:2::5]", "2001:db8:1:2::/64"),
+        ("testclient:80", "testclient:80"),
     ],
 )
 def test_an_address_is_that_of_the_scope_and_a_network_for_ipv6(host: str, address: str) -> None:
