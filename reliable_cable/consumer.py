@@ -209,7 +209,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
             await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL})
             return
         if not await get_hub().connect_limit.allows(scope, self._namespace):
-            await _refuse_for_now(send)
+            await _refuse_for_now(send, DisconnectReason.RATE_LIMITED)
             return
         layer_task = await self._join_channel_layer()
         commands: Commands | None = None
@@ -362,9 +362,9 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         await handler(message)
 
 
-async def _refuse_for_now(send: Send) -> None:
+async def _refuse_for_now(send: Send, reason: str = constants.TRY_AGAIN) -> None:
     """Refuse a handshake. Without a disconnect message, the client reconnects."""
-    await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL, "reason": constants.TRY_AGAIN})
+    await send({"type": "websocket.close", "code": constants.CLOSE_NORMAL, "reason": reason})
 
 
 def _check_attributes(cls: type[CableConsumer]) -> None:

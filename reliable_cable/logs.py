@@ -45,6 +45,7 @@ _NAMED_SECRETS = re.compile(
     rf"|({_HEADERS}:[ ])[^\r\n]+"
     rf"""|({_HEADERS}['"],\s*b?['"])[^'"]+"""  # in an ASGI scope
     r"|(signed_stream(?:_name)?=)[^&\s]+"  # in a query string
+    r"|(--)[0-9a-f]{64}"  # the signature of a stream name in a JSON object in a query string
     r"|(anycable-token\.)[\w.!\#$%&*+^`|~/=-]+",  # the characters of a subprotocol, without the quotes of a list
     re.IGNORECASE,
 )

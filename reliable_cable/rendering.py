@@ -14,15 +14,13 @@ from .broadcasting import Batch
 from .concurrency import on_commit
 from .concurrency.threads import has_own_thread, run_handler, sync_only
 from .exceptions import InvalidOption
-from .protocol.events import EVENT
+from .protocol.events import EVENT, RESERVED_EVENTS
 from .protocol.positions import StreamPosition
 from .stores.engine import get_engine
 from .validation import BatchOptions, Streamable, prepare_address, target_name
 
 #: The names that an event can have: those that `sse-swap` and `hx-trigger` of htmx can name.
 _EVENT_NAME: Final = re.compile(r"[^\s,\x00-\x1f\x7f]{1,100}")
-#: The names of the events by which an `EventSource` reports its own state.
-_OWN_EVENTS: Final = ("error", "open")
 
 
 @sync_only("abroadcast_template")
@@ -94,10 +92,12 @@ def _template_broadcast(
     idempotency_key: str | None,
     options: BatchOptions,
 ) -> "RenderedBroadcast":
-    if event is not None and (not isinstance(event, str) or not _EVENT_NAME.fullmatch(event) or event in _OWN_EVENTS):
+    if event is not None and (
+        not isinstance(event, str) or not _EVENT_NAME.fullmatch(event) or event in RESERVED_EVENTS
+    ):
         raise InvalidOption(
             f"The event is {event!r}; it must be a name of 1 to 100 characters without spaces and commas, other than "
-            f"{' and '.join(map(repr, _OWN_EVENTS))}."
+            f"{', '.join(map(repr, RESERVED_EVENTS))}."
         )
     payload = (lambda html: html) if event is None else (lambda html: {EVENT: event, "data": html})
     return RenderedBroadcast(stream, template, context, payload, idempotency_key, options)

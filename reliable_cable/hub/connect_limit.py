@@ -4,6 +4,7 @@ See Deployment: Limits for each client.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from ipaddress import IPv6Address, ip_address
@@ -23,6 +24,8 @@ PATIENCE: Final = 0.5
 PAUSE: Final = 2.0
 #: The network that one client of IPv6 usually has. It can choose any address in it.
 IPV6_PREFIX: Final = 64
+#: An address with the port of one connection, which some proxies write into their header.
+_WITH_PORT: Final = re.compile(r"\[(?P<v6>[^\]]*)\](?::[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+")
 #: The most characters of an address that is no IP address.
 MAX_LENGTH: Final = 64
 
@@ -70,10 +73,11 @@ class ConnectLimit:
             taken = await self._own.atake(name, self._limit)
         if not taken:
             handshake_log.warning(
-                "A client was refused, because %r has connected more than %s times (RATE_LIMITS['connect']). If that "
-                "is a proxy, the server has to be told to trust its header X-Forwarded-For.",
+                "A client was refused, because %r has connected more than %d times in %d s (RATE_LIMITS['connect']). "
+                "If that is a proxy, the server has to be told to trust its header X-Forwarded-For.",
                 address,
-                self._limit,
+                self._limit.count,
+                self._limit.period,
             )
         return taken
 
@@ -105,8 +109,9 @@ def client_address(scope: Mapping[str, Any]) -> str | None:
     host = client[0] if client else None
     if not host:
         return None
+    with_port = _WITH_PORT.fullmatch(str(host))
     try:
-        address = ip_address(str(host))
+        address = ip_address(str(host) if with_port is None else with_port["v6"] or with_port["v4"])
     except ValueError:
         return str(host)[:MAX_LENGTH]
     if not isinstance(address, IPv6Address):

@@ -84,7 +84,8 @@ CLOSE_NORMAL: Final = 1000
 CLOSE_GOING_AWAY: Final = 1001
 
 #: The `reason` of a `websocket.close` that refuses a handshake only for now. Clients with WebSockets reconnect in any
-#: case. A browser that reads server-sent events reconnects only after a response with the status 200.
+#: case. A browser that reads server-sent events reconnects only after a response with the status 200. The reason
+#: `DisconnectReason.RATE_LIMITED` means the same.
 TRY_AGAIN: Final = "try again"
 
 #: The most characters of the id of a member.

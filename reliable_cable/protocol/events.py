@@ -30,6 +30,9 @@ _RAW_COMMENTS: Final = {MessageType.PING.value: ": ping\n", MessageType.CONFIRM_
 
 _LINE_BREAK: Final = re.compile("\r\n|\r|\n")
 _EVENT_NAME: Final = re.compile(r"[^\r\n\0]{1,100}")
+#: The types of events that no message can have: a client could otherwise whisper one, and pretend to be the server or
+#: the browser.
+RESERVED_EVENTS: Final = (*(str(each) for each in MessageType), "open", "error")
 
 
 class Event(Frame):
@@ -171,6 +174,8 @@ def _message_fields(data: str) -> str:
     message = json.loads(data)
     name = message.get(EVENT)
     if message.keys() != {EVENT, "data"} or not isinstance(name, str) or not _EVENT_NAME.fullmatch(name):
+        return _fields(data)
+    if name in RESERVED_EVENTS:
         return _fields(data)
     content = message["data"]
     return f"event: {name}\n" + _fields(content if isinstance(content, str) else messages.dumps(content))

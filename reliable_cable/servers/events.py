@@ -27,6 +27,11 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 #: How many bytes of events are kept. With more, the response begins before all subscriptions were answered.
 MAX_KEPT: Final = 128 * 1024
 
+#: What a reader is told who may come back, by the reason of a `websocket.close` before the response.
+_FOR_NOW: Final = {
+    TRY_AGAIN: DisconnectReason.SERVER_RESTART,
+    DisconnectReason.RATE_LIMITED: DisconnectReason.RATE_LIMITED,
+}
 _HEADERS: Final[Headers] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     # Proxies must neither store nor compress the response; the latter would delay the events.
@@ -110,8 +115,8 @@ class EventTransport(Transport):
                     await self._refuse(HTTPStatus.UNAUTHORIZED, "The client may not connect.", reason=reason)
             case "websocket.close" if self._accepted:
                 await self._send_body(b"", more=False)
-            case "websocket.close" if message.get("reason") == TRY_AGAIN:
-                text = messages.disconnect(DisconnectReason.SERVER_RESTART, reconnect=True)
+            case "websocket.close" if message.get("reason") in _FOR_NOW:
+                text = messages.disconnect(_FOR_NOW[message["reason"]], reconnect=True)
                 await self._start(self.form.of(text).wire, more=False)
             case "websocket.close":
                 await self._refuse(HTTPStatus.FORBIDDEN, "The client may not connect.")

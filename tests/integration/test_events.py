@@ -134,6 +134,19 @@ async def test_a_draining_server_tells_its_readers_to_come_back(servers: ServerP
         assert "ASGI callable" not in server.log
 
 
+async def test_a_reader_over_the_limit_of_connects_is_told_to_come_back(servers: ServerPool, kind: Kind) -> None:
+    server = servers.get(kind, PUBLIC_STREAMS=True, RATE_LIMITS={"connect": "1/1h"})
+    async with httpx.AsyncClient(trust_env=False) as http:
+        url = f"{base(server)}/events?{streams(unique('limited'))}"
+        async with http.stream("GET", url) as response:
+            assert response.status_code == 200
+        refused = await http.get(url)
+        assert refused.status_code == 200
+        assert refused.text == (
+            'event: disconnect\ndata: {"type":"disconnect","reason":"rate_limited","reconnect":true}\n\n'
+        )
+
+
 async def test_what_is_lost_is_told(reading: Server) -> None:
     stream = unique("small:")  # keeps 5 messages
     position = await reading.call("broadcast", stream, 1)

@@ -42,6 +42,9 @@ def lines_of(text: str) -> str:
 @example({"$event": "x\ny", "data": 1})
 @example({"$event": "x"})
 @example({"$event": 1, "data": 1})
+@example({"$event": "reject_history", "data": 1})
+@example({"$event": "disconnect", "data": "{}"})
+@example({"$event": "error", "data": 1})
 @example([{"$event": "x", "data": 1}])
 def test_a_message_is_read_as_it_was_sent(value: object) -> None:
     data = messages.dumps(value)

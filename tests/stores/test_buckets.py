@@ -104,6 +104,26 @@ async def test_processes_share_the_buckets_in_redis_whose_keys_expire(redis_url:
 
 
 @pytest.mark.redis
+async def test_a_bucket_fills_in_one_period_though_the_clock_has_gone_back_or_the_limit_was_changed(
+    redis_url: str, key_prefix: str, clock: Clock
+) -> None:
+    buckets = RedisBuckets(CableSettings(redis_url=redis_url, key_prefix=key_prefix), clock=clock)
+    try:
+        assert [await buckets.atake("a", LIMIT) for _ in range(4)] == [True, True, True, False]
+        clock.advance(-3600)
+        assert not await buckets.atake("a", LIMIT)
+        clock.advance(LIMIT.period / LIMIT.count)
+        assert [await buckets.atake("a", LIMIT) for _ in range(2)] == [True, False]
+
+        assert await buckets.atake("b", RateLimit(1, 86400))
+        assert not await buckets.atake("b", LIMIT)
+        clock.advance(LIMIT.period)
+        assert [await buckets.atake("b", LIMIT) for _ in range(4)] == [True, True, True, False]
+    finally:
+        await buckets.aclose()
+
+
+@pytest.mark.redis
 async def test_an_outage_of_redis_is_an_error(redis_server: RedisServer, key_prefix: str) -> None:
     async with FaultProxy(redis_server.port) as proxy:
         url = f"redis://127.0.0.1:{proxy.port}/0"

@@ -283,6 +283,10 @@ class TestServers:
             ("/cable?access_token=SECRET", "/cable?access_token=***"),
             ("/events?signed_stream=SECRET&stream=a", "/events?signed_stream=***&stream=a"),
             ("/events?turbo_signed_stream_name=SECRET", "/events?turbo_signed_stream_name=***"),
+            (
+                "/events?identifier=%7B%22signed_stream_name%22%3A%22e30%3D--" + "0a" * 32 + "%22%7D",
+                "/events?identifier=%7B%22signed_stream_name%22%3A%22e30%3D--***%22%7D",
+            ),
             ("query_string: b'sid=SECRET'}", "query_string: b'sid=***'}"),
             (
                 "(b'x-anycable-restore-sid', b'SECRET'), (b'a', b'b')",

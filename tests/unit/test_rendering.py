@@ -84,7 +84,7 @@ class TestRendering:
         assert data(f"auth.user:{ann.pk}") == ["row"]
         assert data(f"chat:auth.user:{ann.pk}:7") == ["sequence"]
 
-    @pytest.mark.parametrize("event", ["a\nb", "a b", "a,b", "", "x" * 101, "\x00", "\x85", "error", "open", 7])
+    @pytest.mark.parametrize("event", ["a\nb", "a b", "a,b", "", "x" * 101, "\x00", "\x85", "error", "open", "ping", 7])
     def test_an_event_that_htmx_cannot_name_is_refused(self, event: Any) -> None:
         with pytest.raises(InvalidOption, match="The event is"):
             broadcast_template("a", "text.html", {"text": "x"}, event=event)

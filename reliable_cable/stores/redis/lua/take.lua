@@ -5,7 +5,13 @@
 -- Returns 1 if a token was taken, or else 0.
 
 local now, size, period = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local full = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now) + period / size
+local known = tonumber(redis.call('GET', KEYS[1]) or now)
+if known - now > period + period / size then
+  -- The clock has gone back, or the period was longer before. The bucket is empty, and fills from now on.
+  redis.call('SET', KEYS[1], text(now + period), 'PX', period * 1000)
+  return 0
+end
+local full = math.max(known, now) + period / size
 -- The times are rounded, so half a token more is allowed.
 if full - now > period + period / size / 2 then return 0 end
 redis.call('SET', KEYS[1], text(full), 'PX', math.ceil((full - now) * 1000))
