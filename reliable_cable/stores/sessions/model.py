@@ -107,7 +107,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         return {
             sid: known[sid].hashes
             for sid, head in heads
-            if head == known[sid].head and large[sid].list_key == known[sid].list_key
+            if hash(head) == known[sid].head and large[sid].list_key == known[sid].list_key
         }
 
     def _save_parts(
@@ -195,7 +195,10 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._write("touched", touch)
 
     def delete(self, sids: Collection[str]) -> None:
-        """Delete records, and then their parts."""
+        """Delete records, and then their parts.
+
+        The parts of a record that another process creates between the two statements stay.
+        """
         if not sids:
             return
         for sid in sids:
@@ -203,7 +206,7 @@ class ModelSessionStore(ModelStore, SessionStore):
 
         def delete() -> None:
             self._rows.filter(sid__in=sids).delete()
-            self._parts.filter(sid__in=sids).delete()
+            self._orphans.filter(sid__in=sids).delete()
 
         self._write("deleted", delete)
 
@@ -251,7 +254,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         return pruned
 
     def _prune_parts(self, limit: int) -> None:
-        orphans = self._parts.filter(~Exists(self._rows.filter(sid=OuterRef("sid"))))
+        orphans = self._orphans
         with self._errors("read"):
             sids = list(orphans.values_list("sid", flat=True).distinct()[:limit])
         if not sids:
@@ -278,6 +281,11 @@ class ModelSessionStore(ModelStore, SessionStore):
     @property
     def _parts(self) -> QuerySet[SessionPart]:
         return self._database.rows(SessionPart)
+
+    @property
+    def _orphans(self) -> QuerySet[SessionPart]:
+        """The parts that have no head."""
+        return self._parts.filter(~Exists(self._rows.filter(sid=OuterRef("sid"))))
 
 
 def _loaded(
