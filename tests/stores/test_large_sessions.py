@@ -119,7 +119,7 @@ def test_parts_of_sessions_that_the_previous_release_has_deleted_are_pruned(
 def test_the_parts_of_a_record_that_is_created_during_a_delete_stay(alias: str, clock: Clock) -> None:
     """Otherwise its head would stay, and later saves would write only what has changed."""
     store, other = model_store(alias, clock), model_store(alias, clock)
-    saves = []
+    saves: list[threading.Thread] = []
 
     def save_between(execute: Any, sql: str, *args: Any) -> Any:
         if sql.startswith('DELETE FROM "reliable_cable_sessionpart"') and not saves:
