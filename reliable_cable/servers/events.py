@@ -1,7 +1,7 @@
 """The transport of a reader of server-sent events: a response that does not end.
 
 The application of the reader is a `CableConsumer`. To it, the reader is a client with a WebSocket that only receives.
-`EventTransport` makes the response of what the consumer sends. Its subclasses in server_events.py know their server.
+`EventTransport` turns the messages of the consumer into the response. Its subclasses in server_events.py know their server.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class EventTransport(Transport):
         #: What is sent when the response begins, and its size.
         self._kept: list[bytes] = []
         self._kept_size = 0
-        #: Gets its result when nothing more can be sent.
+        #: Is done when nothing more can be sent.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
