@@ -15,7 +15,7 @@ WAITING_TIME: Final = 10.0
 #: seconds, and give it up after 10.
 SUBSCRIBE_WAITING_TIME: Final = 4.0
 
-#: A delay shorter than this, in seconds, is a rounding error. The command is then handled at once.
+#: A delay shorter than this, in seconds, is a rounding error.
 _TOLERANCE: Final = 0.001
 
 #: The commands that a client sends for each of its subscriptions when it connects.

@@ -1,7 +1,7 @@
 """The transport of a reader of server-sent events: a response that does not end.
 
 The application of the reader is a `CableConsumer`. To it, the reader is a client with a WebSocket that only receives.
-`EventTransport` turns the messages of the consumer into the response. Its subclasses in server_events.py know their server.
+`EventTransport` turns its messages into the response. The subclasses in server_events.py know their server.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class EventTransport(Transport):
         return not self._unanswered
 
     def complete(self, command: Subscribe) -> Subscribe:
-        """Let a `subscribe` request the history after the positions that the reader has resumed."""
+        """Return a `subscribe` command that also requests the history after the positions in the reader's last id."""
         if not self.resumed:
             return command
         own = command.history or HistoryRequest()
