@@ -137,6 +137,19 @@ def test_the_parts_of_a_record_that_is_created_during_a_delete_stay(alias: str, 
     assert store.load("a", ann) == large_record(1)
 
 
+@pytest.mark.postgres
+@pytest.mark.django_db(databases=["postgres"])
+@pytest.mark.parametrize("alias", ["postgres"], indirect=True)
+def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
+    """After a takeover, two processes may save the same sessions. A deadlock would take a second."""
+    store = model_store(alias, clock)
+    store.save({"b": large_record(0), "a": ANN})
+    lock, insert, _ = statements(alias, lambda: store.save({"b": large_record(1), "a": ANN}))
+    assert "'a'" in lock
+    assert lock.endswith("ASC FOR UPDATE")
+    assert insert.index("'a'") < insert.index("'b'")
+
+
 @pytest.mark.django_db(databases="__all__")
 def test_many_sessions_that_become_small_at_once_are_saved(alias: str, clock: Clock) -> None:
     store = model_store(alias, clock)
