@@ -18,6 +18,7 @@ from .protocol.positions import PagePosition, StreamPosition, beginning_of
 from .protocol.recovery import StreamPage
 from .stores.engine import get_engine
 from .stores.streams.base import NOWHERE, StreamStore
+from .stores.streams.failures import report_failure
 from .validation import BatchItem, BatchOptions, Outgoing, aprepare_batch, prepare_batch, resolve_stream
 
 #: Functions that are called with the messages of each batch after it was sent. Only `reliable_cable.testing` adds some.
@@ -243,7 +244,7 @@ def _prepare_forget(stream: str, using: str | None) -> tuple[StreamStore, str, o
     def forget_on_commit(databases: Sequence[str]) -> None:
         on_commit.check_hooks(databases, "call it after the commit")
         on_commit.call_after_commit(
-            partial(store.forget, name), databases, failed=partial(on_commit.report_failure, type(store), [name])
+            partial(store.forget, name), databases, failed=partial(report_failure, type(store), [name])
         )
 
     return store, name, forget_on_commit
@@ -314,7 +315,7 @@ class Batch:
             observer(self._items)
 
     def _failure(self, items: Sequence[tuple[str, Any]]) -> partial[None]:
-        return partial(on_commit.report_failure, type(self._store), [stream for stream, _ in items])
+        return partial(report_failure, type(self._store), [stream for stream, _ in items])
 
     def _publish_others(self) -> None:
         for stream, message in self._others:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, TypeVar, overload
+from typing import Any, ClassVar
 
 from .actions import ACTION
 from .actions import action as action
@@ -19,9 +18,8 @@ from .protocol.payloads import is_falsy
 from .protocol.positions import PagePosition, StreamPosition
 from .protocol.presence import member_fault
 from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
+from .states import state as state
 from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, start_position, target_name
-
-T = TypeVar("T")
 
 #: The channel classes by the name that clients use. A system check reports names with more than one class.
 registry: dict[str, list[type[Channel]]] = {}
@@ -46,34 +44,6 @@ def channel_prefix(stream: str) -> str:
     """Return the prefix of a stream of a channel, such as `ChatChannel:`. Return `""` for other streams."""
     prefixes = (f"{name}:" for name in _names)
     return max((prefix for prefix in prefixes if stream.startswith(prefix)), key=len, default="")
-
-
-class state(Generic[T]):  # noqa: N801 - declares an attribute, as model fields do
-    """An attribute of a channel that survives a restore: `count = state(default=0)`. Its values must be JSON values."""
-
-    def __init__(self, *, default: T) -> None:
-        self.default = default
-        self.name = ""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    @overload
-    def __get__(self, channel: None, owner: type) -> state[T]: ...
-    @overload
-    def __get__(self, channel: Channel, owner: type) -> T: ...
-    def __get__(self, channel: Channel | None, owner: type) -> state[T] | T:
-        if channel is None:
-            return self
-        values = channel._state = channel._state or {}
-        if self.name not in values:
-            values[self.name] = copy.deepcopy(self.default)
-        value: T = values[self.name]
-        return value
-
-    def __set__(self, channel: Channel, value: T) -> None:
-        values = channel._state = channel._state or {}
-        values[self.name] = value
 
 
 class ChannelPresence:

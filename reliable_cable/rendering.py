@@ -17,6 +17,7 @@ from .exceptions import InvalidOption
 from .protocol.events import EVENT, RESERVED_EVENTS
 from .protocol.positions import StreamPosition
 from .stores.engine import get_engine
+from .stores.streams.failures import report_failure
 from .validation import BatchOptions, Streamable, prepare_address, target_name
 
 #: The names that an event can have: those that `sse-swap` and `hx-trigger` of htmx can name.
@@ -157,7 +158,7 @@ class RenderedBroadcast:
         self._load()  # raises its errors now
         # The template is rendered in the language and the time zone of the call.
         send = partial(copy_context().run, lambda: self._batch().send())
-        failed = partial(on_commit.report_failure, type(get_engine().streams), [self._address.stream])
+        failed = partial(report_failure, type(get_engine().streams), [self._address.stream])
         on_commit.call_after_commit(send, databases, failed=failed)
 
     def _batch(self) -> Batch:

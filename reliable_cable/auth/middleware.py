@@ -102,7 +102,7 @@ class TokenAuthMiddleware:
 
 
 async def _with_token(scope: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a scope with the authentication by its token, which is None if it has no token.
+    """Return a copy of a scope with the result of the authentication by its token, or with None if it has no token.
 
     Raises:
         Exception: the user or the keys could not be looked up, or an authenticator failed.

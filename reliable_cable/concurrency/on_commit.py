@@ -11,10 +11,7 @@ from asgiref.sync import SyncToAsync
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from reliable_cable.exceptions import BroadcastError, CableError, InvalidOption
-from reliable_cable.logs import logger
-from reliable_cable.namespaces import split_namespace
-from reliable_cable.signals import broadcast_failed
+from reliable_cable.exceptions import BroadcastError, InvalidOption
 
 from .threads import has_own_thread
 
@@ -147,22 +144,3 @@ def call_after_commit(
 
     for database in databases:
         transaction.on_commit(CommitHook(committed, database), using=database)
-
-
-def report_failure(store: type, streams: Iterable[str], error: Exception) -> None:
-    """Log a broadcast that failed after the commit, and send `broadcast_failed` for each of its streams.
-
-    Args:
-        store: the class of the store that failed. It is the `sender` of the signal.
-        streams: the names of the streams.
-        error: the error that the store raised.
-    """
-    names = list(dict.fromkeys(streams))
-    # Errors of this package need no traceback. Any other error is a bug.
-    traceback = None if isinstance(error, CableError) else error
-    logger.error(
-        "A broadcast to %s failed after the commit: %s", ", ".join(map(repr, names)), error, exc_info=traceback
-    )
-    for name in names:
-        namespace, stream = split_namespace(name)
-        broadcast_failed.send_robust(store, stream=stream, namespace=namespace, error=error)

@@ -75,5 +75,5 @@ class Pacer:
         while self._waiting and self._used < self._limit:
             self._used += self._waiting.popleft()()
         if self._used:
-            # The event loop runs the callers that were just woken before it runs this.
+            # The callers that were just woken run before this callback, because the event loop scheduled them first.
             loop.call_soon(self._next_iteration, loop)

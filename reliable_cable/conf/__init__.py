@@ -104,7 +104,7 @@ class CableSettings:
     presence_grace: float = _setting(3, number(0))
     secret: str = _setting("", check_secret, shown=False)
     streams_secret: str = _setting("", check_secret, shown=False)
-    #: Patterns. `True` is read as `"*"`, and `False` as no patterns.
+    #: The patterns of public streams. `True` means `"*"`, and `False` means no patterns.
     public_streams: tuple[str, ...] = _setting((), check_public_streams)
     signed_streams_whisper: bool = _setting(False, check_switch)
     reauthenticate_interval: float | None = _setting(60, number(0, optional=True))
@@ -119,7 +119,7 @@ class CableSettings:
     max_broadcast_size: int = _setting(256 * 1024, number(1024, whole=True))
     poll_interval: float = _setting(0.1, number(0, exclusive=True))
     broadcast_key: str = _setting("", check_secret, shown=False)
-    #: Origins. `"*"` is read as `("*",)`.
+    #: The origins of pages that may read responses. `"*"` means `("*",)`.
     cors_origins: tuple[str, ...] = _setting((), check_origins)
     api_key: str = _setting("", check_secret, shown=False)
     key_prefix: str = _setting("cable", instance(str, "a non-empty string", not_empty=True))
@@ -129,7 +129,7 @@ class CableSettings:
     jwt_required: bool = _setting(False, check_switch)
     jwt_leeway: float = _setting(5, number(0))
     jwt_user_claim: str | None = _setting(None, check_optional_text)
-    #: Texts. A single one is read as a tuple.
+    #: The allowed audiences and issuers of tokens. A single text means a tuple with that text.
     jwt_audience: tuple[str, ...] = _setting((), check_texts)
     jwt_issuer: tuple[str, ...] = _setting((), check_texts)
     authenticators: tuple[str, ...] = _setting((), check_paths)
@@ -279,7 +279,7 @@ def get_settings() -> CableSettings:
 def overridden(values: Mapping[str, Any]) -> Iterator[None]:
     """Give settings precedence over those of the project, in all threads. Only tests use this.
 
-    It begins with new stores. `override_settings` of Django still changes all other settings of this package.
+    The stores are created anew. Django's `override_settings` still changes all other settings of this package.
 
     Args:
         values: the settings, by the keys that `RELIABLE_CABLE` has.

@@ -10,7 +10,7 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """So many events at once, and as many again in each period.
+    """A limit of the rate of events, as a token bucket has it.
 
     Args:
         count: how many events may happen at once, and in each period.
@@ -35,7 +35,7 @@ class RateLimit:
 
     @property
     def rate(self) -> float:
-        """How many events a second are allowed for long."""
+        """How many events per second are allowed on average."""
         return self.count / self.period
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""The account of a connection: how many bytes its client makes the server keep, and how often it joins."""
+"""The account of a connection: how many bytes its client makes the server keep, and how often it joins and fails."""
 
 from typing import Final
 
@@ -13,9 +13,14 @@ JOIN_RATE: Final = 2.0
 #: How many joins a client may request at once, besides one for each of `MAX_SUBSCRIPTIONS`.
 JOIN_BURST: Final = 20
 
+#: The most faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
+MAX_FAULTS: Final = 200
+#: After how long, in seconds, the count of faults begins again.
+FAULTS_TIME: Final = 60.0
+
 
 class Account:
-    """Counts the bytes that one client makes the server keep.
+    """Counts the bytes that one client makes the server keep, its joins and its faults.
 
     Queued commands, queued frames and held messages have one limit. The identifiers, states and members of
     subscriptions have another one, because they are kept for as long as the subscriptions exist.
@@ -25,7 +30,17 @@ class Account:
         subscriptions: the most subscriptions.
     """
 
-    __slots__ = ("_joins", "half", "lasting", "lasting_limit", "limit", "subscriptions", "used")
+    __slots__ = (
+        "_faults",
+        "_faults_since",
+        "_joins",
+        "half",
+        "lasting",
+        "lasting_limit",
+        "limit",
+        "subscriptions",
+        "used",
+    )
 
     def __init__(self, limit: int, subscriptions: int = 1) -> None:
         self.limit = limit
@@ -40,6 +55,10 @@ class Account:
         self.lasting_limit = max(int(limit * LASTING_SHARE), subscriptions * SUBSCRIPTION_SIZE)
         # Most connections need none.
         self._joins: TokenBucket | None = None
+        #: The number of faults since `_faults_since`.
+        self._faults = 0
+        #: When the count of faults began, by the monotonic clock.
+        self._faults_since = 0.0
 
     def reserve(self, size: int) -> bool:
         """Reserve bytes for a subscription. If the limit would be exceeded, reserve nothing and return False.
@@ -61,3 +80,15 @@ class Account:
         if self._joins is None:
             self._joins = TokenBucket(JOIN_RATE, JOIN_BURST + self.subscriptions)
         return self._joins.try_to_take(1, now)
+
+    def may_fail(self, weight: int, now: float) -> bool:
+        """Count faults that the client has caused. Return False if there were too many within `FAULTS_TIME`.
+
+        Args:
+            weight: the number of faults.
+            now: the time in seconds, by a monotonic clock.
+        """
+        if now - self._faults_since > FAULTS_TIME:
+            self._faults, self._faults_since = 0, now
+        self._faults += weight
+        return self._faults <= MAX_FAULTS

@@ -1,9 +1,14 @@
-"""Makes the channel object for an identifier."""
+"""Finds what a command names: the channel of an identifier, and the action of a `perform`."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from reliable_cable.channel import Channel, find_channel, registry
 from reliable_cable.exceptions import ProtocolError
-from reliable_cable.protocol.commands import parse_identifier
+from reliable_cable.protocol.commands import Perform, parse_identifier
 
+from .answers import with_answer
 from .connection import Connection
 
 
@@ -20,3 +25,27 @@ def make_channel(connection: Connection, identifier: str) -> Channel | None:
         connection.log.warning("There is no channel %.80r. The installed apps' modules `cable` have: %s.", name, known)
         return None
     return cls(connection.consumer, params, identifier)
+
+
+def find_action(
+    connection: Connection, channel: Channel, command: Perform
+) -> tuple[str, Callable[[], Any], Callable[[], Any]] | None:
+    """Return the name of an action, a function that runs it, and one that runs its check `before_action`.
+
+    If the client asks for the result, the first function also adds the answer to the reply. An unknown action is
+    logged, and None is returned.
+    """
+    # As in Rails, data without an action is for `receive`.
+    name = command.data.get("action", "receive")
+    method = channel.find_action(name) if isinstance(name, str) else None
+    if method is None:
+        # This does not count as a bad frame, because a page from before a deployment may know other actions.
+        known = ", ".join(channel.action_names()) or "none"
+        connection.log.warning("%s has no action %.80r; it has %s.", type(channel).__name__, name, known)
+        return None
+    attribute, takes_data = method
+    data = dict(command.data)
+    handler: Callable[[], Any] = partial(getattr(channel, attribute), *((data,) if takes_data else ()))
+    if command.call is not None:
+        handler = with_answer(handler, channel, command.call)
+    return str(name), handler, partial(channel.before_action, str(name), data)

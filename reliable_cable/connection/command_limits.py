@@ -15,7 +15,7 @@ WAITING_TIME: Final = 10.0
 #: seconds, and give it up after 10.
 SUBSCRIBE_WAITING_TIME: Final = 4.0
 
-#: A shorter delay, in seconds, is an error of rounding.
+#: A delay shorter than this, in seconds, is a rounding error.
 _TOLERANCE: Final = 0.001
 
 #: The commands that a client sends for each of its subscriptions when it connects.
@@ -39,7 +39,7 @@ class CommandLimits:
     def __init__(self, command: RateLimit | None, whisper: RateLimit | None, subscriptions: int) -> None:
         self._commands = _bucket(command)
         self._whispers = _bucket(whisper)
-        #: How many more of the commands with which a client connects do not count.
+        #: How many further commands of the types in `_CONNECTING` do not count.
         self._free = len(_CONNECTING) * subscriptions
         #: Since when commands have been waiting without interruption; None: none is waiting.
         self._waiting_since: float | None = None

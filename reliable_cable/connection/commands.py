@@ -17,17 +17,17 @@ from reliable_cable.exceptions import ProtocolError
 from reliable_cable.logs import logger
 from reliable_cable.protocol import commands, messages
 from reliable_cable.protocol.constants import REVOKED, CallFailure, DisconnectReason, Subprotocol
-from reliable_cable.protocol.control import SubscriptionRevocation
 from reliable_cable.reply import PresenceLeave, Reply
 
-from .answers import answer_failure, answer_unsubscribed, with_answer
-from .channels import make_channel
+from .answers import answer_failure, answer_unsubscribed
+from .channels import find_action, make_channel
 from .command_limits import WAITING_TIME, CommandLimits
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection, ConnectionState
 from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, refuses, run_error_handler
 from .openings import Openings
 from .started import Started, check_joins
+from .streams import RevokedError
 from .subscription import Subscription
 
 #: How long, in seconds after its arrival, to retry a `subscribe` that fails because a database or store cannot be
@@ -35,10 +35,6 @@ from .subscription import Subscription
 SUBSCRIBE_TIMEOUT: Final = 8.0
 #: How long, in seconds, the streams of a `subscribe` may take to open even after `SUBSCRIBE_TIMEOUT` has passed.
 MIN_OPEN_TIME: Final = 1.0
-
-
-class _RevokedError(Exception):
-    """A subscription was revoked while it was being made."""
 
 
 #: Commands that matter only to their own client. They are skipped after the connection has ended.
@@ -177,7 +173,7 @@ class Commands(CommandQueue):
                 return
             except Exception as error:
                 subscription.end()
-                if not is_outage(error) and not isinstance(error, _RevokedError):
+                if not is_outage(error) and not isinstance(error, RevokedError):
                     raise
                 if asyncio.get_running_loop().time() + RETRY_DELAY > until:
                     return await self._give_up(candidate, error)
@@ -208,8 +204,8 @@ class Commands(CommandQueue):
                     authorized = await subscription.presence.authorizes(command.presence)
                 joins += [command.presence] if authorized else []
         await self._wait_for_earlier(subscription.identifier)
-        if not reply.rejected and self._revocation(subscription, subscription.authorized) is not None:
-            raise _RevokedError("it was revoked while it was being made")
+        if not reply.rejected and subscription.revocation() is not None:
+            raise RevokedError("it was revoked while it was being made")
         if not reply.rejected and not subscription.reserve(subscription.member):
             self.log.warning("A subscription was rejected: the subscriptions, states and members are too large.")
             reply = REFUSED
@@ -218,7 +214,7 @@ class Commands(CommandQueue):
             subscription.end()
             self.connection.reject(subscription.identifier)
             return
-        if self._revocation(subscription, subscription.authorized) is not None:
+        if subscription.revocation() is not None:
             # The subscription was revoked while the client received the transmissions. A retry would repeat them.
             subscription.end()
             self.connection.close(DisconnectReason.SERVER_RESTART)
@@ -277,35 +273,22 @@ class Commands(CommandQueue):
     def end_if_revoked(self, identifier: str) -> bool:
         """End a restored subscription if it was revoked meanwhile. Return whether it was ended."""
         subscription = self.subscriptions[identifier]
-        if self._revocation(subscription, subscription.authorized) is None:
+        if subscription.revocation() is None:
             return False
         del self.subscriptions[identifier]
         subscription.end()
         return True
 
-    def _revocation(self, subscription: Subscription, authorized: float) -> SubscriptionRevocation | None:
-        return self.connection.hub.control.recent.find(self.connection.identity, subscription.scopes(), authorized)
-
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def _perform(self, subscription: Subscription, command: commands.Perform) -> None:
         channel = subscription.channel
-        # As in Rails, data without an action is for `receive`.
-        name = command.data.get("action", "receive")
-        method = channel.find_action(name) if isinstance(name, str) else None
-        if method is None:
-            # This does not count as a bad frame, because a page from before a deployment may know other actions.
-            known = ", ".join(channel.action_names()) or "none"
-            self.log.warning("%s has no action %.80r; it has %s.", type(channel).__name__, name, known)
-            answer_failure(self.connection, command, CallFailure.UNKNOWN_ACTION)
-            return
-        attribute, takes_data = method
-        data = dict(command.data)
-        handler: Callable[[], Any] = partial(getattr(channel, attribute), *((data,) if takes_data else ()))
-        if command.call is not None:
-            handler = with_answer(handler, channel, command.call)
+        found = find_action(self.connection, channel, command)
+        if found is None:
+            return answer_failure(self.connection, command, CallFailure.UNKNOWN_ACTION)
+        name, handler, check = found
         began = self.connection.hub.engine.session_clock.moment()
-        reply = await self.call(channel, str(name), handler, partial(channel.before_action, str(name), data))
+        reply = await self.call(channel, name, handler, check)
         if reply is None or reply.refused:
             answer_failure(self.connection, command, CallFailure.FAILED if reply is None else CallFailure.REFUSED)
         if reply is not None and reply is not REFUSED:
@@ -323,7 +306,7 @@ class Commands(CommandQueue):
             return
         if reply.streams and not subscription.revoked:
             # A stream may have been revoked after the handler had decided to start it.
-            revocation = self._revocation(subscription, self.connection.hub.engine.session_clock.at(began))
+            revocation = subscription.revocation(self.connection.hub.engine.session_clock.at(began))
             if revocation is not None:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
         if (reply.streams or reply.changed) and not subscription.reserve(subscription.member):

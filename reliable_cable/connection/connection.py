@@ -38,10 +38,6 @@ from .subscribed import Subscribed
 
 T = TypeVar("T")
 
-#: The most faults that a client may cause within `FAULTS_TIME`. After more, it is disconnected.
-MAX_FAULTS: Final = 200
-#: After how long, in seconds, the count of faults begins again.
-FAULTS_TIME: Final = 60.0
 #: The number of faults that a frame counts as if it violates the protocol.
 FRAME_FAULT: Final = 10
 #: The number of faults that a call of a handler counts as if it fails or refuses the client.
@@ -123,10 +119,6 @@ class Connection:
     #: The number of the ping that follows the latest notice of a loss. Its answer shows that the notice was read.
     _notice_ping: int = 0
     _log: ClientLog | None = None
-    #: The number of faults since `_faults_since`.
-    _faults: int = 0
-    #: When the count of faults began, by the monotonic clock.
-    _faults_since: float = 0.0
 
     def __post_init__(self, subprotocol: Subprotocol) -> None:
         self.extended = subprotocol.extended
@@ -281,11 +273,7 @@ class Connection:
 
     def count_fault(self, weight: int) -> None:
         """Count faults that the client has caused. Disconnect the client if there are too many."""
-        now = time.monotonic()
-        if now - self._faults_since > FAULTS_TIME:
-            self._faults, self._faults_since = 0, now
-        self._faults += weight
-        if self._faults > MAX_FAULTS and not self.ending:
+        if not self.account.may_fail(weight, time.monotonic()) and not self.ending:
             logger.warning("A client is disconnected: it sent too many broken frames, or too many handlers failed.")
             self.close(DisconnectReason.INVALID_REQUEST)
 

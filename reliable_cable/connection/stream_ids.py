@@ -25,7 +25,7 @@ class StreamIds:
 
     def __init__(self, *, extended: bool) -> None:
         self._extended = extended
-        #: The identifier that has the name of the stream as its stream id, by stream.
+        #: For each stream, the identifier of the subscription whose stream id is the name of the stream.
         self._owners: dict[str, str] = {}
 
     def claim(self, stream: str, identifier: str, request: HistoryRequest | None) -> str | None:

@@ -11,6 +11,7 @@ from reliable_cable.hub.subscriber import Subscriber, SubscriberState
 from reliable_cable.identity import Identity, subscription_scopes
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.constants import DisconnectReason, MessageType
+from reliable_cable.protocol.control import SubscriptionRevocation
 from reliable_cable.protocol.positions import PagePosition, StreamPosition, beginning_of, is_beginning
 from reliable_cable.reply import StreamStart
 from reliable_cable.stores.streams.base import NOWHERE
@@ -30,6 +31,10 @@ def choose_presence_stream(streams: Iterable[tuple[str, bool]]) -> str | None:
     # `min` returns the first of equal items.
     name, _ = min(streams, key=lambda stream: not stream[1], default=(None, False))
     return name
+
+
+class RevokedError(Exception):
+    """A subscription was revoked while it was being made."""
 
 
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
@@ -185,6 +190,15 @@ class SubscriptionStreams:
     def scopes(self) -> list[Identity]:
         """Return the conditions that select the subscription: its channel, and each of its streams."""
         return subscription_scopes(type(self.channel).name, self.streams)
+
+    def revocation(self, authorized: float | None = None) -> SubscriptionRevocation | None:
+        """Return a recent revocation that ends the subscription; None if there is none.
+
+        Args:
+            authorized: when the channel began to decide, by the session store's clock. None: the time of `authorized`.
+        """
+        since = self.authorized if authorized is None else authorized
+        return self.connection.hub.control.recent.find(self.connection.identity, self.scopes(), since)
 
     def positions(self) -> Iterator[tuple[str, StreamPosition | None]]:
         """Yield the stream id of each open stream, and the position of the last message that was sent to the client.

@@ -247,7 +247,7 @@ GET = (HTTPMethod.GET, HTTPMethod.HEAD)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An endpoint.
+    """An HTTP endpoint: the methods and the key that it requires, and how it answers a request.
 
     Args:
         methods: the allowed methods.

@@ -32,7 +32,7 @@ def cors_headers(scope: Mapping[str, Any]) -> dict[str, str]:
 
 
 def preflight(headers: Mapping[str, str]) -> Response:
-    """Return the response to a request by which a browser asks whether it may make another one.
+    """Return the response to a preflight request, in which a browser asks whether it may send the actual request.
 
     Args:
         headers: the result of `cors_headers`.

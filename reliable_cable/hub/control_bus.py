@@ -78,7 +78,7 @@ class ControlBus:
         self._tasks = tasks
         self._observe = observe
         self._stop_observing = stop_observing
-        #: Notices that another process has members in its own memory.
+        #: Warns if another process keeps its members in its own memory.
         self.unshared_presence = UnsharedPresenceNotice(engine, tasks)
         self._users = 0
         self._observing: asyncio.Task[HubStream] | None = None

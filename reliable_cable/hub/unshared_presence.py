@@ -13,7 +13,7 @@ from reliable_cable.stores.streams.memory import MemoryStreamStore
 
 
 class UnsharedPresenceNotice:
-    """Logs once that another process has members, too, whom the clients of this one do not see.
+    """Logs once that another process has members in its own memory, whom the clients of this process do not see.
 
     Each process announces its first member to the others, on the control bus. So this does nothing if streams are in
     memory, too. It also does nothing without handler threads, because the announcement would become a part of a test's

@@ -17,7 +17,7 @@ from .nesting import SHORTEST_TOO_DEEP, TOO_DEEP, is_too_deep
 from .positions import HistoryRequest, StreamPosition
 from .presence import member_fault
 
-#: The most characters of an epoch that are kept of a history request. No epoch of a stream is that long.
+#: How many characters of an epoch in a history request are kept. The epochs of streams are shorter.
 MAX_EPOCH_LENGTH: Final = 64
 
 

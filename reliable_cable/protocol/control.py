@@ -115,7 +115,7 @@ def encode_login_change(change: LoginChange) -> str:
 
 
 def encode_unshared_presence(message: UnsharedPresence) -> str:
-    """Return a control message that says that a process has members, as JSON text."""
+    """Return the announcement of a process with members that other processes cannot see, as JSON text."""
     return json.dumps({"unshared_presence": message.incarnation, "at": message.at})
 
 

@@ -58,7 +58,7 @@ class EventPositions(Mapping[str, StreamPosition]):
         return position
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the digests, because the names are not known."""
+        """Iterate over the digests, in place of the names of streams, which are unknown."""
         return iter(self.by_digest)
 
     def __len__(self) -> int:
@@ -92,8 +92,8 @@ def one_stream_id(name: str, position: StreamPosition) -> str:
 def parse_id(text: str) -> EventPositions:
     """Return the positions in an id.
 
-    If the text is not an id, it is not known what the reader has received. Each of its streams then gets a position
-    that no stream has, so that the reader is told of a loss.
+    If the text is not an id, nobody knows what the reader has received. Each of its streams then gets a position that
+    no stream has, so that the reader is told of a loss.
     """
     if not text:
         return EventPositions({})

@@ -17,15 +17,16 @@ from .positions import StreamPosition
 #: The key of a message that sets the type of its event: `{"$event": "price", "data": …}`. Readers by GET
 #: get the data; other clients get the object.
 EVENT: Final = "$event"
-#: How long, in milliseconds, a reader waits that must not come back. A year, as in AnyCable.
+#: How long, in milliseconds, to wait before reconnecting, for a reader that must not come back: a year, as in
+#: AnyCable.
 NEVER: Final = 31_536_000_000
 
-#: The events with which a reader must get its positions.
+#: The messages whose events must have an id, so that the reader knows its positions.
 ACKNOWLEDGEMENTS: Final = (MessageType.CONFIRM_SUBSCRIPTION, MessageType.CONFIRM_HISTORY, MessageType.REJECT_HISTORY)
-#: The events that readers of raw messages get, too: they say that something is missing, or will not come.
+#: The messages that readers of raw messages get, too, because they report a loss or the end of the delivery.
 _NEVER_HIDDEN: Final = (MessageType.REJECT_SUBSCRIPTION, MessageType.REJECT_HISTORY, MessageType.DISCONNECT)
 
-#: What readers of raw messages get for pings, and for what begins their responses.
+#: The comments that readers of raw messages get in place of a ping, and at the beginning of the response.
 _RAW_COMMENTS: Final = {MessageType.PING.value: ": ping\n", MessageType.CONFIRM_SUBSCRIPTION.value: ":\n"}
 
 _LINE_BREAK: Final = re.compile("\r\n|\r|\n")
@@ -48,7 +49,7 @@ class Event(Frame):
     _head: bytes
     #: The type of the frame; `""` for messages.
     kind: str
-    #: The identifier of the subscription; `""` for pings and such.
+    #: The identifier of the subscription; `""` for events without one, such as pings.
     identifier: str
     #: The stream id of a broadcast; `""` for anything else.
     stream_id: str

@@ -1,7 +1,7 @@
 """The transport of a reader of server-sent events: a response that does not end.
 
 The application of the reader is a `CableConsumer`. To it, the reader is a client with a WebSocket that only receives.
-`EventTransport` makes the response of what the consumer sends. Its subclasses in server_events.py know their server.
+`EventTransport` turns its messages into the response. The subclasses in server_events.py know their server.
 """
 
 import asyncio
@@ -78,7 +78,7 @@ class EventTransport(Transport):
         #: What is sent when the response begins, and its size.
         self._kept: list[bytes] = []
         self._kept_size = 0
-        #: Gets its result when nothing more can be sent.
+        #: Is done when nothing more can be sent.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
@@ -87,7 +87,7 @@ class EventTransport(Transport):
         return not self._unanswered
 
     def complete(self, command: Subscribe) -> Subscribe:
-        """Let a `subscribe` request the history after the positions that the reader has resumed."""
+        """Return a `subscribe` command that also requests the history after the positions in the reader's last id."""
         if not self.resumed:
             return command
         own = command.history or HistoryRequest()

@@ -153,7 +153,7 @@ def insert_first(node: cst.List, code: str) -> cst.List:
     opening = node.lbracket.whitespace_after
     separator: cst.BaseParenthesizableWhitespace = cst.SimpleWhitespace(" ")
     if isinstance(opening, cst.ParenthesizedWhitespace):
-        # Comment lines stay above the element that they are above.
+        # Comment lines stay above their element.
         separator = opening.with_changes(first_line=LINE_BREAK)
         opening = opening.with_changes(empty_lines=[])
     first = element.with_changes(comma=cst.Comma(whitespace_after=separator))

@@ -67,7 +67,7 @@ class ClientSocket:
         """Close the connection if it is open, and wait until the server has handled that.
 
         Args:
-            code: the close code: 1000 of a client, 1001 of a page that is closed, 1006 if the network fails.
+            code: the close code: 1000 if the client disconnects, 1001 if the page is closed, 1006 if the network fails.
         """
         running, self._running, self.connection = self._running, None, None
         if running is not None:

@@ -34,7 +34,7 @@ class LoopThread:
             del AsyncToSync.loop_thread_executors[self._loop]
 
     def close(self) -> None:
-        """Cancel what is left, and close the loop."""
+        """Cancel the remaining tasks, and close the event loop."""
         self.run(self._cancel_tasks())
         self._thread.shutdown()
         self._loop.close()

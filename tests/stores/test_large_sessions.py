@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 from functools import partial
+from typing import Any
 
 import pytest
+from django.db import connections
 
 from reliable_cable.models import Session, SessionPart
 from reliable_cable.stores.sessions.base import SessionRecord
@@ -108,6 +111,62 @@ def test_parts_of_sessions_that_the_previous_release_has_deleted_are_pruned(
     assert len(deletes) == 3  # 200 rows
     assert SessionPart.objects.using(alias).count() == 100
     assert store.load("c", ann) == large_record(0)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, databases=["postgres"])
+@pytest.mark.parametrize("alias", ["postgres"], indirect=True)
+def test_the_parts_of_a_record_that_is_created_during_a_delete_stay(alias: str, clock: Clock) -> None:
+    """Otherwise its head would stay, and later saves would write only what has changed."""
+    store, other = model_store(alias, clock), model_store(alias, clock)
+    saves: list[threading.Thread] = []
+
+    def save_between(execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith('DELETE FROM "reliable_cable_sessionpart"') and not saves:
+            save = threading.Thread(target=with_own_connection(partial(store.save, {"a": large_record(0)})))
+            save.start()
+            save.join()
+            saves.append(save)
+        return execute(sql, *args)
+
+    with connections[alias].execute_wrapper(save_between):
+        other.delete(["a"])
+    assert saves
+    assert store.load("a", ann) == large_record(0)
+    store.save({"a": large_record(1)})
+    assert store.load("a", ann) == large_record(1)
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(databases=["postgres"])
+@pytest.mark.parametrize("alias", ["postgres"], indirect=True)
+def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
+    """After a takeover, two processes may save the same sessions. A deadlock would take a second."""
+    store = model_store(alias, clock)
+    store.save({"b": large_record(0), "a": ANN})
+    lock, insert, _ = statements(alias, lambda: store.save({"b": large_record(1), "a": ANN}))
+    assert "'a'" in lock
+    assert lock.endswith("ASC FOR UPDATE")
+    assert insert.index("'a'") < insert.index("'b'")
+
+
+@pytest.mark.django_db(databases="__all__")
+def test_many_sessions_that_become_small_at_once_are_saved(alias: str, clock: Clock) -> None:
+    store = model_store(alias, clock)
+    items = [{"identifier": f"{at}"} for at in range(2000)]
+    sids = [f"{at}" for at in range(3)]
+    store.save({sid: SessionRecord(ann, THEN, {"subscriptions": items}) for sid in sids})
+    if alias == "default":
+        # This is the limit in most builds of SQLite, divided by 10.
+        connections[alias].connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 3276)
+    small = SessionRecord(ann, THEN, {"subscriptions": items[:1]})
+    try:
+        store.save(dict.fromkeys(sids, small))
+    finally:
+        if alias == "default":
+            connections[alias].connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 250_000)
+    assert store.load_many([(sid, ann) for sid in sids]) == [small] * 3
+    assert SessionPart.objects.using(alias).count() == 3
 
 
 @pytest.mark.django_db(databases="__all__")

@@ -12,7 +12,7 @@ from django.db import OperationalError
 from reliable_cable import Channel, action
 from reliable_cable.channel import registry
 from reliable_cable.client_log import INTERVAL, MAX_LINES, MAX_TRACEBACKS, ClientLog
-from reliable_cable.connection.connection import FAULTS_TIME
+from reliable_cable.connection.account import FAULTS_TIME
 
 from .wire import Client, connection_of, identifier, run_event_loop
 
@@ -157,4 +157,4 @@ class TestConnections:
                 for _ in range(20):
                     await client.send_text("{")
                 assert await client.quiet()
-                connection_of(client)._faults_since -= FAULTS_TIME + 1
+                connection_of(client).account._faults_since -= FAULTS_TIME + 1

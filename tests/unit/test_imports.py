@@ -20,6 +20,7 @@ from django.utils.module_loading import import_string
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "reliable_cable"
+MAX_LAYERS = 10
 
 
 def imported(path: Path) -> set[str]:
@@ -54,6 +55,7 @@ def test_the_documentation_has_the_layers_of_the_contract() -> None:
     documented = [set(re.findall(r"`(\w+)`", modules)) for _, modules in rows]
     assert documented == [set(layer.split(" | ")) for layer in contract("layers")["layers"]]
     assert [int(number) for number, _ in rows] == list(range(len(rows), 0, -1))
+    assert len(rows) <= MAX_LAYERS
 
 
 #: For each module, a line that breaks a contract when it is added, and a part of what lint-imports then prints.

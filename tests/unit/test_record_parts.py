@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from random import Random
 
 import pytest
 
 from reliable_cable.stores.sessions import record_parts
 from reliable_cable.stores.sessions.base import SessionRecord
-from reliable_cable.stores.sessions.record_parts import KnownParts, PartsChange, RecordParts, StoredParts, join
+from reliable_cable.stores.sessions.record_parts import (
+    MAX_REMOVED,
+    KnownParts,
+    PartsChange,
+    RecordParts,
+    StoredParts,
+    join,
+)
 
 
 class Table:
@@ -99,11 +107,31 @@ def test_a_record_without_items_is_not_split(data: dict[str, object]) -> None:
 
 
 def test_the_oldest_known_records_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_parts, "MAX_KNOWN_PARTS", 10)
     known, stored = KnownParts(), StoredParts.of(RecordParts("items", "", ()), {1: 1, 2: 2, 3: 3, 4: 4})
+    monkeypatch.setattr(record_parts, "MAX_KNOWN_SIZE", 2 * stored.size)
     for sid in ("a", "b", "a", "c"):
         known.add(sid, stored)
     assert [known.get(sid) is not None for sid in "abc"] == [True, False, True]
     known.forget("a")
     known.add("d", stored)
     assert known.get("c") is stored
+
+
+def test_known_records_take_little_memory_however_large_their_heads_are() -> None:
+    known = KnownParts()
+    tracemalloc.start()
+    try:
+        for sid in range(20_000):
+            known.add(f"session {sid}", StoredParts.of(RecordParts("items", f"{sid}" * 2000, ("1",)), {1: sid}))
+        assert tracemalloc.get_traced_memory()[0] < 1.5 * record_parts.MAX_KNOWN_SIZE
+    finally:
+        tracemalloc.stop()
+
+
+def test_all_parts_are_written_if_many_are_removed() -> None:
+    """A statement of a database has few parameters, and one statement deletes the parts of many records."""
+    table, items = Table(), [f"{number}" for number in range(2000)]
+    table.save(items)
+    assert not table.save(items[MAX_REMOVED:]).whole
+    change = table.save(items[-10:])
+    assert (change.whole, len(change.written), len(change.removed)) == (True, 10, 0)

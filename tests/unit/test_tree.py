@@ -24,7 +24,9 @@ TOP = {
     "reliable_cable",
     "tests",
 }
-MAX_LINES = 420
+#: The most lines of a module of the package, and of any other one.
+MAX_LINES = 400
+MAX_OTHER_LINES = 420
 #: An exact version, perhaps of a package that is installed under another name.
 VERSION = re.compile(r"(npm:[\w./@-]+@)?\d+\.\d+\.\d+")
 NPM_FOLDERS = ("reliable_cable/client", "tests/node", "demo_project/npm")
@@ -46,9 +48,11 @@ def test_the_top_level_has_only_known_files_and_folders(files: list[Path]) -> No
 
 
 def test_no_module_is_long(files: list[Path]) -> None:
-    lengths = {str(p): len((ROOT / p).read_text().splitlines()) for p in files if p.suffix in (".py", ".js", ".mjs")}
-    assert lengths
-    assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+    modules = [path for path in files if path.suffix in (".py", ".js", ".mjs")]
+    assert modules
+    for path in modules:
+        lines = len((ROOT / path).read_text().splitlines())
+        assert lines <= (MAX_LINES if path.parts[0] == "reliable_cable" else MAX_OTHER_LINES), path
 
 
 def test_built_files_are_not_in_git(files: list[Path]) -> None:

@@ -6,7 +6,7 @@ from reliable_cable.conf import RateLimit
 
 
 class Buckets(ABC):
-    """Token buckets by name. A bucket is full at first, and after it was not used for the period of its limit."""
+    """Token buckets by name. A new bucket is full, and so is one that was not used for the period of its limit."""
 
     @abstractmethod
     async def atake(self, name: str, limit: RateLimit) -> bool:

@@ -5,9 +5,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
-from django.db.models import BigIntegerField, Exists, FloatField, OuterRef, Q, QuerySet, TextField, Value
+from django.db.models import BigIntegerField, Case, Exists, FloatField, OuterRef, Q, QuerySet, TextField, Value, When
 from django.db.models.functions import Cast
 
 from reliable_cable.conf import CableSettings
@@ -75,7 +76,7 @@ class ModelSessionStore(ModelStore, SessionStore):
     ) -> dict[str, StoredParts]:
         """Write records, and return what is stored of the large ones."""
         large = {sid: text for sid, text in texts.items() if isinstance(text, RecordParts)}
-        known = self._lock_known(large)
+        known = self._lock(texts)
         # The heads come first: they lock the parts, which only the transaction that has locked the head may write.
         expires = self._server.ago(-self.settings.sessions_ttl)
         # The data is stored as JSON text in a JSON string. PostgreSQL refuses JSON with U+0000 or with half a surrogate
@@ -89,7 +90,8 @@ class ModelSessionStore(ModelStore, SessionStore):
                     data=text if isinstance(text, str) else text.head,
                     expires=expires,
                 )
-                for sid, text in texts.items()
+                # All processes lock records in the same order, because PostgreSQL takes 1 s to notice a deadlock.
+                for sid, text in sorted(texts.items(), key=itemgetter(0))
             ],
             update_conflicts=True,
             unique_fields=["sid"],
@@ -97,18 +99,24 @@ class ModelSessionStore(ModelStore, SessionStore):
         )
         return self._save_parts(large, known) if large else {}
 
-    def _lock_known(self, large: Mapping[str, RecordParts]) -> dict[str, Mapping[int, int]]:
-        """Lock the large records that are stored as this process knows, and return the hash values of their parts."""
-        known = {sid: stored for sid in large if (stored := self._known.get(sid)) is not None}
+    def _lock(self, texts: Mapping[str, str | RecordParts]) -> dict[str, Mapping[int, int]]:
+        """Lock records, and return the hash values of the parts of those that are stored as this process knows.
+
+        If this process knows of none, lock nothing.
+        """
+        known = {
+            sid: stored
+            for sid, text in texts.items()
+            if isinstance(text, RecordParts)
+            and (stored := self._known.get(sid)) is not None
+            and stored.list_key == text.list_key
+        }
         if not known:
             return {}
         # Another process may have written the record, or it may have expired.
-        heads = self._rows.select_for_update().filter(sid__in=known).order_by("sid").values_list("sid", "data")
-        return {
-            sid: known[sid].hashes
-            for sid, head in heads
-            if head == known[sid].head and large[sid].list_key == known[sid].list_key
-        }
+        head = Case(When(sid__in=list(known), then="data"))
+        heads = self._rows.select_for_update().filter(sid__in=list(texts)).order_by("sid").values_list("sid", head)
+        return {sid: known[sid].hashes for sid, head in heads if sid in known and hash(head) == known[sid].head}
 
     def _save_parts(
         self, large: Mapping[str, RecordParts], known: Mapping[str, Mapping[int, int]]
@@ -195,7 +203,10 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._write("touched", touch)
 
     def delete(self, sids: Collection[str]) -> None:
-        """Delete records, and then their parts."""
+        """Delete records, and then their parts.
+
+        The parts of a record that another process creates between the two statements stay.
+        """
         if not sids:
             return
         for sid in sids:
@@ -203,7 +214,7 @@ class ModelSessionStore(ModelStore, SessionStore):
 
         def delete() -> None:
             self._rows.filter(sid__in=sids).delete()
-            self._parts.filter(sid__in=sids).delete()
+            self._orphans.filter(sid__in=sids).delete()
 
         self._write("deleted", delete)
 
@@ -251,7 +262,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         return pruned
 
     def _prune_parts(self, limit: int) -> None:
-        orphans = self._parts.filter(~Exists(self._rows.filter(sid=OuterRef("sid"))))
+        orphans = self._orphans
         with self._errors("read"):
             sids = list(orphans.values_list("sid", flat=True).distinct()[:limit])
         if not sids:
@@ -278,6 +289,11 @@ class ModelSessionStore(ModelStore, SessionStore):
     @property
     def _parts(self) -> QuerySet[SessionPart]:
         return self._database.rows(SessionPart)
+
+    @property
+    def _orphans(self) -> QuerySet[SessionPart]:
+        """The parts that have no head."""
+        return self._parts.filter(~Exists(self._rows.filter(sid=OuterRef("sid"))))
 
 
 def _loaded(

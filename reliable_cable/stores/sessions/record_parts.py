@@ -22,8 +22,15 @@ MAX_WHOLE_SIZE: Final = 4096
 #: between.
 STRIDE: Final = 1 << 20
 
-#: The most parts that `KnownParts` keeps. Each takes 16 bytes.
-MAX_KNOWN_PARTS: Final = 500_000
+#: The most parts that one DELETE lists for one record. If more have to be deleted, all parts are written again. SQLite
+#: limits the parameters of a statement, and one statement deletes the parts of many records.
+MAX_REMOVED: Final = 100
+
+#: About how many bytes `KnownParts` takes, at most.
+MAX_KNOWN_SIZE: Final = 8 * 1024 * 1024
+
+#: About how many bytes `KnownParts` takes for a record, in addition to 16 bytes for each part.
+_RECORD_SIZE: Final = 512
 
 #: The key of the head that says where the parts belong. A record must not have it.
 _PARTS_KEY: Final = "parts"
@@ -109,12 +116,17 @@ class PartsChange:
         """
         hashes = [hash(item) for item in items]
         numbers = _number(old, hashes) if old is not None else None
-        whole = old is None or numbers is None
-        if old is None or numbers is None:
-            old, numbers = {}, [STRIDE * index for index in range(1, len(items) + 1)]
-        new = dict(zip(numbers, hashes, strict=True))
-        written = {number: item for number, item in zip(numbers, items, strict=True) if old.get(number) != new[number]}
-        return cls(whole, written, [number for number in old if number not in new], new)
+        if old is not None and numbers is not None:
+            new = dict(zip(numbers, hashes, strict=True))
+            removed = [number for number in old if number not in new]
+            if len(removed) <= MAX_REMOVED:
+                texts = zip(numbers, items, strict=True)
+                return cls(
+                    False, {number: item for number, item in texts if old.get(number) != new[number]}, removed, new
+                )
+        numbers = [STRIDE * index for index in range(1, len(items) + 1)]
+        written = dict(zip(numbers, items, strict=True))
+        return cls(True, written, [], dict(zip(numbers, hashes, strict=True)))
 
 
 def _number(old: Mapping[int, int], hashes: Sequence[int]) -> list[int] | None:
@@ -155,13 +167,13 @@ class StoredParts:
 
     Args:
         list_key: the key of the list whose items are the parts.
-        head: the text of the head.
+        head: the hash value of the head.
         numbers: the numbers of the parts, in their order.
         values: the hash value of each part.
     """
 
     list_key: str
-    head: str
+    head: int
     numbers: Sequence[int]
     values: Sequence[int]
 
@@ -173,25 +185,29 @@ class StoredParts:
             parts: the record.
             hashes: the hash values of the parts, by number, in their order.
         """
-        return cls(parts.list_key, parts.head, array("q", hashes), array("q", hashes.values()))
+        return cls(parts.list_key, hash(parts.head), array("q", hashes), array("q", hashes.values()))
 
     @property
     def hashes(self) -> dict[int, int]:
         """The hash values of the parts, by number, in their order."""
         return dict(zip(self.numbers, self.values, strict=True))
 
+    @property
+    def size(self) -> int:
+        """About how many bytes this takes in memory."""
+        return _RECORD_SIZE + 16 * len(self.numbers)
+
 
 class KnownParts:
     """The large records that this process stored last. With these, only the changed parts have to be written.
 
-    When they have more than `MAX_KNOWN_PARTS` parts in total, the oldest records are forgotten. All methods are
-    thread-safe.
+    When they take more than `MAX_KNOWN_SIZE` bytes in total, the oldest are forgotten. All methods are thread-safe.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._records: OrderedDict[str, StoredParts] = OrderedDict()
-        self._count = 0
+        self._size = 0
 
     def get(self, sid: str) -> StoredParts | None:
         """Return what was stored last for a session."""
@@ -202,8 +218,8 @@ class KnownParts:
         with self._lock:
             self._remove(sid)
             self._records[sid] = stored
-            self._count += len(stored.numbers)
-            while self._count > MAX_KNOWN_PARTS:
+            self._size += stored.size
+            while self._size > MAX_KNOWN_SIZE:
                 self._remove(next(iter(self._records)))
 
     def forget(self, sid: str) -> None:
@@ -214,4 +230,4 @@ class KnownParts:
     def _remove(self, sid: str) -> None:
         stored = self._records.pop(sid, None)
         if stored is not None:
-            self._count -= len(stored.numbers)
+            self._size -= stored.size

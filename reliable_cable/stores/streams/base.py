@@ -5,12 +5,14 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from reliable_cable.concurrency.on_commit import call_after_commit, report_failure
+from reliable_cable.concurrency.on_commit import call_after_commit
 from reliable_cable.conf import IDLE_STREAM_TTL as IDLE_STREAM_TTL
 from reliable_cable.exceptions import BroadcastError, StoreError
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Entry, StreamPage
 from reliable_cable.stores.base import Listener, Store, async_twin
+
+from .failures import report_failure
 
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
