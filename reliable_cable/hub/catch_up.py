@@ -96,9 +96,12 @@ class CatchUp:
         piece: list[Frame] = []
         size = 0
         for entry in step.entries:
-            if entry.exclude and entry.exclude in subscriber.sids:
-                continue
             frame = self._history.encode(group, stream.name, epoch, entry)
+            if entry.exclude and entry.exclude in subscriber.sids:
+                subscriber.outbox.push_all(piece)
+                subscriber.outbox.skip(frame)
+                piece, size = [], 0
+                continue
             if piece and size + len(frame) > self._write_size:
                 subscriber.outbox.push_all(piece)
                 subscriber.cursor = StreamPosition(epoch, entry.offset - 1)
