@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from reliable_cable.protocol.constants import MessageType
-from reliable_cable.protocol.event_ids import make_id, one_stream_id
+from reliable_cable.protocol.event_ids import make_id
 from reliable_cable.protocol.events import ACKNOWLEDGEMENTS, Event
-from reliable_cable.protocol.frames import Frame
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.servers.events import EventTransport
 
@@ -37,21 +36,6 @@ class EventOutbox(Outbox):
         if event.kind in (MessageType.CONFIRM_SUBSCRIPTION, MessageType.REJECT_SUBSCRIPTION):
             transport.answered(event.identifier, confirmed=event.kind == MessageType.CONFIRM_SUBSCRIPTION)
         return not event.shown or Outbox.push(self, event, droppable=droppable)
-
-    def skip(self, frame: Frame, *, droppable: bool = False) -> bool:
-        """Send only the id of a broadcast that excludes the reader.
-
-        The next connection of the reader has another `sid`, which the broadcast does not exclude.
-        """
-        if self.closed:
-            return True
-        event = self.transport.form.of(frame)
-        position = StreamPosition(event.epoch, event.offset)
-        empty = event.make("", stream_id=event.stream_id, epoch=event.epoch, offset=event.offset)
-        numbered = self._number(empty)
-        if not numbered.has_id:
-            numbered = numbered.with_id(one_stream_id(event.stream_id, position))
-        return Outbox.push(self, numbered, droppable=droppable)
 
     def _number(self, event: Event) -> Event:
         """Return an event with the positions of the reader after this event."""

@@ -186,10 +186,6 @@ class Outbox:
             # The fan-out must continue with the other subscribers.
             logger.exception("A slow client could not be disconnected.")
 
-    def skip(self, frame: Frame, *, droppable: bool = False) -> bool:
-        """Leave out a broadcast that excludes the client. Its session knows its former ids, so nothing is sent."""
-        return True
-
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames, in one write if the server offers `write`."""
         if self.ready is None or len(frames) < 2:

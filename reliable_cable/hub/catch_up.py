@@ -96,12 +96,9 @@ class CatchUp:
         piece: list[Frame] = []
         size = 0
         for entry in step.entries:
-            frame = self._history.encode(group, stream.name, epoch, entry)
             if entry.exclude and entry.exclude in subscriber.sids:
-                subscriber.outbox.push_all(piece)
-                subscriber.outbox.skip(frame)
-                piece, size = [], 0
                 continue
+            frame = self._history.encode(group, stream.name, epoch, entry)
             if piece and size + len(frame) > self._write_size:
                 subscriber.outbox.push_all(piece)
                 subscriber.cursor = StreamPosition(epoch, entry.offset - 1)

@@ -145,9 +145,7 @@ class EncodedBatch:
             if before == _TRANSIENT:
                 self._send_transient(subscriber, cast(Transient, item), frame)
             elif subscriber.at == before:
-                excluded = item.exclude in subscriber.sids
-                send = subscriber.outbox.skip if excluded else subscriber.outbox.push
-                if send(frame, droppable=True):
+                if item.exclude in subscriber.sids or subscriber.outbox.push(frame, droppable=True):
                     subscriber.at = before + 1
                 elif isinstance(item, Entry):
                     subscriber.fall_behind(StreamPosition(self._batch.epoch, item.offset - 1))

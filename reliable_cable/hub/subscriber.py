@@ -49,9 +49,6 @@ class SubscriberOutbox(Protocol):
     def push(self, text: str, *, droppable: bool = False) -> bool:
         """Send a frame. Return False if it was dropped because much is queued."""
 
-    def skip(self, frame: Frame, *, droppable: bool = False) -> bool:
-        """Leave out a broadcast that excludes the client. Return False if it must be left out later, as for `push`."""
-
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames."""
 

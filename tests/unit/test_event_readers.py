@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import re
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,9 +20,6 @@ from hypothesis import strategies as st
 
 from reliable_cable import CableConsumer
 from reliable_cable.conf import read_settings
-from reliable_cable.connection.connection import Connection
-from reliable_cable.connection.subscription import Subscription
-from reliable_cable.consumer import get_hub
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.http import CableHTTP
 from reliable_cable.http.core import Refusal
@@ -338,41 +334,3 @@ async def test_a_reader_is_freed_without_a_garbage_collection() -> None:
         await until(lambda: [each() for each in connections] == [None, None])
     finally:
         gc.enable()
-
-
-@pytest.mark.parametrize("streams", [["a"], ["a", "b"]])
-async def test_a_broadcast_that_excludes_a_reader_does_not_arrive_after_a_reconnect(streams: list[str]) -> None:
-    query = urlencode([("stream", each) for each in streams])
-    async with Reader(query) as reader:
-        await reader.until("event: confirm_subscription", len(streams))
-        sid = reader.read()[0][0].json["sid"]
-        await get_engine().streams.aappend([("a", Message('"own"', exclude=sid))])
-        await until(lambda: "1/" in reader.read()[1])
-        last_id = reader.read()[1]
-        assert "own" not in reader.body.decode()
-    async with Reader(query, last_id) as reader:
-        await reader.until("event: confirm_history", len(streams))
-        await broadcast("a", "next")
-        await reader.until("data: next")
-        assert "own" not in reader.body.decode()
-
-
-async def test_a_broadcast_that_excludes_a_reader_moves_its_position_while_it_catches_up() -> None:
-    async with Reader("stream=a") as reader:
-        await reader.until("event: confirm_subscription")
-        sid = reader.read()[0][0].json["sid"]
-        await broadcast("a", "first")
-        await reader.until("data: first")
-        connection = get_hub().connections.find(sid)
-        assert isinstance(connection, Connection)
-        async with connection.outbox.reading:
-            [subscription] = connection.subscriptions.values()
-            assert isinstance(subscription, Subscription)
-            for subscribed in subscription.streams.values():
-                subscribed.fall_behind(subscribed.stream.position)
-            excluding = [("a", Message('"own"', exclude=sid)), ("a", Message('"last"'))]
-            await get_engine().streams.aappend(excluding)
-        await reader.until("data: last")
-        text = reader.body.decode()
-        assert "own" not in text
-        assert re.search(r"\n\nid: 2/\w+/a\n\ndata: last\nid: 3/", text)
