@@ -22,8 +22,10 @@ from tests.support.server import PATIENCE, ROOT, Server
 
 PROJECT = "tests.browser.project"
 
-#: How long, in milliseconds, to wait for a page on a busy machine.
-PAGE_PATIENCE = 20_000
+#: How long, in milliseconds, to wait for a page on a busy machine. The client waits longer between later attempts to
+#: connect, so it may be away for half a minute after a server has started slowly.
+PAGE_PATIENCE = 60_000
+expect.set_options(timeout=PAGE_PATIENCE)
 
 #: What Chromium logs about a WebSocket or events that are closed or cannot be opened, what the npm client logs about an
 #: action that the page calls at that moment, and what htmx logs.
@@ -178,7 +180,7 @@ class Window:
 
     async def state(self, state: str) -> None:
         """Wait until the page shows a state of its connection."""
-        await expect(self["connection"]).to_have_attribute("data-state", state, timeout=PAGE_PATIENCE)
+        await expect(self["connection"]).to_have_attribute("data-state", state)
 
     async def subscribed(self) -> None:
         """Wait until the page of a room shows its members, so that its subscription is confirmed.
@@ -186,11 +188,11 @@ class Window:
         A cut before the confirmation closes the channel, and the page then loads messages over HTTP.
         """
         await self.state("connected")
-        await expect(self["members-panel"]).to_have_attribute("data-state", "known", timeout=PAGE_PATIENCE)
+        await expect(self["members-panel"]).to_have_attribute("data-state", "known")
 
     async def disconnected(self) -> None:
         """Wait until the page shows that its connection is lost."""
-        await expect(self["connection"]).not_to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
+        await expect(self["connection"]).not_to_have_attribute("data-state", "connected")
 
     async def back(self) -> None:
         """Report to the page that the network works again, as browsers do, and wait until it has reconnected."""
@@ -213,7 +215,7 @@ class Window:
 
     async def shows(self, *texts: str) -> None:
         """Wait until the page has exactly these messages, in this order, and check that none was received twice."""
-        await expect(self.texts).to_have_text(list(texts), timeout=PAGE_PATIENCE)
+        await expect(self.texts).to_have_text(list(texts))
         await expect(self["messages"]).to_have_attribute("data-repeats", "0")
 
     def _heard(self, message: ConsoleMessage) -> None:

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Locator, expect
 
 from tests.browser.conftest import OpenWindow
-from tests.browser.demo import PAGE_PATIENCE, Publisher, Window
+from tests.browser.demo import Publisher, Window
 from tests.browser.proxy import TcpProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
@@ -31,7 +31,7 @@ async def ask(window: Window, question: str) -> Locator:
     await window["prompt"].fill(question)
     await window["ask"].click()
     answer = window["answer"].last
-    await expect(answer.locator(".prompt")).to_have_text(question, timeout=PAGE_PATIENCE)
+    await expect(answer.locator(".prompt")).to_have_text(question)
     return answer
 
 
@@ -43,12 +43,12 @@ async def chunks(answer: Locator) -> int:
 async def has_chunks(window: Window, answer: Locator, count: int) -> None:
     """Wait until the page has a number of pieces."""
     pattern = "|".join(str(number) for number in range(count, 1000))
-    await expect(answer).to_have_attribute("data-chunks", re.compile(f"^({pattern})$"), timeout=PAGE_PATIENCE)
+    await expect(answer).to_have_attribute("data-chunks", re.compile(f"^({pattern})$"))
 
 
 async def ended(answer: Locator, publisher: Publisher, status: str) -> dict[str, Any]:
     """Wait for the end of the answer, check that the page has the saved text, and return it."""
-    await expect(answer).to_have_attribute("data-status", status, timeout=PAGE_PATIENCE)
+    await expect(answer).to_have_attribute("data-status", status)
     saved: dict[str, Any] = await publisher.call("answer", int(await answer.get_attribute("data-answer-id") or 0))
     assert saved["status"] == status
     assert await answer.locator(".text").text_content() == saved["text"]

@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
-from tests.browser.demo import PAGE_PATIENCE, Publisher
+from tests.browser.demo import Publisher
 from tests.browser.proxy import TcpProxy
 
 #: The setting PRESENCE_GRACE of the server (tests/browser/project/settings.py).
@@ -110,9 +110,9 @@ async def test_members_join_and_leave(open_window: OpenWindow, room: str) -> Non
     carol = await open_window("carol", f"/rooms/{room}/")
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob", "carol"])
     await carol.page.close()
-    await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"], timeout=PAGE_PATIENCE)
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "bob"])
     await bob.page.close()
-    await expect(alice["members"].locator("li")).to_have_text(["alice (you)"], timeout=PAGE_PATIENCE)
+    await expect(alice["members"].locator("li")).to_have_text(["alice (you)"])
     await expect(alice["member-count"]).to_have_text("1")
 
 
@@ -126,8 +126,8 @@ async def test_a_closed_page_leaves_before_one_whose_connection_was_lost(
     await expect(members).to_have_text(["alice (you)", "bob", "carol"])
     proxy.cut()
     await carol.page.close()
-    await expect(members).to_have_text(["alice (you)", "bob"], timeout=PAGE_PATIENCE)
-    await expect(members).to_have_text(["alice (you)"], timeout=PAGE_PATIENCE)
+    await expect(members).to_have_text(["alice (you)", "bob"])
+    await expect(members).to_have_text(["alice (you)"])
 
 
 async def test_a_reload_does_not_flicker(open_window: OpenWindow, room: str) -> None:
@@ -145,7 +145,7 @@ async def test_a_reload_does_not_flicker(open_window: OpenWindow, room: str) -> 
         await expect(bob["members"].locator("li")).to_have_text(["alice", "bob (you)", "carol"])
         took = time.monotonic() - began
         await carol.page.close()
-        await expect(members.locator("li")).to_have_text(["alice (you)", "bob"], timeout=PAGE_PATIENCE)
+        await expect(members.locator("li")).to_have_text(["alice (you)", "bob"])
         if took < GRACE:
             texts = await members.evaluate("(list) => list.texts")
             assert [text for text in texts if "bob" not in text] == []
@@ -163,7 +163,7 @@ async def test_members_after_a_cut(open_window: OpenWindow, proxy: TcpProxy, roo
     carol = await open_window("carol", f"/rooms/{room}/")
     await bob.page.close()
     # Alice and Bob were both disconnected for longer than the expiry of a member.
-    await expect(carol["members"].locator("li")).to_have_text(["carol (you)"], timeout=PAGE_PATIENCE)
+    await expect(carol["members"].locator("li")).to_have_text(["carol (you)"])
     proxy.restore()
     await alice.back()
     await expect(alice["members"].locator("li")).to_have_text(["alice (you)", "carol"])

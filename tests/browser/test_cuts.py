@@ -47,7 +47,7 @@ async def run(windows: list[Window], publisher: Publisher, room: str, *, cut: St
             await window.back()
         await talking
         for window in windows:
-            await expect(window.texts).to_have_count(start + PER_CUT, timeout=PAGE_PATIENCE)
+            await expect(window.texts).to_have_count(start + PER_CUT)
 
 
 async def finish(windows: list[Window], publisher: Publisher, room: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from reliable_cable import __version__
+from tests.browser.demo import PAGE_PATIENCE
 from tests.integration.test_wheel import clone, wheel
 from tests.support.projects import interpreter_for, own_environment
 from tests.support.redis import RedisPool, find_binaries
@@ -198,7 +199,7 @@ def newcomer(django: str, wheel: Path, redis_pool: RedisPool, tmp_path: Path) ->
 async def windows(chromium: Browser, newcomer: Newcomer) -> AsyncIterator[tuple[Page, Page]]:
     """Log in, and open the page of the ticket in two windows."""
     context = await chromium.new_context()
-    context.set_default_timeout(PATIENCE * 1000)
+    context.set_default_timeout(PAGE_PATIENCE)
     first = await context.new_page()
     await first.goto(newcomer.url + TICKET)
     await first.get_by_label("Username").fill(USER["USERNAME"])
@@ -208,7 +209,7 @@ async def windows(chromium: Browser, newcomer: Newcomer) -> AsyncIterator[tuple[
     second = await context.new_page()
     await second.goto(newcomer.url + TICKET)
     for page in (first, second):
-        await expect(page.locator("#members")).to_have_text(USER["USERNAME"], timeout=PATIENCE * 1000)
+        await expect(page.locator("#members")).to_have_text(USER["USERNAME"])
     yield first, second
     await context.close()
 
@@ -219,7 +220,7 @@ async def write(page: Page, text: str) -> None:
 
 
 async def expect_comments(page: Page, *texts: str) -> None:
-    await expect(page.locator("li")).to_have_text([f"ann: {text}" for text in texts], timeout=PATIENCE * 1000)
+    await expect(page.locator("li")).to_have_text([f"ann: {text}" for text in texts])
 
 
 async def check_first_server(newcomer: Newcomer, first: Page, second: Page) -> None:
@@ -230,7 +231,7 @@ async def check_first_server(newcomer: Newcomer, first: Page, second: Page) -> N
     await write(first, " ")
     await expect(first.locator("output")).to_have_text("Write something first.")
     newcomer.stop()
-    await expect(second.locator("#members")).to_have_text("unknown: no connection", timeout=PATIENCE * 1000)
+    await expect(second.locator("#members")).to_have_text("unknown: no connection")
     newcomer.run(
         "python manage.py shell -c 'from tickets.cable import *; ticket = Ticket.objects.get(); "
         'TicketChannel.broadcast_to(ticket, ticket.comments.create(author="ann", text="That one.").as_dict())\''
@@ -250,7 +251,7 @@ async def check_stranger(chromium: Browser, newcomer: Newcomer, page: Page) -> N
     await stranger.route(f"**{TICKET}", lambda route: route.fulfill(body=markup, content_type="text/html"))
     await stranger.goto(newcomer.url + TICKET)
     await write(stranger, "Let me in.")
-    await expect(stranger.locator("output")).to_contain_text("Not sent", timeout=PATIENCE * 1000)
+    await expect(stranger.locator("output")).to_contain_text("Not sent")
     await context.close()
     await expect_comments(page, "Which lamp?", "That one.")
 
@@ -264,7 +265,7 @@ async def check_long_answer(newcomer: Newcomer, *pages: Page) -> None:
     )
     newcomer.serve(newcomer.served)
     for page in pages:
-        await expect(page.locator("#answer")).to_have_text(ANSWER + "." * 300, timeout=PATIENCE * 1000)
+        await expect(page.locator("#answer")).to_have_text(ANSWER + "." * 300)
 
 
 @pytest.mark.parametrize("django", ["5.2", "6.1"])

@@ -26,7 +26,7 @@ async def run(window: Window, publisher: Publisher, room: str, *, cut: Step, res
     for start in range(0, len(LINES), PER_CUT):
         lines = LINES[start : start + PER_CUT]
         talking = asyncio.create_task(publisher.say(room, lines[:10]))
-        await expect(window.texts).not_to_have_count(start, timeout=PAGE_PATIENCE)
+        await expect(window.texts).not_to_have_count(start)
         await cut()
         await window.disconnected()
         await talking
@@ -36,7 +36,7 @@ async def run(window: Window, publisher: Publisher, room: str, *, cut: Step, res
         await restore()
         await window.back()
         await talking
-        await expect(window.texts).to_have_text(LINES[: start + PER_CUT], timeout=PAGE_PATIENCE)
+        await expect(window.texts).to_have_text(LINES[: start + PER_CUT])
 
 
 async def test_turbo_after_resets_of_the_network(
@@ -70,7 +70,7 @@ async def test_turbo_subscribes_again_if_a_subscribe_was_unanswered(
     await publisher.say(room, LINES[:5])
     proxy.restore()
     await window.back()
-    await expect(window.texts).to_have_text(LINES[:5], timeout=PAGE_PATIENCE)
+    await expect(window.texts).to_have_text(LINES[:5])
 
 
 async def test_turbo_drive_shows_what_arrived_during_a_visit(
@@ -98,20 +98,20 @@ async def test_turbo_drive_shows_what_arrived_during_a_visit(
         response = await route.fetch()
         await publisher.say(room, LINES[shown : shown + 2])
         shown += 2
-        await expect(window.texts).to_have_text(LINES[:shown], timeout=PAGE_PATIENCE)
+        await expect(window.texts).to_have_text(LINES[:shown])
         await route.fulfill(response=response)
 
     await window.page.route("**/turbo/?visit=*", during_the_visit)
     for number in range(2):
         await window.page.evaluate("visit", f"/rooms/{room}/turbo/?visit={number}")
-        await expect(window.texts).to_have_text(LINES[:shown], timeout=PAGE_PATIENCE)
+        await expect(window.texts).to_have_text(LINES[:shown])
         await expect(connected).to_have_count(1)
     # Turbo has kept the former page as it was.
     await publisher.say(room, LINES[shown : shown + 2])
-    await expect(window.texts).to_have_text(LINES[: shown + 2], timeout=PAGE_PATIENCE)
+    await expect(window.texts).to_have_text(LINES[: shown + 2])
     await window.page.evaluate("rendered(() => history.back())")
     assert window.page.url.endswith("?visit=0")
-    await expect(window.texts).to_have_text(LINES[: shown + 2], timeout=PAGE_PATIENCE)
+    await expect(window.texts).to_have_text(LINES[: shown + 2])
 
 
 async def test_htmx_after_kills_of_the_server(
@@ -136,7 +136,7 @@ async def test_htmx_resumes_each_url_after_its_own_last_event(
     window = await open_window("alice", f"/rooms/{room}/htmx/")
     await window.state("connected")
     await publisher.say(room, LINES[:1])
-    await expect(window.texts).to_have_text(LINES[:1], timeout=PAGE_PATIENCE)
+    await expect(window.texts).to_have_text(LINES[:1])
     own, other = await window.page.evaluate(
         """() => {
           const own = document.querySelector("[sse-connect]").getAttribute("sse-connect")
@@ -176,7 +176,7 @@ async def test_messages_of_the_second_of_the_request_are_shown_once(
     await publisher.say(room, LINES[5:10])
     await window.state("connected")
     await publisher.say(room, LINES[10:12])
-    await expect(window.texts).to_have_text(LINES[:12], timeout=PAGE_PATIENCE)
+    await expect(window.texts).to_have_text(LINES[:12])
 
 
 async def test_a_message_of_the_form_is_shown_once_on_each_kind_of_page(open_window: OpenWindow, room: str) -> None:
@@ -189,5 +189,5 @@ async def test_a_message_of_the_form_is_shown_once_on_each_kind_of_page(open_win
         await page["text"].fill(sent[-1])
         await page["send"].click()
         for shown in pages:
-            await expect(shown.texts).to_have_text(sent, timeout=PAGE_PATIENCE)
+            await expect(shown.texts).to_have_text(sent)
         await expect(page["text"]).to_have_value("")

@@ -6,7 +6,6 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
-from tests.browser.demo import PAGE_PATIENCE
 from tests.browser.proxy import TcpProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
@@ -18,7 +17,7 @@ PAGES = ("/", "/rooms/lobby/", "/rooms/lobby/turbo/", "/rooms/lobby/htmx/", "/as
 async def test_each_example_receives_its_broadcast(open_window: OpenWindow) -> None:
     window = await open_window("alice", "/migrations/")
     for box in BOXES:
-        await expect(window[f"box-{box}"]).to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
+        await expect(window[f"box-{box}"]).to_have_attribute("data-state", "connected")
     for number, box in enumerate(BOXES):
         await window[f"broadcast-{box}"].click()
         await expect(window[f"received-{box}"].locator("li")).to_contain_text(["Hello from alice"])
@@ -34,9 +33,9 @@ async def test_an_example_with_a_state_shows_a_lost_connection(
     box: str, open_window: OpenWindow, proxy: TcpProxy
 ) -> None:
     window = await open_window("alice", "/migrations/", through=proxy, cuts=True)
-    await expect(window[f"box-{box}"]).to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
+    await expect(window[f"box-{box}"]).to_have_attribute("data-state", "connected")
     proxy.cut()
-    await expect(window[f"box-{box}"]).to_have_attribute("data-state", "disconnected", timeout=PAGE_PATIENCE)
+    await expect(window[f"box-{box}"]).to_have_attribute("data-state", "disconnected")
 
 
 async def test_pages_redirect_other_users_to_the_login(open_window: OpenWindow) -> None:

@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Locator, expect
 
 from tests.browser.conftest import OpenWindow
-from tests.browser.demo import PAGE_PATIENCE, DemoServer, Publisher, Window, eventually
+from tests.browser.demo import DemoServer, Publisher, Window, eventually
 from tests.browser.proxy import TcpProxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
@@ -164,13 +164,13 @@ async def test_members_are_unknown_while_the_connection_is_lost(
     await expect(hint).to_be_hidden()
     known = await colors()
     proxy.cut()
-    await expect(count).to_have_text("?", timeout=PAGE_PATIENCE)
+    await expect(count).to_have_text("?")
     await expect(hint).to_be_visible()
     for one, other in zip(known, await colors(), strict=True):
         assert one != other
     proxy.restore()
     await window.back()
-    await expect(count).to_have_text("1", timeout=PAGE_PATIENCE)
+    await expect(count).to_have_text("1")
     await expect(hint).to_be_hidden()
     assert await colors() == known
 

@@ -37,7 +37,7 @@ async def windows(chromium: Browser, server: ProjectServer) -> AsyncIterator[lis
         page.set_default_timeout(PAGE_PATIENCE)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         await page.goto("/cable-example/")
-        await expect(page.locator("#state")).to_have_text("Connected", timeout=PAGE_PATIENCE)
+        await expect(page.locator("#state")).to_have_text("Connected")
     yield pages
     for context in contexts:
         await context.close()
@@ -50,16 +50,16 @@ async def test_a_message_arrives_live_and_stays_after_a_reload(windows: list[Pag
         await writer.locator("input[name=text]").fill(text)
         await writer.get_by_role("button", name="Send").click()
         for page in windows:
-            await expect(page.locator("#messages li", has_text=text)).to_have_count(1, timeout=PAGE_PATIENCE)
+            await expect(page.locator("#messages li", has_text=text)).to_have_count(1)
         await expect(writer.locator("input[name=text]")).to_have_value("")
     await reader.reload()
-    await expect(reader.locator("#state")).to_have_text("Connected", timeout=PAGE_PATIENCE)
+    await expect(reader.locator("#state")).to_have_text("Connected")
     await expect(reader.locator("#messages li")).to_have_text(["Hello", "<b>you</b>"])
 
 
 async def test_the_page_shows_a_lost_connection_and_its_return(windows: list[Page], server: ProjectServer) -> None:
     state = windows[0].locator("#state")
     await server.terminate()
-    await expect(state).to_have_text("Disconnected", timeout=PAGE_PATIENCE)
+    await expect(state).to_have_text("Disconnected")
     await server.restart()
-    await expect(state).to_have_text("Connected", timeout=PAGE_PATIENCE)
+    await expect(state).to_have_text("Connected")

@@ -10,7 +10,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.browser.conftest import OpenWindow
-from tests.browser.demo import PAGE_PATIENCE, PROJECT, DemoServer, Publisher
+from tests.browser.demo import PROJECT, DemoServer, Publisher
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="session")]
 
@@ -37,7 +37,7 @@ async def test_a_page_whose_tokens_expire_loses_nothing(
     with TokenServer(tmp_path, server) as tokens:
         window = await open_window("alice", f"/tokens/{number}/", through=tokens)
         page, messages = window["page"], window["messages"].locator("li")
-        await expect(page).to_have_attribute("data-state", "connected", timeout=PAGE_PATIENCE)
+        await expect(page).to_have_attribute("data-state", "connected")
         sent: list[str] = []
         for text in map(str, itertools.count(1)):
             await publisher.say(room, [text])
@@ -45,6 +45,6 @@ async def test_a_page_whose_tokens_expire_loses_nothing(
             reasons = (await page.get_attribute("data-reasons") or "").split()
             if len(reasons) >= EXPIRIES:
                 break
-        await expect(messages).to_have_text(sent, timeout=PAGE_PATIENCE)
+        await expect(messages).to_have_text(sent)
         assert set(reasons) == {"token_expired"}
         await expect(page).to_have_attribute("data-state", "connected")

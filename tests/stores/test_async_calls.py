@@ -277,7 +277,7 @@ class TestARedisThatHangs:
             async with asyncio.timeout(4 * HOT_TAIL_TIMEOUT):
                 page = await engine.streams.aread("a", after=0, limit=1000, known=known)
             assert len(page.entries) == 601
-            await until(lambda: offsets_of(heard) == list(range(1, 602)), timeout=2)
+            await until(lambda: offsets_of(heard) == list(range(1, 602)), timeout=30)
         finally:
             os.kill(redis.pid, signal.SIGCONT)
         assert await asyncio.to_thread(with_own_connection(lambda: position("a").offset)) == 601

@@ -135,7 +135,7 @@ class TestStoreThreads:
         # A thread of an earlier test, which ends sooner, must not take the call.
         assert threads.end_threads(30)
         assert threads.submit_store(lambda: query(alias)).result(30) == 1
-        wait_until(lambda: connected(alias) == 0, timeout=5)
+        wait_until(lambda: connected(alias) == 0, timeout=30)
 
     @postgres_only
     def test_ending_the_threads_closes_their_connections(self, store: ModelStreamStore, alias: str) -> None:

@@ -22,7 +22,7 @@ EXTENDED = "actioncable-v1-ext-json"
 BASE = "actioncable-v1-json"
 
 #: How long, in seconds, to wait for an answer on a busy machine.
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 Frame = dict[str, Any]
 Match = Mapping[str, Any] | Callable[[Frame], bool]

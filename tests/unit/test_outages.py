@@ -120,7 +120,7 @@ async def test_a_client_is_disconnected_so_that_it_retries_if_the_outage_lasts(m
         # After the transmission of the error handler, neither a rejection nor a `disconnect` is sent. The session can
         # be restored.
         assert await client.receive() == {"identifier": ROOM, "message": {"failed": "subscribed"}}
-        assert await client.communicator.receive_output(timeout=5) == {"type": "websocket.close", "code": 1000}
+        assert await client.communicator.receive_output(timeout=30) == {"type": "websocket.close", "code": 1000}
     assert Room.handled == ["subscribed"], "not only the last attempt called the error handler"
 
 

@@ -199,7 +199,7 @@ class TestFailingStores:
                 patch.setattr(commands_module, "SUBSCRIBE_TIMEOUT", 0)
                 await client.send("subscribe", ROOM)
                 # Neither a rejection nor a `disconnect` is sent, so that the session can be restored.
-                assert await client.communicator.receive_output(timeout=5) == {"type": "websocket.close", "code": 1000}
+                assert await client.communicator.receive_output(timeout=30) == {"type": "websocket.close", "code": 1000}
         async with Client(client.sid) as client:
             await client.subscribe(ROOM)
             await abroadcast("room", 1)

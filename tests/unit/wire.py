@@ -101,7 +101,7 @@ class Client:
 
     async def receive(self) -> Any:
         """Return the next frame."""
-        return json.loads(await self.communicator.receive_from(timeout=5))
+        return json.loads(await self.communicator.receive_from(timeout=30))
 
     async def receive_many(self, count: int) -> list[Any]:
         """Return this number of frames."""
