@@ -105,19 +105,17 @@ class Commands(CommandQueue):
 
     async def _start_subscribe(self, command: commands.Subscribe, arrived: float) -> None:
         """Handle a `subscribe`, and if another one is queued, return before its streams are open (see openings.py)."""
-        openings = self._openings or Openings(self.connection.hub.tasks)
+        running = self._openings.running if self._openings is not None else {}
         others_follow = isinstance(self.next_command, commands.Subscribe)
         identifier, limit = command.identifier, self.connection.hub.settings.max_subscriptions
         alone = (
-            identifier in self.subscriptions
-            or identifier in openings.running
-            or len(self.subscriptions) + len(openings.running) >= limit
+            identifier in self.subscriptions or identifier in running or len(self.subscriptions) + len(running) >= limit
         )
-        if alone or not (others_follow or openings.running):
+        if alone or not (others_follow or running):
             await self._wait_for_openings()
             await self._subscribe(command, arrived)
             return
-        self._openings = openings
+        openings = self._openings = self._openings or Openings(self.connection.hub.tasks)
         openings.add(identifier, self._subscribe(command, arrived))
         if openings.full or not others_follow:
             await self._wait_for_openings()

@@ -198,7 +198,7 @@ class SubscriptionStreams:
             authorized: when the channel began to decide, by the session store's clock. None: the time of `authorized`.
         """
         since = self.authorized if authorized is None else authorized
-        return self.connection.hub.control.recent.find(self.connection.identity, self.scopes(), since)
+        return self.connection.hub.control.recent.find(self.connection.identity, self.scopes, since)
 
     def positions(self) -> Iterator[tuple[str, StreamPosition | None]]:
         """Yield the stream id of each open stream, and the position of the last message that was sent to the client.

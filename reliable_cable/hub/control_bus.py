@@ -150,7 +150,7 @@ class ControlBus:
 
     def close_if_revoked(self, connection: HubConnection) -> bool:
         """Close a connection if it was revoked since it was authenticated. Return whether it was closed."""
-        for key in condition_keys(connection.identity):
+        for key in condition_keys(connection.identity) if self._revocations else ():
             revocation = self._revocations.get(key)
             if revocation is not None and _close_if_revoked(connection, revocation.at, reconnect=revocation.reconnect):
                 return True

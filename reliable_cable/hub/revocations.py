@@ -1,7 +1,7 @@
 """Finds the subscriptions that revocations concern, both of connections and in session records."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
@@ -65,12 +65,20 @@ class RecentRevocations:
         self._by_condition.put({**revocation.condition, **revocation.scope}, revocation)
         self._latest_at = max(self._latest_at, revocation.at)
 
-    def find(self, identity: Identity, scopes: Sequence[Identity], authorized: float) -> SubscriptionRevocation | None:
-        """Return a revocation that concerns a subscription of a connection with this identity, or None."""
+    def find(
+        self, identity: Identity, scopes: Callable[[], Sequence[Identity]], authorized: float
+    ) -> SubscriptionRevocation | None:
+        """Return a revocation that concerns a subscription of a connection with this identity, or None.
+
+        Args:
+            identity: the identity of the connection.
+            scopes: returns the conditions that select the subscription. It is rarely called.
+            authorized: when the channel began to decide about the subscription.
+        """
         if not self._by_condition or not is_revoked(authorized, [self._latest_at]):
             return None
         for revocation in self._by_condition.values():
-            if matches(revocation.condition, identity) and concerns(revocation, scopes, authorized):
+            if matches(revocation.condition, identity) and concerns(revocation, scopes(), authorized):
                 return revocation
         return None
 
