@@ -324,7 +324,7 @@ def _batches(pending: Iterable[tuple[str, _Pending]]) -> Iterator[dict[str, Sess
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:
-    """Return a session's current record. If it cannot be made, log the error and return None, so that others are saved."""
+    """Return a session's current record. If it cannot be made, log the error and return None: the others are saved."""
     try:
         return session.record()
     except Exception:
