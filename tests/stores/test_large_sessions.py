@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 
 from reliable_cable.models import Session, SessionPart
 from reliable_cable.stores.sessions.base import SessionRecord
@@ -148,6 +148,29 @@ def test_records_are_locked_in_one_order(alias: str, clock: Clock) -> None:
     assert "'a'" in lock
     assert lock.endswith("ASC FOR UPDATE")
     assert insert.index("'a'") < insert.index("'b'")
+
+
+@pytest.mark.postgres
+@pytest.mark.django_db(transaction=True, databases=["postgres"])
+@pytest.mark.parametrize("alias", ["postgres"], indirect=True)
+@pytest.mark.parametrize("method", ["touch", "delete"])
+def test_a_record_is_locked_after_those_before_it(alias: str, clock: Clock, method: str) -> None:
+    """A `save` of another process that has locked the first record gets the second one. It waits for no deadlock."""
+    store, other = model_store(alias, clock), model_store(alias, clock)
+    for sid in "ba":
+        store.save({sid: ANN})  # in the table, b is before a
+    rows = Session.objects.using(alias).select_for_update(nowait=True)
+    call = threading.Thread(target=with_own_connection(partial(getattr(other, method), ["a", "b"])))
+    with transaction.atomic(using=alias):
+        rows.get(sid="a")
+        call.start()
+        with connections[alias].cursor() as cursor:
+            waiting = False
+            while not waiting:
+                cursor.execute("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")
+                (waiting,) = cursor.fetchone()
+        rows.get(sid="b")
+    call.join()
 
 
 @pytest.mark.django_db(databases="__all__")

@@ -196,7 +196,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         alive = self._alive().filter(sid__in=sids)
 
         def touch() -> set[str]:
-            if alive.update(expires=expires) == len(set(sids)):
+            if alive.filter(sid__in=self._locked(sids)).update(expires=expires) == len(set(sids)):
                 return set()
             return set(sids) - set(alive.values_list("sid", flat=True))
 
@@ -213,7 +213,7 @@ class ModelSessionStore(ModelStore, SessionStore):
             self._known.forget(sid)
 
         def delete() -> None:
-            self._rows.filter(sid__in=sids).delete()
+            self._rows.filter(sid__in=self._locked(sids)).delete()
             self._orphans.filter(sid__in=sids).delete()
 
         self._write("deleted", delete)
@@ -278,6 +278,11 @@ class ModelSessionStore(ModelStore, SessionStore):
 
     def _errors(self, action: str) -> AbstractContextManager[None]:
         return self._database.store_errors(f"Session records could not be {action}")
+
+    def _locked(self, sids: Collection[str]) -> QuerySet[Session, str]:
+        """Return a subquery that locks records in the order of their ids, as `save` does."""
+        locked = self._rows.select_for_update().filter(sid__in=sids).order_by("sid")
+        return locked.values_list("sid", flat=True)
 
     def _alive(self) -> QuerySet[Session]:
         return self._rows.filter(expires__gt=self._server.ago(0))
