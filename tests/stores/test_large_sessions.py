@@ -113,6 +113,22 @@ def test_parts_of_sessions_that_the_previous_release_has_deleted_are_pruned(
     assert store.load("c", ann) == large_record(0)
 
 
+@pytest.mark.django_db(databases="__all__")
+def test_pruning_examines_few_parts_at_once(alias: str, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reliable_cable.stores.sessions.model.PARTS_PER_SEARCH", 100)
+    store = model_store(alias, clock)
+    store.save({sid: large_record(0) for sid in "abc"})
+    parts = SessionPart.objects.using(alias)
+    for deleted, left in (("c", 200), ("a", 100)):  # for the second one, the search begins anew
+        Session.objects.using(alias).filter(sid=deleted).delete()
+        searches = 0
+        while parts.count() > left:
+            store.prune()
+            searches += 1
+        assert 1 < searches < 5
+    assert store.load("b", ann) == large_record(0)
+
+
 @pytest.mark.postgres
 @pytest.mark.django_db(transaction=True, databases=["postgres"])
 @pytest.mark.parametrize("alias", ["postgres"], indirect=True)
