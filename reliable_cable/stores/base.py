@@ -65,6 +65,8 @@ class Store(ABC):
 
     #: Whether the store needs the tables in `settings.database`.
     uses_database: bool = False
+    #: Whether the store is on a server of its own. Its sync methods block for seconds while that server hangs.
+    is_remote: bool = False
 
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] = time.time) -> None:
         self.settings = settings

@@ -43,6 +43,8 @@ class RedisStore(Store):
         clock: replaces Redis's clock in tests, in seconds since 1970.
     """
 
+    is_remote = True
+
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock or time.time)
         self._clock = clock

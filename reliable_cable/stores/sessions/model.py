@@ -26,6 +26,9 @@ T = TypeVar("T")
 #: The maximum number of records that one SELECT reads.
 LOAD_SIZE: Final = 100
 
+#: The most parts that `prune` examines in search of those that have no record.
+PARTS_PER_SEARCH: Final = 5000
+
 #: The kinds of rows that `ModelSessionStore._select` returns.
 _HEAD, _PART, _REVOCATION = range(3)
 
@@ -46,6 +49,8 @@ class ModelSessionStore(ModelStore, SessionStore):
     def __init__(self, settings: CableSettings, *, clock: Callable[[], float] | None = None) -> None:
         super().__init__(settings, clock=clock)
         self._known = KnownParts()
+        #: The session id of the last part that `prune` has examined.
+        self._examined = ""
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -196,7 +201,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         alive = self._alive().filter(sid__in=sids)
 
         def touch() -> set[str]:
-            if alive.update(expires=expires) == len(set(sids)):
+            if alive.filter(sid__in=self._locked(sids)).update(expires=expires) == len(set(sids)):
                 return set()
             return set(sids) - set(alive.values_list("sid", flat=True))
 
@@ -213,7 +218,7 @@ class ModelSessionStore(ModelStore, SessionStore):
             self._known.forget(sid)
 
         def delete() -> None:
-            self._rows.filter(sid__in=sids).delete()
+            self._rows.filter(sid__in=self._locked(sids)).delete()
             self._orphans.filter(sid__in=sids).delete()
 
         self._write("deleted", delete)
@@ -243,31 +248,43 @@ class ModelSessionStore(ModelStore, SessionStore):
         return [max((times.get(key, 0.0) for key in condition_keys(identity)), default=0.0) for identity in identities]
 
     def prune(self, *, limit: int = 1000) -> int:
-        """Delete expired records, the oldest first, with one DELETE, and revocations that affect no record.
+        """Delete expired records, the oldest first, and revocations that affect no record.
 
-        Then delete the parts that have no record, in short transactions. Records and parts that another process is
-        deleting are skipped.
+        Then delete the parts of these records, and other parts that have no record, in short transactions. Records and
+        parts that another process is deleting are skipped.
         """
         expired = self._rows.filter(expires__lte=self._server.ago(0))
         outdated = self._server.ago(self.settings.sessions_ttl + CLOCK_MARGIN)
-        oldest = expired.select_for_update(skip_locked=True).order_by("expires").values("sid")[:limit]
+        oldest = expired.select_for_update(skip_locked=True).order_by("expires").values_list("sid", flat=True)[:limit]
 
-        def prune() -> int:
-            pruned, _ = expired.filter(sid__in=oldest).delete()
+        def prune() -> list[str]:
+            sids = list(oldest)
+            if sids:
+                self._rows.filter(sid__in=sids).delete()
             self._database.rows(Revocation).filter(at__lte=outdated).delete()
-            return pruned
+            return sids
 
         pruned = self._write("pruned", prune)
-        self._prune_parts(limit)
-        return pruned
+        self._prune_parts([*pruned, *self._find_orphans()])
+        return len(pruned)
 
-    def _prune_parts(self, limit: int) -> None:
-        orphans = self._orphans
+    def _find_orphans(self) -> Collection[str]:
+        """Return the ids of deleted records whose parts remain: those of some parts that follow the last ones examined.
+
+        A process that ended during `prune`, or one of the previous release, leaves such parts. A search in the whole
+        table would read all parts of all sessions.
+        """
+        following = self._parts.filter(sid__gt=self._examined).order_by("sid", "number").values_list("sid", flat=True)
         with self._errors("read"):
-            sids = list(orphans.values_list("sid", flat=True).distinct()[:limit])
+            sids = dict.fromkeys(following[:PARTS_PER_SEARCH])
+            # The last one in the order of the database. After the end of the table, the next search begins anew.
+            self._examined = next(reversed(sids), "")
+            return sids.keys() - set(self._rows.filter(sid__in=sids).values_list("sid", flat=True)) if sids else ()
+
+    def _prune_parts(self, sids: Collection[str]) -> None:
         if not sids:
             return
-        some = orphans.filter(sid__in=sids).select_for_update(skip_locked=True, of=("self",))
+        some = self._orphans.filter(sid__in=sids).select_for_update(skip_locked=True, of=("self",))
         delete = self._parts.filter(id__in=some.values("id")[:ROWS_PER_TRANSACTION]).delete
         while self._write("pruned", delete)[0] == ROWS_PER_TRANSACTION:
             pass
@@ -278,6 +295,11 @@ class ModelSessionStore(ModelStore, SessionStore):
 
     def _errors(self, action: str) -> AbstractContextManager[None]:
         return self._database.store_errors(f"Session records could not be {action}")
+
+    def _locked(self, sids: Collection[str]) -> QuerySet[Session, str]:
+        """Return a subquery that locks records in the order of their ids, as `save` does."""
+        locked = self._rows.select_for_update().filter(sid__in=sids).order_by("sid")
+        return locked.values_list("sid", flat=True)
 
     def _alive(self) -> QuerySet[Session]:
         return self._rows.filter(expires__gt=self._server.ago(0))
