@@ -27,6 +27,9 @@ REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
 hypothesis.settings.register_profile("cable-ci", derandomize=True)
 if REQUIRE:
     hypothesis.settings.load_profile("cable-ci")
+# `--hypothesis-profile cable-few`: for further Pythons and other versions of the dependencies, which rarely need an
+# example that no other does.
+hypothesis.settings.register_profile("cable-few", derandomize=True, max_examples=10)
 
 
 @pytest.hookimpl(optionalhook=True)  # by pytest-xdist
