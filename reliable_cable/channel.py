@@ -27,7 +27,7 @@ registry: dict[str, list[type[Channel]]] = {}
 #: The names of all channel classes, including those that are declared with `abstract=True`.
 _names: set[str] = set()
 
-#: The most bytes of the state of a subscription, as JSON.
+#: The maximum number of bytes of the state of a subscription, as JSON.
 MAX_STATE_SIZE = 16 * 1024
 
 #: The optional hooks, which `Channel` itself does not define.
@@ -159,7 +159,10 @@ class Channel:
         """
 
     def before_action(self, action: str, data: Mapping[str, Any]) -> Any:
-        """Decide whether an action may be called, as `before_subscribe` does. `reject()` also ends the subscription."""
+        """Decide whether an action may be called. Refuse as in `before_subscribe`.
+
+        `reject()` refuses the action, and also ends the subscription.
+        """
 
     def handle_error(self, error: Exception, handler: str) -> Any:
         """Handle an error that another handler raised. The error was logged, and the handler's reply was dropped.
@@ -204,10 +207,11 @@ class Channel:
             stream: the stream's name.
             whisper: use this stream for the whispers of the client.
             presence: use this stream for presence. The default is the first stream of the subscription.
-            after: send the messages after this position, too: what `position()` returned for this stream, or its text,
-                as in `after=self.params.get("after")`. If they are not all stored, or the text is not a position of
-                this stream, the client is sent `reject_history`. A client that names a position of its own is sent the
-                messages after that one. Base clients, and streams without a history, have no positions.
+            after: also send the messages after this position. It is what `position()` returned for this stream, or the
+                text of that, as in `after=self.params.get("after")`. If these messages are not all stored, or the text
+                is not a position of this stream, the client is sent `reject_history`. A client that names a position
+                of its own is sent the messages after that one. Base clients have no positions, and neither have streams
+                without a history.
 
         Raises:
             InvalidStreamName: the name is not valid.

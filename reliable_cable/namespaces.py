@@ -15,7 +15,7 @@ from django.utils.module_loading import import_string
 from .conf import NAME, NAMESPACE_SEPARATOR, get_settings
 from .exceptions import BroadcastError
 
-#: The most characters of a namespace.
+#: The maximum number of characters of a namespace.
 MAX_LENGTH: Final = 100
 
 #: The namespace of the connection whose handler is running.

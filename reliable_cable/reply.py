@@ -8,7 +8,7 @@ from .protocol.positions import PagePosition
 
 @dataclass(frozen=True, slots=True)
 class StreamStart:
-    """The subscription starts to stream from `name`, after the position `after`, or if it is None from now on."""
+    """The subscription streams from `name`, starting after the position `after`. If `after` is None, it starts now."""
 
     name: str
     whisper: bool = False

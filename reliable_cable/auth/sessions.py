@@ -12,7 +12,7 @@ from django.http import parse_cookie
 from reliable_cable.concurrency.threads import BatchedCalls
 from reliable_cable.logins import has_valid_hash
 
-#: The most users to look up in one thread hop.
+#: The maximum number of users to look up in one thread hop.
 BATCH_SIZE: Final = 50
 #: The most thread hops at the same time. Each uses one database connection.
 PARALLEL: Final = 2
@@ -33,7 +33,7 @@ def anonymous() -> Any:
 
 
 def open_session(key: str | None) -> Any:
-    """Return the session with a key, which is not loaded yet; None: a new session, which needs no query."""
+    """Return the Django session with a key, not loaded yet. Without a key, return a new one, which needs no query."""
     return import_module(settings.SESSION_ENGINE).SessionStore(key)
 
 

@@ -1,4 +1,4 @@
-"""Finds the users of tokens."""
+"""Finds the user that a token names."""
 
 from typing import Any
 

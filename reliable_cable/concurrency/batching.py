@@ -28,8 +28,8 @@ class Batches(Generic[A, T]):
 
     Args:
         handle: handles a batch, and returns the outcome of each request. If it raises an error, all of them fail.
-        size: the most requests in one batch.
-        parallel: the most batches at the same time, for each event loop.
+        size: the maximum number of requests in one batch.
+        parallel: the maximum number of batches at the same time, for each event loop.
     """
 
     def __init__(

@@ -308,7 +308,7 @@ class BatchedCalls(Generic[A, T]):
 
     Args:
         function: called with one argument. If it raises an error, the caller that passed this argument receives it.
-        size: the most calls in one thread hop.
+        size: the maximum number of calls in one thread hop.
         parallel: the most thread hops at the same time, for each event loop.
     """
 

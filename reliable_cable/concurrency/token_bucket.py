@@ -6,7 +6,7 @@ class TokenBucket:
 
     Args:
         rate: tokens a second.
-        burst: the most tokens that it holds. It is full at first.
+        burst: the maximum number of tokens that it holds. It is full at first.
     """
 
     __slots__ = ("_burst", "_rate", "_tokens", "_updated")

@@ -347,7 +347,8 @@ class Commands(CommandQueue):
             name: the name of the handler, for the log and for `handle_error`.
             handler: the handler.
             check: called first. If it returns False, the handler is not called.
-            retried: whether the caller retries after an outage, whose error is then raised without `handle_error`.
+            retried: whether the caller retries after an outage. If so, such an error is raised, and
+                `handle_error` is not called.
             decides: whether a false result of the handler, except None, rejects the subscription.
 
         Returns:

@@ -42,7 +42,7 @@ T = TypeVar("T")
 FRAME_FAULT: Final = 10
 #: The number of faults that a call of a handler counts as if it fails or refuses the client.
 HANDLER_FAULT: Final = 1
-#: The most bytes that one character takes in UTF-8.
+#: The maximum number of bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
 #: How long, in seconds, to wait until queued frames are sent before a socket is closed. Draining first waits for the
 #: queued commands, up to the same time.

@@ -59,7 +59,7 @@ def _overridden(base: type, *handlers: Callable[[], Any] | None) -> list[Callabl
 
 
 async def invoke(handler: Callable[[], Any], base: type = Channel) -> Any:
-    """Run a handler, in a thread if it is sync. One that is not overridden costs nothing.
+    """Run a handler, in a thread if it is sync. One that is not overridden is skipped.
 
     Args:
         handler: the handler, a method of an object, or a partial call of it.
@@ -79,7 +79,7 @@ async def invoke_isolated(
 ) -> Any:
     """Run a handler after its check, in a copy of the connection's context and inside of `around_command`.
 
-    If both are sync, both run in the same thread hop. Handlers and checks that are not overridden cost nothing.
+    If both are sync, both run in the same thread hop. Handlers and checks that are not overridden are skipped.
 
     Args:
         consumer: the consumer of the connection.

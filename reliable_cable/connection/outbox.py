@@ -45,7 +45,7 @@ def _do_nothing() -> None:
 
 
 def _unknown() -> None:
-    """Return None: the server does not know how many bytes are unsent."""
+    """Return None, which means that the number of unsent bytes is unknown."""
 
 
 @coroutine

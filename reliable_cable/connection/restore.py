@@ -22,7 +22,7 @@ from .presence import recorded_presence_stream
 from .started import Started, compare_member, compare_streams, member_after
 from .subscription import Subscription
 
-#: The most ids by which a session is known. A broadcast "to others" excludes all of them.
+#: The maximum number of ids by which a session is known. A broadcast "to others" excludes all of them.
 MAX_SIDS: Final = 8
 
 #: How long, in seconds, a restore may run handlers, and retry them while a database or store cannot be reached.

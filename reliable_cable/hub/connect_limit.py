@@ -26,7 +26,7 @@ PAUSE: Final = 2.0
 IPV6_PREFIX: Final = 64
 #: An address with the port of one connection, which some proxies write into their header.
 _WITH_PORT: Final = re.compile(r"\[(?P<v6>[^\]]*)\](?::[0-9]+)?|(?P<v4>[0-9.]+):[0-9]+")
-#: The most characters of an address that is no IP address.
+#: The maximum number of characters of an address that is no IP address.
 MAX_LENGTH: Final = 64
 
 
@@ -82,7 +82,7 @@ class ConnectLimit:
         return taken
 
     async def _take_shared(self, name: str, limit: RateLimit) -> bool | None:
-        """Take a token from a shared bucket. Return whether it had one; None: it could not be reached in time."""
+        """Take a token from a shared bucket. Return whether it had one, or None if it did not answer in time."""
         if self._shared is None or self._clock() < self._resumes_at:
             return None
         task: asyncio.Task[bool] = self._tasks.spawn(self._shared.atake(name, limit))
@@ -101,7 +101,7 @@ class ConnectLimit:
 
 
 def client_address(scope: Mapping[str, Any]) -> str | None:
-    """Return the address by which the connects of a client are counted: for IPv6, its network; None: it is not known.
+    """Return the address (for IPv6, the network) by which a client's connects are counted, or None if it is unknown.
 
     It is the address that the server has put into the scope. A server that trusts a proxy takes it from a header.
     """

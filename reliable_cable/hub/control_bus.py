@@ -40,7 +40,7 @@ from .unshared_presence import UnsharedPresenceNotice
 
 #: How long, in seconds, to collect takeovers before they are announced together.
 ANNOUNCE_DELAY: Final = 0.02
-#: The most takeovers in one message.
+#: The maximum number of takeovers in one message.
 MAX_TAKEOVERS: Final = 500
 #: Over how many seconds to spread the closing of connections whose clients must be authenticated again.
 REAUTHENTICATION_TIME: Final = 10.0

@@ -26,10 +26,10 @@ class FanoutPolicy:
         budget: how much may be written in one iteration of the event loop. A write costs 1, and 1 more for each
             `unit` bytes.
         unit: the number of bytes that costs as much as one more subscriber.
-        batch_messages: the most messages in one write.
-        batch_size: the most characters of payload in one write, unless it is one message.
-        block_size: the most bytes in one write, unless it is one message. Longer batches are written message by
-            message, since a client may be too slow for all of them.
+        batch_messages: the maximum number of messages in one write.
+        batch_size: the maximum number of characters of payload in one write, unless it is one message.
+        block_size: the maximum number of bytes in one write, unless it is one message. Longer batches are written
+            message by message, since a client may be too slow for all of them.
         shortest_pause: the shortest pause, in seconds, that is worth a timer.
         longest_pause: the longest pause, in seconds, of a stream that kept the event loop busy.
     """

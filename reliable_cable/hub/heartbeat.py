@@ -16,7 +16,7 @@ TICK: Final = 0.1
 
 
 class Pinged(Protocol):
-    """A connection that is pinged."""
+    """The part of a connection that the heartbeat uses."""
 
     ping_interval: float
     #: The tick at which the connection is pinged next. Only the heartbeat uses this.

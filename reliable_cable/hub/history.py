@@ -17,13 +17,13 @@ from reliable_cable.stores.streams.base import StreamStore
 
 from .subscriber import SubscriberGroup
 
-#: The most entries in a page.
+#: The maximum number of entries in a page.
 PAGE_LENGTH: Final = 200
 #: The size of a page, in bytes, after which no further entry is added to it.
 PAGE_SIZE: Final = 1024 * 1024
 #: How long, in seconds, a page is cached: long enough for clients that reconnect at the same time.
 PAGE_TTL: Final = 2.0
-#: The most characters of payload that are cached in pages, and the most that are cached in frames.
+#: The maximum number of characters of payloads in each of the two caches, pages and frames.
 CACHE_SIZE: Final = 16 * 1024 * 1024
 
 

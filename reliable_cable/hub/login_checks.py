@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 #: The number of rounds in an interval. Each round checks the logins that are due.
 ROUNDS: Final = 20
-#: The most logins that are looked up in one thread hop. A larger batch would keep the event loop waiting for the GIL.
+#: The maximum number of logins that are looked up in one thread hop. A larger batch would keep the event loop waiting
+#: for the GIL.
 BATCH_SIZE: Final = 100
 #: The shortest time between two checks of a login, as a fraction of the longest. A random time in between spreads the
 #: checks of logins that were due together, for example after an outage.
@@ -37,7 +38,7 @@ class LoggedIn(Protocol):
 
     @property
     def login(self) -> AnyLogin | None:
-        """The login. None: the connection was authenticated in another way, or not at all."""
+        """The login, or None if the connection was authenticated in another way, or not at all."""
 
     @property
     def namespace(self) -> str:

@@ -31,13 +31,13 @@ LAST_ROUNDS: Final = ROUNDS_PER_TTL + 2
 #: How often, in seconds, to remove expired members after a client has closed its page.
 SWEEP_INTERVAL: Final = 1.0
 
-#: How much longer than `PRESENCE_GRACE`, in seconds, to do so, because the store has another clock.
+#: How much longer than `PRESENCE_GRACE`, in seconds, the sweeps go on, because the store has another clock.
 SWEEP_MARGIN: Final = 0.1
 
-#: The most members that are joined again in one call of the store.
+#: The maximum number of members that are joined again in one call of the store.
 REJOIN_SIZE: Final = 1000
 
-#: The most events that are queued for slow receivers of the signals.
+#: The maximum number of events that are queued for slow receivers of the signals.
 MAX_PENDING_SIGNALS: Final = 10_000
 
 

@@ -15,7 +15,7 @@ from reliable_cable.stores.sessions.base import SessionRecord, SessionStore, is_
 
 V = TypeVar("V")
 
-#: The most identities that the session store is asked about at once.
+#: The maximum number of identities that the session store is asked about at once.
 BATCH_SIZE: Final = 500
 
 

@@ -21,7 +21,7 @@ from reliable_cable.stores.presence.base import (
     PresenceStore,
 )
 
-#: The most rosters that are repaired at once.
+#: The maximum number of rosters that are repaired at once.
 MAX_REPAIRS: Final = 8
 
 

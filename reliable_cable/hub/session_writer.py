@@ -24,7 +24,8 @@ FLUSH_TIMEOUT: Final = 2.0
 #: How long, in seconds, `save` waits for a write. The effect of a command is delayed meanwhile.
 SAVE_TIMEOUT: Final = 8.0
 
-#: The most records that are created and written at once. Other tasks of the event loop run between two batches.
+#: The maximum number of records that are created and written at once. Other tasks of the event loop run between two
+#: batches.
 SAVE_SIZE: Final = 100
 
 #: About how many bytes of records are created and written at once, at most.
@@ -323,7 +324,7 @@ def _batches(pending: Iterable[tuple[str, _Pending]]) -> Iterator[dict[str, Sess
 
 
 def make_record(session: LiveSession) -> SessionRecord | None:
-    """Return a session's current record. If that fails, log the error and return None: only this session is lost."""
+    """Return a session's current record. If it cannot be made, log the error and return None: the others are saved."""
     try:
         return session.record()
     except Exception:

@@ -20,11 +20,12 @@ from .subscriber import GroupKey, Subscriber, SubscriberGroup, SubscriberState, 
 #: How many former epochs a stream remembers.
 MAX_FORMER_EPOCHS: Final = 8
 
-#: The most characters of messages that are queued for the subscribers of a stream. Subscribers that have not been sent
-#: them by then read them from the store.
+#: The maximum number of characters of messages that are queued for the subscribers of a stream. Subscribers that have
+#: not been sent them by then read them from the store.
 MAX_QUEUED: Final = 8 * 2**20
 
-#: The most characters of early messages: those that a stream keeps while missing messages before them are being read.
+#: The maximum number of characters of early messages: those that a stream keeps while missing messages before them are
+#: being read.
 MAX_EARLY: Final = 4 * 1024 * 1024
 
 #: The position of a subscriber whose messages were lost. No stream has this epoch, so a read from it is told of a loss.
@@ -206,7 +207,7 @@ class HubStream:
                 subscriber.owner.messages_lost()
 
     def lose_beginning(self, position: StreamPosition) -> None:
-        """Continue a stream that had no messages so far at a position, and tell all subscribers of a possible loss."""
+        """Move a stream that had no messages so far to a position, and tell all its subscribers of a possible loss."""
         for group in self.groups.values():
             for subscriber in group.subscribers:
                 if subscriber.state is SubscriberState.CATCHING_UP and subscriber.cursor == self.position:

@@ -16,7 +16,7 @@ from reliable_cable.stores.streams.base import NOWHERE
 #: The value of `Subscriber.at` while the subscriber is not live.
 NOT_LIVE: Final = -1
 
-#: The most messages without a position that are held for a subscriber that is catching up.
+#: The maximum number of messages without a position that are held for a subscriber that is catching up.
 MAX_HELD: Final = 100
 
 #: What the subscribers of a group share: the identifier, the stream id, and the class of frames that they can read.

@@ -19,7 +19,7 @@ class Expiring(Protocol):
 
     @property
     def expires_at(self) -> float | None:
-        """When the token expires, in seconds since 1970; None: never."""
+        """When the token expires, in seconds since 1970. None means never."""
 
     def drain(self, delay: float, reason: DisconnectReason) -> Coroutine[Any, Any, None]:
         """Close the connection after its queued commands, because a client loses a channel whose subscribe waits."""

@@ -56,7 +56,7 @@ class Subscribe(Command):
 
 @dataclass(frozen=True, slots=True)
 class Unsubscribe(Command):
-    """Unsubscribe. The server sends no acknowledgement."""
+    """The command that ends a subscription. The server does not acknowledge it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def parse(text: str, max_identifier_size: int = 2048) -> AnyCommand:
 
     Args:
         text: the text.
-        max_identifier_size: the most bytes of an identifier.
+        max_identifier_size: the maximum number of bytes of an identifier.
 
     Raises:
         ProtocolError: the text is not a valid command.

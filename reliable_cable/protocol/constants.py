@@ -72,7 +72,7 @@ class CallFailure(StrEnum):
 CALL: Final = "$call"
 #: The key that marks a message as the answer to a call. Its value is the id of the call.
 ANSWER: Final = "$answer"
-#: The most characters of the id of a call.
+#: The maximum number of characters of the id of a call.
 MAX_CALL_ID_LENGTH: Final = 64
 
 #: The `type` of the message that tells a client that a subscription was revoked. It is also the default reason.
@@ -88,9 +88,9 @@ CLOSE_GOING_AWAY: Final = 1001
 #: `DisconnectReason.RATE_LIMITED` means the same.
 TRY_AGAIN: Final = "try again"
 
-#: The most characters of the id of a member.
+#: The maximum number of characters of the id of a member.
 MAX_MEMBER_ID_LENGTH: Final = 255
-#: The most bytes of the info of a member, as JSON.
+#: The maximum number of bytes of the info of a member, as JSON.
 MAX_MEMBER_INFO_SIZE: Final = 4096
 
 #: The header of the handshake that names the session to restore.

@@ -115,7 +115,7 @@ def encode_login_change(change: LoginChange) -> str:
 
 
 def encode_unshared_presence(message: UnsharedPresence) -> str:
-    """Return the announcement of a process with members that other processes cannot see, as JSON text."""
+    """Encode the message by which a process announces that other processes cannot see its members."""
     return json.dumps({"unshared_presence": message.incarnation, "at": message.at})
 
 

@@ -17,9 +17,10 @@ from typing import Final
 
 from .positions import UNKNOWN_POSITION, StreamPosition
 
-#: The most streams of one reader. An id with so many positions has about 4 KB. nginx accepts headers of up to 8 KB.
+#: The maximum number of streams of one reader. An id with 100 positions has about 4 KB, and nginx accepts headers of up
+#: to 8 KB.
 MAX_STREAMS: Final = 100
-#: The most characters of an id that is read.
+#: The maximum number of characters of an event id. Longer ones are ignored.
 MAX_ID_LENGTH: Final = 8 * 1024
 
 #: The first character of an id with several streams.

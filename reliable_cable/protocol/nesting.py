@@ -7,7 +7,7 @@ it.
 
 from typing import Final
 
-#: The most levels of arrays and objects in a JSON text. `[]` has one level.
+#: The maximum number of levels of arrays and objects in a JSON text. `[]` has one level.
 MAX_DEPTH: Final = 64
 
 #: What error messages say of a text that is nested too deeply.

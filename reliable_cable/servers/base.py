@@ -37,7 +37,7 @@ class Transport:
     write: Callable[[bytes], None] | None = None
     #: Whether the client can restore its session on another connection.
     has_sessions = True
-    #: The most streams of the client; None: there is no limit.
+    #: The maximum number of streams that the client may have; None means no limit.
     max_streams: int | None = None
     #: The class of frames that this client can read.
     form: type[Frame] = Frame

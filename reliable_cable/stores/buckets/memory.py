@@ -10,7 +10,7 @@ from reliable_cable.conf import RateLimit
 
 from .base import Buckets
 
-#: The most buckets that are kept. One takes about 300 bytes.
+#: The maximum number of buckets that are kept. One takes about 300 bytes.
 MAX_BUCKETS: Final = 10_000
 
 

@@ -35,7 +35,7 @@ MAX_RETRY_DELAY = 0.02
 #: How long, in milliseconds, SQLite waits for the write lock in one attempt. In a longer wait, SQLite would check the
 #: lock only every 100 ms, and might not get it for many seconds while another process keeps writing.
 LOCK_TIMEOUT = 10
-#: The most rows that one transaction of a store numbers, deletes or examines.
+#: The maximum number of rows that one transaction of a store numbers, deletes or examines.
 ROWS_PER_TRANSACTION = 500
 
 #: What a caller can do if a call waits for a lock that the caller's own transaction holds.

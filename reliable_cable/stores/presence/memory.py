@@ -60,7 +60,7 @@ class MemoryPresenceStore(PresenceStore):
         # (stream, session) -> (id, time of expiry), in the order of expiry: a new or refreshed session moves to the
         # end.
         self._sessions: OrderedDict[tuple[str, str], tuple[str, float]] = OrderedDict()
-        #: The earlier times of expiry of the sessions that `shorten` was called for, in their order.
+        #: When the sessions expire that `shorten` was called for, earliest first.
         self._shortened: dict[tuple[str, str], float] = {}
         #: The remembered leaves, as (time, stream, id), the oldest first.
         self._tombstones: deque[tuple[float, str, str]] = deque()

@@ -53,7 +53,7 @@ DEFAULT_OPTIONS: Final = {
 #: The errors of a broken async connection. uvloop raises RuntimeError if the connection has been closed.
 CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 
-#: The most calls in one round trip of `arun_all`.
+#: The maximum number of calls in one round trip of `arun_all`.
 CALLS_PER_ROUND_TRIP: Final = 500
 
 #: Errors of a server that currently accepts no commands or no writes, and has executed nothing: a replica, a server

@@ -17,7 +17,7 @@ def _is_old(connection: Any, now: float) -> bool:
 
 
 class IdleQueue(LifoQueue[Any]):
-    """The idle connections of a pool for sync code. `None` stands for a connection that does not exist."""
+    """The idle connections of a pool for sync code. `None` stands for a connection that has not been opened yet."""
 
     def _put(self, item: Any) -> None:
         # The caller holds the lock of the queue, so no thread can take a connection out of it meanwhile.

@@ -31,7 +31,7 @@ FENCE_TIMEOUT: Final = 5.0
 MIN_RETRY_DELAY: Final = 0.05
 #: The longest delay, in seconds, before another attempt to connect.
 MAX_RETRY_DELAY: Final = 1.0
-#: The most channels that one command names, not counting their former names.
+#: The maximum number of channels that one command names, not counting their former names.
 CHANNELS_PER_COMMAND: Final = 500
 #: The end of a copy that a script publishes under the former name of a channel (see lua/prelude.lua).
 COPY_MARK: Final = b" "
@@ -312,7 +312,7 @@ class ChannelListener(Listener):
 
     @abstractmethod
     def _receive(self, stream: str, message: bytes | None) -> None:
-        """Announce the event in a message. None: messages may have been missed."""
+        """Announce the event in a message. `message` is None if messages may have been missed."""
 
 
 def pubsub_of(client: RedisClient) -> PubSub:

@@ -55,7 +55,7 @@ class RedisStore(Store):
 
     @cached_property
     def blocking(self) -> Self:
-        """This store with a client that blocks."""
+        """Return a copy of this store with a blocking Redis client, for sync code."""
         store = copy(self)
         store.client = BlockingClient(self.client)
         return store

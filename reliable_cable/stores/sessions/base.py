@@ -12,7 +12,7 @@ from reliable_cable.stores.base import Store, async_twin
 #: authentication is not exact (see clock.py), and Django deletes a login session only after its logout signal.
 CLOCK_MARGIN: Final = 1.0
 
-#: The most characters of a session id.
+#: The maximum number of characters of a session id.
 MAX_SID_LENGTH: Final = 64
 
 

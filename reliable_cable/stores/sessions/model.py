@@ -23,7 +23,7 @@ from .record_parts import MAX_WHOLE_SIZE, KnownParts, PartsChange, RecordParts, 
 
 T = TypeVar("T")
 
-#: The most records that one SELECT reads.
+#: The maximum number of records that one SELECT reads.
 LOAD_SIZE: Final = 100
 
 #: The kinds of rows that `ModelSessionStore._select` returns.

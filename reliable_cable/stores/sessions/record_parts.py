@@ -15,15 +15,15 @@ from typing import Any, Final, Self
 
 from .base import SessionRecord
 
-#: The most bytes of a record that is always stored in one row.
+#: The maximum number of bytes of a record that is always stored in one row.
 MAX_WHOLE_SIZE: Final = 4096
 
 #: The difference between the numbers of two parts that are added one after the other. Later parts can get numbers in
 #: between.
 STRIDE: Final = 1 << 20
 
-#: The most parts that one DELETE lists for one record. If more have to be deleted, all parts are written again. SQLite
-#: limits the parameters of a statement, and one statement deletes the parts of many records.
+#: The maximum number of parts that one DELETE lists for one record. If more have to be deleted, all parts are written
+#: again. SQLite limits the parameters of a statement, and one statement deletes the parts of many records.
 MAX_REMOVED: Final = 100
 
 #: About how many bytes `KnownParts` takes, at most.

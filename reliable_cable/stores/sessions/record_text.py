@@ -10,10 +10,10 @@ from typing import Final, Self
 
 from .base import SessionRecord
 
-#: The most bytes of a record that is always written whole.
+#: The maximum number of bytes of a record that is always written whole.
 MAX_WHOLE_SIZE: Final = 4096
 
-#: The most bytes of the texts that `WrittenTexts` keeps.
+#: The maximum number of bytes of the texts that `WrittenTexts` keeps.
 MAX_WRITTEN_SIZE: Final = 8 * 1024 * 1024
 
 _VERSION_BITS: Final = 48

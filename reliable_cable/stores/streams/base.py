@@ -24,7 +24,7 @@ LONG_AGO = 86400.0
 #: How long, in seconds, every entry stays readable for clients that follow the stream without a break, even beyond the
 #: history size. Such entries are called young, and such clients are called followers.
 YOUNG_TIME = 20.0
-#: The most bytes of young entries that a stream keeps beyond its history size.
+#: The maximum number of bytes of young entries that a stream keeps beyond its history size.
 YOUNG_SIZE = 16 * 1024 * 1024
 
 
@@ -121,7 +121,7 @@ class StreamListener(Listener):
         """
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for a stream at the next check, unless the stream does not exist.
+        """Make the next check announce `Advanced` for a stream, if the stream exists.
 
         Call this when a repair has ended before it reached the announced position.
         """
@@ -204,7 +204,7 @@ class StreamStore(Store):
         Args:
             stream: the name of the stream.
             after: the offset after which the entries begin.
-            limit: the most entries to return.
+            limit: the maximum number of entries to return.
             max_size: the size in bytes, about, after which no further entry is returned. At least one entry is
                 returned. None: no such limit.
             following: whether the reader has followed the stream without a break. If so, it gets every entry that the

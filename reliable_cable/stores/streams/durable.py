@@ -38,7 +38,7 @@ SLOW_POLL_INTERVAL: Final = 1.0
 REDIS_PAUSE: Final = 1.0
 #: How long, in seconds, an async read waits for the hot tail before it reads the database instead.
 HOT_TAIL_TIMEOUT: Final = 1.0
-#: The most bytes of pending messages for Redis. Beyond that, the oldest ones are dropped.
+#: The maximum number of bytes of pending messages for Redis. Beyond that, the oldest ones are dropped.
 MAX_PUSH_BYTES: Final = 16 * 1024 * 1024
 #: How long, in seconds, `close` and the exit of the interpreter wait until the pending messages are pushed.
 PUSH_TIMEOUT: Final = 1.0
@@ -308,7 +308,7 @@ class _Listener(RedisStreamListener):
         await self._tables.unsubscribe(stream)
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for a stream at the next check, unless the stream does not exist."""
+        """Make the next check announce `Advanced` for a stream, if the stream exists."""
         super().doubt(stream)
         self._tables.doubt(stream)
 

@@ -27,7 +27,7 @@ from .model_reading import HOPS, PAGES_PER_HOP, PageReader, PageRequest
 from .model_retention import Retention
 from .wakeup import Waker
 
-#: The most streams or rows that one query names.
+#: The maximum number of streams or rows that one query names.
 NAMES_PER_QUERY = 500
 #: How often, in seconds, a process that sends transient messages deletes old ones.
 TRANSIENT_DELETE_INTERVAL = 10.0

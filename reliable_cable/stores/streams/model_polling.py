@@ -24,7 +24,7 @@ from .wakeup import receive_wakeups
 MAX_ROW_DELAY = 5.0
 #: How often, in seconds, a listener prunes its store.
 PRUNE_INTERVAL = 60.0
-#: The most rows that a listener deletes each time.
+#: The maximum number of rows that a listener deletes each time.
 PRUNE_LIMIT = 500
 
 
@@ -195,7 +195,7 @@ class PollingListener(BusListener[StreamEvent], StreamListener):
         await cancel(*self._tasks.pending)
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for a stream at the next poll, unless the stream does not exist."""
+        """Make the next poll announce `Advanced` for a stream, if the stream exists."""
         if stream in self._known:
             self._known[stream] = NOWHERE
 

@@ -24,7 +24,7 @@ RETRY_TIME: Final = 8.0
 #: How long, in seconds, to wait before an append is retried.
 RETRY_DELAY: Final = 0.05
 
-#: The most keys that one call reads.
+#: The maximum number of keys that one call reads.
 KEYS_PER_CALL: Final = 500
 
 

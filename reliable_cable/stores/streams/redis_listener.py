@@ -67,7 +67,7 @@ class RedisStreamListener(ChannelListener, StreamListener):
         await self._pubsub.fence()
 
     def doubt(self, stream: str) -> None:
-        """Announce `Advanced` for a stream at the next check, unless the stream does not exist."""
+        """Make the next check announce `Advanced` for a stream, if the stream exists."""
         self._known.pop(stream, None)
 
     def _receive(self, stream: str, message: bytes | None) -> None:

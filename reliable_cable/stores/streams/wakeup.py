@@ -19,7 +19,7 @@ MESSAGE_TYPE = "cable.wake"
 
 NOT_WOKEN = "Other processes could not be woken over the channel layer. They find new messages when they poll."
 
-#: The most streams that one wake-up names.
+#: The maximum number of streams that one wake-up names.
 MAX_STREAMS = 500
 #: How long, in seconds, to try to send a wake-up.
 SEND_TIMEOUT = 5.0
