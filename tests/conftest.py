@@ -25,7 +25,13 @@ REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
 
 # CI repeats the same examples of property tests, so that the result of a commit does not depend on chance. Elsewhere,
 # each run tries others.
-hypothesis.settings.register_profile("cable", derandomize=REQUIRE, max_examples=examples(100))
+# A busy machine may be slow to generate examples.
+hypothesis.settings.register_profile(
+    "cable",
+    derandomize=REQUIRE,
+    max_examples=examples(100),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("cable")
 
 
