@@ -1,18 +1,13 @@
-"""How many examples property tests try."""
+"""How many examples property tests and random walks try."""
 
 from __future__ import annotations
 
-import hypothesis
+import os
 
-#: The default of hypothesis. Profiles with fewer examples reduce those of each test in proportion.
-USUAL = 100
+#: Whether to try only a few examples. `.ci/run` sets this where it repeats tests with other versions.
+FEW = os.environ.get("CABLE_FEW_EXAMPLES") == "1"
 
 
-def examples(count: int) -> int:
-    """Return how many examples a property test tries in the current profile of hypothesis.
-
-    Args:
-        count: the number of examples in a profile that tries 100 by default.
-    """
-    usual = hypothesis.settings().max_examples
-    return max(1, count * usual // USUAL)
+def examples(number: int) -> int:
+    """Return how many examples a test tries: a number, or a tenth of it if only a few are wanted."""
+    return max(number // 10, 5) if FEW else number
