@@ -18,7 +18,7 @@ from typing import Any, Self
 import httpx
 from playwright.async_api import ConsoleMessage, Error, Locator, Page, Request, Response, expect
 
-from tests.support.server import PATIENCE, ROOT, Server
+from tests.support.server import LOCAL, PATIENCE, ROOT, Server
 
 PROJECT = "tests.browser.project"
 
@@ -83,7 +83,7 @@ class DemoServer(Server):
         deadline = time.monotonic() + PATIENCE
         while self.alive and time.monotonic() < deadline:
             try:
-                return httpx.get(f"http://127.0.0.1:{self.port}/login/", trust_env=False).is_success
+                return httpx.get(f"http://127.0.0.1:{self.port}/login/", **LOCAL).is_success
             except httpx.TransportError:
                 time.sleep(0.02)
         return False

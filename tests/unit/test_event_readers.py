@@ -30,6 +30,7 @@ from reliable_cable.servers.base import FRAMES_EXTENSION
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.streams.base import Message
 from tests.support.event_reader import EventParser, ServerEvent
+from tests.support.examples import examples
 from tests.unit.http_fronts import Receiver, body_messages, call, elsewhere, make_scope
 from tests.unit.wire import until
 
@@ -108,7 +109,7 @@ async def broadcast(stream: str, *values: Any) -> None:
 names = st.sampled_from(["a", "b", "c/d", "ü*"])
 
 
-@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=examples(40), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rounds=st.lists(st.tuples(st.lists(names, max_size=6), st.lists(names, max_size=6), st.floats(0, 1)), max_size=4),
     streams=st.lists(names, min_size=1, max_size=4, unique=True),
@@ -163,7 +164,7 @@ values = st.binary(max_size=40) | st.sampled_from(
 )
 
 
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(parameters, values), max_size=6), st.text(max_size=30))
 @example([("stream", b"a"), ("history_since", b"99999999999999999999")], "")
 @example([("stream", b"\xff"), ("last_event_id", b"\xff")], "\x00")

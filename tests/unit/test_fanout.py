@@ -18,6 +18,7 @@ from reliable_cable.connection.outbox import Outbox
 from reliable_cable.hub import fanout
 from reliable_cable.hub.subscriber import SubscriberGroup
 from reliable_cable.stores.streams.base import Transient
+from tests.support.examples import examples
 from tests.support.subscriber import LoneSubscriber
 from tests.unit.hubs import Harness, offsets
 
@@ -258,7 +259,7 @@ async def test_a_loss_between_slices_is_reported_to_all_subscribers_and_no_older
 STEPS = ["publish", "publish", "iterate", "iterate", "join", "leave", "replay", "go live", "whisper", "pause", "resume"]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(200), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=40), data=st.data())
 def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_and_in_order(
     steps: list[str], data: st.DataObject
