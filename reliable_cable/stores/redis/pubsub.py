@@ -50,8 +50,8 @@ class _Channel:
 class PubSub:
     """Subscribes to channels, and reconnects after every loss of the connection.
 
-    An object is connected while it has channels. `pubsub_of` returns it. All its methods must be called on one event
-    loop.
+    It is connected while it has channels. `pubsub_of` returns the object of the running event loop, and all its methods
+    must be called on that loop.
 
     For one release, it also subscribes to the former name of each channel, because processes of the previous release
     publish there.
