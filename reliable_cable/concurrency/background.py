@@ -56,10 +56,11 @@ class BackgroundWorker(Generic[T]):
 
     Args:
         name: the thread's name.
-        handle: called with a batch of items; returns those to retry after a pause.
+        handle: called with a batch of items; returns the items to retry after a pause.
         exit_timeout: how long, in seconds, the exit of the interpreter waits for the queue to become empty.
         batch_size: the maximum number of items in one call of `handle`.
-        max_bytes: the maximum number of bytes in the queue; beyond that, the oldest items are dropped. None: no limit.
+        max_bytes: the maximum number of bytes in the queue. Beyond that, the oldest items are dropped. None means no
+            limit.
         size_of: returns the size of an item in bytes.
         on_abandoned: called at the exit of the interpreter with the items that were not handled.
     """

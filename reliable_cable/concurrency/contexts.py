@@ -12,11 +12,11 @@ T = TypeVar("T")
 def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Run a coroutine in a context, as a part of the current task.
 
-    What the coroutine sets in context variables does not reach the caller.
+    The caller does not see the context variables that the coroutine sets.
 
     Args:
-        context: the context. Nothing else may run in it at the same time.
-        coroutine: the coroutine.
+        context: the context to run in. Nothing else may run in it at the same time.
+        coroutine: a coroutine that has not started.
     """
     try:
         awaited = context.run(coroutine.send, None)

@@ -1,4 +1,4 @@
-"""Finds the subscriptions that revocations concern, both of connections and in session records."""
+"""Finds the subscriptions that revocations concern, in connections and in session records."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ def concerns(revocation: SubscriptionRevocation, scopes: Iterable[Identity], aut
 
 
 class LatestByCondition(OrderedDict[str, V]):
-    """The latest values, by the keys of their conditions. At most as many are kept as messages on the control bus."""
+    """The latest values, by the keys of their conditions. At most the history size of the control bus is kept."""
 
     def put(self, condition: Identity, value: V) -> None:
         """Add a value. It replaces an earlier one with the same condition."""
@@ -54,7 +54,7 @@ class LatestByCondition(OrderedDict[str, V]):
 
 
 class RecentRevocations:
-    """The latest revocations of subscriptions, for subscriptions that are still being made."""
+    """The latest revocations of subscriptions, which may concern subscriptions that are still being made."""
 
     def __init__(self) -> None:
         self._by_condition: LatestByCondition[SubscriptionRevocation] = LatestByCondition()
@@ -86,11 +86,11 @@ class RecentRevocations:
 async def last_revoked(
     store: SessionStore, subscriptions: Iterable[tuple[Identity, Sequence[Identity]]]
 ) -> list[float]:
-    """Return for each subscription the last time at which it was revoked, or 0.
+    """Return, for each subscription, the time of its latest revocation; 0 if there is none.
 
     Args:
         store: the session store.
-        subscriptions: for each subscription the identity of its connection, and the conditions that select it.
+        subscriptions: for each subscription, the identity of its connection, and the conditions that select it.
 
     Raises:
         StoreError: the store could not be read.
@@ -122,7 +122,7 @@ async def without_revoked(store: SessionStore, records: Sequence[SessionRecord |
 
 def _without_revoked(record: SessionRecord, times: Iterable[float]) -> SessionRecord:
     items = record.data.get("subscriptions", ())
-    # A record of the previous release has no times, so every revocation that the store remembers concerns it.
+    # A subscription in a record of the previous release has no time. It counts as older than every revocation.
     kept = [
         item
         for item, at in zip(items, times, strict=False)

@@ -1,6 +1,6 @@
 """The ids of server-sent events. They hold the position of a reader in each of its streams.
 
-A browser sends the last id that it received when it reconnects. So the reader resumes all of its streams.
+When a browser reconnects, it sends the last id that it received. The reader then resumes all of its streams.
 
 * The id of a reader with one stream is `<offset>/<epoch>/<stream>`, as in AnyCable. A stream whose name ends with a
   space gets the other form.
@@ -27,8 +27,8 @@ MAX_ID_LENGTH: Final = 8 * 1024
 _SEVERAL: Final = "*"
 _POSITION: Final = r"([0-9]{1,18})/([^/,]{0,64})/"
 _ONE_STREAM: Final = re.compile(f"{_POSITION}(.+)", re.DOTALL)
-#: The end of a stream id that is not the name of a stream, see Protocol: Stream ids. A reader has such ids only if they
-#: are in its id.
+#: The end of a stream id that differs from the name of its stream, see Protocol: Stream ids. A reader has a position
+#: for such a stream id only if its event id contains one.
 _ALIAS: Final = re.compile("#[0-9a-f]{18}$")
 _ITEM: Final = re.compile(f"{_POSITION}([A-Za-z0-9_-]{{8}})")
 
@@ -40,11 +40,11 @@ def digest(name: str) -> str:
 
 
 class EventPositions(Mapping[str, StreamPosition]):
-    """The positions in an id, by the names of streams. It knows the digests of the names only.
+    """The positions in an event id, by stream name. The names are unknown: an id has only their digests.
 
     Args:
-        by_digest: the positions, by digests.
-        default: the position in every other stream, by its name; None: there is none.
+        by_digest: the positions, by the digest of the stream's name.
+        default: the position in every stream that the id does not contain. None means that there is none.
     """
 
     def __init__(self, by_digest: Mapping[str, StreamPosition], default: StreamPosition | None = None) -> None:
@@ -59,7 +59,7 @@ class EventPositions(Mapping[str, StreamPosition]):
         return position
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the digests, in place of the names of streams, which are unknown."""
+        """Iterate over the digests in place of the stream names, which are unknown."""
         return iter(self.by_digest)
 
     def __len__(self) -> int:
@@ -70,8 +70,8 @@ def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, Stream
     """Return an id; `""` if there are no positions.
 
     Args:
-        positions: the positions, by names of streams.
-        former: further positions, by digests. A position in `positions` replaces the one with its digest.
+        positions: the positions, by stream name.
+        former: further positions, by digest. A position in `positions` replaces the one with the same digest.
     """
     if len(positions) == 1:
         [(name, position)] = positions.items()
@@ -93,8 +93,8 @@ def one_stream_id(name: str, position: StreamPosition) -> str:
 def parse_id(text: str) -> EventPositions:
     """Return the positions in an id.
 
-    If the text is not an id, nobody knows what the reader has received. Each of its streams then gets a position that
-    no stream has, so that the reader is told of a loss.
+    If the text is not an id, it is unknown what the reader has received. Each of the reader's streams then gets a
+    position that no stream has, so that the reader is told of a loss.
     """
     if not text:
         return EventPositions({})

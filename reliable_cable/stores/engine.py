@@ -115,7 +115,7 @@ _lock = threading.Lock()
 
 
 def get_engine() -> Engine:
-    """Return the stores of this process. A forked child gets its own."""
+    """Return the stores of this process. A forked child gets stores of its own."""
     settings = get_settings()
     pid = os.getpid()
     current = _current.get(pid)

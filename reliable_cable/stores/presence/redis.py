@@ -1,4 +1,4 @@
-"""The presence store in Redis. Lua scripts change sorted sets and hashes for each stream, and publish the events."""
+"""The presence store in Redis. Lua scripts change the sorted sets and hashes of each stream, and publish the events."""
 
 from __future__ import annotations
 

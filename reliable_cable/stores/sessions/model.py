@@ -55,9 +55,9 @@ class ModelSessionStore(ModelStore, SessionStore):
     # -- saving -------------------------------------------------------------------------------------------------------
 
     def save(self, records: Mapping[str, SessionRecord]) -> None:
-        """Insert or replace records. Of a large record that this process has saved before, write what has changed.
+        """Insert or replace records. Write only what has changed in a large record that this process has saved before.
 
-        Small records take one statement together, and large ones at most four. If a record is not JSON, none is stored.
+        All small records take one statement, and large ones at most four. If a record is not JSON, none is stored.
         """
         if self.settings.sessions_ttl == 0 or not records:
             return
@@ -79,13 +79,14 @@ class ModelSessionStore(ModelStore, SessionStore):
     def _save(
         self, records: Mapping[str, SessionRecord], texts: Mapping[str, str | RecordParts]
     ) -> dict[str, StoredParts]:
-        """Write records, and return what is stored of the large ones."""
+        """Write records, and return what is now stored of the large ones."""
         large = {sid: text for sid, text in texts.items() if isinstance(text, RecordParts)}
         known = self._lock(texts)
-        # The heads come first: they lock the parts, which only the transaction that has locked the head may write.
+        # The heads are written first, because only the transaction that has locked a head may write its parts.
         expires = self._server.ago(-self.settings.sessions_ttl)
-        # The data is stored as JSON text in a JSON string. PostgreSQL refuses JSON with U+0000 or with half a surrogate
-        # pair. Clients can send both, and one such record would keep all records of the batch from being saved.
+        # The data are stored as JSON text in a JSON string. PostgreSQL refuses JSON with U+0000 or with half a
+        # surrogate pair. Clients can send both, and one such record would keep all records of the batch from being
+        # saved.
         self._rows.bulk_create(
             [
                 Session(
@@ -105,9 +106,9 @@ class ModelSessionStore(ModelStore, SessionStore):
         return self._save_parts(large, known) if large else {}
 
     def _lock(self, texts: Mapping[str, str | RecordParts]) -> dict[str, Mapping[int, int]]:
-        """Lock records, and return the hash values of the parts of those that are stored as this process knows.
+        """Lock records. Return the hash values of the parts of each record that is stored as this process wrote it.
 
-        If this process knows of none, lock nothing.
+        If this process has written none of the large records before, lock nothing.
         """
         known = {
             sid: stored
@@ -118,7 +119,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         }
         if not known:
             return {}
-        # Another process may have written the record, or it may have expired.
+        # Another process may have written a record since then, or the record may have expired.
         head = Case(When(sid__in=list(known), then="data"))
         heads = self._rows.select_for_update().filter(sid__in=list(texts)).order_by("sid").values_list("sid", head)
         return {sid: known[sid].hashes for sid, head in heads if sid in known and hash(head) == known[sid].head}
@@ -170,7 +171,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         times: dict[str, float] = {}
         for kind, key, number, text, at, identity in self._select(sids, conditions):
             if kind == _HEAD:
-                # This is a JSON string with JSON text.
+                # The column contains JSON text in a JSON string.
                 heads[key] = (json.loads(text), at, identity)
             elif kind == _PART:
                 parts[key][number] = text
@@ -179,7 +180,7 @@ class ModelSessionStore(ModelStore, SessionStore):
         return [_loaded(heads.get(sid), parts[sid], identity, times) for sid, identity in wanted]
 
     def _select(self, sids: Collection[str], conditions: Collection[str]) -> Iterable[tuple[Any, ...]]:
-        """Read records, their parts and revocations with one statement, and so from one snapshot."""
+        """Read records, their parts and revocations with one statement, so that all come from one snapshot."""
         no_number, no_text = Value(0, BigIntegerField()), Value("", TextField())
         heads = self._alive().filter(sid__in=sids)
         parts = self._parts.filter(sid__in=sids)
@@ -210,7 +211,7 @@ class ModelSessionStore(ModelStore, SessionStore):
     def delete(self, sids: Collection[str]) -> None:
         """Delete records, and then their parts.
 
-        The parts of a record that another process creates between the two statements stay.
+        If another process creates the record again between the two statements, its parts stay.
         """
         if not sids:
             return
@@ -235,13 +236,13 @@ class ModelSessionStore(ModelStore, SessionStore):
                 unique_fields=["condition"],
                 update_fields=["at"],
             )
-            # This does not join the caller's transaction, because `disconnect(using=...)` may not wait for its commit.
+            # This is not part of the caller's transaction, because `disconnect(using=...)` may not wait for its commit.
             self._database.outside(partial(self._write, "revoked", revoke))
         return now
 
     @retried_read
     def revoked(self, identities: Sequence[Identity]) -> list[float]:
-        """Return for each identity the last time at which matching sessions were revoked, or 0."""
+        """Return, for each identity, the last time at which matching sessions were revoked; 0 if there is none."""
         keys = {key for identity in identities for key in condition_keys(identity)}
         with self._errors("read"):
             times = dict(self._database.rows(Revocation).filter(condition__in=keys).values_list("condition", "at"))
@@ -321,7 +322,7 @@ class ModelSessionStore(ModelStore, SessionStore):
 def _loaded(
     head: tuple[str, float, str] | None, parts: Mapping[int, str], identity: Identity, times: Mapping[str, float]
 ) -> SessionRecord | None:
-    """Return a record if it belongs to an identity, is not revoked and has all its parts."""
+    """Return a record if it belongs to an identity, is not revoked and has all its parts; otherwise None."""
     if head is None:
         return None
     text, authenticated, owner = head
