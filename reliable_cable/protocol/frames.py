@@ -71,7 +71,7 @@ class Frame(str):
         return wire
 
     def _encode_frame(self) -> bytes:
-        return text_frame(self.encode())
+        return _frame(_TEXT, self.encode())
 
     @classmethod
     def broadcasts(cls, identifier: str, stream_id: str, epoch: str) -> Callable[[int, str], Self]:

@@ -1,7 +1,4 @@
-"""Records which functions of the package call each other.
-
-`python -m tests.support.call_tree` prints the calls of one broadcast and of one action.
-"""
+"""Records which functions of the package call each other. `str` of a `CallTree` shows them, one a line."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ class Call:
     """A call of a function of the package. The resumptions of a coroutine belong to its call.
 
     Args:
-        name: the qualified name of the function.
+        name: the qualified name of the function. A function inside another one has the name of that one.
         module: the path of its module in the package: `hub/stream.py`.
         caller: the next function of the package up the stack; None if there is none.
     """
@@ -84,7 +81,7 @@ class CallTree:
             outer = outer.f_back
         caller = self._call_of(outer) if outer is not None else None
         module = str(Path(frame.f_code.co_filename).relative_to(PACKAGE))
-        call = self._known[frame] = Call(frame.f_code.co_qualname.replace(".<locals>", ""), module, caller)
+        call = self._known[frame] = Call(frame.f_code.co_qualname.partition(".<")[0], module, caller)
         (self.roots if caller is None else caller.calls).append(call)
         return call
 

@@ -19,10 +19,6 @@ from .model_lineage import Lineages
 #: How often to read a stream whose entries are missing. The stream may have changed between the queries: entries were
 #: trimmed, a backup of the database was restored, or a standby without the newest messages took over.
 READ_ATTEMPTS: Final = 3
-#: The most pages that are read in one thread hop.
-PAGES_PER_HOP: Final = 50
-#: The most thread hops at the same time, for each event loop.
-HOPS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
