@@ -341,8 +341,9 @@ class Channel:
         Raises:
             ChannelError: a value of the state is not a JSON value.
         """
-        self.reply.changed = self.dump_state() != saved
-        reply, self._reply = self.reply, None
+        reply = self.reply
+        reply.changed = self.dump_state() != saved
+        self._reply = None
         return reply
 
     def dump_state(self) -> dict[str, Any]:

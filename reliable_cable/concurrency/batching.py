@@ -4,12 +4,17 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import Final, Generic, TypeAlias, TypeVar, cast
 
 from .per_loop import PerLoop
 
 A = TypeVar("A")
 T = TypeVar("T")
+
+#: The most requests in one batch.
+BATCH_SIZE: Final = 50
+#: The most batches at the same time, for each event loop. Each usually has a thread and a database connection.
+PARALLEL_BATCHES: Final = 2
 
 #: The result of a request, or the error that its caller receives.
 Outcome: TypeAlias = tuple[T | None, Exception | None]
@@ -34,7 +39,11 @@ class Batches(Generic[A, T]):
     """
 
     def __init__(
-        self, handle: Callable[[Sequence[A]], Awaitable[Sequence[Outcome[T]]]], *, size: int, parallel: int
+        self,
+        handle: Callable[[Sequence[A]], Awaitable[Sequence[Outcome[T]]]],
+        *,
+        size: int = BATCH_SIZE,
+        parallel: int = PARALLEL_BATCHES,
     ) -> None:
         self._handle = handle
         self._size = size

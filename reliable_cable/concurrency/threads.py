@@ -23,7 +23,7 @@ from reliable_cable.conf import get_settings
 from reliable_cable.exceptions import AsyncContextError
 from reliable_cable.logs import logger
 
-from .batching import Batches, Outcome
+from .batching import BATCH_SIZE, PARALLEL_BATCHES, Batches, Outcome
 from .daemon_executor import DaemonExecutor
 
 A = TypeVar("A")
@@ -318,7 +318,7 @@ class BatchedCalls(Generic[A, T]):
         parallel: the maximum number of thread hops at the same time, for each event loop.
     """
 
-    def __init__(self, function: Callable[[A], T], *, size: int, parallel: int) -> None:
+    def __init__(self, function: Callable[[A], T], *, size: int = BATCH_SIZE, parallel: int = PARALLEL_BATCHES) -> None:
         self._function = function
         self._batches: Batches[partial[T], T] = Batches(partial(run_handler, _outcomes), size=size, parallel=parallel)
 

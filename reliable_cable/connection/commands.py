@@ -6,11 +6,13 @@ See Architecture: The way of a command.
 import asyncio
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
 
 from reliable_cable.channel import Channel
 from reliable_cable.client_log import ClientLog
+from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
@@ -24,7 +26,7 @@ from .channels import find_action, make_channel
 from .command_limits import WAITING_TIME, CommandLimits
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection, ConnectionState
-from .handlers import REFUSALS, REFUSED, cancelled, invoke_isolated, refuses, run_error_handler
+from .handlers import REFUSALS, REFUSED, cancelled, overridden, refuses, run_calls, run_error_handler
 from .openings import Openings
 from .started import Started, check_joins
 from .streams import RevokedError
@@ -83,7 +85,16 @@ class Commands(CommandQueue):
             return
         match command:
             case commands.Perform():
-                await self._perform(subscription, command)
+                found = find_action(self.connection, subscription.channel, command)
+                if found is None:
+                    return answer_failure(self.connection, command, CallFailure.UNKNOWN_ACTION)
+                began = self.connection.hub.engine.session_clock.moment()
+                reply = await self.call(subscription.channel, *found)
+                if reply is None or reply.refused:
+                    failure = CallFailure.FAILED if reply is None else CallFailure.REFUSED
+                    answer_failure(self.connection, command, failure)
+                if reply is not None and reply is not REFUSED:
+                    await self._apply(subscription, reply, began)
             case commands.Unsubscribe():
                 await self._unsubscribe(subscription)
             case _ if not self.connection.extended:
@@ -207,7 +218,7 @@ class Commands(CommandQueue):
         if not reply.rejected and not subscription.reserve(subscription.member):
             self.log.warning("A subscription was rejected: the subscriptions, states and members are too large.")
             reply = REFUSED
-        await self.transmit(subscription.identifier, reply)
+        await self.connection.outbox.transmit(subscription.identifier, reply.transmissions)
         if reply.rejected:
             subscription.end()
             self.connection.reject(subscription.identifier)
@@ -241,7 +252,8 @@ class Commands(CommandQueue):
         """Disconnect the client, so that it reconnects and subscribes again."""
         identifier = channel.identifier
         self.log.warning("The subscription %r could not be made. Its client is disconnected: %s", identifier, error)
-        await self.transmit(identifier, await run_error_handler(channel, error, "subscribed", self.log))
+        reply = await run_error_handler(channel, error, "subscribed", self.log)
+        await self.connection.outbox.transmit(identifier, reply.transmissions)
         self.connection.close(DisconnectReason.SERVER_RESTART)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
@@ -279,33 +291,22 @@ class Commands(CommandQueue):
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
-    async def _perform(self, subscription: Subscription, command: commands.Perform) -> None:
-        channel = subscription.channel
-        found = find_action(self.connection, channel, command)
-        if found is None:
-            return answer_failure(self.connection, command, CallFailure.UNKNOWN_ACTION)
-        name, handler, check = found
-        began = self.connection.hub.engine.session_clock.moment()
-        reply = await self.call(channel, name, handler, check)
-        if reply is None or reply.refused:
-            answer_failure(self.connection, command, CallFailure.FAILED if reply is None else CallFailure.REFUSED)
-        if reply is not None and reply is not REFUSED:
-            await self._apply(subscription, reply, began)
-
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
         """Apply the reply of an action that began at the time `began`, by the monotonic clock of `session_clock`."""
-        try:
-            await subscription.apply_streams(reply)
-        except Exception:
-            # The reply cannot be applied in part. The client comes back, and subscribes to this channel again.
-            self.log.exception("A stream of %r could not be opened. Its client reconnects.", subscription.identifier)
-            await self._unsubscribe(subscription)
-            self.connection.close(DisconnectReason.SERVER_RESTART)
-            return
-        if reply.streams and not subscription.revoked:
+        if reply.streams:
+            try:
+                await subscription.apply_streams(reply)
+            except Exception:
+                # The reply cannot be applied in part. The client comes back, and subscribes to this channel again.
+                self.log.exception(
+                    "A stream of %r could not be opened. Its client reconnects.", subscription.identifier
+                )
+                await self._unsubscribe(subscription)
+                self.connection.close(DisconnectReason.SERVER_RESTART)
+                return
             # A stream may have been revoked after the handler had decided to start it.
             revocation = subscription.revocation(self.connection.hub.engine.session_clock.at(began))
-            if revocation is not None:
+            if revocation is not None and not subscription.revoked:
                 self.connection.revoke([subscription.identifier], revocation.reason, revocation.at)
         if (reply.streams or reply.changed) and not subscription.reserve(subscription.member):
             self.log.warning("A session cannot be restored: its subscriptions, states and members are too large.")
@@ -314,7 +315,8 @@ class Commands(CommandQueue):
         saved = not (reply.streams or reply.changed) or await self.connection.save()
         if not saved or subscription.revoked:
             return
-        await self.transmit(subscription.identifier, reply)
+        if reply.transmissions:
+            await self.connection.outbox.transmit(subscription.identifier, reply.transmissions)
         if reply.rejected:
             if not self.connection.extended or self.connection.closed:
                 await self._unsubscribe(subscription)
@@ -356,7 +358,12 @@ class Commands(CommandQueue):
         """
         saved = channel.begin()
         try:
-            outcome: object = await invoke_isolated(channel.connection, handler, check, channel=channel)
+            calls = overridden(Channel, check, handler)
+            outcome: object = None
+            if calls:
+                # The tasks of a connection run in its context, which only `connect` changes. A handler runs in a copy.
+                running = run_calls(channel.connection.around_command, calls, check, channel)
+                outcome = await run_in_context(copy_context(), running)
             if outcome is REFUSED:
                 reply = Reply(rejected=True, refused=True) if channel.reply.rejected else REFUSED
                 channel.undo(saved)
@@ -387,11 +394,5 @@ class Commands(CommandQueue):
             await self._apply(subscription, reply, began)
         # After a failed restore, the client subscribes again, and gets the messages then.
         elif self.connection.state is not ConnectionState.OPENING:
-            await self.transmit(channel.identifier, reply)
+            await self.connection.outbox.transmit(channel.identifier, reply.transmissions)
         return REFUSED if refused else None
-
-    async def transmit(self, identifier: str, reply: Reply) -> None:
-        """Send the transmissions of a reply."""
-        if reply.transmissions:
-            frames = (messages.transmission(identifier, data) for data in reply.transmissions)
-            await self.connection.outbox.push_paced(frames)

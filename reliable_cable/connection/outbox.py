@@ -12,6 +12,7 @@ from types import coroutine
 from typing import Any
 
 from reliable_cable.logs import logger
+from reliable_cable.protocol import messages
 from reliable_cable.protocol.frames import Frame
 
 from .account import Account
@@ -231,14 +232,17 @@ class Outbox:
         logger.debug("A frame could not be sent.", exc_info=True)
         self.abandon()
 
-    async def push_paced(self, frames: Iterable[str]) -> None:
-        """Send several frames. After each of them, wait until the socket accepts more.
+    async def transmit(self, identifier: str, transmissions: Iterable[str]) -> None:
+        """Send the transmissions of a handler. After each of them, wait until the socket accepts more.
 
-        Use this for frames that a handler or a command of the client causes, so that the client gets all of them
-        however slowly it reads.
+        So the client gets all of them however slowly it reads.
+
+        Args:
+            identifier: the identifier of the subscription.
+            transmissions: the messages as JSON text.
         """
-        for frame in frames:
-            self.push(frame)
+        for data in transmissions:
+            self.push(messages.transmission(identifier, data))
             if self.blocked:
                 await self.drained()
 

@@ -87,30 +87,27 @@ class Batch:
         #: The session ids that are excluded from some of the messages.
         self.excluded = frozenset(item.exclude for item in items if item.exclude)
 
-    def encode(self, group: SubscriberGroup) -> EncodedBatch:
-        """Return the batch, encoded as frames for a group."""
-        frames = [
-            group.encode(self.epoch, item.offset, item.data)
-            if isinstance(item, Entry)
-            else group.encode_transient(item.data)
-            for item in self.items
-        ]
-        return EncodedBatch(self, frames)
-
 
 class EncodedBatch:
-    """A batch as it is written to the subscribers of one group.
+    """A batch as it is written to the subscribers of one group, encoded as frames for them.
 
     Args:
         batch: the messages.
-        frames: the frame of each message.
+        group: the group.
     """
 
     __slots__ = ("_batch", "_block", "_frames", "_singly", "cost")
 
-    def __init__(self, batch: Batch, frames: Sequence[Frame]) -> None:
+    def __init__(self, batch: Batch, group: SubscriberGroup) -> None:
         self._batch = batch
-        self._frames = frames
+        frames = [
+            group.encode(batch.epoch, item.offset, item.data)
+            if isinstance(item, Entry)
+            else group.encode_transient(item.data)
+            for item in batch.items
+        ]
+        #: The frame of each message.
+        self._frames: Sequence[Frame] = frames
         #: The messages one by one. Most batches are written whole, so the list is made only when a subscriber needs it.
         self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
         block = b"".join([frame.wire for frame in frames])

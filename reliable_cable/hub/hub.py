@@ -21,7 +21,7 @@ from reliable_cable.logs import logger
 from reliable_cable.protocol.positions import StreamPosition
 from reliable_cable.protocol.recovery import Verdict, judge
 from reliable_cable.stores.engine import Engine
-from reliable_cable.stores.streams.base import Advanced, Published, StreamEvent, Transient
+from reliable_cable.stores.streams.base import Advanced, StreamEvent, Transient
 
 from .catch_up import CatchUp
 from .connect_limit import ConnectLimit
@@ -169,18 +169,13 @@ class Hub:
             self.repairs.request(stream)
             if stream.observer is not None:
                 self.sessions.losses.suspect()  # the store may have been down, and may have lost data
-        else:
-            self._take(stream, event)
-
-    def _take(self, stream: HubStream, event: Published) -> None:
-        verdict = judge(stream.position, event.epoch, event.entry.offset)
-        if verdict is Verdict.NEXT:
+        elif (verdict := judge(stream.position, event.epoch, event.entry.offset)) is Verdict.NEXT:
             stream.take(event.entry, event.epoch)
-            return
-        if verdict is Verdict.GAP:
-            stream.keep_early(event)
-        # A repeat needs a repair, too, because a store that has lost messages uses their offsets again.
-        self.repairs.request(stream)
+        else:
+            if verdict is Verdict.GAP:
+                stream.keep_early(event)
+            # A repeat needs a repair, too, because a store that has lost messages uses their offsets again.
+            self.repairs.request(stream)
 
     def _send_presence(self, name: str, message: str) -> None:
         stream = self._streams.get(name)

@@ -239,7 +239,7 @@ class HubStream:
         try:
             batch = self._next_batch()
             for group in self.groups.values():
-                batch.encode(group).send(group.subscribers)
+                fanout.EncodedBatch(batch, group).send(group.subscribers)
         except Exception:
             self._failed()
         # Messages that arrive in the rest of this iteration of the event loop are written together.
@@ -257,7 +257,7 @@ class HubStream:
                 started = loop.time()
                 batch = self._next_batch()
                 for group in list(self.groups.values()):
-                    encoded = batch.encode(group)
+                    encoded = fanout.EncodedBatch(batch, group)
                     subscribers = list(group.subscribers)
                     while subscribers:
                         some = subscribers[: max(1, budget // encoded.cost)]

@@ -25,9 +25,20 @@ MEMORY_LEVEL = 5
 MIN_COMPRESSED = 256
 
 
-def text_frame(payload: bytes) -> bytes:
-    """Return a text message as one unmasked frame without compression."""
-    return _frame(_TEXT, payload)
+def text_frame(payload: bytes, *, compressed: bool = False) -> bytes:
+    """Return a text message as one unmasked frame.
+
+    Args:
+        payload: the text, encoded.
+        compressed: whether the payload is compressed.
+    """
+    first = _TEXT | _COMPRESSED if compressed else _TEXT
+    size = len(payload)
+    if size < 126:
+        return bytes((first, size)) + payload
+    if size < 65536:
+        return bytes((first, 126)) + size.to_bytes(2, "big") + payload
+    return bytes((first, 127)) + size.to_bytes(8, "big") + payload
 
 
 def compressed_frame(payload: bytes) -> bytes:
@@ -42,17 +53,8 @@ def compressed_frame(payload: bytes) -> bytes:
         # A sync flush ends with 00 00 ff ff, which is not sent (RFC 7692, section 7.2.1).
         compressed = compressed[:-4]
         if len(compressed) < len(payload):
-            return _frame(_TEXT | _COMPRESSED, compressed)
-    return _frame(_TEXT, payload)
-
-
-def _frame(first: int, payload: bytes) -> bytes:
-    size = len(payload)
-    if size < 126:
-        return bytes((first, size)) + payload
-    if size < 65536:
-        return bytes((first, 126)) + size.to_bytes(2, "big") + payload
-    return bytes((first, 127)) + size.to_bytes(8, "big") + payload
+            return text_frame(compressed, compressed=True)
+    return text_frame(payload)
 
 
 class Frame(str):

@@ -23,7 +23,7 @@ from .base import LONG_AGO, NOWHERE, Advanced, Message, StreamEvent, StreamListe
 from .model_lineage import Lineages
 from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
-from .model_reading import HOPS, PAGES_PER_HOP, PageReader, PageRequest
+from .model_reading import PageReader, PageRequest
 from .model_retention import Retention
 from .wakeup import Waker
 
@@ -62,7 +62,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         self._retention = Retention(self._database, settings, self._server)
         self._lineages = Lineages(self._database, self._server)
         self._reader = PageReader(self._database, settings, self._server, self._lineages)
-        self._batches: Batches[PageRequest, StreamPage] = Batches(self._read_batch, size=PAGES_PER_HOP, parallel=HOPS)
+        self._batches: Batches[PageRequest, StreamPage] = Batches(self._read_batch)
         self._numbering = Numbering(self._database, settings, self._server, self._retention)
         #: The bus that announces events to the listeners of this process.
         self.bus: Bus[StreamEvent] = Bus()

@@ -19,10 +19,6 @@ from .model_lineage import Lineages
 #: How many times to read a stream whose entries are missing. The stream may have changed between the queries, because
 #: entries were trimmed, a backup was restored, or a standby without the newest messages took over.
 READ_ATTEMPTS: Final = 3
-#: The maximum number of pages that are read in one thread hop.
-PAGES_PER_HOP: Final = 50
-#: The maximum number of thread hops at the same time, for each event loop.
-HOPS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
