@@ -129,6 +129,8 @@ class EncodedBatch:
             # A subscriber that has just gone live already has the first of these messages from the store.
             if (at != before and (has_kept or at < 0)) or (excluded and not excluded.isdisjoint(subscriber.sids)):
                 self._send_singly(subscriber)
+                if not excluded.isdisjoint(subscriber.sids):
+                    subscriber.outbox.send_positions()
                 continue
             write = subscriber.outbox.ready
             if write is None or block is None:
