@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import json
-import re
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -21,9 +19,6 @@ from hypothesis import strategies as st
 
 from reliable_cable import CableConsumer
 from reliable_cable.conf import read_settings
-from reliable_cable.connection.connection import Connection
-from reliable_cable.connection.subscription import Subscription
-from reliable_cable.consumer import get_hub
 from reliable_cable.exceptions import ProtocolError
 from reliable_cable.http import CableHTTP
 from reliable_cable.http.core import Refusal
@@ -31,93 +26,16 @@ from reliable_cable.http.event_request import read_request
 from reliable_cable.protocol import commands
 from reliable_cable.protocol.events import Event, FrameEvent, RawEvent, RawFrameEvent
 from reliable_cable.servers.base import FRAMES_EXTENSION
-from reliable_cable.stores.engine import get_engine
-from reliable_cable.stores.streams.base import Message
-from tests.support.event_reader import EventParser, ServerEvent
+from tests.support.event_reader import ServerEvent
+from tests.unit.events import SETTINGS, Anyone, Reader, broadcast
 from tests.unit.http_fronts import Receiver, body_messages, call, elsewhere, make_scope
 from tests.unit.wire import until
-
-SETTINGS = {"ENGINE": "memory", "SECRET": "a secret", "PUBLIC_STREAMS": True, "PING_INTERVAL": 60}
 
 
 @pytest.fixture(autouse=True)
 def configured() -> Iterator[None]:
     with override_settings(RELIABLE_CABLE=SETTINGS):
         yield
-
-
-class Anyone(CableConsumer):
-    """A consumer that lets everybody connect, from any origin of this site."""
-
-
-class Reader:
-    """One request, whose events are collected. Use it as an async context manager.
-
-    Args:
-        query: the query.
-        last_id: the header `Last-Event-ID`.
-        application: the application.
-    """
-
-    def __init__(self, query: str, last_id: str = "", *, application: Any = None, headers: Any = ()) -> None:
-        self.application = application or CableHTTP(elsewhere, consumer=Anyone)
-        found = [*headers, *([(b"last-event-id", last_id.encode())] if last_id else [])]
-        self.scope = make_scope("GET", "/events", found, query_string=query.encode())
-        self.body = b""
-        self.status: int | None = None
-        self._left = asyncio.Event()
-        self._changed = asyncio.Event()
-        #: Is cleared while the reader accepts nothing more.
-        self.accepts = asyncio.Event()
-        self.accepts.set()
-
-    async def __aenter__(self) -> Reader:
-        self._task = asyncio.create_task(self.application(self.scope, self._receive, self._send))
-        return self
-
-    async def __aexit__(self, *_: Any) -> None:
-        self._left.set()
-        await self._task
-
-    async def _receive(self) -> dict[str, Any]:
-        await asyncio.sleep(0)
-        if "read" not in self.scope:
-            self.scope["read"] = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await self._left.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-        self.body += message.get("body", b"")
-        self._changed.set()
-        await self.accepts.wait()
-
-    async def until(self, text: str, number: int = 1) -> None:
-        """Wait until the body contains a text this many times."""
-        async with asyncio.timeout(10):
-            while self.body.decode(errors="replace").count(text) < number:
-                self._changed.clear()
-                await self._changed.wait()
-
-    def read(self, size: int | None = None) -> tuple[list[ServerEvent], str]:
-        """Return the events in the first `size` bytes, and the last id."""
-        text = self.body[:size].decode(errors="replace")
-        parser = EventParser()
-        events = [found for found in map(parser.feed, text.split("\n")[:-1]) if found is not None]
-        return events, parser.last_id
-
-
-async def broadcast(stream: str, *values: Any) -> None:
-    await get_engine().streams.aappend([(stream, Message(json.dumps(value))) for value in values])
-
-
-def only_connection() -> Connection:
-    """Return the only connection of this event loop."""
-    [connection] = get_hub().connections.all()
-    assert isinstance(connection, Connection)
-    return connection
 
 
 names = st.sampled_from(["a", "b", "c/d", "ü*"])
@@ -349,73 +267,3 @@ async def test_a_reader_is_freed_without_a_garbage_collection() -> None:
         await until(lambda: [each() for each in connections] == [None, None])
     finally:
         gc.enable()
-
-
-@pytest.mark.parametrize("raw", [False, True])
-@pytest.mark.parametrize("header", [False, True])
-@pytest.mark.parametrize("streams", [["a"], ["a", "b"]])
-async def test_a_broadcast_that_excludes_a_reader_does_not_arrive_after_a_reconnect(
-    streams: list[str], *, header: bool, raw: bool
-) -> None:
-    query = urlencode([*(("stream", each) for each in streams), *([("raw", "1")] if raw else [])])
-    async with Reader(query) as reader:
-        await reader.until("id: ", len(streams))
-        connection = only_connection()
-        await get_engine().streams.aappend([("a", Message('"own"', exclude=connection.sid))])
-        await until(lambda: re.match(r"\*?1/", reader.read()[1]))
-        events, last_id = reader.read()
-        assert not [event for event in events if event.type == "message"], "an id alone dispatches no event"
-    again = query if header else f"{query}&{urlencode({'last_event_id': last_id})}"
-    async with Reader(again, last_id if header else "") as reader:
-        await reader.until("id: ", 2 * len(streams))
-        await broadcast("a", "next")
-        await reader.until("data: next")
-        assert "own" not in reader.body.decode()
-
-
-async def test_a_broadcast_that_excludes_a_reader_moves_its_position_while_it_catches_up() -> None:
-    async with Reader("stream=a") as reader:
-        await reader.until("event: confirm_subscription")
-        await broadcast("a", "first")
-        await reader.until("data: first")
-        connection = only_connection()
-        async with connection.outbox.reading:
-            [subscription] = connection.subscriptions.values()
-            assert isinstance(subscription, Subscription)
-            for subscribed in subscription.streams.values():
-                subscribed.fall_behind(subscribed.stream.position)
-            excluding = [("a", Message('"own"', exclude=connection.sid)), ("a", Message('"last"'))]
-            await get_engine().streams.aappend(excluding)
-        await reader.until("data: last")
-        text = reader.body.decode()
-        assert "own" not in text
-        assert re.search(r"\n\ndata: last\nid: 3/\w+/a\n", text)
-
-
-async def test_a_catch_up_that_ends_with_an_excluding_broadcast_moves_the_position() -> None:
-    async with Reader("stream=a&stream=b") as reader:
-        await reader.until("event: confirm_subscription", 2)
-        connection = only_connection()
-        async with connection.outbox.reading:
-            for subscription in connection.subscriptions.values():
-                assert isinstance(subscription, Subscription)
-                for subscribed in subscription.streams.values():
-                    subscribed.fall_behind(subscribed.stream.position)
-            excluding = [("a", Message('"first"')), ("a", Message('"own"', exclude=connection.sid))]
-            await get_engine().streams.aappend(excluding)
-        await until(lambda: reader.read()[1].startswith("*2/"))
-        assert "own" not in reader.body.decode()
-
-
-async def test_the_id_of_the_next_event_does_not_count_an_event_that_was_dropped() -> None:
-    """A slow reader reads it from the store later, unless it is cut before that."""
-    with override_settings(RELIABLE_CABLE={**SETTINGS, "MAX_PENDING_SIZE": 100_000}):
-        async with Reader("stream=a&stream=b") as reader:
-            await reader.until("event: confirm_subscription", 2)
-            reader.accepts.clear()
-            for stream, size in (("a", 1), ("a", 30_000), ("a", 30_000), ("b", 1)):
-                await broadcast(stream, "x" * size)
-            reader.accepts.set()
-            await reader.until("id: *3/")
-            ids = re.findall(r"id: \*([0-9]+)/[^,]*,([0-9]+)/", reader.body.decode())
-        assert ids[-4:] == [("1", "0"), ("2", "0"), ("2", "1"), ("3", "1")]
