@@ -113,11 +113,17 @@ class EncodedBatch:
         self._frames = frames
         #: The messages one by one. Most batches are written whole, so this is made when a subscriber needs it.
         self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
-        block = b"".join([frame.wire for frame in frames])
-        #: All frames in one piece; None if that is too long for one write.
-        self._block = block if len(frames) == 1 or len(block) <= POLICY.block_size else None
+        #: All frames in one piece; None if that is too long for one write, or if each client gets bytes of its own.
+        self._block: bytes | None = None
         #: How much of the fan-out budget one subscriber costs.
+        self.cost: int
+        if frames[0].added:
+            self.cost = sum(POLICY.cost(len(frame) + frame.added) for frame in frames)
+            return
         self.cost = POLICY.cost(sum(map(len, frames)))
+        block = b"".join([frame.wire for frame in frames])
+        if len(frames) == 1 or len(block) <= POLICY.block_size:
+            self._block = block
 
     def send(self, subscribers: Iterable[Subscriber]) -> None:
         """Write the batch to each subscriber that needs all of it, and to the others the messages that they need."""

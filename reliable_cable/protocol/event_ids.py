@@ -17,8 +17,10 @@ from typing import Final
 
 from .positions import UNKNOWN_POSITION, StreamPosition
 
-#: The most streams of one reader. An id with so many positions has about 4 KB. nginx accepts headers of up to 8 KB.
+#: The most streams of one reader. nginx accepts headers of up to 8 KB.
 MAX_STREAMS: Final = 100
+#: About the most bytes of an id that is sent: that of a reader with `MAX_STREAMS` streams.
+MAX_ID_SIZE: Final = 4 * 1024
 #: The most characters of an id that is read.
 MAX_ID_LENGTH: Final = 8 * 1024
 

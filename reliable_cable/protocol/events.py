@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Self
 
 from . import messages
 from .constants import MessageType
-from .event_ids import one_stream_id
+from .event_ids import MAX_ID_SIZE, one_stream_id
 from .frames import Frame
 from .positions import StreamPosition
 
@@ -40,6 +40,8 @@ class Event(Frame):
     """One event, without its id: the text of its fields. Subclasses say what the data of a message is."""
 
     __slots__ = ("_head", "epoch", "has_id", "identifier", "kind", "offset", "stream_id")
+
+    added = MAX_ID_SIZE
 
     #: Whether the data of a message is only the message, as for GET. Otherwise it is the frame of a WebSocket.
     unwrapped: ClassVar = True
