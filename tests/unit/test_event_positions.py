@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from urllib.parse import urlencode
@@ -9,6 +10,8 @@ from urllib.parse import urlencode
 import pytest
 from django.test import override_settings
 
+from reliable_cable import Channel
+from reliable_cable.channel import registry
 from reliable_cable.connection.subscription import Subscription
 from reliable_cable.stores.engine import get_engine
 from reliable_cable.stores.streams.base import Message
@@ -90,3 +93,34 @@ async def test_the_id_of_the_next_event_does_not_count_an_event_that_was_dropped
             await reader.until("id: *3/")
             ids = re.findall(r"id: \*([0-9]+)/[^,]*,([0-9]+)/", reader.body.decode())
         assert ids[-4:] == [("1", "0"), ("2", "0"), ("2", "1"), ("3", "1")]
+
+
+async def test_a_slow_channel_does_not_delay_the_messages_of_the_subscriptions_before_it() -> None:
+    """Nor does the reader lose its position in the slow one if it is cut meanwhile."""
+    released = asyncio.Event()
+    released.set()
+
+    class SlowChannel(Channel):
+        async def subscribed(self) -> None:
+            await released.wait()
+            self.stream_from("slow")
+
+    query = "stream=a&channel=SlowChannel"
+    try:
+        async with Reader(query) as reader:
+            await reader.until("event: confirm_subscription", 2)
+            last_id = reader.read()[1]
+        await broadcast("slow", "missed")
+        released.clear()
+        async with Reader(query, last_id) as reader:
+            await reader.until("event: confirm_history")
+            await broadcast("a", "early")
+            await reader.until("data: early")
+            last_id = reader.read()[1]
+            assert reader.status == 200
+            released.set()
+        async with Reader(query, last_id) as reader:
+            await reader.until("event: confirm_history", 2)
+            assert [event.data for event in reader.read()[0] if event.type == "message"] == ["missed"]
+    finally:
+        del registry["SlowChannel"]
