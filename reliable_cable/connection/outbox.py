@@ -198,6 +198,9 @@ class Outbox:
         except Exception:
             self.failed()
 
+    def send_positions(self) -> None:
+        """Do nothing: the session of the client knows by which ids messages exclude it."""
+
     def pause(self) -> None:
         """Queue frames from now on, because the server's buffer is full."""
         self._paused = self.blocked = True

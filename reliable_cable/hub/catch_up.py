@@ -111,6 +111,8 @@ class CatchUp:
             size += len(frame)
         subscriber.outbox.push_all(piece)
         subscriber.cursor = step.position
+        if step.entries and step.entries[-1].exclude in subscriber.sids:
+            subscriber.outbox.send_positions()
         await subscriber.outbox.drained()
 
 

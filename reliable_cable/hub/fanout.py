@@ -110,11 +110,17 @@ class EncodedBatch:
         self._frames: Sequence[Frame] = frames
         #: The messages one by one. Most batches are written whole, so the list is made only when a subscriber needs it.
         self._singly: Sequence[tuple[int, Entry | Transient, Frame]] = ()
-        block = b"".join([frame.wire for frame in frames])
-        #: All frames in one piece; None if that is too long for one write.
-        self._block = block if len(frames) == 1 or len(block) <= POLICY.block_size else None
+        #: All frames in one piece; None if that is too long for one write, or if each client gets bytes of its own.
+        self._block: bytes | None = None
         #: How much of the fan-out budget one subscriber costs.
+        self.cost: int
+        if frames[0].added:
+            self.cost = sum(POLICY.cost(len(frame) + frame.added) for frame in frames)
+            return
         self.cost = POLICY.cost(sum(map(len, frames)))
+        block = b"".join([frame.wire for frame in frames])
+        if len(frames) == 1 or len(block) <= POLICY.block_size:
+            self._block = block
 
     def send(self, subscribers: Iterable[Subscriber]) -> None:
         """Write the batch to each subscriber that needs all of it. Write to the others the messages that they need."""
@@ -126,6 +132,8 @@ class EncodedBatch:
             # A subscriber that has just gone live may already have some of these messages from the store.
             if (at != before and (has_kept or at < 0)) or (excluded and not excluded.isdisjoint(subscriber.sids)):
                 self._send_singly(subscriber)
+                if not excluded.isdisjoint(subscriber.sids):
+                    subscriber.outbox.send_positions()
                 continue
             write = subscriber.outbox.ready
             if write is None or block is None:

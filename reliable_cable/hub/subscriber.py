@@ -52,6 +52,9 @@ class SubscriberOutbox(Protocol):
     def push_all(self, frames: Sequence[str]) -> None:
         """Send several frames."""
 
+    def send_positions(self) -> None:
+        """Send the positions of the client, because messages that exclude it were left out."""
+
     def can_hold(self, size: int) -> bool:
         """Return whether a message of this size may be held."""
 

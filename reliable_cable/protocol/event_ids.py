@@ -17,9 +17,10 @@ from typing import Final
 
 from .positions import UNKNOWN_POSITION, StreamPosition
 
-#: The maximum number of streams of one reader. An id with 100 positions has about 4 KB, and nginx accepts headers of up
-#: to 8 KB.
+#: The maximum number of streams of one reader. nginx accepts headers of up to 8 KB.
 MAX_STREAMS: Final = 100
+#: The approximate maximum number of bytes of an id that is sent: that of a reader with `MAX_STREAMS` streams.
+MAX_ID_SIZE: Final = 4 * 1024
 #: The maximum number of characters of an event id. Longer ones are ignored.
 MAX_ID_LENGTH: Final = 8 * 1024
 
@@ -66,21 +67,52 @@ class EventPositions(Mapping[str, StreamPosition]):
         return len(self.by_digest) + (self._default is not None)
 
 
-def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> str:
-    """Return an id; `""` if there are no positions.
+class ReaderPositions:
+    """The positions of a reader, from which its next id is made.
+
+    Only the position that has changed is encoded anew for each event, since a reader may have many streams.
 
     Args:
         positions: the positions, by stream name.
         former: further positions, by digest. A position in `positions` replaces the one with the same digest.
     """
-    if len(positions) == 1:
-        [(name, position)] = positions.items()
-        if not former.keys() - {digest(name)}:
-            return one_stream_id(name, position)
-    items = {**former, **{digest(name): position for name, position in positions.items()}}
-    if not items:
-        return ""
-    return _SEVERAL + ",".join(f"{each.offset}/{each.epoch}/{key}" for key, each in items.items())
+
+    __slots__ = ("_items", "_only")
+
+    def __init__(self, positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> None:
+        #: The part of the id for each stream, by digests.
+        self._items = {key: _item(position, key) for key, position in former.items()}
+        #: The id of a reader with one stream; `""` with several streams, or if the name of the stream is not known.
+        self._only = ""
+        for name, position in positions.items():
+            self.move(name, position)
+
+    def __contains__(self, name: str) -> bool:
+        return digest(name) in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def move(self, name: str, position: StreamPosition) -> None:
+        """Set the position in a stream."""
+        key = digest(name)
+        self._items[key] = _item(position, key)
+        self._only = one_stream_id(name, position) if len(self._items) == 1 else ""
+
+    def make_id(self) -> str:
+        """Return the id; `""` if there are no positions."""
+        if self._only or not self._items:
+            return self._only
+        return _SEVERAL + ",".join(self._items.values())
+
+
+def _item(position: StreamPosition, key: str) -> str:
+    return f"{position.offset}/{position.epoch}/{key}"
+
+
+def make_id(positions: Mapping[str, StreamPosition], former: Mapping[str, StreamPosition]) -> str:
+    """Return an id; `""` if there are no positions. The arguments are those of `ReaderPositions`."""
+    return ReaderPositions(positions, former).make_id()
 
 
 def one_stream_id(name: str, position: StreamPosition) -> str:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Self
 
 from . import messages
 from .constants import MessageType
-from .event_ids import one_stream_id
+from .event_ids import MAX_ID_SIZE, one_stream_id
 from .frames import Frame
 from .positions import StreamPosition
 
@@ -39,6 +39,8 @@ class Event(Frame):
     """The text of the fields of one event, without its id. Subclasses decide what an event contains."""
 
     __slots__ = ("_head", "epoch", "has_id", "identifier", "kind", "offset", "stream_id")
+
+    added = MAX_ID_SIZE
 
     #: Whether the data of an event is only the message, as for GET. Otherwise it is the frame that a WebSocket gets.
     unwrapped: ClassVar = True

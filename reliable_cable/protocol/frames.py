@@ -5,7 +5,7 @@ A broadcast is encoded once, and the same bytes are sent to all of its subscribe
 
 import zlib
 from collections.abc import Callable
-from typing import Self
+from typing import ClassVar, Self
 
 from . import messages
 
@@ -61,6 +61,10 @@ class Frame(str):
     """The text of a message, with its WebSocket frame, which is encoded on first use and then kept."""
 
     __slots__ = ("_wire",)
+
+    #: The most bytes that are added for each client; 0: the same bytes are sent to all clients.
+    added: ClassVar[int] = 0
+
     _wire: bytes
 
     @property

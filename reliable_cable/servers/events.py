@@ -24,9 +24,6 @@ from .base import Transport
 Headers = Sequence[tuple[bytes, bytes]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-#: How many bytes of events may wait until all subscriptions have been answered. With more, the response begins before.
-MAX_KEPT: Final = 128 * 1024
-
 #: The reason that is sent to a reader that may come back, by the reason of the `websocket.close` that refuses it.
 _FOR_NOW: Final = {
     TRY_AGAIN: DisconnectReason.SERVER_RESTART,
@@ -44,8 +41,9 @@ _HEADERS: Final[Headers] = (
 class EventTransport(Transport):
     """The transport of one reader. This class uses nothing but ASGI.
 
-    The response begins when all subscriptions were confirmed or rejected, so that a reader whose subscriptions are all
-    rejected gets the status 403. Events wait until then.
+    The response begins when the first subscription was confirmed. If all are rejected, the reader gets the status 403.
+    Earlier events are kept until then.
+
 
     Args:
         send: the ASGI `send` of the request.
@@ -75,9 +73,8 @@ class EventTransport(Transport):
         self._accepted = False
         self._confirmed = False
         self.started = False
-        #: What is sent when the response begins, and its size.
+        #: What is sent when the response begins.
         self._kept: list[bytes] = []
-        self._kept_size = 0
         #: A future that is done when nothing more can be sent.
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -128,13 +125,12 @@ class EventTransport(Transport):
             else:
                 self._end()
                 await self._respond({"type": "http.response.body", "body": body, "more_body": False})
-        elif not more or (self._confirmed and (self.settled or self._kept_size > MAX_KEPT)):
+        elif not more or self._confirmed:
             await self._start(body, more=more)
         elif self.settled:
             await self._refuse(HTTPStatus.FORBIDDEN, "All subscriptions were rejected.")
         else:
             self._kept.append(body)
-            self._kept_size += len(body)
 
     async def _respond_part(self, body: bytes) -> None:
         """Send a part of the body that is not the last one."""

@@ -17,6 +17,9 @@ from reliable_cable.connection.account import Account
 from reliable_cable.connection.outbox import Outbox
 from reliable_cable.hub import fanout
 from reliable_cable.hub.subscriber import SubscriberGroup
+from reliable_cable.protocol.events import Event
+from reliable_cable.protocol.frames import Frame
+from reliable_cable.protocol.recovery import Entry
 from reliable_cable.stores.streams.base import Transient
 from tests.support.examples import examples
 from tests.support.subscriber import LoneSubscriber
@@ -336,3 +339,11 @@ def test_whatever_happens_between_slices_each_subscriber_gets_each_message_once_
             assert received == expected
 
     asyncio.run(scenario())
+
+
+async def test_events_count_one_by_one_because_each_reader_gets_ids_of_its_own() -> None:
+    batch = fanout.Batch([Entry(number, '"x"') for number in range(1, 101)], 1, "e")
+    assert fanout.EncodedBatch(batch, SubscriberGroup("i", "s", Frame)).cost == 1
+    assert fanout.EncodedBatch(batch, SubscriberGroup("i", "s", Event)).cost == 100
+    large = fanout.Batch([Entry(1, '"' + 5000 * "x" + '"')], 1, "e")
+    assert fanout.EncodedBatch(large, SubscriberGroup("i", "s", Event)).cost == 2
