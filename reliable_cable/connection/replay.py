@@ -101,7 +101,7 @@ class Replay:
 
     async def _handle(self, request: HistoryRequest | None, answers: int) -> None:
         subscription = self._subscription
-        if request is None and any(each.page is not None for each in subscription.streams.values()):
+        if request is None and any(each.starts_with_page for each in subscription.streams.values()):
             request = HistoryRequest()
         if request is not None:
             self._suspend()  # the request before this one marked the streams live
@@ -139,7 +139,8 @@ class Replay:
             self._release_pages()
         if not complete:
             for subscribed in subscription.streams.values():
-                if request.since is not None and self._named_position(subscribed, request) is None:
+                timed = self._since(subscribed, request) is not None
+                if timed and self._named_position(subscribed, request) is None:
                     subscribed.first = LOST
                 subscribed.start_at_end()
         subscription.restorable = True
@@ -169,10 +170,10 @@ class Replay:
         pages: dict[SubscribedStream, StreamPage] = {}
         starts: dict[SubscribedStream, StreamPosition] = {}
         for subscribed in self._streams_with_history():
-            position = self._named_position(subscribed, request)
-            if position is None and request.since is None:
+            position, since = self._named_position(subscribed, request), self._since(subscribed, request)
+            if position is None and since is None:
                 continue
-            found = await self._first_page(subscribed, position, request.since)
+            found = await self._first_page(subscribed, position, since)
             if found is None:
                 return None
             starts[subscribed], page = found
@@ -207,6 +208,10 @@ class Replay:
             return subscribed.page if position is None else subscribed.resolve(position)
         # In a restored session, the position of another stream id belongs to another subscription.
         return requested_position(request, (subscribed.stream_id or name,)) or subscribed.first
+
+    def _since(self, subscribed: SubscribedStream, request: HistoryRequest) -> float | None:
+        """Return the time for a stream without a named position: that of its page, or else that of the request."""
+        return request.since if subscribed.page_since is None else subscribed.page_since
 
     async def _first_page(
         self, subscribed: SubscribedStream, position: StreamPosition | None, since: float | None

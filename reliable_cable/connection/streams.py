@@ -48,6 +48,8 @@ class SubscribedStream(Subscriber):
     start: StreamStart
     #: The position at which the data of the client's page were read; None after the first replay, or without a page.
     page: PagePosition | None = None
+    #: When the request of the client's page began; None after the first replay, or if the page did not pass it.
+    page_since: float | None = None
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
     #: The value that `first` gets when the client has read the latest notice of a loss; None if it has read them all.
@@ -59,6 +61,16 @@ class SubscribedStream(Subscriber):
     def is_behind(self) -> bool:
         """Whether the subscriber needs entries from the store before it can go live."""
         return self.state is SubscriberState.CATCHING_UP and self.cursor != self.stream.position
+
+    @property
+    def starts_with_page(self) -> bool:
+        """Whether the first replay begins where the data of the client's page end."""
+        return self.page is not None or self.page_since is not None
+
+    @property
+    def needs_replay(self) -> bool:
+        """Whether the subscriber cannot go live at once."""
+        return self.is_behind or self.page_since is not None
 
     @property
     def named_position(self) -> StreamPosition:
@@ -90,7 +102,7 @@ class SubscribedStream(Subscriber):
     def resume(self) -> None:
         """Start live delivery, if the subscriber was catching up."""
         if self.state is SubscriberState.CATCHING_UP:
-            self.page = None
+            self.page = self.page_since = None
             self.stream.go_live(self)
 
     def suspend(self) -> None:
