@@ -25,11 +25,12 @@ REQUIRE = os.environ.get("CABLE_REQUIRE") == "1"
 
 # CI repeats the same examples of property tests, so that the result of a commit does not depend on chance. Elsewhere,
 # each run tries others.
-# A busy machine may be slow to generate examples.
+# A busy machine may be slow to generate an example, and to run it.
 hypothesis.settings.register_profile(
     "cable",
     derandomize=REQUIRE,
     max_examples=examples(100),
+    deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("cable")
