@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from reliable_cable.channel import Channel
 from reliable_cable.client_log import ClientLog
-from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.outages import is_outage
 from reliable_cable.concurrency.retrying import RETRY_DELAY
 from reliable_cable.exceptions import ProtocolError
@@ -26,7 +25,7 @@ from .channels import find_action, make_channel
 from .command_limits import WAITING_TIME, CommandLimits
 from .command_queue import CommandQueue
 from .connection import HANDLER_FAULT, Connection, ConnectionState
-from .handlers import REFUSALS, REFUSED, cancelled, overridden, refuses, run_calls, run_error_handler
+from .handlers import REFUSALS, REFUSED, cancelled, overridden, refuses, run_calls, run_error_handler, run_in_context
 from .openings import Openings
 from .started import Started, check_joins
 from .streams import RevokedError

@@ -5,21 +5,23 @@ Each call of a handler has its own copy of the connection's context.
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+import types
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import lru_cache, partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.http import Http404
 
 from reliable_cable.channel import Channel
 from reliable_cable.client_log import ClientLog
-from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.threads import refresh_connections, run_handler
 from reliable_cable.exceptions import MissingParam
 from reliable_cable.reply import Reply
+
+T = TypeVar("T")
 
 #: The reply of a handler that was not called because its check returned a false value.
 REFUSED = Reply(rejected=True, refused=True)
@@ -79,6 +81,31 @@ async def invoke_isolated(consumer: Any, handler: Callable[[], Any], base: type 
     """
     calls = overridden(base, handler)
     return await run_in_context(copy_context(), run_calls(consumer.around_command, calls)) if calls else None
+
+
+@types.coroutine
+def run_in_context(context: Context, coroutine: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Run a coroutine in a context, as a part of the current task.
+
+    The caller does not see the context variables that the coroutine sets.
+
+    Args:
+        context: the context to run in. Nothing else may run in it at the same time.
+        coroutine: a coroutine that has not started.
+    """
+    try:
+        awaited = context.run(coroutine.send, None)
+        while True:
+            try:
+                sent = yield awaited
+            except BaseException as error:
+                # The task was cancelled, or the awaited object raised an error.
+                awaited = context.run(coroutine.throw, error)
+            else:
+                awaited = context.run(coroutine.send, sent)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 async def run_calls(

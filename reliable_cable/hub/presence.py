@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from django.dispatch import Signal
 
-from reliable_cable.concurrency.contexts import run_in_context
 from reliable_cable.concurrency.retrying import BACKGROUND_RETRY_DELAY
 from reliable_cable.concurrency.tasks import cancel
 from reliable_cable.concurrency.threads import run_handler
@@ -307,13 +306,13 @@ class PresenceService:
                 continue
             self._signals.append(event)
             if self._sending is None:
-                self._sending = asyncio.get_running_loop().create_task(self._send_signals())
+                # The context of a connection that is running now must not leak into the receivers.
+                self._sending = asyncio.get_running_loop().create_task(self._send_signals(), context=Context())
 
     async def _send_signals(self) -> None:
         try:
             while self._signals:
-                # This task was created in the context of some connection, which must not leak into the receivers.
-                await run_in_context(Context(), run_handler(self._send_signal, self._signals.popleft()))
+                await run_handler(self._send_signal, self._signals.popleft())
         finally:
             self._sending = None
 
