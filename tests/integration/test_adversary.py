@@ -37,7 +37,7 @@ PATIENCE = 30.0
     ]
 )
 def engine(request: pytest.FixtureRequest) -> str:
-    """The engine of the attacked server: the database, which is SQLite or PostgreSQL, or Redis."""
+    """The engine of the attacked server: Redis, or the database, which is SQLite (`database`) or PostgreSQL."""
     return str(request.param)
 
 
