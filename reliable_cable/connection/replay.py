@@ -184,7 +184,7 @@ class Replay:
         return pages
 
     def _hold(self, page: StreamPage) -> bool:
-        """Return whether a page may be held until it is sent. If not, it is read again.
+        """Return whether a page may be held until it is sent. If not, it is read again, or taken from the cache.
 
         Otherwise a client with many subscriptions, which all ask for history, could make the server hold as many pages.
         """
