@@ -69,7 +69,7 @@ class Commands(CommandQueue):
 
     def limits_exceeded(self) -> None:
         """Disconnect the client after its queued commands."""
-        logger.warning("A client is disconnected: it sent more commands than RATE_LIMITS allows for %g s.", WAITING_TIME)
+        logger.warning("A client is disconnected: its commands exceeded RATE_LIMITS for %g s.", WAITING_TIME)
         self.connection.hub.tasks.spawn(self.connection.drain(0, DisconnectReason.RATE_LIMITED))
 
     async def execute(self, command: commands.Command, arrived: float) -> None:
@@ -216,7 +216,7 @@ class Commands(CommandQueue):
         if not reply.rejected and subscription.revocation() is not None:
             raise RevokedError("it was revoked while it was being made")
         if not reply.rejected and not subscription.reserve(subscription.member):
-            self.log.warning("A subscription was rejected: its client's subscriptions, states and members are too large.")
+            self.log.warning("A subscription was rejected: its client's subscriptions, states and members are too big.")
             reply = REFUSED
         await self.connection.outbox.transmit(subscription.identifier, reply.transmissions)
         if reply.rejected:
@@ -257,10 +257,10 @@ class Commands(CommandQueue):
         self.connection.close(DisconnectReason.SERVER_RESTART)
 
     async def _unsubscribe(self, subscription: Subscription) -> None:
-        await self._wait_for_openings()  # there may be some if this is called because of a revocation
+        await self._wait_for_openings()  # after a revocation, openings may still be running
         self.subscriptions.pop(subscription.identifier, None)
         subscription.end()
-        # Otherwise, a restore could bring back the subscription after other clients saw its member leave.
+        # This is saved before the member leaves: a restore must not bring back a member that others saw leave.
         await self.connection.save()
         try:
             await subscription.presence.leave()

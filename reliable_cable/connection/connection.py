@@ -45,8 +45,8 @@ FRAME_FAULT: Final = 10
 HANDLER_FAULT: Final = 1
 #: The maximum number of bytes that one character takes in UTF-8.
 _BYTES_PER_CHARACTER: Final = 4
-#: How long, in seconds, to wait until the queued frames are sent before a socket is closed. Before that, `drain` waits up
-#: to the same time for the queued commands.
+#: How long, in seconds, to wait until the queued frames are sent before a socket is closed. Before that, `drain` waits
+#: up to the same time for the queued commands.
 CLOSE_TIMEOUT: Final = 2.0
 
 

@@ -46,9 +46,9 @@ class EventOutbox(Outbox):
         return False
 
     def send_positions(self) -> None:
-        """Send an id without data, because messages that exclude the reader were left out.
+        """Send an event id without data, because messages that exclude the reader were left out.
 
-        The next connection has another session id. Without the new id, the reader would be sent these messages then.
+        The next connection of the reader has another session id. Without the event id, it would be sent these messages.
         """
         self.push(self.transport.form.make("").with_id(self._read_positions().make_id()))
 
@@ -70,7 +70,7 @@ class EventOutbox(Outbox):
                 position = known or resumed.get(stream_id)
                 if position is not None:
                     found[stream_id] = position
-        # Until all subscriptions have been answered, the former positions in the streams of the others are kept.
+        # While subscriptions are unanswered, the id also has the former positions, which are needed for their streams.
         former: Mapping[str, StreamPosition] = {} if self.transport.settled else resumed.by_digest
         self._positions = ReaderPositions(found, former)
         return self._positions
