@@ -18,8 +18,8 @@ from .tokens import import_jwt
 
 #: How long, in seconds, keys are used before they are read again. A removed key is accepted for up to this time.
 MAX_AGE: Final = 600.0
-#: The minimum time, in seconds, between two reads of the keys. Otherwise, clients that send unknown key ids could cause
-#: any number of reads.
+#: The minimum time, in seconds, between two reads of the keys. It limits how many reads clients can cause by sending
+#: unknown key ids.
 MIN_INTERVAL: Final = 10.0
 #: How long, in seconds, a read of the keys may take.
 TIMEOUT: Final = 5.0
@@ -29,12 +29,12 @@ PATIENCE: Final = 1.0
 #: The maximum size of a key set, in bytes.
 MAX_SIZE: Final = 256 * 1024
 
-#: The type of the keys for an algorithm, by the first two letters of the algorithm. The type "oct" is left out, because
-#: its keys are secrets, and a key set is public.
+#: The key type for an algorithm, by the first two letters of the algorithm. The type "oct" is left out, because such a
+#: key is a secret, and a key set is public.
 _KEY_TYPES: Final = {"RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 
 
-#: The maximum number of unknown key ids that are remembered.
+#: The maximum number of unknown key ids that a `KeySet` remembers.
 MAX_UNKNOWN: Final = 1000
 
 
@@ -88,8 +88,8 @@ class KeySet:
     async def find(self, key_id: str | None, algorithm: str) -> Any:
         """Return the key that verifies a token, or None if the set does not have it.
 
-        If the key is unknown, the set is read again, but only once in `MIN_INTERVAL`. Before that read, the key may
-        have been added unnoticed. So `KeysUnavailable` is raised, and the client tries again later.
+        If the key is unknown, the set is read again, but only once in `MIN_INTERVAL`. Until then, `KeysUnavailable` is
+        raised, because the key may have been added since the last read. The client tries again later.
 
         Args:
             key_id: the id of the key. None means that the token names no key. The set must then have exactly one key
@@ -126,7 +126,7 @@ class KeySet:
         return fitting[0].key if len(fitting) == 1 else None
 
     def _refresh(self) -> None:
-        """Read the set, unless it was read in the last `MIN_INTERVAL`. Calls run in a thread, one after another."""
+        """Read the set, unless it was read less than `MIN_INTERVAL` ago. Calls run in a thread, one after another."""
         if self._clock() - self._attempted_at <= MIN_INTERVAL:
             return
         self._begun += 1

@@ -21,7 +21,7 @@ async def get_user(session: SessionBase) -> Any:
 
 def anonymous() -> Any:
     """Return a new `AnonymousUser`."""
-    # Django's module has models, which cannot be imported before the apps are ready.
+    # This is not imported with the module, because models cannot be imported before the apps are ready.
     from django.contrib.auth.models import AnonymousUser
 
     return AnonymousUser()

@@ -32,7 +32,7 @@ MAX_TOKEN_SIZE: Final = 8192
 #: client has sent no token.
 SCOPE_KEY: Final = "cable_token"
 
-#: The latest expiry of a token, in seconds since 1970. It replaces a later one.
+#: The latest expiry of a token, in seconds since 1970. A later expiry is replaced by this one.
 _LATEST: Final = 2**53
 
 Authenticator = Callable[[str, Mapping[str, Any]], Any]
@@ -62,7 +62,7 @@ class TokenAuthentication:
 
     @property
     def login(self) -> TokenLogin | None:
-        """The login that is checked while the connection is open, or None if the user is no row of the user model."""
+        """The login to check while the connection is open, or None if the user is not a row of the user model."""
         return TokenLogin(user_id(self.user)) if isinstance(self.user, get_user_model()) else None
 
 
@@ -118,7 +118,7 @@ class TokenVerifier:
         )
 
     def _namespace(self, claims: Mapping[str, Any]) -> str:
-        """Return the namespace in which a token is valid, or `""` if it names none. A claim that is null names none."""
+        """Return the namespace in which a token is valid, or `""` if it names none. A null counts as no namespace."""
         namespace = claims.get(NAMESPACE_CLAIM)
         if isinstance(namespace, str):
             return namespace
@@ -171,7 +171,7 @@ class TokenVerifier:
     def _refuse_if_expired(self, token: str) -> None:
         """Raise `TokenExpired` if a token with an unknown key has expired, according to its own claim.
 
-        A service removes a key some time after the last token that was signed with it. A client that was offline
+        A service removes a key some time after it signed the last token with the key. A client that was offline
         meanwhile still has such a token, and has to learn that it needs a new one. The claim is not verified, but the
         token is refused in any case.
         """
@@ -220,7 +220,7 @@ class TokenVerifier:
     def _expiry(self, claims: Mapping[str, Any]) -> float | None:
         if "exp" not in claims:
             return None
-        # PyJWT reads the claim in the same way. A float cannot represent all whole numbers above the limit.
+        # PyJWT reads the claim in the same way. A float cannot represent every whole number above `_LATEST`.
         return min(int(claims["exp"]), _LATEST) + self.settings.jwt_leeway
 
 
@@ -254,7 +254,7 @@ def _ask(authenticator: Authenticator, token: str, scope: Mapping[str, Any]) -> 
     """Return the user whom an authenticator finds, or None.
 
     Raises:
-        TypeError: the authenticator returned another value, such as False. It must not count as a user.
+        TypeError: the authenticator returned another value, such as False. Such a value must not count as a user.
     """
     user = authenticator(token, scope)
     if user is None or getattr(user, "is_anonymous", False) is True:

@@ -175,7 +175,7 @@ class CommandQueue(ABC):
 
     @property
     def next_command(self) -> commands.Command | InternalCall | None:
-        """The next command to handle; None if no command is queued."""
+        """The next command to handle, or None if no command is queued."""
         return self._backlog.commands[0][0] if self._backlog is not None and self._backlog.commands else None
 
     def is_wanted(self, identifier: str, arrived: float) -> bool:

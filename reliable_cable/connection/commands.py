@@ -57,7 +57,7 @@ class Commands(CommandQueue):
         super().__init__(connection.hub.tasks, connection.account, connection.context, limits)
         self.connection = connection
         self.subscriptions: dict[str, Subscription] = {}
-        #: The `subscribe` commands that are handled in tasks of their own; None if there are none.
+        #: The `subscribe` commands that are handled in tasks of their own, or None if there are none.
         self._openings: Openings | None = None
         connection.commands = self
         connection.subscriptions = self.subscriptions

@@ -115,7 +115,7 @@ class Outbox:
     _watch: asyncio.TimerHandle | None = None
     #: Whether the socket has accepted a frame since the last check.
     _moved: bool = False
-    #: The number of unsent bytes at the last check; None if it was unknown.
+    #: The number of unsent bytes at the last check, or None if it was unknown.
     _unsent_then: int | None = None
     _reading: asyncio.Lock | None = None
     _task: asyncio.Task[None] | None = None

@@ -58,7 +58,7 @@ class SubscriptionPresence:
 
     def __init__(self, subscription: SubscriptionStreams) -> None:
         self._subscription = subscription
-        #: The id and info of the member; None while the subscription is not a member.
+        #: The id and info of the member, or None while the subscription is not a member.
         self.member: tuple[str, Any] | None = None
         #: Whether the client itself requested the last join. A restore then asks `authorize_presence` again.
         self.claimed = False
@@ -69,7 +69,7 @@ class SubscriptionPresence:
         self._former_key: str | None = None
         #: The stream in which the former session had its member.
         self._former_stream = ""
-        #: The roster that the client's list belongs to; None before the client has requested the members.
+        #: The roster that the client's list belongs to, or None before the client has requested the members.
         self._roster: Roster | None = None
         #: The incarnation that the client's list is based on, from a restore until the list has been corrected.
         self._restored_incarnation: str | None = None

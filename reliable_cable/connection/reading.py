@@ -20,8 +20,8 @@ FRAMES_PER_ITERATION: Final = 8
 FRAME_SIZE: Final = 8 * 1024
 #: How long, in seconds, a client may send frames faster than `MAX_FRAME_RATE`. After that, it is disconnected.
 FLOOD_TIME: Final = 10.0
-#: A client may send as many frames at once as `MAX_FRAME_RATE` allows in this time, in seconds. In addition, it may send
-#: one for each of `MAX_SUBSCRIPTIONS`.
+#: A client may send as many frames at once as `MAX_FRAME_RATE` allows in this time, in seconds. It may send one more
+#: frame for each of `MAX_SUBSCRIPTIONS`.
 BURST_TIME: Final = 2.0
 #: The interval, in seconds, at which a connection checks whether its socket is lost, while reading is paused.
 CHECK_INTERVAL: Final = 1.0

@@ -49,7 +49,7 @@ class Replay:
         self._ended = ended
         #: Whether a request is pending.
         self._pending = False
-        #: The pending requests of the client, merged into one; None if the client has made none.
+        #: The pending requests of the client, merged into one, or None if the client has made none.
         self._request: HistoryRequest | None = None
         #: The number of pending requests of the client, each of which is answered.
         self._answers = 0

@@ -24,7 +24,7 @@ class Started:
 
     Args:
         streams: the names of the streams.
-        member: the id and info of the member; None if `subscribed` did not join.
+        member: the id and info of the member, or None if `subscribed` did not join.
     """
 
     streams: tuple[str, ...]

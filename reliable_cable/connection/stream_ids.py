@@ -29,7 +29,7 @@ class StreamIds:
         self._owners: dict[str, str] = {}
 
     def claim(self, stream: str, identifier: str, request: HistoryRequest | None) -> str | None:
-        """Return the stream id that an identifier gets; None for a base client.
+        """Return the stream id that an identifier gets, or None for a base client.
 
         The first identifier on a stream gets the name of the stream, and each other one gets an alias. If the client
         already has an alias for the identifier, the identifier keeps it. Under the name of the stream, the client may

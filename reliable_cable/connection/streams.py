@@ -211,7 +211,7 @@ class SubscriptionStreams:
         return subscription_scopes(type(self.channel).name, self.streams)
 
     def revocation(self, authorized: float | None = None) -> SubscriptionRevocation | None:
-        """Return a recent revocation that ends the subscription; None if there is none.
+        """Return a recent revocation that ends the subscription, or None if there is none.
 
         Args:
             authorized: when the channel began to decide, by the session store's clock. None means the property

@@ -42,7 +42,7 @@ class Subscription(SubscriptionStreams):
 
     @property
     def member(self) -> tuple[str, Any] | None:
-        """The id and info of the member that the subscription has joined as; None if it has not joined."""
+        """The id and info of the member that the subscription has joined as, or None if it has not joined."""
         return None if self._presence is None else self._presence.member
 
     # -- streams ------------------------------------------------------------------------------------------------------
