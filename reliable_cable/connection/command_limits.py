@@ -9,7 +9,7 @@ from reliable_cable.concurrency.token_bucket import TokenBucket
 from reliable_cable.conf import CableSettings, RateLimit
 from reliable_cable.protocol import commands
 
-#: How long, in seconds, commands may be delayed without interruption. After that, their client is disconnected.
+#: How long, in seconds, commands may be delayed without interruption. After that, the client is disconnected.
 WAITING_TIME: Final = 10.0
 #: How long, in seconds, commands may be delayed while a `subscribe` is unanswered. Clients repeat a `subscribe` after 5
 #: seconds, and give up after 10.
@@ -46,7 +46,7 @@ class CommandLimits:
 
     @classmethod
     def of(cls, settings: CableSettings) -> Self | None:
-        """Return the limits according to the settings, or None if the settings contain none for commands."""
+        """Return the limits according to the settings, or None if the settings limit neither commands nor whispers."""
         command, whisper = settings.rate_limit("command"), settings.rate_limit("whisper")
         if command is None and whisper is None:
             return None

@@ -39,7 +39,7 @@ InternalCall = Callable[[], Awaitable[None]]
 class _Backlog:
     """The commands that are queued or being handled. An idle connection has no backlog."""
 
-    #: Each command with the size of its frame and, for a `subscribe`, the time of its arrival.
+    #: The queued commands. Each has the size of its frame and, if it is a `subscribe`, the time of its arrival.
     commands: deque[tuple[commands.Command | InternalCall, int, float]] = field(default_factory=deque)
     #: The identifiers whose `subscribe` is queued or being handled, with the time of its arrival.
     subscribing: dict[str, float] = field(default_factory=dict)
@@ -82,7 +82,7 @@ class CommandQueue(ABC):
         self._limits = limits
         #: Whether reading must stop until about half of the queued commands have been handled.
         self.full = False
-        #: The future of the callers of `has_room`. It is done when the queue is no longer full.
+        #: The future that `has_room` awaits. It is done when the queue is no longer full.
         self._room: asyncio.Future[None] | None = None
         self._backlog: _Backlog | None = None
         self._task: asyncio.Task[None] | None = None
@@ -105,7 +105,7 @@ class CommandQueue(ABC):
     @property
     @abstractmethod
     def log(self) -> ClientLog:
-        """The logger for everything that the client can cause repeatedly."""
+        """The logger for all lines that the client can cause repeatedly."""
 
     @abstractmethod
     def revoke(self, identifiers: Collection[str], reason: str) -> None:
@@ -144,7 +144,7 @@ class CommandQueue(ABC):
         self._start().commands.appendleft((call, 0, 0.0))
 
     def _start(self) -> _Backlog:
-        """Return the backlog, and run its task. The caller must add a command before its next `await`."""
+        """Return the backlog, and start or wake its task. The caller must add a command before its next `await`."""
         if self._backlog is None:
             self._backlog = _Backlog()
             # The control bus starts this task for a revocation, and it may run in the context of another connection.
@@ -219,7 +219,7 @@ class CommandQueue(ABC):
             self._make_room()
 
     async def _wait_for_limits(self, limits: CommandLimits, backlog: _Backlog) -> None:
-        """Wait until the rate limits allow the next command. They do not delay calls that the server itself queued."""
+        """Wait until the rate limits allow the next command. Calls that the server itself queued are not delayed."""
         loop = asyncio.get_running_loop()
         command = backlog.commands[0][0]
         if not isinstance(command, commands.Command):

@@ -35,7 +35,7 @@ from .subscription import Subscription
 #: How long, in seconds after its arrival, a `subscribe` is retried while a database or store cannot be reached. The
 #: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
-#: How long, in seconds, the streams of a `subscribe` may take to open in any case, even after `SUBSCRIBE_TIMEOUT`.
+#: The streams of a `subscribe` may always take this long, in seconds, to open, even after `SUBSCRIBE_TIMEOUT`.
 MIN_OPEN_TIME: Final = 1.0
 
 
@@ -64,7 +64,7 @@ class Commands(CommandQueue):
 
     @property
     def log(self) -> ClientLog:
-        """The logger for everything that the client can cause repeatedly."""
+        """The logger for all lines that the client can cause repeatedly."""
         return self.connection.log
 
     def limits_exceeded(self) -> None:
@@ -193,7 +193,7 @@ class Commands(CommandQueue):
             candidate = make_channel(self.connection, identifier)
 
     async def _try_to_subscribe(self, subscription: Subscription, command: commands.Subscribe, until: float) -> None:
-        """Run `subscribed` and apply its reply. If this raises an error, the client was sent nothing."""
+        """Run `subscribed` and apply its reply. If this raises an error, the client has been sent nothing."""
         channel = subscription.channel
         request = command.history if self.connection.extended else None
         subscription.restorable = request is None
@@ -292,7 +292,7 @@ class Commands(CommandQueue):
     # -- actions ------------------------------------------------------------------------------------------------------
 
     async def _apply(self, subscription: Subscription, reply: Reply, began: float) -> None:
-        """Apply the reply of an action. It began at the time `began`, by the monotonic clock of `session_clock`."""
+        """Apply the reply of an action that began at the time `began`, by the monotonic clock of `session_clock`."""
         if reply.streams:
             try:
                 await subscription.apply_streams(reply)
@@ -343,7 +343,7 @@ class Commands(CommandQueue):
         retried: bool = False,
         decides: bool = False,
     ) -> Reply | None:
-        """Run a handler after its check. If one of them raises, apply the reply of `handle_error`.
+        """Run a handler after its check. If one of them raises an error, apply the reply of `handle_error`.
 
         Args:
             channel: the channel that the handler belongs to.

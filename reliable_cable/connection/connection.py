@@ -258,7 +258,7 @@ class Connection:
 
     @property
     def log(self) -> ClientLog:
-        """The logger for everything that the client can cause repeatedly."""
+        """The logger for all lines that the client can cause repeatedly."""
         if self._log is None:
             self._log = ClientLog()
         return self._log
@@ -351,7 +351,7 @@ class Connection:
         """Close the connection. A further call can only add to this: forget the session, or abort the socket.
 
         Args:
-            reason: the reason, which decides how the connection is closed (see `closing.CLOSINGS`).
+            reason: why the connection is closed. This decides how it is closed (see `closing.CLOSINGS`).
             reconnect: whether the client is told to reconnect. None means that the reason decides.
         """
         closing = CLOSINGS[reason]

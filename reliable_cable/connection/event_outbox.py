@@ -48,7 +48,8 @@ class EventOutbox(Outbox):
     def send_positions(self) -> None:
         """Send an event id without data, because messages that exclude the reader were left out.
 
-        The next connection of the reader has another session id. Without the event id, it would be sent these messages.
+        The next connection of the reader has another session id, so these messages would not exclude it. The event id
+        tells the server that they need not be sent.
         """
         self.push(self.transport.form.make("").with_id(self._read_positions().make_id()))
 

@@ -167,7 +167,7 @@ async def run_error_handler(channel: Channel, cause: BaseException, name: str, l
     """Run `handle_error` of a channel, and return its reply.
 
     Args:
-        channel: the channel whose handler raised.
+        channel: the channel whose handler raised the error.
         cause: the error that the handler raised.
         name: the name of the handler.
         log: the logger of the connection.

@@ -79,8 +79,8 @@ class Outbox:
     (`pause`).
 
     The connection's account limits the size of the queue. Messages that can be read from the store later may use half
-    of that size. Messages that subscribers hold until they are live may use a quarter. The rest is left for frames that
-    cannot be read again.
+    of the limit. Messages that subscribers hold until they are live may use a quarter of it. The rest is left for
+    frames that cannot be read again.
 
     Args:
         send: the ASGI `send`.
@@ -172,7 +172,7 @@ class Outbox:
         return self.held + size <= account.limit // 4 and account.used + size <= account.limit
 
     def can_hold_page(self, size: int) -> bool:
-        """Return whether `size` more bytes of entries may be held. Their limit is lower: they can be read again."""
+        """Return whether `size` more bytes of entries may be held. The limit is low, because they can be read again."""
         account = self.account
         return self.held + size <= account.limit // 8 and account.used + size <= account.half
 

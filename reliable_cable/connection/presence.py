@@ -18,7 +18,7 @@ from .connection import Connection
 from .handlers import REFUSALS, invoke_isolated
 from .streams import SubscriptionStreams, choose_presence_stream
 
-#: An incarnation that no stream has.
+#: An incarnation that no stream has. A session record with it makes the client subscribe again.
 OTHER_INCARNATION: Final = "-"
 
 
@@ -38,7 +38,7 @@ def recorded_presence_stream(record: Mapping[str, Any]) -> str:
 
 
 class SubscriptionPresence:
-    """The member that a subscription joined as, and its client's list of all members.
+    """The member that belongs to one subscription, and its client's list of all members.
 
     Args:
         subscription: the subscription to which this presence belongs.
@@ -63,7 +63,7 @@ class SubscriptionPresence:
         #: Whether the client itself requested the last join. A restore then asks `authorize_presence` again.
         self.claimed = False
         self._key = member_key(subscription.connection.sid, subscription.identifier)
-        #: Joins to make after the history has been sent.
+        #: The joins to make after the history has been sent.
         self._pending_joins: list[PresenceClaim | PresenceJoin] = []
         #: The member's key in the session that was restored, until the member has been taken over.
         self._former_key: str | None = None

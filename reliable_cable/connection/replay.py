@@ -256,7 +256,7 @@ class Replay:
         return page
 
     def _server_time(self, since: float) -> float:
-        """Return a client's `since`. If it is in the future by the store's clock, return an earlier time."""
+        """Return a client's `since`. If it is later than the store's time, return the time one ping interval ago."""
         connection = self._subscription.connection
         now = connection.hub.engine.stream_clock.now()
         return since if since <= now else now - connection.ping_interval

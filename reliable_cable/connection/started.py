@@ -49,7 +49,7 @@ class Started:
 
 
 def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, Any]] | None:
-    """Return the streams of a restored subscription, after `subscribed` was called again.
+    """Return the streams of a restored subscription after a new call of `subscribed`.
 
     A stream that `subscribed` started last time but not now is left out. A stream that it starts only now is new.
     Streams that actions started are still there, and streams that actions stopped are not.
@@ -85,7 +85,7 @@ def compare_streams(record: Mapping[str, Any], reply: Reply) -> list[dict[str, A
 
 
 def compare_member(record: Mapping[str, Any], reply: Reply) -> tuple[str, Any] | None:
-    """Return the member of a restored subscription, after `subscribed` was called again. None if it has none.
+    """Return the member of a restored subscription after a new call of `subscribed`, or None if it has none.
 
     The member stays as it is if `subscribed` joins with the same id and info as last time. If an action has removed the
     member, and only the info differs from last time, the member is not added again.

@@ -32,8 +32,8 @@ class StreamIds:
         """Return the stream id that an identifier gets, or None for a base client.
 
         The first identifier on a stream gets the name of the stream, and each other one gets an alias. If the client
-        already has an alias for the identifier, the identifier keeps it. Under the name of the stream, the client may
-        have the position of another identifier.
+        already has an alias for the identifier, the identifier keeps it, because the client may have the position of
+        another identifier under the name of the stream.
         """
         if not self._extended:
             return None

@@ -49,15 +49,15 @@ class SubscribedStream(Subscriber):
     """
 
     start: StreamStart
-    #: The position at which the data of the client's web page were read. None after the first replay, and if the web
+    #: The position at which the data of the client's web page were read. None after the first replay, or if the web
     #: page did not pass it.
     page: PagePosition | None = None
-    #: When the request for the client's web page began. None after the first replay, and if the web page did not pass
+    #: When the request for the client's web page began. None after the first replay, or if the web page did not pass
     #: it.
     page_since: float | None = None
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
-    #: The value that `first` gets when the client has read the latest notice of a loss. None means that it has read it.
+    #: The value that `first` gets when the client has read the latest notice of a loss. None if no notice is unread.
     after_notice: StreamPosition | None = None
     #: The stream in the hub. It is set when the stream is open.
     stream: HubStream = field(init=False)
@@ -96,7 +96,7 @@ class SubscribedStream(Subscriber):
         return beginning_of(self.stream.lineage) if position == NOWHERE else position
 
     def resolve(self, position: StreamPosition) -> StreamPosition:
-        """Return a position of the stream for one that was named or recorded earlier.
+        """Translate a position that was named or recorded earlier into a position in the stream.
 
         The result is `LOST` for the beginning of the stream in another lineage, because messages may have been stored
         and lost since then.
@@ -158,7 +158,7 @@ class SubscriptionStreams:
     streams: dict[str, SubscribedStream] = field(default_factory=dict)
     #: Whether a session record may contain the subscription. It may not while the start of the first replay is unknown.
     restorable: bool = True
-    #: When the client left the session that was restored. None after the client has received the missed messages.
+    #: When the client left the session that was restored. None without a restore, or after the replay.
     left_at: float | None = None
     #: When `subscribed` was called, by the monotonic clock of `Engine.session_clock`.
     authorized_at: float = 0.0

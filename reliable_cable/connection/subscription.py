@@ -30,7 +30,7 @@ class Subscription(SubscriptionStreams):
     deadline: asyncio.TimerHandle | None = None
     #: Whether a `subscribe` was repeated after the last confirmation.
     repeated: bool = False
-    #: What the last call of `subscribed` started. None if the subscription was restored from a record without it.
+    #: What the last call of `subscribed` started. None if a session record without this was restored.
     started: Started | None = None
 
     @property
@@ -50,7 +50,7 @@ class Subscription(SubscriptionStreams):
     async def apply_streams(
         self, reply: Reply, request: HistoryRequest | None = None, *, until: float | None = None
     ) -> None:
-        """Start and stop streams as a handler has recorded it. New streams do not go live before `catch_up` is called.
+        """Start and stop the streams in the reply of a handler. New streams go live only after a call of `catch_up`.
 
         Args:
             reply: the reply of the handler.

@@ -19,7 +19,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
     """Return the body of a request, or its first `limit` bytes if it is longer.
 
     Raises:
-        ClientDisconnected: the client disconnected meanwhile.
+        ClientDisconnected: the client disconnected before that.
     """
     parts: list[bytes] = []
     size = 0

@@ -36,7 +36,7 @@ class Request:
         method: the method, in upper case.
         path: the path in the URL, which is used in log lines.
         authorization: the header `Authorization`, decoded as Latin-1, or `""`.
-        content_length: the header `Content-Length`. If it is `""`, the body is read without a check of its length.
+        content_length: the header `Content-Length`. If it is `""`, the size is checked only while the body is read.
         stream: the name of the stream in the path, or `""` if the path contains none.
         namespace: returns the context manager that sets the namespace of the request. It may call a function of the
             project, so it is called only after the key was checked.
@@ -214,7 +214,7 @@ class Key:
     """The secret key that an endpoint requires.
 
     Args:
-        purpose: the purpose from which `signing.accepted_keys` derives a key if the setting is empty.
+        purpose: the purpose for which a key is derived if the setting is empty (see `signing.derived_key`).
         setting: the name of the setting that contains the key, in lower case.
     """
 

@@ -20,7 +20,7 @@ from .core import Refusal
 MAX_BODY_SIZE: Final = 64 * 1024
 
 #: The query parameters that subscribe to a built-in channel. Each one is mapped to the name of the channel, and to the
-#: name of the param that gets the value.
+#: key under which the identifier contains the value of the parameter.
 _STREAM_PARAMETERS: Final = {
     "stream": ("$pubsub", "stream_name"),
     "signed_stream": ("$pubsub", "signed_stream_name"),

@@ -13,11 +13,11 @@ from reliable_cable.stores.engine import Engine, get_engine
 
 from .core import GET, Call, Endpoint, Refusal, Request, Response, Steps
 
-#: How long, in seconds, the stream store may take to answer a health check.
+#: After how long, in seconds, without an answer from the stream store a request gets the status 503.
 ANSWER_TIMEOUT: Final = 1.5
 #: How long, in seconds, the result of a check is used for further requests. The time starts with the check.
 CHECK_INTERVAL: Final = 1.0
-#: How long, in seconds, a check waits for an answer of the store. After that, another check can begin.
+#: How long, in seconds, a check goes on waiting for the stream store. After that, another check can begin.
 CHECK_TIMEOUT: Final = 10.0
 
 #: The logger for failed checks. It limits the number of lines, because everybody can cause checks.
