@@ -22,7 +22,7 @@ def make_channel(connection: Connection, identifier: str) -> Channel | None:
     if (cls := find_channel(name)) is None:
         # This does not count as a bad frame, because the web page may be older or newer than this server.
         known = ", ".join(sorted(known for known in registry if not known.startswith("$"))) or "none"
-        connection.log.warning("There is no channel %.80r. The installed apps' modules `cable` have: %s.", name, known)
+        connection.log.warning("There is no channel %.80r. The modules `cable` of the apps define: %s.", name, known)
         return None
     return cls(connection.consumer, params, identifier)
 

@@ -142,7 +142,7 @@ class SubscriptionPresence:
         former = self._former_key if stream == self._former_stream else None
         try:
             if not self._subscription.reserve(self.member):
-                self._log.warning("A join was refused: its client's subscriptions, states and members are too big.")
+                self._log.warning("A join was refused: its client's subscriptions and members are too large.")
                 self.member, self.claimed = before
                 self._send(messages.presence_error())
                 return
@@ -211,7 +211,9 @@ class SubscriptionPresence:
             try:
                 info, self._roster = await self._service.rosters.snapshot(stream, records=return_records)
             except Exception:
-                self._log.exception("The presence of %r could not be read; the client is sent an error.", stream)
+                self._log.exception(
+                    "The presence of the stream %r could not be read. The client is sent an error.", stream
+                )
             else:
                 message = messages.presence_info(
                     info.total, list(info.records.items()) if info.records is not None else None
