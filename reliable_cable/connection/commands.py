@@ -32,7 +32,7 @@ from .started import Started, check_joins
 from .streams import RevokedError
 from .subscription import Subscription
 
-#: How long, in seconds after its arrival, a `subscribe` is retried while a database or store cannot be reached. The
+#: How long, in seconds, a `subscribe` is retried after its arrival while a database or store cannot be reached. The
 #: client gives up after 10 seconds.
 SUBSCRIBE_TIMEOUT: Final = 8.0
 #: The streams of a `subscribe` may always take this long, in seconds, to open, even after `SUBSCRIBE_TIMEOUT`.

@@ -13,7 +13,7 @@ from reliable_cable.stores.engine import Engine, get_engine
 
 from .core import GET, Call, Endpoint, Refusal, Request, Response, Steps
 
-#: After how long, in seconds, without an answer from the stream store a request gets the status 503.
+#: How long, in seconds, a request waits for an answer from the stream store. After that, it gets the status 503.
 ANSWER_TIMEOUT: Final = 1.5
 #: How long, in seconds, the result of a check is used for further requests. The time starts with the check.
 CHECK_INTERVAL: Final = 1.0
@@ -25,7 +25,7 @@ _log = ClientLog("health checks")
 
 
 class StoreCheck:
-    """Checks whether the stream store answers, for one event loop. Concurrent requests share one check.
+    """Checks whether the stream store answers. Concurrent requests of one event loop share one check.
 
     Args:
         engine: the engine whose stream store is checked.
