@@ -33,12 +33,12 @@ RELIABLE_CABLE = {
 
 
 def plan_settings(plan: Plan, asgi_application: str | None, example: str | None) -> bool:
-    """Add the changes of the settings to a plan. Return whether `INSTALLED_APPS` has all apps then.
+    """Add the changes of the settings to a plan. Return whether `INSTALLED_APPS` contains all apps afterwards.
 
     Args:
-        plan: the plan.
-        asgi_application: the value of `ASGI_APPLICATION` to set if the project has none; None: it is not known.
-        example: the example app; None: there is none.
+        plan: the plan to which the changes are added.
+        asgi_application: the value of `ASGI_APPLICATION` for a project that does not set it; None if it is unknown.
+        example: the name of the example app; None if it is not wanted.
     """
     front = [] if _has_app("daphne") else ["daphne"]
     back = [app for app in ("channels", "reliable_cable") if not _has_app(app)]
@@ -91,7 +91,13 @@ def _note_late_daphne(plan: Plan) -> None:
 
 
 def _defining_source(name: str) -> Source:
-    """Return the settings file that assigns a setting: the settings module, or one from which it imports all names."""
+    """Return the file that assigns a setting.
+
+    This is the settings module, or a module whose names the settings module imports by `from … import *`.
+
+    Raises:
+        NotUnderstood: not exactly one of these files assigns the setting.
+    """
     if not _settings_module():
         raise NotUnderstood("the environment variable names no module")
     first = required_source(_settings_module())
@@ -106,9 +112,15 @@ def _defining_source(name: str) -> Source:
 
 
 def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[str]) -> cst.Module:
-    """Return a settings module with more apps.
+    """Return a settings module with additional apps.
 
-    `INSTALLED_APPS` may be a list, or a sum of lists with names, such as `DJANGO_APPS + THIRD_PARTY_APPS + LOCAL_APPS`.
+    `INSTALLED_APPS` must be a list, or a sum of named lists such as `DJANGO_APPS + THIRD_PARTY_APPS + LOCAL_APPS`.
+
+    Args:
+        module: the settings module.
+        front: the apps to insert at the beginning.
+        back: the apps to insert at the end. In a sum, they are inserted in the list of third-party apps.
+        own: the apps of the project to insert at the end.
     """
     value = only_value(module, "INSTALLED_APPS", extended=True)
     names = ["INSTALLED_APPS"]
@@ -129,7 +141,13 @@ def _add_apps(module: cst.Module, front: list[str], back: list[str], own: list[s
 
 
 def _check_list(value: cst.BaseExpression, name: str) -> None:
-    """Check that a value is a list literal, and that its strings are apps in force: the settings may replace them."""
+    """Check that a value is a list literal whose apps are installed.
+
+    If some are not installed, another file or statement replaces the list, and it is useless to edit it.
+
+    Raises:
+        NotUnderstood: the value fails the check.
+    """
     if not isinstance(value, cst.List):
         raise NotUnderstood(f"`{name}` is not a list")
     found = {string_value(element.value) for element in value.elements} - {None}
