@@ -52,7 +52,7 @@ def test_the_memory_engine_passes_too() -> None:
     said = doctor(ENGINE="memory")
     assert "Nothing is wrong." in said
     assert "clock" not in said, "it is this host's"
-    assert "Streams are in the memory of each process: broadcasts of other processes" in said
+    assert "Streams are in the memory of each process." in said
     assert "Remove ENGINE, so that streams are in the database, or set REDIS_URL." in said
 
 
