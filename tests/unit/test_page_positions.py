@@ -37,7 +37,7 @@ class TestTags:
     @pytest.mark.parametrize("tag", ["{% cable_position at %}", "{% signed_stream_name 'room' at=at %}"])
     @pytest.mark.parametrize("at", ["room", "", 7, StreamPosition("a", 1)])
     def test_they_read_no_position_themselves(self, tag: str, at: Any) -> None:
-        with pytest.raises(TemplateSyntaxError, match=r"call position\(stream\) before the page's data are read"):
+        with pytest.raises(TemplateSyntaxError, match=r"call position\(stream\) before you read the data of"):
             render(tag, at=at)
 
     def test_a_variable_that_the_view_has_not_passed_is_an_error(self) -> None:
