@@ -89,7 +89,7 @@ class TestText:
     async def test_a_handler_that_passes_another_position_is_told(self) -> None:
         channel = Channel(None)
         for wrong in (await aposition("other"), StreamPosition("a", 1)):
-            with pytest.raises(ChannelError, match="is not what position"):
+            with pytest.raises(ChannelError, match="is not a position that position"):
                 channel.stream_from("room", after=wrong)  # type: ignore[arg-type]
 
 
