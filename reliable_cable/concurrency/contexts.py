@@ -1,4 +1,4 @@
-"""Runs coroutines in contexts of their own, without a task for each."""
+"""Runs a coroutine in a context of its own, without a task."""
 
 import types
 from collections.abc import Coroutine, Generator
