@@ -247,7 +247,7 @@ class TestRefusals:
             (item("a\nb"), "control characters"),
             (item(idempotency_key="x" * 256), "1 to 255 characters"),
             (item("cursor:1", idempotency_key="k"), "keeps no history"),
-            (item(idempotency_key="k", transient=True), "transient broadcast is not kept"),
+            (item(idempotency_key="k", transient=True), "transient message is not stored"),
         ],
     )
     def test_an_invalid_message_is_refused(self, http: Front, body: Any, problem: str) -> None:
