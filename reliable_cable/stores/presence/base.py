@@ -93,7 +93,7 @@ class PresenceStore(Store):
     """Stores the members of streams.
 
     A member is an id (a string) with an info (any JSON value). It has a session for each subscription in which it has
-    joined. A session has an opaque key. It ends with `leave`. A call of `expire` also ends it, if its last `refresh` was
+    joined. A session has an opaque key. It ends with `leave`. A call of `expire` also ends it if its last `refresh` was
     more than `settings.presence_ttl` seconds ago, or `shorten` was more than `settings.presence_grace` seconds ago.
 
     Exactly one join event is announced when the first session of a member joins, and exactly one leave event when the

@@ -57,8 +57,8 @@ CONNECTION_ERRORS: Final = (RedisError, OSError, RuntimeError)
 CALLS_PER_ROUND_TRIP: Final = 500
 
 #: The errors of a server that currently accepts no commands or no writes. It may be a replica, a server that is loading
-#: its data, or a primary that has lost its replicas. The command was not executed. Errors of scripts have another class,
-#: and their texts contain one of these codes.
+#: its data, or a primary that has lost its replicas. The command was not executed. An error of a script has another
+#: class, and its text contains one of these codes.
 UNAVAILABLE_ERRORS: Final = (BusyLoadingError, ReadOnlyError, ClusterDownError)
 UNAVAILABLE_CODES: Final = re.compile(r"(?:^|[ -])(?:READONLY|MASTERDOWN|LOADING|CLUSTERDOWN|NOREPLICAS|DATAMOVED) ")
 
