@@ -17,8 +17,8 @@ from .failures import report_failure
 #: The position of a stream that does not exist.
 NOWHERE = StreamPosition("", 0)
 
-#: A time in seconds since 1970. Earlier times cannot come from a web page or a ping. A request with an earlier time asks
-#: for all messages in the current epoch, even if earlier epochs have lost messages.
+#: A time in seconds since 1970. Earlier times cannot come from a web page or a ping. A request with an earlier time
+#: means all messages in the current epoch, even if earlier epochs have lost messages.
 LONG_AGO = 86400.0
 
 #: The maximum age, in seconds, of young entries. Followers, which read a stream without a break, can read young entries

@@ -206,7 +206,7 @@ class DurableStreamStore(RedisStreamStore):
     # -- announcing ---------------------------------------------------------------------------------------------------
 
     def _announce(self, events: Sequence[StreamEvent]) -> None:
-        """Announce events in this process now, and push them to Redis in the background, so that callers do not wait."""
+        """Announce events in this process now. Push them to Redis in the background, so that callers do not wait."""
         self._model.bus.publish(events)
         if not self._pause.active:
             self._pusher.put(events)
