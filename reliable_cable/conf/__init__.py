@@ -129,7 +129,7 @@ class CableSettings:
     max_broadcast_size: int = _setting(256 * 1024, number(1024, whole=True))
     poll_interval: float = _setting(0.1, number(0, exclusive=True))
     broadcast_key: str = _setting("", check_secret, shown=False)
-    #: The origins of pages that may read responses. `"*"` means `("*",)`.
+    #: The origins of web pages that may read HTTP responses. The setting `"*"` becomes `("*",)`.
     cors_origins: tuple[str, ...] = _setting((), check_origins)
     api_key: str = _setting("", check_secret, shown=False)
     key_prefix: str = _setting("cable", instance(str, "a non-empty string", not_empty=True))
@@ -139,7 +139,7 @@ class CableSettings:
     jwt_required: bool = _setting(False, check_switch)
     jwt_leeway: float = _setting(5, number(0))
     jwt_user_claim: str | None = _setting(None, check_optional_text)
-    #: The allowed audiences and issuers of tokens. The settings may also be single texts.
+    #: The allowed audiences and issuers of tokens. A setting may also be a single text.
     jwt_audience: tuple[str, ...] = _setting((), check_texts)
     jwt_issuer: tuple[str, ...] = _setting((), check_texts)
     authenticators: tuple[str, ...] = _setting((), check_paths)

@@ -1,4 +1,4 @@
-"""Plans the change of `asgi.py`, which adds the route of the cable."""
+"""Plans a change of `asgi.py`, which adds a WebSocket route to the cable."""
 
 from __future__ import annotations
 

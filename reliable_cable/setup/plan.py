@@ -85,6 +85,6 @@ class Plan:
 
 
 def shown(path: Path) -> str:
-    """Return a path for messages. It is relative to the current folder if the file is in there."""
+    """Return a path for messages. It is relative to the current folder if the file is in this folder."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)

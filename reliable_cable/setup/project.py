@@ -84,7 +84,7 @@ def imported_sources(source: Source, *, star: bool = False) -> Iterator[Source]:
 
     Args:
         source: the importing file.
-        star: follow only `from … import *`, in the files that are found, too.
+        star: whether to find only the files of `from … import *`. The imports of these files are followed, too.
     """
     for node in m.findall(source.module, m.ImportFrom()):
         if not isinstance(node, cst.ImportFrom) or (star and not isinstance(node.names, cst.ImportStar)):

@@ -146,7 +146,7 @@ def _check_list(value: cst.BaseExpression, name: str) -> None:
     If some are not installed, another file or statement replaces the list, and it is useless to edit it.
 
     Raises:
-        NotUnderstood: the value fails the check.
+        NotUnderstood: the value is not such a list.
     """
     if not isinstance(value, cst.List):
         raise NotUnderstood(f"`{name}` is not a list")

@@ -203,7 +203,8 @@ def insert_statements(module: cst.Module, code: str, *, after: str | None = None
     Args:
         module: the module.
         code: the statements.
-        after: the variable behind whose assignment to insert them. By default, they are appended to the module.
+        after: the name of a variable. The statements are inserted after the assignment to it. By default, they are
+            appended to the module.
     """
     added = cst.parse_module(in_quotes_of(module, code))
     body = list(module.body)

@@ -41,7 +41,7 @@ class CapturedBroadcast:
 
 @contextmanager
 def capture_broadcasts() -> Iterator[list[CapturedBroadcast]]:
-    """Record all broadcasts that are sent in this context, by any thread. They are added to the list that it returns.
+    """Record all broadcasts that are sent in this context, by any thread. The target of `as` is a list of them.
 
     A broadcast inside a transaction of the tested code is sent after the commit. If the transaction is rolled back, it
     is not sent. A broadcast whose `idempotency_key` was used before in the test is not sent either.

@@ -32,10 +32,11 @@ class ChannelTester:
         user: the user of the connection. The default is an anonymous user.
         params: the parameters of the subscription.
         consumer: the class of the consumer. Its `connect` and `around_command` are called, too.
-        scope: additional keys of the ASGI scope, such as `{"session": …}`, which middlewares add otherwise.
+        scope: additional keys of the ASGI scope, such as `{"session": …}`. Usually, middlewares add them.
 
     Raises:
-        ValueError: clients cannot subscribe to this class, because its name belongs to another one or it is abstract.
+        ValueError: clients cannot subscribe to this class, because another class has the same name, or because it was
+            declared with `abstract=True`.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class ChannelTester:
 
     @sync_only("aperform")
     def perform(self, action: str, data: Mapping[str, Any] | None = None) -> Any:
-        """Call an action, and return its result after it was encoded as JSON and decoded.
+        """Call an action, and return the result that a client would receive.
 
         Args:
             action: the name of the action for clients.
@@ -192,7 +193,7 @@ class ChannelTester:
 
     @property
     def presence(self) -> tuple[str, Any] | None:
-        """The id and the info of the member as whom the subscription is present; None if it has not joined."""
+        """The id and the info with which the subscription has joined presence; None if it has not joined."""
         return None if self._server_side is None else self._server_side.member
 
     @property

@@ -115,7 +115,7 @@ class ClientSocket:
         await self.take(lambda frame: frame.get("type") == MessageType.PONG, "pong")
 
     def take_all(self, wanted: Callable[[Frame], bool]) -> list[Frame]:
-        """Remove those frames from the received ones for which `wanted` returns True, and return them."""
+        """Remove and return all received frames for which `wanted` returns True."""
         taken = [frame for frame in self._inbox if wanted(frame)]
         self._inbox = [frame for frame in self._inbox if not wanted(frame)]
         return taken
@@ -128,7 +128,7 @@ class ClientSocket:
             name: a description of the frame, for the error message.
 
         Raises:
-            AssertionError: no such frame was received within `TIMEOUT`. The message lists the frames that were.
+            AssertionError: no such frame was received within `TIMEOUT`. The message lists the received frames.
             ConnectionError: the client is not connected, or the server closed the connection.
         """
         checked = 0

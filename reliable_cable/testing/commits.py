@@ -22,14 +22,14 @@ def in_tested_transaction(connection: BaseDatabaseWrapper) -> bool:
     own = len(list(takewhile(lambda block: getattr(block, "_from_testcase", False), connection.atomic_blocks)))
     if not own:
         return on_commit.in_transaction(connection)
-    # The outermost block has no savepoint, and blocks with `savepoint=False` have None.
+    # The outermost block has no entry, and the entry of a block with `savepoint=False` is None.
     return any(savepoint is not None for savepoint in connection.savepoint_ids[own - 1 :])
 
 
 def take_hooks(
     connection: BaseDatabaseWrapper, *, first: int = 0, kind: type[Any] = object
 ) -> list[Callable[[], object]]:
-    """Remove `on_commit` hooks from a connection, and return them. Errors of robust hooks will be logged.
+    """Remove `on_commit` hooks from a connection, and return them. Those with `robust=True` will log their errors.
 
     Args:
         connection: the database connection.

@@ -34,7 +34,7 @@ class CableCommunicator(ClientSocket):
         protocol: the subprotocol that the client offers. The alternative to the default is `"actioncable-v1-json"`.
         session_id: the id of the session to restore.
         headers: additional headers of the handshake.
-        scope: additional keys of the ASGI scope, which middlewares add otherwise.
+        scope: additional keys of the ASGI scope. Usually, middlewares add them.
 
     Raises:
         RuntimeError: the test does not run in `isolated_cable()`.
@@ -58,7 +58,7 @@ class CableCommunicator(ClientSocket):
         self._path = path
         self._added_scope = {**(scope or {}), **({} if user is None else {"user": user})}
         if user is not None and get_settings().jwt_required:
-            # With JWT_REQUIRED, only clients with a token may connect. This makes the client count as one of them.
+            # With JWT_REQUIRED, only clients with a token may connect. The test client needs no token because of this.
             self._added_scope[SCOPE_KEY] = TokenAuthentication(user)
         self._client = client
         self._protocol = protocol
@@ -93,7 +93,7 @@ class CableCommunicator(ClientSocket):
         return welcome is not None
 
     async def aclose(self) -> None:
-        """Close the connection. After the last connection of the event loop, the hub is closed, too."""
+        """Close the connection. If it was the last one of the event loop, close the hub, too."""
         await self.disconnect()
         if not len(get_hub().connections):
             await close_hub()
@@ -170,7 +170,7 @@ class CableCommunicator(ClientSocket):
         """Return the data of the next message for any subscription: a broadcast, a transmission or a whisper.
 
         Raises:
-            AssertionError: no message arrived within 5 seconds. The error lists the frames that did.
+            AssertionError: no message arrived within 5 seconds. The error lists the received frames.
             ConnectionError: the server closed the connection.
         """
         return (await self.take(is_message, "message"))["message"]
@@ -191,7 +191,7 @@ class CableCommunicator(ClientSocket):
             type: the type of the frame. Frames of other types are skipped, and remain for later calls.
 
         Raises:
-            AssertionError: no such frame arrived within 5 seconds. The error lists the frames that did.
+            AssertionError: no such frame arrived within 5 seconds. The error lists the received frames.
             ConnectionError: the server closed the connection.
         """
         return await self.take(lambda frame: type in (None, frame.get("type")), f"frame of the type {type}")

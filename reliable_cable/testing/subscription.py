@@ -39,7 +39,7 @@ class CableSubscription:
     """The subscription of a test client to a channel. `CableCommunicator.subscribe` returns it.
 
     Args:
-        socket: the client.
+        socket: the test client that has the subscription.
         identifier: the identifier of the subscription, as a JSON text.
     """
 
@@ -130,7 +130,7 @@ class CableSubscription:
         """Return the data of the next message for this subscription.
 
         Raises:
-            AssertionError: no message arrived within 5 seconds. The error lists the frames that did.
+            AssertionError: no message arrived within 5 seconds. The error lists the received frames.
             ConnectionError: the server closed the connection.
         """
         frame = await self._socket.take(

@@ -36,7 +36,7 @@ BACKLOG = 4096
 #: Python's default for the third argument of `gc.set_threshold`. A full garbage collection runs after this many
 #: collections of the middle generation.
 DEFAULT_FULL_COLLECTION_THRESHOLD = 10
-#: The value of this command for the same argument. A full collection blocks the event loop for 0.1 ms for each
+#: The value that this command sets for the same argument. A full collection blocks the event loop for 0.1 ms for each
 #: connection. With Python's default, the server spends half of its time on full collections while thousands of clients
 #: reconnect.
 FULL_COLLECTION_THRESHOLD = 100
@@ -48,7 +48,7 @@ LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
 class Command(BaseCommand):
-    """Serves ASGI_APPLICATION with uvicorn or daphne, with the changes in `reliable_cable.servers`."""
+    """Serves ASGI_APPLICATION with uvicorn or daphne, and with the extensions in `reliable_cable.servers`."""
 
     help = "Serves ASGI_APPLICATION with uvicorn or daphne, and encodes each broadcast once for all of its subscribers."
 
@@ -218,7 +218,7 @@ def _serve_by_daphne(
             f"{trusted!r}. Give '*' if only proxies can reach the server, or use uvicorn."
         )
     logging.basicConfig(level=options["log_level"].upper())
-    server_logs.install()  # the app's own call came before the import of Twisted, if the project does not use daphne
+    server_logs.install()  # if the project itself does not use daphne, Twisted was not imported at the first call
     (endpoint,) = build_endpoint_description_strings(host=host, port=port)
 
     def limit_frame_size() -> None:
