@@ -50,7 +50,7 @@ def broadcast(
     idempotency_key: str | None = None,
     using: str | None = None,
 ) -> StreamPosition | None:
-    """Send a message to all subscribers of a stream. Clients that are reconnecting receive it afterwards.
+    """Send a message to all subscribers of a stream. Disconnected clients receive it when they reconnect.
 
     Inside transactions, the message is sent after all of them have committed. If one of them is rolled back, the
     message is not sent. The payload is encoded immediately, so later changes of `data` have no effect.
@@ -276,7 +276,7 @@ class Batch:
         return cls(prepare_batch([(stream, data, {"idempotency_key": idempotency_key})], options), options)
 
     def send(self) -> list[StreamPosition | None]:
-        """Send the messages now or after the commit, and return their positions. A position may be None."""
+        """Send the messages now or after the commit, and return their positions, as `broadcast` does."""
         if not self._immediate and on_commit.defer_to_commit(self._send_on_commit, self._using):
             return [None] * len(self._items)
         positions = self._store.append(self._kept) if self._kept else []
@@ -323,7 +323,7 @@ class Batch:
 
     @contextmanager
     def _tolerate_errors_after_append(self) -> Iterator[None]:
-        """Log a `BroadcastError` if messages of the batch were stored. If it were raised, callers might repeat them."""
+        """Log a `BroadcastError` if messages were stored. If it were raised, the caller might send these again."""
         try:
             yield
         except BroadcastError:

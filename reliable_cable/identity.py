@@ -36,7 +36,7 @@ _COLLECTIONS: Final = (list, tuple, set, frozenset, dict)
 
 
 def row_name(instance: Any) -> str:
-    """Return the name of a saved model instance, such as `auth.user:1`. Proxy models do not change the name."""
+    """Return the name of a saved model instance, such as `auth.user:1`. A proxy model has its concrete model's name."""
     return f"{instance._meta.concrete_model._meta.label_lower}:{instance.pk}"
 
 

@@ -69,7 +69,7 @@ def end_logged_out_session(sender: object, request: Any = None, **kwargs: Any) -
 def check_saved_user(
     sender: object, instance: Any, created: bool = False, update_fields: Collection[str] | None = None, **kwargs: Any
 ) -> None:
-    """Let the logins of a saved user be checked, if the password has changed or the user is not active.
+    """Request a check of a saved user's logins, if the password has changed or the user is not active.
 
     Other changes cause no message, because a project may save its user in each request.
     """
@@ -78,7 +78,7 @@ def check_saved_user(
 
 
 def check_deleted_user(sender: object, instance: Any, **kwargs: Any) -> None:
-    """Let the logins of a deleted user be checked."""
+    """Request a check of a deleted user's logins."""
     _announce(LoginChange({USER: user_id(instance)}))
 
 

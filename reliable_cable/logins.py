@@ -50,12 +50,12 @@ class Login(_UserLogin):
     user_id: str
     backend: str
     auth_hash: str
-    #: When to check the login, by the clock of the event loop. Only `hub.login_checks` uses this.
+    #: The time of the next check of the login, by the clock of the event loop. Only `hub.login_checks` uses this.
     due: float = 0.0
 
     @property
     def identity(self) -> Identity:
-        """The ids of the user and the Django session, which the condition of a login change is compared with."""
+        """The ids of the user and the Django session. The condition of a login change is compared with them."""
         return {USER: self.user_id, SESSION: session_digest(self.session_key)}
 
 
@@ -68,12 +68,12 @@ class TokenLogin(_UserLogin):
     """
 
     user_id: str
-    #: When to check the login, by the clock of the event loop. Only `hub.login_checks` uses this.
+    #: The time of the next check of the login, by the clock of the event loop. Only `hub.login_checks` uses this.
     due: float = 0.0
 
     @property
     def identity(self) -> Identity:
-        """The id of the user, which the condition of a login change is compared with."""
+        """The id of the user. The condition of a login change is compared with it."""
         return {USER: self.user_id}
 
 
@@ -113,7 +113,7 @@ def has_valid_hash(user: Any, auth_hash: str) -> bool:
         return False
     if constant_time_compare(auth_hash, user.get_session_auth_hash()):
         return True
-    # Django would now give the session a new key and hash. This is not possible here, because no cookie can be set.
+    # Django would now give the session a new key and hash. A WebSocket cannot do this, because it cannot set a cookie.
     fallbacks = getattr(user, "get_session_auth_fallback_hash", tuple)
     return any(constant_time_compare(auth_hash, fallback) for fallback in fallbacks())
 

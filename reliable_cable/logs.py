@@ -1,4 +1,4 @@
-"""Filters that keep secrets out of log records, and text that could forge log lines.
+"""Log filters that remove secrets from log records, and escape text that could forge log lines.
 
 Python applies the filters of a logger before all handlers, and `logging.config` does not remove them. So they work with
 every server and every value of `LOGGING`.
@@ -16,9 +16,9 @@ from typing import Any, Final
 #: The logger of this package.
 logger = logging.getLogger("reliable_cable")
 
-#: The maximum number of characters that are logged of a text. The text may come from a client.
+#: The maximum length, in characters, of a logged text. Texts may come from clients.
 TEXT_LIMIT: Final = 200
-#: The maximum number of characters that are logged of an exception's message.
+#: The maximum length, in characters, of the logged message of an exception.
 ERROR_LIMIT: Final = 1000
 
 #: The loggers of servers whose records may contain the query string or the headers of a request.
@@ -62,11 +62,11 @@ def hide_secrets(text: str) -> str:
 
 
 class LogText:
-    """A wrapper of a value in a log record. The text of the wrapper is short, is one line, and has no secrets.
+    """Wraps a value in a log record, so that its text is short, is on one line, and has no secrets.
 
     Args:
         value: the value to log.
-        limit: the maximum number of characters of the value's text.
+        limit: the maximum length of the text, in characters.
     """
 
     __slots__ = ("_limit", "_value")

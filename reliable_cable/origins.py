@@ -29,7 +29,7 @@ EVERY_ORIGIN: Final = "*"
 LOG_INTERVAL: Final = 60.0
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*")
-#: The scheme of an origin for each scheme of WebSocket URLs. Some clients other than browsers send the latter.
+#: The schemes of origins, by schemes of WebSocket URLs. Some clients other than browsers send a WebSocket scheme.
 _WEB_SCHEMES: Final = {"ws": "http", "wss": "https"}
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 #: The hosts that Django allows if `DEBUG` is on and `ALLOWED_HOSTS` is empty.

@@ -29,7 +29,7 @@ class PubSubChannel(Channel):
 
     # The handlers are async, because they never block. Sync handlers would run in a thread, which takes more time.
     async def subscribed(self) -> None:
-        """Start the stream in the params, or reject the subscription."""
+        """Start the requested stream, or reject the subscription."""
         signed = self.params.get("signed_stream_name")
         stream, at = (self.params.get("stream_name"), None) if signed is None else signed_stream(self)
         try:
@@ -47,7 +47,7 @@ class PubSubChannel(Channel):
 
 
 class TurboStreamsChannel(Channel):
-    """The channel to which the element that `{% turbo_stream_from %}` renders subscribes.
+    """The channel of the element that `{% turbo_stream_from %}` renders.
 
     The param `signed_stream_name` is the signed name of the stream, and may contain a position. The messages after this
     position are sent first. Without a position, they are the messages since the time in the param `since`, at which the
@@ -60,7 +60,7 @@ class TurboStreamsChannel(Channel):
     name = "Turbo::StreamsChannel"
 
     async def subscribed(self) -> None:
-        """Start the stream in the params, or reject the subscription."""
+        """Start the requested stream, or reject the subscription."""
         stream, at = signed_stream(self)
         try:
             name = qualify_stream(check_stream_name(stream), namespace_of(self.connection))

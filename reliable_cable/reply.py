@@ -8,7 +8,7 @@ from .protocol.positions import PagePosition
 
 @dataclass(frozen=True, slots=True)
 class StreamStart:
-    """The start of a stream.
+    """A request to start a stream.
 
     Args:
         name: the name of the stream, with its namespace.
@@ -28,14 +28,14 @@ class StreamStart:
 
 @dataclass(frozen=True, slots=True)
 class StreamStop:
-    """The stop of the stream with this name. If the name is None, all streams of the subscription are stopped."""
+    """A request to stop the stream with this name. If the name is None, all streams of the subscription are stopped."""
 
     name: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class PresenceJoin:
-    """A join of presence, as the member with this id."""
+    """A request to join presence as the member with this id."""
 
     id: str
     info: Any = None
@@ -43,7 +43,7 @@ class PresenceJoin:
 
 @dataclass(frozen=True, slots=True)
 class PresenceLeave:
-    """A leave of presence."""
+    """A request to leave presence."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Records the time at which an HTTP request began. The data that its view reads from the database is not older."""
+"""Records the time at which an HTTP request began. The view reads its data from the database after this time."""
 
 import time
 from collections.abc import MutableMapping
