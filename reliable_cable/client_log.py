@@ -1,6 +1,6 @@
 """Limits the number of log lines that a client can cause, so that no client can fill the log.
 
-A connection has a `ClientLog` for everything that its client can cause repeatedly. Refused handshakes share another one.
+A connection has a `ClientLog` for everything that its client can cause repeatedly. Refused handshakes share another.
 The line that says why a connection was closed goes to `logger` itself, so that it is never left out. A connection has
 only one such line.
 """

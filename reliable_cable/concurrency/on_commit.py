@@ -1,7 +1,7 @@
 """Delays calls until the transactions of the caller have committed.
 
-If such a call fails after the commit, the error is not raised, because the caller's data is stored, and later
-`on_commit` hooks must still run. It is passed to a callback.
+If such a call fails after the commit, its error is passed to a callback. It is not raised, because the caller's data is
+stored, and later `on_commit` hooks must still run.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +72,7 @@ def defer_to_commit(schedule: Schedule, using: str | None) -> bool:
     Args:
         schedule: a function that is called with the aliases of the databases with an open transaction. If no database
             has one, it is not called.
-        using: the alias of a database, whose transaction is the only one that counts. None means all databases.
+        using: the alias of a database. Transactions on other databases are ignored. None stands for all databases.
 
     Returns:
         True if a transaction is open. Otherwise, the caller must do its work now.

@@ -37,7 +37,7 @@ class Roster:
     told: ToldMembers = field(default_factory=ToldMembers)
     #: The incarnation of the presence data from which the clients' lists come; `""` before the first snapshot.
     incarnation: str = ""
-    #: A dict for each running read of the store. It contains the last event of each id, by id, since the read began.
+    #: A dict for each running read of the store, with the last event of each id since the read began.
     reads: list[dict[str, PresenceEvent]] = field(default_factory=list)
     repair: asyncio.Task[None] | None = None
     repair_requested: bool = False

@@ -104,5 +104,5 @@ class Store(ABC):
         """Run a sync method of this store without blocking the event loop."""
 
     async def _run_write(self, call: Callable[[], T]) -> T:
-        """Run a sync method that writes without blocking the event loop. It may have to wait for other writers."""
+        """Run a sync method without blocking the event loop. The method writes, and may wait for other writers."""
         return await self._run(call)

@@ -48,7 +48,7 @@ class Lineages:
         return self._server.is_foreign("lineage")
 
     def began(self) -> float:
-        """Return the time when the current lineage was found, by the server's clock; 0 if no messages can be lost.
+        """Return the time when the current lineage was found, by the server's clock; 0 if no loss is possible.
 
         Raises:
             DatabaseError: the server could not be reached.
@@ -62,7 +62,7 @@ class Lineages:
 
     def _record(self) -> None:
         rows = self._database.rows(Lineage)
-        # Before the first record, no loss of data is known.
+        # If there is no earlier record, no loss of data is known.
         began = self._server.now() if rows.exists() else Value(0, output_field=FloatField())
         rows.bulk_create([Lineage(name=self._server.lineage(), began=began)], ignore_conflicts=True)
 
