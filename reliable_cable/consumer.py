@@ -334,7 +334,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         self.channel_layer = get_channel_layer(self.channel_layer_alias)
         if self.channel_layer is None:
             raise ValueError(
-                f"{type(self).__name__}.channel_layer_alias: there is no {self.channel_layer_alias!r} layer."
+                f"{type(self).__name__}.channel_layer_alias: there is no channel layer {self.channel_layer_alias!r}."
             )
         self._connected = asyncio.get_running_loop().create_future()
         self.channel_name = await self.channel_layer.new_channel()

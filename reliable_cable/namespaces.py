@@ -54,7 +54,8 @@ def current_namespace() -> str:
     namespace, own = _checked(find_callable(path)()), _of_connection.get()
     if own and namespace not in ("", own):
         raise BroadcastError(
-            f"{NAME}['NAMESPACE'] is {namespace!r} in a handler of a connection of {own!r}. Nothing was sent."
+            f"{NAME}['NAMESPACE'] returned {namespace!r} in a handler of a connection with the namespace {own!r}. "
+            "Nothing was sent."
         )
     return namespace or own
 

@@ -78,7 +78,7 @@ class Plan:
         """
         for path, change in self.changes.items():
             if (path.read_bytes() if path.exists() else b"") != change.before:
-                raise OSError(f"{shown(path)} was changed meanwhile. Run the command again.")
+                raise OSError(f"{shown(path)} has changed since the plan was made. Run the command again.")
         for path, change in self.changes.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(change.after)

@@ -57,7 +57,7 @@ def plan_settings(plan: Plan, asgi_application: str | None, example: str | None)
         module = _add_apps(source.module, front, back, own)
         for name, code in statements.items():
             if find_assignments(module, name):
-                raise NotUnderstood(f"`{name}` is assigned here, but is not in force")
+                raise NotUnderstood(f"`{name}` is assigned here, but the loaded settings do not have it")
             module = insert_statements(module, code, after="WSGI_APPLICATION" if name == "ASGI_APPLICATION" else None)
         plan.edit(source, module.bytes)
         return True
@@ -86,7 +86,7 @@ def _note_late_daphne(plan: Plan) -> None:
         if apps.index("daphne") > apps.index("django.contrib.staticfiles"):
             plan.notes.append(
                 'Move "daphne" to the beginning of INSTALLED_APPS. Behind "django.contrib.staticfiles", its runserver '
-                "is not used, and Django's serves no WebSockets."
+                "is not used, and that of Django serves no WebSockets."
             )
 
 
@@ -99,7 +99,7 @@ def _defining_source(name: str) -> Source:
         NotUnderstood: not exactly one of these files assigns the setting.
     """
     if not _settings_module():
-        raise NotUnderstood("the environment variable names no module")
+        raise NotUnderstood("the environment variable is not set")
     first = required_source(_settings_module())
     sources = {source.path: source for source in (first, *imported_sources(first, star=True))}
     defining = [
@@ -152,4 +152,4 @@ def _check_list(value: cst.BaseExpression, name: str) -> None:
         raise NotUnderstood(f"`{name}` is not a list")
     found = {string_value(element.value) for element in value.elements} - {None}
     if not found <= set(settings.INSTALLED_APPS):
-        raise NotUnderstood(f"`{name}` has apps that are not in force, so another file or statement replaces it")
+        raise NotUnderstood(f"`{name}` has apps that are not installed, so another file or statement must replace it")

@@ -252,7 +252,7 @@ def _is_imported(module: cst.Module, source: str, name: str) -> bool:
         if (alias.evaluated_alias or alias.evaluated_name) == name
     ]
     if find_assignments(module, name) or any(where != source for where, _ in found):
-        raise NotUnderstood(f"the name `{name}` is in use for something else than {source}.{name}")
+        raise NotUnderstood(f"the name `{name}` is already used for something other than {source}.{name}")
     return (source, True) in found
 
 

@@ -50,8 +50,8 @@ class ChannelTester:
     ) -> None:
         if find_channel(channel.name) is not channel:
             raise ValueError(
-                f"Clients do not reach {channel.__qualname__} by the name {channel.name!r}: another channel has that "
-                "name, or it was declared with abstract=True."
+                f"Clients cannot subscribe to {channel.__qualname__} by the name {channel.name!r}: another channel has "
+                "this name, or the class was declared with abstract=True."
             )
         self._channel_class = channel
         client_user = _anonymous() if user is None else user

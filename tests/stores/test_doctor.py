@@ -82,7 +82,7 @@ def test_a_redis_that_may_evict_keys_fails_with_a_remedy(redis: RedisServer) -> 
 def test_a_replica_fails(redis: RedisServer, tmp_path: Path) -> None:
     with RedisServer(tmp_path / "replica") as replica:
         replica.cli("REPLICAOF", "127.0.0.1", redis.port)
-        with pytest.raises(CommandError, match="let REDIS_URL lead to the primary"):
+        with pytest.raises(CommandError, match="set REDIS_URL to the primary"):
             doctor(REDIS_URL=replica.url)
 
 

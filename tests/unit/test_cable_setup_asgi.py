@@ -119,10 +119,16 @@ class TestAsgi:
             ),
             (routed('"websocket": URLRouter(routes=[])'), "`URLRouter` does not have exactly one argument"),
             (routed('"websocket": URLRouter([] if a else b)'), "the argument of `URLRouter` is not a list"),
-            ("from os import path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
-            ("import os.path as path\n" + ASGI, "the name `path` is in use for something else than django.urls.path"),
+            (
+                "from os import path\n" + ASGI,
+                "the name `path` is already used for something other than django.urls.path",
+            ),
+            (
+                "import os.path as path\n" + ASGI,
+                "the name `path` is already used for something other than django.urls.path",
+            ),
             *[
-                (code + ASGI, "the name `path` is in use for something else than django.urls.path")
+                (code + ASGI, "the name `path` is already used for something other than django.urls.path")
                 for code in (
                     "path = 'cable'\n",
                     "for name, path in (): pass\n",

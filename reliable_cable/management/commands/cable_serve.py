@@ -67,12 +67,12 @@ class Command(BaseCommand):
             "--log-level",
             choices=LOG_LEVELS,
             default="warning",
-            help="the server's log level; session ids are secret, and are logged from level info on",
+            help="the server's log level; with info or debug, session ids are logged, which are secrets",
         )
         parser.add_argument(
             "--forwarded-allow-ips",
             default=os.environ.get("FORWARDED_ALLOW_IPS"),
-            help="IP addresses of proxies whose X-Forwarded headers are trusted; daphne accepts only '*', all of them",
+            help="IP addresses of proxies whose X-Forwarded headers are trusted; daphne accepts only '*' (all addresses)",
         )
         parser.add_argument(
             "--reload",

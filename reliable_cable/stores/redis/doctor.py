@@ -8,7 +8,7 @@ MIN_VERSION = (6, 2)
 
 
 def find_problems(client: RedisClient) -> list[str]:
-    """Return the problems of the Redis server that break guarantees of the stores. Each has a sentence with a remedy.
+    """Return the problems of the Redis server that break guarantees of the stores. Each is a sentence with a remedy.
 
     Raises:
         StoreError: Redis could not be reached.
@@ -31,5 +31,5 @@ def find_problems(client: RedisClient) -> list[str]:
             "restarted cannot be detected: run `manage.py cable_doctor --new-epochs` after each failback."
         )
     if info.get("cluster_enabled") == "1":
-        problems.append("Redis is a cluster, which is not supported: let REDIS_URL lead to a single Redis or Valkey.")
+        problems.append("Redis is a cluster, which is not supported: set REDIS_URL to a single Redis or Valkey server.")
     return problems

@@ -118,7 +118,7 @@ class LineageTracker:
             info |= parse_info(_checked(reply))
         if info.get("role") in ("slave", "replica"):
             raise redis.ConnectionError(
-                "the server is a replica, which accepts no broadcasts: let REDIS_URL lead to the primary"
+                "the server is a replica, which accepts no broadcasts: set REDIS_URL to the primary"
             )
         try:
             run_id = info["run_id"]

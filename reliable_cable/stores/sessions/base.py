@@ -8,8 +8,8 @@ from typing import Any, Final
 from reliable_cable.identity import Identity
 from reliable_cable.stores.base import Store, async_twin
 
-#: How long, in seconds, after a revocation a connection may be authenticated and still be revoked. The time of the
-#: authentication is not exact (see clock.py), and Django deletes a Django session only after the logout signal.
+#: A connection is also revoked if it was authenticated within this time, in seconds, after the revocation. The time of
+#: the authentication is not exact (see clock.py), and Django deletes a Django session only after the logout signal.
 CLOCK_MARGIN: Final = 1.0
 
 #: The maximum number of characters of a session id.

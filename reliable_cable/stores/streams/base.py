@@ -289,7 +289,7 @@ class StreamStore(Store):
         """
 
     def problems(self) -> list[str]:
-        """Return the problems of the server that break guarantees of the store. Each has a sentence with a remedy.
+        """Return the problems of the server that break guarantees of the store. Each is a sentence with a remedy.
 
         Raises:
             StoreError: the store could not be reached.
