@@ -21,8 +21,8 @@ def check_channel_names(**kwargs: Any) -> list[CheckMessage]:
     return [
         Error(
             f"{len(classes)} channels have the name {name!r}: "
-            f"{', '.join(f'{cls.__module__}.{cls.__qualname__}' for cls in classes)}. Clients can only subscribe to the "
-            "first.",
+            f"{', '.join(f'{cls.__module__}.{cls.__qualname__}' for cls in classes)}. Clients can only subscribe to "
+            "the first.",
             hint="Rename a class or set its `name`. Declare a base class with `abstract=True`.",
             id="reliable_cable.E002",
         )

@@ -72,7 +72,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--forwarded-allow-ips",
             default=os.environ.get("FORWARDED_ALLOW_IPS"),
-            help="IP addresses of proxies whose X-Forwarded headers are trusted; daphne accepts only '*' (all addresses)",
+            help="IP addresses of proxies whose X-Forwarded headers are trusted; daphne accepts only '*' (all of them)",
         )
         parser.add_argument(
             "--reload",
