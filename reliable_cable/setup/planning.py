@@ -1,4 +1,4 @@
-"""Makes the plan for a project, from the parts for asgi.py, the settings and the example."""
+"""Makes the whole plan for a project. Its parts are for asgi.py, the settings and the example."""
 
 from __future__ import annotations
 
