@@ -10,7 +10,7 @@ from django.db.models import OuterRef, Q, Subquery
 
 from reliable_cable import models
 from reliable_cable.concurrency.batching import Batches, Outcome
-from reliable_cable.concurrency.on_commit import call_after_commit, is_manual
+from reliable_cable.concurrency.on_commit import call_after_commit, runs_hooks
 from reliable_cable.conf import CableSettings
 from reliable_cable.exceptions import BroadcastError
 from reliable_cable.logs import logger
@@ -107,7 +107,7 @@ class ModelStreamStore(ModelStore, StreamStore):
                 )
                 for name, message in items
             )
-        if not is_manual(connections[using]):
+        if runs_hooks(connections[using]):
             failed = partial(self._not_numbered, names)
             call_after_commit(partial(self._number_after_commit, names), [using], failed=failed)
 
