@@ -14,7 +14,7 @@ from reliable_cable.servers import event_transport_for
 from reliable_cable.servers.base import FRAMES_EXTENSION
 from reliable_cable.servers.events import EventTransport
 
-from .asgi_io import Application, ClientDisconnected, Receive, Scope, Send, read_body, send_response
+from .asgi_io import Application, ClientDisconnected, Receive, Scope, Send, encode_headers, read_body, send_response
 from .core import Refusal, Response
 from .cors import cors_headers, is_forged, preflight, without_origin
 from .event_request import MAX_BODY_SIZE, EventRequest, read_request
@@ -35,6 +35,14 @@ async def serve_events(application: Application, scope: Scope, receive: Receive,
         send: the ASGI `send`.
     """
     headers = cors_headers(scope)
+
+    async def respond(response: Response) -> None:
+        response.headers.update({"Cache-Control": "no-store", **headers, **response.headers})
+        await send_response(response, send, with_body=True)
+
+    async def refuse(status: HTTPStatus, error: str, details: Mapping[str, str]) -> None:
+        await respond(Refusal(status, error, **details).response())
+
     try:
         request = await _read(scope, receive, headers)
     except ClientDisconnected:
@@ -42,15 +50,15 @@ async def serve_events(application: Application, scope: Scope, receive: Receive,
     except Refusal as refusal:
         request = refusal.response()
     if isinstance(request, Response):
-        request.headers.update({**headers, **request.headers})
-        await send_response(request, send, with_body=True)
+        await respond(request)
         return
     transport = event_transport_for(
         send,
+        refuse=refuse,
         form=request.form,
         identifiers=request.identifiers,
         resumed=request.resumed,
-        headers=[(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
+        headers=encode_headers(headers),
     )
     inner = {**scope, "headers": without_origin(scope, headers)}
     try:

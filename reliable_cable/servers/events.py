@@ -23,6 +23,7 @@ from .base import Transport
 
 Headers = Sequence[tuple[bytes, bytes]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+Refuse = Callable[[HTTPStatus, str, Mapping[str, str]], Awaitable[None]]
 
 #: The reason that is sent to a reader that may come back, by the reason of the `websocket.close` that refuses it.
 _FOR_NOW: Final = {
@@ -44,9 +45,10 @@ class EventTransport(Transport):
     The response begins when the first subscription was confirmed. If all are rejected, the reader gets the status 403.
     Earlier events are kept until then.
 
-
     Args:
         send: the ASGI `send` of the request.
+        refuse: sends the response for a reader that is refused. It is called with the status, the text of the error,
+            and additional keys of the JSON body.
         form: the class of events.
         identifiers: the identifiers to which the reader subscribes.
         resumed: the positions in the last id that the reader has received.
@@ -60,12 +62,14 @@ class EventTransport(Transport):
         self,
         send: Send,
         *,
+        refuse: Refuse,
         form: type[Event],
         identifiers: Collection[str],
         resumed: EventPositions,
         headers: Headers = (),
     ) -> None:
         self._respond = send
+        self._respond_refusal = refuse
         self.form: type[Event] = form
         self._unanswered = set(identifiers)
         self.resumed = resumed
@@ -149,15 +153,7 @@ class EventTransport(Transport):
     async def _refuse(self, status: HTTPStatus, error: str, **details: str) -> None:
         self.started = True
         self._end()
-        body = json.dumps({"error": error, **details}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-            (b"cache-control", b"no-store"),
-            *self._headers,
-        ]
-        await self._respond({"type": "http.response.start", "status": int(status), "headers": headers})
-        await self._respond({"type": "http.response.body", "body": body, "more_body": False})
+        await self._respond_refusal(status, error, details)
 
     def _end(self) -> None:
         if not self.ended.done():
