@@ -88,6 +88,9 @@ CLOSE_GOING_AWAY: Final = 1001
 #: `DisconnectReason.RATE_LIMITED` means the same.
 TRY_AGAIN: Final = "try again"
 
+#: The `reason` of a `websocket.close` that refuses a handshake because of its header `Origin`.
+WRONG_ORIGIN: Final = "origin"
+
 #: The maximum number of characters of the id of a member.
 MAX_MEMBER_ID_LENGTH: Final = 255
 #: The maximum number of bytes of the info of a member, as JSON.

@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from reliable_cable.protocol import messages
 from reliable_cable.protocol.commands import Subscribe
-from reliable_cable.protocol.constants import TRY_AGAIN, DisconnectReason
+from reliable_cable.protocol.constants import TRY_AGAIN, WRONG_ORIGIN, DisconnectReason
 from reliable_cable.protocol.event_ids import MAX_STREAMS, EventPositions
 from reliable_cable.protocol.events import Event
 from reliable_cable.protocol.positions import HistoryRequest, StreamPosition
@@ -120,7 +120,8 @@ class EventTransport(Transport):
                 text = messages.disconnect(_FOR_NOW[message["reason"]], reconnect=True)
                 await self._start(self.form.of(text).wire, more=False)
             case "websocket.close":
-                await self._refuse(HTTPStatus.FORBIDDEN, "The client may not connect.")
+                details = {"reason": WRONG_ORIGIN} if message.get("reason") == WRONG_ORIGIN else {}
+                await self._refuse(HTTPStatus.FORBIDDEN, "The client may not connect.", **details)
 
     async def _send_body(self, body: bytes, *, more: bool = True) -> None:
         if self.started:

@@ -40,7 +40,8 @@ class Application:
             await send(message)
 
         outermost = middleware if scope["headers"][0][1] == b"wrapped" else send
-        self.transport.set_result(event_transport_for(outermost, refuse=refuse, form=Event, identifiers=["a"], resumed={}))
+        transport = event_transport_for(outermost, refuse=refuse, form=Event, identifiers=["a"], resumed={})
+        self.transport.set_result(transport)
         while (await receive())["type"] != "http.disconnect":
             pass
 
