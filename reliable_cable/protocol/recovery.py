@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from .positions import HistoryRequest, StreamPosition
+from .positions import HistoryRequest, StreamPosition, is_later_epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,8 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
     """Move a subscriber's position forward with a page of history.
 
     Messages are lost if the page is of another epoch, if the message after the position was trimmed, or if the stream's
-    tail is before the position. The subscriber then continues with the oldest message that is still stored.
+    tail is before the position. (A position without an epoch belongs to the first epoch of the stream only.) The
+    subscriber then continues with the oldest message that is still stored.
 
     If the message after the position is missing although it was not trimmed, someone has deleted it. The subscriber
     then continues with the first message of the page, and the step is marked as lost.
@@ -131,7 +132,7 @@ def advance(position: StreamPosition, page: StreamPage, *, upto: int | None = No
         # The stream was forgotten or never existed. An epoch begins with its first message, which is lost.
         return Step((), StreamPosition("", 0), lost=position != StreamPosition("", 0))
     start = position.offset
-    lost = position.epoch not in (page.epoch, "") or position.offset > page.tail or page.low > position.offset + 1
+    lost = not _in_epoch(position, page) or position.offset > page.tail or page.low > position.offset + 1
     if lost:
         start = page.low - 1
     sent: list[Entry] = []
@@ -176,9 +177,17 @@ def recoverable(position: StreamPosition, page: StreamPage) -> bool:
     """
     if not page.epoch:
         return position.epoch == "" and position.offset == 0
-    if position.epoch not in (page.epoch, ""):
+    if not _in_epoch(position, page):
         return False
     return page.low - 1 <= position.offset <= page.tail
+
+
+def _in_epoch(position: StreamPosition, page: StreamPage) -> bool:
+    """Return whether a position belongs to the epoch of a page.
+
+    A position without an epoch is that of a stream without a message. It belongs to the first epoch.
+    """
+    return position.epoch == page.epoch or (position.epoch == "" and not is_later_epoch(page.epoch))
 
 
 def requested_position(request: HistoryRequest, names: Sequence[str]) -> StreamPosition | None:

@@ -24,7 +24,7 @@ from .model_lineage import Lineages
 from .model_numbering import Numbering
 from .model_polling import Poll, PollingListener, SeenIds
 from .model_reading import PageReader, PageRequest
-from .model_retention import Retention
+from .model_retention import EXISTS, Retention
 from .wakeup import Waker
 
 #: The maximum number of streams or rows that one query names.
@@ -229,7 +229,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         policy = self.settings.policy(stream)
         later = self._reader.entries(OuterRef("pk")).filter(created__gte=since).order_by("created", "offset")
         # This is one statement, so that no append and no trim happens between reading the tail and the entry.
-        query = self._database.rows(models.Stream).filter(name=stream, tail__gt=0)
+        query = self._database.rows(models.Stream).filter(EXISTS, name=stream)
         with self._database.store_errors(f"The stream {stream!r} cannot be read"):
             row = query.annotate(
                 first=Subquery(later.values("offset")[:1]),
@@ -246,7 +246,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         if row.ended:
             # The next message of the stream begins a new epoch.
             return 0 if 0 < began <= since else None
-        if row.low > 1 and row.trimmed_at >= since:
+        if row.trimmed_at >= since and (row.low > 1 or since > LONG_AGO):
             return None
         if row.first is None:
             return row.tail
@@ -319,7 +319,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         names = list(streams)
         rows = (
             self._database.rows(models.Stream)
-            .filter(tail__gt=0)
+            .filter(EXISTS)
             .alias(ended=self._lineages.ended())
             .filter(ended=False)
         )
@@ -339,15 +339,17 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _forget(self, stream: str, epoch: str) -> None:
         def delete() -> bool:
-            row = self._database.rows(models.Stream).select_for_update().filter(name=stream).first()
-            if row is None or epoch not in ("", row.epoch):
+            locked = self._retention.with_times(self._database.rows(models.Stream).select_for_update())
+            row = locked.filter(name=stream).first()
+            if row is None or not row.tail or epoch not in ("", row.epoch):
                 return False
-            row.delete()
+            self._retention.end_epochs([row])
             return True
 
         if not epoch:
             self.number_outbox([stream])
         with self._database.store_errors(f"The stream {stream!r} cannot be forgotten"):
+            self._lineages.prepare()
             deleted = self._database.write(delete)
         if deleted:
             self._announce([Advanced(stream)])

@@ -12,8 +12,8 @@
 --   executes after a retry, because Redis was hanging.
 --
 -- The fields of the meta hash: n name, e epoch, t tail, r lineage of the data in which the epoch began, a time of the
---   tail's entry, z time of the newest trimmed entry, k whether idempotency keys were ever used, b bytes of all entries
---   so far, l ids of recently retried appends.
+--   tail's entry, or of the last call of forget, z time of the newest trimmed entry, k whether idempotency keys were ever used, b bytes of all entries
+--   so far, l ids of recently retried appends, f see forget.lua.
 
 -- How many characters of the ids of retried appends to remember. This is enough for all appends that are retried while
 -- Redis hangs once.
@@ -45,7 +45,7 @@ for number = 1, count do
   if stream.epoch and stored[3] == lineage then
     stream.kept = redis.call('XLEN', log)
     -- If the log is empty, it expired as a whole.
-    if stream.kept == 0 then stream.trimmed = stream.made end
+    if stream.kept == 0 and stream.tail > 0 then stream.trimmed = stream.made end
   else
     -- The stream is new, or its epoch began in another lineage. In that case, these data may lack its last offsets.
     stream.begins = true
