@@ -253,7 +253,11 @@ class StreamStore(Store):
 
     @abstractmethod
     def forget(self, stream: str, *, epoch: str = "") -> None:
-        """Delete a stream's history and end its epoch. The next message begins a new epoch at offset 1.
+        """Delete a stream's history, and begin a new epoch, in which the next message has the offset 1.
+
+        If the stream has had no message in its epoch, nothing changes. Otherwise, the id of the new epoch is made by
+        `positions.later_epoch`, and it is the stream's epoch from now on. So a subscriber that has the position of the
+        stream from before its first message is told that messages are missing.
 
         Args:
             stream: the name of the stream.

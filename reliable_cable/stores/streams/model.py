@@ -317,12 +317,7 @@ class ModelStreamStore(ModelStore, StreamStore):
 
     def _tails(self, streams: Collection[str]) -> dict[str, StreamPosition]:
         names = list(streams)
-        rows = (
-            self._database.rows(models.Stream)
-            .filter(EXISTS)
-            .alias(ended=self._lineages.ended())
-            .filter(ended=False)
-        )
+        rows = self._database.rows(models.Stream).filter(EXISTS).alias(ended=self._lineages.ended()).filter(ended=False)
         return {
             name: StreamPosition(epoch, tail)
             for start in range(0, len(names), NAMES_PER_QUERY)
