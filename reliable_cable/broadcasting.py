@@ -210,7 +210,7 @@ def _decode(page: StreamPage) -> list[HistoryEntry]:
 def forget(stream: str, *, using: str | None = None) -> None:
     """Delete a stream's history and begin a new epoch. Its subscribers are told that their positions are lost.
 
-    A stream without messages is not changed.
+    A stream that has never had a message is not changed.
 
     Inside transactions, this happens after all of them have committed, as for broadcasts.
 

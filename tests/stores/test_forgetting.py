@@ -58,11 +58,7 @@ class TestStores:
         assert broadcast(store, "2") == StreamPosition(empty.epoch, 1)
         assert reaches(store, empty) == ["2"]
 
-    @pytest.mark.parametrize("forgotten", [False, True], ids=["never had a message", "forgotten before"])
-    def test_forgetting_nothing_changes_nothing(self, store: StreamStore, forgotten: bool) -> None:
-        if forgotten:
-            broadcast(store)
-            store.forget("a")
+    def test_a_stream_that_never_had_a_message_is_not_changed(self, store: StreamStore) -> None:
         empty = store.position("a")
         store.forget("a")
         assert store.position("a") == empty
@@ -75,6 +71,16 @@ class TestStores:
         later = broadcast(store, "2")
         store.forget("a", epoch=former.epoch)
         assert store.position("a") == later
+
+    @pytest.mark.parametrize("given", [False, True])
+    def test_an_epoch_ends_even_without_a_message(self, store: StreamStore, given: bool) -> None:
+        """All its messages may have been lost, because a backup was restored."""
+        broadcast(store)
+        store.forget("a")
+        empty = store.position("a")
+        store.forget("a", epoch=empty.epoch if given else "")
+        assert store.position("a").epoch not in ("", empty.epoch)
+        assert reaches(store, empty) is None
 
     def test_a_new_epoch_for_all_streams_is_one_for_those_without_a_message(self, store: StreamStore) -> None:
         empty = store.position("a")

@@ -60,8 +60,10 @@ class Model:
         return offsets
 
     def forget(self) -> Model:
-        """Return the stream after its history was deleted. Without a message, there is none to delete."""
-        return Model(self.epoch + 1, self.entries[-1].created) if self.entries else self
+        """Return the stream after its history was deleted. A stream that never had a message is not changed."""
+        if not self.entries and not self.epoch:
+            return self
+        return Model(self.epoch + 1, self.entries[-1].created if self.entries else self.forgotten)
 
     def offset_since(self, since: float, now: float) -> int | None:
         if since <= self.forgotten:

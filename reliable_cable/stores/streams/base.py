@@ -255,9 +255,9 @@ class StreamStore(Store):
     def forget(self, stream: str, *, epoch: str = "") -> None:
         """Delete a stream's history, and begin a new epoch, in which the next message has the offset 1.
 
-        If the stream has had no message in its epoch, nothing changes. Otherwise, the id of the new epoch is made by
-        `positions.later_epoch`, and it is the stream's epoch from now on. So a subscriber that has the position of the
-        stream from before its first message is told that messages are missing.
+        The id of the new epoch is made by `positions.later_epoch`, and it is the stream's epoch from now on. So a
+        subscriber that has the position of the stream from before its first message is told that messages are missing.
+        Nothing changes if the stream does not exist.
 
         Args:
             stream: the name of the stream.

@@ -182,7 +182,7 @@ class MemoryStreamStore(StreamStore):
         """Delete a stream's history and end its epoch."""
         with self._lock:
             state = self._streams.get(stream)
-            if state is not None and state.tail and epoch in ("", state.epoch):
+            if state is not None and epoch in ("", state.epoch):
                 self._streams[stream] = state.next_epoch(self.clock())
                 self._bus.publish([Advanced(stream)])
 

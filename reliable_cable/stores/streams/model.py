@@ -336,7 +336,7 @@ class ModelStreamStore(ModelStore, StreamStore):
         def delete() -> bool:
             locked = self._retention.with_times(self._database.rows(models.Stream).select_for_update())
             row = locked.filter(name=stream).first()
-            if row is None or not row.tail or epoch not in ("", row.epoch):
+            if row is None or epoch not in ("", row.epoch):
                 return False
             self._retention.end_epochs([row])
             return True
