@@ -192,8 +192,13 @@ def log_refusal(scope: Mapping[str, Any], what: str = "A WebSocket was refused",
         return
     _logged_at = now
     origin, host = origin_and_host(scope)
-    text = "%s: its Origin is %r, its Host is %r. %s Other refusals of the next minute are not logged."
-    logger.warning(text, what, origin, host, remedy)
+    logger.warning(
+        "%s: its Origin is %r, its Host is %r. %s Other refusals of the next minute are not logged.",
+        what,
+        origin,
+        host,
+        remedy,
+    )
 
 
 def origin_and_host(scope: Mapping[str, Any]) -> tuple[str, str]:
