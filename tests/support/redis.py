@@ -20,6 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.support.examples import FEW
 from tests.support.process import OwnProcess
 from tests.support.server import free_port
 
@@ -57,7 +58,10 @@ def _places(program: str, package: str) -> list[Path]:
 
 @cache
 def find_binaries() -> tuple[Binary, ...]:
-    """Return all server programs on this machine, one for each name. Those on the PATH come first."""
+    """Return all server programs on this machine, one for each name. Those on the PATH come first.
+
+    If only a few things are to be tried, return the first program only.
+    """
     found: dict[str, Binary] = {}
     for program, package in PROGRAMS.items():
         for place in _places(program, package):
@@ -66,7 +70,7 @@ def find_binaries() -> tuple[Binary, ...]:
             if version is not None:
                 name = f"{version[1].lower()} {version[2]}"
                 found.setdefault(name, Binary(place, name))
-    return tuple(found.values())
+    return tuple(found.values())[: 1 if FEW else None]
 
 
 class RedisServer(OwnProcess):
