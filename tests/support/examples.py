@@ -1,4 +1,4 @@
-"""How many examples property tests and random walks try, and how many Redis programs are tested."""
+"""How many examples property tests, random walks and tests of concurrency try, and how many Redis programs are used."""
 
 from __future__ import annotations
 
