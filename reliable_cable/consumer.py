@@ -208,8 +208,7 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
         if not origins.is_allowed(scope, self.allowed_origins, tenants=tenants):
             if "method" not in scope:  # for a reader of events, `http.events` explains the refusal
                 origins.log_refusal(scope)
-            close = {"type": "websocket.close", "code": constants.CLOSE_NORMAL, "reason": constants.WRONG_ORIGIN}
-            await send(close)
+            await _refuse_for_now(send, constants.WRONG_ORIGIN)
             return
         if not await get_hub().connect_limit.allows(scope, self._namespace):
             await _refuse_for_now(send, DisconnectReason.RATE_LIMITED)
