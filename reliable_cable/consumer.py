@@ -68,8 +68,8 @@ class CableConsumer(AsyncConsumer):  # type: ignore[misc]  # Channels is untyped
 
     #: The attributes that identify the owner of the connection. A session is restored only if their values are equal.
     identified_by: ClassVar[tuple[str, ...]] = ("user",)
-    #: The origins of web pages that may connect. This is a list such as `["https://example.com",
-    #: "https://*.example.com"]`, `"*"` for all origins, or None for this site (see `origins.is_allowed`).
+    #: The origins of web pages that may connect, such as `["https://example.com", "https://*.example.org"]`.
+    #: `"*"` means all origins, and None means this site (see `origins.is_allowed`).
     allowed_origins: Sequence[str] | None = None
     #: The alias of the channel layer from which the consumer receives messages; None if it uses no channel layer.
     channel_layer_alias: str | None = None
