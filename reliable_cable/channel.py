@@ -17,7 +17,7 @@ from .protocol.params import Params
 from .protocol.payloads import is_falsy
 from .protocol.positions import PagePosition, StreamPosition
 from .protocol.presence import member_fault
-from .reply import PresenceJoin, PresenceLeave, Reply, StreamStart, StreamStop
+from .reply import PresenceJoin, PresenceLeave, Reply, Snapshot, StreamStart, StreamStop
 from .states import state as state
 from .validation import BatchOptions, copy_json, encode_channel_value, qualify_stream, start_position, target_name
 
@@ -26,6 +26,9 @@ registry: dict[str, list[type[Channel]]] = {}
 
 #: The names of all channel classes, including those that are declared with `abstract=True`.
 _names: set[str] = set()
+
+#: The beginnings of the names of streams that no pattern of `PUBLIC_STREAMS` opens.
+private_prefixes: set[str] = set()
 
 #: The most bytes of the state of a subscription, as JSON.
 MAX_STATE_SIZE = 16 * 1024
@@ -173,6 +176,18 @@ class Channel:
             handler: "subscribed", "resubscribed", "unsubscribed", or the name of the action.
         """
 
+    def snapshot(self, stream: str) -> Any:
+        """Return the content of a stream as a `Snapshot`, or None if there is none. May be async.
+
+        If a channel overrides this, a client gets the snapshot of each of its streams with a history when it
+        subscribes without a position, and whenever messages after its position are lost. The messages after the
+        snapshot's position follow. This runs beside other handlers, so it may neither change state nor use `reply`,
+        `transmit()` and the like.
+
+        Args:
+            stream: the name of the stream, without its namespace.
+        """
+
     # To let clients join presence by themselves, a channel defines
     #     def authorize_presence(self, id: str, info: Any) -> bool
 
@@ -301,6 +316,11 @@ class Channel:
         return (await Batch.of_one(cls.broadcasting_for(target), data, idempotency_key, options).asend())[0]
 
     # -- for the connection --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def has_snapshots(cls) -> bool:
+        """Return whether the class overrides `snapshot`."""
+        return cls.snapshot is not Channel.snapshot
 
     @classmethod
     def is_registered(cls) -> bool:

@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .channel import Channel, channel_prefix
+from .channel import Channel, channel_prefix, private_prefixes
 from .conf import get_settings
 from .exceptions import InvalidStreamName
 from .namespaces import namespace_of, split_namespace
@@ -74,7 +74,10 @@ def is_public(stream: str) -> bool:
     """Return whether clients may subscribe to a stream by its name, without a signature.
 
     A pattern of `PUBLIC_STREAMS` has to match the name. For the stream of a channel, such as `ChatChannel:chat.room:1`,
-    the pattern has to begin with `ChatChannel:`, too. So `"*"` opens no stream of a channel.
+    the pattern has to begin with `ChatChannel:`, too. So `"*"` opens no stream of a channel. Nothing opens the streams
+    of `private_prefixes`.
     """
+    if stream.startswith(tuple(private_prefixes)):
+        return False
     prefix = channel_prefix(stream)
     return any(fnmatchcase(stream, pattern) and pattern.startswith(prefix) for pattern in get_settings().public_streams)

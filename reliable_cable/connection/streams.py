@@ -48,6 +48,10 @@ class SubscribedStream(Subscriber):
     start: StreamStart
     #: The position at which the data of the client's page were read; None after the first replay, or without a page.
     page: PagePosition | None = None
+    #: Whether the channel gives snapshots of the stream.
+    has_snapshots: bool = False
+    #: Whether the client needs a snapshot before the stream goes live.
+    needs_snapshot: bool = False
     #: The position from which a restore sends entries if the client received none.
     first: StreamPosition = NOWHERE
     #: The value that `first` gets when the client has read the latest notice of a loss; None if it has read them all.
@@ -107,6 +111,7 @@ class SubscribedStream(Subscriber):
 
     def start_at(self, position: StreamPosition) -> None:
         """Catch up from a position that the client named or had in its session."""
+        self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.first = position
 
@@ -115,6 +120,7 @@ class SubscribedStream(Subscriber):
 
         `first` stays: if the client does not receive the notice of the loss, the next restore has to send it again.
         """
+        self.needs_snapshot = False
         if self.state is SubscriberState.CATCHING_UP:
             self.cursor = self.stream.position
 
@@ -219,7 +225,7 @@ class SubscriptionStreams:
         """Send the answer to a request."""
         self.connection.outbox.push(messages.acknowledgement(type_, self.identifier))
 
-    def messages_lost(self) -> None:
+    def report_loss(self) -> None:
         """Tell the client of a loss, in the way that it understands (see Protocol: History)."""
         if self.connection.extended:
             self.reject_history()
